@@ -1,0 +1,45 @@
+"""The embedded default: drawn pictures in which only the context decides.
+
+Command:   python train.py --config=configs/scenes.py
+Hardware:  2 CPU cores.
+Scores:    docs/results.md.
+
+`python train.py --config=configs/scenes.py:fcn` trains the baseline on the same
+backbone; `encnet` is the default.
+"""
+
+from ml_collections import ConfigDict
+
+from encnet_jax.config import default
+
+
+def get_config(model: str = "encnet") -> ConfigDict:
+    """Returns the configuration; `model` is `encnet` or `fcn`."""
+    config = default()
+    config.total_steps = 900
+    config.batch_size = 16
+    config.learning_rate = 0.05
+    config.log_every = 10
+    config.eval_every = 300
+    config.checkpoint_every = 100
+
+    config.model.name = model
+    # Sees about 79 pixels: less than lies between the objects and what tells the scene.
+    config.model.backbone = "tiny"
+    config.model.stem = "plain"
+    config.model.width = 16
+    config.model.head_channels = 64
+    config.model.num_codes = 16
+    config.model.aux_head = False
+
+    config.data.name = "scenes"
+    # Whole pictures: a crop could cut off what tells the scene.
+    config.data.base_size = 128
+    config.data.crop_size = 128
+    config.data.scale_range = (1.0, 1.0)
+
+    # Nothing is pretrained, so the head needs no faster rate.
+    config.optimizer.head_factor = 1.0
+    config.evaluation.split = "validation"
+    config.evaluation.batch_size = 16
+    return config

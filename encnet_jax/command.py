@@ -1,0 +1,68 @@
+"""What the command-line scripts share: flags, logging, and how errors end."""
+
+import logging
+import os
+import sys
+from collections.abc import Callable
+
+from absl import flags
+
+from encnet_jax.errors import UserError
+
+_CACHE = "~/.cache/encnet_jax/compiled"
+
+
+def run(main: Callable[[list[str]], int | None]) -> None:
+    """Parses the flags, runs a command and exits.
+
+    A mistake of the user's is one line on standard error and exit code 2, without a
+    traceback; so is a loss that is not finite, with exit code 1.
+
+    Args:
+        main: Gets the arguments that are not flags; returns the exit code or None.
+    """
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    try:
+        arguments = flags.FLAGS(sys.argv)[1:]
+    except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as error:
+        _fail(_one_line(error), 2)
+    except OSError as error:
+        _fail(f"--config: {error.strerror}: {error.filename}", 2)
+    _set_up()
+    try:
+        code = main(arguments)
+    except UserError as error:
+        _fail(_one_line(error), 2)
+    except FloatingPointError as error:
+        _fail(_one_line(error), 1)
+    except KeyboardInterrupt:
+        _fail("interrupted", 130)
+    sys.exit(code or 0)
+
+
+def _set_up() -> None:
+    logging.basicConfig(format="%(message)s", stream=sys.stderr, force=True)
+    logging.getLogger("encnet_jax").setLevel(logging.INFO)
+    logging.getLogger("absl").setLevel(logging.ERROR)
+    import jax
+
+    # Compiled programs are kept, so that the same command starts quickly again.
+    if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
+        jax.config.update("jax_compilation_cache_dir", os.path.expanduser(_CACHE))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+
+
+def _one_line(error: Exception) -> str:
+    text = error.args[0] if isinstance(error, KeyError) and error.args else error
+    return " ".join(str(text).split())
+
+
+def _fail(message: str, code: int) -> None:
+    print(f"error: {message}", file=sys.stderr)
+    sys.exit(code)
+
+
+def no_arguments(arguments: list[str]) -> None:
+    """Raises `UserError` if there are arguments that are no flags."""
+    if arguments:
+        raise UserError(f"{arguments[0]!r}: only flags (--name=value) are allowed")

@@ -1,0 +1,224 @@
+"""The default configuration, one comment a key, and its validation.
+
+A file in `configs/` calls `default()` and overrides what its recipe needs; the command
+line overrides that: `--config.learning_rate=0.02`.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from ml_collections import ConfigDict, config_dict
+
+from encnet_jax.errors import UserError
+from encnet_jax.models.factory import check_model_settings
+
+
+def default() -> ConfigDict:
+    """Returns the default tree: EncNet-50 by the recipe of PyTorch-Encoding."""
+    config = ConfigDict()
+    config.seed = 0  # of weights, order, augmentation and dropout
+    config.total_steps = 0  # optimizer steps; every config sets it
+    config.batch_size = 16  # images an optimizer step, over all devices and hosts
+    config.accumulate_steps = 1  # equal parts in which a batch passes the network
+    config.learning_rate = 0.01  # at the start
+    config.log_every = 10  # steps between lines of metrics
+    config.eval_every = 1000  # steps between evaluations; the last step always is one
+    config.checkpoint_every = 1000  # steps between checkpoints; evaluations save too
+
+    config.model = model = ConfigDict()
+    model.name = "encnet"  # or fcn
+    model.backbone = "resnet50"  # resnet18 34 50 101 152, tiny
+    model.stem = "deep"  # three 3x3 convolutions; plain: one 7x7
+    model.stem_width = 64  # of the deep stem: 64 PyTorch-Encoding, 32 mmsegmentation
+    model.avg_down = False  # average pooling in strided shortcuts: the D variant
+    model.lateral = False  # join stages 2 and 3 in the head
+    model.align_corners = True  # of the upsampling; mmsegmentation: False
+    model.num_codes = 32  # codewords (paper); 0: global average pooling
+    model.se_loss = True  # predict which classes are present
+    model.se_stages = (4,)  # released code; (3, 4): paper
+    model.aux_head = True  # FCN head on stage 3
+    model.output_stride = 8  # 8, 16 or 32
+    model.width = 64  # channels of the first stage
+    model.head_channels = 512  # width of the head
+    model.dropout = 0.1  # before the classifiers
+    model.unbiased_running_var = False  # mmsegmentation: True
+    model.dtype = "auto"  # bfloat16 on accelerators, float32 on CPU; or one of the two
+
+    config.data = data = ConfigDict()
+    data.name = ""  # a key of encnet_jax.data.classes.DATASETS; every config sets it
+    data.data_dir = config_dict.placeholder(str)  # where; see docs/data.md
+    data.train_split = "train"  # split to train on
+    data.base_size = 520  # pixels of the long side at scale 1
+    data.crop_size = 480  # pixels, height and width of the crop
+    data.scale_range = (0.5, 2.0)  # of the random scale; (1.0, 1.0): none
+    data.flip = True  # mirror left and right with probability 1/2
+    data.color_jitter = 0.0  # brightness, contrast, saturation by 1 -+ this
+    data.in_memory = False  # keep the set on the device and augment there
+
+    config.loss = loss = ConfigDict()
+    loss.se_weight = 0.2  # alpha of the paper
+    loss.aux_weight = 0.2  # PyTorch-Encoding; mmsegmentation: 0.4
+    loss.class_weights = ()  # one a class, or none
+    loss.average = "labelled"  # pixels the mean is over; mmsegmentation: all
+
+    config.optimizer = optimizer = ConfigDict()
+    optimizer.schedule = "poly"  # or cosine
+    optimizer.power = 0.9  # of poly
+    optimizer.warmup_steps = 0  # of linear rise before it
+    optimizer.minimum = 0.0  # of poly; mmsegmentation: 1e-4
+    optimizer.momentum = 0.9
+    optimizer.nesterov = False
+    optimizer.weight_decay = 1e-4  # of every parameter
+    optimizer.head_factor = 10.0  # rate of all but the backbone, relative to it
+
+    config.evaluation = evaluation = ConfigDict()
+    evaluation.split = "val"  # scored while training, and by evaluate.py
+    evaluation.batch_size = 8  # images of one size scored together
+    evaluation.base_size = 0  # pixels of the long side in the network; 0: as it is
+    evaluation.absent = "skip"  # classes in neither labels nor predictions; or zero
+
+    config.mesh = mesh = ConfigDict()
+    mesh.data = -1  # devices that share the batch; -1: all
+    return config
+
+
+def model_settings(config: ConfigDict) -> dict[str, Any]:
+    """Returns the arguments of `create_model` but `num_classes` and `rngs`."""
+    settings = config.model.to_dict()
+    settings["se_stages"] = tuple(settings["se_stages"])
+    settings["dtype"] = resolve_dtype(settings["dtype"])
+    return settings
+
+
+def resolve_dtype(name: str) -> Any:
+    """Returns the dtype of the computation; `auto` depends on the platform."""
+    if name == "auto":
+        name = "float32" if jax.default_backend() == "cpu" else "bfloat16"
+    return jnp.dtype(name)
+
+
+def validate(config: ConfigDict) -> None:
+    """Raises `UserError` for the first value out of range; reads no data."""
+    _check_numbers(config)
+    _check_choices(config)
+    model = config.model
+    check_model_settings(
+        num_classes=2,  # not known before the data set is
+        **{
+            key: tuple(model[key]) if key == "se_stages" else model[key]
+            for key in (
+                "name",
+                "backbone",
+                "stem",
+                "stem_width",
+                "output_stride",
+                "width",
+                "head_channels",
+                "num_codes",
+                "se_stages",
+                "dropout",
+            )
+        },
+    )
+    if config.batch_size % config.accumulate_steps:
+        raise UserError(
+            f"batch_size={config.batch_size}: must be a multiple of "
+            f"accumulate_steps={config.accumulate_steps}"
+        )
+    low, high = (*config.data.scale_range, 0.0)[:2]
+    if len(config.data.scale_range) != 2 or not 0 < low <= high:
+        raise UserError(
+            f"data.scale_range={tuple(config.data.scale_range)}: two numbers are "
+            "needed, 0 < least <= greatest"
+        )
+    if config.optimizer.warmup_steps >= config.total_steps:
+        raise UserError(
+            f"optimizer.warmup_steps={config.optimizer.warmup_steps}: must be below "
+            f"total_steps={config.total_steps}"
+        )
+
+
+def _check_numbers(config: ConfigDict) -> None:
+    at_least = {
+        "seed": 0,
+        "total_steps": 1,
+        "batch_size": 1,
+        "accumulate_steps": 1,
+        "log_every": 1,
+        "eval_every": 1,
+        "checkpoint_every": 1,
+        "data.base_size": 1,
+        "data.crop_size": 1,
+        "loss.se_weight": 0,
+        "loss.aux_weight": 0,
+        "optimizer.power": 0,
+        "optimizer.warmup_steps": 0,
+        "optimizer.minimum": 0,
+        "optimizer.weight_decay": 0,
+        "optimizer.head_factor": 0,
+        "evaluation.batch_size": 1,
+        "evaluation.base_size": 0,
+    }
+    for key, least in at_least.items():
+        value = _get(config, key)
+        if not value >= least:
+            raise UserError(f"{key}={value}: must be at least {least}")
+    if not config.learning_rate > 0:
+        raise UserError(f"learning_rate={config.learning_rate}: must be above 0")
+    for key in ("optimizer.momentum", "data.color_jitter"):
+        if not 0 <= _get(config, key) < 1:
+            raise UserError(f"{key}={_get(config, key)}: must be in 0 up to 1")
+    if config.mesh.data != -1 and config.mesh.data < 1:
+        raise UserError(f"mesh.data={config.mesh.data}: -1 (all) or at least 1")
+
+
+def _check_choices(config: ConfigDict) -> None:
+    choices = {
+        "model.dtype": ("auto", "float32", "bfloat16"),
+        "loss.average": ("labelled", "all"),
+        "optimizer.schedule": ("poly", "cosine"),
+        "evaluation.absent": ("skip", "zero"),
+    }
+    for key, allowed in choices.items():
+        if _get(config, key) not in allowed:
+            names = ", ".join(allowed)
+            raise UserError(f"{key}={_get(config, key)!r}: allowed are {names}")
+
+
+def _get(config: ConfigDict, key: str) -> Any:
+    for part in key.split("."):
+        config = config[part]
+    return config
+
+
+def save_config(config: ConfigDict, path: Path) -> None:
+    """Writes a configuration as JSON."""
+    path.write_text(json.dumps(config.to_dict(), indent=2) + "\n")
+
+
+def load_config(path: Path) -> ConfigDict:
+    """Reads what `save_config` wrote.
+
+    Raises:
+        UserError: The file is missing or no JSON.
+    """
+    if not path.is_file():
+        raise UserError(f"{path}: missing; is {path.parent} the workdir of a training?")
+    try:
+        stored = json.loads(path.read_text())
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path}: not JSON: {error}") from error
+    config = default()
+    config.unlock()
+    config.update(stored)
+    return config.lock()
+
+
+def default_workdir(config_file: str) -> Path:
+    """Returns `runs/NAME` for `configs/NAME.py`, and `runs/NAME-ARG` for `:ARG`."""
+    path, _, argument = config_file.partition(":")
+    name = Path(path).stem
+    return Path("runs") / (f"{name}-{argument}" if argument else name)

@@ -1,0 +1,245 @@
+"""Where images and labels come from: one example by its number, wherever it is stored.
+
+A source reads examples in any order. Images are uint8 (h, w, 3) RGB; labels are uint8
+(h, w), classes or `IGNORE_LABEL`.
+"""
+
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple, Protocol
+
+import numpy as np
+
+from encnet_jax.data import scenes
+from encnet_jax.data.classes import DATASETS, IGNORE_LABEL, DatasetInfo
+from encnet_jax.data.images import decode_image, decode_labels
+from encnet_jax.errors import UserError
+
+# Above this many files a check of every one of them takes minutes rather than seconds.
+_CHECKED_AT_START = 5000
+_IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg")
+
+
+class Example(NamedTuple):
+    """An image uint8 (h, w, 3), its labels uint8 (h, w), and its name."""
+
+    image: np.ndarray
+    labels: np.ndarray
+    name: str
+
+
+class Source(Protocol):
+    """A split of a data set, read by number."""
+
+    info: DatasetInfo
+
+    def __len__(self) -> int:
+        """Returns the number of examples."""
+        ...
+
+    def encoded(self, number: int) -> tuple[bytes, np.ndarray]:
+        """Returns the JPEG or PNG bytes of the image, and the labels decoded."""
+        ...
+
+    def example(self, number: int) -> Example:
+        """Returns one example decoded; a `UserError` names the file that is bad."""
+        ...
+
+
+class FileSource:
+    """Pairs of image and label files."""
+
+    def __init__(self, info: DatasetInfo, pairs: Sequence[tuple[Path, Path]]):
+        self.info = info
+        self.pairs = pairs
+
+    def __len__(self) -> int:
+        """Returns the number of pairs."""
+        return len(self.pairs)
+
+    def encoded(self, number: int) -> tuple[bytes, np.ndarray]:
+        """Returns the bytes of the image file and the labels."""
+        image_path, label_path = self.pairs[number]
+        labels = decode_labels(_read(label_path), str(label_path))
+        return _read(image_path), map_labels(labels, self.info, str(label_path))
+
+    def example(self, number: int) -> Example:
+        """Returns an example; raises `UserError` where image and labels do not fit."""
+        image_path, label_path = self.pairs[number]
+        encoded, labels = self.encoded(number)
+        image = decode_image(encoded, str(image_path))
+        if image.shape[:2] != labels.shape:
+            raise UserError(
+                f"{image_path} is {image.shape[1]}x{image.shape[0]} pixels and "
+                f"{label_path} is {labels.shape[1]}x{labels.shape[0]}: must be equal"
+            )
+        return Example(image, labels, image_path.stem)
+
+    def check(self) -> None:
+        """Reads every example, if they are not too many; raises for the first bad."""
+        if len(self) > _CHECKED_AT_START:
+            return
+        with ThreadPoolExecutor() as pool:
+            for _ in pool.map(lambda n: self.example(n) and None, range(len(self))):
+                pass
+
+
+class RecordSource:
+    """A prepared TFDS data set with the features `image`, `label` and `id`."""
+
+    def __init__(self, info: DatasetInfo, builder, split: str):
+        from encnet_jax.data.records import Records
+
+        self.info = info
+        shards = builder.info.splits[split].filepaths
+        self.records = Records([os.fspath(path) for path in shards])
+
+    def __len__(self) -> int:
+        """Returns the number of records."""
+        return len(self.records)
+
+    def encoded(self, number: int) -> tuple[bytes, np.ndarray]:
+        """Returns the bytes of the image and the labels."""
+        fields = self.records.features(number)
+        name = fields["id"].decode()
+        labels = decode_labels(fields["label"], name)
+        return fields["image"], map_labels(labels, self.info, name)
+
+    def example(self, number: int) -> Example:
+        """Returns one example decoded."""
+        name = self.records.features(number)["id"].decode()
+        encoded, labels = self.encoded(number)
+        return Example(decode_image(encoded, name), labels, name)
+
+
+class DrawnSource:
+    """The embedded `scenes`, drawn on demand: what its TFDS builder stores."""
+
+    def __init__(self, info: DatasetInfo, split: str, seed: int = 0):
+        self.info = info
+        self.seed = seed
+        counts = list(info.splits.items())
+        names = [name for name, _ in counts]
+        self.start = sum(count or 0 for _, count in counts[: names.index(split)])
+        self.size = info.splits[split] or 0
+
+    def __len__(self) -> int:
+        """Returns the number of pictures."""
+        return self.size
+
+    def encoded(self, number: int) -> tuple[bytes, np.ndarray]:
+        """Drawn pictures have no encoded form."""
+        raise TypeError("drawn pictures are not encoded; read them with `example`")
+
+    def example(self, number: int) -> Example:
+        """Returns one picture."""
+        number += self.start
+        scene = scenes.draw(self.seed, number)
+        return Example(scene.image, scene.labels, f"scenes_{self.seed}_{number:06d}")
+
+
+def open_source(
+    name: str, split: str, data_dir: str | None = None, *, drawn: bool = False
+) -> Source:
+    """Opens a split of a data set.
+
+    Args:
+        name: A key of `DATASETS`.
+        split: One of its splits.
+        data_dir: For file sets the folder in its published layout, by default that of
+            the set's environment variable (`ENCNET_CAMVID`); for TFDS sets the folder
+            of prepared sets, by default TFDS's own.
+        drawn: Draw `scenes` instead of preparing it on disk; needs no TensorFlow.
+
+    Raises:
+        UserError: Unknown name or split, missing or empty folder, a bad file.
+    """
+    if name not in DATASETS:
+        raise UserError(f"data.name={name!r}: allowed are {', '.join(DATASETS)}")
+    info = DATASETS[name]
+    if split not in info.splits:
+        allowed = ", ".join(info.splits)
+        raise UserError(f"split {split!r} of {name}: allowed are {allowed}")
+    return _OPENERS[name](info, split, data_dir, drawn)
+
+
+def _open_scenes(
+    info: DatasetInfo, split: str, data_dir: str | None, drawn: bool
+) -> Source:
+    if drawn:
+        return DrawnSource(info, split)
+    from encnet_jax.data.builders.scenes import Scenes
+
+    builder = Scenes(data_dir=data_dir)
+    builder.download_and_prepare()
+    return RecordSource(info, builder, split)
+
+
+def _open_camvid(
+    info: DatasetInfo, split: str, data_dir: str | None, drawn: bool
+) -> Source:
+    del drawn  # files either way
+    folder = data_dir or os.environ.get("ENCNET_CAMVID")
+    if not folder:
+        raise UserError(
+            "data.data_dir: give the CamVid folder (train/, trainannot/, ...) by "
+            "--config.data.data_dir=DIR or in ENCNET_CAMVID"
+        )
+    root = Path(folder).expanduser()
+    source = FileSource(info, pair_files(root / split, root / f"{split}annot"))
+    source.check()
+    return source
+
+
+_OPENERS: dict[str, Callable[..., Source]] = {
+    "scenes": _open_scenes,
+    "camvid": _open_camvid,
+}
+
+
+def pair_files(images: Path, labels: Path) -> list[tuple[Path, Path]]:
+    """Returns image and label files of the same stem, sorted by name.
+
+    Raises:
+        UserError: A folder is missing or has no images, or a label file is missing.
+    """
+    for folder in (images, labels):
+        if not folder.is_dir():
+            raise UserError(f"{folder}: no such folder")
+    files = sorted(p for p in images.iterdir() if p.suffix.lower() in _IMAGE_SUFFIXES)
+    if not files:
+        raise UserError(f"{images}: no images ({', '.join(_IMAGE_SUFFIXES)}) in it")
+    pairs = []
+    for path in files:
+        label = labels / f"{path.stem}.png"
+        if not label.is_file():
+            raise UserError(f"{label}: missing, the label file of {path}")
+        pairs.append((path, label))
+    return pairs
+
+
+def map_labels(labels: np.ndarray, info: DatasetInfo, name: str) -> np.ndarray:
+    """Maps raw labels to classes; raises `UserError` naming a value that is neither."""
+    known = np.full(256, -1)
+    known[: info.num_classes] = range(info.num_classes)
+    known[IGNORE_LABEL] = IGNORE_LABEL
+    for raw, value in info.label_map.items():
+        known[raw] = value
+    bad = np.flatnonzero((known < 0) & (np.bincount(labels.ravel(), minlength=256) > 0))
+    if bad.size:
+        void = [raw for raw, v in info.label_map.items() if v == IGNORE_LABEL]
+        ignored = ", ".join(map(str, [*void, IGNORE_LABEL]))
+        raise UserError(
+            f"{name}: label {bad[0]}; allowed are 0 to {info.num_classes - 1}, and "
+            f"{ignored} to ignore"
+        )
+    return known.astype(np.uint8)[labels]
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}") from error

@@ -1,0 +1,9 @@
+"""The one error a user of the command line is meant to read."""
+
+
+class UserError(ValueError):
+    """A mistake in what the user gave: a config key, a file, a folder, a flag.
+
+    The message is one line that names the thing, its value and what is allowed. The
+    commands print it on standard error and exit with code 2, without a traceback.
+    """

@@ -1,0 +1,81 @@
+"""Confusion matrices and what is computed from them."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import ArrayLike
+
+
+def confusion_matrix(
+    labels: ArrayLike,
+    predictions: ArrayLike,
+    num_classes: int,
+    ignore_label: int = 255,
+) -> jax.Array:
+    """Counts pixels by class: int32 (num_classes, num_classes), rows are true classes.
+
+    Sum the matrices of many batches in int64 on the host; one batch may have up to
+    2^31 - 1 pixels.
+
+    Args:
+        labels: Integers of any shape, 0 to num_classes - 1, or `ignore_label`: pixels so
+            labelled count nowhere, not even as false positives.
+        predictions: Integers of the same shape, 0 to num_classes - 1.
+        num_classes: Number of classes.
+        ignore_label: Label of pixels that are not scored.
+    """
+    labels = jnp.asarray(labels, jnp.int32).reshape(-1)
+    predictions = jnp.asarray(predictions, jnp.int32).reshape(-1)
+    if labels.shape != predictions.shape:
+        raise ValueError(
+            f"{labels.size} labels for {predictions.size} predictions: must be equal"
+        )
+    # An id past the end is dropped by bincount; a negative one would count as class 0.
+    outside = num_classes * num_classes
+    valid = (labels != ignore_label) & (labels >= 0) & (labels < num_classes)
+    cells = jnp.where(valid, labels * num_classes + predictions, outside)
+    return jnp.bincount(cells, length=outside).reshape(num_classes, num_classes)
+
+
+def scores(matrix: ArrayLike, absent: str = "skip") -> dict[str, Any]:
+    """Returns what papers report, from a summed confusion matrix.
+
+    Args:
+        matrix: Integers (n, n), rows true classes, columns predicted ones.
+        absent: A class absent from labels and predictions alike is left out of the
+            means with `"skip"` (its own score is NaN), and counts 0 with `"zero"`
+            (PyTorch-Encoding's rule).
+
+    Returns:
+        `pixel_accuracy`, `mean_iou`, `mean_accuracy`, `frequency_weighted_iou`
+        (floats, 0 to 1), `per_class_iou` and `per_class_accuracy` (float64 arrays (n,)).
+        The accuracy of a class without a labelled pixel is NaN or 0 by the same rule.
+    """
+    if absent not in ("skip", "zero"):
+        raise ValueError(f"absent={absent!r}: allowed are 'skip', 'zero'")
+    matrix = np.asarray(matrix).astype(np.float64)
+    correct = np.diag(matrix)
+    labelled, predicted = matrix.sum(1), matrix.sum(0)
+    union = labelled + predicted - correct
+    total = max(labelled.sum(), 1.0)
+    missing = np.nan if absent == "skip" else 0.0
+    iou = np.full(len(matrix), missing)
+    np.divide(correct, union, out=iou, where=union > 0)
+    accuracy = np.full(len(matrix), missing)
+    np.divide(correct, labelled, out=accuracy, where=labelled > 0)
+    return {
+        "pixel_accuracy": float(correct.sum() / total),
+        "mean_iou": _mean(iou),
+        "mean_accuracy": _mean(accuracy),
+        "frequency_weighted_iou": float(np.nansum(labelled * iou) / total),
+        "per_class_iou": iou,
+        "per_class_accuracy": accuracy,
+    }
+
+
+def _mean(values: np.ndarray) -> float:
+    """Mean of the values that are not NaN; 0 if there is none."""
+    values = values[~np.isnan(values)]
+    return float(values.mean()) if values.size else 0.0

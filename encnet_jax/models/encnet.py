@@ -1,0 +1,223 @@
+"""EncNet: a dilated residual network under the Context Encoding Module."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.typing import DTypeLike
+
+from encnet_jax.models.encoding import ContextEncoding
+from encnet_jax.models.layers import (
+    Conv,
+    ConvNorm,
+    resize_bilinear,
+    uniform_fan_in,
+)
+from encnet_jax.models.resnet import ResNet
+
+
+class SegmentationOutput(NamedTuple):
+    """What a segmentation model returns.
+
+    Attributes:
+        logits: (b, h, w, n) at the size of the input.
+        presence: (b, n), float32, before the sigmoid: is the class in the image? None
+            without the semantic encoding branch.
+        auxiliary: (b, h, w, n) of the auxiliary head on stage 3, or None.
+        stage3_presence: (b, n) of the second branch, on stage 3, or None.
+    """
+
+    logits: jax.Array
+    presence: jax.Array | None = None
+    auxiliary: jax.Array | None = None
+    stage3_presence: jax.Array | None = None
+
+
+class Classifier(nnx.Module):
+    """Dropout and a 1x1 convolution with bias: features to logits."""
+
+    def __init__(self, features, num_classes, *, dropout, dtype, rngs):
+        # Element by element, as PyTorch-Encoding since v1.2.0; earlier versions and
+        # mmsegmentation drop whole channels.
+        self.dropout = nnx.Dropout(dropout, rngs=rngs)
+        self.conv = Conv(
+            features,
+            num_classes,
+            use_bias=True,
+            kernel_init=uniform_fan_in,
+            dtype=dtype,
+            rngs=rngs,
+        )
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Maps (b, h, w, features) to (b, h, w, num_classes)."""
+        return self.conv(self.dropout(x))
+
+
+class FCNHead(nnx.Module):
+    """3x3 convolution, batch norm, ReLU, dropout, 1x1 convolution.
+
+    The auxiliary head of EncNet, and with more channels the whole head of the FCN.
+    """
+
+    def __init__(
+        self,
+        features: int,
+        channels: int,
+        num_classes: int,
+        *,
+        dropout: float,
+        dtype: DTypeLike = jnp.float32,
+        unbiased_running_var: bool = False,
+        rngs: nnx.Rngs,
+    ):
+        self.project = ConvNorm(
+            features,
+            channels,
+            3,
+            unbiased_running_var=unbiased_running_var,
+            dtype=dtype,
+            rngs=rngs,
+        )
+        self.classifier = Classifier(
+            channels, num_classes, dropout=dropout, dtype=dtype, rngs=rngs
+        )
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Maps (b, h, w, features) to logits (b, h, w, num_classes)."""
+        return self.classifier(self.project(x))
+
+
+class EncodingHead(nnx.Module):
+    """Head of EncNet: reduce, join lateral links, attend, classify.
+
+    With `lateral`, stages 2 and 3 join through 1x1 convolutions and a 3x3 one
+    (PyTorch-Encoding does so for PASCAL-Context and VOC).
+    """
+
+    def __init__(
+        self,
+        stage_features: tuple[int, ...],
+        channels: int,
+        num_classes: int,
+        *,
+        lateral: bool,
+        num_codes: int,
+        presence: bool,
+        dropout: float,
+        dtype: DTypeLike = jnp.float32,
+        unbiased_running_var: bool = False,
+        rngs: nnx.Rngs,
+    ):
+        options = dict(unbiased_running_var=unbiased_running_var, dtype=dtype, rngs=rngs)
+        self.project = ConvNorm(stage_features[3], channels, 3, **options)
+        self.lateral = nnx.data(None)
+        self.fuse = nnx.data(None)
+        if lateral:
+            self.lateral = nnx.List(
+                [ConvNorm(c, channels, **options) for c in stage_features[1:3]]
+            )
+            self.fuse = ConvNorm(3 * channels, channels, 3, **options)
+        self.context = ContextEncoding(
+            channels,
+            num_codes=num_codes,
+            num_classes=num_classes if presence else None,
+            **options,
+        )
+        self.classifier = Classifier(
+            channels, num_classes, dropout=dropout, dtype=dtype, rngs=rngs
+        )
+
+    def __call__(self, stages: list[jax.Array]) -> tuple[jax.Array, jax.Array | None]:
+        """Maps the four stages to logits at the size of the last, and presence."""
+        x = self.project(stages[3])
+        if self.lateral is not None:
+            links = [link(stage) for link, stage in zip(self.lateral, stages[1:3])]
+            # At output stride 16 or 32 stage 2 is larger than the head's features.
+            links = [resize_bilinear(link, x.shape[1:3]) for link in links]
+            x = self.fuse(jnp.concatenate([x, *links], axis=-1))
+        x, presence = self.context(x)
+        return self.classifier(x), presence
+
+
+class EncNet(nnx.Module):
+    """Context encoding network (Zhang et al. 2018, figure 2).
+
+    Args:
+        num_classes: Classes n.
+        backbone: The residual network.
+        lateral: Join stages 2 and 3 in the head.
+        align_corners: How logits are upsampled; see `resize_bilinear`.
+        num_codes: Codewords; 0 is global average pooling.
+        se_loss: Predict class presence for the semantic encoding loss.
+        se_stages: Where: `(4,)` as the released code, `(3, 4)` as the paper, which has a
+            second Context Encoding Module on stage 3 for this alone.
+        aux_head: Add the FCN head on stage 3.
+        head_channels: Width of the head; 512 in every published net.
+        dropout: Rate before both classifiers.
+        unbiased_running_var: See `BatchNorm`; must be that of `backbone`.
+        dtype: Dtype of convolutions and features.
+        rngs: Source of initial weights and of dropout.
+    """
+
+    def __init__(
+        self,
+        num_classes: int,
+        backbone: ResNet,
+        *,
+        lateral: bool = False,
+        align_corners: bool = True,
+        num_codes: int = 32,
+        se_loss: bool = True,
+        se_stages: tuple[int, ...] = (4,),
+        aux_head: bool = True,
+        head_channels: int = 512,
+        dropout: float = 0.1,
+        unbiased_running_var: bool = False,
+        dtype: DTypeLike = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        options = dict(unbiased_running_var=unbiased_running_var, dtype=dtype, rngs=rngs)
+        self.backbone = backbone
+        self.head = EncodingHead(
+            backbone.features,
+            head_channels,
+            num_classes,
+            lateral=lateral,
+            num_codes=num_codes,
+            presence=se_loss and 4 in se_stages,
+            dropout=dropout,
+            **options,
+        )
+        features = backbone.features[2]
+        self.auxiliary = nnx.data(
+            FCNHead(features, features // 4, num_classes, dropout=dropout, **options)
+            if aux_head
+            else None
+        )
+        self.stage3_context = nnx.data(None)
+        if se_loss and 3 in se_stages:
+            self.stage3_project = ConvNorm(features, head_channels, 3, **options)
+            self.stage3_context = ContextEncoding(
+                head_channels, num_codes=num_codes, num_classes=num_classes, **options
+            )
+        self.align_corners = align_corners
+
+    def __call__(self, images: jax.Array) -> SegmentationOutput:
+        """Segments normalised images (b, h, w, 3); see `SegmentationOutput`."""
+        stages = self.backbone(images)
+        logits, presence = self.head(stages)
+        auxiliary = stage3_presence = None
+        if self.auxiliary is not None:
+            auxiliary = self._upsample(self.auxiliary(stages[2]), images)
+        if self.stage3_context is not None:
+            _, stage3_presence = self.stage3_context(self.stage3_project(stages[2]))
+        return SegmentationOutput(
+            self._upsample(logits, images), presence, auxiliary, stage3_presence
+        )
+
+    def _upsample(self, logits: jax.Array, images: jax.Array) -> jax.Array:
+        return resize_bilinear(
+            logits, images.shape[1:3], align_corners=self.align_corners
+        )

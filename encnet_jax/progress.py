@@ -1,0 +1,63 @@
+"""How far a long piece of work is: a bar on a terminal, plain lines elsewhere."""
+
+import sys
+import time
+
+
+class Progress:
+    """Counts steps of equal size and tells rate and time left.
+
+    Args:
+        start: Steps done before.
+        total: Steps in all.
+        images_per_step: For the rate.
+    """
+
+    def __init__(self, start: int, total: int, images_per_step: int):
+        self.step = start
+        self.total = total
+        self.images_per_step = images_per_step
+        self._mark = (start, time.perf_counter())
+        self._bar = None
+        if sys.stderr.isatty():
+            from tqdm import tqdm
+
+            self._bar = tqdm(initial=start, total=total, unit="step", leave=True)
+
+    def advance(self) -> None:
+        """Counts one step."""
+        self.step += 1
+        if self._bar is not None:
+            self._bar.update()
+
+    def images_per_second(self) -> float:
+        """Returns the rate since the last call."""
+        step, then = self._mark
+        now = time.perf_counter()
+        self._mark = (self.step, now)
+        self.rate = (self.step - step) * self.images_per_step / (now - then)
+        return self.rate
+
+    def show(self, loss: float) -> None:
+        """Shows the loss, the rate and the time left."""
+        if self._bar is not None:
+            self._bar.set_postfix_str(f"loss {loss:.3f}, {self.rate:.1f} images/s")
+            return
+        left = (self.total - self.step) * self.images_per_step / self.rate
+        print(
+            f"step {self.step}/{self.total}  loss {loss:.4f}  "
+            f"{self.rate:.1f} images/s  {_clock(left)} left",
+            file=sys.stderr,
+            flush=True,
+        )
+
+    def close(self) -> None:
+        """Ends the bar."""
+        if self._bar is not None:
+            self._bar.close()
+
+
+def _clock(seconds: float) -> str:
+    minutes, seconds = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}"

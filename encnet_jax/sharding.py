@@ -1,0 +1,52 @@
+"""The device mesh and where arrays live on it."""
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from encnet_jax.errors import UserError
+
+
+def create_mesh(data: int = -1) -> Mesh:
+    """One axis, `data`, over all devices of all hosts, or over the first `data`.
+
+    Auto axis types: the compiler places every intermediate result, so that a mean over
+    the batch is one over the global batch.
+    """
+    devices = jax.devices()
+    count = len(devices) if data == -1 else data
+    if not 1 <= count <= len(devices) or count % jax.process_count():
+        raise UserError(
+            f"mesh.data={data}: allowed are -1 (all) and multiples of "
+            f"{jax.process_count()} up to the {len(devices)} devices present"
+        )
+    if count == len(devices):
+        chosen = np.asarray(devices)
+    else:
+        chosen = _first_per_process(count // jax.process_count())
+    return Mesh(chosen, ("data",), axis_types=(AxisType.Auto,))
+
+
+def local_mesh() -> Mesh:
+    """The devices of this host alone, for work that hosts share out by images."""
+    return Mesh(
+        np.asarray(jax.local_devices()), ("data",), axis_types=(AxisType.Auto,)
+    )
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """The same array on every device."""
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def batch_sharded(mesh: Mesh) -> NamedSharding:
+    """The first axis split over the devices."""
+    return NamedSharding(mesh, PartitionSpec("data"))
+
+
+def _first_per_process(count: int) -> np.ndarray:
+    chosen = []
+    for process in range(jax.process_count()):
+        own = [d for d in jax.devices() if d.process_index == process]
+        chosen.extend(own[:count])
+    return np.asarray(chosen)

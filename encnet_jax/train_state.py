@@ -1,0 +1,79 @@
+"""The one tree that training carries from step to step, and its way to a module."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+
+PureDict = dict[Any, Any]
+
+
+class TrainState(NamedTuple):
+    """Everything that a step changes, as nested dicts of arrays.
+
+    Plain dicts cost 2 ms of host time a step where `nnx.State` costs 11 and `nnx.jit`
+    46 (110 blocks, slow CPU).
+
+    Attributes:
+        step: int32 scalar, the number of steps taken.
+        params: Weights, float32.
+        batch_stats: Running means and variances, float32.
+        opt_state: State of the optimizer.
+    """
+
+    step: jax.Array
+    params: PureDict
+    batch_stats: PureDict
+    opt_state: Any
+
+
+class ModelDef(NamedTuple):
+    """A model without its arrays: what does not change while training."""
+
+    graphdef: Any
+    params: nnx.State
+    batch_stats: nnx.State
+    rest: nnx.State  # random number streams: reseeded before each use
+
+    def merge(self, params: PureDict, batch_stats: PureDict) -> nnx.Module:
+        """Returns a module of its own variables around the given arrays."""
+        return nnx.merge(
+            self.graphdef,
+            _filled(self.params, params),
+            _filled(self.batch_stats, batch_stats),
+            self.rest,
+            copy=True,
+        )
+
+
+def split_model(model: nnx.Module) -> tuple[ModelDef, PureDict, PureDict]:
+    """Returns the definition, the parameters and the statistics of a model."""
+    graphdef, params, stats, rest = nnx.split(model, nnx.Param, nnx.BatchStat, ...)
+    definition = ModelDef(graphdef, _abstract(params), _abstract(stats), rest)
+    return definition, nnx.to_pure_dict(params), nnx.to_pure_dict(stats)
+
+
+def create_train_state(
+    params: PureDict, batch_stats: PureDict, tx: optax.GradientTransformation
+) -> TrainState:
+    """Returns the state at step 0."""
+    return TrainState(
+        jnp.zeros((), jnp.int32), params, batch_stats, tx.init(params)
+    )
+
+
+def pure_batch_stats(model: nnx.Module) -> PureDict:
+    """Returns the running statistics of a model after a call in training mode."""
+    return nnx.to_pure_dict(nnx.state(model, nnx.BatchStat))
+
+
+def _abstract(state: nnx.State) -> nnx.State:
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), state)
+
+
+def _filled(template: nnx.State, values: PureDict) -> nnx.State:
+    state = jax.tree.map(lambda x: x, template)  # a copy: replacing changes it
+    nnx.replace_by_pure_dict(state, values)
+    return state

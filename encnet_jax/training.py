@@ -1,0 +1,406 @@
+"""The training step, and the loop around it."""
+
+import functools
+import logging
+import math
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+from ml_collections import ConfigDict
+
+from encnet_jax import optimizer
+from encnet_jax.checkpoint import Checkpoints
+from encnet_jax.config import load_config, model_settings, save_config
+from encnet_jax.data import arrays
+from encnet_jax.data.augmentation import Augmentation
+from encnet_jax.data.classes import DatasetInfo
+from encnet_jax.data.device import prefetched
+from encnet_jax.data.sources import Source, open_source
+from encnet_jax.errors import UserError
+from encnet_jax.evaluation import evaluate, make_score_fn
+from encnet_jax.inference import normalise
+from encnet_jax.losses import segmentation_loss
+from encnet_jax.metric_writer import MetricWriter
+from encnet_jax.models import create_model
+from encnet_jax.progress import Progress
+from encnet_jax.sharding import batch_sharded, create_mesh, replicated
+from encnet_jax.train_state import (
+    ModelDef,
+    PureDict,
+    TrainState,
+    create_train_state,
+    pure_batch_stats,
+    split_model,
+)
+from encnet_jax.visualize import prediction_panel
+
+_log = logging.getLogger(__name__)
+_PANEL_ROWS = 4
+Batch = dict[str, jax.Array]
+# (arrays that stay on the device, batch) -> images float or uint8 0-255, labels
+PrepareFn = Callable[[Batch, Batch], tuple[jax.Array, jax.Array]]
+# (model output, labels) -> loss, parts
+LossFn = Callable[[Any, jax.Array], tuple[jax.Array, dict[str, jax.Array]]]
+StepFn = Callable[[TrainState, Batch, Batch], tuple[TrainState, dict[str, jax.Array]]]
+
+
+class TrainingData(NamedTuple):
+    """Where batches come from.
+
+    Attributes:
+        batches: Makes an iterator over host batches from a step on.
+        resident: Arrays that stay on the device for the whole run.
+        prepare: Makes images and labels of both, inside the step.
+    """
+
+    batches: Callable[[int], Iterator[dict[str, np.ndarray]]]
+    resident: dict[str, np.ndarray]
+    prepare: PrepareFn
+
+
+def train(config: ConfigDict, workdir: Path) -> dict[str, float]:
+    """Trains by a validated configuration, or goes on where the workdir stands.
+
+    Order of restoring: the newest readable checkpoint of the workdir, else scratch.
+
+    Args:
+        config: See `encnet_jax.config`.
+        workdir: Folder for `config.json`, `metrics.jsonl`, TensorBoard events and
+            `checkpoints/`; made if it is missing, once everything else is known to fit.
+
+    Returns:
+        The scores of the last evaluation.
+
+    Raises:
+        UserError: Something of the user's does not fit; names it.
+        FloatingPointError: The loss is not finite; names the step.
+    """
+    mesh = create_mesh(config.mesh.data)
+    _check_batch(config, mesh.size)
+    source = _open(config, config.data.train_split)
+    validation = _open(config, config.evaluation.split)
+    info = source.info
+    _check_class_weights(config, info)
+    model = create_model(
+        num_classes=info.num_classes,
+        rngs=nnx.Rngs(config.seed),
+        **model_settings(config),
+    )
+    definition, params, stats = split_model(model)
+    schedule = create_schedule(config)
+    tx = create_optimizer(config, schedule)
+    state = create_train_state(params, stats, tx)
+    _check_workdir(config, workdir)
+    checkpoints = Checkpoints(workdir)
+    restored = checkpoints.restore_latest(state, replicated(mesh))
+    if restored is not None:
+        state = restored
+        _log.info("going on at step %d of %s", int(state.step), workdir)
+    state = jax.device_put(state, replicated(mesh))
+    workdir.mkdir(parents=True, exist_ok=True)
+    save_config(config, workdir / "config.json")
+    data = training_data(config, source)
+    step_fn = make_train_step(
+        definition,
+        tx,
+        prepare=data.prepare,
+        loss=_loss_fn(config, info),
+        info=info,
+        seed=config.seed,
+        accumulate_steps=config.accumulate_steps,
+    )
+    score = make_score_fn(model, info, config.evaluation.base_size)
+    loop = _Loop(config, workdir, mesh, checkpoints, validation, score, schedule)
+    return loop.run(state, step_fn, data)
+
+
+def make_train_step(
+    definition: ModelDef,
+    tx: optax.GradientTransformation,
+    *,
+    prepare: PrepareFn,
+    loss: LossFn,
+    info: DatasetInfo,
+    seed: int,
+    accumulate_steps: int = 1,
+) -> StepFn:
+    """Returns the jitted step: state, resident arrays, batch -> state, metrics.
+
+    The state is donated. With `accumulate_steps` above 1 the batch passes the network
+    in so many parts, one after the other; their gradients are averaged, and the running
+    statistics see each part.
+    """
+
+    def compute(params: PureDict, stats: PureDict, images, labels, key):
+        model = definition.merge(params, stats)
+        nnx.reseed(model, dropout=key)
+        total, parts = loss(model(normalise(images, info.mean, info.std)), labels)
+        return total, (pure_batch_stats(model), {"loss": total, **parts})
+
+    gradient = jax.grad(compute, has_aux=True)
+
+    @functools.partial(jax.jit, donate_argnums=0)
+    def train_step(state: TrainState, resident: Batch, batch: Batch):
+        images, labels = prepare(resident, batch)
+        key = jax.random.fold_in(jax.random.key(seed), state.step)
+        if accumulate_steps == 1:
+            grads, (stats, metrics) = gradient(
+                state.params, state.batch_stats, images, labels, key
+            )
+        else:
+            grads, stats, metrics = _accumulated(
+                gradient, state, images, labels, key, accumulate_steps
+            )
+        updates, opt_state = tx.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        return TrainState(state.step + 1, params, stats, opt_state), metrics
+
+    return train_step
+
+
+def _accumulated(gradient, state: TrainState, images, labels, key, parts: int):
+    """Averages gradients and metrics over parts of a batch: every parts-th row each."""
+
+    def split(x):  # rows stay on their devices
+        return x.reshape(-1, parts, *x.shape[1:]).swapaxes(0, 1)
+
+    def one(carry, part):
+        stats, total = carry
+        images, labels, number = part
+        grads, (stats, metrics) = gradient(
+            state.params, stats, images, labels, jax.random.fold_in(key, number)
+        )
+        return (stats, jax.tree.map(jnp.add, total, grads)), metrics
+
+    zeros = jax.tree.map(jnp.zeros_like, state.params)
+    (stats, total), metrics = jax.lax.scan(
+        one,
+        (state.batch_stats, zeros),
+        (split(images), split(labels), jnp.arange(parts)),
+    )
+    grads = jax.tree.map(lambda g: g / parts, total)
+    return grads, stats, jax.tree.map(lambda m: m.mean(0), metrics)
+
+
+def create_schedule(config: ConfigDict) -> optax.Schedule:
+    """Returns the learning rate that a configuration asks for."""
+    settings = config.optimizer
+    if settings.schedule == "cosine":
+        return optimizer.cosine_schedule(
+            config.learning_rate,
+            config.total_steps,
+            warmup_steps=settings.warmup_steps,
+        )
+    return optimizer.poly_schedule(
+        config.learning_rate,
+        config.total_steps,
+        settings.power,
+        warmup_steps=settings.warmup_steps,
+        minimum=settings.minimum,
+    )
+
+
+def create_optimizer(
+    config: ConfigDict, schedule: optax.Schedule
+) -> optax.GradientTransformation:
+    """Returns the optimizer that a configuration asks for."""
+    settings = config.optimizer
+    return optimizer.create_optimizer(
+        schedule,
+        momentum=settings.momentum,
+        nesterov=settings.nesterov,
+        weight_decay=settings.weight_decay,
+        head_factor=settings.head_factor,
+    )
+
+
+def training_data(config: ConfigDict, source: Source) -> TrainingData:
+    """Returns the way to batches: by tf.data, or from arrays on the device."""
+    settings = config.data
+    how = Augmentation(
+        base_size=settings.base_size,
+        crop_size=settings.crop_size,
+        scale_range=tuple(settings.scale_range),
+        flip=settings.flip,
+        color_jitter=settings.color_jitter,
+    )
+    options = dict(
+        batch_size=config.batch_size,
+        seed=config.seed,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+    )
+    if settings.in_memory:
+        resident = arrays.load_arrays(source)
+        return TrainingData(
+            lambda step: arrays.index_batches(len(source), start_step=step, **options),
+            resident,
+            lambda resident, batch: arrays.augmented_batch(
+                resident, batch, config.seed, how
+            ),
+        )
+    # Here, so that what does not train by tf.data needs no TensorFlow.
+    from encnet_jax.data.pipeline import train_batches
+
+    return TrainingData(
+        lambda step: train_batches(source, how, start_step=step, **options),
+        {},
+        lambda _, batch: (batch["images"], batch["labels"]),
+    )
+
+
+class _Loop:
+    """Steps, and what is due between them: metrics, evaluation, checkpoints."""
+
+    def __init__(
+        self, config, workdir, mesh, checkpoints, validation, score, schedule
+    ):
+        self.config = config
+        self.workdir = workdir
+        self.mesh = mesh
+        self.checkpoints = checkpoints
+        self.validation = validation
+        self.score = score
+        self.schedule = schedule
+        self.scores: dict[str, float] = {}
+        self.best = 0.0
+
+    def run(
+        self, state: TrainState, step_fn: StepFn, data: TrainingData
+    ) -> dict[str, float]:
+        config, start = self.config, int(state.step)
+        self.writer = MetricWriter(self.workdir, start)
+        if start >= config.total_steps:
+            _log.info("all %d steps are done", start)
+            return self._evaluate(state, start)
+        batches = prefetched(data.batches(start), batch_sharded(self.mesh))
+        resident = jax.device_put(data.resident, replicated(self.mesh))
+        self.progress = Progress(start, config.total_steps, config.batch_size)
+        try:
+            for step in range(start + 1, config.total_steps + 1):
+                batch = next(batches)
+                with jax.transfer_guard("disallow"):
+                    state, metrics = step_fn(state, resident, batch)
+                self.progress.advance()
+                if step % config.log_every == 0 or step == config.total_steps:
+                    self._log_metrics(step, metrics)
+                if step % config.eval_every == 0 or step == config.total_steps:
+                    self.scores = self._evaluate(state, step)
+                    self.checkpoints.save(state, step, self.scores)
+                elif step % config.checkpoint_every == 0:
+                    self._stop_unless_finite(step, metrics)
+                    self.checkpoints.save(state, step)
+        finally:
+            self.checkpoints.close()
+            self.progress.close()
+            self.writer.close()
+        return self.scores
+
+    def _log_metrics(self, step: int, metrics: dict[str, jax.Array]) -> None:
+        self._stop_unless_finite(step, metrics)
+        values = {key: float(value) for key, value in metrics.items()}
+        values["learning_rate"] = float(self.schedule(step - 1))
+        values["images_per_second"] = self.progress.images_per_second()
+        self.writer.scalars(step, values, "train")
+        self.progress.show(loss=values["loss"])
+
+    def _stop_unless_finite(self, step: int, metrics: dict[str, jax.Array]) -> None:
+        loss = float(metrics["loss"])
+        if not math.isfinite(loss):
+            raise FloatingPointError(
+                f"the loss is {loss} at step {step}; the checkpoints before it are "
+                "kept. Try a lower learning_rate or optimizer.warmup_steps"
+            )
+
+    def _evaluate(self, state: TrainState, step: int) -> dict[str, float]:
+        started = time.perf_counter()
+        results, examples = evaluate(
+            self.score,
+            state.params,
+            state.batch_stats,
+            self.validation,
+            batch_size=self.config.evaluation.batch_size,
+            absent=self.config.evaluation.absent,
+            keep=_PANEL_ROWS,
+        )
+        scores = {k: results[k] for k in ("pixel_accuracy", "mean_iou")}
+        self.writer.scalars(step, scores, "evaluation")
+        rows = [(e.image, e.labels, predicted) for e, predicted in examples]
+        self.writer.image(
+            step, "predictions", prediction_panel(rows, self.validation.info.colors)
+        )
+        _log.info(
+            "step %d: mean IoU %.4f, pixel accuracy %.4f (%d images, %.0f s)",
+            step,
+            scores["mean_iou"],
+            scores["pixel_accuracy"],
+            results["images"],
+            time.perf_counter() - started,
+        )
+        return scores
+
+
+def _open(config: ConfigDict, split: str) -> Source:
+    return open_source(
+        config.data.name, split, config.data.data_dir, drawn=config.data.in_memory
+    )
+
+
+def _loss_fn(config: ConfigDict, info: DatasetInfo) -> LossFn:
+    settings = config.loss
+    return functools.partial(
+        segmentation_loss,
+        num_classes=info.num_classes,
+        se_weight=settings.se_weight,
+        aux_weight=settings.aux_weight,
+        class_weights=tuple(settings.class_weights) or None,
+        average=settings.average,
+    )
+
+
+def _check_batch(config: ConfigDict, devices: int) -> None:
+    part = config.batch_size // config.accumulate_steps
+    if part % devices:
+        raise UserError(
+            f"batch_size={config.batch_size}: a multiple of {devices} devices times "
+            f"accumulate_steps={config.accumulate_steps} is needed"
+        )
+
+
+def _check_class_weights(config: ConfigDict, info: DatasetInfo) -> None:
+    count = len(config.loss.class_weights)
+    if count not in (0, info.num_classes):
+        raise UserError(
+            f"loss.class_weights has {count} numbers; {info.name} has "
+            f"{info.num_classes} classes"
+        )
+
+
+def _check_workdir(config: ConfigDict, workdir: Path) -> None:
+    """Raises if the workdir belongs to a run of another model or data set."""
+    path = workdir / "config.json"
+    if not path.exists():
+        return
+    stored = load_config(path)
+    pairs = {
+        f"model.{key}": (stored.model[key], config.model[key]) for key in config.model
+    }
+    pairs["data.name"] = (stored.data.name, config.data.name)
+    for key, (there, here) in pairs.items():
+        if _plain(there) != _plain(here):
+            raise UserError(
+                f"{key}={here!r}: the run in {workdir} has {there!r}; give another "
+                "--workdir, or remove that one"
+            )
+
+
+def _plain(value: Any) -> Any:
+    """Tuples come back from JSON as lists."""
+    return list(value) if isinstance(value, (list, tuple)) else value
