@@ -3,18 +3,26 @@
 import functools
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from ml_collections import ConfigDict
 
-from encnet_jax.data.classes import IGNORE_LABEL, DatasetInfo
-from encnet_jax.data.sources import Example, Source
+from encnet_jax.checkpoint import Checkpoints
+from encnet_jax.config import load_config, model_settings
+from encnet_jax.data.classes import IGNORE_LABEL, DatasetInfo, load_info
+from encnet_jax.data.sources import Example, Source, open_source
+from encnet_jax.errors import UserError
 from encnet_jax.inference import eval_definition, whole_image_logits
 from encnet_jax.metrics import confusion_matrix, scores
-from encnet_jax.train_state import PureDict
+from encnet_jax.models import create_model
+from encnet_jax.progress import Counter
+from encnet_jax.report import save_scores, table
+from encnet_jax.train_state import PureDict, split_model
 
 # (params, batch_stats, images, labels) -> (matrix, predictions)
 ScoreFn = Callable[..., tuple[jax.Array, jax.Array]]
@@ -132,3 +140,40 @@ def _read_ahead(source: Source, ahead: int) -> Iterator[tuple[int, Example]]:
                     functools.partial(source.example, following)
                 )
             yield number, example
+
+
+def evaluate_workdir(
+    config: ConfigDict, workdir: Path, split: str, step: str = "best"
+) -> str:
+    """Scores a checkpoint, writes `evaluation/SPLIT.json`, returns a table.
+
+    Raises:
+        UserError: Workdir, checkpoint, model, classes and split do not fit.
+    """
+    stored = load_config(workdir / "config.json")
+    info = load_info(workdir / "classes.json")
+    source = open_source(
+        config.data.name, split, config.data.data_dir, drawn=config.data.in_memory
+    )
+    if info.class_names != source.info.class_names:
+        raise UserError(
+            f"{workdir} was trained on the {info.num_classes} classes of {info.name}; "
+            f"{config.data.name} has other {source.info.num_classes}"
+        )
+    model = create_model(num_classes=info.num_classes, **model_settings(stored))
+    _, params, stats = split_model(model)
+    params, stats, number = Checkpoints(workdir).restore_model(params, stats, step)
+    counter = Counter(len(source), "images")
+    results, _ = evaluate(
+        make_score_fn(model, info, config.evaluation.base_size),
+        params,
+        stats,
+        source,
+        batch_size=config.evaluation.batch_size,
+        absent=config.evaluation.absent,
+        progress=counter.show,
+    )
+    counter.close()
+    path = workdir / "evaluation" / f"{split}.json"
+    save_scores(results, path, split=split, step=number, class_names=info.class_names)
+    return f"{table(results, info)}\n{results['images']} images, step {number}: {path}"

@@ -61,3 +61,24 @@ def _clock(seconds: float) -> str:
     minutes, seconds = divmod(int(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{seconds:02}"
+
+
+class Counter:
+    """Shows how many of so many things are done: a bar on a terminal, else nothing."""
+
+    def __init__(self, total: int, unit: str):
+        self._bar = None
+        if sys.stderr.isatty():
+            from tqdm import tqdm
+
+            self._bar = tqdm(total=total, unit=unit, leave=False)
+
+    def show(self, done: int) -> None:
+        """Shows the number done so far."""
+        if self._bar is not None:
+            self._bar.update(done - self._bar.n)
+
+    def close(self) -> None:
+        """Ends the bar."""
+        if self._bar is not None:
+            self._bar.close()

@@ -20,7 +20,7 @@ from encnet_jax.checkpoint import Checkpoints
 from encnet_jax.config import load_config, model_settings, save_config
 from encnet_jax.data import arrays
 from encnet_jax.data.augmentation import Augmentation
-from encnet_jax.data.classes import DatasetInfo
+from encnet_jax.data.classes import DatasetInfo, save_info
 from encnet_jax.data.device import prefetched
 from encnet_jax.data.sources import Source, open_source
 from encnet_jax.errors import UserError
@@ -106,6 +106,7 @@ def train(config: ConfigDict, workdir: Path) -> dict[str, float]:
     state = jax.device_put(state, replicated(mesh))
     workdir.mkdir(parents=True, exist_ok=True)
     save_config(config, workdir / "config.json")
+    save_info(info, workdir / "classes.json")
     data = training_data(config, source)
     step_fn = make_train_step(
         definition,
@@ -113,7 +114,6 @@ def train(config: ConfigDict, workdir: Path) -> dict[str, float]:
         prepare=data.prepare,
         loss=_loss_fn(config, info),
         info=info,
-        seed=config.seed,
         accumulate_steps=config.accumulate_steps,
     )
     score = make_score_fn(model, info, config.evaluation.base_size)
@@ -128,12 +128,12 @@ def make_train_step(
     prepare: PrepareFn,
     loss: LossFn,
     info: DatasetInfo,
-    seed: int,
     accumulate_steps: int = 1,
 ) -> StepFn:
     """Returns the jitted step: state, resident arrays, batch -> state, metrics.
 
-    The state is donated. With `accumulate_steps` above 1 the batch passes the network
+    The resident arrays hold the `seed` of dropout, so that runs of other seeds share the
+    compiled program. The state is donated. With `accumulate_steps` above 1 the batch passes the network
     in so many parts, one after the other; their gradients are averaged, and the running
     statistics see each part.
     """
@@ -149,7 +149,7 @@ def make_train_step(
     @functools.partial(jax.jit, donate_argnums=0)
     def train_step(state: TrainState, resident: Batch, batch: Batch):
         images, labels = prepare(resident, batch)
-        key = jax.random.fold_in(jax.random.key(seed), state.step)
+        key = jax.random.fold_in(jax.random.key(resident["seed"]), state.step)
         if accumulate_steps == 1:
             grads, (stats, metrics) = gradient(
                 state.params, state.batch_stats, images, labels, key
@@ -237,13 +237,13 @@ def training_data(config: ConfigDict, source: Source) -> TrainingData:
         process_index=jax.process_index(),
         process_count=jax.process_count(),
     )
+    seed = {"seed": np.uint32(config.seed)}
     if settings.in_memory:
-        resident = arrays.load_arrays(source)
         return TrainingData(
             lambda step: arrays.index_batches(len(source), start_step=step, **options),
-            resident,
+            {**seed, **arrays.load_arrays(source)},
             lambda resident, batch: arrays.augmented_batch(
-                resident, batch, config.seed, how
+                resident, batch, resident["seed"], how
             ),
         )
     # Here, so that what does not train by tf.data needs no TensorFlow.
@@ -251,7 +251,7 @@ def training_data(config: ConfigDict, source: Source) -> TrainingData:
 
     return TrainingData(
         lambda step: train_batches(source, how, start_step=step, **options),
-        {},
+        seed,
         lambda _, batch: (batch["images"], batch["labels"]),
     )
 

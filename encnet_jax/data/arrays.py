@@ -61,7 +61,7 @@ def index_batches(
 def augmented_batch(
     arrays: dict[str, jax.Array],
     batch: dict[str, jax.Array],
-    seed: int,
+    seed: jax.Array | int,
     how: Augmentation,
 ) -> tuple[jax.Array, jax.Array]:
     """Gathers and augments the examples of a batch; to be called under `jax.jit`.

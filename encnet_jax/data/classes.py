@@ -1,9 +1,12 @@
 """What is known of each data set: classes, colours, splits, normalisation."""
 
 import dataclasses
+import json
 from collections.abc import Mapping
+from pathlib import Path
 
 from encnet_jax.data import scenes
+from encnet_jax.errors import UserError
 
 IGNORE_LABEL = 255
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -84,3 +87,47 @@ CAMVID = DatasetInfo(
 )
 
 DATASETS = {info.name: info for info in (SCENES, CAMVID)}
+
+
+def save_info(info: DatasetInfo, path: Path) -> None:
+    """Writes what a prediction needs to know of the data set, as JSON."""
+    keys = ("name", "class_names", "colors", "mean", "std")
+    path.write_text(json.dumps({k: getattr(info, k) for k in keys}, indent=2) + "\n")
+
+
+def load_info(path: Path) -> DatasetInfo:
+    """Reads what `save_info` wrote; it has no splits.
+
+    Raises:
+        UserError: The file is missing or not as written.
+    """
+    try:
+        stored = json.loads(path.read_text())
+        return DatasetInfo(
+            name=stored["name"],
+            class_names=tuple(stored["class_names"]),
+            colors=tuple(tuple(color) for color in stored["colors"]),
+            splits={},
+            mean=tuple(stored["mean"]),
+            std=tuple(stored["std"]),
+        )
+    except OSError as error:
+        raise UserError(
+            f"{path}: cannot be read: {error.strerror}; is {path.parent} the workdir "
+            "of a training?"
+        ) from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path}: not a file of classes: {error!r}") from error
+
+
+def distinct_colors(count: int) -> tuple[tuple[int, int, int], ...]:
+    """Returns colours for classes that have none: those of VOC, by bits of the id."""
+    colors = []
+    for number in range(count):
+        channels, bits = [0, 0, 0], number + 1  # black is for ignored pixels
+        for shift in range(7, -1, -1):
+            for channel in range(3):
+                channels[channel] |= ((bits >> channel) & 1) << shift
+            bits >>= 3
+        colors.append((channels[0], channels[1], channels[2]))
+    return tuple(colors)

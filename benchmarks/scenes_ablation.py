@@ -1,0 +1,208 @@
+"""The paper's ablation on the embedded `scenes`: FCN, pooling, encoding, SE loss.
+
+    python benchmarks/scenes_ablation.py --output=DIR [--seeds=0,1,2] [--only=encnet,fcn]
+
+Trains every variant by `configs/scenes.py` for every seed, scores the test split, and
+writes DIR/ablation.json, ablation.md (a table) and ablation.png (a plot). A variant and
+seed that is in the JSON already is not run again. Mean IoU is over the 20 classes,
+`ambiguous` over the 16 that only the context tells apart, and `small` over the twelve
+kinds of object, counting only pixels within the boxes of objects up to 10 px across.
+"""
+
+import functools
+import json
+import shutil
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+from absl import flags
+from flax import nnx
+
+from configs.scenes import get_config
+from encnet_jax import command
+from encnet_jax.checkpoint import Checkpoints
+from encnet_jax.config import model_settings
+from encnet_jax.data import scenes
+from encnet_jax.data.classes import SCENES
+from encnet_jax.data.sources import DrawnSource
+from encnet_jax.evaluation import evaluate, make_score_fn
+from encnet_jax.metrics import confusion_matrix, scores
+from encnet_jax.models import create_model
+from encnet_jax.train_state import split_model
+
+_OUTPUT = flags.DEFINE_string("output", None, "Folder for results.", required=True)
+_SEEDS = flags.DEFINE_list("seeds", ["0", "1", "2"], "Seeds of weights and order.")
+_ONLY = flags.DEFINE_list("only", None, "Variants to run; all if none.")
+_STEPS = flags.DEFINE_integer("steps", None, "Steps; those of the config if none.")
+
+VARIANTS = {
+    "fcn": {"name": "fcn"},
+    "pooling": {"num_codes": 0},
+    "encnet, no SE loss": {"se_loss": False},
+    "encnet": {},
+    "alpha 0.1": {"se_weight": 0.1},
+    "alpha 0.4": {"se_weight": 0.4},
+    "alpha 0.8": {"se_weight": 0.8},
+    "K 4": {"num_codes": 4},
+    "K 8": {"num_codes": 8},
+    "K 32": {"num_codes": 32},
+    "K 64": {"num_codes": 64},
+}
+OBJECTS = tuple(range(8, 20))
+# Runs differ in a seed only, so each picture is drawn once for all of them.
+scenes.draw = functools.cache(scenes.draw)
+
+
+def run_once(variant: str, seed: int, workdir: Path) -> dict[str, float]:
+    """Trains and scores one variant with one seed."""
+    from encnet_jax.training import train
+
+    config = get_config()
+    config.seed = seed
+    config.data.in_memory = True
+    config.model.dtype = "float32"
+    config.total_steps = _STEPS.value or config.total_steps
+    config.eval_every = config.checkpoint_every = config.total_steps
+    for key, value in VARIANTS[variant].items():
+        (config.loss if key == "se_weight" else config.model)[key] = value
+    started = time.perf_counter()
+    shutil.rmtree(workdir, ignore_errors=True)
+    train(config, workdir)
+    seconds = time.perf_counter() - started
+    model = create_model(
+        num_classes=20, rngs=nnx.Rngs(0), **model_settings(config)
+    )
+    _, params, stats = split_model(model)
+    params, stats, _ = Checkpoints(workdir).restore_model(params, stats, "latest")
+    source = DrawnSource(SCENES, "test")
+    results, examples = evaluate(
+        make_score_fn(model, SCENES),
+        params,
+        stats,
+        source,
+        batch_size=16,
+        keep=len(source),
+    )
+    return {
+        "mean_iou": results["mean_iou"],
+        "ambiguous": float(np.mean(results["per_class_iou"][list(scenes.AMBIGUOUS)])),
+        "small": small_object_iou(source, [predicted for _, predicted in examples]),
+        "pixel_accuracy": results["pixel_accuracy"],
+        "seconds": seconds,
+    }
+
+
+def small_object_iou(source: DrawnSource, predictions: list[np.ndarray]) -> float:
+    """Mean IoU of the objects' classes over the boxes of small objects alone."""
+    total = np.zeros((20, 20), np.int64)
+    for number, predicted in enumerate(predictions):
+        scene = scenes.draw(source.seed, source.start + number)
+        for _, left, top, right, bottom in scene.boxes:
+            if right - left <= scenes.SMALL_SIZE:
+                box = np.s_[top:bottom, left:right]
+                total += _count(scene.labels[box], predicted[box])
+    return float(np.nanmean(scores(total)["per_class_iou"][list(OBJECTS)]))
+
+
+def _count(labels: np.ndarray, predicted: np.ndarray) -> np.ndarray:
+    # One shape for all boxes, so that the matrix is compiled once.
+    padded = np.full((2, 32, 32), scenes.IGNORE_LABEL, np.uint8)
+    padded[1] = 0
+    padded[0, : labels.shape[0], : labels.shape[1]] = labels
+    padded[1, : labels.shape[0], : labels.shape[1]] = predicted
+    return np.asarray(_matrix(padded[0], padded[1]))
+
+
+_matrix = jax.jit(functools.partial(confusion_matrix, num_classes=20))
+
+
+def table(results: dict[str, dict[str, dict[str, float]]]) -> str:
+    """Returns means and deviations over the seeds as a Markdown table."""
+    lines = [
+        "| variant | seeds | mean IoU | ambiguous classes | small objects |",
+        "|---|---|---|---|---|",
+    ]
+    for variant, runs in results.items():
+        cells = []
+        for key in ("mean_iou", "ambiguous", "small"):
+            values = 100 * np.array([run[key] for run in runs.values()])
+            cells.append(f"{values.mean():.1f} ± {values.std():.1f}")
+        lines.append(f"| {variant} | {len(runs)} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def plot(results: dict[str, dict[str, dict[str, float]]], path: Path) -> None:
+    """Draws the ablation, the sweep of alpha and that of K side by side."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    def values(variant: str) -> np.ndarray:
+        return 100 * np.array([r["mean_iou"] for r in results[variant].values()])
+
+    panels = {
+        "module": [
+            ("FCN", "fcn"),
+            ("pooling", "pooling"),
+            ("no SE", "encnet, no SE loss"),
+            ("EncNet", "encnet"),
+        ],
+        "weight of the SE loss, α": [
+            ("0", "encnet, no SE loss"),
+            ("0.1", "alpha 0.1"),
+            ("0.2", "encnet"),
+            ("0.4", "alpha 0.4"),
+            ("0.8", "alpha 0.8"),
+        ],
+        "codewords, K": [
+            ("0", "pooling"),
+            ("4", "K 4"),
+            ("8", "K 8"),
+            ("16", "encnet"),
+            ("32", "K 32"),
+            ("64", "K 64"),
+        ],
+    }
+    figure, axes = pyplot.subplots(1, 3, figsize=(12, 3.6), sharey=True)
+    for axis, (title, columns) in zip(axes, panels.items()):
+        columns = [column for column in columns if column[1] in results]
+        for place, (_, variant) in enumerate(columns):
+            axis.bar(place, values(variant).mean(), width=0.6, color="#7fb3a5")
+            runs = values(variant)
+            axis.plot([place] * len(runs), runs, "o", color="#2f4858", markersize=4)
+        axis.set_xticks(range(len(columns)), [label for label, _ in columns])
+        axis.set_xlabel(title)
+        axis.spines[["top", "right"]].set_visible(False)
+    axes[0].set_ylabel("mean IoU on test, %")
+    figure.suptitle("scenes: a bar is the mean of the seeds, a dot is one seed")
+    figure.tight_layout()
+    figure.savefig(path, dpi=110)
+
+
+def main(arguments: list[str]) -> None:
+    """Runs what is missing and writes the results."""
+    command.no_arguments(arguments)
+    output = Path(_OUTPUT.value)
+    output.mkdir(parents=True, exist_ok=True)
+    path = output / "ablation.json"
+    results = json.loads(path.read_text()) if path.exists() else {}
+    for seed in _SEEDS.value:
+        for variant in _ONLY.value or VARIANTS:
+            runs = results.setdefault(variant, {})
+            if seed in runs:
+                continue
+            runs[seed] = run_once(variant, int(seed), output / "run")
+            runs[seed]["device"] = jax.devices()[0].device_kind
+            path.write_text(json.dumps(results, indent=1) + "\n")
+            print(variant, seed, runs[seed], flush=True)
+    results = {v: results[v] for v in VARIANTS if results.get(v)}
+    (output / "ablation.md").write_text(table(results) + "\n")
+    plot(results, output / "ablation.png")
+    print(table(results))
+
+
+if __name__ == "__main__":
+    command.run(main)

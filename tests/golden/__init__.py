@@ -1,0 +1,1 @@
+"""Tests against numbers computed by the original implementations of EncNet."""

@@ -1,0 +1,68 @@
+"""What passes between the parts of a network, without taking the network apart."""
+
+from typing import Any
+
+import jax
+
+from encnet_jax.models.encnet import EncNet, EncodingHead
+
+Log = dict[str, Any]
+
+
+class _Spy:
+    """Calls a module or method, and writes down what it returned."""
+
+    def __init__(self, call: Any, log: Log, name: str):
+        self._call = call
+        self._log = log
+        self._name = name
+
+    def __call__(self, *args):
+        self._log[self._name] = result = self._call(*args)
+        return result
+
+
+def _replace(owner: Any, attribute: str, log: Log, name: str) -> None:
+    # Around the module's own setter, which would make the spy a part of its state.
+    spy = _Spy(getattr(owner, attribute), log, name)
+    object.__setattr__(owner, attribute, spy)
+
+
+def spy_on_head(head: EncodingHead) -> Log:
+    """Returns a dict that the next call of a head fills: see `spy_on`."""
+    log: Log = {}
+    _replace(head.context, "encode", log, "encoded")
+    _replace(head.context, "gate", log, "gate")
+    _replace(head, "project", log, "project")
+    if head.fuse is not None:
+        _replace(head, "fuse", log, "fuse")
+    return log
+
+
+def spy_on(model: EncNet) -> Log:
+    """Returns a dict that the next call of a model fills with what its parts return.
+
+    For use while JAX traces, on a model merged for that: the entries then are tracers
+    that the traced function may return.
+    """
+    log = spy_on_head(model.head)
+    _replace(model, "backbone", log, "stages")
+    _replace(model, "head", log, "head")
+    _replace(model, "auxiliary", log, "aux_low")
+    return log
+
+
+def named_results(output: Any, log: Log) -> dict[str, jax.Array]:
+    """Returns all results of an EncNet by the names that the cases have for them."""
+    stages = {f"c{i + 1}": stage for i, stage in enumerate(log["stages"])}
+    return dict(
+        **stages,
+        main=output.logits,
+        main_low=log["head"][0],
+        aux=output.auxiliary,
+        aux_low=log["aux_low"],
+        se_logits=output.presence,
+        head_feature=log.get("fuse", log["project"]),
+        encoded=log["encoded"],
+        gamma=jax.nn.sigmoid(log["gate"]),
+    )
