@@ -9,7 +9,7 @@ import struct
 import sys
 import zipfile
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -99,7 +99,7 @@ def load_legacy(stream: mmap.mmap | io.BytesIO, data: np.ndarray) -> Any:
     info, _ = run()
     if not isinstance(info, dict) or not isinstance(info.get("little_endian"), bool):
         raise Refusal("does not tell its byte order; it is damaged")
-    order = "little" if info["little_endian"] else "big"
+    order: Literal["little", "big"] = "little" if info["little_endian"] else "big"
 
     start = stream.tell()
     _, tensors = run()

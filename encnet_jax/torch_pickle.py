@@ -13,7 +13,7 @@ import io
 import mmap
 import pickletools
 from collections.abc import Callable
-from typing import Any
+from typing import IO, Any, cast
 
 import numpy as np
 
@@ -109,7 +109,7 @@ class Machine:
         self.stack: list[Any] = []
         self.outer: list[list[Any]] = []
         self.memo: dict[int, Any] = {}
-        for opcode, arg, _ in pickletools.genops(stream):
+        for opcode, arg, _ in pickletools.genops(cast(IO[bytes], stream)):
             self._spend(1)
             name = opcode.name
             if name == "STOP":

@@ -35,15 +35,18 @@ class ModelDef(NamedTuple):
     graphdef: Any
     params: nnx.State
     batch_stats: nnx.State
-    rest: nnx.State  # random number streams: reseeded before each use
+    rest: nnx.State  # the shapes of random number streams
 
     def merge(self, params: PureDict, batch_stats: PureDict) -> nnx.Module:
-        """Returns a module of its own variables around the given arrays."""
+        """Returns a module of its own variables around the given arrays.
+
+        Its random number streams start at key 0: `nnx.reseed` it before use in training.
+        """
         return nnx.merge(
             self.graphdef,
             _filled(self.params, params),
             _filled(self.batch_stats, batch_stats),
-            self.rest,
+            jax.tree.map(_initial_stream, self.rest),
             copy=True,
         )
 
@@ -51,7 +54,7 @@ class ModelDef(NamedTuple):
 def split_model(model: nnx.Module) -> tuple[ModelDef, PureDict, PureDict]:
     """Returns the definition, the parameters and the statistics of a model."""
     graphdef, params, stats, rest = nnx.split(model, nnx.Param, nnx.BatchStat, ...)
-    definition = ModelDef(graphdef, _abstract(params), _abstract(stats), rest)
+    definition = ModelDef(graphdef, *map(_abstract, (params, stats, rest)))
     return definition, nnx.to_pure_dict(params), nnx.to_pure_dict(stats)
 
 
@@ -77,3 +80,10 @@ def _filled(template: nnx.State, values: PureDict) -> nnx.State:
     state = jax.tree.map(lambda x: x, template)  # a copy: replacing changes it
     nnx.replace_by_pure_dict(state, values)
     return state
+
+
+def _initial_stream(leaf: jax.ShapeDtypeStruct) -> jax.Array:
+    # Made anew, so that a compiled function has no array of the device as a constant.
+    if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        return jax.random.key(0)
+    return jnp.zeros(leaf.shape, leaf.dtype)

@@ -73,9 +73,9 @@ class BatchNorm(nnx.BatchNorm):
     """Batch normalisation with the originals' momentum, epsilon and one-pass variance.
 
     Under `jax.jit` the statistics are those of the global batch on any mesh, which is
-    the paper's synchronised batch normalisation. The variance is taken in one pass over
-    the features minus the running mean, so nothing cancels once the running mean is
-    near the mean, however large the mean is against the deviation.
+    the paper's synchronised batch normalisation. Over channels the variance is taken in
+    one pass over the features minus the running mean, so nothing cancels once the
+    running mean is near the mean, however large the mean is against the deviation.
 
     Args:
         num_features: Size of the normalised axis.
@@ -111,17 +111,26 @@ class BatchNorm(nnx.BatchNorm):
         if self.use_running_average:
             mean, var = self.mean[...], self.var[...]
         else:
-            shift = self.mean[...]
-            shifted = x - shift.reshape(shape)
-            offset = shifted.mean(reduced)
-            var = jnp.square(shifted).mean(reduced) - jnp.square(offset)
-            var = jnp.maximum(var, 0.0)
-            mean = shift + offset
+            mean, var = self._batch_statistics(x, reduced, shape)
             self._update_statistics(mean, var, x.size // x.shape[axis])
         assert self.scale is not None and self.bias is not None  # always made above
         factor = jax.lax.rsqrt(var + self.epsilon) * self.scale[...]
         y = (x - mean.reshape(shape)) * factor.reshape(shape)
         return (y + self.bias[...].reshape(shape)).astype(self.dtype or jnp.float32)
+
+    def _batch_statistics(
+        self, x: jax.Array, reduced: tuple[int, ...], shape: list[int]
+    ) -> tuple[jax.Array, jax.Array]:
+        if self.axis != -1:
+            # Encodings are few numbers, and their mean over a batch can be many
+            # deviations from the running mean: two passes.
+            mean = x.mean(reduced)
+            return mean, jnp.square(x - mean.reshape(shape)).mean(reduced)
+        shift = self.mean[...]
+        shifted = x - shift.reshape(shape)
+        offset = shifted.mean(reduced)
+        var = jnp.square(shifted).mean(reduced) - jnp.square(offset)
+        return shift + offset, jnp.maximum(var, 0.0)
 
     def _update_statistics(self, mean: jax.Array, var: jax.Array, count: int) -> None:
         if self.unbiased_running_var:

@@ -1,4 +1,4 @@
-"""Modules without the cost of initialisation, and the originals' names for their parts."""
+"""Modules built without drawing weights, and what the originals call their parts."""
 
 import functools
 import re

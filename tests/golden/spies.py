@@ -9,22 +9,20 @@ from encnet_jax.models.encnet import EncNet, EncodingHead
 Log = dict[str, Any]
 
 
-class _Spy:
-    """Calls a module or method, and writes down what it returned."""
+def _replace(owner: Any, attribute: str, log: Log, name: str) -> None:
+    """Has the next call of a part of `owner` written down."""
+    call, own = getattr(owner, attribute), attribute in vars(owner)
 
-    def __init__(self, call: Any, log: Log, name: str):
-        self._call = call
-        self._log = log
-        self._name = name
-
-    def __call__(self, *args):
-        self._log[self._name] = result = self._call(*args)
+    def spy(*args):
+        # A module out of sight would lose its running statistics.
+        if own:
+            object.__setattr__(owner, attribute, call)
+        else:
+            object.__delattr__(owner, attribute)
+        log[name] = result = call(*args)
         return result
 
-
-def _replace(owner: Any, attribute: str, log: Log, name: str) -> None:
     # Around the module's own setter, which would make the spy a part of its state.
-    spy = _Spy(getattr(owner, attribute), log, name)
     object.__setattr__(owner, attribute, spy)
 
 

@@ -116,7 +116,7 @@ def test_context_encoding_in_eval_mode_matches(check):
         check(case, f"eval_{name}", nchw(value) if value.ndim == 4 else value)
 
 
-@pytest.mark.parametrize("unbiased", [False, True])
+@pytest.mark.parametrize("unbiased", [False, True], ids=["biased", "unbiased"])
 def test_context_encoding_in_train_mode_matches(unbiased, check):
     case = load_case("enc_module")
     module = _module(case, unbiased_running_var=unbiased)
@@ -134,7 +134,9 @@ def test_context_encoding_in_train_mode_matches(unbiased, check):
 
         return jax.grad(objective, argnums=(0, 1), has_aux=True)(params, x)
 
-    (grads, grad_x), (feature, presence, stats) = gradient(params, nhwc(case.input("x")))
+    (grads, grad_x), (feature, presence, stats) = gradient(
+        params, nhwc(case.input("x"))
+    )
     check(case, "train_feature", nchw(feature))
     check(case, "train_se_logits", presence)
     check(case, "train_grad_x", nchw(grad_x))

@@ -1,4 +1,4 @@
-"""The head of PyTorch-Encoding on given feature maps, with and without lateral links."""
+"""The head of PyTorch-Encoding on given features, with and without lateral links."""
 
 import jax
 import pytest
@@ -11,7 +11,7 @@ from .modules import PYTORCH_ENCODING, empty, fill
 from .spies import spy_on_head
 
 
-@pytest.mark.parametrize("lateral", [False, True])
+@pytest.mark.parametrize("lateral", [False, True], ids=["plain", "lateral"])
 def test_head_matches(lateral, check):
     case = load_case("enc_head_lateral" if lateral else "enc_head_plain")
     head = empty(

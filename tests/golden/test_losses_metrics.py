@@ -14,8 +14,8 @@ from encnet_jax.optimizer import cosine_schedule, poly_schedule
 
 from .cases import load_case, nchw, nhwc
 
-# For sums of float32 terms: a relative 1e-5, as everywhere; the one-number results
-# have no float32 error of the original beside them.
+# The originals' own float32 errors are not known here, so the floor of all tolerances
+# holds: 1e-5 of the largest value, a hundred times the rounding of one float32 number.
 
 
 def _scored(arrays, **settings):
@@ -90,7 +90,9 @@ def test_scores_match_after_each_batch(check):
     arrays = case.arrays
     total = np.zeros((8, 8), np.int64)
     for i in range(3):
-        labels = np.where(arrays[f"batch{i}_target"] == -1, 255, arrays[f"batch{i}_target"])
+        labels = np.where(
+            arrays[f"batch{i}_target"] == -1, 255, arrays[f"batch{i}_target"]
+        )
         total += np.asarray(confusion_matrix(labels, arrays[f"batch{i}_pred"], 8))
         correct = np.diag(total)
         union = total.sum(0) + total.sum(1) - correct
@@ -123,5 +125,5 @@ def test_learning_rates_match(kind, check):
     )
     steps = case.arrays[f"{kind}_iteration"]
     rates = np.array([schedule(step) for step in steps])
-    # Both heads run at ten times the rate; `test_training_runs.py` has the factor itself.
+    # Both heads run ten times as fast; `test_training_runs.py` tests that factor.
     check(case, f"{kind}_lr_backbone_head_aux", rates[:, None] * [1, 10, 10])

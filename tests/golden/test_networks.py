@@ -8,9 +8,10 @@ import pytest
 from flax import nnx
 
 from encnet_jax.models import create_model
+from encnet_jax.pretrained import Account, load_torch_weights
 
 from .cases import load_case, nchw, nhwc
-from .modules import empty
+from .modules import MMSEG, PYTORCH_ENCODING, empty, our_name
 from .spies import named_results, spy_on
 
 _SETTINGS = {
@@ -24,8 +25,8 @@ _SETTINGS = {
 def test_network_matches(name, check):
     case = load_case(name)
     model = empty(create_model, "encnet", **_SETTINGS[name])
-    from .modules import fill, PYTORCH_ENCODING, MMSEG
-    fill(model, case.weights(), MMSEG if name.startswith("mmseg") else PYTORCH_ENCODING)
+    account = load_torch_weights(model, case.weights())
+    _check_account(account, name)
     model.eval()
     found = _results(model, nhwc(case.input("image")))
     for entry in case.arrays:
@@ -33,6 +34,17 @@ def test_network_matches(name, check):
             _check_classes(case, found["main"])
         else:
             check(case, entry, _part(found, entry))
+
+
+def _check_account(account: Account, name: str) -> None:
+    """Asserts that each entry went where the table of the tests says."""
+    mmseg = name.startswith("mmseg")
+    assert account.source == ("mmseg" if mmseg else "pytorch-encoding")
+    assert not account.fresh
+    assert all(k.endswith("num_batches_tracked") for k in account.dropped)
+    rules = MMSEG if mmseg else PYTORCH_ENCODING
+    for theirs, ours in account.loaded.items():
+        assert ours == our_name(theirs, rules)
 
 
 def _results(model: nnx.Module, images: np.ndarray) -> dict[str, np.ndarray]:
@@ -68,4 +80,6 @@ def _check_classes(case, logits: np.ndarray) -> None:
     best = np.sort(logits, axis=1)[:, -2:]
     assert (np.diff(best, axis=1)[:, 0][differs] < 1e-3).all()
     # At most those that the case counts.
-    assert differs.sum() <= case.facts["argmax_margin"]["pixels_with_margin_below_0.001"]
+    assert (
+        differs.sum() <= case.facts["argmax_margin"]["pixels_with_margin_below_0.001"]
+    )
