@@ -45,10 +45,10 @@ VARIANTS = {
     "alpha 0.1": {"se_weight": 0.1},
     "alpha 0.4": {"se_weight": 0.4},
     "alpha 0.8": {"se_weight": 0.8},
-    "K 4": {"num_codes": 4},
+    "K 2": {"num_codes": 2},
     "K 8": {"num_codes": 8},
+    "K 16": {"num_codes": 16},
     "K 32": {"num_codes": 32},
-    "K 64": {"num_codes": 64},
 }
 OBJECTS = tuple(range(8, 20))
 # Runs differ in a seed only, so each picture is drawn once for all of them.
@@ -159,11 +159,11 @@ def plot(results: dict[str, dict[str, dict[str, float]]], path: Path) -> None:
         ],
         "codewords, K": [
             ("0", "pooling"),
-            ("4", "K 4"),
+            ("2", "K 2"),
+            ("4", "encnet"),
             ("8", "K 8"),
-            ("16", "encnet"),
+            ("16", "K 16"),
             ("32", "K 32"),
-            ("64", "K 64"),
         ],
     }
     figure, axes = pyplot.subplots(1, 3, figsize=(12, 3.6), sharey=True)

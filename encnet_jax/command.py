@@ -9,6 +9,10 @@ from absl import flags
 
 from encnet_jax.errors import UserError
 
+# On GPU jaxlib 0.11.2 aborts while it compiles the step ("Check failed" in
+# triton_tiling_propagation.cc): a matrix product after a reshape, fused. Without those
+# kernels it compiles, and is fast. A setting of the user's is left as it is.
+_NO_TRITON_GEMM = "--xla_gpu_enable_triton_gemm=false"
 _CACHE = "~/.cache/encnet_jax/compiled"
 
 
@@ -44,6 +48,9 @@ def _set_up() -> None:
     logging.basicConfig(format="%(message)s", stream=sys.stderr, force=True)
     logging.getLogger("encnet_jax").setLevel(logging.INFO)
     logging.getLogger("absl").setLevel(logging.ERROR)
+    flags_of_xla = os.environ.get("XLA_FLAGS", "")
+    if _NO_TRITON_GEMM.split("=")[0] not in flags_of_xla:
+        os.environ["XLA_FLAGS"] = f"{flags_of_xla} {_NO_TRITON_GEMM}".strip()
     import jax
 
     # Compiled programs are kept, so that the same command starts quickly again.

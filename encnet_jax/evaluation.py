@@ -160,7 +160,9 @@ def evaluate_workdir(
             f"{workdir} was trained on the {info.num_classes} classes of {info.name}; "
             f"{config.data.name} has other {source.info.num_classes}"
         )
-    model = create_model(num_classes=info.num_classes, **model_settings(stored))
+    model = nnx.eval_shape(
+        lambda: create_model(num_classes=info.num_classes, **model_settings(stored))
+    )
     _, params, stats = split_model(model)
     params, stats, number = Checkpoints(workdir).restore_model(params, stats, step)
     counter = Counter(len(source), "images")

@@ -95,8 +95,13 @@ class Segmenter:
         workdir = Path(path)
         config = load_config(workdir / "config.json")
         info = load_info(workdir / "classes.json")
-        model = create_model(num_classes=info.num_classes, **model_settings(config))
-        model = restore_model(model, workdir, step)
+        # Shapes alone: drawing weights that are replaced at once would take seconds.
+        shapes = nnx.eval_shape(
+            lambda: create_model(
+                num_classes=info.num_classes, **model_settings(config)
+            )
+        )
+        model = restore_model(shapes, workdir, step)
         return cls(model, info, config.evaluation.base_size or config.data.base_size)
 
     def __call__(
@@ -145,7 +150,7 @@ def read_image(
 def restore_model(
     model: nnx.Module, workdir: Path, step: str | int = "best"
 ) -> nnx.Module:
-    """Returns the model with the weights of a checkpoint of a workdir."""
+    """Returns a model, given by shapes or whole, with a checkpoint's weights."""
     definition, params, stats = split_model(model)
     params, stats, _ = Checkpoints(workdir).restore_model(params, stats, step)
     return definition.merge(params, stats)

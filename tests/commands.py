@@ -1,0 +1,73 @@
+"""A small data set in the layout of CamVid, and the commands run on it."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+ROOT = Path(__file__).parents[1]
+# One step of this takes milliseconds and compiles in seconds.
+SMALL = [
+    "--config.total_steps=6",
+    "--config.batch_size=2",
+    "--config.log_every=1",
+    "--config.eval_every=6",
+    "--config.checkpoint_every=2",
+    "--config.optimizer.warmup_steps=0",
+    "--config.model.backbone=tiny",
+    "--config.model.stem=plain",
+    "--config.model.width=4",
+    "--config.model.head_channels=8",
+    "--config.model.num_codes=4",
+    "--config.data.base_size=48",
+    "--config.data.crop_size=32",
+    "--config.evaluation.batch_size=2",
+]
+
+
+def make_camvid(root: Path) -> Path:
+    """Writes eight training and four other images of 48x36 pixels."""
+    rng = np.random.default_rng(0)
+    for split, count in (("train", 8), ("val", 3), ("test", 3)):
+        (root / split).mkdir(parents=True)
+        (root / f"{split}annot").mkdir()
+        for number in range(count):
+            labels = rng.integers(0, 12, (6, 8)).repeat(6, 0).repeat(6, 1)
+            image = np.stack([labels * 20, 255 - labels * 20, labels * 7], -1)
+            name = f"{number:04}.png"
+            Image.fromarray(image.astype(np.uint8)).save(root / split / name)
+            Image.fromarray(labels.astype(np.uint8)).save(
+                root / f"{split}annot" / name
+            )
+    return root
+
+
+def command(*arguments: str | Path) -> list[str]:
+    """Returns the command line of a script of the project."""
+    return [sys.executable, *map(str, arguments)]
+
+
+def environment() -> dict[str, str]:
+    """Returns an environment without accelerators or many devices."""
+    kept = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
+    return {**kept, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
+
+
+def run(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    """Runs a script of the project to its end, from the project's root."""
+    return subprocess.run(
+        command(*arguments),
+        cwd=ROOT,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+
+
+def errors(result: subprocess.CompletedProcess[str]) -> list[str]:
+    """Returns the lines by which a command says what is wrong."""
+    return [line for line in result.stderr.splitlines() if line.startswith("error: ")]

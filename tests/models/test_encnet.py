@@ -1,0 +1,123 @@
+"""Tests of the whole networks: what they return, and what they refuse."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from encnet_jax.errors import UserError
+from encnet_jax.models import create_model
+from tests.drawn import drawn
+
+TINY = dict(
+    num_classes=5, backbone="tiny", stem="plain", width=2, head_channels=4, num_codes=2
+)
+BRANCHES = ("presence", "auxiliary", "stage3_presence")
+
+
+def abstract_outputs(*arguments, size=(33, 49), **settings):
+    """Returns the shapes of the results for two images, without computing them."""
+
+    def outputs(images):
+        model = create_model(*arguments, **{**TINY, **settings}, rngs=nnx.Rngs(0))
+        return model(images)
+
+    return jax.eval_shape(outputs, jax.ShapeDtypeStruct((2, *size, 3), jnp.float32))
+
+
+@pytest.mark.parametrize(
+    "name, settings, branches",
+    [
+        ("encnet", {}, {"presence", "auxiliary"}),
+        ("encnet", dict(lateral=True), {"presence", "auxiliary"}),
+        ("encnet", dict(aux_head=False), {"presence"}),
+        ("encnet", dict(se_loss=False), {"auxiliary"}),
+        ("encnet", dict(se_stages=(3, 4)), set(BRANCHES)),
+        ("encnet", dict(se_stages=(3,)), {"auxiliary", "stage3_presence"}),
+        ("encnet", dict(se_stages=(3, 4), se_loss=False), {"auxiliary"}),
+        ("encnet", dict(num_codes=0), {"presence", "auxiliary"}),
+        ("encnet", dict(lateral=True, output_stride=32), {"presence", "auxiliary"}),
+        ("fcn", {}, {"auxiliary"}),
+        ("fcn", dict(aux_head=False, se_stages=(3, 4), lateral=True), set()),
+    ],
+    ids=lambda value: str(value).replace(" ", "") if isinstance(value, dict) else "",
+)
+def test_outputs_are_those_asked_for(name, settings, branches):
+    output = abstract_outputs(name, **settings)
+    assert output.logits.shape == (2, 33, 49, 5)
+    assert {b for b in BRANCHES if getattr(output, b) is not None} == branches
+    for branch in branches:
+        expected = (2, 33, 49, 5) if branch == "auxiliary" else (2, 5)
+        assert getattr(output, branch).shape == expected
+
+
+def test_bfloat16_keeps_presence_in_float32():
+    output = abstract_outputs("encnet", dtype=jnp.bfloat16)
+    assert output.logits.dtype == output.auxiliary.dtype == jnp.bfloat16
+    assert output.presence.dtype == jnp.float32
+
+
+@pytest.fixture(scope="module")
+def encnet():
+    """Returns a function of the mode and the key of dropout: logits, presence."""
+    settings = {**TINY, "aux_head": False, "dropout": 0.5}
+    model = drawn(create_model, "encnet", **settings)
+    images = np.random.default_rng(0).standard_normal((2, 24, 40, 3), np.float32)
+
+    def run(training, key):
+        model.train() if training else model.eval()
+        graphdef, state = nnx.split(model)
+
+        @jax.jit
+        def apply(state, key):
+            copy = nnx.merge(graphdef, state, copy=True)
+            # As the training step does.
+            nnx.reseed(copy, dropout=key)
+            return copy(images)
+
+        keys = [jax.random.key(k) for k in key]
+        return [apply(state, key) for key in keys]
+
+    return run
+
+
+def test_eval_mode_is_deterministic(encnet):
+    first, second = encnet(False, (0, 1))
+    np.testing.assert_array_equal(first.logits, second.logits)
+    assert np.ptp(first.logits) > 0.1
+
+
+def test_dropout_in_train_mode_follows_the_key(encnet):
+    first, second, again = encnet(True, (0, 1, 0))
+    np.testing.assert_array_equal(first.logits, again.logits)
+    assert np.abs(first.logits - second.logits).max() > 0.01
+    # Dropout comes after the encoding.
+    np.testing.assert_array_equal(first.presence, second.presence)
+
+
+@pytest.mark.parametrize(
+    "key, value, allowed",
+    [
+        ("name", "pspnet", "encnet, fcn"),
+        ("backbone", "resnet51", "resnet50"),
+        ("stem", "wide", "plain, deep"),
+        ("stem_width", 48, "32, 64"),
+        ("output_stride", 4, "8, 16, 32"),
+        ("se_stages", (2,), r"\(3, 4\)"),
+        ("num_classes", 1, "at least 2"),
+        ("num_classes", 5.0, "at least 2"),
+        ("width", 0, "at least 1"),
+        ("head_channels", 0, "at least 1"),
+        ("num_codes", -1, "at least 0"),
+        ("num_codes", True, "at least 0"),
+        ("dropout", 1.0, "not including, 1"),
+        ("dropout", -0.1, "not including, 1"),
+    ],
+)
+def test_a_setting_that_is_not_allowed_is_named(key, value, allowed):
+    settings = {"name": "encnet", **TINY, key: value}
+    with pytest.raises(UserError, match=allowed) as raised:
+        create_model(**settings)
+    assert f"model.{key}={value!r}" in str(raised.value)
+    assert "\n" not in str(raised.value)
