@@ -1,6 +1,6 @@
 """The paper's ablation on the embedded `scenes`: FCN, pooling, encoding, SE loss.
 
-    python benchmarks/scenes_ablation.py --output=DIR [--seeds=0,1,2] [--only=encnet,fcn]
+    python -m benchmarks.scenes_ablation --output=DIR [--seeds=0,1] [--only=encnet,fcn]
 
 Trains every variant by `configs/scenes.py` for every seed, scores the test split, and
 writes DIR/ablation.json, ablation.md (a table) and ablation.png (a plot). A variant and
@@ -71,9 +71,7 @@ def run_once(variant: str, seed: int, workdir: Path) -> dict[str, float]:
     shutil.rmtree(workdir, ignore_errors=True)
     train(config, workdir)
     seconds = time.perf_counter() - started
-    model = create_model(
-        num_classes=20, rngs=nnx.Rngs(0), **model_settings(config)
-    )
+    model = create_model(num_classes=20, rngs=nnx.Rngs(0), **model_settings(config))
     _, params, stats = split_model(model)
     params, stats, _ = Checkpoints(workdir).restore_model(params, stats, "latest")
     source = DrawnSource(SCENES, "test")

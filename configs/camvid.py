@@ -20,8 +20,8 @@ from ml_collections import ConfigDict
 
 from encnet_jax.config import default
 
-# Median-frequency weights of SegNet (arXiv 1511.00561), for --config.loss.class_weights:
-# rare classes gain, frequent ones lose. Not used by default.
+# Median-frequency weights of SegNet (arXiv 1511.00561), used by `weighted`: rare
+# classes gain, frequent ones lose.
 SEGNET_WEIGHTS = (
     *(0.2595, 0.1826, 4.5640, 0.1417, 0.9051, 0.3826),
     *(9.6446, 1.8418, 0.6823, 6.2478, 7.3614),

@@ -16,11 +16,11 @@ from encnet_jax.config import default
 def get_config(model: str = "encnet") -> ConfigDict:
     """Returns the configuration; `model` is `encnet` or `fcn`."""
     config = default()
-    config.total_steps = 900
+    config.total_steps = 600
     config.batch_size = 16
     config.learning_rate = 0.02
     config.log_every = 10
-    config.eval_every = 300
+    config.eval_every = 200
     config.checkpoint_every = 100
 
     config.model.name = model

@@ -106,22 +106,17 @@ def validate(config: ConfigDict) -> None:
     _check_choices(config)
     model = config.model
     check_model_settings(
+        name=model.name,
         num_classes=2,  # not known before the data set is
-        **{
-            key: tuple(model[key]) if key == "se_stages" else model[key]
-            for key in (
-                "name",
-                "backbone",
-                "stem",
-                "stem_width",
-                "output_stride",
-                "width",
-                "head_channels",
-                "num_codes",
-                "se_stages",
-                "dropout",
-            )
-        },
+        backbone=model.backbone,
+        stem=model.stem,
+        stem_width=model.stem_width,
+        output_stride=model.output_stride,
+        width=model.width,
+        head_channels=model.head_channels,
+        num_codes=model.num_codes,
+        se_stages=tuple(model.se_stages),
+        dropout=model.dropout,
     )
     if config.batch_size % config.accumulate_steps:
         raise UserError(

@@ -102,7 +102,7 @@ def evaluate(
 def _batches(
     source: Source, batch_size: int
 ) -> Iterator[tuple[list[int], list[Example], np.ndarray, np.ndarray]]:
-    """Yields full batches of images of one size, padded with ignored ones at the end."""
+    """Yields full batches of images of one size, the last padded with ignored ones."""
     waiting: dict[tuple[int, ...], list[tuple[int, Example]]] = {}
     for number, example in _read_ahead(source, 2 * batch_size):
         group = waiting.setdefault(example.image.shape, [])

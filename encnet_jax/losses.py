@@ -1,6 +1,7 @@
 """Losses of semantic segmentation: pure functions of arrays."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -38,7 +39,7 @@ def segmentation_loss(
     Returns:
         The scalar loss, and a dict of `pixel_loss`, `se_loss` and `aux_loss`.
     """
-    options = dict(
+    options: dict[str, Any] = dict(
         ignore_label=ignore_label, class_weights=class_weights, average=average
     )
     parts = {"pixel_loss": pixel_cross_entropy(output.logits, labels, **options)}
@@ -46,7 +47,8 @@ def segmentation_loss(
     branches = [p for p in (output.presence, output.stage3_presence) if p is not None]
     if branches:
         target = class_presence(labels, num_classes)
-        parts["se_loss"] = sum(presence_loss(p, target) for p in branches)
+        costs = [presence_loss(branch, target) for branch in branches]
+        parts["se_loss"] = jnp.stack(costs).sum()
         loss = loss + se_weight * parts["se_loss"]
     if output.auxiliary is not None:
         parts["aux_loss"] = pixel_cross_entropy(output.auxiliary, labels, **options)

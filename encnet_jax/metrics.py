@@ -20,8 +20,8 @@ def confusion_matrix(
     2^31 - 1 pixels.
 
     Args:
-        labels: Integers of any shape, 0 to num_classes - 1, or `ignore_label`: pixels so
-            labelled count nowhere, not even as false positives.
+        labels: Integers of any shape, 0 to num_classes - 1, or `ignore_label`: such
+            pixels count nowhere, not even as false positives.
         predictions: Integers of the same shape, 0 to num_classes - 1.
         num_classes: Number of classes.
         ignore_label: Label of pixels that are not scored.
@@ -50,7 +50,7 @@ def scores(matrix: ArrayLike, absent: str = "skip") -> dict[str, Any]:
 
     Returns:
         `pixel_accuracy`, `mean_iou`, `mean_accuracy`, `frequency_weighted_iou`
-        (floats, 0 to 1), `per_class_iou` and `per_class_accuracy` (float64 arrays (n,)).
+        (floats, 0 to 1), `per_class_iou` and `per_class_accuracy` (float64, (n,)).
         The accuracy of a class without a labelled pixel is NaN or 0 by the same rule.
     """
     if absent not in ("skip", "zero"):

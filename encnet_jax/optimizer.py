@@ -18,8 +18,8 @@ def poly_schedule(
 ) -> optax.Schedule:
     """Learning rate (base - minimum) * (1 - step / total_steps)^power + minimum.
 
-    Stepped every iteration (PyTorch-Encoding and the paper). With `warmup_steps` the rate
-    first rises linearly from 0 to `base`, and the decay spans the steps that are left.
+    Stepped every iteration (PyTorch-Encoding and the paper). With `warmup_steps` the
+    rate first rises linearly from 0 to `base`, and the decay spans the steps left.
     mmsegmentation reaches `minimum` 1e-4 in its last step: pass its steps less one.
     """
     if total_steps < 1 or not 0 <= warmup_steps < total_steps:

@@ -17,7 +17,7 @@ def save_scores(scores: dict[str, Any], path: Path, **more: Any) -> None:
 
 
 def table(scores: dict[str, Any], info: DatasetInfo) -> str:
-    """Returns the scores of `metrics.scores` as text: a line a class, then the means."""
+    """Returns what `metrics.scores` returned as text: a line a class, then means."""
     width = max(len(name) for name in (*info.class_names, "frequency weighted"))
     lines = [f"{'class':<{width}}  {'IoU':>6}  {'accuracy':>8}"]
     rows = zip(info.class_names, scores["per_class_iou"], scores["per_class_accuracy"])

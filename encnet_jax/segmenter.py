@@ -97,9 +97,7 @@ class Segmenter:
         info = load_info(workdir / "classes.json")
         # Shapes alone: drawing weights that are replaced at once would take seconds.
         shapes = nnx.eval_shape(
-            lambda: create_model(
-                num_classes=info.num_classes, **model_settings(config)
-            )
+            lambda: create_model(num_classes=info.num_classes, **model_settings(config))
         )
         model = restore_model(shapes, workdir, step)
         return cls(model, info, config.evaluation.base_size or config.data.base_size)
@@ -183,10 +181,10 @@ def find_images(arguments: Sequence[str]) -> list[Path]:
 def write_predictions(
     segmenter: Segmenter, images: Sequence[Path], output: Path
 ) -> list[Path]:
-    """Writes `NAME.png` and `NAME-overlay.png` for each image; returns those that failed.
+    """Writes `NAME.png` and `NAME-overlay.png` for each image; returns the failed.
 
-    An image that cannot be read is named on standard error, and the others are done. Two
-    images of one name get their suffix or their folder into the name.
+    An image that cannot be read is named on standard error, and the others are done.
+    Two images of one name get their suffix or their folder into the name.
     """
     output.mkdir(parents=True, exist_ok=True)
     failed = []

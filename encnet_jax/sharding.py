@@ -29,9 +29,7 @@ def create_mesh(data: int = -1) -> Mesh:
 
 def local_mesh() -> Mesh:
     """The devices of this host alone, for work that hosts share out by images."""
-    return Mesh(
-        np.asarray(jax.local_devices()), ("data",), axis_types=(AxisType.Auto,)
-    )
+    return Mesh(np.asarray(jax.local_devices()), ("data",), axis_types=(AxisType.Auto,))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

@@ -138,7 +138,7 @@ def _head_settings(
     def has(layer: str, leaf: str = "weight") -> bool:
         return f"{naming.head.get(layer)}.{leaf}" in shapes
 
-    settings = dict(
+    settings: dict[str, Any] = dict(
         name="fcn",
         num_classes=shape("head.classifier.conv")[0],
         head_channels=shape("head.project.conv")[0],

@@ -40,7 +40,7 @@ class ModelDef(NamedTuple):
     def merge(self, params: PureDict, batch_stats: PureDict) -> nnx.Module:
         """Returns a module of its own variables around the given arrays.
 
-        Its random number streams start at key 0: `nnx.reseed` it before use in training.
+        Its random number streams start at key 0: `nnx.reseed` it before training.
         """
         return nnx.merge(
             self.graphdef,
@@ -53,8 +53,11 @@ class ModelDef(NamedTuple):
 
 def split_model(model: nnx.Module) -> tuple[ModelDef, PureDict, PureDict]:
     """Returns the definition, the parameters and the statistics of a model."""
-    graphdef, params, stats, rest = nnx.split(model, nnx.Param, nnx.BatchStat, ...)
-    definition = ModelDef(graphdef, *map(_abstract, (params, stats, rest)))
+    parts: Any = nnx.split(model, nnx.Param, nnx.BatchStat, ...)
+    graphdef, params, stats, rest = parts
+    definition = ModelDef(
+        graphdef, _abstract(params), _abstract(stats), _abstract(rest)
+    )
     return definition, nnx.to_pure_dict(params), nnx.to_pure_dict(stats)
 
 
@@ -62,9 +65,7 @@ def create_train_state(
     params: PureDict, batch_stats: PureDict, tx: optax.GradientTransformation
 ) -> TrainState:
     """Returns the state at step 0."""
-    return TrainState(
-        jnp.zeros((), jnp.int32), params, batch_stats, tx.init(params)
-    )
+    return TrainState(jnp.zeros((), jnp.int32), params, batch_stats, tx.init(params))
 
 
 def pure_batch_stats(model: nnx.Module) -> PureDict:

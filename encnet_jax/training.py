@@ -132,10 +132,10 @@ def make_train_step(
 ) -> StepFn:
     """Returns the jitted step: state, resident arrays, batch -> state, metrics.
 
-    The resident arrays hold the `seed` of dropout, so that runs of other seeds share the
-    compiled program. The state is donated. With `accumulate_steps` above 1 the batch passes the network
-    in so many parts, one after the other; their gradients are averaged, and the running
-    statistics see each part.
+    The resident arrays hold the `seed` of dropout, so that runs of other seeds share
+    the compiled program. The state is donated. With `accumulate_steps` above 1 the
+    batch passes the network in so many parts, one after the other; their gradients are
+    averaged, and the running statistics see each part.
     """
 
     def compute(params: PureDict, stats: PureDict, images, labels, key):
@@ -231,13 +231,13 @@ def training_data(config: ConfigDict, source: Source) -> TrainingData:
         flip=settings.flip,
         color_jitter=settings.color_jitter,
     )
-    options = dict(
+    options: dict[str, Any] = dict(
         batch_size=config.batch_size,
         seed=config.seed,
         process_index=jax.process_index(),
         process_count=jax.process_count(),
     )
-    seed = {"seed": np.uint32(config.seed)}
+    seed = {"seed": np.asarray(config.seed, np.uint32)}
     if settings.in_memory:
         return TrainingData(
             lambda step: arrays.index_batches(len(source), start_step=step, **options),
@@ -259,9 +259,7 @@ def training_data(config: ConfigDict, source: Source) -> TrainingData:
 class _Loop:
     """Steps, and what is due between them: metrics, evaluation, checkpoints."""
 
-    def __init__(
-        self, config, workdir, mesh, checkpoints, validation, score, schedule
-    ):
+    def __init__(self, config, workdir, mesh, checkpoints, validation, score, schedule):
         self.config = config
         self.workdir = workdir
         self.mesh = mesh

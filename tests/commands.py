@@ -39,9 +39,7 @@ def make_camvid(root: Path) -> Path:
             image = np.stack([labels * 20, 255 - labels * 20, labels * 7], -1)
             name = f"{number:04}.png"
             Image.fromarray(image.astype(np.uint8)).save(root / split / name)
-            Image.fromarray(labels.astype(np.uint8)).save(
-                root / f"{split}annot" / name
-            )
+            Image.fromarray(labels.astype(np.uint8)).save(root / f"{split}annot" / name)
     return root
 
 

@@ -69,6 +69,8 @@ def test_latest_two_and_best_are_kept_and_restored(tmp_path, state):
         checkpoints.restore_model(params, stats, 3)
 
 
+# Orbax leaves the reads that were under way behind, each with its exception.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize("damage", ["truncate", "remove"])
 def test_damaged_checkpoint_is_set_aside_for_the_one_before(
     tmp_path, state, damage, caplog

@@ -53,9 +53,7 @@ def train_batches(
             step += 1
 
     scalar = tf.TensorSpec((), tf.int64)
-    dataset = tf.data.Dataset.from_generator(
-        numbers, output_signature=(scalar, scalar)
-    )
+    dataset = tf.data.Dataset.from_generator(numbers, output_signature=(scalar, scalar))
     dataset = dataset.map(
         lambda number, epoch: _load(source, how, seed, number, epoch),
         num_parallel_calls=tf.data.AUTOTUNE,

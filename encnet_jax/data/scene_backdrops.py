@@ -9,6 +9,7 @@ from encnet_jax.data.scene_canvas import (
     IMAGE_SIZE,
     Canvas,
     Color,
+    Part,
     colors_of,
     contour,
     mix,
@@ -57,14 +58,15 @@ def _draw_sky(canvas: Canvas, rng: np.random.Generator, sky: Sequence[Color]) ->
     halo = mix(foot, (255, 240, 200), 0.5)
     sun = [(halo, 5.5), ((255, 246, 216), 3.8)]
     disc = [("ellipse", color, (-r, -r, r, r)) for color, r in sun]
-    canvas.sketch(*rng.uniform((10, 4), (118, 9)), 1, None, disc)
+    x, y = rng.uniform((10, 4), (118, 9)).tolist()
+    canvas.sketch(x, y, 1, None, disc)
     white = mix(foot, _WHITE, 0.7)
     puffs = ((-9, -1.6, 9, 1.6), (-6, -3.2, 2, 0.8), (-0.4, -2.6, 6.4, 0.8))
     cloud = [("ellipse", white, puff) for puff in puffs]
-    for place in rng.uniform(
+    for x, y, size in rng.uniform(
         (0, 2, 0.7), (128, 9, 1.2), (rng.integers(2, 5), 3)
     ).tolist():
-        canvas.sketch(*place, None, cloud)
+        canvas.sketch(x, y, size, None, cloud)
 
 
 def _draw_city(canvas: Canvas, rng: np.random.Generator) -> None:
@@ -99,7 +101,7 @@ def _draw_harbour(canvas: Canvas, rng: np.random.Generator) -> None:
         rng.uniform(low, high, (6, 4)).tolist()
     ):
         side, jib = np.sign(turn), _RED if abs(turn) < 0.3 else _CREAM
-        parts = [
+        parts: Sequence[Part] = [
             ("polygon", _HULL, (-6, 0, 6, 0, 4, 2.6, -4, 2.6)),
             ("polygon", _CREAM, (0, -13, 0, -1, 6 * side, -1)),
             ("polygon", jib, (-0.8 * side, -11, -0.8 * side, -1, -5 * side, -1)),

@@ -10,13 +10,14 @@ IGNORE_LABEL = 255
 _SCALE = 2  # Drawn this much larger, then averaged: smooth edges.
 _CONTOUR_X = np.linspace(-1, IMAGE_SIZE + 1, 27)
 
-Color = tuple[int, ...]
+Color = tuple[int, int, int]
 Part = tuple[str, Color, Sequence[float]]  # Form, colour, points: `Canvas.add`.
 
 
 def colors_of(text: str) -> tuple[Color, ...]:
     """Returns the RGB colours written in `text` as hexadecimal numbers."""
-    return tuple(tuple(bytes.fromhex(code)) for code in text.split())
+    codes = (bytes.fromhex(code) for code in text.split())
+    return tuple((red, green, blue) for red, green, blue in codes)
 
 
 class Canvas:
@@ -72,7 +73,8 @@ class Canvas:
 
 def mix(a: Color, b: Color, share: float) -> Color:
     """Returns the colour `share` (0 to 1) of the way from `a` to `b`."""
-    return tuple(int(p + (q - p) * share) for p, q in zip(a, b, strict=True))
+    red, green, blue = (int(p + (q - p) * share) for p, q in zip(a, b, strict=True))
+    return red, green, blue
 
 
 def contour(rng: np.random.Generator, height: float, swing: float) -> list[float]:

@@ -43,9 +43,7 @@ def augment(
     return image, labels
 
 
-def _scaled_size(
-    original: tf.Tensor, draw: tf.Tensor, how: Augmentation
-) -> tf.Tensor:
+def _scaled_size(original: tf.Tensor, draw: tf.Tensor, how: Augmentation) -> tf.Tensor:
     """Returns height and width with the long side at a random size, in whole pixels."""
     low, high = how.scale_range
     scale = low + (high - low) * draw

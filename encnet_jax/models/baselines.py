@@ -1,5 +1,7 @@
 """The systems that EncNet is compared with, on the same backbone."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -30,7 +32,7 @@ class FCN(nnx.Module):
         dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
     ):
-        options = dict(
+        options: dict[str, Any] = dict(
             dropout=dropout,
             unbiased_running_var=unbiased_running_var,
             dtype=dtype,
@@ -54,6 +56,5 @@ class FCN(nnx.Module):
         return SegmentationOutput(logits, auxiliary=auxiliary)
 
     def _upsample(self, logits: jax.Array, images: jax.Array) -> jax.Array:
-        return resize_bilinear(
-            logits, images.shape[1:3], align_corners=self.align_corners
-        )
+        size = (images.shape[1], images.shape[2])
+        return resize_bilinear(logits, size, align_corners=self.align_corners)

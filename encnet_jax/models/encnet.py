@@ -1,6 +1,6 @@
 """EncNet: a dilated residual network under the Context Encoding Module."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -110,7 +110,9 @@ class EncodingHead(nnx.Module):
         unbiased_running_var: bool = False,
         rngs: nnx.Rngs,
     ):
-        options = dict(unbiased_running_var=unbiased_running_var, dtype=dtype, rngs=rngs)
+        options: dict[str, Any] = dict(
+            unbiased_running_var=unbiased_running_var, dtype=dtype, rngs=rngs
+        )
         self.project = ConvNorm(stage_features[3], channels, 3, **options)
         self.lateral = nnx.data(None)
         self.fuse = nnx.data(None)
@@ -132,10 +134,10 @@ class EncodingHead(nnx.Module):
     def __call__(self, stages: list[jax.Array]) -> tuple[jax.Array, jax.Array | None]:
         """Maps the four stages to logits at the size of the last, and presence."""
         x = self.project(stages[3])
-        if self.lateral is not None:
+        if self.lateral is not None and self.fuse is not None:
             links = [link(stage) for link, stage in zip(self.lateral, stages[1:3])]
             # At output stride 16 or 32 stage 2 is larger than the head's features.
-            links = [resize_bilinear(link, x.shape[1:3]) for link in links]
+            links = [resize_bilinear(link, (x.shape[1], x.shape[2])) for link in links]
             x = self.fuse(jnp.concatenate([x, *links], axis=-1))
         x, presence = self.context(x)
         return self.classifier(x), presence
@@ -151,8 +153,8 @@ class EncNet(nnx.Module):
         align_corners: How logits are upsampled; see `resize_bilinear`.
         num_codes: Codewords; 0 is global average pooling.
         se_loss: Predict class presence for the semantic encoding loss.
-        se_stages: Where: `(4,)` as the released code, `(3, 4)` as the paper, which has a
-            second Context Encoding Module on stage 3 for this alone.
+        se_stages: Where: `(4,)` as the released code, `(3, 4)` as the paper, which has
+            a second Context Encoding Module on stage 3 for this alone.
         aux_head: Add the FCN head on stage 3.
         head_channels: Width of the head; 512 in every published net.
         dropout: Rate before both classifiers.
@@ -178,7 +180,9 @@ class EncNet(nnx.Module):
         dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
     ):
-        options = dict(unbiased_running_var=unbiased_running_var, dtype=dtype, rngs=rngs)
+        options: dict[str, Any] = dict(
+            unbiased_running_var=unbiased_running_var, dtype=dtype, rngs=rngs
+        )
         self.backbone = backbone
         self.head = EncodingHead(
             backbone.features,
@@ -218,6 +222,5 @@ class EncNet(nnx.Module):
         )
 
     def _upsample(self, logits: jax.Array, images: jax.Array) -> jax.Array:
-        return resize_bilinear(
-            logits, images.shape[1:3], align_corners=self.align_corners
-        )
+        size = (images.shape[1], images.shape[2])
+        return resize_bilinear(logits, size, align_corners=self.align_corners)

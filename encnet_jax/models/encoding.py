@@ -1,5 +1,7 @@
 """The Encoding Layer and the Context Encoding Module (Zhang et al. 2018, section 3)."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -17,8 +19,8 @@ class Encoding(nnx.Module):
     -s_k; both originals learn the negative, drawn from [-1, 0)).
 
     The pixel x codeword x channel tensor of residuals is never formed: the squares are
-    expanded and the sums are two matrix products. Everything is float32, relative to the
-    mean codeword, so that a large common offset of features and codewords does not
+    expanded and the sums are two matrix products. Everything is float32, relative to
+    the mean codeword, so that a large common offset of features and codewords does not
     cancel.
 
     Args:
@@ -62,9 +64,10 @@ class ContextEncoding(nnx.Module):
     """Context Encoding Module: channel attention and class presence from an encoding.
 
     1x1 convolution, batch norm, ReLU, encoding, batch norm over the codewords, ReLU and
-    the mean over them give one vector e per image; then `relu(x + x * sigmoid(linear(e)))`
-    and the presence logits `linear(e)`. The paper sums over the codewords and has no
-    ReLU or identity around the product; both originals do as written here.
+    the mean over them give one vector e per image; then the features under attention,
+    `relu(x + x * sigmoid(linear(e)))`, and the presence logits `linear(e)`. The paper
+    sums over the codewords and has no ReLU or identity around the product; both
+    originals do as written here.
 
     Args:
         features: Number of channels c.
@@ -103,7 +106,7 @@ class ContextEncoding(nnx.Module):
                 unbiased_running_var=unbiased_running_var,
                 rngs=rngs,
             )
-        linear = dict(kernel_init=uniform_fan_in, rngs=rngs)
+        linear: dict[str, Any] = dict(kernel_init=uniform_fan_in, rngs=rngs)
         self.gate = nnx.Linear(features, features, **linear)
         self.presence = nnx.data(
             nnx.Linear(features, num_classes, **linear) if num_classes else None
@@ -112,7 +115,7 @@ class ContextEncoding(nnx.Module):
     def encode(self, x: jax.Array) -> jax.Array:
         """Returns the vector (b, c), float32, that stands for each whole image."""
         x = self.project(x)
-        if self.encoding is None:
+        if self.encoding is None or self.norm is None:
             return x.astype(jnp.float32).mean((1, 2))
         return jax.nn.relu(self.norm(self.encoding(x))).mean(1)
 

@@ -1,5 +1,7 @@
 """From a model's name and settings to the model."""
 
+from typing import Any
+
 import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
@@ -39,10 +41,21 @@ def create_model(
     Args:
         name: `"encnet"` or `"fcn"`.
         num_classes: Number of classes, at least 2.
-        backbone, stem, stem_width, avg_down, output_stride, width: See `ResNet`.
-        lateral, num_codes, se_loss, se_stages: See `EncNet`; the FCN has none of them
-            and ignores them, so that one word changes the model.
-        align_corners, aux_head, head_channels, dropout: See `EncNet`.
+        backbone: See `ResNet`.
+        stem: See `ResNet`.
+        stem_width: See `ResNet`.
+        avg_down: See `ResNet`.
+        lateral: See `EncNet`. The FCN has no lateral links, codewords or presence, and
+            ignores their settings, so that one word changes the model.
+        align_corners: See `EncNet`.
+        num_codes: See `EncNet`.
+        se_loss: See `EncNet`.
+        se_stages: See `EncNet`.
+        aux_head: See `EncNet`.
+        output_stride: See `ResNet`.
+        width: See `ResNet`.
+        head_channels: See `EncNet`.
+        dropout: See `EncNet`.
         unbiased_running_var: See `BatchNorm`.
         dtype: Dtype of convolutions and features; weights and statistics are float32.
         rngs: Source of the initial weights, by default `nnx.Rngs(0)`.
@@ -50,7 +63,7 @@ def create_model(
     Raises:
         UserError: A setting has a value that is not allowed; names it and the allowed.
     """
-    settings = dict(
+    settings: dict[str, Any] = dict(
         name=name,
         num_classes=num_classes,
         backbone=backbone,
@@ -65,7 +78,9 @@ def create_model(
     )
     check_model_settings(**settings)
     rngs = nnx.Rngs(0) if rngs is None else rngs
-    common = dict(unbiased_running_var=unbiased_running_var, dtype=dtype, rngs=rngs)
+    common: dict[str, Any] = dict(
+        unbiased_running_var=unbiased_running_var, dtype=dtype, rngs=rngs
+    )
     trunk = ResNet(
         backbone,
         stem=stem,
@@ -131,4 +146,6 @@ def check_model_settings(
         if isinstance(value, bool) or not isinstance(value, int) or value < bound:
             raise UserError(f"model.{key}={value!r}: an integer of at least {bound}")
     if not 0 <= dropout < 1:
-        raise UserError(f"model.dropout={dropout!r}: allowed is 0 up to, not including, 1")
+        raise UserError(
+            f"model.dropout={dropout!r}: allowed is 0 up to, not including, 1"
+        )

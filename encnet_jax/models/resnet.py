@@ -1,6 +1,7 @@
 """Residual networks with dilated last stages (He et al. 2016; Yu et al. 2017)."""
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -94,7 +95,7 @@ class Block(nnx.Module):
         **options,
     ):
         features_out = 4 * width if bottleneck else width
-        middle = dict(stride=stride, dilation=dilation, **options)
+        middle: dict[str, Any] = dict(stride=stride, dilation=dilation, **options)
         if bottleneck:
             layers = [
                 ConvNorm(features_in, width, **options),
@@ -104,7 +105,7 @@ class Block(nnx.Module):
         else:
             # The second convolution has the dilation of the stage also in its first
             # block (PyTorch-Encoding; mmsegmentation never dilates it).
-            last = dict(dilation=stage_dilation, relu=False, **options)
+            last: dict[str, Any] = dict(dilation=stage_dilation, relu=False, **options)
             layers = [
                 ConvNorm(features_in, width, 3, **middle),
                 ConvNorm(width, width, 3, **last),
@@ -156,7 +157,7 @@ class ResNet(nnx.Module):
         rngs: nnx.Rngs,
     ):
         depth = BACKBONES[backbone]
-        options = dict(
+        options: dict[str, Any] = dict(
             unbiased_running_var=unbiased_running_var, dtype=dtype, rngs=rngs
         )
         if stem == "plain":
@@ -170,7 +171,8 @@ class ResNet(nnx.Module):
             ]
             features = 2 * stem_width
         self.stem = nnx.List(stem_layers)
-        stages, self.features = [], []
+        stages: list[nnx.List] = []
+        stage_features: list[int] = []
         for i, (stride, first, others) in enumerate(
             stage_layout(output_stride, depth.dilated)
         ):
@@ -190,8 +192,8 @@ class ResNet(nnx.Module):
                 )
                 features = blocks[-1].features_out
             stages.append(nnx.List(blocks))
-            self.features.append(features)
-        self.features = tuple(self.features)
+            stage_features.append(features)
+        self.features = tuple(stage_features)
         self.stages = nnx.List(stages)
 
     def __call__(self, images: jax.Array) -> list[jax.Array]:

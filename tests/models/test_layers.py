@@ -92,7 +92,8 @@ def test_batch_norm_has_the_values_worked_out_by_hand(unbiased, running_var):
 
     norm.eval()
     mean, var = np.array([0.2, 0.4]), np.array(running_var)
-    expected = (x.reshape(2, 2) - mean) / np.sqrt(var + 1e-5) * [1, 3] + [0, 5]
+    values = np.array([[1, 2], [3, 6]])
+    expected = (values - mean) / np.sqrt(var + 1e-5) * [1, 3] + [0, 5]
     np.testing.assert_allclose(norm(x).reshape(2, 2), expected, rtol=1e-5)
     np.testing.assert_allclose(norm.mean[...], mean, rtol=1e-6)
 

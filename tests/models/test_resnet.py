@@ -54,7 +54,8 @@ def test_blocks_have_the_strides_and_dilations_of_the_layout():
 
 
 @pytest.mark.parametrize(
-    "output_stride, last", [(8, [(9, 13)] * 2), (16, [(5, 7)] * 2), (32, [(5, 7), (3, 4)])]
+    "output_stride, last",
+    [(8, [(9, 13)] * 2), (16, [(5, 7)] * 2), (32, [(5, 7), (3, 4)])],
 )
 @pytest.mark.parametrize("stem, avg_down", [("plain", False), ("deep", True)])
 def test_odd_sizes_round_up_at_every_stride(output_stride, last, stem, avg_down):

@@ -1,0 +1,140 @@
+"""Tests of the losses against values worked out by hand."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from encnet_jax.losses import (
+    class_presence,
+    pixel_cross_entropy,
+    presence_loss,
+    segmentation_loss,
+)
+from encnet_jax.models.encnet import SegmentationOutput
+
+# Probabilities of three classes in two pixels.
+PROBABILITIES = np.array([[0.5, 0.25, 0.25], [0.1, 0.2, 0.7]], np.float32)
+LOGITS = jnp.log(PROBABILITIES).reshape(1, 1, 2, 3) + 7.0
+
+
+def labels(*values):
+    return jnp.array(values, jnp.uint8).reshape(1, 1, -1)
+
+
+@pytest.mark.parametrize(
+    "pixels, settings, expected",
+    [
+        ((0, 2), {}, -(np.log(0.5) + np.log(0.7)) / 2),
+        ((0, 255), {}, -np.log(0.5)),
+        ((0, 255), dict(average="all"), -np.log(0.5) / 2),
+        ((0, 1), dict(ignore_label=1), -np.log(0.5)),
+        ((255, 255), {}, 0.0),
+        (
+            (1, 2),
+            dict(class_weights=(9.0, 3.0, 1.0)),
+            -(3 * np.log(0.25) + np.log(0.7)) / 4,
+        ),
+        (
+            (1, 255),
+            dict(class_weights=(9.0, 3.0, 1.0), average="all"),
+            -3 * np.log(0.25) / 2,
+        ),
+    ],
+)
+def test_pixel_cross_entropy_has_the_value_worked_out_by_hand(
+    pixels, settings, expected
+):
+    cost = pixel_cross_entropy(LOGITS, labels(*pixels), **settings)
+    assert cost.dtype == jnp.float32
+    np.testing.assert_allclose(cost, expected, rtol=1e-5, atol=1e-7)
+
+
+def test_gradient_is_probability_less_truth_and_zero_where_ignored():
+    gradient = jax.grad(pixel_cross_entropy)(LOGITS, labels(1, 255))
+    expected = [[0.5, 0.25 - 1, 0.25], [0, 0, 0]]
+    np.testing.assert_allclose(gradient[0, 0], expected, atol=1e-6)
+
+
+def test_ignored_pixels_may_have_any_logits():
+    logits = LOGITS.at[0, 0, 1].set(jnp.array([np.inf, np.nan, -np.inf]))
+    cost, gradient = jax.value_and_grad(pixel_cross_entropy)(logits, labels(0, 255))
+    np.testing.assert_allclose(cost, np.log(2), rtol=1e-5)
+    assert not np.isnan(gradient[0, 0, 0]).any()
+
+
+def test_large_logits_stay_finite():
+    logits = jnp.array([1000.0, -1000.0, 0.0]).reshape(1, 1, 1, 3)
+    assert pixel_cross_entropy(logits, labels(0)) == 0
+    assert pixel_cross_entropy(logits, labels(1)) == 2000
+
+
+def test_bfloat16_logits_are_summed_in_float32():
+    logits = jnp.zeros((1, 40, 50, 8), jnp.bfloat16)
+    cost = pixel_cross_entropy(logits, jnp.zeros((1, 40, 50), jnp.uint8))
+    np.testing.assert_allclose(cost, np.log(8), rtol=1e-5)
+
+
+def test_unknown_average_raises():
+    with pytest.raises(ValueError, match="average='mean': allowed are 'labelled'"):
+        pixel_cross_entropy(LOGITS, labels(0, 0), average="mean")
+
+
+def test_class_presence_finds_single_pixels_and_no_ignored_ones():
+    pixels = jnp.array([[[0, 0], [0, 3]], [[255, 255], [2, 1]], [[255] * 2] * 2])
+    expected = [[1, 0, 0, 1], [0, 1, 1, 0], [0, 0, 0, 0]]
+    np.testing.assert_array_equal(class_presence(pixels, 4), expected)
+
+
+def test_presence_loss_is_the_mean_over_images_and_classes():
+    presence = jnp.log(jnp.array([[1.0, 3.0], [1.0, 1 / 3]]))  # 1/2, 3/4; 1/2, 1/4
+    target = jnp.array([[1.0, 1.0], [0.0, 1.0]])
+    expected = -np.mean(np.log([0.5, 0.75, 0.5, 0.25]))
+    np.testing.assert_allclose(presence_loss(presence, target), expected, rtol=1e-6)
+
+
+def test_presence_loss_of_large_logits_is_finite():
+    presence = jnp.array([[1000.0, -1000.0]])
+    assert presence_loss(presence, jnp.array([[1.0, 0.0]])) == 0
+    assert presence_loss(presence, jnp.array([[0.0, 1.0]])) == 1000
+
+
+def test_segmentation_loss_is_the_weighted_sum_of_its_parts():
+    output = SegmentationOutput(
+        LOGITS,
+        presence=jnp.zeros((1, 3)),
+        auxiliary=jnp.zeros((1, 1, 2, 3)),
+        stage3_presence=jnp.full((1, 3), np.log(3.0)),
+    )
+    loss, parts = segmentation_loss(
+        output, labels(0, 255), num_classes=3, se_weight=0.5, aux_weight=0.25
+    )
+    # Class 0 is there, the two others are not: probabilities 1/2, then 3/4.
+    se_loss = np.log(2) - np.mean(np.log([0.75, 0.25, 0.25]))
+    expected = dict(pixel_loss=np.log(2), se_loss=se_loss, aux_loss=np.log(3))
+    assert parts.keys() == expected.keys()
+    for key, value in expected.items():
+        np.testing.assert_allclose(parts[key], value, rtol=1e-5)
+    total = np.log(2) + 0.5 * se_loss + 0.25 * np.log(3)
+    np.testing.assert_allclose(loss, total, rtol=1e-5)
+
+
+def test_segmentation_loss_without_branches_is_that_of_the_pixels():
+    loss, parts = segmentation_loss(
+        SegmentationOutput(LOGITS), labels(0, 2), num_classes=3
+    )
+    assert parts.keys() == {"pixel_loss"}
+    np.testing.assert_array_equal(loss, parts["pixel_loss"])
+
+
+def test_weights_of_classes_and_average_reach_both_heads():
+    output = SegmentationOutput(LOGITS, auxiliary=LOGITS)
+    _, parts = segmentation_loss(
+        output,
+        labels(1, 255),
+        num_classes=3,
+        class_weights=(9.0, 3.0, 1.0),
+        average="all",
+    )
+    for key in ("pixel_loss", "aux_loss"):
+        np.testing.assert_allclose(parts[key], 3 * np.log(4) / 2, rtol=1e-5)

@@ -1,0 +1,96 @@
+"""Tests of the scores against values worked out by hand."""
+
+import jax
+import numpy as np
+import pytest
+
+from encnet_jax.metrics import confusion_matrix, scores
+
+# Rows are true classes. Classes 0, 1 and 2 have 4, 3 and 5 pixels.
+MATRIX = np.array([[3, 1, 0], [0, 2, 1], [2, 0, 3]])
+
+
+def test_confusion_matrix_counts_true_classes_in_rows():
+    labels = np.repeat([0, 0, 1, 1, 2, 2], [3, 1, 2, 1, 2, 3]).astype(np.uint8)
+    predictions = np.repeat([0, 1, 1, 2, 0, 2], [3, 1, 2, 1, 2, 3])
+    order = np.random.default_rng(0).permutation(12)
+    actual = jax.jit(confusion_matrix, static_argnums=2)(
+        labels[order].reshape(3, 4), predictions[order].reshape(3, 4), 3
+    )
+    np.testing.assert_array_equal(actual, MATRIX)
+
+
+@pytest.mark.parametrize("ignore_label", [255, 1])
+def test_ignored_pixels_count_nowhere(ignore_label):
+    labels = np.array([0, ignore_label, 2, ignore_label])
+    matrix = confusion_matrix(labels, np.array([0, 0, 0, 2]), 3, ignore_label)
+    np.testing.assert_array_equal(matrix, [[1, 0, 0], [0, 0, 0], [1, 0, 0]])
+
+
+@pytest.mark.parametrize("label", [-1, -3, 3, 9, 100, 254])
+def test_labels_that_are_no_class_count_nowhere(label):
+    matrix = confusion_matrix(np.array([label, 2]), np.array([1, 1]), 3)
+    np.testing.assert_array_equal(matrix, [[0, 0, 0], [0, 0, 0], [0, 1, 0]])
+
+
+@pytest.mark.parametrize("prediction", [-1, -4, 3, 5, 255])
+def test_predictions_that_are_no_class_are_in_no_other_class(prediction):
+    matrix = confusion_matrix(np.array([1, 2]), np.array([prediction, 2]), 3)
+    np.testing.assert_array_equal(matrix, [[0, 0, 0], [0, 0, 0], [0, 0, 1]])
+
+
+def test_different_numbers_of_pixels_raise():
+    with pytest.raises(ValueError, match="4 labels for 3 predictions"):
+        confusion_matrix(np.zeros(4, int), np.zeros(3, int), 2)
+
+
+def test_scores_are_those_worked_out_by_hand():
+    actual = scores(MATRIX)
+    iou = [3 / 6, 2 / 4, 3 / 6]
+    assert actual["pixel_accuracy"] == pytest.approx(8 / 12)
+    np.testing.assert_allclose(actual["per_class_iou"], iou)
+    np.testing.assert_allclose(actual["per_class_accuracy"], [3 / 4, 2 / 3, 3 / 5])
+    assert actual["mean_iou"] == pytest.approx(0.5)
+    assert actual["mean_accuracy"] == pytest.approx((3 / 4 + 2 / 3 + 3 / 5) / 3)
+    assert actual["frequency_weighted_iou"] == pytest.approx(0.5)
+
+
+def test_frequency_weights_are_those_of_the_labels():
+    actual = scores([[6, 0], [1, 1]])
+    expected = (6 * 6 / 7 + 2 * 1 / 2) / 8
+    assert actual["frequency_weighted_iou"] == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("absent, iou, count", [("skip", np.nan, 2), ("zero", 0.0, 3)])
+def test_absent_class_is_skipped_or_zero(absent, iou, count):
+    actual = scores([[1, 0, 0], [0, 0, 0], [1, 0, 2]], absent)
+    np.testing.assert_allclose(actual["per_class_iou"], [1 / 2, iou, 2 / 3])
+    np.testing.assert_allclose(actual["per_class_accuracy"], [1, iou, 2 / 3])
+    assert actual["mean_iou"] == pytest.approx((1 / 2 + 2 / 3) / count)
+    assert actual["mean_accuracy"] == pytest.approx((1 + 2 / 3) / count)
+
+
+@pytest.mark.parametrize("absent", ["skip", "zero"])
+def test_class_that_is_only_predicted_has_an_iou_of_zero(absent):
+    actual = scores([[1, 1], [0, 0]], absent)
+    np.testing.assert_allclose(actual["per_class_iou"], [0.5, 0])
+    assert actual["mean_iou"] == 0.25
+    # Of its accuracy nothing is known.
+    assert actual["mean_accuracy"] == (0.5 if absent == "skip" else 0.25)
+
+
+@pytest.mark.parametrize("absent", ["skip", "zero"])
+def test_no_pixel_at_all_scores_zero(absent):
+    actual = scores(np.zeros((2, 2), int), absent)
+    assert actual["pixel_accuracy"] == actual["mean_iou"] == 0
+    assert actual["mean_accuracy"] == actual["frequency_weighted_iou"] == 0
+
+
+def test_sums_beyond_32_bits_are_exact():
+    actual = scores(np.array([[3, 1], [0, 4]], np.int64) * 2**40)
+    np.testing.assert_allclose(actual["per_class_iou"], [3 / 4, 4 / 5])
+
+
+def test_unknown_rule_for_absent_classes_raises():
+    with pytest.raises(ValueError, match="absent='drop': allowed are 'skip', 'zero'"):
+        scores(MATRIX, "drop")

@@ -1,0 +1,125 @@
+"""Tests of schedules and of the optimizer against values worked out by hand."""
+
+import jax
+import numpy as np
+import pytest
+
+from encnet_jax.optimizer import cosine_schedule, create_optimizer, poly_schedule
+
+
+@pytest.mark.parametrize(
+    "step, expected",
+    [(0, 0.01), (50, 0.01 * 0.5**0.9), (99, 0.01 * 0.01**0.9), (100, 0)],
+)
+def test_poly_schedule_has_the_values_worked_out_by_hand(step, expected):
+    schedule = poly_schedule(0.01, 100)
+    np.testing.assert_allclose(schedule(step), expected, rtol=1e-5, atol=1e-9)
+    np.testing.assert_allclose(jax.jit(schedule)(step), expected, rtol=1e-5, atol=1e-9)
+
+
+def test_poly_schedule_stays_at_its_end():
+    assert poly_schedule(0.01, 100)(250) == 0
+    np.testing.assert_allclose(poly_schedule(0.01, 100, minimum=1e-4)(250), 1e-4)
+
+
+@pytest.mark.parametrize(
+    "step, expected",
+    [(0, 0.0), (5, 0.05), (10, 0.1), (60, 0.1 * 0.5**2), (110, 0.0)],
+)
+def test_warmup_rises_to_the_base_and_the_decay_spans_the_rest(step, expected):
+    schedule = poly_schedule(0.1, 110, 2.0, warmup_steps=10)
+    np.testing.assert_allclose(schedule(step), expected, rtol=1e-5, atol=1e-9)
+
+
+@pytest.mark.parametrize(
+    "step, expected", [(0, 0.01), (50, 0.0099 * 0.5**0.9 + 1e-4), (100, 1e-4)]
+)
+def test_minimum_is_where_the_decay_ends(step, expected):
+    schedule = poly_schedule(0.01, 100, minimum=1e-4)
+    np.testing.assert_allclose(schedule(step), expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("total, warmup", [(0, 0), (10, 10), (10, 11), (10, -1)])
+def test_steps_that_leave_no_decay_raise(total, warmup):
+    with pytest.raises(ValueError, match=f"total_steps={total}, warmup_steps={warmup}"):
+        poly_schedule(0.1, total, warmup_steps=warmup)
+
+
+@pytest.mark.parametrize(
+    "warmup, step, expected",
+    [(0, 0, 0.1), (0, 50, 0.05), (0, 100, 0), (20, 10, 0.05), (20, 60, 0.05)],
+)
+def test_cosine_schedule_has_the_values_worked_out_by_hand(warmup, step, expected):
+    schedule = cosine_schedule(0.1, 100, warmup_steps=warmup)
+    np.testing.assert_allclose(schedule(step), expected, rtol=1e-5, atol=1e-9)
+
+
+def taken(steps, params, gradients, rate=0.1, **settings):
+    """Returns the parameters after some steps with the same gradients."""
+    tx = create_optimizer(lambda step: rate, **settings)
+    state = tx.init(params)
+    for _ in range(steps):
+        updates, state = tx.update(gradients, state, params)
+        params = jax.tree.map(lambda p, u: p + u, params, updates)
+    return params
+
+
+@pytest.mark.parametrize(
+    "nesterov, factor, expected",
+    [
+        # d = 0.5 + 0.1 w; v = 0.9 v + d; w -= 0.1 * factor * v, twice from w = 1.
+        # d = 0.6, 0.594; v = 0.6, 1.134.
+        (False, 1.0, (0.94, 0.8266)),
+        # d = 0.6, 0.54; v = 0.6, 1.08.
+        (False, 10.0, (0.4, -0.68)),
+        # d + 0.9 v: 1.14; then d = 0.5886, v = 1.1286.
+        (True, 1.0, (0.886, 0.725566)),
+    ],
+)
+def test_two_steps_have_the_values_worked_out_by_hand(nesterov, factor, expected):
+    params = {"head": {"bias": np.float32(1)}}
+    gradients = {"head": {"bias": np.float32(0.5)}}
+    for steps, value in zip((1, 2), expected):
+        moved = taken(
+            steps,
+            params,
+            gradients,
+            momentum=0.9,
+            weight_decay=0.1,
+            head_factor=factor,
+            nesterov=nesterov,
+        )
+        np.testing.assert_allclose(moved["head"]["bias"], value, rtol=1e-5)
+
+
+def test_head_factor_holds_outside_the_backbone_only():
+    ones = np.ones(2, np.float32)
+    params = {
+        "auxiliary": {"backbone": {"scale": ones}},
+        "backbone": {"head": {"kernel": ones}, "stem": {0: {"bias": ones}}},
+        "head": {"codewords": ones},
+    }
+    moved = taken(1, params, params, rate=0.01, weight_decay=0.0)
+    np.testing.assert_allclose(moved["backbone"]["head"]["kernel"], 0.99)
+    np.testing.assert_allclose(moved["backbone"]["stem"][0]["bias"], 0.99)
+    np.testing.assert_allclose(moved["auxiliary"]["backbone"]["scale"], 0.9)
+    np.testing.assert_allclose(moved["head"]["codewords"], 0.9)
+
+
+def test_weight_decay_holds_for_every_parameter():
+    names = ("kernel", "bias", "scale", "codewords")
+    params = {"backbone": {name: np.float32([2.0]) for name in names}}
+    zeros = jax.tree.map(np.zeros_like, params)
+    moved = taken(1, params, zeros, weight_decay=0.5)
+    for name in names:
+        np.testing.assert_allclose(moved["backbone"][name], 2 - 0.1 * 0.5 * 2)
+
+
+def test_schedule_is_followed_step_by_step():
+    params, one = {"backbone": np.float32(0)}, {"backbone": np.float32(1)}
+    tx = create_optimizer(poly_schedule(1.0, 4, 1.0), momentum=0.0, weight_decay=0.0)
+    state, found = tx.init(params), []
+    for _ in range(5):
+        updates, state = tx.update(one, state, params)
+        found.append(float(updates["backbone"]))
+    np.testing.assert_allclose(found, [-1, -0.75, -0.5, -0.25, 0])
