@@ -3,8 +3,6 @@
 Writes DIR/evaluation/SPLIT.json and prints a table.
 """
 
-from pathlib import Path
-
 from absl import flags
 from ml_collections import config_flags
 
@@ -19,14 +17,10 @@ flags.mark_flag_as_required("config")
 
 def main(arguments: list[str]) -> None:
     """Runs the evaluation."""
-    from encnet_jax.config import default_workdir, validate
     from encnet_jax.evaluation import evaluate_workdir
 
     command.no_arguments(arguments)
-    config = _CONFIG.value
-    validate(config)
-    filename = config_flags.get_config_filename(flags.FLAGS["config"])
-    workdir = Path(_WORKDIR.value or default_workdir(filename))
+    config, workdir = command.config_and_workdir(_CONFIG, _WORKDIR.value)
     split = _SPLIT.value or config.evaluation.split
     print(evaluate_workdir(config, workdir, split, _STEP.value))
 

@@ -4,8 +4,6 @@ Any key of the configuration can be overridden: --config.learning_rate=0.02. Run
 same command again goes on where the run stands.
 """
 
-from pathlib import Path
-
 from absl import flags
 from ml_collections import config_flags
 
@@ -18,14 +16,11 @@ flags.mark_flag_as_required("config")
 
 def main(arguments: list[str]) -> None:
     """Runs the training."""
-    from encnet_jax.config import default_workdir, validate
     from encnet_jax.training import train
 
     command.no_arguments(arguments)
-    validate(_CONFIG.value)
-    filename = config_flags.get_config_filename(flags.FLAGS["config"])
-    workdir = Path(_WORKDIR.value or default_workdir(filename))
-    scores = train(_CONFIG.value, workdir)
+    config, workdir = command.config_and_workdir(_CONFIG, _WORKDIR.value)
+    scores = train(config, workdir)
     print(f"mean IoU {scores['mean_iou']:.4f}; everything is in {workdir}")
 
 

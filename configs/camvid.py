@@ -30,6 +30,8 @@ SEGNET_WEIGHTS = (
 
 def get_config(size: str = "gpu") -> ConfigDict:
     """Returns the configuration; `size` is `gpu`, `weighted` (classes) or `cpu`."""
+    if size not in ("gpu", "weighted", "cpu"):
+        raise ValueError(f"camvid.py:{size}: allowed are gpu, weighted, cpu")
     config = default()
     config.data.name = "camvid"
     config.data.color_jitter = 0.3  # test has dusk frames; training few

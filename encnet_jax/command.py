@@ -4,8 +4,10 @@ import logging
 import os
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 from absl import flags
+from ml_collections import ConfigDict, config_flags
 
 from encnet_jax.errors import UserError
 
@@ -30,8 +32,6 @@ def run(main: Callable[[list[str]], int | None]) -> None:
         arguments = flags.FLAGS(sys.argv)[1:]
     except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as error:
         _fail(_one_line(error), 2)
-    except OSError as error:
-        _fail(f"--config: {error.strerror}: {error.filename}", 2)
     _set_up()
     try:
         code = main(arguments)
@@ -61,12 +61,31 @@ def _set_up() -> None:
 
 def _one_line(error: Exception) -> str:
     text = error.args[0] if isinstance(error, KeyError) and error.args else error
-    return " ".join(str(text).split())
+    lines = str(text).strip().splitlines()
+    # A config file that raises comes with its traceback; the last line says what.
+    return lines[-1] if "Traceback" in str(text) else " ".join(" ".join(lines).split())
 
 
 def _fail(message: str, code: int) -> None:
     print(f"error: {message}", file=sys.stderr)
     sys.exit(code)
+
+
+def config_and_workdir(
+    config: flags.FlagHolder, workdir: str | None
+) -> tuple[ConfigDict, Path]:
+    """Returns the validated configuration, and the workdir or its default.
+
+    Raises:
+        UserError: The file is missing, or a value is out of range.
+    """
+    from encnet_jax.config import default_workdir, validate
+
+    file = config_flags.get_config_filename(flags.FLAGS["config"])
+    if not Path(file.partition(":")[0]).is_file():
+        raise UserError(f"--config={file}: no such file")
+    validate(config.value)
+    return config.value, Path(workdir or default_workdir(file))
 
 
 def no_arguments(arguments: list[str]) -> None:

@@ -161,6 +161,8 @@ def _check_numbers(config: ConfigDict) -> None:
         value = _get(config, key)
         if not value >= least:
             raise UserError(f"{key}={value}: must be at least {least}")
+    if config.seed >= 2**32:
+        raise UserError(f"seed={config.seed}: must be below 2^32")
     if not config.learning_rate > 0:
         raise UserError(f"learning_rate={config.learning_rate}: must be above 0")
     for key in ("optimizer.momentum", "data.color_jitter"):

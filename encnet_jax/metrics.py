@@ -22,7 +22,8 @@ def confusion_matrix(
     Args:
         labels: Integers of any shape, 0 to num_classes - 1, or `ignore_label`: such
             pixels count nowhere, not even as false positives.
-        predictions: Integers of the same shape, 0 to num_classes - 1.
+        predictions: Integers of the same shape, 0 to num_classes - 1; others count
+            nowhere.
         num_classes: Number of classes.
         ignore_label: Label of pixels that are not scored.
     """
@@ -35,6 +36,7 @@ def confusion_matrix(
     # An id past the end is dropped by bincount; a negative one would count as class 0.
     outside = num_classes * num_classes
     valid = (labels != ignore_label) & (labels >= 0) & (labels < num_classes)
+    valid &= (predictions >= 0) & (predictions < num_classes)
     cells = jnp.where(valid, labels * num_classes + predictions, outside)
     return jnp.bincount(cells, length=outside).reshape(num_classes, num_classes)
 

@@ -46,8 +46,8 @@ def overlay(
     """
     painted = np.asarray(palette_image(labels, colors).convert("RGB"))
     mixed = image * (1 - opacity) + painted * opacity
-    mixed = np.where((labels == IGNORE_LABEL)[..., None], image, mixed)
     mixed = _with_borders(mixed.round().astype(np.uint8), labels)
+    mixed = np.where((labels == IGNORE_LABEL)[..., None], image, mixed)
     picture = Image.fromarray(mixed)
     return _with_legend(picture, labels, colors, class_names) if legend else picture
 

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 from encnet_jax.data.classes import IMAGENET_MEAN, IMAGENET_STD
 from encnet_jax.inference import (
@@ -72,7 +73,8 @@ def predict():
     reference = small_model()
     reference.eval()
     inputs = (images / 255 - IMAGENET_MEAN) / IMAGENET_STD
-    logits = np.asarray(reference(jnp.asarray(inputs, jnp.float32)).logits)
+    apply = nnx.jit(lambda model, inputs: model(inputs).logits)
+    logits = np.asarray(apply(reference, jnp.asarray(inputs, jnp.float32)))
     return model, was_training, function, images, logits
 
 

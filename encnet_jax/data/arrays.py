@@ -102,9 +102,10 @@ def _augment(
     pixels = image.astype(jnp.float32)
     pixels = jnp.einsum("oh,hwc->owc", rows.weights(), pixels, precision="highest")
     pixels = jnp.einsum("ow,hwc->hoc", columns.weights(), pixels, precision="highest")
+    inside = rows.inside[:, None] & columns.inside[None, :]
     if how.color_jitter:
         pixels = _jitter(pixels, draws[4:], how.color_jitter)
-    inside = rows.inside[:, None] & columns.inside[None, :]
+        pixels = jnp.where(inside[..., None], pixels, 0.0)  # padding stays black
     picked = labels[rows.nearest()][:, columns.nearest()]
     labels = jnp.where(inside, picked, jnp.uint8(IGNORE_LABEL))
     return jnp.round(jnp.clip(pixels, 0, 255)), labels

@@ -1,11 +1,22 @@
 """Image files to arrays: whatever people have becomes uint8 RGB."""
 
 import io
+import struct
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from encnet_jax.errors import UserError
+
+_ORIENTATION = 0x0112  # of EXIF; 1 is upright
+_UNREADABLE = (
+    UnidentifiedImageError,
+    Image.DecompressionBombError,
+    OSError,
+    SyntaxError,
+    ValueError,
+    struct.error,
+)
 
 
 def decode_image(data: bytes, name: str) -> np.ndarray:
@@ -33,6 +44,29 @@ def to_rgb_array(image: Image.Image) -> np.ndarray:
     return np.asarray(image.convert("RGB"))
 
 
+def plain_rgb(data: bytes, name: str) -> bytes:
+    """Returns an image file that every decoder reads alike.
+
+    That is the file itself if it is an upright JPEG or 8-bit PNG in RGB or grey, and
+    else a PNG of what `decode_image` makes of it: rotation by EXIF, transparency, CMYK
+    and palettes are not every decoder's.
+
+    Raises:
+        UserError: As `decode_image`.
+    """
+    image = _identify(data, name)
+    try:
+        upright = image.getexif().get(_ORIENTATION, 1) == 1
+    except _UNREADABLE as error:
+        raise _unreadable(name, error) from error
+    plain = image.mode in ("RGB", "L") and "transparency" not in image.info
+    if image.format in ("JPEG", "PNG") and plain and upright:
+        return data
+    file = io.BytesIO()
+    Image.fromarray(decode_image(data, name)).save(file, "PNG", compress_level=1)
+    return file.getvalue()
+
+
 def decode_labels(data: bytes, name: str) -> np.ndarray:
     """Decodes a label file into uint8 (h, w): grey values or palette indices.
 
@@ -49,11 +83,23 @@ def decode_labels(data: bytes, name: str) -> np.ndarray:
 
 
 def _open(data: bytes, name: str) -> Image.Image:
+    image = _identify(data, name)
     try:
-        image = Image.open(io.BytesIO(data))
         image.load()
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
-        raise UserError(f"{name}: cannot be decoded as an image: {error}") from error
-    except Image.DecompressionBombError as error:
-        raise UserError(f"{name}: {error}") from error
+    except _UNREADABLE as error:
+        raise _unreadable(name, error) from error
     return image
+
+
+def _identify(data: bytes, name: str) -> Image.Image:
+    try:
+        return Image.open(io.BytesIO(data))
+    except _UNREADABLE as error:
+        raise _unreadable(name, error) from error
+
+
+def _unreadable(name: str, error: Exception) -> UserError:
+    # Of bytes in no known format Pillow names the address in memory.
+    unknown = isinstance(error, UnidentifiedImageError)
+    reason = "unknown format" if unknown else error
+    return UserError(f"{name}: cannot be decoded as an image: {reason}")

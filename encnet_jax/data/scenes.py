@@ -1,10 +1,10 @@
 """Draws `scenes`, the embedded data set in which only the context decides.
 
 Every picture shows a far backdrop (rows 0 to 23), a broad meadow, and a pale ground
-with a few objects on it (row 66 and below). The backdrop alone tells the kind of
+with a few objects on it (row 69 and below). The backdrop alone tells the kind of
 scene: a city, a harbour, a farm or a winter village. The ground and the objects look
 exactly the same in all of them and yet bear other names: what is a car on a road is a
-boat on water. At least 42 rows of meadow lie between the two, more than half the
+boat on water. At least 45 rows of meadow lie between the two, more than half the
 receptive field of the demo's backbone, so a network without a view of the whole
 picture can only guess.
 
@@ -36,7 +36,7 @@ from encnet_jax.data.scene_canvas import (
     mix,
 )
 
-AMBIGUOUS_ROW = 66  # No pixel above this row bears a name that the kind decides.
+AMBIGUOUS_ROW = 69  # No pixel above this row bears a name that the kind decides.
 SMALL_SIZE = 10  # Objects up to this many pixels across count as small.
 
 KINDS = ("city", "harbour", "farm", "winter")
@@ -177,7 +177,7 @@ def _draw_ground(
     canvas: Canvas, rng: np.random.Generator, base: Color, label: int
 ) -> None:
     """Draws the pale ground: softly graded bands with streaks, and a bright verge."""
-    shore = contour(rng, 68.5, 2)
+    shore = contour(rng, 71.5, 2)
     verge = [v - 1.6 * (i % 2) for i, v in enumerate(shore)]
     canvas.add("polygon", mix(base, (255, 252, 240), 0.6), verge, _MEADOW)
     for step in range(6):

@@ -14,7 +14,7 @@ import numpy as np
 
 from encnet_jax.data import scenes
 from encnet_jax.data.classes import DATASETS, IGNORE_LABEL, DatasetInfo
-from encnet_jax.data.images import decode_image, decode_labels
+from encnet_jax.data.images import decode_image, decode_labels, plain_rgb
 from encnet_jax.errors import UserError
 
 # Above this many files a check of every one of them takes minutes rather than seconds.
@@ -63,7 +63,8 @@ class FileSource:
         """Returns the bytes of the image file and the labels."""
         image_path, label_path = self.pairs[number]
         labels = decode_labels(_read(label_path), str(label_path))
-        return _read(image_path), map_labels(labels, self.info, str(label_path))
+        image = plain_rgb(_read(image_path), str(image_path))
+        return image, map_labels(labels, self.info, str(label_path))
 
     def example(self, number: int) -> Example:
         """Returns an example; raises `UserError` where image and labels do not fit."""
@@ -211,8 +212,10 @@ def pair_files(images: Path, labels: Path) -> list[tuple[Path, Path]]:
     files = sorted(p for p in images.iterdir() if p.suffix.lower() in _IMAGE_SUFFIXES)
     if not files:
         raise UserError(f"{images}: no images ({', '.join(_IMAGE_SUFFIXES)}) in it")
-    pairs = []
+    pairs: list[tuple[Path, Path]] = []
     for path in files:
+        if pairs and pairs[-1][0].stem == path.stem:
+            raise UserError(f"{path} and {pairs[-1][0]}: two images for one label file")
         label = labels / f"{path.stem}.png"
         if not label.is_file():
             raise UserError(f"{label}: missing, the label file of {path}")

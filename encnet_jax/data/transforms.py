@@ -35,6 +35,7 @@ def augment(
     labels = _crop_resized_labels(labels, size, start, how.crop_size)
     if how.color_jitter:
         image = _jitter(image, seed, how.color_jitter)
+    image = _black_outside(image, size - start)
     if how.flip:
         mirrored = draws[3] < 0.5
         image = tf.where(mirrored, image[:, ::-1], image)
@@ -56,7 +57,7 @@ def _scaled_size(original: tf.Tensor, draw: tf.Tensor, how: Augmentation) -> tf.
 def _crop_resized(
     image: tf.Tensor, size: tf.Tensor, start: tf.Tensor, crop: int
 ) -> tf.Tensor:
-    """Resizes to `size` and crops at `start` in one pass; black where nothing is."""
+    """Resizes to `size` and crops at `start` in one pass."""
     original = tf.cast(tf.shape(image)[:2], tf.float32)
     crops = tf.raw_ops.ScaleAndTranslate(
         images=image[None],
@@ -66,8 +67,13 @@ def _crop_resized(
         kernel_type="triangle",
         antialias=True,
     )
-    rows, columns = tf.unstack(tf.sequence_mask(size - start, crop))
-    return tf.where(rows[:, None, None] & columns[None, :, None], crops[0], 0.0)
+    return crops[0]
+
+
+def _black_outside(image: tf.Tensor, inside: tf.Tensor) -> tf.Tensor:
+    """Makes all but the first so many rows and columns black."""
+    rows, columns = tf.unstack(tf.sequence_mask(inside, tf.shape(image)[0]))
+    return tf.where(rows[:, None, None] & columns[None, :, None], image, 0.0)
 
 
 def _crop_resized_labels(

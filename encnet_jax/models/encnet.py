@@ -40,7 +40,9 @@ class Classifier(nnx.Module):
     def __init__(self, features, num_classes, *, dropout, dtype, rngs):
         # Element by element, as PyTorch-Encoding since v1.2.0; earlier versions and
         # mmsegmentation drop whole channels.
-        self.dropout = nnx.Dropout(dropout, rngs=rngs)
+        # A stream of this name, whatever those of `rngs`: training reseeds it by step.
+        stream = nnx.Rngs(dropout=rngs.dropout())
+        self.dropout = nnx.Dropout(dropout, rngs=stream)
         self.conv = Conv(
             features,
             num_classes,

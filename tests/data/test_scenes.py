@@ -102,7 +102,7 @@ def test_cue_is_farther_than_the_small_backbone_sees(families):
         for scene in family:
             rows = np.nonzero(np.isin(scene.labels, scenes.AMBIGUOUS).any(1))[0]
             assert rows.min() >= scenes.AMBIGUOUS_ROW
-            assert rows.min() - cue_rows.max() >= 42
+            assert rows.min() - cue_rows.max() >= 45
 
 
 def test_farm_and_winter_share_their_mean_color(families):

@@ -1,0 +1,94 @@
+"""Pictures that show where their pixels went, and what must hold after augmentation."""
+
+import numpy as np
+
+from encnet_jax.data.augmentation import Augmentation
+from encnet_jax.data.classes import IGNORE_LABEL
+
+SIZE = 36, 44  # pixels
+# All that can happen: padding, crops, shrinking, growing, mirroring.
+GEOMETRY = Augmentation(base_size=44, crop_size=40, scale_range=(0.5, 2.0))
+# The crop holds the whole image at every scale.
+SCALES = Augmentation(base_size=20, crop_size=40, scale_range=(0.5, 2.0))
+# So many sizes and places that no two results are the same by chance.
+DIFFERENT = Augmentation(base_size=44, crop_size=24, scale_range=(1.0, 4.0))
+CROPS = Augmentation(base_size=44, crop_size=30, scale_range=(1.0, 1.0))
+
+
+def labelled_by_color(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """Returns an image of irregular fields, black where 0 and white where 1."""
+
+    def stripes(length):
+        widths = rng.integers(5, 9, length)
+        return np.repeat(np.arange(length) % 2, widths)[:length]
+
+    labels = stripes(SIZE[0])[:, None] ^ stripes(SIZE[1])
+    return np.repeat(labels[..., None] * 255, 3, -1).astype("u1"), labels.astype("u1")
+
+
+def ramp() -> tuple[np.ndarray, np.ndarray]:
+    """Returns an image of its own coordinates, 5 levels a pixel, and labels of 0."""
+    rows, columns = np.mgrid[: SIZE[0], : SIZE[1]]
+    image = np.stack([rows * 5, columns * 5, 0 * rows], -1)
+    return image.astype(np.uint8), np.zeros(SIZE, np.uint8)
+
+
+def check_labels_follow_colors(images: np.ndarray, labels: np.ndarray) -> None:
+    """Asserts that every pixel has the class whose colour is the nearer one.
+
+    Interpolated colours pass the middle exactly where the nearest label changes.
+    """
+    images = images.astype(float)
+    valid = labels != IGNORE_LABEL
+    assert set(np.unique(labels)) == {0, 1, IGNORE_LABEL}
+    assert not images[~valid].any()
+    decided = valid & (np.abs(images[..., 0] - 127.5) > 2)
+    assert decided.sum() > 0.9 * valid.sum()
+    np.testing.assert_array_equal((images[..., 0] > 127.5)[decided], labels[decided])
+    # Padding is below and on the right, or the left where mirrored.
+    rows, columns = valid.any(2), valid.any(1)
+    assert (valid == rows[:, :, None] & columns[:, None, :]).all()
+    assert (np.diff(rows.astype(int)) <= 0).all() and rows[:, 0].all()
+    assert (columns[:, 0] | columns[:, -1]).all()
+    assert (np.abs(np.diff(columns.astype(int))).sum(1) <= 1).all()
+
+
+def check_scales(images: np.ndarray, labels: np.ndarray) -> None:
+    """Asserts what `SCALES` promises, of many results for `ramp()`."""
+    valid = labels != IGNORE_LABEL
+    heights, widths = valid.any(2).sum(1), valid.any(1).sum(1)
+    # The long side, 20 pixels at scale 1, is uniform in 10 to 40.
+    assert 10 <= widths.min() <= 11 and 39 <= widths.max() <= 40
+    quartiles = np.quantile(widths, [0.25, 0.5, 0.75])
+    np.testing.assert_allclose(quartiles, [17.5, 25, 32.5], atol=3)
+    np.testing.assert_allclose(heights, widths * SIZE[0] / SIZE[1], atol=0.51)
+    # Mirrored images are darker on the right, and have their padding on the left.
+    slopes = images[:, 0, -10:, 1].astype(float).mean(1) - images[:, 0, :10, 1].mean(1)
+    full = widths == 40
+    mirrored = np.where(full, slopes < 0, valid[:, 0, -1])
+    assert abs(mirrored.mean() - 0.5) < 4 * 0.5 / len(images) ** 0.5
+    # The whole ramp is there: its ends are those of the original.
+    for image, height, width in zip(
+        images[~mirrored], heights[~mirrored], widths[~mirrored]
+    ):
+        shown = image[:height, :width].astype(float)
+        step = SIZE[1] / width
+        expected = ((np.arange(width) + 0.5) * step - 0.5) * 5
+        inner = slice(2, -2)  # At the border the kernel is cut.
+        np.testing.assert_allclose(shown[0, inner, 1], expected[inner], atol=1.01)
+
+
+def check_crops(images: np.ndarray, labels: np.ndarray) -> None:
+    """Asserts what `CROPS` promises, of many results for `ramp()`."""
+    assert not labels.any()
+    top, left = images[:, 0, 0, 0] / 5, images[..., 1].min((1, 2)) / 5
+    for starts, length in ((top, SIZE[0]), (left, SIZE[1])):
+        room = length - 30
+        assert starts.min() == 0 and starts.max() == room
+        assert (starts == starts.round()).all()
+        spread = room / 12**0.5
+        assert abs(starts.mean() - room / 2) < 4 * spread / len(images) ** 0.5
+    assert abs(np.corrcoef(top, left)[0, 1]) < 4 / len(images) ** 0.5
+    mirrored = images[:, 0, 0, 1] > images[:, 0, -1, 1]
+    assert abs(mirrored.mean() - 0.5) < 4 * 0.5 / len(images) ** 0.5
+    assert abs(np.corrcoef(mirrored, left)[0, 1]) < 4 / len(images) ** 0.5
