@@ -39,13 +39,18 @@ def workdir(camvid, tmp_path_factory):
     return folder
 
 
+def read_metrics(workdir):
+    text = (workdir / "metrics.jsonl").read_text()
+    return [json.loads(line) for line in text.splitlines()]
+
+
 def final_parameters(workdir):
     segmenter = Segmenter.from_workdir(workdir, "latest")
     return [np.asarray(leaf) for leaf in jax.tree.leaves(segmenter._arrays)]
 
 
 def test_train_writes_metrics_checkpoints_and_pictures(workdir):
-    lines = [json.loads(s) for s in (workdir / "metrics.jsonl").open()]
+    lines = read_metrics(workdir)
     steps = [line["step"] for line in lines if "loss" in line]
     assert steps == [1, 2, 3, 4, 5, 6]
     wanted = {"loss", "pixel_loss", "se_loss", "aux_loss", "learning_rate"}
@@ -55,7 +60,8 @@ def test_train_writes_metrics_checkpoints_and_pictures(workdir):
     assert lines[-1].keys() == {"step", "pixel_accuracy", "mean_iou"}
     assert sorted(os.listdir(workdir / "checkpoints")) == ["4", "6"]
     assert list((workdir / "tensorboard").glob("events.*"))
-    assert Image.open(workdir / "predictions.png").width > 3 * 300
+    with Image.open(workdir / "predictions.png") as panel:
+        assert panel.width > 3 * 300  # image, label, prediction
     config = json.loads((workdir / "config.json").read_text())
     assert config["model"]["width"] == 4
 
@@ -106,9 +112,9 @@ def test_predict_writes_results_and_names_what_it_cannot_read(workdir, tmp_path)
     assert len(errors(result)) == 1 and "broken.jpg" in errors(result)[0]
     names = {"photo.png", "photo-overlay.png", "grey.png", "grey-overlay.png"}
     assert {p.name for p in output.iterdir()} == names
-    labels = Image.open(output / "photo.png")
-    assert labels.mode == "P" and labels.size == (50, 40)
-    assert np.asarray(labels).max() < 11
+    with Image.open(output / "photo.png") as labels:
+        assert labels.mode == "P" and labels.size == (50, 40)
+        assert np.asarray(labels).max() < 11
 
 
 @pytest.mark.parametrize("moment", [3, 5])
@@ -131,7 +137,7 @@ def test_killed_run_resumes_to_the_same_parameters(workdir, camvid, tmp_path, mo
     assert result.returncode == 0, result.stderr
     for whole, resumed in zip(final_parameters(workdir), final_parameters(folder)):
         np.testing.assert_array_equal(whole, resumed)
-    steps = [json.loads(s)["step"] for s in metrics.open()]
+    steps = [line["step"] for line in read_metrics(folder)]
     assert steps == [1, 2, 3, 4, 5, 6, 6]
 
 
