@@ -45,6 +45,7 @@ def default() -> ConfigDict:
     model.head_channels = 512  # width of the head
     model.dropout = 0.1  # before the classifiers
     model.unbiased_running_var = False  # mmsegmentation: True
+    model.weights = ""  # a .pth or .safetensors file, or hf://..., for the backbone
     model.dtype = "auto"  # bfloat16 on accelerators, float32 on CPU; or one of the two
 
     config.data = data = ConfigDict()
@@ -88,6 +89,7 @@ def default() -> ConfigDict:
 def model_settings(config: ConfigDict) -> dict[str, Any]:
     """Returns the arguments of `create_model` but `num_classes` and `rngs`."""
     settings = config.model.to_dict()
+    del settings["weights"]  # not of the model, but of where training starts
     settings["se_stages"] = tuple(settings["se_stages"])
     settings["dtype"] = resolve_dtype(settings["dtype"])
     return settings

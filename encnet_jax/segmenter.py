@@ -4,7 +4,7 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -13,11 +13,12 @@ from PIL import Image
 
 from encnet_jax.checkpoint import Checkpoints
 from encnet_jax.config import load_config, model_settings
-from encnet_jax.data.classes import DatasetInfo, load_info
+from encnet_jax.data.classes import DatasetInfo, distinct_colors, load_info
 from encnet_jax.data.images import decode_image, to_rgb_array
 from encnet_jax.errors import UserError
 from encnet_jax.inference import eval_definition, whole_image_logits
 from encnet_jax.models import create_model
+from encnet_jax.pretrained import load_torch_model
 from encnet_jax.train_state import PureDict, split_model
 from encnet_jax.visualize import overlay, palette_image
 
@@ -101,6 +102,44 @@ class Segmenter:
         )
         model = restore_model(shapes, workdir, step)
         return cls(model, info, config.evaluation.base_size or config.data.base_size)
+
+    @classmethod
+    def from_torch(
+        cls,
+        path: str | Path,
+        class_names: Sequence[str] | None = None,
+        *,
+        source: str = "auto",
+        base_size: int = 520,
+        **settings: Any,
+    ) -> "Segmenter":
+        """Loads a network of PyTorch-Encoding or mmsegmentation; needs no PyTorch.
+
+        Args:
+            path: A `.pth` or `.safetensors` file, or `hf://OWNER/REPO/FILE`.
+            class_names: One name a class; their numbers if none.
+            source: See `encnet_jax.pretrained.load_torch_weights`.
+            base_size: Pixels of the long side in the network; 0 takes pictures as they
+                are. 520 is PyTorch-Encoding's.
+            **settings: Arguments of `create_model` in place of what the file tells.
+
+        Raises:
+            UserError: The file holds no known network, or another number of classes.
+        """
+        model, description = load_torch_model(path, source, **settings)
+        count = description.settings["num_classes"]
+        names = tuple(class_names or (f"class {i}" for i in range(count)))
+        if len(names) != count:
+            raise UserError(f"{path}: {count} classes; {len(names)} names were given")
+        info = DatasetInfo(
+            name=description.source,
+            class_names=names,
+            colors=distinct_colors(count),
+            splits={},
+            mean=description.mean,
+            std=description.std,
+        )
+        return cls(model, info, base_size)
 
     def __call__(
         self, image: str | os.PathLike[str] | Image.Image | np.ndarray

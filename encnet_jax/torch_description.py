@@ -11,6 +11,7 @@ from encnet_jax.models.resnet import BACKBONES
 from encnet_jax.torch_file import read_state_dict
 from encnet_jax.torch_names import Naming, naming_of
 
+_HUB = "hf://"
 Weights = str | os.PathLike[str] | Mapping[str, Any]
 
 
@@ -79,10 +80,33 @@ def describe_torch_weights(weights: Weights, source: str = "auto") -> ModelDescr
 
 
 def open_weights(weights: Weights) -> tuple[Mapping[str, Any], str]:
-    """Returns name -> array, and what error messages call it."""
+    """Returns name -> array, and what error messages call it.
+
+    A file `hf://OWNER/REPO/FILE` is downloaded by huggingface_hub, once, to its cache:
+    only a path of this form ever reaches for the network.
+    """
+    if isinstance(weights, str) and weights.startswith(_HUB):
+        return read_state_dict(_downloaded(weights)), weights
     if isinstance(weights, str | os.PathLike):
         return read_state_dict(weights), str(weights)
     return weights, "the weights"
+
+
+def _downloaded(address: str) -> str:
+    parts = address.removeprefix(_HUB).split("/", 2)
+    if len(parts) != 3 or not all(parts):
+        raise UserError(f"{address}: hf://OWNER/REPO/FILE is needed")
+    try:
+        from huggingface_hub import errors, hf_hub_download
+    except ImportError as error:
+        raise UserError(
+            f"{address}: huggingface_hub is missing: pip install 'encnet-jax[weights]'"
+        ) from error
+    try:
+        return hf_hub_download(repo_id="/".join(parts[:2]), filename=parts[2])
+    except (errors.HfHubHTTPError, errors.LocalEntryNotFoundError, OSError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(f"{address}: cannot be downloaded: {reason}") from error
 
 
 def _shape(

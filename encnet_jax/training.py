@@ -29,6 +29,7 @@ from encnet_jax.inference import normalise
 from encnet_jax.losses import segmentation_loss
 from encnet_jax.metric_writer import MetricWriter
 from encnet_jax.models import create_model
+from encnet_jax.pretrained import load_torch_weights
 from encnet_jax.progress import Progress
 from encnet_jax.sharding import batch_sharded, create_mesh, replicated
 from encnet_jax.train_state import (
@@ -68,7 +69,8 @@ class TrainingData(NamedTuple):
 def train(config: ConfigDict, workdir: Path) -> dict[str, float]:
     """Trains by a validated configuration, or goes on where the workdir stands.
 
-    Order of restoring: the newest readable checkpoint of the workdir, else scratch.
+    Order of restoring: the newest readable checkpoint of the workdir, else the backbone
+    of `model.weights`, else scratch.
 
     Args:
         config: See `encnet_jax.config`.
@@ -93,12 +95,15 @@ def train(config: ConfigDict, workdir: Path) -> dict[str, float]:
         rngs=nnx.Rngs(config.seed),
         **model_settings(config),
     )
+    _check_workdir(config, workdir)
+    checkpoints = Checkpoints(workdir)
+    if config.model.weights and not checkpoints.steps():
+        account = load_torch_weights(model, config.model.weights, head="fresh")
+        _log.info("%s: %s", config.model.weights, account)
     definition, params, stats = split_model(model)
     schedule = create_schedule(config)
     tx = create_optimizer(config, schedule)
     state = create_train_state(params, stats, tx)
-    _check_workdir(config, workdir)
-    checkpoints = Checkpoints(workdir)
     restored = checkpoints.restore_latest(state, replicated(mesh))
     if restored is not None:
         state = restored
@@ -388,7 +393,9 @@ def _check_workdir(config: ConfigDict, workdir: Path) -> None:
         return
     stored = load_config(path)
     pairs = {
-        f"model.{key}": (stored.model[key], config.model[key]) for key in config.model
+        f"model.{key}": (stored.model[key], config.model[key])
+        for key in config.model
+        if key != "weights"  # matters only to the first start
     }
     pairs["data.name"] = (stored.data.name, config.data.name)
     for key, (there, here) in pairs.items():

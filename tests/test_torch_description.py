@@ -1,11 +1,13 @@
 """Tests of encnet_jax.torch_description and torch_names: what weights tell."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from torch_networks import fcn_weights, full_shapes, small_weights
 
 from encnet_jax.errors import UserError
-from encnet_jax.torch_description import describe_torch_weights
+from encnet_jax.torch_description import describe_torch_weights, open_weights
 
 RESNET50S = dict(
     backbone="resnet50", stem="deep", stem_width=64, avg_down=False, width=64
@@ -135,3 +137,26 @@ def test_other_head_of_mmsegmentation_is_refused_by_what_is_missing():
         UserError, match="decode_head.enc_module.fc.0.weight is missing"
     ):
         describe_torch_weights(other)
+
+
+@pytest.mark.parametrize("address", ["hf://owner/repo", "hf://", "hf://a//b"])
+def test_address_of_the_hub_must_name_owner_repository_and_file(address):
+    with pytest.raises(UserError, match="hf://OWNER/REPO/FILE"):
+        open_weights(address)
+
+
+def test_file_of_the_hub_is_downloaded_by_its_library(monkeypatch):
+    import huggingface_hub
+
+    file = Path(__file__).parent / "torch_files" / "checkpoint_zip.pth"
+    asked = []
+
+    def download(repo_id, filename):
+        asked.append((repo_id, filename))
+        return str(file)
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
+    entries, name = open_weights("hf://owner/repo/sub/file.pth")
+    assert asked == [("owner/repo", "sub/file.pth")]
+    assert name == "hf://owner/repo/sub/file.pth"
+    assert entries.keys() == open_weights(file)[0].keys()
