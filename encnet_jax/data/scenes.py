@@ -193,11 +193,11 @@ def _draw_ground(
 def _place_objects(rng: np.random.Generator) -> list[tuple[float, float, float]]:
     """Returns x, y and radius of objects that keep apart, the far ones first."""
     placed: list[tuple[float, float, float]] = []
-    wanted = rng.integers(3, 6)
+    wanted = rng.integers(5, 10)
     for near, spread, across in rng.uniform(
-        (0, 0.8, 0), (1, 1.25, 1), (30, 3)
+        (0, 0.8, 0), (1, 1.25, 1), (60, 3)
     ).tolist():
-        radius = min(max((3 + 10.5 * near) * spread, 3), 13)
+        radius = min(max((4 + 10 * near) * spread, 3), 13)
         x = radius + 1 + (IMAGE_SIZE - 2 * radius - 2) * across
         y = 71 + radius + (IMAGE_SIZE - 74 - 2 * radius) * near
         gaps = [max(abs(x - p[0]), abs(y - p[1])) - radius - p[2] for p in placed]

@@ -228,17 +228,24 @@ def resize_bilinear(
     return out
 
 
-def _product(equation: str, matrix: jax.Array, x: jax.Array) -> jax.Array:
+def _product(
+    equation: str, matrix: np.ndarray | jax.Array, x: jax.Array
+) -> jax.Array:
     # Weights such as 0.625 are exact in bfloat16, others are not: full precision keeps
     # float32 features right on units that multiply in less by default.
     precision = jax.lax.Precision.HIGHEST if x.dtype == jnp.float32 else None
-    return jnp.einsum(equation, matrix.astype(x.dtype), x, precision=precision)
+    return jnp.einsum(
+        equation, jnp.asarray(matrix, x.dtype), x, precision=precision
+    )
 
 
 def interpolation_matrix(
-    source: int, target: int, align_corners: bool, antialias: bool
-) -> jax.Array:
-    """Weights (target, source), float32, of one-dimensional linear interpolation."""
+    source: int, target: int, align_corners: bool = True, antialias: bool = False
+) -> np.ndarray | jax.Array:
+    """Weights (target, source), float32, of one-dimensional linear interpolation.
+
+    NumPy where both sizes are known.
+    """
     # Float64 on the host where the sizes are known (always but in export with free
     # sizes): positions near 1000 in float32 would cost the weights four digits.
     known = isinstance(source, int) and isinstance(target, int)
@@ -256,4 +263,4 @@ def interpolation_matrix(
     reach = max(step, 1.0) if antialias else 1.0
     weights = xp.maximum(0.0, 1.0 - abs(position - j) / reach)
     weights = weights / weights.sum(1, keepdims=True)
-    return jnp.asarray(weights, jnp.float32)
+    return weights.astype(np.float32)

@@ -118,7 +118,7 @@ def test_farm_and_winter_share_their_mean_color(families):
 def test_objects_have_their_sizes_and_boxes(pictures):
     sizes = []
     for scene in pictures:
-        assert 2 <= len(scene.boxes) <= 5
+        assert 3 <= len(scene.boxes) <= 9
         outside = scene.labels.copy()
         for shape, left, top, right, bottom in scene.boxes:
             inside = scene.labels[top:bottom, left:right]

@@ -39,8 +39,6 @@ _LEFT_OUT = (
     ),
     *(f"batch{i}_logits" for i in range(3)),
 )
-# Waits for `inference.multi_scale_scores`.
-_CASES_LEFT_OUT = ("multi_eval",)
 # As in the case `losses`, which the test of the other one reads as well.
 _SHARED = ("main_logits", "se_logits", "aux_logits", "se_target", "target")
 
@@ -49,8 +47,6 @@ def main(golden: Path) -> None:
     """Writes NAME.npz and NAME.json of each case under `DATA`."""
     DATA.mkdir(exist_ok=True)
     for path in sorted(golden.glob("*.npz")):
-        if path.stem in _CASES_LEFT_OUT:
-            continue
         facts = json.loads(path.with_suffix(".json").read_text())
         with np.load(path) as file:
             arrays = {k: v for k, v in file.items() if _is_needed(path.stem, k)}

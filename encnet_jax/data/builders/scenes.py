@@ -31,8 +31,8 @@ class ScenesConfig(tfds.core.BuilderConfig):
 class Scenes(tfds.core.GeneratorBasedBuilder):
     """Pictures in which only the far backdrop tells what the objects are called."""
 
-    VERSION = tfds.core.Version("1.2.0")
-    RELEASE_NOTES = {"1.2.0": "The shore farther from the backdrop."}
+    VERSION = tfds.core.Version("1.3.0")
+    RELEASE_NOTES = {"1.3.0": "More objects."}
     BUILDER_CONFIGS = [ScenesConfig(name="default", description="4,800 pictures.")]
 
     def _info(self) -> tfds.core.DatasetInfo:
