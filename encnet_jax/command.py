@@ -56,7 +56,8 @@ def _set_up() -> None:
     # Compiled programs are kept, so that the same command starts quickly again.
     if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
         jax.config.update("jax_compilation_cache_dir", os.path.expanduser(_CACHE))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+    # Also the many small ones by which weights are drawn.
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
 
 def _one_line(error: Exception) -> str:

@@ -1,0 +1,56 @@
+"""Host time of a training step: python -m benchmarks.host_time [--backbone=resnet50].
+
+Times the call of a jitted, donated function over the whole state of a run that does
+nearly nothing on the device: what is left is what Python and JAX need to take the state
+apart, dispatch, and put it together, the same as for the real step.
+"""
+
+import functools
+import statistics
+import time
+
+import jax
+from absl import flags
+from flax import nnx
+
+from encnet_jax import command
+from encnet_jax.models import create_model
+from encnet_jax.optimizer import create_optimizer, poly_schedule
+from encnet_jax.train_state import TrainState, create_train_state, split_model
+
+_BACKBONE = flags.DEFINE_string("backbone", "resnet50", "Whose state.")
+_CALLS = flags.DEFINE_integer("calls", 200, "Calls that are timed.")
+
+
+def main(arguments: list[str]) -> None:
+    """Prints the median over the calls."""
+    command.no_arguments(arguments)
+    model = nnx.eval_shape(
+        lambda: create_model("encnet", num_classes=150, backbone=_BACKBONE.value)
+    )
+    _, params, stats = split_model(model)
+    params, stats = jax.tree.map(
+        lambda leaf: jax.numpy.zeros(leaf.shape, leaf.dtype), (params, stats)
+    )
+    tx = create_optimizer(poly_schedule(0.01, 1000))
+    state = create_train_state(params, stats, tx)
+
+    @functools.partial(jax.jit, donate_argnums=0)
+    def step(state: TrainState) -> TrainState:
+        return state._replace(step=state.step + 1)
+
+    state = jax.block_until_ready(step(state))
+    times = []
+    for _ in range(_CALLS.value):
+        started = time.perf_counter()
+        state = jax.block_until_ready(step(state))
+        times.append(1000 * (time.perf_counter() - started))
+    leaves = len(jax.tree.leaves(state))
+    print(
+        f"{_BACKBONE.value}: {leaves} arrays, {statistics.median(times):.2f} ms of host "
+        f"time a step (median of {len(times)}, fastest {min(times):.2f})"
+    )
+
+
+if __name__ == "__main__":
+    command.run(main)
