@@ -45,10 +45,10 @@ def main(arguments: list[str]) -> None:
         started = time.perf_counter()
         state = jax.block_until_ready(step(state))
         times.append(1000 * (time.perf_counter() - started))
-    leaves = len(jax.tree.leaves(state))
+    leaves, median = len(jax.tree.leaves(state)), statistics.median(times)
     print(
-        f"{_BACKBONE.value}: {leaves} arrays, {statistics.median(times):.2f} ms of host "
-        f"time a step (median of {len(times)}, fastest {min(times):.2f})"
+        f"{_BACKBONE.value}: {leaves} arrays, {median:.2f} ms of host time a step "
+        f"(median of {len(times)}, fastest {min(times):.2f})"
     )
 
 

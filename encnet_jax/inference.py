@@ -159,9 +159,7 @@ def multi_scale_scores(
         for number, picture in enumerate(padded)
         for box in _windows(picture.shape, crop_size, int(crop_size * stride_rate))
     ]
-    crops = (
-        _padded(padded[number][box], crop_size, black) for number, box in windows
-    )
+    crops = (_padded(padded[number][box], crop_size, black) for number, box in windows)
     sums = [np.zeros((*p.shape[:2], num_classes), np.float32) for p in padded]
     counts = [np.zeros((*p.shape[:2], 1), np.float32) for p in padded]
     for (number, box), logits in zip(
@@ -184,9 +182,7 @@ def _scaled_size(shape: tuple[int, ...], long_side: int) -> tuple[int, int]:
     return int(height * long_side / width + 0.5), long_side
 
 
-def _resized(
-    image: np.ndarray, size: Sequence[int], align_corners: bool
-) -> np.ndarray:
+def _resized(image: np.ndarray, size: Sequence[int], align_corners: bool) -> np.ndarray:
     rows = interpolation_matrix(image.shape[0], size[0], align_corners)
     columns = interpolation_matrix(image.shape[1], size[1], align_corners)
     image = np.tensordot(rows, image, (1, 0))

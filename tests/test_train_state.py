@@ -13,7 +13,7 @@ from encnet_jax.models.encnet import SegmentationOutput
 from encnet_jax.models.layers import Conv, ConvNorm
 from encnet_jax.optimizer import create_optimizer
 from encnet_jax.train_state import create_train_state, pure_batch_stats, split_model
-from encnet_jax.training import make_train_step
+from encnet_jax.train_step import make_train_step
 from tests.drawn import drawn
 
 INFO = DatasetInfo("two", ("dark", "light"), ((0, 0, 0), (255, 255, 255)), {})

@@ -4,7 +4,9 @@ A source reads examples in any order. Images are uint8 (h, w, 3) RGB; labels are
 (h, w), classes or `IGNORE_LABEL`.
 """
 
+import logging
 import os
+import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -19,6 +21,7 @@ from encnet_jax.errors import UserError
 
 # Above this many files a check of every one of them takes minutes rather than seconds.
 _CHECKED_AT_START = 5000
+_log = logging.getLogger(__name__)
 _IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg")
 
 
@@ -171,9 +174,15 @@ def _open_scenes(
 ) -> Source:
     if drawn:
         return DrawnSource(info, split)
+    import tensorflow_datasets as tfds
+
     from encnet_jax.data.builders.scenes import Scenes
 
     builder = Scenes(data_dir=data_dir)
+    if not sys.stderr.isatty():
+        tfds.disable_progress_bar()
+    if not builder.data_path.exists():
+        _log.info("drawing %s, once, into %s", builder.name, builder.data_path)
     builder.download_and_prepare()
     return RecordSource(info, builder, split)
 

@@ -228,15 +228,11 @@ def resize_bilinear(
     return out
 
 
-def _product(
-    equation: str, matrix: np.ndarray | jax.Array, x: jax.Array
-) -> jax.Array:
+def _product(equation: str, matrix: np.ndarray | jax.Array, x: jax.Array) -> jax.Array:
     # Weights such as 0.625 are exact in bfloat16, others are not: full precision keeps
     # float32 features right on units that multiply in less by default.
     precision = jax.lax.Precision.HIGHEST if x.dtype == jnp.float32 else None
-    return jnp.einsum(
-        equation, jnp.asarray(matrix, x.dtype), x, precision=precision
-    )
+    return jnp.einsum(equation, jnp.asarray(matrix, x.dtype), x, precision=precision)
 
 
 def interpolation_matrix(

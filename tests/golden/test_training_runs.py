@@ -14,7 +14,7 @@ from encnet_jax.losses import segmentation_loss
 from encnet_jax.models import create_model
 from encnet_jax.optimizer import create_optimizer, poly_schedule
 from encnet_jax.train_state import ModelDef, create_train_state, split_model
-from encnet_jax.training import make_train_step
+from encnet_jax.train_step import make_train_step
 
 from .cases import Case, load_case, nchw, nhwc
 from .modules import (
