@@ -1,7 +1,11 @@
 """Scores a trained model: python evaluate.py --config=configs/NAME.py [--split=test].
 
-Writes DIR/evaluation/SPLIT.json and prints a table.
+Writes DIR/evaluation/SPLIT.json, with scales SPLIT-ms.json, and prints a table. Whole
+images pass the network as they are, or with --scales=0.5,0.75,1,1.25,1.5,1.75 --flip in
+windows of many scales, the protocol of PyTorch-Encoding.
 """
+
+from typing import Any
 
 from absl import flags
 from ml_collections import config_flags
@@ -11,6 +15,8 @@ from encnet_jax import command
 _CONFIG = config_flags.DEFINE_config_file("config", None, "File under configs/.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; runs/NAME if none.")
 _SPLIT = flags.DEFINE_string("split", None, "Split; that of the config if none.")
+_SCALES = flags.DEFINE_list("scales", None, "Scales of the long side: 0.5,1,1.75.")
+_FLIP = flags.DEFINE_bool("flip", False, "Add the mirror image at every scale.")
 _STEP = flags.DEFINE_string("step", "best", "Checkpoint: best, latest or a number.")
 flags.mark_flag_as_required("config")
 
@@ -20,7 +26,10 @@ def main(arguments: list[str]) -> None:
     from encnet_jax.evaluation import evaluate_workdir
 
     command.no_arguments(arguments)
-    config, workdir = command.config_and_workdir(_CONFIG, _WORKDIR.value)
+    protocol: dict[str, Any] = {"flip": True} if _FLIP.value else {}
+    if _SCALES.value:
+        protocol["scales"] = command.numbers("scales", _SCALES.value)
+    config, workdir = command.config_and_workdir(_CONFIG, _WORKDIR.value, protocol)
     split = _SPLIT.value or config.evaluation.split
     print(evaluate_workdir(config, workdir, split, _STEP.value))
 

@@ -3,8 +3,10 @@
 import logging
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
+from typing import Any
 
 from absl import flags
 from ml_collections import ConfigDict, config_flags
@@ -73,9 +75,16 @@ def _fail(message: str, code: int) -> None:
 
 
 def config_and_workdir(
-    config: flags.FlagHolder, workdir: str | None
+    config: flags.FlagHolder,
+    workdir: str | None,
+    evaluation: Mapping[str, Any] = MappingProxyType({}),
 ) -> tuple[ConfigDict, Path]:
     """Returns the validated configuration, and the workdir or its default.
+
+    Args:
+        config: The flag of the configuration file.
+        workdir: The flag of the workdir, or None for the default.
+        evaluation: Settings of that group that have flags of their own.
 
     Raises:
         UserError: The file is missing, or a value is out of range.
@@ -85,8 +94,17 @@ def config_and_workdir(
     file = config_flags.get_config_filename(flags.FLAGS["config"])
     if not Path(file.partition(":")[0]).is_file():
         raise UserError(f"--config={file}: no such file")
+    config.value.evaluation.update(evaluation)
     validate(config.value)
     return config.value, Path(workdir or default_workdir(file))
+
+
+def numbers(flag: str, values: list[str]) -> tuple[float, ...]:
+    """Returns the numbers of a list flag; raises `UserError` for what is none."""
+    try:
+        return tuple(float(value) for value in values)
+    except ValueError as error:
+        raise UserError(f"--{flag}={','.join(values)}: numbers are needed") from error
 
 
 def no_arguments(arguments: list[str]) -> None:

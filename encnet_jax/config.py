@@ -79,6 +79,9 @@ def default() -> ConfigDict:
     evaluation.split = "val"  # scored while training, and by evaluate.py
     evaluation.batch_size = 8  # images of one size scored together
     evaluation.base_size = 0  # pixels of the long side in the network; 0: as it is
+    evaluation.scales = ()  # of base_size: many scales in windows; none: whole images
+    evaluation.flip = False  # add the mirror image; with scales
+    evaluation.crop_size = 0  # pixels of a window, with scales; 0: data.crop_size
     evaluation.absent = "skip"  # classes in neither labels nor predictions; or zero
 
     config.mesh = mesh = ConfigDict()
@@ -131,6 +134,12 @@ def validate(config: ConfigDict) -> None:
             f"data.scale_range={tuple(config.data.scale_range)}: two numbers are "
             "needed, 0 < least <= greatest"
         )
+    if any(scale <= 0 for scale in config.evaluation.scales):
+        raise UserError(
+            f"evaluation.scales={tuple(config.evaluation.scales)}: must be above 0"
+        )
+    if config.evaluation.flip and not config.evaluation.scales:
+        raise UserError("evaluation.flip=True: needs evaluation.scales, such as (1.0,)")
     if config.optimizer.warmup_steps >= config.total_steps:
         raise UserError(
             f"optimizer.warmup_steps={config.optimizer.warmup_steps}: must be below "
@@ -158,6 +167,7 @@ def _check_numbers(config: ConfigDict) -> None:
         "optimizer.head_factor": 0,
         "evaluation.batch_size": 1,
         "evaluation.base_size": 0,
+        "evaluation.crop_size": 0,
     }
     for key, least in at_least.items():
         value = _get(config, key)

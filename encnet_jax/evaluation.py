@@ -1,7 +1,7 @@
 """A split of a data set to scores: every image once, at the size of its own labels."""
 
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,12 @@ from encnet_jax.config import load_config, model_settings
 from encnet_jax.data.classes import IGNORE_LABEL, DatasetInfo, load_info
 from encnet_jax.data.sources import Example, Source, open_source
 from encnet_jax.errors import UserError
-from encnet_jax.inference import eval_definition, whole_image_logits
+from encnet_jax.inference import (
+    eval_definition,
+    multi_scale_scores,
+    normalise,
+    whole_image_logits,
+)
 from encnet_jax.metrics import confusion_matrix, scores
 from encnet_jax.models import create_model
 from encnet_jax.progress import Counter
@@ -49,6 +54,53 @@ def make_score_fn(model: nnx.Module, info: DatasetInfo, base_size: int = 0) -> S
         predictions = logits.argmax(-1)
         matrix = confusion_matrix(labels, predictions, info.num_classes, IGNORE_LABEL)
         return matrix, predictions.astype(jnp.uint8)
+
+    return score
+
+
+def make_multi_scale_score_fn(
+    model: nnx.Module,
+    info: DatasetInfo,
+    *,
+    base_size: int,
+    crop_size: int,
+    scales: Sequence[float],
+    flip: bool,
+    align_corners: bool,
+) -> ScoreFn:
+    """Returns a function as that of `make_score_fn`, by `multi_scale_scores`.
+
+    The network is compiled once, for windows of `crop_size`, whatever sizes the images
+    have.
+    """
+    definition = eval_definition(model)
+
+    @jax.jit
+    def logits(params: PureDict, stats: PureDict, windows: jax.Array) -> jax.Array:
+        return definition.merge(params, stats)(windows).logits.astype(jnp.float32)
+
+    def score(params: PureDict, stats: PureDict, images: Any, labels: Any):
+        total = np.zeros((info.num_classes, info.num_classes), np.int64)
+        predictions = np.zeros(labels.shape, np.uint8)
+        # Rows that only fill up the batch have no labels.
+        for row in np.flatnonzero((labels != IGNORE_LABEL).any((1, 2))):
+            result = multi_scale_scores(
+                functools.partial(logits, params, stats),
+                np.asarray(normalise(images[row], info.mean, info.std)),
+                num_classes=info.num_classes,
+                base_size=base_size,
+                crop_size=crop_size,
+                scales=scales,
+                flip=flip,
+                mean=info.mean,
+                std=info.std,
+                align_corners=align_corners,
+            )
+            predictions[row] = result.argmax(-1)
+            total += np.asarray(
+                confusion_matrix(labels[row], predictions[row], info.num_classes)
+            )
+        return total, predictions
 
     return score
 
@@ -145,7 +197,7 @@ def _read_ahead(source: Source, ahead: int) -> Iterator[tuple[int, Example]]:
 def evaluate_workdir(
     config: ConfigDict, workdir: Path, split: str, step: str = "best"
 ) -> str:
-    """Scores a checkpoint, writes `evaluation/SPLIT.json`, returns a table.
+    """Scores a checkpoint, writes `evaluation/SPLIT[-ms].json`, returns a table.
 
     Raises:
         UserError: Workdir, checkpoint, model, classes and split do not fit.
@@ -165,17 +217,32 @@ def evaluate_workdir(
     )
     _, params, stats = split_model(model)
     params, stats, number = Checkpoints(workdir).restore_model(params, stats, step)
+    settings = config.evaluation
+    name = split
+    if settings.scales:
+        name = f"{split}-ms"
+        score = make_multi_scale_score_fn(
+            model,
+            info,
+            base_size=settings.base_size or config.data.base_size,
+            crop_size=settings.crop_size or config.data.crop_size,
+            scales=tuple(settings.scales),
+            flip=settings.flip,
+            align_corners=stored.model.align_corners,
+        )
+    else:
+        score = make_score_fn(model, info, settings.base_size)
     counter = Counter(len(source), "images")
     results, _ = evaluate(
-        make_score_fn(model, info, config.evaluation.base_size),
+        score,
         params,
         stats,
         source,
-        batch_size=config.evaluation.batch_size,
-        absent=config.evaluation.absent,
+        batch_size=settings.batch_size,
+        absent=settings.absent,
         progress=counter.show,
     )
     counter.close()
-    path = workdir / "evaluation" / f"{split}.json"
+    path = workdir / "evaluation" / f"{name}.json"
     save_scores(results, path, split=split, step=number, class_names=info.class_names)
     return f"{table(results, info)}\n{results['images']} images, step {number}: {path}"

@@ -98,6 +98,36 @@ def test_evaluate_scores_the_split_and_agrees_with_prediction(workdir, camvid):
     assert scores["pixel_accuracy"] == pytest.approx(right / labelled, abs=0.02)
 
 
+def test_evaluate_at_many_scales_writes_a_file_of_its_own(workdir, camvid):
+    result = run(
+        "evaluate.py",
+        "--config=configs/camvid.py:cpu",
+        f"--config.data.data_dir={camvid}",
+        f"--workdir={workdir}",
+        "--split=test",
+        "--scales=0.5,1",
+        "--flip",
+        "--config.evaluation.base_size=48",
+        "--config.evaluation.crop_size=32",
+    )
+    assert result.returncode == 0, result.stderr
+    scores = json.loads((workdir / "evaluation" / "test-ms.json").read_text())
+    assert scores["images"] == 3 and 0 <= scores["mean_iou"] <= 1
+
+
+@pytest.mark.parametrize("flag", ["--scales=0.5,big", "--flip"])
+def test_evaluate_refuses_scales_it_cannot_use(workdir, camvid, flag):
+    result = run(
+        "evaluate.py",
+        "--config=configs/camvid.py:cpu",
+        f"--config.data.data_dir={camvid}",
+        f"--workdir={workdir}",
+        flag,
+    )
+    assert result.returncode == 2 and len(errors(result)) == 1
+    assert "scales" in errors(result)[0]
+
+
 def test_predict_writes_results_and_names_what_it_cannot_read(workdir, tmp_path):
     images = tmp_path / "images"
     images.mkdir()
