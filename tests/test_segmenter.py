@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 from PIL import Image
 from safetensors.numpy import save_file
-from torch_networks import small_weights
+from torch_networks import drawn, small_shapes, small_weights
 
 from encnet_jax import Segmenter, UserError
+from encnet_jax.pretrained import write_workdir
 from encnet_jax.segmenter import find_images
 from tests.commands import SMALL, make_camvid, run
 
@@ -83,3 +84,29 @@ def test_training_starts_from_the_backbone_of_a_file(tmp_path):
     kernel = np.asarray(params["backbone"]["stem"][0]["conv"]["kernel"])
     expected = weights["conv1.weight"].transpose(2, 3, 1, 0)
     np.testing.assert_array_equal(kernel, expected)
+
+
+def test_imported_workdir_is_taken_by_evaluate_and_predict(tmp_path):
+    shapes = small_shapes("mmseg_encnet_r50_d8")
+    classes = shapes["decode_head.conv_seg.bias"][0]
+    eleven = {
+        name: tuple(11 if size == classes else size for size in shape)
+        for name, shape in shapes.items()
+    }
+    path, workdir = tmp_path / "encnet.safetensors", tmp_path / "imported"
+    save_file({k: np.ascontiguousarray(v) for k, v in drawn(eleven).items()}, path)
+    write_workdir(path, workdir, dataset="camvid")
+    camvid = make_camvid(tmp_path / "camvid")
+    scored = run(
+        "evaluate.py",
+        "--config=configs/camvid.py:cpu",
+        f"--config.data.data_dir={camvid}",
+        f"--workdir={workdir}",
+        "--split=test",
+    )
+    assert scored.returncode == 0 and "3 images, step 0" in scored.stdout, scored.stderr
+    image = next((camvid / "test").iterdir())
+    output = tmp_path / "out"
+    predicted = run("predict.py", f"--workdir={workdir}", f"--output={output}", image)
+    assert predicted.returncode == 0, predicted.stderr
+    assert (output / f"{image.stem}-overlay.png").is_file()
