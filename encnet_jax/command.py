@@ -29,7 +29,9 @@ def run(main: Callable[[list[str]], int | None]) -> None:
     Args:
         main: Gets the arguments that are not flags; returns the exit code or None.
     """
+    # TensorFlow only reads data here; it need not tell how it would compute.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
     try:
         arguments = flags.FLAGS(sys.argv)[1:]
     except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as error:
