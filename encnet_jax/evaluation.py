@@ -33,7 +33,12 @@ from encnet_jax.train_state import PureDict, split_model
 ScoreFn = Callable[..., tuple[jax.Array, jax.Array]]
 
 
-def make_score_fn(model: nnx.Module, info: DatasetInfo, base_size: int = 0) -> ScoreFn:
+def make_score_fn(
+    model: nnx.Module,
+    info: DatasetInfo,
+    base_size: int = 0,
+    align_corners: bool = False,
+) -> ScoreFn:
     """Returns a jitted function that predicts and counts a batch.
 
     It maps parameters, statistics, uint8 images (b, h, w, 3) and uint8 labels (b, h, w)
@@ -50,6 +55,7 @@ def make_score_fn(model: nnx.Module, info: DatasetInfo, base_size: int = 0) -> S
             mean=info.mean,
             std=info.std,
             base_size=base_size,
+            align_corners=align_corners,
         )
         predictions = logits.argmax(-1)
         matrix = confusion_matrix(labels, predictions, info.num_classes, IGNORE_LABEL)
@@ -231,7 +237,9 @@ def evaluate_workdir(
             align_corners=stored.model.align_corners,
         )
     else:
-        score = make_score_fn(model, info, settings.base_size)
+        score = make_score_fn(
+            model, info, settings.base_size, stored.evaluation.align_corners
+        )
     counter = Counter(len(source), "images")
     results, _ = evaluate(
         score,

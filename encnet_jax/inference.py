@@ -41,6 +41,7 @@ def whole_image_logits(
     mean: Sequence[float],
     std: Sequence[float],
     base_size: int = 0,
+    align_corners: bool = False,
 ) -> tuple[jax.Array, jax.Array | None]:
     """Passes whole images through a model in eval mode.
 
@@ -49,8 +50,10 @@ def whole_image_logits(
         images: uint8 (b, h, w, 3), RGB 0-255.
         mean: Of the channels, on the scale 0 to 1.
         std: Likewise.
-        base_size: See `working_size`. Resized as training resizes: half-pixel centres,
-            antialiased.
+        base_size: See `working_size`.
+        align_corners: How image and logits are resized: False as training here does,
+            with half-pixel centres and antialiased; True as PyTorch-Encoding does in
+            evaluation.
 
     Returns:
         Logits (b, h, w, n), float32, and class presence probabilities (b, n) or None.
@@ -58,12 +61,14 @@ def whole_image_logits(
     size = (images.shape[1], images.shape[2])
     inputs = images.astype(jnp.float32)
     inputs = resize_bilinear(
-        inputs, working_size(size, base_size), align_corners=False, antialias=True
+        inputs,
+        working_size(size, base_size),
+        align_corners=align_corners,
+        antialias=not align_corners,
     )
     output = model(normalise(inputs, mean, std))
-    logits = resize_bilinear(
-        output.logits.astype(jnp.float32), size, align_corners=False
-    )
+    logits = output.logits.astype(jnp.float32)
+    logits = resize_bilinear(logits, size, align_corners=align_corners)
     presence = None
     if output.presence is not None:
         presence = jax.nn.sigmoid(output.presence.astype(jnp.float32))

@@ -195,6 +195,7 @@ def write_workdir(
     settings.data.name = dataset
     network = {k: v for k, v in description.settings.items() if k != "num_classes"}
     settings.model.update(network)
+    settings.evaluation.align_corners = description.resize_align_corners
     workdir.mkdir(parents=True, exist_ok=True)
     _, params, stats = split_model(model)
     tx = optimizer.create_optimizer(lambda step: 0.0)

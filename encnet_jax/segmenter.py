@@ -59,9 +59,16 @@ class Segmenter:
         model: A segmentation model with its weights; copied.
         info: Names, colours and normalisation.
         base_size: Pixels of the long side in the network; 0 takes pictures as they are.
+        align_corners: How pictures and logits are resized; see `whole_image_logits`.
     """
 
-    def __init__(self, model: nnx.Module, info: DatasetInfo, base_size: int = 0):
+    def __init__(
+        self,
+        model: nnx.Module,
+        info: DatasetInfo,
+        base_size: int = 0,
+        align_corners: bool = False,
+    ):
         _, params, stats = split_model(model)
         self._arrays: tuple[PureDict, PureDict] = (params, stats)
         self.info = info
@@ -75,6 +82,7 @@ class Segmenter:
                 mean=info.mean,
                 std=info.std,
                 base_size=base_size,
+                align_corners=align_corners,
             )
             return logits.argmax(-1).astype(np.uint8), presence
 
@@ -101,7 +109,9 @@ class Segmenter:
             lambda: create_model(num_classes=info.num_classes, **model_settings(config))
         )
         model = restore_model(shapes, workdir, step)
-        return cls(model, info, config.evaluation.base_size or config.data.base_size)
+        settings = config.evaluation
+        base_size = settings.base_size or config.data.base_size
+        return cls(model, info, base_size, settings.align_corners)
 
     @classmethod
     def from_torch(
@@ -114,6 +124,8 @@ class Segmenter:
         **settings: Any,
     ) -> "Segmenter":
         """Loads a network of PyTorch-Encoding or mmsegmentation; needs no PyTorch.
+
+        Pictures are normalised and resized as the source does in evaluation.
 
         Args:
             path: A `.pth` or `.safetensors` file, or `hf://OWNER/REPO/FILE`.
@@ -139,7 +151,8 @@ class Segmenter:
             mean=description.mean,
             std=description.std,
         )
-        return cls(model, info, base_size)
+        corners = settings.get("align_corners", description.resize_align_corners)
+        return cls(model, info, base_size, corners)
 
     def __call__(
         self, image: str | os.PathLike[str] | Image.Image | np.ndarray

@@ -116,7 +116,9 @@ def train(config: ConfigDict, workdir: Path) -> dict[str, float]:
         info=info,
         accumulate_steps=config.accumulate_steps,
     )
-    score = make_score_fn(model, info, config.evaluation.base_size)
+    score = make_score_fn(
+        model, info, config.evaluation.base_size, config.evaluation.align_corners
+    )
     loop = _Loop(config, workdir, mesh, checkpoints, validation, score, schedule)
     return loop.run(state, step_fn, data)
 

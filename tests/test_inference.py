@@ -15,6 +15,7 @@ from encnet_jax.inference import (
 )
 from encnet_jax.models import create_model
 from encnet_jax.models.encnet import SegmentationOutput
+from encnet_jax.models.layers import resize_bilinear
 from tests.drawn import drawn
 
 NORMALISATION = dict(mean=IMAGENET_MEAN, std=IMAGENET_STD)
@@ -136,3 +137,23 @@ def test_model_without_presence_gives_none():
         SegmentationOutput, np.zeros((1, 2, 2, 3), np.uint8), **NORMALISATION
     )
     assert presence is None
+
+
+@pytest.mark.parametrize("align_corners", [False, True])
+def test_image_and_logits_are_resized_by_the_convention_that_is_asked(align_corners):
+    class Same(nnx.Module):
+        def __call__(self, images):
+            return SegmentationOutput(images)
+
+    image = np.random.default_rng(0).integers(0, 256, (1, 6, 9, 3), np.uint8)
+    mean, std = (0.0, 0.0, 0.0), (1 / 255,) * 3
+    logits, _ = whole_image_logits(
+        Same(), image, mean=mean, std=std, base_size=18, align_corners=align_corners
+    )
+    options = {"align_corners": align_corners}
+    larger = resize_bilinear(image.astype(np.float32), (12, 18), **options)
+    expected = resize_bilinear(larger, (6, 9), **options)
+    np.testing.assert_allclose(logits, expected, atol=1e-3)
+    # The corner pixels stay what they are only if they lie on each other.
+    kept = np.allclose(logits[0, 0, 0], image[0, 0, 0], atol=1e-3)
+    assert kept == align_corners
