@@ -79,9 +79,8 @@ def default() -> ConfigDict:
     evaluation.split = "val"  # scored while training, and by evaluate.py
     evaluation.batch_size = 8  # images of one size scored together
     evaluation.base_size = 0  # pixels of the long side in the network; 0: as it is
-    evaluation.align_corners = (
-        False  # of whole images; PyTorch-Encoding's weights: True
-    )
+    # How whole images are resized; imports of PyTorch-Encoding's weights set True.
+    evaluation.align_corners = False
     evaluation.scales = ()  # of base_size: many scales in windows; none: whole images
     evaluation.flip = False  # add the mirror image; with scales
     evaluation.crop_size = 0  # pixels of a window, with scales; 0: data.crop_size
