@@ -1,0 +1,114 @@
+"""The configuration: every file valid, every key read, every bad value named."""
+
+import importlib
+import re
+from pathlib import Path
+
+import pytest
+from flax import nnx
+
+from encnet_jax.config import (
+    default,
+    default_workdir,
+    load_config,
+    model_settings,
+    save_config,
+    validate,
+)
+from encnet_jax.data.classes import DATASETS
+from encnet_jax.errors import UserError
+from encnet_jax.models import create_model
+
+ROOT = Path(__file__).parents[1]
+CONFIGS = {
+    "scenes": ("encnet", "fcn"),
+    "camvid": ("gpu", "weighted", "cpu"),
+}
+
+
+def configs():
+    for name, arguments in CONFIGS.items():
+        for argument in arguments:
+            module = importlib.import_module(f"configs.{name}")
+            yield pytest.param(module.get_config(argument), id=f"{name}-{argument}")
+
+
+def leaves(config, prefix=""):
+    for key, value in config.items():
+        if hasattr(value, "items"):
+            yield from leaves(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key
+
+
+def test_every_file_is_in_this_test():
+    files = {path.stem for path in (ROOT / "configs").glob("*.py")} - {"__init__"}
+    assert files == CONFIGS.keys()
+
+
+@pytest.mark.parametrize("config", list(configs()))
+def test_every_config_is_valid_and_builds_its_model(config):
+    validate(config)
+    info = DATASETS[config.data.name]
+    assert config.data.train_split in info.splits
+    assert config.evaluation.split in info.splits
+    assert len(config.loss.class_weights) in (0, info.num_classes)
+    settings = model_settings(config)
+    model = nnx.eval_shape(
+        lambda: create_model(num_classes=info.num_classes, **settings)
+    )
+    assert model.backbone.features[3] > 0
+
+
+@pytest.mark.parametrize("key", list(leaves(default())))
+def test_every_key_is_read_by_the_package(key):
+    name = key.rpartition(".")[2]
+    sources = [p for p in (ROOT / "encnet_jax").rglob("*.py") if p.name != "config.py"]
+    pattern = re.compile(rf"\b{name}\b")
+    assert any(pattern.search(path.read_text()) for path in sources), key
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"batch_size": 6, "accumulate_steps": 4}, "multiple of accumulate_steps=4"),
+        ({"learning_rate": 0.0}, "learning_rate=0.0: must be above 0"),
+        ({"total_steps": 0}, "total_steps=0: must be at least 1"),
+        ({"seed": 2**32}, r"seed=4294967296: must be below 2\^32"),
+        ({"optimizer.schedule": "step"}, "'step': allowed are poly, cosine"),
+        ({"optimizer.warmup_steps": 9}, "must be below total_steps=9"),
+        ({"optimizer.momentum": 1.0}, "momentum=1.0"),
+        ({"data.scale_range": (2.0, 1.0)}, "scale_range"),
+        ({"model.stem_width": 48}, "stem_width=48: allowed are 32, 64"),
+        ({"model.num_codes": -1}, "num_codes=-1"),
+        ({"model.dtype": "float16"}, "'float16': allowed are auto"),
+        ({"evaluation.flip": True}, "needs evaluation.scales"),
+        ({"evaluation.scales": (0.0,)}, "must be above 0"),
+        ({"mesh.data": 0}, "mesh.data=0"),
+    ],
+)
+def test_value_out_of_range_is_named_with_what_is_allowed(changes, message):
+    config = default()
+    config.total_steps = 9
+    config.update_from_flattened_dict(changes)
+    with pytest.raises(UserError, match=message):
+        validate(config)
+
+
+def test_stored_config_is_read_back(tmp_path):
+    config = default()
+    config.total_steps = 7
+    config.model.width = 24
+    path = tmp_path / "config.json"
+    save_config(config, path)
+    assert load_config(path).to_json() == config.to_json()
+    with pytest.raises(UserError, match="missing"):
+        load_config(tmp_path / "other.json")
+    path.write_text("{")
+    with pytest.raises(UserError, match="not JSON"):
+        load_config(path)
+
+
+def test_workdir_is_named_after_file_and_argument():
+    assert default_workdir("configs/scenes.py") == Path("runs/scenes")
+    assert default_workdir("a/camvid.py:cpu") == Path("runs/camvid-cpu")
