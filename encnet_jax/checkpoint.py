@@ -226,7 +226,8 @@ class Checkpoints:
 
     def _set_aside(self, step: int, error: Exception) -> None:
         path = self.folder / str(step)
-        _log.warning("checkpoint %s; taking the one before", error)
+        # Its text alone: the error itself would keep the failed reads alive.
+        _log.warning("checkpoint %s; taking the one before", str(error))
         if jax.process_index() == 0:
             path.rename(self.folder / f"{step}.damaged")
 
