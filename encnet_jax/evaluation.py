@@ -14,8 +14,9 @@ from ml_collections import ConfigDict
 
 from encnet_jax.checkpoint import Checkpoints
 from encnet_jax.config import load_config, model_settings
+from encnet_jax.data.catalogue import open_source
 from encnet_jax.data.classes import IGNORE_LABEL, DatasetInfo, load_info
-from encnet_jax.data.sources import Example, Source, open_source
+from encnet_jax.data.sources import Example, Source
 from encnet_jax.errors import UserError
 from encnet_jax.inference import (
     eval_definition,

@@ -19,9 +19,10 @@ from encnet_jax.checkpoint import Checkpoints
 from encnet_jax.config import load_config, model_settings, save_config
 from encnet_jax.data import arrays
 from encnet_jax.data.augmentation import Augmentation
+from encnet_jax.data.catalogue import open_source
 from encnet_jax.data.classes import DatasetInfo, save_info
 from encnet_jax.data.device import prefetched
-from encnet_jax.data.sources import Source, open_source
+from encnet_jax.data.sources import Source
 from encnet_jax.errors import UserError
 from encnet_jax.evaluation import evaluate, make_score_fn
 from encnet_jax.losses import segmentation_loss

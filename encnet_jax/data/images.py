@@ -67,6 +67,12 @@ def plain_rgb(data: bytes, name: str) -> bytes:
     return file.getvalue()
 
 
+def image_size(data: bytes, name: str) -> tuple[int, int]:
+    """Returns height and width of an image file from its header alone."""
+    image = _identify(data, name)
+    return image.height, image.width
+
+
 def decode_labels(data: bytes, name: str) -> np.ndarray:
     """Decodes a label file into uint8 (h, w): grey values or palette indices.
 

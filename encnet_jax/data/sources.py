@@ -6,8 +6,7 @@ A source reads examples in any order. Images are uint8 (h, w, 3) RGB; labels are
 
 import logging
 import os
-import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple, Protocol
@@ -15,7 +14,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 
 from encnet_jax.data import scenes
-from encnet_jax.data.classes import DATASETS, IGNORE_LABEL, DatasetInfo
+from encnet_jax.data.classes import IGNORE_LABEL, DatasetInfo
 from encnet_jax.data.images import decode_image, decode_labels, plain_rgb
 from encnet_jax.errors import UserError
 
@@ -144,71 +143,6 @@ class DrawnSource:
         return Example(scene.image, scene.labels, f"scenes_{self.seed}_{number:06d}")
 
 
-def open_source(
-    name: str, split: str, data_dir: str | None = None, *, drawn: bool = False
-) -> Source:
-    """Opens a split of a data set.
-
-    Args:
-        name: A key of `DATASETS`.
-        split: One of its splits.
-        data_dir: For file sets the folder in its published layout, by default that of
-            the set's environment variable (`ENCNET_CAMVID`); for TFDS sets the folder
-            of prepared sets, by default TFDS's own.
-        drawn: Draw `scenes` instead of preparing it on disk; needs no TensorFlow.
-
-    Raises:
-        UserError: Unknown name or split, missing or empty folder, a bad file.
-    """
-    if name not in DATASETS:
-        raise UserError(f"data.name={name!r}: allowed are {', '.join(DATASETS)}")
-    info = DATASETS[name]
-    if split not in info.splits:
-        allowed = ", ".join(info.splits)
-        raise UserError(f"split {split!r} of {name}: allowed are {allowed}")
-    return _OPENERS[name](info, split, data_dir, drawn)
-
-
-def _open_scenes(
-    info: DatasetInfo, split: str, data_dir: str | None, drawn: bool
-) -> Source:
-    if drawn:
-        return DrawnSource(info, split)
-    import tensorflow_datasets as tfds
-
-    from encnet_jax.data.builders.scenes import Scenes
-
-    builder = Scenes(data_dir=data_dir)
-    if not sys.stderr.isatty():
-        tfds.disable_progress_bar()
-    if not builder.data_path.exists():
-        _log.info("drawing %s, once, into %s", builder.name, builder.data_path)
-    builder.download_and_prepare()
-    return RecordSource(info, builder, split)
-
-
-def _open_camvid(
-    info: DatasetInfo, split: str, data_dir: str | None, drawn: bool
-) -> Source:
-    del drawn  # files either way
-    folder = data_dir or os.environ.get("ENCNET_CAMVID")
-    if not folder:
-        raise UserError(
-            "data.data_dir: give the CamVid folder (train/, trainannot/, ...) by "
-            "--config.data.data_dir=DIR or in ENCNET_CAMVID"
-        )
-    root = Path(folder).expanduser()
-    source = FileSource(info, pair_files(root / split, root / f"{split}annot"))
-    source.check()
-    return source
-
-
-_OPENERS: dict[str, Callable[..., Source]] = {
-    "scenes": _open_scenes,
-    "camvid": _open_camvid,
-}
-
-
 def pair_files(images: Path, labels: Path) -> list[tuple[Path, Path]]:
     """Returns image and label files of the same stem, sorted by name.
 
@@ -234,20 +168,38 @@ def pair_files(images: Path, labels: Path) -> list[tuple[Path, Path]]:
 
 def map_labels(labels: np.ndarray, info: DatasetInfo, name: str) -> np.ndarray:
     """Maps raw labels to classes; raises `UserError` naming a value that is neither."""
-    known = np.full(256, -1)
-    known[: info.num_classes] = range(info.num_classes)
-    known[IGNORE_LABEL] = IGNORE_LABEL
-    for raw, value in info.label_map.items():
-        known[raw] = value
+    known = label_table(info)
     bad = np.flatnonzero((known < 0) & (np.bincount(labels.ravel(), minlength=256) > 0))
     if bad.size:
-        void = [raw for raw, v in info.label_map.items() if v == IGNORE_LABEL]
-        ignored = ", ".join(map(str, [*void, IGNORE_LABEL]))
+        classes = [raw for raw in range(256) if 0 <= known[raw] < info.num_classes]
+        ignored = [raw for raw in range(256) if known[raw] == IGNORE_LABEL]
         raise UserError(
-            f"{name}: label {bad[0]}; allowed are 0 to {info.num_classes - 1}, and "
-            f"{ignored} to ignore"
+            f"{name}: label {bad[0]}; allowed are {_ranges(classes)}, and "
+            f"{_ranges(ignored)} to ignore"
         )
     return known.astype(np.uint8)[labels]
+
+
+def label_table(info: DatasetInfo) -> np.ndarray:
+    """Returns int16 (256,): published label -> class, -1 where there is none."""
+    known = np.full(256, -1, np.int16)
+    published = info.label_map or {label: label for label in range(info.num_classes)}
+    for raw, value in published.items():
+        known[raw] = value
+    known[IGNORE_LABEL] = IGNORE_LABEL
+    return known
+
+
+def _ranges(values: Sequence[int]) -> str:
+    """Writes 0, 1, 2, 7 as `0 to 2, 7`."""
+    parts, first = [], 0
+    for place, value in enumerate(values):
+        if place + 1 == len(values) or values[place + 1] != value + 1:
+            start = values[first]
+            join = "" if start == value else f"{start} to "
+            parts.append(f"{join}{value}")
+            first = place + 1
+    return ", ".join(parts)
 
 
 def _read(path: Path) -> bytes:

@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from encnet_jax.data.catalogue import open_source
 from encnet_jax.data.classes import CAMVID, IGNORE_LABEL
-from encnet_jax.data.sources import DrawnSource, FileSource, open_source, pair_files
+from encnet_jax.data.sources import DrawnSource, FileSource, pair_files
 from encnet_jax.errors import UserError
 
 RNG = np.random.default_rng(0)
