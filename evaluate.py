@@ -1,10 +1,14 @@
 """Scores a trained model: python evaluate.py --config=configs/NAME.py [--split=test].
 
-Writes DIR/evaluation/SPLIT.json, with scales SPLIT-ms.json, and prints a table. Whole
-images pass the network as they are, or with --scales=0.5,0.75,1,1.25,1.5,1.75 --flip in
-windows of many scales, the protocol of PyTorch-Encoding.
+Writes DIR/evaluation/SPLIT.json, with scales SPLIT-ms.json, and pictures, and prints a
+table. Whole images pass the network as they are, or with
+--scales=0.5,0.75,1,1.25,1.5,1.75 --flip in windows of many scales, the protocol of
+PyTorch-Encoding; docs/evaluation.md tells of others. The same command goes on where it
+was killed. --submission writes what the data set's test server asks for, of the split
+or of --images=DIR.
 """
 
+from pathlib import Path
 from typing import Any
 
 from absl import flags
@@ -18,12 +22,14 @@ _SPLIT = flags.DEFINE_string("split", None, "Split; that of the config if none."
 _SCALES = flags.DEFINE_list("scales", None, "Scales of the long side: 0.5,1,1.75.")
 _FLIP = flags.DEFINE_bool("flip", False, "Add the mirror image at every scale.")
 _STEP = flags.DEFINE_string("step", "best", "Checkpoint: best, latest or a number.")
+_SUBMISSION = flags.DEFINE_bool("submission", False, "Write predictions for a server.")
+_IMAGES = flags.DEFINE_string("images", None, "Folder of images to predict alone.")
 flags.mark_flag_as_required("config")
 
 
 def main(arguments: list[str]) -> None:
     """Runs the evaluation."""
-    from encnet_jax.evaluation import evaluate_workdir
+    from encnet_jax.workdir_evaluation import evaluate_workdir
 
     command.no_arguments(arguments)
     protocol: dict[str, Any] = {"flip": True} if _FLIP.value else {}
@@ -31,7 +37,15 @@ def main(arguments: list[str]) -> None:
         protocol["scales"] = command.numbers("scales", _SCALES.value)
     config, workdir = command.config_and_workdir(_CONFIG, _WORKDIR.value, protocol)
     split = _SPLIT.value or config.evaluation.split
-    print(evaluate_workdir(config, workdir, split, _STEP.value))
+    text = evaluate_workdir(
+        config,
+        workdir,
+        split,
+        _STEP.value,
+        submission=_SUBMISSION.value,
+        images=Path(_IMAGES.value) if _IMAGES.value else None,
+    )
+    print(text)
 
 
 if __name__ == "__main__":

@@ -11,17 +11,21 @@ from encnet_jax import command
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "File under configs/.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; runs/NAME if none.")
+_DISTRIBUTED = flags.DEFINE_string("distributed", None, "Many hosts: docs/scale.md.")
 flags.mark_flag_as_required("config")
 
 
 def main(arguments: list[str]) -> None:
     """Runs the training."""
+    from encnet_jax.distributed import connect_hosts
     from encnet_jax.training import train
 
     command.no_arguments(arguments)
+    connect_hosts(_DISTRIBUTED.value)
     config, workdir = command.config_and_workdir(_CONFIG, _WORKDIR.value)
     scores = train(config, workdir)
-    print(f"mean IoU {scores['mean_iou']:.4f}; everything is in {workdir}")
+    if scores is not None:
+        print(f"mean IoU {scores['mean_iou']:.4f}; everything is in {workdir}")
 
 
 if __name__ == "__main__":

@@ -4,8 +4,8 @@ Command:   python train.py --config=configs/scenes.py
 Hardware:  2 CPU cores.
 Scores:    docs/results.md.
 
-`python train.py --config=configs/scenes.py:fcn` trains the baseline on the same
-backbone; `encnet` is the default.
+`python train.py --config=configs/scenes.py:fcn` trains a baseline on the same backbone:
+`fcn`, `pspnet` or `deeplabv3`; `encnet` is the default.
 """
 
 from ml_collections import ConfigDict
@@ -14,7 +14,7 @@ from encnet_jax.config import default
 
 
 def get_config(model: str = "encnet") -> ConfigDict:
-    """Returns the configuration; `model` is `encnet` or `fcn`."""
+    """Returns the configuration; `model` is `encnet` or a baseline."""
     config = default()
     config.total_steps = 600
     config.batch_size = 16

@@ -10,6 +10,7 @@ import gc
 import io
 import json
 import logging
+import shutil
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -18,6 +19,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
 from jax.sharding import Sharding
 from orbax.checkpoint.checkpoint_managers import (
     AnyPreservationPolicy,
@@ -26,6 +28,7 @@ from orbax.checkpoint.checkpoint_managers import (
 )
 
 from encnet_jax.errors import UserError
+from encnet_jax.metric_writer import DISK_FULL
 from encnet_jax.train_state import PureDict, TrainState
 
 _ITEMS = ("params", "batch_stats", "optimizer")
@@ -49,17 +52,22 @@ class Checkpoints:
         self.metric = metric
         self.folder = workdir.resolve() / "checkpoints"
         self._manager: ocp.CheckpointManager | None = None
+        self._saving: int | None = None  # the step that is being written
 
     def save(
         self, state: TrainState, step: int, scores: dict[str, float] | None = None
     ) -> None:
         """Starts to save a state in the background, unless this step is there.
 
+        A full disk is no error: it is told, and the checkpoints before stay as they
+        are.
+
         Args:
             state: Copied at once; may be donated after the call.
             step: The number of steps taken, that of the state.
             scores: Of an evaluation at this step, if there was one.
         """
+        self._finish()
         manager = self._open()
         if step in manager.all_steps():
             return
@@ -69,9 +77,13 @@ class Checkpoints:
         items = zip(_ITEMS, (state.params, state.batch_stats, optimizer))
         arguments = {name: ocp.args.StandardSave(item) for name, item in items}
         metrics = None if scores is None else {self.metric: scores[self.metric]}
-        manager.save(
-            step, args=ocp.args.Composite(**arguments), metrics=metrics, force=True
-        )
+        self._saving = step
+        try:
+            manager.save(
+                step, args=ocp.args.Composite(**arguments), metrics=metrics, force=True
+            )
+        except (OSError, ValueError) as error:
+            self._give_up(error)
 
     def restore_latest(self, like: TrainState, sharding: Sharding) -> TrainState | None:
         """Returns the newest state that can be read, or None if none was saved.
@@ -142,10 +154,41 @@ class Checkpoints:
 
     def close(self) -> None:
         """Waits until everything is on disk."""
+        self._finish()
         if self._manager is not None:
-            self._manager.wait_until_finished()
             self._manager.close()
             self._manager = None
+
+    def _finish(self) -> None:
+        """Waits for the checkpoint that is being written."""
+        if self._manager is None or self._saving is None:
+            return
+        try:
+            self._manager.wait_until_finished()
+        # TensorStore's word for a full disk is a ValueError.
+        except (OSError, ValueError) as error:
+            self._give_up(error)
+        self._saving = None
+
+    def _give_up(self, error: Exception) -> None:
+        """Removes what was written of a checkpoint if the disk is full; else raises."""
+        full = "RESOURCE_EXHAUSTED" in str(error) or (
+            isinstance(error, OSError) and error.errno in DISK_FULL
+        )
+        if not full or self._manager is None:
+            raise error
+        step, self._saving = self._saving, None
+        self._manager.close()
+        self._manager = None
+        if jax.process_index() == 0:
+            for rest in self.folder.glob(f"{step}.*tmp*"):
+                shutil.rmtree(rest, ignore_errors=True)
+        _log.warning(
+            "WARNING: the checkpoint of step %d does not fit on the disk of %s; the "
+            "ones before are as they were, and the training goes on without it",
+            step,
+            self.folder,
+        )
 
     def _open(self) -> ocp.CheckpointManager:
         if self._manager is None:
@@ -230,6 +273,13 @@ class Checkpoints:
         _log.warning("checkpoint %s; taking the one before", str(error))
         if jax.process_index() == 0:
             path.rename(self.folder / f"{step}.damaged")
+        _wait_for_all(f"set aside {step}")
+
+
+def _wait_for_all(what: str) -> None:
+    """Lets no host go on before the first has changed the folder."""
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(what)
 
 
 def _reader(items: Iterable[str]) -> ocp.Checkpointer:

@@ -15,6 +15,14 @@ from ml_collections import ConfigDict, config_dict
 from encnet_jax.errors import UserError
 from encnet_jax.models.factory import check_model_settings
 
+# ImageNet weights of the networks here: deep stem of 64 channels for 50 and 101 (timm's
+# copies of GluonCV's v1s, which PyTorch-Encoding's own agree with in every shape).
+IMAGENET_WEIGHTS = {
+    "resnet18": "hf://timm/resnet18.tv_in1k/model.safetensors",
+    "resnet50": "hf://timm/resnet50s.gluon_in1k/model.safetensors",
+    "resnet101": "hf://timm/resnet101s.gluon_in1k/model.safetensors",
+}
+
 
 def default() -> ConfigDict:
     """Returns the default tree: EncNet-50 by the recipe of PyTorch-Encoding."""
@@ -45,7 +53,9 @@ def default() -> ConfigDict:
     model.head_channels = 512  # width of the head
     model.dropout = 0.1  # before the classifiers
     model.unbiased_running_var = False  # mmsegmentation: True
-    model.weights = ""  # a .pth or .safetensors file, or hf://..., for the backbone
+    # Where training starts: a .pth or .safetensors file or hf://... for the backbone,
+    # or the workdir of an earlier run; none: from scratch.
+    model.weights = ""
     model.dtype = "auto"  # bfloat16 on accelerators, float32 on CPU; or one of the two
 
     config.data = data = ConfigDict()
@@ -77,13 +87,24 @@ def default() -> ConfigDict:
 
     config.evaluation = evaluation = ConfigDict()
     evaluation.split = "val"  # scored while training, and by evaluate.py
-    evaluation.batch_size = 8  # images of one size scored together
-    evaluation.base_size = 0  # pixels of the long side in the network; 0: as it is
-    # How whole images are resized; imports of PyTorch-Encoding's weights set True.
+    evaluation.batch_size = 8  # images or windows together on a device; mirrored count
+    # encoding: windows of many scales as PyTorch-Encoding; mmseg: as mmsegmentation.
+    evaluation.protocol = "encoding"
+    # whole: images as they are, compiled for each size; slide: windows of one shape,
+    # for sets of many sizes. With scales `encoding` always takes windows.
+    evaluation.mode = "whole"
+    # Pixels of the long side in the network, 0: as it is; mmseg: at most, 0: no bound.
+    # With windows of `encoding`, 0: data.base_size.
+    evaluation.base_size = 0
+    evaluation.short_size = 0  # mmseg: pixels of the short side at most; 0: no bound
+    # How whole images and mmseg's logits are resized; imports of PyTorch-Encoding's
+    # weights set True.
     evaluation.align_corners = False
-    evaluation.scales = ()  # of base_size: many scales in windows; none: whole images
-    evaluation.flip = False  # add the mirror image; with scales
-    evaluation.crop_size = 0  # pixels of a window, with scales; 0: data.crop_size
+    evaluation.scales = ()  # of the size above: many scales; none: that size alone
+    evaluation.flip = False  # and the mirror image; not of whole images of `encoding`
+    evaluation.crop_size = 0  # pixels of a window; 0: data.crop_size
+    evaluation.stride = 0  # pixels between windows; 0: two thirds of crop_size
+    evaluation.object_sizes = False  # evaluate.py scores small and large objects too
     evaluation.absent = "skip"  # classes in neither labels nor predictions; or zero
 
     config.mesh = mesh = ConfigDict()
@@ -136,16 +157,34 @@ def validate(config: ConfigDict) -> None:
             f"data.scale_range={tuple(config.data.scale_range)}: two numbers are "
             "needed, 0 < least <= greatest"
         )
-    if any(scale <= 0 for scale in config.evaluation.scales):
-        raise UserError(
-            f"evaluation.scales={tuple(config.evaluation.scales)}: must be above 0"
-        )
-    if config.evaluation.flip and not config.evaluation.scales:
-        raise UserError("evaluation.flip=True: needs evaluation.scales, such as (1.0,)")
+    _check_evaluation(config)
     if config.optimizer.warmup_steps >= config.total_steps:
         raise UserError(
             f"optimizer.warmup_steps={config.optimizer.warmup_steps}: must be below "
             f"total_steps={config.total_steps}"
+        )
+
+
+def _check_evaluation(config: ConfigDict) -> None:
+    settings = config.evaluation
+    if any(scale <= 0 for scale in settings.scales):
+        raise UserError(f"evaluation.scales={tuple(settings.scales)}: must be above 0")
+    encoding = settings.protocol == "encoding"
+    if encoding and settings.mode == "whole" and settings.flip and not settings.scales:
+        raise UserError(
+            "evaluation.flip=True: needs evaluation.scales, such as (1.0,), or "
+            "evaluation.mode=slide"
+        )
+    crop = settings.crop_size or config.data.crop_size
+    if settings.stride > crop:
+        raise UserError(
+            f"evaluation.stride={settings.stride}: windows of {crop} pixels would leave "
+            "gaps"
+        )
+    if encoding and settings.short_size:
+        raise UserError(
+            f"evaluation.short_size={settings.short_size}: only with "
+            "evaluation.protocol=mmseg; allowed is 0"
         )
 
 
@@ -169,7 +208,9 @@ def _check_numbers(config: ConfigDict) -> None:
         "optimizer.head_factor": 0,
         "evaluation.batch_size": 1,
         "evaluation.base_size": 0,
+        "evaluation.short_size": 0,
         "evaluation.crop_size": 0,
+        "evaluation.stride": 0,
     }
     for key, least in at_least.items():
         value = _get(config, key)
@@ -191,6 +232,8 @@ def _check_choices(config: ConfigDict) -> None:
         "model.dtype": ("auto", "float32", "bfloat16"),
         "loss.average": ("labelled", "all"),
         "optimizer.schedule": ("poly", "cosine"),
+        "evaluation.protocol": ("encoding", "mmseg"),
+        "evaluation.mode": ("whole", "slide"),
         "evaluation.absent": ("skip", "zero"),
     }
     for key, allowed in choices.items():

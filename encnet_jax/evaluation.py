@@ -1,37 +1,92 @@
 """A split of a data set to scores: every image once, at the size of its own labels."""
 
-import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from encnet_jax.checkpoint import Checkpoints
-from encnet_jax.config import load_config, model_settings
-from encnet_jax.data.catalogue import open_source
-from encnet_jax.data.classes import IGNORE_LABEL, DatasetInfo, load_info
+from encnet_jax.canvas import CanvasFactory, Labels, Layout
+from encnet_jax.data.classes import DatasetInfo
 from encnet_jax.data.sources import Example, Source
-from encnet_jax.errors import UserError
-from encnet_jax.inference import (
-    eval_definition,
-    multi_scale_scores,
-    normalise,
-    whole_image_logits,
-)
-from encnet_jax.metrics import confusion_matrix, scores
-from encnet_jax.models import create_model
-from encnet_jax.progress import Counter
-from encnet_jax.report import save_scores, table
-from encnet_jax.train_state import PureDict, split_model
+from encnet_jax.inference import Labelling, eval_definition, make_labelling_fn
+from encnet_jax.metrics import count_pixels
+from encnet_jax.object_sizes import count_by_size
+from encnet_jax.sharding import batch_sharded, local_mesh, replicated
+from encnet_jax.sliding import finished_images, joined, paired
+from encnet_jax.tally import Record, Tally
+from encnet_jax.train_state import PureDict
+from encnet_jax.windows import EncodingProtocol, MmsegProtocol, WindowProtocol
 
-# (params, batch_stats, images, labels) -> (matrix, predictions)
-ScoreFn = Callable[..., tuple[jax.Array, jax.Array]]
+_Numbered = tuple[int, Example]
+
+
+class Scored(NamedTuple):
+    """What a model says of an example.
+
+    Attributes:
+        number: Of the example in its source.
+        example: Image and true labels.
+        predictions: uint8 (h, w), classes.
+        presence: float32 (n,), the probability of each class, or None.
+    """
+
+    number: int
+    example: Example
+    predictions: np.ndarray
+    presence: np.ndarray | None
+
+
+# (params, batch_stats, numbered examples, batch size of a device) -> each once; the
+# order may differ.
+ScoreFn = Callable[[PureDict, PureDict, Iterable[_Numbered], int], Iterator[Scored]]
+
+
+def score_fn_by_config(
+    config: ConfigDict, trained: ConfigDict, model: nnx.Module, info: DatasetInfo
+) -> ScoreFn:
+    """Returns the way to score that `evaluation` of a configuration asks for.
+
+    Args:
+        config: What to do.
+        trained: How the model was trained; its conventions of resizing hold.
+        model: A segmentation model, or its shapes.
+        info: Of the data set.
+    """
+    settings, mesh = config.evaluation, local_mesh(config.mesh.data)
+    corners = trained.evaluation.align_corners
+    windows: dict[str, Any] = dict(
+        crop_size=settings.crop_size or config.data.crop_size,
+        scales=tuple(settings.scales) or (1.0,),
+        flip=settings.flip,
+        stride=settings.stride,
+        mean=info.mean,
+        std=info.std,
+    )
+    protocol: WindowProtocol
+    if settings.protocol == "mmseg":
+        if settings.mode == "whole":
+            windows["crop_size"] = 0
+        protocol = MmsegProtocol(
+            base_size=settings.base_size,
+            short_size=settings.short_size,
+            align_corners=corners,
+            **windows,
+        )
+    elif settings.mode == "slide" or settings.scales:
+        protocol = EncodingProtocol(
+            base_size=settings.base_size or config.data.base_size,
+            align_corners=trained.model.align_corners,
+            **windows,
+        )
+    else:
+        return make_score_fn(model, info, settings.base_size, corners, mesh)
+    return make_window_score_fn(model, info, protocol, mesh)
 
 
 def make_score_fn(
@@ -39,75 +94,91 @@ def make_score_fn(
     info: DatasetInfo,
     base_size: int = 0,
     align_corners: bool = False,
+    mesh: Mesh | None = None,
 ) -> ScoreFn:
-    """Returns a jitted function that predicts and counts a batch.
+    """Returns a function that passes whole images, those of one size together.
 
-    It maps parameters, statistics, uint8 images (b, h, w, 3) and uint8 labels (b, h, w)
-    to an int32 confusion matrix (n, n) and uint8 predictions (b, h, w). Compiled once
-    for each shape.
+    Compiled once for each size. The last batch of a size is filled up.
+
+    Args:
+        model: A segmentation model, or its shapes.
+        info: Of the data set.
+        base_size: See `working_size`.
+        align_corners: See `whole_image_logits`.
+        mesh: Devices of this host; all of them if None.
     """
-    definition = eval_definition(model)
+    mesh = mesh or local_mesh()
+    label = make_labelling_fn(
+        model,
+        mean=info.mean,
+        std=info.std,
+        base_size=base_size,
+        align_corners=align_corners,
+    )
 
-    @jax.jit
-    def score(params: PureDict, stats: PureDict, images: Any, labels: Any):
-        logits, _ = whole_image_logits(
-            definition.merge(params, stats),
-            images,
-            mean=info.mean,
-            std=info.std,
-            base_size=base_size,
-            align_corners=align_corners,
-        )
-        predictions = logits.argmax(-1)
-        matrix = confusion_matrix(labels, predictions, info.num_classes, IGNORE_LABEL)
-        return matrix, predictions.astype(jnp.uint8)
+    def score(params, stats, examples, batch_size):
+        params, stats = _placed((params, stats), mesh)
+        pending: deque[tuple[list[_Numbered], Labelling]] = deque()
+        for group in _groups_of_one_size(examples, batch_size * mesh.size):
+            fill = batch_size * mesh.size - len(group)
+            pixels = [example.image for _, example in group]
+            images = np.stack(pixels + [pixels[-1]] * fill)
+            placed = jax.device_put(images, batch_sharded(mesh))
+            pending.append((group, label(params, stats, placed)))
+            if len(pending) > 1:  # the next is on its way while this one is counted
+                yield from _rows(*pending.popleft())
+        for waiting in pending:
+            yield from _rows(*waiting)
 
     return score
 
 
-def make_multi_scale_score_fn(
+def make_window_score_fn(
     model: nnx.Module,
     info: DatasetInfo,
-    *,
-    base_size: int,
-    crop_size: int,
-    scales: Sequence[float],
-    flip: bool,
-    align_corners: bool,
+    protocol: WindowProtocol,
+    mesh: Mesh | None = None,
 ) -> ScoreFn:
-    """Returns a function as that of `make_score_fn`, by `multi_scale_scores`.
+    """Returns a function that passes images in windows of one shape.
 
-    The network is compiled once, for windows of `crop_size`, whatever sizes the images
-    have.
+    Whatever sizes the images have, three programs are compiled, or four with
+    `protocol.softmax`; only images smaller than a window of mmsegmentation's rules, and
+    its whole images, are compiled by size.
+
+    Args:
+        model: A segmentation model, or its shapes.
+        info: Of the data set.
+        protocol: How images are cut and scores joined.
+        mesh: Devices of this host; all of them if None.
     """
+    mesh = mesh or local_mesh()
     definition = eval_definition(model)
+    layout = Layout(info.num_classes, protocol.softmax, mesh)
+    canvases = CanvasFactory(layout)
+    mirror = protocol.mirror_windows
 
     @jax.jit
-    def logits(params: PureDict, stats: PureDict, windows: jax.Array) -> jax.Array:
-        return definition.merge(params, stats)(windows).logits.astype(jnp.float32)
+    def forward(params: PureDict, stats: PureDict, windows: jax.Array):
+        output = definition.merge(params, stats)(paired(windows, mirror))
+        return joined(output.logits, output.presence, mirror, layout)
 
-    def score(params: PureDict, stats: PureDict, images: Any, labels: Any):
-        total = np.zeros((info.num_classes, info.num_classes), np.int64)
-        predictions = np.zeros(labels.shape, np.uint8)
-        # Rows that only fill up the batch have no labels.
-        for row in np.flatnonzero((labels != IGNORE_LABEL).any((1, 2))):
-            result = multi_scale_scores(
-                functools.partial(logits, params, stats),
-                np.asarray(normalise(images[row], info.mean, info.std)),
-                num_classes=info.num_classes,
-                base_size=base_size,
-                crop_size=crop_size,
-                scales=scales,
-                flip=flip,
-                mean=info.mean,
-                std=info.std,
-                align_corners=align_corners,
-            )
-            predictions[row] = result.argmax(-1)
-            total += np.asarray(
-                confusion_matrix(labels[row], predictions[row], info.num_classes)
-            )
-        return total, predictions
+    def score(params, stats, examples, batch_size):
+        params, stats = _placed((params, stats), mesh)
+        share = max(batch_size // 2, 1) if mirror else batch_size
+
+        def apply(windows: np.ndarray):
+            return forward(params, stats, jax.device_put(windows, batch_sharded(mesh)))
+
+        images = ((numbered, numbered[1].image) for numbered in examples)
+        pending: deque[tuple[_Numbered, Labels, list]] = deque()
+        for image in finished_images(
+            images, apply, protocol, canvases, share * mesh.size
+        ):
+            pending.append((image.key, image.canvas.labels(), image.presence))
+            if len(pending) > 1:
+                yield _fetched(*pending.popleft())
+        for waiting in pending:
+            yield _fetched(*waiting)
 
     return score
 
@@ -120,138 +191,111 @@ def evaluate(
     *,
     batch_size: int,
     absent: str = "skip",
+    object_sizes: bool = False,
     progress: Callable[[int], None] = lambda images: None,
     keep: int = 0,
+    done: Sequence[Record] = (),
+    on_image: Callable[[Scored, Record], None] = lambda scored, record: None,
 ) -> tuple[dict[str, Any], list[tuple[Example, np.ndarray]]]:
-    """Scores every example of a source.
+    """Scores every example of a source; hosts share them and return the same scores.
 
     Args:
-        score: From `make_score_fn`.
+        score: From `make_score_fn` or its like.
         params: Weights.
         batch_stats: Running statistics.
         source: What to score.
-        batch_size: Images of one size that are scored together; the last of a size are
-            filled up with ignored ones, so that no further shape is compiled.
+        batch_size: Images or windows that pass the network together on a device.
         absent: See `metrics.scores`.
-        progress: Called with the number of images done so far.
+        object_sizes: Score by the size of objects too; needs SciPy.
+        progress: Called with the number of images that this host knows to be done.
         keep: How many examples to return with their predictions.
+        done: What is known of examples that need not be scored again.
+        on_image: Called with each image that is scored.
 
     Returns:
-        The scores, with `images`, their number, and `confusion_matrix`, int64 (n, n);
-        and examples, evenly spread over the source, with predictions uint8 (h, w).
+        The scores, as `Tally.results`, and `image_iou`, (images,), the mean IoU of
+        each; and of the examples that this host scored some, evenly spread, with
+        predictions uint8 (h, w).
     """
     classes = source.info.num_classes
-    total = np.zeros((classes, classes), np.int64)
-    wanted = set(np.linspace(0, len(source) - 1, keep).astype(int)) if keep else set()
+    tally = Tally(len(source), classes)
+    if jax.process_index() == 0:
+        for record in done:
+            tally.add(record)
+    known = {record.number for record in done}
+    open_numbers = [n for n in range(len(source)) if n not in known]
+    own = open_numbers[jax.process_index() :: jax.process_count()]
+    spread = np.linspace(0, len(own) - 1, keep if own else 0).astype(int)
+    wanted = {own[place] for place in spread}
     kept: dict[int, tuple[Example, np.ndarray]] = {}
-    done = 0
-    for numbers, examples, images, labels in _batches(source, batch_size):
-        matrix, predictions = score(params, batch_stats, images, labels)
-        total += np.asarray(matrix)
-        for row in wanted.intersection(numbers):
-            place = numbers.index(row)
-            kept[row] = (examples[place], np.asarray(predictions[place]))
-        done += len(numbers)
-        progress(done)
-    results = scores(total, absent)
-    results.update(images=done, confusion_matrix=total)
-    return results, [kept[row] for row in sorted(kept)]
+    examples = _read_ahead(source, own, 2 * batch_size)
+    scored_images = score(params, batch_stats, examples, batch_size)
+    for count, scored in enumerate(scored_images, len(done) + 1):
+        truth, predictions = scored.example.labels, scored.predictions
+        record = Record(
+            scored.number,
+            count_pixels(truth, predictions, classes),
+            scored.presence,
+            count_by_size(truth, predictions, classes) if object_sizes else None,
+        )
+        tally.add(record)
+        on_image(scored, record)
+        if scored.number in wanted:
+            kept[scored.number] = (scored.example, predictions)
+        progress(count)
+    tally = tally.over_hosts()
+    results = {**tally.results(absent), "image_iou": tally.image_iou}
+    return results, [kept[number] for number in sorted(kept)]
 
 
-def _batches(
-    source: Source, batch_size: int
-) -> Iterator[tuple[list[int], list[Example], np.ndarray, np.ndarray]]:
-    """Yields full batches of images of one size, the last padded with ignored ones."""
-    waiting: dict[tuple[int, ...], list[tuple[int, Example]]] = {}
-    for number, example in _read_ahead(source, 2 * batch_size):
+def _placed(arrays: Any, mesh: Mesh) -> Any:
+    """Returns arrays on every device of this host's mesh, as copies if they are not."""
+
+    def own(array: Any) -> Any:
+        # Replicated over all hosts: the part here is the whole.
+        far = isinstance(array, jax.Array) and not array.is_fully_addressable
+        return array.addressable_data(0) if far else array
+
+    return jax.device_put(jax.tree.map(own, arrays), replicated(mesh))
+
+
+def _rows(group: Sequence[_Numbered], result: Labelling) -> Iterator[Scored]:
+    labels, presence = jax.device_get(result)
+    for row, (number, example) in enumerate(group):
+        probability = None if presence is None else presence[row]
+        yield Scored(number, example, labels[row], probability)
+
+
+def _fetched(
+    numbered: _Numbered, labels: Labels, presence: list[tuple[jax.Array, int]]
+) -> Scored:
+    """Of the presence in windows the mean is that of the image."""
+    rows = [np.asarray(array)[row] for array, row in presence]
+    mean = np.asarray(np.mean(rows, 0, dtype=np.float32)) if rows else None
+    return Scored(*numbered, labels.fetch(), mean)
+
+
+def _groups_of_one_size(
+    examples: Iterable[_Numbered], size: int
+) -> Iterator[list[_Numbered]]:
+    """Yields `size` examples at a time with images of one size; at the end fewer."""
+    waiting: dict[tuple[int, ...], list[_Numbered]] = {}
+    for number, example in examples:
         group = waiting.setdefault(example.image.shape, [])
         group.append((number, example))
-        if len(group) == batch_size:
-            yield _stack(waiting.pop(example.image.shape), batch_size)
-    for group in waiting.values():
-        yield _stack(group, batch_size)
+        if len(group) == size:
+            yield waiting.pop(example.image.shape)
+    yield from waiting.values()
 
 
-def _stack(
-    group: list[tuple[int, Example]], batch_size: int
-) -> tuple[list[int], list[Example], np.ndarray, np.ndarray]:
-    numbers = [number for number, _ in group]
-    examples = [example for _, example in group]
-    shape = examples[0].image.shape
-    images = np.zeros((batch_size, *shape), np.uint8)
-    labels = np.full((batch_size, *shape[:2]), IGNORE_LABEL, np.uint8)
-    for row, example in enumerate(examples):
-        images[row], labels[row] = example.image, example.labels
-    return numbers, examples, images, labels
-
-
-def _read_ahead(source: Source, ahead: int) -> Iterator[tuple[int, Example]]:
-    """Yields the examples in order; threads decode the next ones meanwhile."""
+def _read_ahead(
+    source: Source, numbers: Sequence[int], ahead: int
+) -> Iterator[_Numbered]:
+    """Yields examples in order; threads decode the next ones meanwhile."""
     with ThreadPoolExecutor(max_workers=8) as pool:
-        pending = {
-            n: pool.submit(source.example, n) for n in range(min(ahead, len(source)))
-        }
-        for number in range(len(source)):
-            example = pending.pop(number).result()
-            following = number + ahead
-            if following < len(source):
-                pending[following] = pool.submit(
-                    functools.partial(source.example, following)
-                )
+        pending = deque(pool.submit(source.example, n) for n in numbers[:ahead])
+        for place, number in enumerate(numbers):
+            example = pending.popleft().result()
+            if place + ahead < len(numbers):
+                pending.append(pool.submit(source.example, numbers[place + ahead]))
             yield number, example
-
-
-def evaluate_workdir(
-    config: ConfigDict, workdir: Path, split: str, step: str = "best"
-) -> str:
-    """Scores a checkpoint, writes `evaluation/SPLIT[-ms].json`, returns a table.
-
-    Raises:
-        UserError: Workdir, checkpoint, model, classes and split do not fit.
-    """
-    stored = load_config(workdir / "config.json")
-    info = load_info(workdir / "classes.json")
-    source = open_source(
-        config.data.name, split, config.data.data_dir, drawn=config.data.in_memory
-    )
-    if info.class_names != source.info.class_names:
-        raise UserError(
-            f"{workdir} was trained on the {info.num_classes} classes of {info.name}; "
-            f"{config.data.name} has other {source.info.num_classes}"
-        )
-    model = nnx.eval_shape(
-        lambda: create_model(num_classes=info.num_classes, **model_settings(stored))
-    )
-    _, params, stats = split_model(model)
-    params, stats, number = Checkpoints(workdir).restore_model(params, stats, step)
-    settings = config.evaluation
-    name = split
-    if settings.scales:
-        name = f"{split}-ms"
-        score = make_multi_scale_score_fn(
-            model,
-            info,
-            base_size=settings.base_size or config.data.base_size,
-            crop_size=settings.crop_size or config.data.crop_size,
-            scales=tuple(settings.scales),
-            flip=settings.flip,
-            align_corners=stored.model.align_corners,
-        )
-    else:
-        score = make_score_fn(
-            model, info, settings.base_size, stored.evaluation.align_corners
-        )
-    counter = Counter(len(source), "images")
-    results, _ = evaluate(
-        score,
-        params,
-        stats,
-        source,
-        batch_size=settings.batch_size,
-        absent=settings.absent,
-        progress=counter.show,
-    )
-    counter.close()
-    path = workdir / "evaluation" / f"{name}.json"
-    save_scores(results, path, split=split, step=number, class_names=info.class_names)
-    return f"{table(results, info)}\n{results['images']} images, step {number}: {path}"

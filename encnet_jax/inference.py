@@ -1,18 +1,22 @@
 """From images to logits and labels: whole images, and many scales and windows."""
 
 import functools
-import itertools
-import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.typing import ArrayLike
 
+from encnet_jax.canvas import CanvasFactory, Layout
 from encnet_jax.data.classes import IMAGENET_MEAN, IMAGENET_STD
-from encnet_jax.models.layers import interpolation_matrix, resize_bilinear
+from encnet_jax.models.layers import resize_bilinear
+from encnet_jax.sharding import mesh_of, replicated
+from encnet_jax.sliding import finished_images, joined, paired
 from encnet_jax.train_state import ModelDef, PureDict, split_model
+from encnet_jax.windows import EncodingProtocol
 
 
 def normalise(
@@ -75,29 +79,69 @@ def whole_image_logits(
     return logits, presence
 
 
-def make_predict_fn(
+class Labelling(NamedTuple):
+    """What a model says of images.
+
+    Attributes:
+        labels: uint8 (b, h, w), the classes of highest score.
+        presence: float32 (b, n), the probability that each class is in the image, of
+            the semantic encoding branch; None if the model has none.
+    """
+
+    labels: jax.Array
+    presence: jax.Array | None
+
+
+def make_labelling_fn(
     model: nnx.Module,
     *,
     mean: Sequence[float] = IMAGENET_MEAN,
     std: Sequence[float] = IMAGENET_STD,
     base_size: int = 0,
+    align_corners: bool = False,
+) -> Callable[[PureDict, PureDict, ArrayLike], Labelling]:
+    """Returns a jitted function: parameters, statistics, uint8 (b, h, w, 3) -> labels.
+
+    The one way of whole images; see `whole_image_logits` for the arguments. Compiled
+    once for each shape. Of the model only the definition is used, in eval mode.
+    """
+    definition = eval_definition(model)
+
+    @jax.jit
+    def label(params: PureDict, stats: PureDict, images: jax.Array) -> Labelling:
+        logits, presence = whole_image_logits(
+            definition.merge(params, stats),
+            images,
+            mean=mean,
+            std=std,
+            base_size=base_size,
+            align_corners=align_corners,
+        )
+        return Labelling(logits.argmax(-1).astype(jnp.uint8), presence)
+
+    return label
+
+
+def make_predict_fn(
+    model: nnx.Module, **settings: Any
 ) -> Callable[[jax.Array], jax.Array]:
     """Returns a pure jitted function: uint8 (b, h, w, 3) -> int32 labels (b, h, w).
 
     Compiled once for each shape. The model is taken as it is now; later changes of it
     do not matter.
+
+    Args:
+        model: A segmentation model.
+        **settings: Of `make_labelling_fn`.
     """
-    definition, params, stats = split_model(eval_copy(model))
+    _, params, stats = split_model(eval_copy(model))
+    label = make_labelling_fn(model, **settings)
 
     @jax.jit
-    def apply(params: PureDict, stats: PureDict, images: jax.Array) -> jax.Array:
-        model = definition.merge(params, stats)
-        logits, _ = whole_image_logits(
-            model, images, mean=mean, std=std, base_size=base_size
-        )
-        return logits.argmax(-1).astype(jnp.int32)
+    def predict(params: PureDict, stats: PureDict, images: jax.Array) -> jax.Array:
+        return label(params, stats, images).labels.astype(jnp.int32)
 
-    return functools.partial(apply, params, stats)
+    return functools.partial(predict, params, stats)
 
 
 def eval_copy(model: nnx.Module) -> nnx.Module:
@@ -153,85 +197,30 @@ def multi_scale_scores(
     Returns:
         float32 (h, w, n).
     """
-    black = (-np.asarray(mean) / np.asarray(std)).astype(np.float32)
-    sizes = [_scaled_size(image.shape, math.ceil(base_size * s)) for s in scales]
-    padded = [
-        _padded(_resized(image, size, align_corners), crop_size, black)
-        for size in sizes
-    ]
-    windows = [
-        (number, box)
-        for number, picture in enumerate(padded)
-        for box in _windows(picture.shape, crop_size, int(crop_size * stride_rate))
-    ]
-    crops = (_padded(padded[number][box], crop_size, black) for number, box in windows)
-    sums = [np.zeros((*p.shape[:2], num_classes), np.float32) for p in padded]
-    counts = [np.zeros((*p.shape[:2], 1), np.float32) for p in padded]
-    for (number, box), logits in zip(
-        windows, _predicted(predict, crops, flip, batch_size), strict=True
-    ):
-        part = sums[number][box]
-        part += np.exp(logits[: part.shape[0], : part.shape[1]])
-        counts[number][box] += 1
-    total = np.zeros((*image.shape[:2], num_classes), np.float32)
-    for size, scores, count in zip(sizes, sums, counts, strict=True):
-        averaged = (scores / count)[: size[0], : size[1]]
-        total += _resized(averaged, image.shape[:2], align_corners)
-    return total
+    if not 0 < stride_rate <= 1:
+        raise ValueError(f"stride_rate={stride_rate}: must be above 0, at most 1")
+    protocol = EncodingProtocol(
+        base_size=base_size,
+        crop_size=crop_size,
+        scales=tuple(scales),
+        flip=flip,
+        stride=max(int(crop_size * stride_rate), 1),
+        align_corners=align_corners,
+        mean=tuple(mean),
+        std=tuple(std),
+    )
+    mesh = mesh_of(jax.local_devices()[:1])
+    layout = Layout(num_classes, protocol.softmax, mesh)
 
+    def apply(windows: np.ndarray) -> tuple[jax.Array, jax.Array | None]:
+        logits = predict(paired(windows, flip))
+        return _joined(jax.device_put(logits, replicated(mesh)), None, flip, layout)
 
-def _scaled_size(shape: tuple[int, ...], long_side: int) -> tuple[int, int]:
-    height, width = shape[:2]
-    if height > width:
-        return long_side, int(width * long_side / height + 0.5)
-    return int(height * long_side / width + 0.5), long_side
-
-
-def _resized(image: np.ndarray, size: Sequence[int], align_corners: bool) -> np.ndarray:
-    rows = interpolation_matrix(image.shape[0], size[0], align_corners)
-    columns = interpolation_matrix(image.shape[1], size[1], align_corners)
-    image = np.tensordot(rows, image, (1, 0))
-    return np.tensordot(columns, image, (1, 1)).swapaxes(0, 1).astype(np.float32)
-
-
-def _padded(image: np.ndarray, least: int, color: np.ndarray) -> np.ndarray:
-    """Pads below and on the right where a side is shorter than `least`."""
-    height, width = image.shape[:2]
-    if height >= least and width >= least:
-        return image
-    result = np.empty((max(height, least), max(width, least), 3), np.float32)
-    result[...] = color
-    result[:height, :width] = image
-    return result
-
-
-def _windows(
-    shape: tuple[int, ...], crop: int, stride: int
-) -> Iterator[tuple[slice, slice]]:
-    """Yields the windows, rows first; the last ones may be smaller than `crop`."""
-
-    def along(length: int) -> list[slice]:
-        count = math.ceil((length - crop) / stride) + 1
-        return [slice(i * stride, min(i * stride + crop, length)) for i in range(count)]
-
-    for rows in along(shape[0]):
-        for columns in along(shape[1]):
-            yield rows, columns
-
-
-def _predicted(
-    predict: Callable[[np.ndarray], jax.Array | np.ndarray],
-    crops: Iterator[np.ndarray],
-    flip: bool,
-    batch_size: int,
-) -> Iterator[np.ndarray]:
-    """Yields the logits of every crop, with those of its mirror image added."""
     share = max(batch_size // 2, 1) if flip else batch_size
-    while batch := list(itertools.islice(crops, share)):
-        images = np.stack(batch + [batch[-1]] * (share - len(batch)))
-        if flip:
-            both = np.asarray(predict(np.concatenate([images, images[:, :, ::-1]])))
-            logits = both[:share] + both[share:, :, ::-1]
-        else:
-            logits = np.asarray(predict(images))
-        yield from logits[: len(batch)]
+    (result,) = finished_images(
+        [(None, image)], apply, protocol, CanvasFactory(layout), share
+    )
+    return result.canvas.scores()
+
+
+_joined = jax.jit(joined, static_argnames=("mirror", "layout"))

@@ -1,16 +1,29 @@
 """Scalars to `metrics.jsonl` and TensorBoard, pictures to TensorBoard and PNG."""
 
+import contextlib
+import errno
 import json
+import logging
 import os
+import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
 from PIL import Image
 
+# A disk without space, or a user's share of it used up.
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
+_log = logging.getLogger(__name__)
+
 
 class MetricWriter:
     """Writes the course of a run; on hosts other than the first it does nothing.
+
+    What does not fit on a full disk is left out with a warning: a training of days is
+    worth more than a line of its course.
 
     Args:
         workdir: Folder of the run.
@@ -20,17 +33,13 @@ class MetricWriter:
 
     def __init__(self, workdir: Path, start_step: int = 0):
         self.active = jax.process_index() == 0
-        if not self.active:
-            return
-        from tensorboardX import SummaryWriter
-
         self.workdir = workdir
         self.path = workdir / "metrics.jsonl"
-        _truncate(self.path, start_step)
-        self.file = self.path.open("a")
-        self.board = SummaryWriter(
-            str(workdir / "tensorboard"), purge_step=start_step + 1
-        )
+        self.start_step = start_step
+        self.board: Any = None
+        if self.active:
+            with _unless_full(self.path):
+                _truncate(self.path, start_step)
 
     def scalars(self, step: int, values: dict[str, float], group: str) -> None:
         """Writes one line of `step` and values; `group` is their place in TensorBoard.
@@ -39,24 +48,68 @@ class MetricWriter:
         """
         if not self.active:
             return
+        from tensorboardX.summary import scalar
+
         line = {k: v if np.isfinite(v) else None for k, v in values.items()}
-        self.file.write(json.dumps({"step": step, **line}) + "\n")
-        self.file.flush()
+        with _unless_full(self.path), self.path.open("a") as file:
+            file.write(json.dumps({"step": step, **line}) + "\n")
         for key, value in values.items():
-            self.board.add_scalar(f"{group}/{key}", value, step)
+            self._event(step, summary=scalar(f"{group}/{key}", value))
 
     def image(self, step: int, name: str, picture: Image.Image) -> None:
         """Writes a picture to TensorBoard and, the newest only, to `name.png`."""
         if not self.active:
             return
-        self.board.add_image(name, np.asarray(picture), step, dataformats="HWC")
-        picture.save(self.workdir / f"{name}.png")
+        from tensorboardX.summary import image
+
+        pixels = np.asarray(picture)
+        self._event(step, summary=image(name, pixels, dataformats="HWC"))
+        with _unless_full(self.workdir):
+            picture.save(self.workdir / f"{name}.png")
 
     def close(self) -> None:
         """Ends the files."""
-        if self.active:
-            self.file.close()
-            self.board.close()
+        if self.board is not None:
+            with _unless_full(self.workdir):
+                self.board.close()
+            self.board = None
+
+    def _event(self, step: int, **fields: Any) -> None:
+        # Not by tensorboardX's SummaryWriter: the thread in which it writes dies of a
+        # full disk, and the training then waits for it forever.
+        from tensorboardX.proto.event_pb2 import Event
+
+        written = False
+        with _unless_full(self.workdir / "tensorboard"):
+            if self.board is None:
+                self.board = self._open_board()
+            self.board.write_event(Event(step=step, wall_time=time.time(), **fields))
+            self.board.flush()
+            written = True
+        if not written:
+            self.board = None  # its last record is cut off: the next is a new file's
+
+    def _open_board(self) -> Any:
+        from tensorboardX.event_file_writer import EventsWriter
+        from tensorboardX.proto.event_pb2 import Event, SessionLog
+
+        folder = self.workdir / "tensorboard"
+        folder.mkdir(exist_ok=True)
+        board = EventsWriter(str(folder / "events"))
+        # Hides what a killed run wrote of the steps that come again.
+        start = SessionLog(status=SessionLog.START)
+        board.write_event(Event(step=self.start_step + 1, session_log=start))
+        return board
+
+
+@contextlib.contextmanager
+def _unless_full(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in DISK_FULL:
+            raise
+        _log.warning("WARNING: %s: not written: %s", path, error.strerror)
 
 
 def _truncate(path: Path, last_step: int) -> None:

@@ -3,6 +3,8 @@
 import sys
 import time
 
+import jax
+
 
 class Progress:
     """Counts steps of equal size and tells rate and time left.
@@ -19,7 +21,7 @@ class Progress:
         self.images_per_step = images_per_step
         self._mark = (start, time.perf_counter())
         self._bar = None
-        if sys.stderr.isatty():
+        if sys.stderr.isatty() and jax.process_index() == 0:
             from tqdm import tqdm
 
             self._bar = tqdm(initial=start, total=total, unit="step", leave=True)
@@ -40,6 +42,8 @@ class Progress:
 
     def show(self, loss: float) -> None:
         """Shows the loss, the rate and the time left."""
+        if jax.process_index() > 0:
+            return
         if self._bar is not None:
             self._bar.set_postfix_str(f"loss {loss:.3f}, {self.rate:.1f} images/s")
             return

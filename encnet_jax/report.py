@@ -2,36 +2,68 @@
 
 import json
 import math
+import os
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from encnet_jax.data.classes import DatasetInfo
+from encnet_jax.metrics import mean_iou_with_background
+
+# Their 59 classes leave out background, which other papers score as a 60th.
+_WITHOUT_BACKGROUND = ("pascal_context", "pascal_context_sorted")
+_SUMMARY = {
+    "pixel_accuracy": "pixel accuracy",
+    "mean_iou": "mean IoU",
+    "mean_iou_with_background": "mean IoU, background wrong",
+    "mean_accuracy": "mean accuracy",
+    "frequency_weighted_iou": "frequency-weighted IoU",
+    "ade_score": "ADE score",
+    "presence_average_precision": "presence precision",
+}
+
+
+def with_conventions(scores: dict[str, Any], info: DatasetInfo) -> dict[str, Any]:
+    """Returns the scores and those that only this data set has.
+
+    For PASCAL-Context that is `mean_iou_with_background`, over 60 classes.
+    """
+    if info.name not in _WITHOUT_BACKGROUND:
+        return scores
+    mean = mean_iou_with_background(scores["per_class_iou"])
+    return {**scores, "mean_iou_with_background": mean}
 
 
 def save_scores(scores: dict[str, Any], path: Path, **more: Any) -> None:
-    """Writes scores as JSON; NaN (a class that is absent) becomes null."""
+    """Writes scores as JSON, a line a key; NaN (an absent class) becomes null."""
+    items = _plain({**more, **scores}).items()
+    lines = ",\n".join(f"  {json.dumps(k)}: {json.dumps(v)}" for k, v in items)
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(_plain({**scores, **more}), indent=2) + "\n")
+    new = path.with_suffix(".new")
+    new.write_text(f"{{\n{lines}\n}}\n")
+    os.replace(new, path)
 
 
 def table(scores: dict[str, Any], info: DatasetInfo) -> str:
-    """Returns what `metrics.scores` returned as text: a line a class, then means."""
-    width = max(len(name) for name in (*info.class_names, "frequency weighted"))
-    lines = [f"{'class':<{width}}  {'IoU':>6}  {'accuracy':>8}"]
-    rows = zip(info.class_names, scores["per_class_iou"], scores["per_class_accuracy"])
-    for name, iou, accuracy in rows:
-        lines.append(f"{name:<{width}}  {_percent(iou):>6}  {_percent(accuracy):>8}")
+    """Returns scores as text: a line a class, then what sums them up, in percent."""
+    columns = {"IoU": "per_class_iou", "accuracy": "per_class_accuracy"}
+    precision = "per_class_presence_average_precision"
+    if precision in scores:
+        columns["presence"] = precision
+    summary = {key: name for key, name in _SUMMARY.items() if key in scores}
+    width = max(map(len, (*info.class_names, *summary.values())))
+    lines = [f"{'class':<{width}}" + "".join(f"  {name:>8}" for name in columns)]
+    for k, name in enumerate(info.class_names):
+        values = (_percent(scores[key][k]) for key in columns.values())
+        lines.append(f"{name:<{width}}" + "".join(f"  {v:>8}" for v in values))
     lines.append("-" * len(lines[0]))
-    mean_iou, mean_accuracy = scores["mean_iou"], scores["mean_accuracy"]
-    lines.append(
-        f"{'mean':<{width}}  {_percent(mean_iou):>6}  {_percent(mean_accuracy):>8}"
-    )
-    weighted = _percent(scores["frequency_weighted_iou"])
-    lines.append(f"{'frequency weighted':<{width}}  {weighted:>6}")
-    pixels = _percent(scores["pixel_accuracy"])
-    lines.append(f"{'all pixels':<{width}}  {'':>6}  {pixels:>8}")
+    lines += [f"{n:<{width}}  {_percent(scores[k]):>8}" for k, n in summary.items()]
+    for size, values in scores.get("by_object_size", {}).items():
+        lines.append(
+            f"{f'{size} objects':<{width}}  {_percent(values['mean_iou']):>8}"
+            f"  {_percent(values['mean_recall']):>8}"
+        )
     return "\n".join(lines)
 
 

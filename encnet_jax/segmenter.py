@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 from flax import nnx
 from PIL import Image
@@ -16,7 +15,7 @@ from encnet_jax.config import load_config, model_settings
 from encnet_jax.data.classes import DatasetInfo, distinct_colors, load_info
 from encnet_jax.data.images import decode_image, to_rgb_array
 from encnet_jax.errors import UserError
-from encnet_jax.inference import eval_definition, whole_image_logits
+from encnet_jax.inference import make_labelling_fn
 from encnet_jax.models import create_model
 from encnet_jax.pretrained import load_torch_model
 from encnet_jax.train_state import PureDict, split_model
@@ -72,21 +71,13 @@ class Segmenter:
         _, params, stats = split_model(model)
         self._arrays: tuple[PureDict, PureDict] = (params, stats)
         self.info = info
-        definition = eval_definition(model)
-
-        @jax.jit
-        def apply(params: PureDict, stats: PureDict, images: jax.Array):
-            logits, presence = whole_image_logits(
-                definition.merge(params, stats),
-                images,
-                mean=info.mean,
-                std=info.std,
-                base_size=base_size,
-                align_corners=align_corners,
-            )
-            return logits.argmax(-1).astype(np.uint8), presence
-
-        self._apply = apply
+        self._label = make_labelling_fn(
+            model,
+            mean=info.mean,
+            std=info.std,
+            base_size=base_size,
+            align_corners=align_corners,
+        )
 
     @classmethod
     def from_workdir(cls, path: str | Path, step: str | int = "best") -> "Segmenter":
@@ -110,7 +101,9 @@ class Segmenter:
         )
         model = restore_model(shapes, workdir, step)
         settings = config.evaluation
-        base_size = settings.base_size or config.data.base_size
+        base_size = config.data.base_size
+        if settings.protocol == "encoding":  # of others it is a bound
+            base_size = settings.base_size or base_size
         return cls(model, info, base_size, settings.align_corners)
 
     @classmethod
@@ -167,7 +160,7 @@ class Segmenter:
             TypeError: An array of another dtype or shape.
         """
         pixels = read_image(image)
-        labels, presence = self._apply(*self._arrays, pixels[None])
+        labels, presence = self._label(*self._arrays, pixels[None])
         return Segmentation(
             labels=np.asarray(labels[0]),
             presence=None if presence is None else np.asarray(presence[0]),

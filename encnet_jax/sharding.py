@@ -1,5 +1,7 @@
 """The device mesh and where arrays live on it."""
 
+from collections.abc import Sequence
+
 import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
@@ -24,12 +26,17 @@ def create_mesh(data: int = -1) -> Mesh:
         chosen = np.asarray(devices)
     else:
         chosen = _first_per_process(count // jax.process_count())
-    return Mesh(chosen, ("data",), axis_types=(AxisType.Auto,))
+    return mesh_of(chosen)
 
 
-def local_mesh() -> Mesh:
-    """The devices of this host alone, for work that hosts share out by images."""
-    return Mesh(np.asarray(jax.local_devices()), ("data",), axis_types=(AxisType.Auto,))
+def local_mesh(data: int = -1) -> Mesh:
+    """This host's part of `create_mesh(data)`: for work that hosts share by images."""
+    return mesh_of(create_mesh(data).local_devices)
+
+
+def mesh_of(devices: Sequence[jax.Device] | np.ndarray) -> Mesh:
+    """One axis, `data`, over the given devices."""
+    return Mesh(np.asarray(devices), ("data",), axis_types=(AxisType.Auto,))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

@@ -1,12 +1,9 @@
-"""The training loop, and what is due between its steps."""
+"""A training, put together: data, model, optimizer, loss, and the loop over them."""
 
 import functools
 import logging
-import math
-import time
-from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
@@ -21,52 +18,28 @@ from encnet_jax.data import arrays
 from encnet_jax.data.augmentation import Augmentation
 from encnet_jax.data.catalogue import open_source
 from encnet_jax.data.classes import DatasetInfo, save_info
-from encnet_jax.data.device import prefetched
 from encnet_jax.data.sources import Source
 from encnet_jax.errors import UserError
-from encnet_jax.evaluation import evaluate, make_score_fn
+from encnet_jax.evaluation import ScoreFn, evaluate, score_fn_by_config
+from encnet_jax.interruption import sole_run
 from encnet_jax.losses import segmentation_loss
-from encnet_jax.metric_writer import MetricWriter
 from encnet_jax.models import create_model
-from encnet_jax.pretrained import load_torch_weights
-from encnet_jax.progress import Progress
-from encnet_jax.sharding import batch_sharded, create_mesh, replicated
-from encnet_jax.train_state import (
-    TrainState,
-    create_train_state,
-    split_model,
-)
-from encnet_jax.train_step import (
-    LossFn,
-    PrepareFn,
-    StepFn,
-    make_train_step,
-)
+from encnet_jax.sharding import create_mesh, replicated
+from encnet_jax.train_state import PureDict, create_train_state, split_model
+from encnet_jax.train_step import LossFn, make_train_step
+from encnet_jax.training_loop import Loop, TrainingData, Validation
 from encnet_jax.visualize import prediction_panel
+from encnet_jax.warm_start import load_start
 
 _log = logging.getLogger(__name__)
 _PANEL_ROWS = 4
 
 
-class TrainingData(NamedTuple):
-    """Where batches come from.
-
-    Attributes:
-        batches: Makes an iterator over host batches from a step on.
-        resident: Arrays that stay on the device for the whole run.
-        prepare: Makes images and labels of both, inside the step.
-    """
-
-    batches: Callable[[int], Iterator[dict[str, np.ndarray]]]
-    resident: dict[str, np.ndarray]
-    prepare: PrepareFn
-
-
-def train(config: ConfigDict, workdir: Path) -> dict[str, float]:
+def train(config: ConfigDict, workdir: Path) -> dict[str, float] | None:
     """Trains by a validated configuration, or goes on where the workdir stands.
 
-    Order of restoring: the newest readable checkpoint of the workdir, else the backbone
-    of `model.weights`, else scratch.
+    Order of restoring: the newest readable checkpoint of the workdir, else what
+    `model.weights` names, else scratch.
 
     Args:
         config: See `encnet_jax.config`.
@@ -74,7 +47,7 @@ def train(config: ConfigDict, workdir: Path) -> dict[str, float]:
             `checkpoints/`; made if it is missing, once everything else is known to fit.
 
     Returns:
-        The scores of the last evaluation.
+        The scores of the last evaluation, or None if SIGTERM ended the run early.
 
     Raises:
         UserError: Something of the user's does not fit; names it.
@@ -94,20 +67,12 @@ def train(config: ConfigDict, workdir: Path) -> dict[str, float]:
     _check_workdir(config, workdir)
     checkpoints = Checkpoints(workdir)
     if config.model.weights and not checkpoints.steps():
-        account = load_torch_weights(model, config.model.weights, head="fresh")
+        account = load_start(model, config.model.weights, info.class_names)
         _log.info("%s: %s", config.model.weights, account)
     definition, params, stats = split_model(model)
     schedule = create_schedule(config)
     tx = create_optimizer(config, schedule)
     state = create_train_state(params, stats, tx)
-    restored = checkpoints.restore_latest(state, replicated(mesh))
-    if restored is not None:
-        state = restored
-        _log.info("going on at step %d of %s", int(state.step), workdir)
-    state = jax.device_put(state, replicated(mesh))
-    workdir.mkdir(parents=True, exist_ok=True)
-    save_config(config, workdir / "config.json")
-    save_info(info, workdir / "classes.json")
     data = training_data(config, source)
     step_fn = make_train_step(
         definition,
@@ -117,11 +82,19 @@ def train(config: ConfigDict, workdir: Path) -> dict[str, float]:
         info=info,
         accumulate_steps=config.accumulate_steps,
     )
-    score = make_score_fn(
-        model, info, config.evaluation.base_size, config.evaluation.align_corners
-    )
-    loop = _Loop(config, workdir, mesh, checkpoints, validation, score, schedule)
-    return loop.run(state, step_fn, data)
+    score = score_fn_by_config(config, config, model, info)
+    validate = functools.partial(_validate, config, validation, score)
+    loop = Loop(config, workdir, mesh, checkpoints, validate, schedule)
+    workdir.mkdir(parents=True, exist_ok=True)
+    with sole_run(workdir):
+        restored = checkpoints.restore_latest(state, replicated(mesh))
+        if restored is not None:
+            state = restored
+            _log.info("going on at step %d of %s", int(state.step), workdir)
+        if jax.process_index() == 0:
+            save_config(config, workdir / "config.json")
+            save_info(info, workdir / "classes.json")
+        return loop.run(jax.device_put(state, replicated(mesh)), step_fn, data)
 
 
 def create_schedule(config: ConfigDict) -> optax.Schedule:
@@ -191,93 +164,28 @@ def training_data(config: ConfigDict, source: Source) -> TrainingData:
     )
 
 
-class _Loop:
-    """Steps, and what is due between them: metrics, evaluation, checkpoints."""
-
-    def __init__(self, config, workdir, mesh, checkpoints, validation, score, schedule):
-        self.config = config
-        self.workdir = workdir
-        self.mesh = mesh
-        self.checkpoints = checkpoints
-        self.validation = validation
-        self.score = score
-        self.schedule = schedule
-        self.scores: dict[str, float] = {}
-        self.best = 0.0
-
-    def run(
-        self, state: TrainState, step_fn: StepFn, data: TrainingData
-    ) -> dict[str, float]:
-        config, start = self.config, int(state.step)
-        self.writer = MetricWriter(self.workdir, start)
-        if start >= config.total_steps:
-            _log.info("all %d steps are done", start)
-            return self._evaluate(state, start)
-        batches = prefetched(data.batches(start), batch_sharded(self.mesh))
-        resident = jax.device_put(data.resident, replicated(self.mesh))
-        self.progress = Progress(start, config.total_steps, config.batch_size)
-        try:
-            for step in range(start + 1, config.total_steps + 1):
-                batch = next(batches)
-                with jax.transfer_guard("disallow"):
-                    state, metrics = step_fn(state, resident, batch)
-                self.progress.advance()
-                if step % config.log_every == 0 or step == config.total_steps:
-                    self._log_metrics(step, metrics)
-                if step % config.eval_every == 0 or step == config.total_steps:
-                    self.scores = self._evaluate(state, step)
-                    self.checkpoints.save(state, step, self.scores)
-                elif step % config.checkpoint_every == 0:
-                    self._stop_unless_finite(step, metrics)
-                    self.checkpoints.save(state, step)
-        finally:
-            self.checkpoints.close()
-            self.progress.close()
-            self.writer.close()
-        return self.scores
-
-    def _log_metrics(self, step: int, metrics: dict[str, jax.Array]) -> None:
-        self._stop_unless_finite(step, metrics)
-        values = {key: float(value) for key, value in metrics.items()}
-        values["learning_rate"] = float(self.schedule(step - 1))
-        values["images_per_second"] = self.progress.images_per_second()
-        self.writer.scalars(step, values, "train")
-        self.progress.show(loss=values["loss"])
-
-    def _stop_unless_finite(self, step: int, metrics: dict[str, jax.Array]) -> None:
-        loss = float(metrics["loss"])
-        if not math.isfinite(loss):
-            raise FloatingPointError(
-                f"the loss is {loss} at step {step}; the checkpoints before it are "
-                "kept. Try a lower learning_rate or optimizer.warmup_steps"
-            )
-
-    def _evaluate(self, state: TrainState, step: int) -> dict[str, float]:
-        started = time.perf_counter()
-        results, examples = evaluate(
-            self.score,
-            state.params,
-            state.batch_stats,
-            self.validation,
-            batch_size=self.config.evaluation.batch_size,
-            absent=self.config.evaluation.absent,
-            keep=_PANEL_ROWS,
-        )
-        scores = {k: results[k] for k in ("pixel_accuracy", "mean_iou")}
-        self.writer.scalars(step, scores, "evaluation")
-        rows = [(e.image, e.labels, predicted) for e, predicted in examples]
-        self.writer.image(
-            step, "predictions", prediction_panel(rows, self.validation.info.colors)
-        )
-        _log.info(
-            "step %d: mean IoU %.4f, pixel accuracy %.4f (%d images, %.0f s)",
-            step,
-            scores["mean_iou"],
-            scores["pixel_accuracy"],
-            results["images"],
-            time.perf_counter() - started,
-        )
-        return scores
+def _validate(
+    config: ConfigDict,
+    source: Source,
+    score: ScoreFn,
+    params: PureDict,
+    batch_stats: PureDict,
+) -> Validation:
+    results, examples = evaluate(
+        score,
+        params,
+        batch_stats,
+        source,
+        batch_size=config.evaluation.batch_size,
+        absent=config.evaluation.absent,
+        keep=_PANEL_ROWS,
+    )
+    rows = [(e.image, e.labels, predicted) for e, predicted in examples]
+    return Validation(
+        {key: results[key] for key in ("mean_iou", "pixel_accuracy")},
+        results["images"],
+        prediction_panel(rows, source.info.colors),
+    )
 
 
 def _open(config: ConfigDict, split: str) -> Source:

@@ -1,4 +1,4 @@
-"""Label maps as pictures: palettes, overlays with a legend, panels."""
+"""Label maps as pictures: palettes, overlays with a legend, panels, contact sheets."""
 
 from collections.abc import Sequence
 
@@ -6,6 +6,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from encnet_jax.data.classes import IGNORE_LABEL
+from encnet_jax.data.sources import Example
 
 Color = tuple[int, int, int]
 _GAP = 4  # pixels between the pictures of a panel
@@ -94,6 +95,88 @@ def prediction_panel(
         for image, labels, predictions in examples
     ]
     return panel(rows, ("image", "label", "prediction"))
+
+
+def contact_sheet(
+    examples: Sequence[Example],
+    colors: Sequence[Color],
+    class_names: Sequence[str],
+    *,
+    columns: int = 3,
+    width: int = 280,
+) -> Image.Image:
+    """Returns examples side by side: image, labels over it, and the classes in it.
+
+    Args:
+        examples: At least one.
+        colors: One RGB triple a class.
+        class_names: One name a class.
+        columns: Examples in a row.
+        width: Of the longer side of each picture in pixels.
+    """
+    cells = [_cell(example, colors, class_names, width) for example in examples]
+    columns = min(columns, len(cells))
+    rows = [cells[start : start + columns] for start in range(0, len(cells), columns)]
+    heights = [max(cell.height for cell in row) + 3 * _GAP for row in rows]
+    step = cells[0].width + 5 * _GAP
+    canvas = Image.new("RGB", (columns * step, sum(heights) + 2 * _GAP), "white")
+    y = 2 * _GAP
+    for row, height in zip(rows, heights):
+        for column, cell in enumerate(row):
+            canvas.paste(cell, (column * step + 5 * _GAP // 2, y))
+        y += height
+    return canvas
+
+
+def _cell(
+    example: Example, colors: Sequence[Color], class_names: Sequence[str], width: int
+) -> Image.Image:
+    """Returns an example of a contact sheet, `2 * width + _GAP` wide."""
+    height, length = example.labels.shape
+    scale = width / max(height, length)
+    size = max(1, round(length * scale)), max(1, round(height * scale))
+    smooth = Image.Resampling.LANCZOS if scale < 1 else Image.Resampling.NEAREST
+    image = Image.fromarray(example.image).resize(size, smooth)
+    ids = Image.fromarray(example.labels).resize(size, Image.Resampling.NEAREST)
+    painted = overlay(
+        np.asarray(image), np.asarray(ids), colors, class_names, legend=False
+    )
+    legend = _flowing_legend(example.labels, colors, class_names, 2 * width + _GAP)
+    top = 20
+    canvas = Image.new("RGB", (legend.width, top + size[1] + legend.height), "white")
+    title = f"{example.name}   {length}x{height}"
+    ImageDraw.Draw(canvas).text((0, 2), title, "black", _font(13))
+    canvas.paste(image, (0, top))
+    canvas.paste(painted, (size[0] + _GAP, top))
+    canvas.paste(legend, (0, top + size[1]))
+    return canvas
+
+
+def _flowing_legend(
+    labels: np.ndarray, colors: Sequence[Color], class_names: Sequence[str], width: int
+) -> Image.Image:
+    """Returns names and shares of the classes in lines of a width, void the last."""
+    counts = np.bincount(labels.ravel(), minlength=256)
+    present = [k for k in np.argsort(-counts[: len(class_names)]) if counts[k]]
+    entries = [(class_names[k], colors[k], counts[k]) for k in present]
+    if counts[IGNORE_LABEL]:
+        entries.append(("void", (255, 255, 255), counts[IGNORE_LABEL]))
+    font, line, box = _font(12), 17, 10
+    places, x, y = [], 0, _GAP
+    for name, color, count in entries:
+        share = count / labels.size
+        text = f"{name} {share:.0%}" if share >= 0.005 else f"{name} <1%"
+        length = box + 4 + int(font.getlength(text)) + 12
+        if x and x + length > width:
+            x, y = 0, y + line
+        places.append((x, y, text, color))
+        x += length
+    canvas = Image.new("RGB", (width, y + line), "white")
+    draw = ImageDraw.Draw(canvas)
+    for x, y, text, color in places:
+        draw.rectangle((x, y + 3, x + box, y + 3 + box), color, "black")
+        draw.text((x + box + 4, y), text, "black", font)
+    return canvas
 
 
 def _with_borders(picture: np.ndarray, labels: np.ndarray) -> np.ndarray:

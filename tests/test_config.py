@@ -21,7 +21,7 @@ from encnet_jax.models import create_model
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = {
-    "scenes": ("encnet", "fcn"),
+    "scenes": ("encnet", "fcn", "pspnet", "deeplabv3"),
     "camvid": ("gpu", "weighted", "cpu"),
 }
 

@@ -4,7 +4,13 @@ import jax
 import numpy as np
 import pytest
 
-from encnet_jax.metrics import confusion_matrix, scores
+from encnet_jax.metrics import (
+    average_precision,
+    confusion_matrix,
+    count_pixels,
+    mean_iou_with_background,
+    scores,
+)
 
 # Rows are true classes. Classes 0, 1 and 2 have 4, 3 and 5 pixels.
 MATRIX = np.array([[3, 1, 0], [0, 2, 1], [2, 0, 3]])
@@ -94,3 +100,33 @@ def test_sums_beyond_32_bits_are_exact():
 def test_unknown_rule_for_absent_classes_raises():
     with pytest.raises(ValueError, match="absent='drop': allowed are 'skip', 'zero'"):
         scores(MATRIX, "drop")
+
+
+def test_host_counts_as_the_device_does():
+    rng = np.random.default_rng(0)
+    labels = rng.choice(np.array([0, 1, 2, 3, 9, 255], np.uint8), (50, 40))
+    predictions = rng.integers(0, 4, (50, 40)).astype(np.uint8)
+    actual = count_pixels(labels, predictions, 4)
+    assert actual.dtype == np.int64
+    expected = confusion_matrix(labels, predictions, 4)
+    np.testing.assert_array_equal(actual, expected)
+
+
+def test_ade_score_is_the_mean_of_pixel_accuracy_and_mean_iou():
+    assert scores(MATRIX)["ade_score"] == pytest.approx((8 / 12 + 0.5) / 2)
+
+
+def test_background_that_is_always_wrong_is_one_more_class_of_zero():
+    # PASCAL-Context in the paper: 52.6 over 59 classes is 51.7 over 60.
+    assert mean_iou_with_background(np.full(59, 0.526)) == pytest.approx(
+        0.526 * 59 / 60
+    )
+    assert mean_iou_with_background(np.array([0.6, np.nan, 0.3])) == pytest.approx(0.3)
+
+
+def test_average_precision_is_that_worked_out_by_hand():
+    present = np.array([[1, 0, 1], [0, 0, 1], [1, 0, 0], [0, 0, 0]], bool)
+    probability = np.array([[0.9, 0.9, 0.5], [0.8, 0, 0.5], [0.7, 0, 0.5], [0.1, 0, 0]])
+    actual = average_precision(present, probability)
+    # Class 0 is found first and third; class 2 has three ties, two of them right.
+    np.testing.assert_allclose(actual, [(1 + 2 / 3) / 2, np.nan, 2 / 3])

@@ -1,7 +1,8 @@
-"""Training from images in memory, augmented inside the compiled step: no TensorFlow.
+"""Augmentation inside the compiled step: no TensorFlow.
 
-The host sends the numbers of the examples; the pixels stay on the device. Choices are
-distributed as those of `transforms.py`.
+Of images in memory the host sends only numbers, the pixels stay on the device, and the
+choices are drawn here, distributed as those of `augmentation.choose`. Of images on disk
+it sends the pixels that it decoded and the choices that it drew.
 """
 
 from collections.abc import Iterator
@@ -10,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from encnet_jax.data.augmentation import Augmentation
+from encnet_jax.data.augmentation import Augmentation, jitter
 from encnet_jax.data.classes import IGNORE_LABEL
 from encnet_jax.data.order import batch_indices, process_rows
 from encnet_jax.data.sources import Source
@@ -84,6 +85,34 @@ def augmented_batch(
     return jax.vmap(one)(batch["number"], batch["epoch"])
 
 
+def resized_batch(
+    batch: dict[str, jax.Array], how: Augmentation
+) -> tuple[jax.Array, jax.Array]:
+    """Makes the crops of a batch of `transforms.canvas_example`; for `jax.jit`.
+
+    Args:
+        batch: `canvas` uint8 (b, s, s, 3); `labels` uint8 (b, crop, crop), finished;
+            `rows` and `columns` float32 (b, 4); `mirrored` bool (b,); `colors` (b, 3).
+        how: The augmentation.
+
+    Returns:
+        As `augmented_batch`.
+    """
+
+    def one(canvas, places, mirrored, colors):
+        rows, columns = (
+            _Axis(length, step, start, count, how.crop_size, size)
+            for (start, step, count, length), size in zip(places, canvas.shape)
+        )
+        if how.flip:
+            columns.mirror(mirrored)
+        return _resized(canvas, rows, columns, colors, how)
+
+    places = batch["rows"], batch["columns"]
+    images = jax.vmap(one)(batch["canvas"], places, batch["mirrored"], batch["colors"])
+    return images, batch["labels"]
+
+
 def _augment(
     image: jax.Array, labels: jax.Array, key: jax.Array, how: Augmentation
 ) -> tuple[jax.Array, jax.Array]:
@@ -95,31 +124,35 @@ def _augment(
     room = jnp.maximum(size - how.crop_size, 0)
     start = jnp.minimum(jnp.floor(draws[1:3] * (room + 1)), room)
     rows, columns = (
-        _Axis(labels.shape[i], size[i], start[i], how.crop_size) for i in (0, 1)
+        _Axis(length, length / size[i], start[i], size[i] - start[i], how.crop_size)
+        for i, length in enumerate(labels.shape)
     )
     if how.flip:
         columns.mirror(draws[3] < 0.5)
-    pixels = image.astype(jnp.float32)
-    pixels = jnp.einsum("oh,hwc->owc", rows.weights(), pixels, precision="highest")
-    pixels = jnp.einsum("ow,hwc->hoc", columns.weights(), pixels, precision="highest")
-    inside = rows.inside[:, None] & columns.inside[None, :]
-    if how.color_jitter:
-        pixels = _jitter(pixels, draws[4:], how.color_jitter)
-        pixels = jnp.where(inside[..., None], pixels, 0.0)  # padding stays black
+    pixels = _resized(image, rows, columns, draws[4:], how)
     picked = labels[rows.nearest()][:, columns.nearest()]
-    labels = jnp.where(inside, picked, jnp.uint8(IGNORE_LABEL))
-    return jnp.round(jnp.clip(pixels, 0, 255)), labels
+    inside = rows.inside[:, None] & columns.inside[None, :]
+    return pixels, jnp.where(inside, picked, jnp.uint8(IGNORE_LABEL))
 
 
 class _Axis:
-    """Where the pixels of a crop come from, along one axis of the original."""
+    """Where the pixels of a crop come from, along one axis of the picture.
 
-    def __init__(self, length: int, size: jax.Array, start: jax.Array, crop: int):
+    Args:
+        length: Pixels of the picture.
+        step: Of those, from one pixel of the crop to the next.
+        start: Where the crop starts, in its own pixels.
+        count: How many of its pixels are in the picture.
+        crop: How many it has.
+        size: Pixels of the array that the picture is in; default: `length`.
+    """
+
+    def __init__(self, length, step, start, count, crop: int, size: int | None = None):
         self.length = length
-        self.step = length / size
-        place = jnp.arange(crop) + start
-        self.inside = place < size
-        self.position = (place + 0.5) * self.step
+        self.size = size or length
+        self.step = step
+        self.inside = jnp.arange(crop) < count
+        self.position = (jnp.arange(crop) + start + 0.5) * step
 
     def mirror(self, mirrored: jax.Array) -> None:
         self.inside = jnp.where(mirrored, self.inside[::-1], self.inside)
@@ -129,16 +162,24 @@ class _Axis:
         return jnp.minimum(self.position.astype(jnp.int32), self.length - 1)
 
     def weights(self) -> jax.Array:
-        """Triangle kernel (crop, length), wider where the image shrinks; 0 outside."""
-        distance = jnp.abs(self.position[:, None] - 0.5 - jnp.arange(self.length))
+        """Triangle kernel (crop, size), wider where the image shrinks; 0 outside."""
+        pixel = jnp.arange(self.size)
+        distance = jnp.abs(self.position[:, None] - 0.5 - pixel)
         weights = jnp.maximum(0.0, 1 - distance / jnp.maximum(self.step, 1.0))
+        weights = jnp.where(pixel < self.length, weights, 0.0)
         weights = weights / weights.sum(1, keepdims=True)
         return jnp.where(self.inside[:, None], weights, 0.0)
 
 
-def _jitter(pixels: jax.Array, draws: jax.Array, strength: float) -> jax.Array:
-    factors = 1 + strength * (2 * draws - 1)
-    pixels = pixels * factors[0]
-    pixels = (pixels - pixels.mean()) * factors[1] + pixels.mean()
-    grey = (pixels * jnp.asarray([0.299, 0.587, 0.114])).sum(-1, keepdims=True)
-    return (pixels - grey) * factors[2] + grey
+def _resized(
+    image: jax.Array, rows: _Axis, columns: _Axis, colors: jax.Array, how: Augmentation
+) -> jax.Array:
+    """Returns the crop as float32, black outside the picture."""
+    pixels = image.astype(jnp.float32)
+    pixels = jnp.einsum("oh,hwc->owc", rows.weights(), pixels, precision="highest")
+    pixels = jnp.einsum("ow,hwc->hoc", columns.weights(), pixels, precision="highest")
+    if how.color_jitter:
+        pixels = jitter(pixels, colors, how.color_jitter)
+        inside = rows.inside[:, None] & columns.inside[None, :]
+        pixels = jnp.where(inside[..., None], pixels, 0.0)  # padding stays black
+    return jnp.round(jnp.clip(pixels, 0, 255))

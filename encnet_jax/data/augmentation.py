@@ -1,6 +1,10 @@
-"""The settings of augmentation, shared by the host's and the device's way to do it."""
+"""The settings of augmentation, and what is drawn by them for one example."""
 
 import dataclasses
+import math
+from typing import Any, NamedTuple
+
+import numpy as np
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,3 +26,92 @@ class Augmentation:
     scale_range: tuple[float, float] = (0.5, 2.0)
     flip: bool = True
     color_jitter: float = 0.0
+
+
+class Span(NamedTuple):
+    """Where a crop lies along one axis of a picture.
+
+    Attributes:
+        length: Pixels of the picture as it is stored.
+        size: Pixels of it after scaling.
+        start: The first of those in the crop.
+        count: How many of them are in the crop; the rest of it is padding.
+    """
+
+    length: int
+    size: int
+    start: int
+    count: int
+
+    @property
+    def step(self) -> float:
+        """Stored pixels from one pixel of the crop to the next."""
+        return self.length / self.size
+
+    def needed(self, margin: int) -> tuple[int, int]:
+        """Returns the stored pixels, first and end, that bilinear resampling reads.
+
+        Where the picture shrinks, the kernel is as wide as the pixels are far apart.
+        """
+        first = (self.start + 0.5) * self.step
+        last = first + (self.count - 1) * self.step
+        reach = max(self.step, 1.0)
+        return (
+            max(math.floor(first - reach) - margin, 0),
+            min(math.ceil(last + reach) + margin, self.length),
+        )
+
+    def nearest(self) -> np.ndarray:
+        """Returns the stored pixel under the centre of each pixel of the crop."""
+        centers = (np.arange(self.start, self.start + self.count) + 0.5) * self.step
+        return np.minimum(centers.astype(np.int64), self.length - 1)
+
+
+class Choice(NamedTuple):
+    """What was drawn for one example: a crop, and three draws in 0 to 1 of colour."""
+
+    rows: Span
+    columns: Span
+    mirrored: bool
+    colors: np.ndarray
+
+
+def choose(
+    how: Augmentation, original: tuple[int, int], rng: np.random.Generator
+) -> Choice:
+    """Draws scale, place, mirroring and colours for a picture of a height and width.
+
+    `arrays.py` draws the same, in distribution, on the device.
+    """
+    draws = rng.random(7)
+    low, high = how.scale_range
+    long_side = round((low + (high - low) * draws[0]) * how.base_size)
+
+    def span(length: int, draw: float) -> Span:
+        size = max(round(length * long_side / max(original)), 1)
+        room = max(size - how.crop_size, 0)
+        start = min(int(draw * (room + 1)), room)
+        return Span(length, size, start, min(size, how.crop_size))
+
+    return Choice(
+        rows=span(original[0], draws[1]),
+        columns=span(original[1], draws[2]),
+        mirrored=bool(how.flip and draws[3] < 0.5),
+        colors=draws[4:].astype(np.float32),
+    )
+
+
+def jitter(pixels: Any, draws: Any, strength: float) -> Any:
+    """Multiplies brightness, then contrast, then saturation by 1 -+ `strength`.
+
+    Args:
+        pixels: float32 (h, w, 3), a NumPy or JAX array.
+        draws: float32 (3,), 0 to 1, that say where in that range the factors are.
+        strength: How far from 1 they may be.
+    """
+    factors = 1 + strength * (2 * draws - 1)
+    pixels = pixels * factors[0]
+    pixels = (pixels - pixels.mean()) * factors[1] + pixels.mean()
+    luma = np.array([0.299, 0.587, 0.114], np.float32)
+    grey = (pixels * luma).sum(-1, keepdims=True)
+    return (pixels - grey) * factors[2] + grey

@@ -3,7 +3,7 @@
 import csv
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,8 @@ class DatasetInfo:
         splits: Split -> official number of images; None where it is not fixed.
         label_map: Published label -> class, `IGNORE_LABEL` for void; no others may
             occur but `IGNORE_LABEL` itself. Empty: published labels are classes.
+        label_colors: Colour in RGB label files -> published label. Empty: label files
+            hold the labels as grey values or palette indices.
         mean: Mean of the RGB channels on the scale 0 to 1.
         std: Deviation likewise.
         citation: The publication behind the data.
@@ -40,6 +42,9 @@ class DatasetInfo:
     colors: tuple[tuple[int, int, int], ...]
     splits: Mapping[str, int | None]
     label_map: Mapping[int, int] = dataclasses.field(default_factory=dict)
+    label_colors: Mapping[tuple[int, int, int], int] = dataclasses.field(
+        default_factory=dict
+    )
     mean: tuple[float, float, float] = IMAGENET_MEAN
     std: tuple[float, float, float] = IMAGENET_STD
     citation: str = ""
@@ -52,20 +57,29 @@ class DatasetInfo:
         return len(self.class_names)
 
 
-def read_table(name: str) -> dict[str, Any]:
+def read_rows(name: str) -> list[dict[str, str]]:
+    """Returns the lines of `tables/NAME.csv`, each as column -> cell."""
+    text = (Path(__file__).parent / "tables" / f"{name}.csv").read_text()
+    return list(csv.DictReader(text.splitlines()))
+
+
+def read_table(name: str, void: Iterable[int] = ()) -> dict[str, Any]:
     """Reads `tables/NAME.csv`: a line a class, in the order of the classes.
 
-    Its columns are `label` (as published), `name` and `color` (#rrggbb).
+    Its columns are `label` (as published), `name` and `color` (#rrggbb). Those of the
+    labels `void` that are no class are to be ignored.
 
     Returns:
         The fields `class_names`, `colors` and `label_map` of a `DatasetInfo`.
     """
-    text = (Path(__file__).parent / "tables" / f"{name}.csv").read_text()
-    rows = list(csv.DictReader(text.splitlines()))
+    rows = read_rows(name)
     return {
         "class_names": tuple(row["name"] for row in rows),
         "colors": tuple(ImageColor.getrgb(row["color"]) for row in rows),
-        "label_map": {int(row["label"]): n for n, row in enumerate(rows)},
+        "label_map": {
+            **{label: IGNORE_LABEL for label in void},
+            **{int(row["label"]): n for n, row in enumerate(rows)},
+        },
     }
 
 
@@ -113,7 +127,141 @@ CAMVID = DatasetInfo(
     license="Research use only.",
 )
 
-DATASETS = {info.name: info for info in (SCENES, CAMVID)}
+# Its test images have no published labels.
+ADE20K = DatasetInfo(
+    name="ade20k",
+    **read_table("ade20k", void=[0]),
+    splits={"train": 20_210, "val": 2_000},
+    citation="Zhou et al., Scene Parsing through ADE20K Dataset, CVPR 2017.",
+    homepage="http://sceneparsing.csail.mit.edu",
+    license="BSD 3-Clause for the labels; images for non-commercial research.",
+)
+
+# Published are 34 ids; the benchmark counts 19. The labels of `test` are blank.
+CITYSCAPES = DatasetInfo(
+    name="cityscapes",
+    **read_table("cityscapes", void=range(34)),
+    splits={"train": 2_975, "val": 500},
+    citation="Cordts et al., The Cityscapes Dataset, CVPR 2016.",
+    homepage="https://www.cityscapes-dataset.com",
+    license="Non-commercial use only; see the homepage.",
+)
+
+COCO_STUFF = DatasetInfo(
+    name="coco_stuff",
+    **read_table("coco_stuff"),
+    splits={"train": 118_287, "val": 5_000},
+    citation="Caesar et al., COCO-Stuff: Thing and Stuff Classes, CVPR 2018.",
+    homepage="https://github.com/nightrome/cocostuff",
+    license="CC BY 4.0 for the labels; images under the terms of Flickr.",
+)
+
+_COCO_TO_VOC = {
+    "airplane": "aeroplane",
+    "couch": "sofa",
+    "dining table": "diningtable",
+    "motorcycle": "motorbike",
+    "potted plant": "pottedplant",
+    "tv": "tvmonitor",
+}
+
+
+def _coco_by_voc_classes() -> dict[str, Any]:
+    """Returns the classes of VOC for the labels of COCO; all others are background."""
+    table = read_table("voc")
+    names = [_COCO_TO_VOC.get(name, name) for name in COCO_STUFF.class_names]
+    class_of = {name: n for n, name in enumerate(table["class_names"])}
+    table["label_map"] = {
+        label: class_of.get(names[n], 0) for label, n in COCO_STUFF.label_map.items()
+    }
+    return table
+
+
+# The images of COCO to train on before VOC 2012.
+COCO_VOC = dataclasses.replace(
+    COCO_STUFF,
+    name="coco_voc",
+    **_coco_by_voc_classes(),
+    splits={"train": None, "val": None},
+)
+
+_VOC_TERMS = "Flickr's terms of use for the images; none stated for the labels."
+
+VOC2012 = DatasetInfo(
+    name="voc2012",
+    **read_table("voc"),
+    splits={"train": 1_464, "val": 1_449, "trainval": 2_913},
+    citation="Everingham et al., The PASCAL Visual Object Classes Challenge: A "
+    "Retrospective, IJCV 2015.",
+    homepage="http://host.robots.ox.ac.uk/pascal/VOC/voc2012/",
+    license=_VOC_TERMS,
+)
+
+# VOC's own training images and those that only SBD labels; see the builder.
+VOC2012_AUG = dataclasses.replace(
+    VOC2012,
+    name="voc2012_aug",
+    splits={"train": 10_582, "val": 1_449},
+    citation=f"{VOC2012.citation} Hariharan et al., Semantic Contours from Inverse "
+    "Detectors, ICCV 2011.",
+)
+
+# 59 classes in the official order; all other pixels are ignored.
+PASCAL_CONTEXT = DatasetInfo(
+    name="pascal_context",
+    **read_table("pascal_context", void=[0]),
+    splits={"train": 4_998, "val": 5_105},
+    citation="Mottaghi et al., The Role of Context for Object Detection and Semantic "
+    "Segmentation in the Wild, CVPR 2014.",
+    homepage="https://cs.stanford.edu/~roozbeh/pascal-context/",
+    license=_VOC_TERMS,
+)
+
+
+def _by_name(info: DatasetInfo, name: str) -> DatasetInfo:
+    """Returns the same data set with its classes in alphabetical order."""
+    order = sorted(range(info.num_classes), key=lambda n: info.class_names[n])
+    place = {n: new for new, n in enumerate(order)} | {IGNORE_LABEL: IGNORE_LABEL}
+    return dataclasses.replace(
+        info,
+        name=name,
+        class_names=tuple(info.class_names[n] for n in order),
+        colors=tuple(info.colors[n] for n in order),
+        label_map={label: place[n] for label, n in info.label_map.items()},
+    )
+
+
+# The order of PyTorch-Encoding and mmsegmentation: they sort by the raw labels.
+PASCAL_CONTEXT_SORTED = _by_name(PASCAL_CONTEXT, "pascal_context_sorted")
+
+# The same after background, as mmsegmentation trains its 60 outputs.
+PASCAL_CONTEXT_60 = dataclasses.replace(
+    PASCAL_CONTEXT_SORTED,
+    name="pascal_context_60",
+    class_names=("background", *PASCAL_CONTEXT_SORTED.class_names),
+    colors=((120, 120, 120), *PASCAL_CONTEXT_SORTED.colors),
+    label_map={
+        label: 0 if n == IGNORE_LABEL else n + 1
+        for label, n in PASCAL_CONTEXT_SORTED.label_map.items()
+    },
+)
+
+DATASETS = {
+    info.name: info
+    for info in (
+        SCENES,
+        CAMVID,
+        ADE20K,
+        CITYSCAPES,
+        COCO_STUFF,
+        COCO_VOC,
+        VOC2012,
+        VOC2012_AUG,
+        PASCAL_CONTEXT,
+        PASCAL_CONTEXT_SORTED,
+        PASCAL_CONTEXT_60,
+    )
+}
 
 
 def save_info(info: DatasetInfo, path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import io
 import struct
+from collections.abc import Mapping
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -73,19 +74,52 @@ def image_size(data: bytes, name: str) -> tuple[int, int]:
     return image.height, image.width
 
 
-def decode_labels(data: bytes, name: str) -> np.ndarray:
+def decode_labels(
+    data: bytes, name: str, colors: np.ndarray | None = None
+) -> np.ndarray:
     """Decodes a label file into uint8 (h, w): grey values or palette indices.
 
+    Args:
+        data: The file.
+        name: Of it, for messages.
+        colors: Where label files may be in colours, the `color_table` of these; their
+            transparency is not looked at.
+
     Raises:
-        UserError: Not decodable, or an image in colours.
+        UserError: Not decodable, of another kind, or with a colour not in the table.
     """
     image = _open(data, name)
+    if image.mode in ("RGB", "RGBA") and colors is not None:
+        return _labels_by_color(image, name, colors)
     if image.mode not in ("L", "P", "1"):
+        allowed = "8-bit grey (L) and palette (P)"
+        if colors is not None:
+            allowed = "8-bit grey (L), palette (P) and colours (RGB, RGBA)"
         raise UserError(
-            f"{name}: a label image of mode {image.mode}; allowed are 8-bit grey (L) "
-            "and palette (P)"
+            f"{name}: a label image of mode {image.mode}; allowed are {allowed}"
         )
     return np.asarray(image).astype(np.uint8)
+
+
+def color_table(labels: Mapping[tuple[int, int, int], int]) -> np.ndarray:
+    """Returns uint16 (2^24,): label + 1 of the colour R + 256 G + 65536 B, else 0."""
+    table = np.zeros(1 << 24, np.uint16)  # only pages with a colour take memory
+    for (red, green, blue), label in labels.items():
+        table[red | green << 8 | blue << 16] = label + 1
+    return table
+
+
+def _labels_by_color(image: Image.Image, name: str, colors: np.ndarray) -> np.ndarray:
+    pixels = np.asarray(image.convert("RGBA"))
+    found = colors[pixels.view("<u4")[..., 0] & 0xFFFFFF]
+    if not found.all():
+        y, x = np.argwhere(found == 0)[0]
+        red, green, blue, _ = pixels[y, x]
+        raise UserError(
+            f"{name}: the colour #{red:02x}{green:02x}{blue:02x} at x={x}, y={y} is "
+            f"none of those given; {np.sum(found == 0)} pixels have such a colour"
+        )
+    return (found - 1).astype(np.uint8)
 
 
 def _open(data: bytes, name: str) -> Image.Image:

@@ -1,16 +1,28 @@
-"""Training batches by tf.data: parallel, deterministic, resumed by number."""
+"""Training batches from files and records: parallel, deterministic, resumed by number.
 
+Threads do the work, since nearly all of it is done in C without Python's lock: decoding
+by TensorFlow and PIL, resizing by PIL. Each writes its example into the arrays of the
+batch, which nothing copies again.
+"""
+
+import collections
+import functools
+import os
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
 import tensorflow as tf
 
-from encnet_jax.data.augmentation import Augmentation
+from encnet_jax.data.augmentation import Augmentation, choose
+from encnet_jax.data.images import image_size
 from encnet_jax.data.order import batch_indices, process_rows
-from encnet_jax.data.sources import Source
-from encnet_jax.data.transforms import augment
+from encnet_jax.data.sources import Source, map_labels
+from encnet_jax.data.transforms import Batch, Canvases, Crops
+from encnet_jax.errors import UserError
 
-Batch = dict[str, np.ndarray]
+_AHEAD = 2  # batches in the making; more where they are smaller than the threads many
+_DRAWS = 1  # tells these draws from the order's, which are by the same seed
 
 
 def train_batches(
@@ -22,6 +34,7 @@ def train_batches(
     start_step: int = 0,
     process_index: int = 0,
     process_count: int = 1,
+    canvas_size: int | None = None,
 ) -> Iterator[Batch]:
     """Yields this host's rows of every global batch from `start_step` on, forever.
 
@@ -34,77 +47,75 @@ def train_batches(
         start_step: The first batch: nothing before it is read.
         process_index: Of this host.
         process_count: Number of hosts.
+        canvas_size: Leave the resize to the device, which gets canvases of this height
+            and width; 0: as large as any picture can need.
 
     Yields:
-        `images` uint8 (b, crop, crop, 3) and `labels` uint8 (b, crop, crop).
+        `images` uint8 (b, crop, crop, 3) and `labels` uint8 (b, crop, crop); with
+        `canvas_size` the batch of which `arrays.resized_batch` makes these.
 
     Raises:
         UserError: An example cannot be read; names it.
     """
     # TensorFlow only feeds; by default it would also take the accelerator's memory.
     tf.config.set_visible_devices([], "GPU")
+    maker = Crops(how) if canvas_size is None else Canvases(how, canvas_size)
+    load = functools.partial(_load, source, how, seed, maker)
     rows = process_rows(batch_size, process_index, process_count)
-
-    def numbers() -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        step = start_step
-        while True:
-            chosen, epochs = batch_indices(seed, len(source), batch_size, step)
-            yield from zip(chosen[rows], epochs[rows])
-            step += 1
-
-    scalar = tf.TensorSpec((), tf.int64)
-    dataset = tf.data.Dataset.from_generator(numbers, output_signature=(scalar, scalar))
-    dataset = dataset.map(
-        lambda number, epoch: _load(source, how, seed, number, epoch),
-        num_parallel_calls=tf.data.AUTOTUNE,
-        deterministic=True,
-    )
-    dataset = dataset.batch(rows.stop - rows.start, drop_remainder=True)
-    dataset = dataset.prefetch(2)
+    count, threads = rows.stop - rows.start, _cores()
+    making: collections.deque[tuple[Batch, list[Future]]] = collections.deque()
+    pool = ThreadPoolExecutor(threads, "encnet-input")
     step = start_step
-    iterator = dataset.as_numpy_iterator()
-    while True:
-        try:
-            batch = next(iterator)
-        except tf.errors.OpError:
-            _find_culprit(source, batch_indices(seed, len(source), batch_size, step)[0])
-            raise
-        yield batch
-        step += 1
+    try:
+        while True:
+            while len(making) < _AHEAD + threads // count:
+                numbers, epochs = batch_indices(seed, len(source), batch_size, step)
+                examples = zip(numbers[rows].tolist(), epochs[rows].tolist())
+                batch = maker.empty(count)
+                tasks = [
+                    pool.submit(load, batch, row, number, epoch)
+                    for row, (number, epoch) in enumerate(examples)
+                ]
+                making.append((batch, tasks))
+                step += 1
+            batch, tasks = making.popleft()
+            for task in tasks:
+                task.result()
+            yield batch
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def _load(
-    source: Source, how: Augmentation, seed: int, number: tf.Tensor, epoch: tf.Tensor
-) -> dict[str, tf.Tensor]:
-    encoded, labels = tf.numpy_function(
-        lambda n: source.encoded(int(n)), [number], (tf.string, tf.uint8)
-    )
-    labels = tf.ensure_shape(labels, (None, None))
-    image = decode(tf.ensure_shape(encoded, ()))
-    tf.debugging.assert_equal(tf.shape(image)[:2], tf.shape(labels))
-    key = tf.random.experimental.stateless_fold_in([seed, 0], epoch)
-    key = tf.cast(tf.random.experimental.stateless_fold_in(key, number), tf.int32)
-    image, labels = augment(image, labels, key, how)
-    image.set_shape((how.crop_size, how.crop_size, 3))
-    labels.set_shape((how.crop_size, how.crop_size))
-    return {"images": image, "labels": labels}
+    source: Source,
+    how: Augmentation,
+    seed: int,
+    maker: Crops | Canvases,
+    batch: Batch,
+    row: int,
+    number: int,
+    epoch: int,
+) -> None:
+    """Reads an example, draws its crop, and has it made in a row of a batch."""
+    try:
+        encoded, labels = source.encoded(number, published=True)
+        size = image_size(encoded, "image")
+        if size != labels.shape:
+            raise UserError(
+                f"example {number}: the image is {size[1]}x{size[0]} pixels and its "
+                f"labels are {labels.shape[1]}x{labels.shape[0]}: must be equal"
+            )
+        rng = np.random.default_rng((seed, epoch, number, _DRAWS))
+        maker.fill(batch, row, encoded, labels, choose(how, size, rng))
+        # Mapped now, since a crop has fewer pixels; padding is ignored before and after.
+        batch["labels"][row] = map_labels(batch["labels"][row], source.info, "labels")
+    except Exception:
+        source.example(number)  # raises, with the name of the file, if that is bad
+        raise
 
 
-def decode(encoded: tf.Tensor) -> tf.Tensor:
-    """Decodes JPEG or PNG bytes to uint8 (h, w, 3), as PIL does to the last digit.
-
-    The default inverse cosine transform of JPEG would differ from PIL's by up to 23
-    levels.
-    """
-    image = tf.cond(
-        tf.io.is_jpeg(encoded),
-        lambda: tf.io.decode_jpeg(encoded, 3, dct_method="INTEGER_ACCURATE"),
-        lambda: tf.io.decode_png(encoded, 3),
-    )
-    return tf.ensure_shape(image, (None, None, 3))
-
-
-def _find_culprit(source: Source, numbers: np.ndarray) -> None:
-    """Raises the `UserError` of the example that tf.data stopped at, if it has one."""
-    for number in numbers:
-        source.example(int(number))
+def _cores() -> int:
+    """Returns how many cores this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1

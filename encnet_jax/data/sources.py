@@ -6,22 +6,25 @@ A source reads examples in any order. Images are uint8 (h, w, 3) RGB; labels are
 
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, TypeVar
 
 import numpy as np
+from PIL import Image
 
 from encnet_jax.data import scenes
 from encnet_jax.data.classes import IGNORE_LABEL, DatasetInfo
-from encnet_jax.data.images import decode_image, decode_labels, plain_rgb
+from encnet_jax.data.images import color_table, decode_image, decode_labels, plain_rgb
 from encnet_jax.errors import UserError
+
+T = TypeVar("T")
 
 # Above this many files a check of every one of them takes minutes rather than seconds.
 _CHECKED_AT_START = 5000
+_AHEAD = 512  # examples that threads may read before the first of them is looked at
 _log = logging.getLogger(__name__)
-_IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg")
 
 
 class Example(NamedTuple):
@@ -41,8 +44,13 @@ class Source(Protocol):
         """Returns the number of examples."""
         ...
 
-    def encoded(self, number: int) -> tuple[bytes, np.ndarray]:
-        """Returns the JPEG or PNG bytes of the image, and the labels decoded."""
+    def encoded(
+        self, number: int, *, published: bool = False
+    ) -> tuple[bytes, np.ndarray]:
+        """Returns the JPEG or PNG bytes of the image, and the labels decoded.
+
+        As `published`, the labels still need `map_labels`.
+        """
         ...
 
     def example(self, number: int) -> Example:
@@ -51,42 +59,51 @@ class Source(Protocol):
 
 
 class FileSource:
-    """Pairs of image and label files."""
+    """Pairs of image and label files; `faults` tells of files that are in no pair."""
 
-    def __init__(self, info: DatasetInfo, pairs: Sequence[tuple[Path, Path]]):
+    def __init__(
+        self,
+        info: DatasetInfo,
+        pairs: Sequence[tuple[Path, Path]],
+        faults: Sequence[str] = (),
+    ):
         self.info = info
         self.pairs = pairs
+        self.faults = faults
+        self._colors = color_table(info.label_colors) if info.label_colors else None
 
     def __len__(self) -> int:
         """Returns the number of pairs."""
         return len(self.pairs)
 
-    def encoded(self, number: int) -> tuple[bytes, np.ndarray]:
-        """Returns the bytes of the image file and the labels."""
+    def encoded(
+        self, number: int, *, published: bool = False
+    ) -> tuple[bytes, np.ndarray]:
+        """Returns the bytes of the image file and the labels, mapped or `published`."""
         image_path, label_path = self.pairs[number]
-        labels = decode_labels(_read(label_path), str(label_path))
+        labels = decode_labels(_read(label_path), str(label_path), self._colors)
         image = plain_rgb(_read(image_path), str(image_path))
-        return image, map_labels(labels, self.info, str(label_path))
+        if not published:
+            labels = map_labels(labels, self.info, str(label_path))
+        return image, labels
 
     def example(self, number: int) -> Example:
         """Returns an example; raises `UserError` where image and labels do not fit."""
         image_path, label_path = self.pairs[number]
         encoded, labels = self.encoded(number)
         image = decode_image(encoded, str(image_path))
-        if image.shape[:2] != labels.shape:
-            raise UserError(
-                f"{image_path} is {image.shape[1]}x{image.shape[0]} pixels and "
-                f"{label_path} is {labels.shape[1]}x{labels.shape[0]}: must be equal"
-            )
+        _check_sizes(image, str(image_path), labels, str(label_path))
         return Example(image, labels, image_path.stem)
 
     def check(self) -> None:
-        """Reads every example, if they are not too many; raises for the first bad."""
+        """Reads every example, if they are not too many; raises the first fault."""
+        if self.faults:
+            raise UserError(self.faults[0])
         if len(self) > _CHECKED_AT_START:
             return
-        with ThreadPoolExecutor() as pool:
-            for _ in pool.map(lambda n: self.example(n) and None, range(len(self))):
-                pass
+        for fault in examine(self, range(len(self)), lambda example: None):
+            if fault is not None:
+                raise fault
 
 
 class RecordSource:
@@ -103,18 +120,24 @@ class RecordSource:
         """Returns the number of records."""
         return len(self.records)
 
-    def encoded(self, number: int) -> tuple[bytes, np.ndarray]:
-        """Returns the bytes of the image and the labels."""
+    def encoded(
+        self, number: int, *, published: bool = False
+    ) -> tuple[bytes, np.ndarray]:
+        """Returns the bytes of the image and the labels, mapped or `published`."""
         fields = self.records.features(number)
         name = fields["id"].decode()
         labels = decode_labels(fields["label"], name)
-        return fields["image"], map_labels(labels, self.info, name)
+        if not published:
+            labels = map_labels(labels, self.info, name)
+        return fields["image"], labels
 
     def example(self, number: int) -> Example:
         """Returns one example decoded."""
         name = self.records.features(number)["id"].decode()
         encoded, labels = self.encoded(number)
-        return Example(decode_image(encoded, name), labels, name)
+        image = decode_image(encoded, name)
+        _check_sizes(image, name, labels, "its label")
+        return Example(image, labels, name)
 
 
 class DrawnSource:
@@ -132,7 +155,9 @@ class DrawnSource:
         """Returns the number of pictures."""
         return self.size
 
-    def encoded(self, number: int) -> tuple[bytes, np.ndarray]:
+    def encoded(
+        self, number: int, *, published: bool = False
+    ) -> tuple[bytes, np.ndarray]:
         """Drawn pictures have no encoded form."""
         raise TypeError("drawn pictures are not encoded; read them with `example`")
 
@@ -143,41 +168,95 @@ class DrawnSource:
         return Example(scene.image, scene.labels, f"scenes_{self.seed}_{number:06d}")
 
 
-def pair_files(images: Path, labels: Path) -> list[tuple[Path, Path]]:
-    """Returns image and label files of the same stem, sorted by name.
+def examine(
+    source: Source, numbers: Sequence[int], measure: Callable[[Example], T]
+) -> Iterator[T | UserError]:
+    """Reads examples in threads and yields, in order, what is found of each.
+
+    Args:
+        source: Where they are read.
+        numbers: Of the examples.
+        measure: Called with each example, in the threads.
+
+    Yields:
+        The result of `measure`, or the fault of an example that cannot be used.
+    """
+
+    def one(number: int) -> T | UserError:
+        try:
+            return measure(source.example(number))
+        except UserError as fault:
+            return fault
+
+    with ThreadPoolExecutor() as pool:
+        for start in range(0, len(numbers), _AHEAD):
+            yield from pool.map(one, numbers[start : start + _AHEAD])
+
+
+def pair_files(images: Path, labels: Path) -> tuple[list[tuple[Path, Path]], list[str]]:
+    """Pairs images with the label files of the same path below their folder.
+
+    Label files end in `.png`, images in whatever Pillow can read; hidden files are left
+    alone.
+
+    Returns:
+        The pairs, sorted by path, and a line for every file that is in none.
 
     Raises:
-        UserError: A folder is missing or has no images, or a label file is missing.
+        UserError: A folder is missing, or has no images.
     """
     for folder in (images, labels):
         if not folder.is_dir():
             raise UserError(f"{folder}: no such folder")
-    files = sorted(p for p in images.iterdir() if p.suffix.lower() in _IMAGE_SUFFIXES)
+    files = [path for path in files_below(images) if is_image(path)]
     if not files:
-        raise UserError(f"{images}: no images ({', '.join(_IMAGE_SUFFIXES)}) in it")
-    pairs: list[tuple[Path, Path]] = []
+        raise UserError(f"{images}: no images (.jpg, .png, ...) in it")
+    unpaired = {
+        path.relative_to(labels).with_suffix(""): path
+        for path in files_below(labels)
+        if path.suffix == ".png"
+    }
+    pairs: dict[Path, tuple[Path, Path]] = {}
+    faults = []
     for path in files:
-        if pairs and pairs[-1][0].stem == path.stem:
-            raise UserError(f"{path} and {pairs[-1][0]}: two images for one label file")
-        label = labels / f"{path.stem}.png"
-        if not label.is_file():
-            raise UserError(f"{label}: missing, the label file of {path}")
-        pairs.append((path, label))
-    return pairs
+        stem = path.relative_to(images).with_suffix("")
+        if stem in pairs:
+            faults.append(f"{path} and {pairs[stem][0]}: two images for one label file")
+        elif stem in unpaired:
+            pairs[stem] = (path, unpaired.pop(stem))
+        else:
+            faults.append(f"{labels / stem}.png: missing, the label file of {path}")
+    faults += [f"{path}: a label file without an image" for path in unpaired.values()]
+    return list(pairs.values()), faults
+
+
+def is_image(path: Path) -> bool:
+    """Tells by its suffix whether a file is an image that Pillow can read."""
+    return Image.registered_extensions().get(path.suffix.lower()) in Image.OPEN
+
+
+def files_below(folder: Path) -> list[Path]:
+    """Returns the files at any depth below a folder, sorted, without hidden ones."""
+    found = []
+    for place, folders, names in os.walk(folder, followlinks=True):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        found += [Path(place, name) for name in names if not name.startswith(".")]
+    return sorted(found)
 
 
 def map_labels(labels: np.ndarray, info: DatasetInfo, name: str) -> np.ndarray:
     """Maps raw labels to classes; raises `UserError` naming a value that is neither."""
     known = label_table(info)
-    bad = np.flatnonzero((known < 0) & (np.bincount(labels.ravel(), minlength=256) > 0))
-    if bad.size:
+    mapped = known.take(labels)  # twice as quick as known[labels]
+    if (mapped < 0).any():
+        bad = np.unique(labels[mapped < 0])
         classes = [raw for raw in range(256) if 0 <= known[raw] < info.num_classes]
         ignored = [raw for raw in range(256) if known[raw] == IGNORE_LABEL]
         raise UserError(
             f"{name}: label {bad[0]}; allowed are {_ranges(classes)}, and "
             f"{_ranges(ignored)} to ignore"
         )
-    return known.astype(np.uint8)[labels]
+    return mapped.astype(np.uint8)
 
 
 def label_table(info: DatasetInfo) -> np.ndarray:
@@ -200,6 +279,14 @@ def _ranges(values: Sequence[int]) -> str:
             parts.append(f"{join}{value}")
             first = place + 1
     return ", ".join(parts)
+
+
+def _check_sizes(image: np.ndarray, name: str, labels: np.ndarray, which: str) -> None:
+    if image.shape[:2] != labels.shape:
+        raise UserError(
+            f"{name} is {image.shape[1]}x{image.shape[0]} pixels and {which} is "
+            f"{labels.shape[1]}x{labels.shape[0]}: must be equal"
+        )
 
 
 def _read(path: Path) -> bytes:

@@ -57,7 +57,10 @@ class Encoding(nnx.Module):
         squares = jnp.square(x).sum(-1, keepdims=True)
         products = jnp.einsum("bnc,kc->bnk", x, codewords, precision="highest")
         distances = squares - 2 * products + jnp.square(codewords).sum(-1)
-        return self.scale[...] * distances
+        return self._scales() * distances
+
+    def _scales(self) -> jax.Array:
+        return self.scale[...]
 
 
 class ContextEncoding(nnx.Module):

@@ -1,5 +1,6 @@
 """From a model's name and settings to the model."""
 
+import inspect
 from typing import Any
 
 import jax.numpy as jnp
@@ -7,11 +8,32 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from encnet_jax.errors import UserError
-from encnet_jax.models.baselines import FCN
+from encnet_jax.models.baselines import BASELINES, Baseline
+from encnet_jax.models.classifiers import (
+    CLASSIFIERS,
+    ENCODING_REDUCTION,
+    SE_REDUCTION,
+    Classifier14,
+)
 from encnet_jax.models.encnet import EncNet
 from encnet_jax.models.resnet import BACKBONES, ResNet
 
-SEGMENTATION_MODELS = ("encnet", "fcn")
+SEGMENTATION_MODELS = ("encnet", *BASELINES)
+_SEGMENTATION_SETTINGS = (
+    "backbone",
+    "stem",
+    "stem_width",
+    "avg_down",
+    "lateral",
+    "align_corners",
+    "se_loss",
+    "se_stages",
+    "aux_head",
+    "output_stride",
+    "head_channels",
+    "dropout",
+)
+_CLASSIFIER_SETTINGS = ("scale_drop",)
 
 
 def create_model(
@@ -32,6 +54,7 @@ def create_model(
     width: int = 64,
     head_channels: int = 512,
     dropout: float = 0.1,
+    scale_drop: bool = False,
     unbiased_running_var: bool = False,
     dtype: DTypeLike = jnp.float32,
     rngs: nnx.Rngs | None = None,
@@ -39,23 +62,26 @@ def create_model(
     """Builds a model in training mode with fresh weights.
 
     Args:
-        name: `"encnet"` or `"fcn"`.
+        name: `"encnet"`, `"fcn"`, `"pspnet"` or `"deeplabv3"`, which segment;
+            `"resnet14"`, `"se_resnet14"` or `"encnet14"`, which classify.
         num_classes: Number of classes, at least 2.
-        backbone: See `ResNet`.
+        backbone: See `ResNet`. The classifiers have none of the settings from here to
+            `dropout` but `num_codes` and `width`, and refuse other than the defaults.
         stem: See `ResNet`.
         stem_width: See `ResNet`.
         avg_down: See `ResNet`.
-        lateral: See `EncNet`. The FCN has no lateral links, codewords or presence, and
-            ignores their settings, so that one word changes the model.
+        lateral: See `EncNet`. The baselines have no lateral links, codewords or
+            presence, and ignore their settings, so that one word changes the model.
         align_corners: See `EncNet`.
-        num_codes: See `EncNet`.
+        num_codes: See `EncNet`; for `"encnet14"` at least 1.
         se_loss: See `EncNet`.
         se_stages: See `EncNet`.
         aux_head: See `EncNet`.
         output_stride: See `ResNet`.
-        width: See `ResNet`.
-        head_channels: See `EncNet`.
-        dropout: See `EncNet`.
+        width: See `ResNet` and `Classifier14`.
+        head_channels: See `EncNet` and `Baseline`.
+        dropout: See `EncNet` and `DeepLabV3Head`.
+        scale_drop: See `Classifier14`; of `"encnet14"`, and ignored by the other two.
         unbiased_running_var: See `BatchNorm`.
         dtype: Dtype of convolutions and features; weights and statistics are float32.
         rngs: Source of the initial weights, by default `nnx.Rngs(0)`.
@@ -63,89 +89,92 @@ def create_model(
     Raises:
         UserError: A setting has a value that is not allowed; names it and the allowed.
     """
-    settings: dict[str, Any] = dict(
-        name=name,
-        num_classes=num_classes,
-        backbone=backbone,
-        stem=stem,
-        stem_width=stem_width,
-        output_stride=output_stride,
-        width=width,
-        head_channels=head_channels,
-        num_codes=num_codes,
-        se_stages=tuple(se_stages),
-        dropout=dropout,
+    se_stages = tuple(se_stages)
+    trunk: dict[str, Any] = dict(
+        backbone=backbone, stem=stem, stem_width=stem_width, avg_down=avg_down
     )
-    check_model_settings(**settings)
-    rngs = nnx.Rngs(0) if rngs is None else rngs
-    common: dict[str, Any] = dict(
-        unbiased_running_var=unbiased_running_var, dtype=dtype, rngs=rngs
-    )
-    trunk = ResNet(
-        backbone,
-        stem=stem,
-        stem_width=stem_width,
-        avg_down=avg_down,
-        output_stride=output_stride,
-        width=width,
-        **common,
-    )
-    common.update(
+    heads: dict[str, Any] = dict(
         align_corners=align_corners,
         aux_head=aux_head,
         head_channels=head_channels,
         dropout=dropout,
     )
-    if name == "fcn":
-        return FCN(num_classes, trunk, **common)
-    return EncNet(
-        num_classes,
-        trunk,
-        lateral=lateral,
+    module: dict[str, Any] = dict(lateral=lateral, se_loss=se_loss, se_stages=se_stages)
+    check_model_settings(
+        name=name,
+        num_classes=num_classes,
+        output_stride=output_stride,
+        width=width,
         num_codes=num_codes,
-        se_loss=se_loss,
-        se_stages=tuple(se_stages),
-        **common,
+        scale_drop=scale_drop,
+        **(trunk | heads | module),
+    )
+    common: dict[str, Any] = dict(
+        unbiased_running_var=unbiased_running_var,
+        dtype=dtype,
+        rngs=nnx.Rngs(0) if rngs is None else rngs,
+    )
+    if name in CLASSIFIERS:
+        sizes: dict[str, Any] = dict(width=width, num_codes=num_codes)
+        return Classifier14(name, num_classes, scale_drop=scale_drop, **sizes, **common)
+    network = ResNet(output_stride=output_stride, width=width, **trunk, **common)
+    if name in BASELINES:
+        heads["output_stride"] = output_stride
+        return Baseline(name, num_classes, network, **heads, **common)
+    return EncNet(
+        num_classes, network, num_codes=num_codes, **module, **heads, **common
     )
 
 
-def check_model_settings(
-    *,
-    name: str,
-    num_classes: int,
-    backbone: str,
-    stem: str,
-    stem_width: int,
-    output_stride: int,
-    width: int,
-    head_channels: int,
-    num_codes: int,
-    se_stages: tuple[int, ...],
-    dropout: float,
-) -> None:
-    """Raises `UserError` for the first setting of a model that is not allowed."""
-    choices = {
-        "name": (name, SEGMENTATION_MODELS),
-        "backbone": (backbone, tuple(BACKBONES)),
-        "stem": (stem, ("plain", "deep")),
-        "stem_width": (stem_width, (32, 64)),
-        "output_stride": (output_stride, (8, 16, 32)),
-        "se_stages": (se_stages, ((4,), (3, 4), (3,))),
+def check_model_settings(*, name: str, num_classes: int, **others: Any) -> None:
+    """Raises `UserError` for the first setting of a model that is not allowed.
+
+    Args:
+        name: See `create_model`.
+        num_classes: See `create_model`.
+        **others: Likewise; its defaults stand for those that are not given.
+    """
+    parameters = inspect.signature(create_model).parameters.items()
+    defaults = {key: parameter.default for key, parameter in parameters}
+    settings = defaults | others
+    choices: dict[str, tuple[Any, tuple]] = {
+        "name": (name, SEGMENTATION_MODELS + CLASSIFIERS),
+        "backbone": (settings["backbone"], tuple(BACKBONES)),
+        "stem": (settings["stem"], ("plain", "deep")),
+        "stem_width": (settings["stem_width"], (32, 64)),
+        "output_stride": (settings["output_stride"], (8, 16, 32)),
+        "se_stages": (settings["se_stages"], ((4,), (3, 4), (3,))),
     }
     for key, (value, allowed) in choices.items():
         if value not in allowed:
             names = ", ".join(map(str, allowed))
             raise UserError(f"model.{key}={value!r}: allowed are {names}")
+    narrowest = {"se_resnet14": SE_REDUCTION, "encnet14": ENCODING_REDUCTION}
     least = {
         "num_classes": (num_classes, 2),
-        "width": (width, 1),
-        "head_channels": (head_channels, 1),
-        "num_codes": (num_codes, 0),
+        "width": (settings["width"], narrowest.get(name, 1)),
+        "head_channels": (settings["head_channels"], 2 if name == "deeplabv3" else 1),
+        "num_codes": (settings["num_codes"], 1 if name == "encnet14" else 0),
     }
     for key, (value, bound) in least.items():
         if isinstance(value, bool) or not isinstance(value, int) or value < bound:
             raise UserError(f"model.{key}={value!r}: an integer of at least {bound}")
+    dropout = settings["dropout"]
     if not 0 <= dropout < 1:
         raise UserError(
             f"model.dropout={dropout!r}: allowed is 0 up to, not including, 1"
         )
+    _check_unused(name, settings, defaults)
+
+
+def _check_unused(
+    name: str, settings: dict[str, Any], defaults: dict[str, Any]
+) -> None:
+    """Refuses what only models of the other kind have: it would do nothing."""
+    unused = _SEGMENTATION_SETTINGS if name in CLASSIFIERS else _CLASSIFIER_SETTINGS
+    for key in unused:
+        if settings[key] != defaults[key]:
+            raise UserError(
+                f"model.{key}={settings[key]!r}: {name} has no such setting; allowed "
+                f"is {defaults[key]!r}"
+            )

@@ -5,6 +5,7 @@ Feature maps are (b, h, w, c) throughout. Parameters and statistics are float32;
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -194,6 +195,36 @@ def max_pool(x: jax.Array) -> jax.Array:
     x = jnp.maximum(jnp.maximum(rows[0], rows[1]), rows[2])
     columns = [x[:, :, i : i + w : 2] for i in range(3)]
     return jnp.maximum(jnp.maximum(columns[0], columns[1]), columns[2])
+
+
+def adaptive_average_pool(x: jax.Array, bins: int) -> jax.Array:
+    """Averages (b, h, w, c) over a grid of cells: (b, bins, bins, c).
+
+    Cell i has the rows from floor(i h / bins) up to, not including,
+    ceil((i + 1) h / bins), and columns alike, as in PyTorch: cells overlap where the
+    size is no multiple of `bins`, and repeat pixels where it is smaller.
+    """
+    rows, columns = (_cells(size, bins) for size in x.shape[1:3])
+    # Sums by zeros and ones, which are exact in bfloat16; then one division in float32.
+    sums: dict[str, Any] = dict(precision="highest", preferred_element_type=jnp.float32)
+    total = jnp.einsum("ih,bhwc->biwc", jnp.asarray(rows, x.dtype), x, **sums)
+    total = jnp.einsum(
+        "jw,biwc->bijc", jnp.asarray(columns, jnp.float32), total, **sums
+    )
+    area = rows.sum(1)[:, None] * columns.sum(1)
+    return (total / area[:, :, None]).astype(x.dtype)
+
+
+def _cells(size: int, bins: int) -> np.ndarray | jax.Array:
+    """Which cell (bins, size) has which pixel; NumPy where the size is known."""
+    xp = np if isinstance(size, int) else jnp
+    pixel = xp.arange(size)
+    return xp.stack(
+        [
+            (pixel >= i * size // bins) & (pixel < -(-(i + 1) * size // bins))
+            for i in range(bins)
+        ]
+    )
 
 
 def resize_bilinear(

@@ -140,7 +140,7 @@ def test_missing_folder_is_named(camvid, missing):
 
 
 def test_file_that_vanished_is_named(camvid):
-    pairs = pair_files(camvid / "train", camvid / "trainannot")
+    pairs, _ = pair_files(camvid / "train", camvid / "trainannot")
     pairs[0][0].unlink()
     with pytest.raises(UserError, match=f"{pairs[0][0]}: cannot be read"):
         FileSource(CAMVID, pairs).example(0)

@@ -99,7 +99,7 @@ def test_dropout_in_train_mode_follows_the_key(encnet):
 @pytest.mark.parametrize(
     "key, value, allowed",
     [
-        ("name", "pspnet", "encnet, fcn"),
+        ("name", "unet", "encnet, fcn, pspnet"),
         ("backbone", "resnet51", "resnet50"),
         ("stem", "wide", "plain, deep"),
         ("stem_width", 48, "32, 64"),

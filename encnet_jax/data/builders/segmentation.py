@@ -1,10 +1,12 @@
 """What the TFDS builders of segmentation sets share: features, and checked examples."""
 
 import io
-from collections.abc import Iterable, Iterator
+import logging
+from collections.abc import Iterator, Mapping, Sequence, Sized
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import tensorflow_datasets as tfds
 from PIL import Image
 
@@ -12,6 +14,8 @@ from encnet_jax.data.classes import DatasetInfo
 from encnet_jax.data.images import decode_labels, image_size, plain_rgb
 from encnet_jax.data.sources import map_labels
 from encnet_jax.errors import UserError
+
+_log = logging.getLogger(__name__)
 
 # The name of an example, its image file, and its label file or what one would hold.
 Pair = tuple[str, Path, Path | bytes]
@@ -47,34 +51,95 @@ class SegmentationBuilder(tfds.core.GeneratorBasedBuilder):
             disable_shuffling=True,
         )
 
+    def read_label(self, path: Path) -> bytes:
+        """Returns a label file; subclasses turn one that is no image into a PNG."""
+        return read(path)
+
+    def wanted(self, classes: np.ndarray) -> bool:
+        """Returns whether an example with these classes (h, w) belongs to the set."""
+        return True
+
     def _generate_examples(
-        self, pairs: Iterable[Pair]
-    ) -> Iterator[tuple[str, dict[str, Any]]]:
-        """Yields the pairs, each checked.
+        self, pairs: Sequence[Pair]
+    ) -> Iterator[tuple[int, dict[str, Any]]]:
+        """Yields the pairs, each checked, in their order.
 
         Raises:
             UserError: Not readable, of different sizes, or an unknown label; names it.
         """
-        for name, image_path, label in pairs:
+        # TFDS sorts by key, in memory, each thousandth of the range of 128-bit keys:
+        # keys from 0 upwards would bring a whole split into memory at once.
+        step = 2**128 // max(len(pairs), 1)
+        for number, (name, image_path, label) in enumerate(pairs):
             image = plain_rgb(read(image_path), str(image_path))
             where = str(label) if isinstance(label, Path) else name
-            content = label if isinstance(label, bytes) else read(label)
+            content = label if isinstance(label, bytes) else self.read_label(label)
             labels = decode_labels(content, where)
-            map_labels(labels, self.dataset, where)
+            classes = map_labels(labels, self.dataset, where)
             size = image_size(image, str(image_path))
             if size != labels.shape:
                 raise UserError(
                     f"{image_path} is {size[1]}x{size[0]} pixels and {where} is "
                     f"{labels.shape[1]}x{labels.shape[0]}: must be equal"
                 )
+            if not self.wanted(classes):
+                continue
             yield (
-                name,
+                number * step,
                 {
                     "image": io.BytesIO(image),
                     "label": io.BytesIO(encode_labels(labels)),
                     "id": name,
                 },
             )
+
+
+def warn_of_counts(dataset: DatasetInfo, splits: Mapping[str, Sized]) -> None:
+    """Logs each split that has not the official number of images: results differ."""
+    for split, examples in splits.items():
+        official = dataset.splits[split]
+        if official is not None and len(examples) != official:
+            _log.warning(
+                "%s: %s has %d images, the official one %d",
+                dataset.name,
+                split,
+                len(examples),
+                official,
+            )
+
+
+def find_pairs(
+    images: Path,
+    labels: Path,
+    count: int | None,
+    *,
+    image_end: str = ".jpg",
+    label_end: str = ".png",
+) -> list[Pair]:
+    """Returns the images in a folder, at any depth, with the labels of their places.
+
+    Args:
+        images: The folder with images, `NAME` and `image_end`.
+        labels: The folder with labels, `NAME` and `label_end`.
+        count: How many are published: no list tells which ones belong to the set.
+        image_end: See `images`.
+        label_end: See `labels`.
+
+    Raises:
+        UserError: A label file is missing, or the count is another.
+    """
+    pairs: list[Pair] = []
+    for image in sorted(images.rglob(f"*{image_end}")):
+        name = image.name.removesuffix(image_end)
+        label = labels / image.relative_to(images).with_name(name + label_end)
+        if not label.is_file():
+            raise UserError(f"{label}: missing, the label file of {image}")
+        pairs.append((name, image, label))
+    if count is not None and len(pairs) != count:
+        raise UserError(
+            f"{images}: {len(pairs)} images; {count} are published: unpack them again"
+        )
+    return pairs
 
 
 def read(path: Path) -> bytes:

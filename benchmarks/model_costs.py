@@ -1,0 +1,160 @@
+"""Parameters and multiply-adds of the models: python -m benchmarks.model_costs.
+
+    python -m benchmarks.model_costs [--size=480] [--classes=150] [--backbones=...]
+
+Prints a Markdown table. Nothing runs or compiles: operations are read off the traced
+network. Counted are convolutions and matrix products, with the zeros of the padding, as
+torchvision counts what it publishes (`tests/models/test_baselines.py` compares the two;
+XLA's own `cost_analysis` leaves the padding out and adds norms and activations). What
+resizing and pooling cost is apart: they are small matrix products here, which others do
+not count.
+
+The network is that of prediction, without the auxiliary head. EncNet has 32 codewords
+and no lateral links; with `--stem=plain` the stem is one 7x7 convolution.
+"""
+
+import math
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from absl import flags
+from flax import nnx
+from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
+
+from encnet_jax import command
+from encnet_jax.models import create_model
+from encnet_jax.models.factory import SEGMENTATION_MODELS
+
+_SIZE = flags.DEFINE_integer("size", 480, "Height and width of the image.")
+_CLASSES = flags.DEFINE_integer("classes", 150, "Number of classes.")
+_BACKBONES = flags.DEFINE_list("backbones", ["resnet50", "resnet101"], "Backbones.")
+_STEM = flags.DEFINE_string("stem", "deep", "deep or plain.")
+
+
+class Costs(NamedTuple):
+    """What one image costs.
+
+    Attributes:
+        parameters: Learnt numbers.
+        layers: Multiply-adds of the layers that have parameters.
+        resizing: Multiply-adds of products with constants, which resize and pool.
+    """
+
+    parameters: int
+    layers: int
+    resizing: int
+
+
+def model_costs(name: str, *, size: int, **settings: Any) -> Costs:
+    """Returns the costs of a model for one image of size x size.
+
+    Args:
+        name: See `create_model`.
+        size: Height and width in pixels.
+        **settings: Of `create_model`.
+    """
+    model = nnx.eval_shape(lambda: create_model(name, **settings))
+    model.eval()
+    graphdef, state = nnx.split(model)
+
+    def apply(state: nnx.State, image: jax.Array) -> Any:
+        return nnx.merge(graphdef, state)(image)
+
+    image = jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)
+    traced = jax.make_jaxpr(apply)(state, image)
+    layers, resizing = _multiply_adds(traced.jaxpr, set(traced.jaxpr.constvars))
+    sizes = [leaf.size for leaf in jax.tree.leaves(nnx.state(model, nnx.Param))]
+    return Costs(sum(sizes), layers, resizing)
+
+
+def _multiply_adds(jaxpr: Jaxpr, constants: set) -> tuple[int, int]:
+    """Returns those of two operands that vary, and those with a constant operand."""
+    layers = resizing = 0
+
+    def is_constant(operand: Any) -> bool:
+        return isinstance(operand, Literal) or operand in constants
+
+    for equation in jaxpr.eqns:
+        inputs = equation.invars
+        if all(map(is_constant, inputs)):
+            constants.update(equation.outvars)
+        count = _products(equation)
+        if any(map(is_constant, inputs)):
+            resizing += count
+        else:
+            layers += count
+        for inner in jax.tree.leaves(equation.params, is_leaf=_is_jaxpr):
+            if _is_jaxpr(inner):
+                inner = inner.jaxpr
+                known = {
+                    inside
+                    for inside, outside in zip(inner.invars, inputs)
+                    if is_constant(outside)
+                }
+                of_layers, of_resizing = _multiply_adds(
+                    inner, known | set(inner.constvars)
+                )
+                layers, resizing = layers + of_layers, resizing + of_resizing
+    return layers, resizing
+
+
+def _is_jaxpr(value: Any) -> bool:
+    return isinstance(value, ClosedJaxpr)
+
+
+def _products(equation: Any) -> int:
+    """Returns the multiply-adds of one operation, 0 if it is no product."""
+    kind = equation.primitive.name
+    if kind not in ("conv_general_dilated", "dot_general"):
+        return 0
+    left, right = (operand.aval.shape for operand in equation.invars)
+    outputs = math.prod(equation.outvars[0].aval.shape)
+    if kind == "dot_general":
+        contracted = equation.params["dimension_numbers"][0][0]
+        return outputs * math.prod(left[axis] for axis in contracted)
+    outputs_axis = equation.params["dimension_numbers"].rhs_spec[0]
+    return outputs * math.prod(right) // right[outputs_axis]
+
+
+def table(
+    *, size: int, num_classes: int, backbones: list[str], stem: str = "deep"
+) -> str:
+    """Returns the costs of all segmentation models as a Markdown table."""
+    lines = [
+        f"| backbone | model | parameters, M | multiply-adds at {size}x{size}, G "
+        "| resizing, G |",
+        "|---|---|---|---|---|",
+    ]
+    for backbone in backbones:
+        for name in SEGMENTATION_MODELS:
+            costs = model_costs(
+                name,
+                size=size,
+                num_classes=num_classes,
+                backbone=backbone,
+                stem=stem,
+                aux_head=False,
+            )
+            lines.append(
+                f"| {backbone} | {name} | {costs.parameters / 1e6:.2f} "
+                f"| {costs.layers / 1e9:.1f} | {costs.resizing / 1e9:.1f} |"
+            )
+    return "\n".join(lines)
+
+
+def main(arguments: list[str]) -> None:
+    """Prints the table."""
+    command.no_arguments(arguments)
+    print(
+        table(
+            size=_SIZE.value,
+            num_classes=_CLASSES.value,
+            backbones=_BACKBONES.value,
+            stem=_STEM.value,
+        )
+    )
+
+
+if __name__ == "__main__":
+    command.run(main)

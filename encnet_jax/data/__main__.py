@@ -1,0 +1,133 @@
+"""Shows and checks a data set: python -m encnet_jax.data configs/NAME.py.
+
+Prepares the set if it needs that, and reads every example of the splits. Prints for
+each the sizes and how frequent the classes are, for training also weights by that, and
+writes SPLIT.png, a contact sheet of examples under their labels. What cannot be used is
+named, line by line; the exit code is then 2. Keys of the configuration can be given as
+for training: `--config.data.data_dir=DIR`.
+"""
+
+import sys
+import textwrap
+from pathlib import Path
+
+from absl import flags
+from ml_collections import config_flags
+
+from encnet_jax import command
+from encnet_jax.data.catalogue import open_source
+from encnet_jax.data.sources import Source
+from encnet_jax.data.statistics import (
+    Statistics,
+    describe,
+    median_frequency_weights,
+    spread,
+    survey,
+)
+from encnet_jax.errors import UserError
+from encnet_jax.progress import Counter
+from encnet_jax.visualize import contact_sheet
+
+_CONFIG = config_flags.DEFINE_config_file("config", None, "File under configs/.")
+_SPLIT = flags.DEFINE_list(
+    "split", None, "Splits, joined by commas; training and evaluation if none."
+)
+_OUTPUT = flags.DEFINE_string("output", None, "Folder; runs/NAME/data if none.")
+_MANUAL_DIR = flags.DEFINE_string(
+    "manual_dir", None, "Folder of the archives that must be got by hand."
+)
+_LIMIT = flags.DEFINE_integer(
+    "limit", None, "Images of a split to read, spread evenly; all if none.", 1
+)
+_SHOWN = 12  # examples on a contact sheet
+
+
+def main(arguments: list[str]) -> int:
+    """Runs the command; returns 2 if something in the set cannot be used."""
+    command.no_arguments(arguments)
+    if _CONFIG.value is None:
+        raise UserError("no configuration: give one, such as configs/folder.py")
+    config, workdir = command.config_and_workdir(_CONFIG, None)
+    if _MANUAL_DIR.value and not Path(_MANUAL_DIR.value).is_dir():
+        raise UserError(f"--manual_dir={_MANUAL_DIR.value}: no such folder")
+    splits = _SPLIT.value or [config.data.train_split, config.evaluation.split]
+    sources = {
+        split: open_source(
+            config.data.name,
+            split,
+            config.data.data_dir,
+            drawn=config.data.in_memory,
+            check=False,
+            manual_dir=_MANUAL_DIR.value,
+        )
+        for split in splits
+    }
+    output = Path(_OUTPUT.value or workdir / "data")
+    faults = 0
+    for split, source in sources.items():
+        found = _read(source, _LIMIT.value)
+        faults += len(found.faults)
+        _print(split, source, found)
+        if found.numbers and split == config.data.train_split:
+            _print_weights(found)
+        if found.numbers:
+            print(f"contact sheet: {_save_sheet(source, found, output, split)}\n")
+    return 2 if faults else 0
+
+
+def _read(source: Source, limit: int | None) -> Statistics:
+    numbers = spread(range(len(source)), limit or len(source))
+    counter = Counter(len(numbers), "images")
+    found = survey(source, numbers, counter.show)
+    counter.close()
+    return found
+
+
+def _print(split: str, source: Source, found: Statistics) -> None:
+    for fault in found.faults:
+        print(f"error: {fault}", file=sys.stderr)
+    sys.stderr.flush()
+    published = source.info.splits[split]
+    print(
+        f"{source.info.name}, {split}: {len(source)} images"
+        + (f" ({published} published)" if published else "")
+        + f"; {len(found.numbers)} read, {len(found.faults)} faults"
+    )
+    if found.numbers:
+        print(describe(found, source.info))
+
+
+def _print_weights(found: Statistics) -> None:
+    weights = ", ".join(f"{weight:.4g}" for weight in median_frequency_weights(found))
+    indent = " " * 4
+    print(
+        "Median frequency / frequency (SegNet's rule), should rare classes gain:\n"
+        "config.loss.class_weights = (\n"
+        f"{textwrap.fill(weights, 88, initial_indent=indent, subsequent_indent=indent)}"
+        "\n)"
+    )
+
+
+def _save_sheet(source: Source, found: Statistics, output: Path, split: str) -> Path:
+    examples = [source.example(number) for number in spread(found.numbers, _SHOWN)]
+    output.mkdir(parents=True, exist_ok=True)
+    path = output / f"{split}.png"
+    contact_sheet(examples, source.info.colors, source.info.class_names).save(path)
+    return path
+
+
+def _name_config(arguments: list[str]) -> list[str]:
+    """Makes `--config=` of an argument that is a Python file, unless there is one."""
+    if any(item.split("=")[0] == "--config" for item in arguments):
+        return arguments
+    return [
+        f"--config={item}"
+        if item.partition(":")[0].endswith(".py") and not item.startswith("-")
+        else item
+        for item in arguments
+    ]
+
+
+if __name__ == "__main__":
+    sys.argv[1:] = _name_config(sys.argv[1:])
+    command.run(main)

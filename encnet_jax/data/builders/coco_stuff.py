@@ -1,0 +1,84 @@
+"""TFDS builder of COCO-Stuff 164k, whole or for pretraining on the classes of VOC."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import tensorflow_datasets as tfds
+
+from encnet_jax.data.builders.archives import Archive, unpacked
+from encnet_jax.data.builders.segmentation import SegmentationBuilder, find_pairs
+from encnet_jax.data.classes import COCO_STUFF, COCO_VOC, IGNORE_LABEL
+
+_COCO = "http://images.cocodataset.org/zips"
+_CALVIN = "http://calvin.inf.ed.ac.uk/wp-content/uploads/data/cocostuffdataset"
+
+# Images and labels have folders of the same names; unpacked by hand they lie as in the
+# instructions of COCO-Stuff. Digests: TFDS.
+TRAIN = Archive(
+    file="train2017.zip",
+    contents="train2017",
+    url=f"{_COCO}/train2017.zip",
+    digest="sha256:69a8bb58ea5f8f99d24875f21416de2e9ded3178e903f1f7603e283b9e06d929",
+    folder="images",
+)
+VAL = Archive(
+    file="val2017.zip",
+    contents="val2017",
+    url=f"{_COCO}/val2017.zip",
+    digest="sha256:4f7e2ccb2866ec5041993c9cf2a952bbed69647b115d0f74da7ce8f4bef82f05",
+    folder="images",
+)
+# No digest is published; zip has checksums of its own.
+LABELS = Archive(
+    file="stuffthingmaps_trainval2017.zip",
+    contents="train2017",
+    url=f"{_CALVIN}/stuffthingmaps_trainval2017.zip",
+    folder="annotations",
+)
+_DATASETS = {"stuff": COCO_STUFF, "voc": COCO_VOC}
+_VOC_PIXELS = 1000  # an image for VOC has more than these: PyTorch-Encoding
+
+
+class CocoStuff(SegmentationBuilder):
+    """80 kinds of things, labels 0 to 89 with gaps, and 91 of stuff, 91 to 181."""
+
+    VERSION = tfds.core.Version("1.0.0")
+    RELEASE_NOTES = {"1.0.0": "First release."}
+    BUILDER_CONFIGS = [
+        tfds.core.BuilderConfig(name="stuff", description="All images."),
+        tfds.core.BuilderConfig(
+            name="voc",
+            description="Images with more than 1,000 pixels of VOC's 20 classes; the "
+            "labels are those of `stuff`.",
+        ),
+    ]
+    MANUAL_DOWNLOAD_INSTRUCTIONS = (
+        f"{TRAIN.file}, {VAL.file} and {LABELS.file} (21 GB) are downloaded unless "
+        "they lie here, as they are or unpacked (images/train2017, images/val2017, "
+        "annotations/train2017, annotations/val2017)."
+    )
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        """Returns the features and the words of the configuration's data set."""
+        self.dataset = _DATASETS[self.builder_config.name]
+        return super()._info()
+
+    def wanted(self, classes: np.ndarray) -> bool:
+        """Returns, for the configuration `voc`, whether enough pixels have classes."""
+        if self.builder_config.name != "voc":
+            return True
+        objects = (classes != 0) & (classes != IGNORE_LABEL)
+        return int(objects.sum()) > _VOC_PIXELS
+
+    def _split_generators(self, dl_manager: Any) -> dict[str, Iterator]:
+        """Returns train and val."""
+        labels = unpacked(dl_manager, LABELS)
+        splits = {}
+        for split, archive in {"train": TRAIN, "val": VAL}.items():
+            splits[split] = find_pairs(
+                unpacked(dl_manager, archive) / archive.contents,
+                labels / archive.contents,
+                COCO_STUFF.splits[split],
+            )
+        return {name: self._generate_examples(pairs) for name, pairs in splits.items()}

@@ -1,0 +1,47 @@
+"""Many hosts as one machine: the processes of a run find each other."""
+
+import logging
+
+import jax
+
+from encnet_jax.errors import UserError
+
+# Seconds without a sign of life after which a host counts as dead, and the others stop.
+_HEARTBEAT = 30
+_HELP = (
+    "allowed are auto (Cloud TPU, GKE, Slurm, Open MPI, Kubernetes) and "
+    "ADDRESS:PORT,COUNT,ID (of the first process, their number, this one's)"
+)
+
+
+def connect_hosts(value: str | None) -> None:
+    """Joins this process to the others of its run; to be called before JAX is used.
+
+    Args:
+        value: `auto`, `ADDRESS:PORT,COUNT,ID`, or None for a run of one process.
+
+    Raises:
+        UserError: Not of these forms, or no cluster was found.
+    """
+    if value is None:
+        return
+    try:
+        if value == "auto":
+            jax.distributed.initialize(heartbeat_timeout_seconds=_HEARTBEAT)
+        else:
+            address, count, number = _by_hand(value)
+            jax.distributed.initialize(
+                address, count, number, heartbeat_timeout_seconds=_HEARTBEAT
+            )
+    # JAX's word for an environment in which it finds no cluster.
+    except ValueError as error:
+        raise UserError(f"--distributed={value}: {_HELP}: {error}") from error
+    if jax.process_index() > 0:  # what all would say, one says
+        logging.getLogger("encnet_jax").setLevel(logging.WARNING)
+
+
+def _by_hand(value: str) -> tuple[str, int, int]:
+    address, count, number = value.split(",")
+    if ":" not in address or not 0 <= int(number) < int(count):
+        raise ValueError(f"{number} is not a process of {count} at {address}")
+    return address, int(count), int(number)

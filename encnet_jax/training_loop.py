@@ -1,0 +1,196 @@
+"""The training loop: steps, and what is due between them."""
+
+import logging
+import math
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import numpy as np
+import optax
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+from PIL import Image
+
+from encnet_jax.checkpoint import Checkpoints
+from encnet_jax.data.device import prefetched
+from encnet_jax.errors import UserError
+from encnet_jax.interruption import StopRequest
+from encnet_jax.metric_writer import MetricWriter
+from encnet_jax.progress import Progress
+from encnet_jax.sharding import batch_sharded, replicated
+from encnet_jax.train_state import PureDict, TrainState
+from encnet_jax.train_step import PrepareFn, StepFn
+
+_log = logging.getLogger(__name__)
+
+
+class TrainingData(NamedTuple):
+    """Where batches come from.
+
+    Attributes:
+        batches: Makes an iterator over host batches from a step on.
+        resident: Arrays that stay on the device for the whole run.
+        prepare: Makes images and labels of both, inside the step.
+    """
+
+    batches: Callable[[int], Iterator[dict[str, np.ndarray]]]
+    resident: dict[str, np.ndarray]
+    prepare: PrepareFn
+
+
+class Validation(NamedTuple):
+    """What an evaluation while training found.
+
+    Attributes:
+        scores: Name -> value, for the metrics and the choice of the best checkpoint.
+        images: How many were scored.
+        panel: Some of them with their predictions.
+    """
+
+    scores: dict[str, float]
+    images: int
+    panel: Image.Image
+
+
+ValidateFn = Callable[[PureDict, PureDict], Validation]
+
+
+class Loop:
+    """Steps, and what is due between them: metrics, evaluation, checkpoints.
+
+    Args:
+        config: See `encnet_jax.config`.
+        workdir: Folder of the run.
+        mesh: Where it runs.
+        checkpoints: Of the workdir; closed at the end of `run`.
+        validate: Scores parameters and statistics.
+        schedule: Step -> learning rate, for the metrics.
+    """
+
+    def __init__(
+        self,
+        config: ConfigDict,
+        workdir: Path,
+        mesh: Mesh,
+        checkpoints: Checkpoints,
+        validate: ValidateFn,
+        schedule: optax.Schedule,
+    ):
+        self.config = config
+        self.workdir = workdir
+        self.mesh = mesh
+        self.checkpoints = checkpoints
+        self.validate = validate
+        self.schedule = schedule
+
+    def run(
+        self, state: TrainState, step_fn: StepFn, data: TrainingData
+    ) -> dict[str, float] | None:
+        """Takes the steps that are left.
+
+        Returns:
+            The scores of the last evaluation, or None if SIGTERM ended the run before
+            its last step: then everything is saved.
+
+        Raises:
+            FloatingPointError: The loss is not finite; names the step.
+            UserError: The last checkpoint does not fit on the disk.
+        """
+        config, start = self.config, int(state.step)
+        self.writer = MetricWriter(self.workdir, start)
+        if start >= config.total_steps:
+            _log.info("all %d steps are done", start)
+            return self._evaluate(state, start)
+        batches = prefetched(data.batches(start), batch_sharded(self.mesh))
+        resident = jax.device_put(data.resident, replicated(self.mesh))
+        self.progress = Progress(start, config.total_steps, config.batch_size)
+        scores: dict[str, float] | None = None
+        try:
+            with StopRequest() as stop:
+                for step in range(start + 1, config.total_steps + 1):
+                    batch = next(batches)
+                    with jax.transfer_guard("disallow"):
+                        state, metrics = step_fn(state, resident, batch)
+                    self.progress.advance()
+                    scores = self._after(step, state, metrics)
+                    if step < config.total_steps and stop.due(step):
+                        self._save_and_stop(step, state, metrics)
+                        return None
+        finally:
+            self.checkpoints.close()
+            self.progress.close()
+            self.writer.close()
+        if config.total_steps not in self.checkpoints.steps():
+            raise UserError(
+                f"{self.workdir}: the last checkpoint, of step {config.total_steps}, "
+                "does not fit on the disk; make room and run the same command again"
+            )
+        return scores
+
+    def _after(
+        self, step: int, state: TrainState, metrics: dict[str, jax.Array]
+    ) -> dict[str, float] | None:
+        """Does what is due after a step; returns the scores if it was evaluated."""
+        config, last = self.config, step == self.config.total_steps
+        if step % config.log_every == 0 or last:
+            self._log_metrics(step, metrics)
+        if step % config.eval_every == 0 or last:
+            self._stop_unless_finite(step, metrics)
+            scores = self._evaluate(state, step)
+            self.checkpoints.save(state, step, scores)
+            return scores
+        if step % config.checkpoint_every == 0:
+            self._stop_unless_finite(step, metrics)
+            self.checkpoints.save(state, step)
+        return None
+
+    def _save_and_stop(
+        self, step: int, state: TrainState, metrics: dict[str, jax.Array]
+    ) -> None:
+        self._stop_unless_finite(step, metrics)
+        self.checkpoints.save(state, step)
+        self.checkpoints.close()
+        if step in self.checkpoints.steps():
+            _log.info(
+                "told to stop: step %d of %d is saved in %s; the same command goes on "
+                "from there",
+                step,
+                self.config.total_steps,
+                self.workdir,
+            )
+
+    def _log_metrics(self, step: int, metrics: dict[str, jax.Array]) -> None:
+        self._stop_unless_finite(step, metrics)
+        values = {key: float(value) for key, value in metrics.items()}
+        values["learning_rate"] = float(self.schedule(step - 1))
+        values["images_per_second"] = self.progress.images_per_second()
+        self.writer.scalars(step, values, "train")
+        self.progress.show(loss=values["loss"])
+
+    def _stop_unless_finite(self, step: int, metrics: dict[str, jax.Array]) -> None:
+        loss = float(metrics["loss"])
+        if not math.isfinite(loss):
+            raise FloatingPointError(
+                f"the loss is {loss} at step {step}; the checkpoints before it are "
+                "kept. Try a lower learning_rate or optimizer.warmup_steps"
+            )
+
+    def _evaluate(self, state: TrainState, step: int) -> dict[str, float]:
+        started = time.perf_counter()
+        found = self.validate(state.params, state.batch_stats)
+        self.writer.scalars(step, found.scores, "evaluation")
+        self.writer.image(step, "predictions", found.panel)
+        _log.info(
+            "step %d: %s (%d images, %.0f s)",
+            step,
+            ", ".join(
+                f"{name.replace('_', ' ').replace('iou', 'IoU')} {value:.4f}"
+                for name, value in found.scores.items()
+            ),
+            found.images,
+            time.perf_counter() - started,
+        )
+        return found.scores

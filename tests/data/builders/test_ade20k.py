@@ -1,0 +1,159 @@
+"""Tests of ADE20K, on a made-up copy of its archive."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+tfds = pytest.importorskip("tensorflow_datasets")
+
+from tensorflow_datasets.core import shuffle  # noqa: E402
+
+from encnet_jax.data.builders import ade20k  # noqa: E402
+from encnet_jax.data.builders.ade20k import SCENES, Ade20k  # noqa: E402
+from encnet_jax.data.catalogue import open_source  # noqa: E402
+from encnet_jax.data.classes import ADE20K, DATASETS, IGNORE_LABEL  # noqa: E402
+from tests.data.builders.archives import (  # noqa: E402
+    fault,
+    jpeg,
+    pack,
+    png,
+    prepare,
+    unpack,
+)
+
+ROOT = SCENES.contents
+TRAIN = [f"ADE_train_{n:08d}" for n in (1, 2, 3)]
+VAL = ["ADE_val_00000001", "ADE_val_00000002"]
+COUNTS = {"train": len(TRAIN), "val": len(VAL)}
+LABELS = np.array([[0, 1, 2, 150], [149, 75, 1, 0], [12, 13, 14, 15]], np.uint8)
+
+
+def files():
+    """Returns the files of the archive; the grey of an image tells it from others."""
+    found = {f"{ROOT}/objectInfo150.txt": b"Idx", f"{ROOT}/sceneCategories.txt": b""}
+    for folder, names in (("training", TRAIN), ("validation", VAL)):
+        for number, name in enumerate(names):
+            found[f"{ROOT}/images/{folder}/{name}.jpg"] = jpeg(3, 4, 40 * number)
+            found[f"{ROOT}/annotations/{folder}/{name}.png"] = png(
+                np.roll(LABELS, number)
+            )
+    return found
+
+
+@pytest.fixture(autouse=True)
+def _small(monkeypatch):
+    monkeypatch.setattr(ade20k, "SCENES", dataclasses.replace(SCENES, digest=""))
+    small = dataclasses.replace(ADE20K, splits=COUNTS)
+    monkeypatch.setattr(Ade20k, "dataset", small)
+
+
+def packed(folder, content=None):
+    """Returns a builder, and the folder with the archive for it."""
+    pack(folder / "manual" / SCENES.file, content or files())
+    return Ade20k(data_dir=folder / "data"), folder / "manual"
+
+
+def prepared(folder, content=None):
+    """Returns a builder that has prepared what the archive holds."""
+    builder, manual = packed(folder, content)
+    prepare(builder, manual)
+    return builder
+
+
+def test_examples_are_those_of_the_archive_in_the_order_of_their_names(tmp_path):
+    builder = prepared(tmp_path)
+    assert set(builder.info.splits) == {"train", "val"}
+    for split, names in (("train", TRAIN), ("val", VAL)):
+        examples = list(tfds.as_numpy(builder.as_dataset(split=split)))
+        assert [example["id"].decode() for example in examples] == names
+        for number, example in enumerate(examples):
+            labels = example["label"][..., 0]
+            np.testing.assert_array_equal(labels, np.roll(LABELS, number))
+            assert example["image"].shape == (3, 4, 3)
+            assert abs(int(example["image"][0, 0, 0]) - 40 * number) <= 2
+
+
+def test_catalogue_opens_an_unpacked_folder_and_maps_the_labels(tmp_path):
+    content = files()
+    unpack(tmp_path / "downloads/manual", content)
+    source = open_source("ade20k", "train", str(tmp_path))
+    assert len(source) == 3 and source.info is ADE20K
+    image, labels = source.encoded(0)
+    assert image == content[f"{ROOT}/images/training/{TRAIN[0]}.jpg"]
+    expected = [[255, 0, 1, 149], [148, 74, 0, 255], [11, 12, 13, 14]]
+    np.testing.assert_array_equal(labels, expected)
+
+
+def test_images_that_decoders_read_differently_are_stored_as_png(tmp_path):
+    path = f"{ROOT}/images/training/{TRAIN[1]}.jpg"
+    builder = prepared(tmp_path, files() | {path: png(LABELS, palette=True)})
+    example = list(tfds.as_numpy(builder.as_dataset(split="train")))[1]
+    # Entry n of the made-up palette is (111n, 111n + 37, 111n + 74) modulo 256; the
+    # labels of the picture begin with 0, 1.
+    np.testing.assert_array_equal(
+        example["image"][0, :2], [[0, 37, 74], [111, 148, 185]]
+    )
+
+
+def test_classes_are_the_150_of_the_challenge():
+    assert DATASETS["ade20k"] is ADE20K
+    assert ADE20K.splits == {"train": 20_210, "val": 2_000}
+    assert ADE20K.num_classes == len(set(ADE20K.class_names)) == 150
+    expected = {0: "wall", 7: "bed", 12: "person", 20: "car", 89: "television receiver"}
+    for number, name in (expected | {125: "pot", 148: "clock", 149: "flag"}).items():
+        assert ADE20K.class_names[number] == name
+    assert ADE20K.colors[0] == (120, 120, 120) and ADE20K.colors[2] == (6, 230, 230)
+    assert ADE20K.colors[20] == (0, 102, 200) and ADE20K.colors[149] == (92, 0, 255)
+    assert ADE20K.label_map == {0: IGNORE_LABEL, **{n: n - 1 for n in range(1, 151)}}
+
+
+def test_missing_label_file_is_named_with_its_image(tmp_path):
+    content = files()
+    del content[f"{ROOT}/annotations/validation/{VAL[1]}.png"]
+    message = fault(*packed(tmp_path, content))
+    assert f"annotations/validation/{VAL[1]}.png: missing" in message
+    assert f"images/validation/{VAL[1]}.jpg" in message
+
+
+def test_missing_images_are_noticed_by_their_number(tmp_path):
+    content = files()
+    del content[f"{ROOT}/images/training/{TRAIN[2]}.jpg"]
+    message = fault(*packed(tmp_path, content))
+    assert "images/training: 2 images; 3 are published" in message
+
+
+@pytest.mark.parametrize(
+    "content, word",
+    [
+        (png(np.full((3, 4), 151)), "label 151; allowed are 1 to 150, and 0, 255"),
+        (png(np.ones((4, 3))), "is 3x4: must be equal"),
+        (png(LABELS)[:-30], "cannot be decoded"),
+        (b"", "cannot be decoded"),
+    ],
+    ids=["label", "size", "cut", "empty"],
+)
+def test_bad_label_file_is_named(tmp_path, content, word):
+    path = f"{ROOT}/annotations/training/{TRAIN[1]}.png"
+    message = fault(*packed(tmp_path, files() | {path: content}))
+    assert path in message and word in message
+
+
+def test_archive_is_checked_by_its_published_digest(tmp_path, monkeypatch):
+    monkeypatch.setattr(ade20k, "SCENES", SCENES)
+    message = fault(*packed(tmp_path))
+    assert SCENES.file in message
+    assert "published is 219e1696abb36c8ba3a3afe7fb2f4b4606a897c7" in message
+
+
+def test_large_splits_are_sorted_in_pieces(tmp_path, monkeypatch):
+    # TFDS brings a piece into memory at once; as for a split that is larger than that.
+    monkeypatch.setattr(shuffle, "MAX_MEM_BUFFER_SIZE", 0)
+    pieces = []
+    original = shuffle.Shuffler.bucket_lengths.fget
+    spied = property(lambda self: pieces.append(original(self)) or pieces[-1])
+    monkeypatch.setattr(shuffle.Shuffler, "bucket_lengths", spied)
+    builder = prepared(tmp_path)
+    assert [max(lengths) for lengths in pieces] == [1, 1]
+    examples = tfds.as_numpy(builder.as_dataset(split="train"))
+    assert [example["id"].decode() for example in examples] == TRAIN

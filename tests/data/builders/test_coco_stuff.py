@@ -1,0 +1,195 @@
+"""Tests of COCO-Stuff and its subset for VOC, on made-up copies of the archives."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+tfds = pytest.importorskip("tensorflow_datasets")
+
+from encnet_jax.data.builders import coco_stuff  # noqa: E402
+from encnet_jax.data.builders.coco_stuff import (  # noqa: E402
+    LABELS,
+    TRAIN,
+    VAL,
+    CocoStuff,
+)
+from encnet_jax.data.catalogue import open_source  # noqa: E402
+from encnet_jax.data.classes import (  # noqa: E402
+    COCO_STUFF,
+    COCO_VOC,
+    DATASETS,
+    IGNORE_LABEL,
+)
+from tests.data.builders.archives import (  # noqa: E402
+    fault,
+    jpeg,
+    pack,
+    png,
+    prepare,
+    unpack,
+)
+
+SHAPE = (40, 50)  # 2,000 pixels
+GIRAFFE, PIZZA, COUCH, TV, SKY = 24, 58, 62, 71, 156  # 24 to 71 are things
+
+
+def picture(*parts):
+    """Returns labels (40, 50): (label, pixels) in turn, then unlabelled."""
+    labels = np.full(SHAPE, IGNORE_LABEL, np.uint8)
+    start = 0
+    for label, pixels in parts:
+        labels.ravel()[start : start + pixels] = label
+        start += pixels
+    return labels
+
+
+PICTURES = {
+    "train": {
+        "000000000009": picture((GIRAFFE, 900), (SKY, 1100)),  # nothing of VOC
+        "000000000025": picture((TV, 1000), (SKY, 400), (0, 1), (PIZZA, 9)),  # 1,001
+        "000000000030": picture((COUCH, 1000), (SKY, 1000)),  # too few by one
+        "000000000034": picture((COUCH, 2000)),
+    },
+    "val": {"000000000139": picture((89, 1), (91, 1), (181, 1), (0, 1997))},
+}
+COUNTS = {"train": 4, "val": 1}
+
+
+def image_files(split):
+    """Returns the files of an archive of images."""
+    return {f"{split}2017/{name}.jpg": jpeg(*SHAPE) for name in PICTURES[split]}
+
+
+def label_files():
+    """Returns the files of the archive of labels."""
+    return {
+        f"{split}2017/{name}.png": png(labels)
+        for split, pictures in PICTURES.items()
+        for name, labels in pictures.items()
+    }
+
+
+@pytest.fixture(autouse=True)
+def _small(monkeypatch):
+    for name, archive in (("TRAIN", TRAIN), ("VAL", VAL)):
+        monkeypatch.setattr(coco_stuff, name, dataclasses.replace(archive, digest=""))
+    small = dataclasses.replace(COCO_STUFF, splits=COUNTS)
+    monkeypatch.setattr(coco_stuff, "COCO_STUFF", small)
+
+
+def packed(folder, config="stuff", labels=None):
+    """Returns a builder, and the folder with the archives for it."""
+    pack(folder / "manual" / TRAIN.file, image_files("train"))
+    pack(folder / "manual" / VAL.file, image_files("val"))
+    pack(folder / "manual" / LABELS.file, labels or label_files())
+    return CocoStuff(config=config, data_dir=folder / "data"), folder / "manual"
+
+
+def assert_examples(builder, expected):
+    """Checks the ids of both splits, and the labels, which stay as published."""
+    assert set(builder.info.splits) == set(expected)
+    for split, names in expected.items():
+        examples = list(tfds.as_numpy(builder.as_dataset(split=split)))
+        assert [example["id"].decode() for example in examples] == names
+        for name, example in zip(names, examples):
+            labels = example["label"][..., 0]
+            np.testing.assert_array_equal(labels, PICTURES[split][name])
+
+
+def test_stuff_has_all_images_with_labels_as_published(tmp_path):
+    builder, manual = packed(tmp_path)
+    prepare(builder, manual)
+    assert_examples(builder, {split: list(PICTURES[split]) for split in PICTURES})
+
+
+def test_voc_has_images_with_more_than_1000_pixels_of_its_classes(tmp_path):
+    builder, manual = packed(tmp_path, "voc")
+    prepare(builder, manual)
+    names = ["000000000025", "000000000034"]
+    assert_examples(builder, {"train": names, "val": ["000000000139"]})
+
+
+def test_catalogue_opens_both_from_one_unpacked_folder(tmp_path):
+    manual = tmp_path / "downloads/manual"
+    unpack(manual / "images", image_files("train") | image_files("val"))
+    unpack(manual / "annotations", label_files())
+    source = open_source("coco_stuff", "val", str(tmp_path))
+    labels = source.example(0).labels.ravel()
+    assert list(labels[:4]) == [79, 80, 170, 0] and source.info is COCO_STUFF
+    source = open_source("coco_voc", "train", str(tmp_path))
+    labels = source.example(0).labels.ravel()
+    # tvmonitor, sky as background, person, pizza as background, unlabelled
+    assert list(labels[[0, 1000, 1400, 1401, 1410]]) == [20, 0, 15, 0, IGNORE_LABEL]
+    assert len(source) == 2 and source.info is COCO_VOC
+
+
+def test_classes_are_the_171_in_the_order_of_their_labels():
+    assert DATASETS["coco_stuff"] is COCO_STUFF
+    assert COCO_STUFF.splits == {"train": 118_287, "val": 5_000}
+    assert COCO_STUFF.num_classes == len(set(COCO_STUFF.class_names)) == 171
+    expected = {0: "person", 11: "stop sign", 23: "giraffe", 62: "tv", 79: "toothbrush"}
+    for number, name in (expected | {80: "banner", 153: "table", 170: "wood"}).items():
+        assert COCO_STUFF.class_names[number] == name
+    assert COCO_STUFF.colors[0] == (0, 192, 64) and COCO_STUFF.colors[26] == (0, 0, 0)
+    assert COCO_STUFF.colors[80] == (0, 192, 0)
+    assert COCO_STUFF.colors[170] == (64, 64, 0)
+    # The ids of COCO less one; those of things that no one has drawn do not occur.
+    absent = {11, 25, 28, 29, 44, 65, 67, 68, 70, 82, 90}
+    published = [label for label in range(182) if label not in absent]
+    assert COCO_STUFF.label_map == {label: n for n, label in enumerate(published)}
+
+
+def test_classes_for_voc_are_found_by_their_ids_in_coco():
+    assert DATASETS["coco_voc"] is COCO_VOC and COCO_VOC.num_classes == 21
+    assert COCO_VOC.splits == {"train": None, "val": None}
+    assert COCO_VOC.class_names == DATASETS["voc2012"].class_names
+    assert COCO_VOC.colors == DATASETS["voc2012"].colors
+    # Ids of COCO in the order of VOC's classes, from PyTorch-Encoding.
+    ids = (5, 2, 16, 9, 44, 6, 3, 17, 62, 21, 67, 18, 19, 4, 1, 64, 20, 63, 7, 72)
+    objects = {label: number for label, number in COCO_VOC.label_map.items() if number}
+    assert objects == {id_ - 1: number for number, id_ in enumerate(ids, 1)}
+    assert set(COCO_VOC.label_map) == set(COCO_STUFF.label_map)
+
+
+def test_missing_label_file_is_named_with_its_image(tmp_path):
+    labels = label_files()
+    del labels["val2017/000000000139.png"]
+    message = fault(*packed(tmp_path, labels=labels))
+    assert "val2017/000000000139.png: missing" in message
+    assert "val2017/000000000139.jpg" in message
+
+
+@pytest.mark.parametrize("config", ["stuff", "voc"])
+def test_missing_images_are_noticed_by_their_number(tmp_path, config):
+    builder, manual = packed(tmp_path, config)
+    pack(manual / TRAIN.file, dict(list(image_files("train").items())[1:]))
+    message = fault(builder, manual)
+    assert "train2017: 3 images; 4 are published" in message
+
+
+@pytest.mark.parametrize("config", ["stuff", "voc"])
+@pytest.mark.parametrize(
+    "content, word",
+    [
+        (png(picture((11, 2000))), "label 11; allowed are 0 to 10, 12 to 24, 26"),
+        (png(picture((182, 2000))), "label 182;"),
+        (png(picture((0, 2000)).T), "is 40x50: must be equal"),
+        (png(picture((0, 2000)))[:50], "cannot be decoded"),
+    ],
+    ids=["gap", "label", "size", "cut"],
+)
+def test_bad_label_file_is_named(tmp_path, config, content, word):
+    path = "train2017/000000000030.png"
+    labels = label_files() | {path: content}
+    message = fault(*packed(tmp_path, config, labels))
+    assert path in message and word in message
+
+
+@pytest.mark.parametrize("archive", [TRAIN, VAL])
+def test_archives_of_images_are_checked_by_their_digests(
+    tmp_path, monkeypatch, archive
+):
+    monkeypatch.setattr(coco_stuff, "TRAIN" if archive is TRAIN else "VAL", archive)
+    message = fault(*packed(tmp_path))
+    assert archive.file in message and archive.digest.split(":")[1] in message

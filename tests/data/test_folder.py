@@ -1,0 +1,310 @@
+"""Tests of the data set `folder`: classes.json, layouts, colours, and all faults."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from encnet_jax.data.catalogue import dataset_info, open_source
+from encnet_jax.data.classes import IGNORE_LABEL, distinct_colors
+from encnet_jax.data.folder import read_info
+from encnet_jax.data.images import color_table, decode_labels
+from encnet_jax.errors import UserError
+
+NAMES = ["road", "car", "tree"]
+COLORS = {"road": "#804080", "car": [0, 0, 142], "tree": "#6B8e23"}
+PAINT = np.array([(128, 64, 128), (0, 0, 142), (107, 142, 35), (0, 0, 0)], np.uint8)
+LABELS = np.array([[0, 1, 2], [2, 2, 1]])
+
+
+def write_classes(root, content):
+    root.mkdir(exist_ok=True)
+    text = content if isinstance(content, str) else json.dumps(content)
+    (root / "classes.json").write_text(text)
+
+
+def write_image(root, name, size=(3, 2)):
+    path = root / "images" / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", size, (len(name), 2, 3)).save(path)
+    return path
+
+
+def write_label(root, name, labels=LABELS):
+    path = root / "labels" / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.asarray(labels, np.uint8)).save(path)
+    return path
+
+
+def write_pair(root, name, labels=LABELS):
+    """Writes an image of any suffix and the label file that belongs to it."""
+    stem = name.rpartition(".")[0]
+    return write_image(root, name), write_label(root, f"{stem}.png", labels)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Returns a folder with sub-folders for two splits."""
+    root = tmp_path / "mine"
+    write_classes(root, NAMES)
+    for name in ("train/b.jpg", "train/a.v2/x.png", "val/a.webp"):
+        write_pair(root, name)
+    return root
+
+
+def one_line_error(root, split="train"):
+    """Returns the message with which opening a split ends."""
+    with pytest.raises(UserError) as raised:
+        open_source("folder", split, str(root))
+    assert "\n" not in str(raised.value)
+    return str(raised.value)
+
+
+def names_of(source):
+    return [source.example(number).name for number in range(len(source))]
+
+
+def test_list_of_names_gives_labels_by_place(folder):
+    info = dataset_info("folder", str(folder))
+    assert info.name == "folder" and info.class_names == ("road", "car", "tree")
+    assert info.label_map == {0: 0, 1: 1, 2: 2} and not info.label_colors
+    assert info.colors == distinct_colors(3)
+    assert dict(info.splits) == {"train": None, "val": None}
+
+
+def test_subfolders_are_read_at_any_depth_sorted(folder):
+    source = open_source("folder", "train", str(folder))
+    assert [str(image.relative_to(folder)) for image, _ in source.pairs] == [
+        "images/train/a.v2/x.png",
+        "images/train/b.jpg",
+    ]
+    np.testing.assert_array_equal(source.example(1).labels, LABELS)
+    assert source.example(1).image.shape == (2, 3, 3)
+    assert len(open_source("folder", "val", str(folder))) == 1
+
+
+def test_environment_names_the_folder(folder, monkeypatch):
+    monkeypatch.setenv("ENCNET_FOLDER", str(folder))
+    assert len(open_source("folder", "train")) == 2
+    monkeypatch.delenv("ENCNET_FOLDER")
+    with pytest.raises(UserError, match="data.data_dir.*ENCNET_FOLDER"):
+        open_source("folder", "train")
+    with pytest.raises(UserError, match="data.data_dir=gs://b: .* local folder"):
+        open_source("folder", "train", "gs://b")
+
+
+def test_hidden_files_and_other_files_are_left_alone(folder):
+    for name in ("images/train/.DS_Store", "labels/train/._b.png", "images/train/a.db"):
+        (folder / name).write_bytes(b"?")
+    write_image(folder, "train/.ipynb_checkpoints/b-checkpoint.jpg")
+    assert len(open_source("folder", "train", str(folder))) == 2
+
+
+def test_split_files_list_stems_or_paths(folder):
+    write_pair(folder, "c.v2.jpg")
+    write_pair(folder, "d.jpeg", LABELS[::-1])
+    lines = ["\ufeffval/a", "", "./c.v2", "train/b.jpg  ", "d.jpeg"]
+    (folder / "mix.txt").write_text("\r\n".join(lines), encoding="utf-8")
+    (folder / "train.txt").write_text("d\n")
+    source = open_source("folder", "mix", str(folder))
+    assert names_of(source) == ["a", "c.v2", "b", "d"]
+    np.testing.assert_array_equal(source.example(3).labels, LABELS[::-1])
+    # A file goes before the folder of that name.
+    assert names_of(open_source("folder", "train", str(folder))) == ["d"]
+    assert set(read_info(folder).splits) == {"mix", "train", "val"}
+
+
+def test_published_labels_are_mapped_and_ignored_ones_are_void(folder):
+    classes = [{"name": "road", "label": 7}, {"name": "car", "label": 0}, "tree"]
+    write_classes(folder, {"classes": classes, "ignore": [3, 255]})
+    write_label(folder, "train/b.png", [[7, 0, 2], [3, 255, 2]])
+    write_label(folder, "train/a.v2/x.png", [[2, 2, 2], [2, 2, 2]])
+    source = open_source("folder", "train", str(folder))
+    ignored = IGNORE_LABEL
+    assert source.example(1).labels.tolist() == [[0, 1, 2], [ignored, ignored, 2]]
+
+
+def test_palette_files_are_read_by_index_not_by_color(folder):
+    palette = Image.fromarray(LABELS.astype(np.uint8))
+    palette.putpalette([9, 9, 9] * 256)
+    assert palette.mode == "P"
+    palette.save(folder / "labels/train/b.png")
+    source = open_source("folder", "train", str(folder))
+    np.testing.assert_array_equal(source.example(1).labels, LABELS)
+
+
+@pytest.fixture
+def colored(folder):
+    """Returns the folder with label files in colours; black is to be ignored."""
+    classes = [{"name": name, "color": COLORS[name]} for name in NAMES]
+    write_classes(folder, {"classes": classes, "ignore": ["#000000"]})
+    painted = PAINT[[[0, 1, 3], [2, 2, 1]]]
+    write_label(folder, "train/b.png", painted)
+    clear = np.dstack([painted, np.zeros((2, 3), np.uint8)])  # transparent all over
+    write_label(folder, "train/a.v2/x.png", clear)
+    return folder
+
+
+def test_colors_tell_the_classes_of_rgb_files(colored):
+    source = open_source("folder", "train", str(colored))
+    assert source.info.colors == ((128, 64, 128), (0, 0, 142), (107, 142, 35))
+    for number in range(2):
+        labels = source.example(number).labels
+        assert labels.dtype == np.uint8
+        assert labels.tolist() == [[0, 1, IGNORE_LABEL], [2, 2, 1]]
+    # Beside them, files with values.
+    assert open_source("folder", "val", str(colored)).example(0).labels[0, 2] == 2
+
+
+def test_colors_give_published_labels_that_are_then_mapped(colored):
+    classes = [
+        {"name": "tree", "color": "#6b8e23", "label": 9},
+        {"name": "rest", "color": "#804080", "label": 4},
+    ]
+    write_classes(colored, {"classes": classes, "ignore": ["#000000", [0, 0, 142]]})
+    source = open_source("folder", "train", str(colored))
+    void = IGNORE_LABEL
+    assert source.example(0).labels.tolist() == [[1, void, void], [0, 0, void]]
+
+
+def test_unknown_color_names_file_color_and_place(colored):
+    painted = PAINT[[[0, 1, 3], [2, 2, 1]]]
+    painted[1, :2] = (1, 2, 171)
+    path = write_label(colored, "train/b.png", painted)
+    message = one_line_error(colored)
+    assert f"{path}: the colour #0102ab at x=0, y=1" in message
+    assert "2 pixels" in message
+
+
+def test_color_table_keeps_apart_what_swapped_channels_would_mix():
+    table = color_table({(1, 2, 3): 0, (3, 2, 1): 254, (2, 1, 3): 255})
+    assert table[[0x030201, 0x010203, 0x030102]].tolist() == [1, 255, 256]
+    assert np.count_nonzero(table) == 3
+
+
+def test_colors_without_a_table_are_refused(folder):
+    path = write_label(folder, "train/b.png", PAINT[LABELS])
+    message = one_line_error(folder)
+    assert str(path) in message and "mode RGB; allowed are 8-bit grey" in message
+
+
+def test_label_file_of_16_bits_is_refused(colored):
+    path = colored / "labels/train/b.png"
+    Image.fromarray(LABELS.astype(np.uint16)).save(path)
+    message = one_line_error(colored)
+    assert str(path) in message and "mode I;16; allowed are" in message
+    with pytest.raises(UserError, match=r"\(P\)$"):
+        decode_labels(path.read_bytes(), "x")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("{", "not JSON: Expecting property name"),
+        ("7", "7: needs to be an object"),
+        ({"classes": "road"}, "classes='road': a list is needed"),
+        ({"classes": NAMES, "ignore": 0}, "ignore=0: a list is needed"),
+        ({"names": NAMES}, "key 'names': allowed are classes, ignore"),
+        ([], "0 classes; allowed are 2 to 255"),
+        (["road"], "1 classes; allowed are 2 to 255"),
+        ([str(n) for n in range(256)], "256 classes; allowed are 2 to 255"),
+        ([1, "car"], r"classes\[0\]: 1: needs to be an object or a name"),
+        (["road", " "], r"classes\[1\].name=' ': a name is needed"),
+        (["road", {"label": 1}], r"classes\[1\].name=None"),
+        (["road", {"name": "car", "colour": "#000000"}], "key 'colour': allowed are"),
+        (["road", {"name": "car", "label": 255}], "label=255: must be a number from 0"),
+        (["road", {"name": "car", "label": -1}], "label=-1: must be"),
+        (["road", {"name": "car", "label": True}], "label=True: must be"),
+        (["road", {"name": "car", "label": "1"}], "label='1': must be"),
+        (["road", {"name": "car", "color": "red"}], "color='red': must be '#rrggbb'"),
+        (["road", {"name": "car", "color": [1, 2]}], r"color=\[1, 2\]: must be"),
+        (["road", {"name": "car", "color": [1, 2, 256]}], "color=.* must be"),
+        (["road", {"name": "car", "color": "#000000"}], "'road' has no color"),
+        (["road", "road"], "the name 'road' is given twice"),
+        (["road", {"name": "car", "label": 0}], "0 is given twice"),
+        ({"classes": NAMES, "ignore": [2]}, "2 is given twice"),
+        ({"classes": NAMES, "ignore": [256]}, r"ignore\[0\]=256: must be a number"),
+        (
+            [{"name": n, "color": c} for n, c in (("a", "#010203"), ("b", [1, 2, 3]))],
+            r"\(1, 2, 3\) is given twice",
+        ),
+    ],
+)
+def test_fault_in_classes_names_file_and_what_is_allowed(folder, content, message):
+    write_classes(folder, content)
+    path = folder / "classes.json"
+    with pytest.raises(UserError, match=message) as raised:
+        dataset_info("folder", str(folder))
+    assert str(raised.value).startswith(str(path))
+    assert "\n" not in str(raised.value)
+
+
+def test_255_classes_are_allowed(folder):
+    write_classes(folder, [f"class {n}" for n in range(255)])
+    write_label(folder, "train/b.png", [[254, 0, 255], [0, 0, 0]])
+    source = open_source("folder", "train", str(folder))
+    assert source.info.num_classes == 255
+    assert source.example(1).labels[0].tolist() == [254, 0, IGNORE_LABEL]
+
+
+def test_missing_parts_of_the_folder_are_named(tmp_path):
+    root = tmp_path / "mine"
+    assert one_line_error(root) == f"{root}: no such folder"
+    root.mkdir()
+    assert one_line_error(root).startswith(f"{root / 'classes.json'}: missing")
+    write_classes(root, NAMES)
+    assert one_line_error(root) == f"{root / 'images'}: no such folder"
+    (root / "images").mkdir()
+    assert one_line_error(root).startswith(f"{root}: no splits")
+    (root / "images" / "train").mkdir()
+    assert one_line_error(root) == f"{root / 'labels/train'}: no such folder"
+    (root / "labels" / "train").mkdir(parents=True)
+    assert one_line_error(root).startswith(f"{root / 'images/train'}: no images")
+    assert one_line_error(root, "dev") == "split 'dev' of folder: allowed are train"
+
+
+def test_image_without_label_and_label_without_image_are_all_found(folder):
+    image = write_image(folder, "train/lonely.jpg")
+    label = write_label(folder, "train/a.v2/left.png")
+    source = open_source("folder", "train", str(folder), check=False)
+    assert len(source) == 2
+    missing = folder / "labels/train/lonely.png"
+    assert source.faults == [
+        f"{missing}: missing, the label file of {image}",
+        f"{label}: a label file without an image",
+    ]
+    assert one_line_error(folder) == source.faults[0]
+
+
+def test_two_images_for_one_label_are_named(folder):
+    image = write_image(folder, "train/b.png")
+    message = one_line_error(folder)
+    assert str(image) in message and str(folder / "images/train/b.jpg") in message
+
+
+def test_lines_of_a_split_file_that_name_no_image_are_all_found(folder):
+    write_image(folder, "train/b.png")  # beside b.jpg
+    image = write_image(folder, "train/new.jpg")
+    listing = folder / "dev.txt"
+    listing.write_text("train/b\nval/a\nval/b\nval/a.webp\ntrain/new\ntrain/b.jpg\n")
+    source = open_source("folder", "dev", str(folder), check=False)
+    assert names_of(source) == ["a", "b"]
+    assert source.faults == [
+        f"{listing} line 1: train/b: b.jpg or b.png in {folder / 'images'}",
+        f"{listing} line 3: val/b: no such image in {folder / 'images'}",
+        f"{listing} line 4: val/a.webp: listed before",
+        f"{folder / 'labels/train/new.png'}: missing, the label file of {image}",
+    ]
+    assert one_line_error(folder, "dev") == source.faults[0]
+
+
+def test_empty_split_file_is_named(folder):
+    (folder / "dev.txt").write_text("\n  \n")
+    assert one_line_error(folder, "dev").startswith(f"{folder / 'dev.txt'}: empty")
+
+
+def test_split_file_that_is_no_text_is_named(folder):
+    (folder / "dev.txt").write_bytes(b"\xff\xfe\x00a")
+    assert f"{folder / 'dev.txt'}: not text in UTF-8" in one_line_error(folder, "dev")

@@ -1,0 +1,30 @@
+"""A training small enough to be killed many times, for processes that are forked."""
+
+from pathlib import Path
+
+import jax
+
+from configs.camvid import get_config
+from encnet_jax.config import validate
+from encnet_jax.training import train
+from tests.commands import SMALL
+
+
+def train_small(data: str, workdir: str, checkpoint_every: int) -> None:
+    """Trains 300 small steps, from arrays in memory."""
+    config = get_config("cpu")
+    for argument in SMALL:
+        key, value = argument.removeprefix("--config.").split("=")
+        *groups, name = key.split(".")
+        part = config
+        for group in groups:
+            part = part[group]
+        part[name] = type(part[name])(value)
+    config.total_steps = config.eval_every = 300
+    config.checkpoint_every = checkpoint_every
+    config.data.data_dir = data
+    config.data.in_memory = True
+    validate(config)
+    jax.config.update("jax_platforms", "cpu")
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    train(config, Path(workdir))
