@@ -1,7 +1,8 @@
 """Segments pictures: python predict.py --workdir=runs/NAME --output=DIR IMAGE...
 
 IMAGE is a file, a folder or a glob. For each, DIR gets NAME.png (labels, a palette
-image) and NAME-overlay.png (the picture under its labels, with a legend).
+image) and NAME-overlay.png (the picture under its labels, with a legend). A model for
+whole images (CIFAR-10) writes DIR/classes.json instead.
 """
 
 from pathlib import Path
@@ -17,14 +18,20 @@ _STEP = flags.DEFINE_string("step", "best", "Checkpoint: best, latest or a numbe
 
 def main(arguments: list[str]) -> int:
     """Runs the prediction; returns 2 if an image could not be read."""
+    from encnet_jax.classifier import Classifier, write_classes
+    from encnet_jax.data.classes import load_info
     from encnet_jax.errors import UserError
     from encnet_jax.segmenter import Segmenter, find_images, write_predictions
 
     if not arguments:
         raise UserError("no image: give files, folders or globs after the flags")
-    images = find_images(arguments)
-    segmenter = Segmenter.from_workdir(_WORKDIR.value, _STEP.value)
-    failed = write_predictions(segmenter, images, Path(_OUTPUT.value))
+    images, output = find_images(arguments), Path(_OUTPUT.value)
+    if load_info(Path(_WORKDIR.value) / "classes.json").task == "classification":
+        classifier = Classifier.from_workdir(_WORKDIR.value, _STEP.value)
+        failed = write_classes(classifier, images, output)
+    else:
+        segmenter = Segmenter.from_workdir(_WORKDIR.value, _STEP.value)
+        failed = write_predictions(segmenter, images, output)
     return 2 if failed else 0
 
 

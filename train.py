@@ -25,7 +25,9 @@ def main(arguments: list[str]) -> None:
     config, workdir = command.config_and_workdir(_CONFIG, _WORKDIR.value)
     scores = train(config, workdir)
     if scores is not None:
-        print(f"mean IoU {scores['mean_iou']:.4f}; everything is in {workdir}")
+        (metric, value), *_ = scores.items()
+        name = metric.replace("_iou", " IoU")
+        print(f"{name} {value:.4f}; everything is in {workdir}")
 
 
 if __name__ == "__main__":

@@ -224,7 +224,7 @@ def run_ours(
 
 def run_pil(case: Case, source: RecordSource) -> int:
     """Makes an epoch of batches by PIL; returns the number of examples."""
-    table = label_table(case.info).astype(np.int32)
+    table = label_table(case.info).astype(np.int64)
     for first in range(0, len(source), _BATCH):
         numbers = range(first, min(first + _BATCH, len(source)))
         examples = [pil_example(case, source, table, number) for number in numbers]

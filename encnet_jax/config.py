@@ -37,7 +37,9 @@ def default() -> ConfigDict:
     config.checkpoint_every = 1000  # steps between checkpoints; evaluations save too
 
     config.model = model = ConfigDict()
-    model.name = "encnet"  # or fcn
+    # For pixels encnet, fcn, pspnet, deeplabv3; for whole images resnet14, se_resnet14,
+    # encnet14.
+    model.name = "encnet"
     model.backbone = "resnet50"  # resnet18 34 50 101 152, tiny
     model.stem = "deep"  # three 3x3 convolutions; plain: one 7x7
     model.stem_width = 64  # of the deep stem: 64 PyTorch-Encoding, 32 mmsegmentation
@@ -50,8 +52,13 @@ def default() -> ConfigDict:
     model.aux_head = True  # FCN head on stage 3
     model.output_stride = 8  # 8, 16 or 32
     model.width = 64  # channels of the first stage
+    # Dilated convolutions: as they are (direct), or plain ones on phases; auto: by
+    # platform.
+    model.dilation = "auto"
+    model.remat = ()  # stages computed again in the backward pass, to save memory
     model.head_channels = 512  # width of the head
     model.dropout = 0.1  # before the classifiers
+    model.scale_drop = False  # encnet14: draw the scales anew in every step
     model.unbiased_running_var = False  # mmsegmentation: True
     # Where training starts: a .pth or .safetensors file or hf://... for the backbone,
     # or the workdir of an earlier run; none: from scratch.
@@ -67,6 +74,7 @@ def default() -> ConfigDict:
     data.scale_range = (0.5, 2.0)  # of the random scale; (1.0, 1.0): none
     data.flip = True  # mirror left and right with probability 1/2
     data.color_jitter = 0.0  # brightness, contrast, saturation by 1 -+ this
+    data.pad = 0  # black border, pixels, of images in classes; CIFAR: 4
     data.in_memory = False  # keep the set on the device and augment there
 
     config.loss = loss = ConfigDict()
@@ -117,6 +125,7 @@ def model_settings(config: ConfigDict) -> dict[str, Any]:
     settings = config.model.to_dict()
     del settings["weights"]  # not of the model, but of where training starts
     settings["se_stages"] = tuple(settings["se_stages"])
+    settings["remat"] = tuple(settings["remat"])
     settings["dtype"] = resolve_dtype(settings["dtype"])
     return settings
 
@@ -132,20 +141,8 @@ def validate(config: ConfigDict) -> None:
     """Raises `UserError` for the first value out of range; reads no data."""
     _check_numbers(config)
     _check_choices(config)
-    model = config.model
-    check_model_settings(
-        name=model.name,
-        num_classes=2,  # not known before the data set is
-        backbone=model.backbone,
-        stem=model.stem,
-        stem_width=model.stem_width,
-        output_stride=model.output_stride,
-        width=model.width,
-        head_channels=model.head_channels,
-        num_codes=model.num_codes,
-        se_stages=tuple(model.se_stages),
-        dropout=model.dropout,
-    )
+    # How many classes is not known before the data set is.
+    check_model_settings(num_classes=2, **model_settings(config))
     if config.batch_size % config.accumulate_steps:
         raise UserError(
             f"batch_size={config.batch_size}: must be a multiple of "
@@ -178,8 +175,8 @@ def _check_evaluation(config: ConfigDict) -> None:
     crop = settings.crop_size or config.data.crop_size
     if settings.stride > crop:
         raise UserError(
-            f"evaluation.stride={settings.stride}: windows of {crop} pixels would leave "
-            "gaps"
+            f"evaluation.stride={settings.stride}: windows of {crop} pixels would "
+            "leave gaps"
         )
     if encoding and settings.short_size:
         raise UserError(
@@ -199,6 +196,7 @@ def _check_numbers(config: ConfigDict) -> None:
         "checkpoint_every": 1,
         "data.base_size": 1,
         "data.crop_size": 1,
+        "data.pad": 0,
         "loss.se_weight": 0,
         "loss.aux_weight": 0,
         "optimizer.power": 0,

@@ -1,11 +1,13 @@
-"""Losses of semantic segmentation: pure functions of arrays."""
+"""Losses of segmentation and classification: pure functions of arrays."""
 
 from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import optax
 
+from encnet_jax.models.classifiers import Classification
 from encnet_jax.models.encnet import SegmentationOutput
 
 
@@ -54,6 +56,23 @@ def segmentation_loss(
         parts["aux_loss"] = pixel_cross_entropy(output.auxiliary, labels, **options)
         loss = loss + aux_weight * parts["aux_loss"]
     return loss, parts
+
+
+def classification_loss(
+    output: Classification, labels: jax.Array
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """Returns the mean cross-entropy of whole images, and the share of wrong ones.
+
+    Args:
+        output: What the classifier returned.
+        labels: Integers (b,), 0 to n - 1.
+
+    Returns:
+        The scalar loss, and a dict of `error`.
+    """
+    losses = optax.softmax_cross_entropy_with_integer_labels(output.logits, labels)
+    wrong = output.logits.argmax(-1) != labels
+    return losses.mean(), {"error": wrong.mean(dtype=jnp.float32)}
 
 
 def pixel_cross_entropy(

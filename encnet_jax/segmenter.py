@@ -233,7 +233,7 @@ def write_predictions(
     """
     output.mkdir(parents=True, exist_ok=True)
     failed = []
-    names = _distinct_names(images)
+    names = distinct_names(images)
     for path, name in zip(images, names):
         try:
             result = segmenter(path)
@@ -250,7 +250,8 @@ def write_predictions(
     return failed
 
 
-def _distinct_names(paths: Sequence[Path]) -> list[str]:
+def distinct_names(paths: Sequence[Path]) -> list[str]:
+    """Returns a name for the results of each file; its suffix or folder if need be."""
     for name_of in (
         lambda p: p.stem,
         lambda p: p.name,

@@ -1,6 +1,5 @@
 """A training, put together: data, model, optimizer, loss, and the loop over them."""
 
-import functools
 import logging
 from pathlib import Path
 from typing import Any
@@ -17,22 +16,19 @@ from encnet_jax.config import load_config, model_settings, save_config
 from encnet_jax.data import arrays
 from encnet_jax.data.augmentation import Augmentation
 from encnet_jax.data.catalogue import open_source
-from encnet_jax.data.classes import DatasetInfo, save_info
+from encnet_jax.data.classes import save_info
 from encnet_jax.data.sources import Source
 from encnet_jax.errors import UserError
-from encnet_jax.evaluation import ScoreFn, evaluate, score_fn_by_config
 from encnet_jax.interruption import sole_run
-from encnet_jax.losses import segmentation_loss
 from encnet_jax.models import create_model
 from encnet_jax.sharding import create_mesh, replicated
-from encnet_jax.train_state import PureDict, create_train_state, split_model
-from encnet_jax.train_step import LossFn, make_train_step
-from encnet_jax.training_loop import Loop, TrainingData, Validation
-from encnet_jax.visualize import prediction_panel
+from encnet_jax.tasks import check_task, create_task, metric_of
+from encnet_jax.train_state import create_train_state, split_model
+from encnet_jax.train_step import make_train_step
+from encnet_jax.training_loop import Loop, TrainingData
 from encnet_jax.warm_start import load_start
 
 _log = logging.getLogger(__name__)
-_PANEL_ROWS = 4
 
 
 def train(config: ConfigDict, workdir: Path) -> dict[str, float] | None:
@@ -58,14 +54,14 @@ def train(config: ConfigDict, workdir: Path) -> dict[str, float] | None:
     source = _open(config, config.data.train_split)
     validation = _open(config, config.evaluation.split)
     info = source.info
-    _check_class_weights(config, info)
+    check_task(config, info)
     model = create_model(
         num_classes=info.num_classes,
         rngs=nnx.Rngs(config.seed),
         **model_settings(config),
     )
     _check_workdir(config, workdir)
-    checkpoints = Checkpoints(workdir)
+    checkpoints = Checkpoints(workdir, metric_of(info))
     if config.model.weights and not checkpoints.steps():
         account = load_start(model, config.model.weights, info.class_names)
         _log.info("%s: %s", config.model.weights, account)
@@ -74,17 +70,16 @@ def train(config: ConfigDict, workdir: Path) -> dict[str, float] | None:
     tx = create_optimizer(config, schedule)
     state = create_train_state(params, stats, tx)
     data = training_data(config, source)
+    task = create_task(config, model, validation)
     step_fn = make_train_step(
         definition,
         tx,
         prepare=data.prepare,
-        loss=_loss_fn(config, info),
+        loss=task.loss,
         info=info,
         accumulate_steps=config.accumulate_steps,
     )
-    score = score_fn_by_config(config, config, model, info)
-    validate = functools.partial(_validate, config, validation, score)
-    loop = Loop(config, workdir, mesh, checkpoints, validate, schedule)
+    loop = Loop(config, workdir, mesh, checkpoints, task.validate, schedule)
     workdir.mkdir(parents=True, exist_ok=True)
     with sole_run(workdir):
         restored = checkpoints.restore_latest(state, replicated(mesh))
@@ -138,6 +133,7 @@ def training_data(config: ConfigDict, source: Source) -> TrainingData:
         scale_range=tuple(settings.scale_range),
         flip=settings.flip,
         color_jitter=settings.color_jitter,
+        pad=settings.pad,
     )
     options: dict[str, Any] = dict(
         batch_size=config.batch_size,
@@ -164,45 +160,9 @@ def training_data(config: ConfigDict, source: Source) -> TrainingData:
     )
 
 
-def _validate(
-    config: ConfigDict,
-    source: Source,
-    score: ScoreFn,
-    params: PureDict,
-    batch_stats: PureDict,
-) -> Validation:
-    results, examples = evaluate(
-        score,
-        params,
-        batch_stats,
-        source,
-        batch_size=config.evaluation.batch_size,
-        absent=config.evaluation.absent,
-        keep=_PANEL_ROWS,
-    )
-    rows = [(e.image, e.labels, predicted) for e, predicted in examples]
-    return Validation(
-        {key: results[key] for key in ("mean_iou", "pixel_accuracy")},
-        results["images"],
-        prediction_panel(rows, source.info.colors),
-    )
-
-
 def _open(config: ConfigDict, split: str) -> Source:
     return open_source(
         config.data.name, split, config.data.data_dir, drawn=config.data.in_memory
-    )
-
-
-def _loss_fn(config: ConfigDict, info: DatasetInfo) -> LossFn:
-    settings = config.loss
-    return functools.partial(
-        segmentation_loss,
-        num_classes=info.num_classes,
-        se_weight=settings.se_weight,
-        aux_weight=settings.aux_weight,
-        class_weights=tuple(settings.class_weights) or None,
-        average=settings.average,
     )
 
 
@@ -212,15 +172,6 @@ def _check_batch(config: ConfigDict, devices: int) -> None:
         raise UserError(
             f"batch_size={config.batch_size}: a multiple of {devices} devices times "
             f"accumulate_steps={config.accumulate_steps} is needed"
-        )
-
-
-def _check_class_weights(config: ConfigDict, info: DatasetInfo) -> None:
-    count = len(config.loss.class_weights)
-    if count not in (0, info.num_classes):
-        raise UserError(
-            f"loss.class_weights has {count} numbers; {info.name} has "
-            f"{info.num_classes} classes"
         )
 
 

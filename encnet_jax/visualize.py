@@ -97,6 +97,36 @@ def prediction_panel(
     return panel(rows, ("image", "label", "prediction"))
 
 
+def class_panel(
+    examples: Sequence[tuple[np.ndarray, int, int]],
+    class_names: Sequence[str],
+    columns: int = 8,
+) -> Image.Image:
+    """Returns images above the classes predicted for them, wrong ones in red.
+
+    Args:
+        examples: Images uint8 (h, w, 3), their classes, and what was predicted.
+        class_names: One name a class.
+        columns: Images in a row.
+    """
+    side, line = 96, 20
+    rows = -(-len(examples) // columns)
+    size = (columns * (side + _GAP) + _GAP, rows * (side + line + _GAP) + _GAP)
+    canvas = Image.new("RGB", size, "white")
+    draw, font = ImageDraw.Draw(canvas), _font(13)
+    for place, (image, label, predicted) in enumerate(examples):
+        left = _GAP + place % columns * (side + _GAP)
+        top = _GAP + place // columns * (side + line + _GAP)
+        picture = Image.fromarray(image).resize((side, side), Image.Resampling.NEAREST)
+        canvas.paste(picture, (left, top))
+        color = "black" if label == predicted else "#c00000"
+        middle = left + side // 2
+        draw.text(
+            (middle, top + side + 2), class_names[predicted], color, font, anchor="ma"
+        )
+    return canvas
+
+
 def contact_sheet(
     examples: Sequence[Example],
     colors: Sequence[Color],

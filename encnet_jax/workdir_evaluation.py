@@ -16,6 +16,7 @@ from flax import nnx
 from ml_collections import ConfigDict
 
 from encnet_jax.checkpoint import Checkpoints
+from encnet_jax.classification import evaluate_classes_workdir
 from encnet_jax.config import load_config, model_settings
 from encnet_jax.data.catalogue import dataset_info, open_source
 from encnet_jax.data.classes import DatasetInfo, load_info
@@ -77,6 +78,13 @@ def evaluate_workdir(
     Raises:
         UserError: Workdir, checkpoint, model, classes and split do not fit.
     """
+    if dataset_info(config.data.name, config.data.data_dir).task == "classification":
+        if submission or images or config.evaluation.scales:
+            raise UserError(
+                f"--scales, --flip, --submission, --images: are for segmentation; "
+                f"{config.data.name} is for classification"
+            )
+        return evaluate_classes_workdir(config, workdir, split, step)
     source = _open(config, split, submission, images)
     trained = _load(config, workdir, step, source.info)
     settings = config.evaluation

@@ -34,7 +34,7 @@ def camvid(tmp_path_factory):
     for split in ("train", "val", "test"):
         (root / split).mkdir()
         (root / f"{split}annot").mkdir()
-        for number, (h, w) in enumerate(SIZES):
+        for number, (h, w) in enumerate(SIZES if split == "test" else SIZES[:2]):
             labels = rng.integers(0, 12, (9, 9)).repeat(6, 0).repeat(6, 1)[:h, :w]
             image = np.stack([labels * 20, 255 - labels * 20, labels * 7], -1)
             name = f"{number:04}.png"
@@ -181,7 +181,7 @@ def test_whole_images_and_windows_by_mmsegmentation_s_rules_are_scored(trained, 
     for mode in ("whole", "slide"):
         config.evaluation.mode = mode
         text = evaluate_workdir(config, trained, "val")
-        assert "7 images, step 7" in text
+        assert "2 images, step 7" in text
 
 
 def test_submission_has_published_ids_at_the_size_of_the_image(

@@ -21,6 +21,8 @@ from encnet_jax.errors import UserError
 def load_arrays(source: Source) -> dict[str, np.ndarray]:
     """Reads a split into memory: uint8 `images` (n, h, w, 3), `labels` (n, h, w).
 
+    Of images in classes the labels are (n,).
+
     Raises:
         UserError: The images differ in size.
     """
@@ -74,13 +76,15 @@ def augmented_batch(
         how: The augmentation.
 
     Returns:
-        float32 images (b, crop, crop, 3), 0-255, and uint8 labels (b, crop, crop).
+        float32 images (b, crop, crop, 3), 0-255, and uint8 labels (b, crop, crop), or
+        (b,) for images in classes.
     """
+    augment = _augment if arrays["labels"].ndim == 3 else _padded_crop
 
     def one(number, epoch):
         key = jax.random.fold_in(jax.random.key(seed), epoch)
         key = jax.random.fold_in(key, number)
-        return _augment(arrays["images"][number], arrays["labels"][number], key, how)
+        return augment(arrays["images"][number], arrays["labels"][number], key, how)
 
     return jax.vmap(one)(batch["number"], batch["epoch"])
 
@@ -133,6 +137,25 @@ def _augment(
     picked = labels[rows.nearest()][:, columns.nearest()]
     inside = rows.inside[:, None] & columns.inside[None, :]
     return pixels, jnp.where(inside, picked, jnp.uint8(IGNORE_LABEL))
+
+
+def _padded_crop(
+    image: jax.Array, label: jax.Array, key: jax.Array, how: Augmentation
+) -> tuple[jax.Array, jax.Array]:
+    """Takes a crop at random out of an image with a black border, and mirrors it."""
+    draws = jax.random.uniform(key, (6,))
+    border = (how.pad, how.pad)
+    padded = jnp.pad(image, (border, border, (0, 0))).astype(jnp.float32)
+    room = jnp.asarray(padded.shape[:2]) - how.crop_size
+    start = jnp.minimum((draws[:2] * (room + 1)).astype(jnp.int32), room)
+    crop = jax.lax.dynamic_slice(
+        padded, (start[0], start[1], 0), (how.crop_size, how.crop_size, 3)
+    )
+    if how.flip:
+        crop = jnp.where(draws[2] < 0.5, crop[:, ::-1], crop)
+    if how.color_jitter:
+        crop = jnp.clip(jitter(crop, draws[3:], how.color_jitter), 0, 255)
+    return crop, label
 
 
 class _Axis:

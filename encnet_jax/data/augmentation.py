@@ -19,6 +19,8 @@ class Augmentation:
         flip: Mirror left and right with probability 1/2.
         color_jitter: Brightness, contrast and saturation are multiplied by factors
             uniform in 1 - color_jitter to 1 + color_jitter.
+        pad: Of images in classes, pixels of black border on every side, out of which
+            the crop is taken; they are not scaled (4 in the CIFAR recipes).
     """
 
     base_size: int
@@ -26,6 +28,7 @@ class Augmentation:
     scale_range: tuple[float, float] = (0.5, 2.0)
     flip: bool = True
     color_jitter: float = 0.0
+    pad: int = 0
 
 
 class Span(NamedTuple):
@@ -74,6 +77,19 @@ class Choice(NamedTuple):
     columns: Span
     mirrored: bool
     colors: np.ndarray
+
+    def inside(self, crop_size: int) -> tuple[slice, slice]:
+        """Returns where in the crop the picture is; the rest is padding."""
+        width = self.columns.count  # with the padding on the right, and then mirrored
+        columns = slice(crop_size - width, None) if self.mirrored else slice(width)
+        return slice(self.rows.count), columns
+
+    def pick(self, labels: np.ndarray) -> np.ndarray:
+        """Returns the nearest label of each pixel of the crop inside the picture."""
+        columns = self.columns.nearest()
+        if self.mirrored:
+            columns = columns[::-1]
+        return labels[self.rows.nearest()].take(columns, axis=1)
 
 
 def choose(

@@ -10,6 +10,7 @@ from pathlib import Path
 from encnet_jax.data import folder
 from encnet_jax.data.classes import DATASETS, DatasetInfo
 from encnet_jax.data.sources import (
+    ClassSource,
     DrawnSource,
     FileSource,
     RecordSource,
@@ -32,6 +33,7 @@ _BUILDERS: dict[str, tuple[str, str, str | None]] = {
     "cityscapes": ("cityscapes", "Cityscapes", None),
     "coco_stuff": ("coco_stuff", "CocoStuff", "stuff"),
     "coco_voc": ("coco_stuff", "CocoStuff", "voc"),
+    "cifar10": ("", "cifar10", None),
 }
 
 
@@ -81,7 +83,8 @@ def open_source(
     if drawn and name == "scenes":
         return DrawnSource(info, split)
     if name in _BUILDERS:
-        return RecordSource(info, _prepare(name, data_dir, manual_dir), split)
+        kind = ClassSource if info.task == "classification" else RecordSource
+        return kind(info, _prepare(name, data_dir, manual_dir), split)
     source = _OPENERS[name](info, split, _folder(name, data_dir))
     if check:
         source.check()
@@ -106,6 +109,8 @@ def create_builder(name: str, data_dir: str | None):
     if not sys.stderr.isatty():
         tfds.disable_progress_bar()
     file, builder, config = _BUILDERS[name]
+    if not file:  # TFDS's own
+        return tfds.builder(builder, data_dir=data_dir)
     module = importlib.import_module(f"encnet_jax.data.builders.{file}")
     return getattr(module, builder)(config=config, data_dir=data_dir)
 

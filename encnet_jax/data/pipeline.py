@@ -15,6 +15,7 @@ import numpy as np
 import tensorflow as tf
 
 from encnet_jax.data.augmentation import Augmentation, choose
+from encnet_jax.data.classes import IGNORE_LABEL
 from encnet_jax.data.images import image_size
 from encnet_jax.data.order import batch_indices, process_rows
 from encnet_jax.data.sources import Source, map_labels
@@ -71,7 +72,8 @@ def train_batches(
             while len(making) < _AHEAD + threads // count:
                 numbers, epochs = batch_indices(seed, len(source), batch_size, step)
                 examples = zip(numbers[rows].tolist(), epochs[rows].tolist())
-                batch = maker.empty(count)
+                shape = count, how.crop_size, how.crop_size
+                batch = {**maker.empty(count), "labels": np.empty(shape, np.uint8)}
                 tasks = [
                     pool.submit(load, batch, row, number, epoch)
                     for row, (number, epoch) in enumerate(examples)
@@ -106,9 +108,12 @@ def _load(
                 f"labels are {labels.shape[1]}x{labels.shape[0]}: must be equal"
             )
         rng = np.random.default_rng((seed, epoch, number, _DRAWS))
-        maker.fill(batch, row, encoded, labels, choose(how, size, rng))
-        # Mapped now, since a crop has fewer pixels; padding is ignored before and after.
-        batch["labels"][row] = map_labels(batch["labels"][row], source.info, "labels")
+        choice = choose(how, size, rng)
+        maker.fill(batch, row, encoded, choice)
+        crop = batch["labels"][row]
+        crop[:] = IGNORE_LABEL
+        picked = map_labels(choice.pick(labels), source.info, "labels")
+        crop[choice.inside(how.crop_size)] = picked
     except Exception:
         source.example(number)  # raises, with the name of the file, if that is bad
         raise

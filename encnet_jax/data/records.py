@@ -14,10 +14,11 @@ import uuid
 import weakref
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow as tf
+from google.protobuf.message import DecodeError
 
 from encnet_jax.errors import UserError
 
@@ -77,15 +78,25 @@ class Records:
             )
         return record[_HEADER:]
 
-    def features(self, number: int) -> dict[str, bytes]:
-        """Returns the byte features of one record, which must be a tf.train.Example."""
-        example = tf.train.Example.FromString(self[number])
-        fields = example.features.feature
-        return {
-            key: fields[key].bytes_list.value[0]
-            for key in fields
-            if fields[key].bytes_list.value
-        }
+    def features(self, number: int) -> dict[str, Any]:
+        """Returns the fields of one record, which must be a tf.train.Example.
+
+        Each is bytes or an integer, the first if it holds several.
+
+        Raises:
+            UserError: The record is damaged.
+        """
+        try:
+            example = tf.train.Example.FromString(self[number])
+        except DecodeError as error:
+            path = self._files[self._index.shard[number]].path
+            raise UserError(f"{path}: record {number} is damaged: {error}") from error
+        found = {}
+        for key, field in example.features.feature.items():
+            values = field.bytes_list.value or field.int64_list.value
+            if values:
+                found[key] = values[0]
+        return found
 
 
 class _File:

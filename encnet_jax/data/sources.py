@@ -140,6 +140,40 @@ class RecordSource:
         return Example(image, labels, name)
 
 
+class ClassSource:
+    """A prepared TFDS data set of whole images in classes, such as `cifar10`.
+
+    The labels of an example are one uint8, its class.
+    """
+
+    def __init__(self, info: DatasetInfo, builder, split: str):
+        self._source = RecordSource(info, builder, split)
+        self.info = info
+
+    def __len__(self) -> int:
+        """Returns the number of images."""
+        return len(self._source)
+
+    def encoded(
+        self, number: int, *, published: bool = False
+    ) -> tuple[bytes, np.ndarray]:
+        """Returns the bytes of the image and its class."""
+        fields = self._source.records.features(number)
+        label = np.asarray(fields.get("label", 0))  # the least is stored as nothing
+        if not 0 <= label < self.info.num_classes:
+            raise UserError(
+                f"{fields['id'].decode()}: class {label}; allowed are 0 to "
+                f"{self.info.num_classes - 1}"
+            )
+        return fields["image"], label.astype(np.uint8)
+
+    def example(self, number: int) -> Example:
+        """Returns one image decoded, and its class."""
+        name = self._source.records.features(number)["id"].decode()
+        encoded, label = self.encoded(number)
+        return Example(decode_image(encoded, name), label, name)
+
+
 class DrawnSource:
     """The embedded `scenes`, drawn on demand: what its TFDS builder stores."""
 
@@ -248,7 +282,7 @@ def map_labels(labels: np.ndarray, info: DatasetInfo, name: str) -> np.ndarray:
     """Maps raw labels to classes; raises `UserError` naming a value that is neither."""
     known = label_table(info)
     mapped = known.take(labels)  # twice as quick as known[labels]
-    if (mapped < 0).any():
+    if mapped.min() < 0:
         bad = np.unique(labels[mapped < 0])
         classes = [raw for raw in range(256) if 0 <= known[raw] < info.num_classes]
         ignored = [raw for raw in range(256) if known[raw] == IGNORE_LABEL]

@@ -1,7 +1,7 @@
-"""One training example on the host: only what its crop needs is decoded, resized once.
+"""The pixels of a training example: only what its crop needs is decoded, resized once.
 
-`Crops` makes the crop itself. `Canvases` leaves the resize to the device: it decodes
-the same pixels into a canvas of fixed size, with the numbers by which
+`Crops` makes the crop on the host. `Canvases` leaves that to the device: it decodes the
+same pixels into a canvas of fixed size, with the numbers by which
 `arrays.resized_batch` makes the same crop.
 """
 
@@ -12,7 +12,6 @@ import tensorflow as tf
 from PIL import Image
 
 from encnet_jax.data.augmentation import Augmentation, Choice, Span, jitter
-from encnet_jax.data.classes import IGNORE_LABEL
 from encnet_jax.data.images import decode_image, to_rgb_array
 from encnet_jax.errors import UserError
 
@@ -23,43 +22,34 @@ Batch = dict[str, np.ndarray]
 _MARGIN = 2
 _JPEG_START = b"\xff\xd8\xff"
 _JPEG_RATIOS = (1, 2, 4, 8)  # by which the decoder can shrink
-# PIL decodes whole pictures only, but without a copy of the pixels between decoding and
-# resizing; above this share of the picture that is quicker (docs/input.md).
+# PIL decodes whole pictures only, but needs no copy of the pixels between decoding and
+# resizing: above this share of the picture it is the quicker (docs/input.md).
 _WORTH_CUTTING = 0.3
 
 
 class Crops:
     """Batches of finished crops.
 
-    The image is resampled by PIL's bilinear filter, which is as wide as the pixels are
-    far apart where it shrinks; the labels are the nearest.
+    They are resampled by PIL's bilinear filter, which is as wide as the pixels are far
+    apart where the picture shrinks.
     """
 
     def __init__(self, how: Augmentation):
         self.how = how
 
     def empty(self, count: int) -> Batch:
-        """Returns black `images` (b, crop, crop, 3), ignored `labels` (b, crop, crop).
-
-        Both are uint8.
-        """
+        """Returns a batch to fill: `images` uint8 (b, crop, crop, 3)."""
         crop = self.how.crop_size
-        return {
-            "images": np.zeros((count, crop, crop, 3), np.uint8),
-            "labels": _no_labels(count, crop),
-        }
+        return {"images": np.empty((count, crop, crop, 3), np.uint8)}
 
-    def fill(
-        self, batch: Batch, row: int, encoded: bytes, labels: np.ndarray, choice: Choice
-    ) -> None:
-        """Makes a crop in an empty row.
+    def fill(self, batch: Batch, row: int, encoded: bytes, choice: Choice) -> None:
+        """Makes a crop in a row of a batch.
 
         Args:
             batch: From `empty`.
             row: Of it.
             encoded: The image, JPEG or PNG.
-            labels: uint8 (h, w).
-            choice: What was drawn.
+            choice: What was drawn for it.
         """
         image, top, left = _open(encoded, choice)
         image = image.resize(
@@ -69,10 +59,10 @@ class Crops:
         )
         if choice.mirrored:
             image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-        inside = _inside(choice, self.how.crop_size)
-        crop = batch["images"][row]
+        crop, inside = batch["images"][row], choice.inside(self.how.crop_size)
+        if min(image.size) < self.how.crop_size:
+            crop[:] = 0
         crop[inside] = np.asarray(image)
-        batch["labels"][row][inside] = _pick(labels, choice)
         if self.how.color_jitter:
             pixels = crop.astype(np.float32)
             pixels = jitter(pixels, choice.colors, self.how.color_jitter)
@@ -83,8 +73,7 @@ class Canvases:
     """Batches of canvases that hold the pixels of which the device makes crops.
 
     Where these are too many for the canvas and the picture shrinks anyway, they are
-    shrunk by a power of two first. The labels are finished here: a ninth of the bytes,
-    and they cannot differ from those of `Crops`.
+    shrunk by a power of two first.
 
     Args:
         how: The augmentation.
@@ -100,36 +89,33 @@ class Canvases:
     def empty(self, count: int) -> Batch:
         """Returns a batch to fill.
 
-        `canvas` uint8 (b, s, s, 3) holds the pixels in its upper left corner, `labels`
-        uint8 (b, crop, crop) is finished. `rows` and `columns`, float32 (b, 4), are
-        where the crop starts, in its own pixels; canvas pixels from one to the next;
-        how many of the crop are in the picture; and how many of the canvas. `mirrored`
-        bool (b,) and `colors` float32 (b, 3) are those of `Choice`.
+        `canvas` uint8 (b, s, s, 3) has the pixels in its upper left corner, and beyond
+        them anything. `rows` and `columns`, float32 (b, 4), are where the crop starts,
+        in its own pixels; canvas pixels from one to the next; how many of the crop are
+        in the picture; and how many of the canvas. `mirrored` bool (b,) and `colors`
+        float32 (b, 3) are those of `Choice`.
         """
         return {
-            "canvas": np.zeros((count, self.size, self.size, 3), np.uint8),
-            "labels": _no_labels(count, self.how.crop_size),
-            "rows": np.zeros((count, 4), np.float32),
-            "columns": np.zeros((count, 4), np.float32),
-            "mirrored": np.zeros(count, bool),
-            "colors": np.zeros((count, 3), np.float32),
+            "canvas": np.empty((count, self.size, self.size, 3), np.uint8),
+            "rows": np.empty((count, 4), np.float32),
+            "columns": np.empty((count, 4), np.float32),
+            "mirrored": np.empty(count, bool),
+            "colors": np.empty((count, 3), np.float32),
         }
 
-    def fill(
-        self, batch: Batch, row: int, encoded: bytes, labels: np.ndarray, choice: Choice
-    ) -> None:
-        """Decodes into an empty row; arguments are those of `Crops.fill`.
+    def fill(self, batch: Batch, row: int, encoded: bytes, choice: Choice) -> None:
+        """Decodes into a row of a batch; arguments are those of `Crops.fill`.
 
         Raises:
             UserError: The canvas is too small.
         """
-        spans = choice.rows, choice.columns
-        shrink = self._shrink(spans)
-        parts = [span.needed(_MARGIN * shrink) for span in spans]
+        spans = {"rows": choice.rows, "columns": choice.columns}
+        shrink = self._shrink(choice)
+        parts = [span.needed(_MARGIN * shrink) for span in spans.values()]
         pixels = _decode_part(encoded, *parts, shrink=shrink)
         batch["canvas"][row, : pixels.shape[0], : pixels.shape[1]] = pixels
-        for axis, name in enumerate(("rows", "columns")):
-            span, first = spans[axis], parts[axis][0] // shrink * shrink
+        for axis, (name, span) in enumerate(spans.items()):
+            first = parts[axis][0] // shrink * shrink
             batch[name][row] = (
                 span.start - first / span.step,
                 span.step / shrink,
@@ -138,11 +124,10 @@ class Canvases:
             )
         batch["mirrored"][row] = choice.mirrored
         batch["colors"][row] = choice.colors
-        inside = _inside(choice, self.how.crop_size)
-        batch["labels"][row][inside] = _pick(labels, choice)
 
-    def _shrink(self, spans: tuple[Span, Span]) -> int:
+    def _shrink(self, choice: Choice) -> int:
         """Returns the least power of two by which the pixels needed fit the canvas."""
+        spans = choice.rows, choice.columns
         shrink, step = 1, max(span.step for span in spans)
         while True:
             parts = [span.needed(_MARGIN * shrink) for span in spans]
@@ -162,17 +147,17 @@ def _open(encoded: bytes, choice: Choice) -> tuple[Image.Image, int, int]:
     """Returns a picture, or a part of it that holds all that a crop needs.
 
     Returns:
-        RGB; the row and the column of the picture where it starts.
+        The image in RGB, and the row and the column of the picture where it starts.
     """
-    parts = [span.needed(_MARGIN) for span in (choice.rows, choice.columns)]
-    if encoded.startswith(_JPEG_START):
-        shares = [
-            (end - first) / span.length
-            for (first, end), span in zip(parts, (choice.rows, choice.columns))
-        ]
-        if shares[0] * shares[1] < _WORTH_CUTTING:
-            pixels = _decode_part(encoded, *parts, shrink=1)
-            return Image.fromarray(pixels), parts[0][0], parts[1][0]
+    spans = choice.rows, choice.columns
+    rows, columns = (span.needed(_MARGIN) for span in spans)
+    shares = [
+        (end - first) / span.length
+        for (first, end), span in zip((rows, columns), spans)
+    ]
+    if encoded.startswith(_JPEG_START) and shares[0] * shares[1] < _WORTH_CUTTING:
+        pixels = _decode_part(encoded, rows, columns, shrink=1)
+        return Image.fromarray(pixels), rows[0], columns[0]
     image = Image.open(io.BytesIO(encoded))
     if image.mode != "RGB":
         image = Image.fromarray(to_rgb_array(image))
@@ -183,21 +168,21 @@ def _box(
     choice: Choice, image: Image.Image, top: int, left: int
 ) -> tuple[float, float, float, float]:
     """Returns left, top, right and bottom of a crop in a picture or a part of it."""
-    ends = []
-    for span, first, length in (
-        (choice.columns, left, image.width),
-        (choice.rows, top, image.height),
-    ):
+
+    def ends(span: Span, first: int, length: int) -> tuple[float, float]:
         start = span.start * span.step - first
         end = (span.start + span.count) * span.step - first
-        ends.append((start, min(end, length)))  # rounding may carry beyond
-    return ends[0][0], ends[1][0], ends[0][1], ends[1][1]
+        return start, min(end, length)  # beyond it by rounding
+
+    left_end, right_end = ends(choice.columns, left, image.width)
+    top_end, bottom_end = ends(choice.rows, top, image.height)
+    return left_end, top_end, right_end, bottom_end
 
 
 def _decode_part(
     encoded: bytes, rows: tuple[int, int], columns: tuple[int, int], *, shrink: int
 ) -> np.ndarray:
-    """Decodes a part of a JPEG or PNG, its start moved up to a multiple of `shrink`."""
+    """Decodes a part of a JPEG or PNG, from the multiples of `shrink` before it on."""
     is_jpeg = encoded.startswith(_JPEG_START)
     # JPEG shrinks by some ratios as it is decoded; the rest is left to us.
     ratio = max(r for r in _JPEG_RATIOS if r <= shrink) if is_jpeg else 1
@@ -216,22 +201,3 @@ def _decode_part(
     else:
         pixels = decode_image(encoded, "image")[top:bottom, left:right]
     return np.asarray(Image.fromarray(pixels).reduce(rest)) if rest > 1 else pixels
-
-
-def _inside(choice: Choice, crop: int) -> tuple[slice, slice]:
-    """Returns where in the crop the picture is: mirrored, its padding is on the left."""
-    width = choice.columns.count
-    columns = slice(crop - width, crop) if choice.mirrored else slice(width)
-    return slice(choice.rows.count), columns
-
-
-def _no_labels(count: int, crop: int) -> np.ndarray:
-    return np.full((count, crop, crop), IGNORE_LABEL, np.uint8)
-
-
-def _pick(labels: np.ndarray, choice: Choice) -> np.ndarray:
-    """Returns the labels of the pixels of the crop that are in the picture."""
-    columns = choice.columns.nearest()
-    if choice.mirrored:
-        columns = columns[::-1]
-    return labels[choice.rows.nearest()].take(columns, axis=1)

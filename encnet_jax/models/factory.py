@@ -16,7 +16,7 @@ from encnet_jax.models.classifiers import (
     Classifier14,
 )
 from encnet_jax.models.encnet import EncNet
-from encnet_jax.models.resnet import BACKBONES, ResNet
+from encnet_jax.models.resnet import BACKBONES, DILATIONS, ResNet
 
 SEGMENTATION_MODELS = ("encnet", *BASELINES)
 _SEGMENTATION_SETTINGS = (
@@ -30,6 +30,8 @@ _SEGMENTATION_SETTINGS = (
     "se_stages",
     "aux_head",
     "output_stride",
+    "dilation",
+    "remat",
     "head_channels",
     "dropout",
 )
@@ -52,6 +54,8 @@ def create_model(
     aux_head: bool = True,
     output_stride: int = 8,
     width: int = 64,
+    dilation: str = "auto",
+    remat: tuple[int, ...] = (),
     head_channels: int = 512,
     dropout: float = 0.1,
     scale_drop: bool = False,
@@ -79,6 +83,8 @@ def create_model(
         aux_head: See `EncNet`.
         output_stride: See `ResNet`.
         width: See `ResNet` and `Classifier14`.
+        dilation: See `ResNet`.
+        remat: See `ResNet`.
         head_channels: See `EncNet` and `Baseline`.
         dropout: See `EncNet` and `DeepLabV3Head`.
         scale_drop: See `Classifier14`; of `"encnet14"`, and ignored by the other two.
@@ -91,7 +97,12 @@ def create_model(
     """
     se_stages = tuple(se_stages)
     trunk: dict[str, Any] = dict(
-        backbone=backbone, stem=stem, stem_width=stem_width, avg_down=avg_down
+        backbone=backbone,
+        stem=stem,
+        stem_width=stem_width,
+        avg_down=avg_down,
+        dilation=dilation,
+        remat=tuple(remat),
     )
     heads: dict[str, Any] = dict(
         align_corners=align_corners,
@@ -144,6 +155,7 @@ def check_model_settings(*, name: str, num_classes: int, **others: Any) -> None:
         "stem_width": (settings["stem_width"], (32, 64)),
         "output_stride": (settings["output_stride"], (8, 16, 32)),
         "se_stages": (settings["se_stages"], ((4,), (3, 4), (3,))),
+        "dilation": (settings["dilation"], DILATIONS),
     }
     for key, (value, allowed) in choices.items():
         if value not in allowed:
@@ -164,6 +176,8 @@ def check_model_settings(*, name: str, num_classes: int, **others: Any) -> None:
         raise UserError(
             f"model.dropout={dropout!r}: allowed is 0 up to, not including, 1"
         )
+    if not set(settings["remat"]) <= {1, 2, 3, 4}:
+        raise UserError(f"model.remat={settings['remat']!r}: stages are 1, 2, 3, 4")
     _check_unused(name, settings, defaults)
 
 

@@ -23,7 +23,10 @@ class Conv(nnx.Module):
     """2-D convolution with PyTorch's symmetric padding.
 
     A 1x1 convolution is computed as a matrix product over channels: the gradients of
-    that form are 3.5 to 6 times faster on CPU, and no slower on accelerators.
+    that form are 3.5 to 6 times faster on CPU, and no slower on accelerators. With
+    `phases` one of dilation d, without stride, is computed as a plain one on the d x d
+    interleaved phases of the image: to the rounding of float32 the same numbers, for
+    compilers whose dilated convolutions, or the gradients of these, are slow.
     """
 
     def __init__(
@@ -34,6 +37,7 @@ class Conv(nnx.Module):
         *,
         stride: int = 1,
         dilation: int = 1,
+        phases: bool = False,
         use_bias: bool = False,
         kernel_init: Callable[..., jax.Array] = he_normal,
         dtype: DTypeLike = jnp.float32,
@@ -46,6 +50,7 @@ class Conv(nnx.Module):
         self.kernel_size = kernel_size
         self.stride = stride
         self.dilation = dilation
+        self.phases = phases and dilation > 1 and stride == 1
         self.dtype = dtype
 
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -57,17 +62,47 @@ class Conv(nnx.Module):
             x = x[:, :: self.stride, :: self.stride]
             y = x.reshape(-1, x.shape[-1]) @ kernel[0, 0]
             y = y.reshape(*x.shape[:-1], kernel.shape[-1])
+        elif self.phases:
+            y = _convolution(split_phases(x, self.dilation), kernel)
+            y = join_phases(y, self.dilation, x.shape[1:3])
         else:
-            pad = self.dilation * (self.kernel_size // 2)
-            y = jax.lax.conv_general_dilated(
-                x,
-                kernel,
-                (self.stride, self.stride),
-                [(pad, pad), (pad, pad)],
-                rhs_dilation=(self.dilation, self.dilation),
-                dimension_numbers=("NHWC", "HWIO", "NHWC"),
-            )
+            y = _convolution(x, kernel, self.stride, self.dilation)
         return y if self.bias is None else y + self.bias[...].astype(self.dtype)
+
+
+def _convolution(
+    x: jax.Array, kernel: jax.Array, stride: int = 1, dilation: int = 1
+) -> jax.Array:
+    pad = dilation * (kernel.shape[0] // 2)
+    return jax.lax.conv_general_dilated(
+        x,
+        kernel,
+        (stride, stride),
+        [(pad, pad), (pad, pad)],
+        rhs_dilation=(dilation, dilation),
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+    )
+
+
+def split_phases(x: jax.Array, d: int) -> jax.Array:
+    """Returns the d x d phases of (b, h, w, c) as images of their own.
+
+    Phase (i, j) has every d-th row from i on and every d-th column from j on. A size
+    that is no multiple of d is filled up with zeros below and right, as a convolution
+    pads. The result is (b d d, ceil(h / d), ceil(w / d), c), the phases of an image
+    next to each other: a batch over several devices stays where it is.
+    """
+    b, h, w, c = x.shape
+    x = jnp.pad(x, ((0, 0), (0, -h % d), (0, -w % d), (0, 0)))
+    x = x.reshape(b, -(-h // d), d, -(-w // d), d, c).transpose(0, 2, 4, 1, 3, 5)
+    return x.reshape(b * d * d, *x.shape[3:])
+
+
+def join_phases(x: jax.Array, d: int, size: tuple[int, int]) -> jax.Array:
+    """Undoes `split_phases` of images of the given height and width."""
+    n, h, w, c = x.shape
+    x = x.reshape(n // d**2, d, d, h, w, c).transpose(0, 3, 1, 4, 2, 5)
+    return x.reshape(n // d**2, h * d, w * d, c)[:, : size[0], : size[1]]
 
 
 class BatchNorm(nnx.BatchNorm):
@@ -155,6 +190,7 @@ class ConvNorm(nnx.Module):
         *,
         stride: int = 1,
         dilation: int = 1,
+        phases: bool = False,
         relu: bool = True,
         unbiased_running_var: bool = False,
         dtype: DTypeLike = jnp.float32,
@@ -166,6 +202,7 @@ class ConvNorm(nnx.Module):
             kernel_size,
             stride=stride,
             dilation=dilation,
+            phases=phases,
             dtype=dtype,
             rngs=rngs,
         )

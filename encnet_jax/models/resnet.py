@@ -37,6 +37,14 @@ BACKBONES = {
 }
 
 
+# How dilated convolutions are computed: as they are (`direct`), or as plain ones on
+# interleaved phases (`phases`, see `Conv`). `auto` takes the quicker by platform, as
+# benchmarks/accelerator.py measures it: on CPU they are alike; GPU and TPU are not
+# measured yet.
+DILATIONS = ("auto", "direct", "phases")
+_QUICKER = {"cpu": "direct", "gpu": "direct", "tpu": "direct"}
+
+
 def stage_layout(output_stride: int, dilated: bool) -> list[tuple[int, int, int]]:
     """(stride, dilation of the first block, dilation of the others) of each stage.
 
@@ -138,6 +146,10 @@ class ResNet(nnx.Module):
         avg_down: Strided shortcuts average before they project (the D variant).
         output_stride: 8, 16 or 32: input pixels a feature of the last stage stands for.
         width: Channels of the first stage before expansion; 64 in every published net.
+        dilation: One of `DILATIONS`. It changes how fast the network is, not what it
+            computes.
+        remat: Stages, 1 to 4, whose blocks are computed again in the backward pass:
+            only the inputs of the blocks are kept, for a third more computation.
         unbiased_running_var: See `BatchNorm`.
         dtype: Dtype of the computation.
         rngs: Source of the initial weights.
@@ -152,13 +164,20 @@ class ResNet(nnx.Module):
         avg_down: bool = False,
         output_stride: int = 8,
         width: int = 64,
+        dilation: str = "auto",
+        remat: tuple[int, ...] = (),
         unbiased_running_var: bool = False,
         dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
     ):
         depth = BACKBONES[backbone]
+        if dilation == "auto":
+            dilation = _QUICKER.get(jax.default_backend(), "direct")
         options: dict[str, Any] = dict(
-            unbiased_running_var=unbiased_running_var, dtype=dtype, rngs=rngs
+            phases=dilation == "phases",
+            unbiased_running_var=unbiased_running_var,
+            dtype=dtype,
+            rngs=rngs,
         )
         if stem == "plain":
             stem_layers = [ConvNorm(3, width, 7, stride=2, **options)]
@@ -195,6 +214,7 @@ class ResNet(nnx.Module):
             stage_features.append(features)
         self.features = tuple(stage_features)
         self.stages = nnx.List(stages)
+        self.remat = tuple(remat)
 
     def __call__(self, images: jax.Array) -> list[jax.Array]:
         """Returns the outputs of stages 1 to 4 for normalised images (b, h, w, 3)."""
@@ -203,8 +223,9 @@ class ResNet(nnx.Module):
             x = layer(x)
         x = max_pool(x)
         outputs = []
-        for stage in self.stages:
+        for number, stage in enumerate(self.stages, start=1):
+            apply = nnx.remat(Block.__call__) if number in self.remat else Block.__call__
             for block in stage:
-                x = block(x)
+                x = apply(block, x)
             outputs.append(x)
         return outputs

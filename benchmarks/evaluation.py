@@ -1,0 +1,208 @@
+"""Multi-scale evaluation against plain PyTorch: python -m benchmarks.evaluation.
+
+EncNet-50 of 150 classes with windows of 480 pixels, by PyTorch-Encoding's protocol: the
+same weights and images on both sides, in turns, outputs compared first. Needs the extra
+`bench`. Also prints how much of the time passes outside the network: resizing, adding
+up, arg max and the confusion matrix.
+"""
+
+import math
+import os
+import time
+
+import jax
+import numpy as np
+import torch
+from absl import flags
+from flax import nnx
+from torch.nn import functional as F
+
+from benchmarks.torch_encnet import EncNet, random_weights
+from encnet_jax import command
+from encnet_jax.canvas import CanvasFactory, Layout
+from encnet_jax.data.classes import ADE20K
+from encnet_jax.data.sources import Example
+from encnet_jax.evaluation import evaluate, make_window_score_fn
+from encnet_jax.inference import eval_definition
+from encnet_jax.metrics import count_pixels, scores
+from encnet_jax.models import create_model
+from encnet_jax.pretrained import load_torch_weights
+from encnet_jax.sharding import mesh_of
+from encnet_jax.sliding import finished_images, joined, paired
+from encnet_jax.train_state import split_model
+from encnet_jax.windows import EncodingProtocol
+
+_IMAGES = flags.DEFINE_integer("images", 2, "Images, of as many sizes.")
+_SCALES = flags.DEFINE_list("scales", "0.5,0.75,1,1.25,1.5,1.75", "Scales.")
+_BATCH = flags.DEFINE_integer(
+    "batch", 4, "Windows and mirror images that pass at once."
+)
+_ROUNDS = flags.DEFINE_integer("rounds", 1, "Turns of both sides.")
+_BASE, _CROP = 520, 480
+_SIZES = ((512, 683), (683, 512), (480, 640), (375, 500))  # frequent in ADE20K
+
+
+class Images:
+    """Noise that is smooth over some pixels, with labels of blocks."""
+
+    info = ADE20K
+
+    def __init__(self, count):
+        rng = np.random.default_rng(0)
+        self.examples = []
+        for number in range(count):
+            h, w = _SIZES[number % len(_SIZES)]
+            coarse = rng.integers(0, 256, (h // 16 + 1, w // 16 + 1, 3), np.uint8)
+            image = coarse.repeat(16, 0).repeat(16, 1)[:h, :w]
+            blocks = rng.integers(0, 150, (h // 64 + 1, w // 64 + 1))
+            labels = blocks.repeat(64, 0).repeat(64, 1)[:h, :w].astype(np.uint8)
+            self.examples.append(Example(np.ascontiguousarray(image), labels, ""))
+
+    def __len__(self):
+        return len(self.examples)
+
+    def example(self, number):
+        return self.examples[number]
+
+
+class TorchEvaluation:
+    """The protocol as one would write it: a window and its mirror image at a time."""
+
+    def __init__(self, model, scales):
+        self.model, self.scales = model, scales
+        self.mean = torch.tensor(ADE20K.mean)[:, None, None]
+        self.std = torch.tensor(ADE20K.std)[:, None, None]
+
+    def padded(self, x):
+        bottom, right = (max(_CROP - size, 0) for size in x.shape[1:])
+        black = (-self.mean / self.std).expand(3, 1, 1)
+        result = black.expand(3, x.shape[1] + bottom, x.shape[2] + right).clone()
+        result[:, : x.shape[1], : x.shape[2]] = x
+        return result
+
+    def window(self, x):
+        crop = self.padded(x)[None].contiguous(memory_format=torch.channels_last)
+        logits = self.model(crop) + self.model(crop.flip(3)).flip(3)
+        return logits[0, :, : x.shape[1], : x.shape[2]].exp()
+
+    def __call__(self, image):
+        x = torch.from_numpy(image).permute(2, 0, 1).float() / 255
+        x = (x - self.mean) / self.std
+        height, width = x.shape[1:]
+        total = torch.zeros(150, height, width)
+        for scale in self.scales:
+            long = math.ceil(_BASE * scale)
+            size = [int(s * long / max(height, width) + 0.5) for s in (height, width)]
+            options = dict(mode="bilinear", align_corners=True)
+            y = self.padded(F.interpolate(x[None], size, **options)[0])
+            summed, count = torch.zeros(150, *y.shape[1:]), torch.zeros(y.shape[1:])
+            stride = int(_CROP * 2 / 3)
+            rows, columns = (math.ceil((s - _CROP) / stride) + 1 for s in y.shape[1:])
+            for i in range(rows):
+                for j in range(columns):
+                    top, left = i * stride, j * stride
+                    box = np.s_[..., top : top + _CROP, left : left + _CROP]
+                    summed[box] += self.window(y[box])
+                    count[box] += 1
+            averaged = (summed / count)[:, : size[0], : size[1]]
+            total += F.interpolate(averaged[None], (height, width), **options)[0]
+        return total.argmax(0).numpy()
+
+    def run(self, source):
+        matrix = np.zeros(150 * 150, np.int64)
+        for example in source.examples:
+            cells = example.labels.astype(np.int64) * 150 + self(example.image)
+            matrix += np.bincount(cells.ravel(), minlength=150 * 150)
+        return scores(matrix.reshape(150, 150))
+
+
+def protocol_of(scales):
+    return EncodingProtocol(
+        base_size=_BASE,
+        crop_size=_CROP,
+        scales=scales,
+        flip=True,
+        stride=0,
+        align_corners=True,
+        mean=ADE20K.mean,
+        std=ADE20K.std,
+    )
+
+
+def share_outside(model, params, stats, source, scales):
+    """Returns the part of the time that passes outside the network, one after other."""
+    protocol = protocol_of(scales)
+    definition = eval_definition(model)
+    layout = Layout(150, protocol.softmax, mesh_of(jax.local_devices()[:1]))
+    canvases = CanvasFactory(layout)
+    spent = 0.0
+
+    @jax.jit
+    def network(params, stats, windows):
+        return definition.merge(params, stats)(windows).logits
+
+    join = jax.jit(lambda logits: joined(logits, None, True, layout)[0])
+
+    def apply(windows):
+        nonlocal spent
+        windows = jax.block_until_ready(jax.device_put(paired(windows, True)))
+        started = time.perf_counter()
+        logits = network(params, stats, windows).block_until_ready()
+        spent += time.perf_counter() - started
+        return join(logits).block_until_ready(), None
+
+    def run(examples):
+        images = ((example, example.image) for example in examples)
+        for image in finished_images(
+            images, apply, protocol, canvases, _BATCH.value // 2
+        ):
+            count_pixels(image.key.labels, image.canvas.labels().fetch(), 150)
+
+    run(source.examples[:1])  # compiles
+    spent, started = 0.0, time.perf_counter()
+    run(source.examples)
+    return 1 - spent / (time.perf_counter() - started)
+
+
+def main(arguments):
+    command.no_arguments(arguments)
+    scales = command.numbers("scales", _SCALES.value)
+    torch.set_num_threads(os.cpu_count())
+    plain = EncNet(150)
+    weights = random_weights(plain)
+    plain = plain.eval().to(memory_format=torch.channels_last)
+    model = create_model("encnet", num_classes=150, aux_head=False, rngs=nnx.Rngs(0))
+    load_torch_weights(model, weights, source="pytorch-encoding")
+    _, params, stats = split_model(model)
+    mesh = mesh_of(jax.local_devices()[:1])
+    score = make_window_score_fn(model, ADE20K, protocol_of(scales), mesh)
+    source, small = Images(_IMAGES.value), Images(1)
+
+    def ours(source):
+        return evaluate(score, params, stats, source, batch_size=_BATCH.value)[0]
+
+    with torch.inference_mode():
+        theirs = TorchEvaluation(plain, scales)
+        expected = theirs(small.examples[0].image)  # also warms both up
+        mine = next(score(params, stats, [(0, small.examples[0])], _BATCH.value))
+        print(f"pixels that agree: {(mine.predictions == expected).mean():.5f}")
+        assert (mine.predictions == expected).mean() > 0.999
+        ratios, count = [], len(source)
+        for _ in range(_ROUNDS.value):
+            started = time.perf_counter()
+            theirs.run(source)
+            middle = time.perf_counter()
+            ours(source)
+            ended = time.perf_counter()
+            outside = share_outside(model, params, stats, source, scales)
+            seconds = ended - middle
+            ratios.append((middle - started) / seconds)
+            print(
+                f"torch {count / (middle - started):.4f} images/s   "
+                f"encnet_jax {count / seconds:.4f} images/s   ratio {ratios[-1]:.2f}   "
+                f"outside of the network {outside:.1%}"
+            )
+
+
+if __name__ == "__main__":
+    command.run(main)
