@@ -1,17 +1,21 @@
 """EncNet in JAX/Flax: context encoding for semantic segmentation.
 
-`Segmenter` predicts; `encnet_jax.models.create_model` builds networks.
+`Segmenter` predicts, `Classifier` too, `fit` trains from arrays;
+`encnet_jax.models.create_model` builds networks.
 """
+
+import importlib
+from typing import Any
 
 from encnet_jax.errors import UserError
 
-__all__ = ["Segmenter", "UserError"]
+__all__ = ["Classifier", "Segmenter", "UserError", "fit"]
+
+# Imported when they are asked for: importing JAX takes a second.
+_LAZY = {"Classifier": "classifier", "Segmenter": "segmenter", "fit": "fitting"}
 
 
-def __getattr__(name: str):
-    """Imports `Segmenter` when it is asked for: importing JAX takes a second."""
-    if name == "Segmenter":
-        from encnet_jax.segmenter import Segmenter
-
-        return Segmenter
+def __getattr__(name: str) -> Any:
+    if name in _LAZY:
+        return getattr(importlib.import_module(f"encnet_jax.{_LAZY[name]}"), name)
     raise AttributeError(f"module 'encnet_jax' has no attribute {name!r}")

@@ -76,6 +76,8 @@ def default() -> ConfigDict:
     data.color_jitter = 0.0  # brightness, contrast, saturation by 1 -+ this
     data.pad = 0  # black border, pixels, of images in classes; CIFAR: 4
     data.in_memory = False  # keep the set on the device and augment there
+    data.resize = "host"  # where other crops are resized; device: from canvases
+    data.canvas_size = 0  # pixels, height and width of these; 0: enough for any picture
 
     config.loss = loss = ConfigDict()
     loss.se_weight = 0.2  # alpha of the paper
@@ -196,6 +198,7 @@ def _check_numbers(config: ConfigDict) -> None:
         "checkpoint_every": 1,
         "data.base_size": 1,
         "data.crop_size": 1,
+        "data.canvas_size": 0,
         "data.pad": 0,
         "loss.se_weight": 0,
         "loss.aux_weight": 0,
@@ -227,6 +230,7 @@ def _check_numbers(config: ConfigDict) -> None:
 
 def _check_choices(config: ConfigDict) -> None:
     choices = {
+        "data.resize": ("host", "device"),
         "model.dtype": ("auto", "float32", "bfloat16"),
         "loss.average": ("labelled", "all"),
         "optimizer.schedule": ("poly", "cosine"),

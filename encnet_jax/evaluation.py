@@ -278,7 +278,7 @@ def _fetched(
 def _groups_of_one_size(
     examples: Iterable[_Numbered], size: int
 ) -> Iterator[list[_Numbered]]:
-    """Yields `size` examples at a time with images of one size; at the end fewer."""
+    """Yields `size` examples of one size at a time; at the end fewer."""
     waiting: dict[tuple[int, ...], list[_Numbered]] = {}
     for number, example in examples:
         group = waiting.setdefault(example.image.shape, [])

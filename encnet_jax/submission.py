@@ -82,7 +82,9 @@ class UnlabelledSource:
         """Returns the number of images."""
         return len(self.paths)
 
-    def encoded(self, number: int) -> tuple[bytes, np.ndarray]:
+    def encoded(
+        self, number: int, *, published: bool = False
+    ) -> tuple[bytes, np.ndarray]:
         """Returns the bytes of the image file and labels to be ignored."""
         path = self.paths[number]
         return path.read_bytes(), self.example(number).labels

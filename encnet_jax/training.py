@@ -31,7 +31,9 @@ from encnet_jax.warm_start import load_start
 _log = logging.getLogger(__name__)
 
 
-def train(config: ConfigDict, workdir: Path) -> dict[str, float] | None:
+def train(
+    config: ConfigDict, workdir: Path, sources: tuple[Source, Source] | None = None
+) -> dict[str, float] | None:
     """Trains by a validated configuration, or goes on where the workdir stands.
 
     Order of restoring: the newest readable checkpoint of the workdir, else what
@@ -41,6 +43,7 @@ def train(config: ConfigDict, workdir: Path) -> dict[str, float] | None:
         config: See `encnet_jax.config`.
         workdir: Folder for `config.json`, `metrics.jsonl`, TensorBoard events and
             `checkpoints/`; made if it is missing, once everything else is known to fit.
+        sources: Where to train and to validate, in place of what `data` names.
 
     Returns:
         The scores of the last evaluation, or None if SIGTERM ended the run early.
@@ -51,8 +54,10 @@ def train(config: ConfigDict, workdir: Path) -> dict[str, float] | None:
     """
     mesh = create_mesh(config.mesh.data)
     _check_batch(config, mesh.size)
-    source = _open(config, config.data.train_split)
-    validation = _open(config, config.evaluation.split)
+    source, validation = sources or (
+        _open(config, config.data.train_split),
+        _open(config, config.evaluation.split),
+    )
     info = source.info
     check_task(config, info)
     model = create_model(
@@ -125,7 +130,7 @@ def create_optimizer(
 
 
 def training_data(config: ConfigDict, source: Source) -> TrainingData:
-    """Returns the way to batches: by tf.data, or from arrays on the device."""
+    """Returns the way to batches: from files, or from arrays on the device."""
     settings = config.data
     how = Augmentation(
         base_size=settings.base_size,
@@ -150,13 +155,21 @@ def training_data(config: ConfigDict, source: Source) -> TrainingData:
                 resident, batch, resident["seed"], how
             ),
         )
-    # Here, so that what does not train by tf.data needs no TensorFlow.
+    # Here, so that what trains from arrays needs no TensorFlow.
     from encnet_jax.data.pipeline import train_batches
+
+    on_device = settings.resize == "device"
+    options["canvas_size"] = settings.canvas_size if on_device else None
+
+    def prepare(_, batch):
+        if on_device:
+            return arrays.resized_batch(batch, how)
+        return batch["images"], batch["labels"]
 
     return TrainingData(
         lambda step: train_batches(source, how, start_step=step, **options),
         seed,
-        lambda _, batch: (batch["images"], batch["labels"]),
+        prepare,
     )
 
 

@@ -41,13 +41,11 @@ class _Trained:
     """A trained model that fits what is to be scored.
 
     Attributes:
-        config: Of its training.
         score: The way to score.
         arrays: Weights and running statistics.
         step: Of the checkpoint.
     """
 
-    config: ConfigDict
     score: ScoreFn
     arrays: tuple[PureDict, PureDict]
     step: int
@@ -87,37 +85,14 @@ def evaluate_workdir(
         return evaluate_classes_workdir(config, workdir, split, step)
     source = _open(config, split, submission, images)
     trained = _load(config, workdir, step, source.info)
-    settings = config.evaluation
-    name = ("images" if images else split) + ("-ms" if settings.scales else "")
+    name = ("images" if images else split) + ("-ms" if config.evaluation.scales else "")
     path = workdir / "evaluation" / f"{name}.json"
     target = None
     if submission:
         target = Submission(workdir / "submission" / name, source.info)
-    journal = Journal(
-        path.with_suffix(".partial"),
-        _identity(config, source, trained, submission, images),
-        source.info.num_classes,
-    )
-    if journal.done:
-        _log.info("%d of %d images are done", len(journal.done), len(source))
-
-    def keep(scored: Scored, record: Record) -> None:
-        if target is not None:
-            target.write(scored.example.name, scored.predictions)
-        journal.add(record)
-
-    progress = _progress(len(source), len(journal.done))
-    results, _ = evaluate(
-        trained.score,
-        *trained.arrays,
-        source,
-        batch_size=settings.batch_size,
-        absent=settings.absent,
-        object_sizes=settings.object_sizes,
-        progress=progress,
-        done=journal.done,
-        on_image=keep,
-    )
+    identity = _identity(config, source, trained, submission, images)
+    journal = Journal(path.with_suffix(".partial"), identity, source.info.num_classes)
+    results = _score(config, source, trained, journal, target)
     told = [f"{results['images']} images, step {trained.step}"]
     if target is not None:
         told.append(f"predictions: {target.folder}")
@@ -125,20 +100,52 @@ def evaluate_workdir(
         journal.remove()
         return "\n".join(told)
     image_iou = results.pop("image_iou")
-    results = with_conventions(results, source.info)
-    if jax.process_index() == 0:
+    lead = jax.process_index() == 0
+    if lead:
         save_scores(
             results,
             path,
             split=split,
             step=trained.step,
-            evaluation=settings.to_dict(),
+            evaluation=config.evaluation.to_dict(),
             class_names=source.info.class_names,
         )
     journal.remove()
-    if jax.process_index() == 0:
+    if lead:
         _draw(results, image_iou, path.with_suffix(""), source, trained)
     return "\n".join([table(results, source.info), *told, f"scores: {path}"])
+
+
+def _score(
+    config: ConfigDict,
+    source: Source,
+    trained: _Trained,
+    journal: Journal,
+    target: Submission | None,
+) -> dict[str, Any]:
+    """Scores what the journal does not have, and returns the scores of all."""
+    settings, done = config.evaluation, len(journal.done)
+    if done:
+        _log.info("%d of %d images are done", done, len(source))
+
+    def keep(scored: Scored, record: Record) -> None:
+        # In this order: what the journal has is written.
+        if target is not None:
+            target.write(scored.example.name, scored.predictions)
+        journal.add(record)
+
+    results, _ = evaluate(
+        trained.score,
+        *trained.arrays,
+        source,
+        batch_size=settings.batch_size,
+        absent=settings.absent,
+        object_sizes=settings.object_sizes,
+        progress=_progress(len(source), done),
+        done=journal.done,
+        on_image=keep,
+    )
+    return with_conventions(results, source.info)
 
 
 def _open(
@@ -168,7 +175,7 @@ def _load(
     _, params, stats = split_model(model)
     params, stats, number = Checkpoints(workdir).restore_model(params, stats, step)
     score = score_fn_by_config(config, stored, model, info)
-    return _Trained(stored, score, (params, stats), number)
+    return _Trained(score, (params, stats), number)
 
 
 def _identity(

@@ -1,9 +1,12 @@
 """The configuration: every file valid, every key read, every bad value named."""
 
+import functools
 import importlib
+import json
 import re
 from pathlib import Path
 
+import jax
 import pytest
 from flax import nnx
 
@@ -18,11 +21,20 @@ from encnet_jax.config import (
 from encnet_jax.data.classes import DATASETS
 from encnet_jax.errors import UserError
 from encnet_jax.models import create_model
+from encnet_jax.tasks import check_task
+from encnet_jax.train_state import split_model
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = {
-    "scenes": ("encnet", "fcn", "pspnet", "deeplabv3"),
+    "ade20k": ("r50", "r101"),
     "camvid": ("gpu", "weighted", "cpu"),
+    "cifar10": ("encnet_16k64d", "encnet_32k128d-drop", "resnet_64d", "se_resnet_64d"),
+    "cityscapes": ("r50", "r101"),
+    "coco_stuff": ("r50", "r101"),
+    "folder": ("r18", "r50", "r101"),
+    "pascal_context": ("r50", "r101"),
+    "scenes": ("encnet", "fcn", "pspnet", "deeplabv3"),
+    "voc2012": ("coco-r50", "aug-r50", "aug-r101", "finetune-r101"),
 }
 
 
@@ -49,15 +61,28 @@ def test_every_file_is_in_this_test():
 @pytest.mark.parametrize("config", list(configs()))
 def test_every_config_is_valid_and_builds_its_model(config):
     validate(config)
-    info = DATASETS[config.data.name]
-    assert config.data.train_split in info.splits
-    assert config.evaluation.split in info.splits
-    assert len(config.loss.class_weights) in (0, info.num_classes)
+    if config.data.name != "folder":
+        info = DATASETS[config.data.name]
+        assert config.data.train_split in info.splits
+        assert config.evaluation.split in info.splits
+        check_task(config, info)
+    assert count_arrays(json.dumps(config.model.to_dict())) > 20
+
+
+@functools.cache  # recipes of one network build it once
+def count_arrays(model):
+    config = default()
+    config.model.update(json.loads(model))
     settings = model_settings(config)
-    model = nnx.eval_shape(
-        lambda: create_model(num_classes=info.num_classes, **settings)
-    )
-    assert model.backbone.features[3] > 0
+    model = nnx.eval_shape(lambda: create_model(num_classes=3, **settings))
+    return len(jax.tree.leaves(split_model(model)[1]))
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_unknown_argument_is_named_with_those_allowed(name):
+    module = importlib.import_module(f"configs.{name}")
+    with pytest.raises(ValueError, match=f"{name}.py:no-such: allowed are .*"):
+        module.get_config("no-such")
 
 
 @pytest.mark.parametrize("key", list(leaves(default())))

@@ -12,10 +12,39 @@ import jax.numpy as jnp
 import numpy as np
 
 from encnet_jax.data.augmentation import Augmentation, jitter
-from encnet_jax.data.classes import IGNORE_LABEL
+from encnet_jax.data.classes import IGNORE_LABEL, DatasetInfo
 from encnet_jax.data.order import batch_indices, process_rows
-from encnet_jax.data.sources import Source
+from encnet_jax.data.sources import Example, Source
 from encnet_jax.errors import UserError
+
+
+class ArraySource:
+    """Images of one size that are in memory already.
+
+    Args:
+        info: What is known of them.
+        images: uint8 (n, h, w, 3).
+        labels: Classes or `IGNORE_LABEL`, (n, h, w); or (n,), classes of whole images.
+    """
+
+    def __init__(self, info: DatasetInfo, images: np.ndarray, labels: np.ndarray):
+        self.info = info
+        self.images = images
+        self.labels = labels.astype(np.uint8)
+
+    def __len__(self) -> int:
+        """Returns the number of images."""
+        return len(self.images)
+
+    def encoded(
+        self, number: int, *, published: bool = False
+    ) -> tuple[bytes, np.ndarray]:
+        """Arrays have no encoded form."""
+        raise TypeError("arrays are not encoded; read them with `example`")
+
+    def example(self, number: int) -> Example:
+        """Returns one image; its name is its number."""
+        return Example(self.images[number], self.labels[number], str(number))
 
 
 def load_arrays(source: Source) -> dict[str, np.ndarray]:
@@ -92,12 +121,12 @@ def augmented_batch(
 def resized_batch(
     batch: dict[str, jax.Array], how: Augmentation
 ) -> tuple[jax.Array, jax.Array]:
-    """Makes the crops of a batch of `transforms.canvas_example`; for `jax.jit`.
+    """Makes the crops of a batch of canvases; to be called under `jax.jit`.
 
     Args:
-        batch: `canvas` uint8 (b, s, s, 3); `labels` uint8 (b, crop, crop), finished;
-            `rows` and `columns` float32 (b, 4); `mirrored` bool (b,); `colors` (b, 3).
-        how: The augmentation.
+        batch: What `transforms.Canvases` filled, and `labels` uint8 (b, crop, crop):
+            the host has picked them, a ninth of the bytes of those of a canvas.
+        how: The augmentation it was drawn by.
 
     Returns:
         As `augmented_batch`.

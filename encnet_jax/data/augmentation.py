@@ -38,13 +38,13 @@ class Span(NamedTuple):
         length: Pixels of the picture as it is stored.
         size: Pixels of it after scaling.
         start: The first of those in the crop.
-        count: How many of them are in the crop; the rest of it is padding.
+        shown: How many of them are in the crop; the rest of it is padding.
     """
 
     length: int
     size: int
     start: int
-    count: int
+    shown: int
 
     @property
     def step(self) -> float:
@@ -57,7 +57,7 @@ class Span(NamedTuple):
         Where the picture shrinks, the kernel is as wide as the pixels are far apart.
         """
         first = (self.start + 0.5) * self.step
-        last = first + (self.count - 1) * self.step
+        last = first + (self.shown - 1) * self.step
         reach = max(self.step, 1.0)
         return (
             max(math.floor(first - reach) - margin, 0),
@@ -66,7 +66,7 @@ class Span(NamedTuple):
 
     def nearest(self) -> np.ndarray:
         """Returns the stored pixel under the centre of each pixel of the crop."""
-        centers = (np.arange(self.start, self.start + self.count) + 0.5) * self.step
+        centers = (np.arange(self.start, self.start + self.shown) + 0.5) * self.step
         return np.minimum(centers.astype(np.int64), self.length - 1)
 
 
@@ -80,9 +80,9 @@ class Choice(NamedTuple):
 
     def inside(self, crop_size: int) -> tuple[slice, slice]:
         """Returns where in the crop the picture is; the rest is padding."""
-        width = self.columns.count  # with the padding on the right, and then mirrored
+        width = self.columns.shown  # with the padding on the right, and then mirrored
         columns = slice(crop_size - width, None) if self.mirrored else slice(width)
-        return slice(self.rows.count), columns
+        return slice(self.rows.shown), columns
 
     def pick(self, labels: np.ndarray) -> np.ndarray:
         """Returns the nearest label of each pixel of the crop inside the picture."""
@@ -99,7 +99,7 @@ def choose(
 
     `arrays.py` draws the same, in distribution, on the device.
     """
-    draws = rng.random(7)
+    draws = rng.random(7).tolist()
     low, high = how.scale_range
     long_side = round((low + (high - low) * draws[0]) * how.base_size)
 
@@ -112,8 +112,8 @@ def choose(
     return Choice(
         rows=span(original[0], draws[1]),
         columns=span(original[1], draws[2]),
-        mirrored=bool(how.flip and draws[3] < 0.5),
-        colors=draws[4:].astype(np.float32),
+        mirrored=how.flip and draws[3] < 0.5,
+        colors=np.array(draws[4:], np.float32),
     )
 
 

@@ -292,7 +292,7 @@ def load_info(path: Path) -> DatasetInfo:
             splits={},
             mean=tuple(stored["mean"]),
             std=tuple(stored["std"]),
-            task=stored["task"],
+            task=stored.get("task", "segmentation"),
         )
     except OSError as error:
         raise UserError(

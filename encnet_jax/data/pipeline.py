@@ -16,10 +16,9 @@ import tensorflow as tf
 
 from encnet_jax.data.augmentation import Augmentation, choose
 from encnet_jax.data.classes import IGNORE_LABEL
-from encnet_jax.data.images import image_size
 from encnet_jax.data.order import batch_indices, process_rows
 from encnet_jax.data.sources import Source, map_labels
-from encnet_jax.data.transforms import Batch, Canvases, Crops
+from encnet_jax.data.transforms import Batch, Canvases, Crops, Picture
 from encnet_jax.errors import UserError
 
 _AHEAD = 2  # batches in the making; more where they are smaller than the threads many
@@ -101,15 +100,16 @@ def _load(
     """Reads an example, draws its crop, and has it made in a row of a batch."""
     try:
         encoded, labels = source.encoded(number, published=True)
-        size = image_size(encoded, "image")
-        if size != labels.shape:
+        picture = Picture.open(encoded)
+        height, width = picture.size
+        if labels.shape != (height, width):
             raise UserError(
-                f"example {number}: the image is {size[1]}x{size[0]} pixels and its "
+                f"example {number}: the image is {width}x{height} pixels and its "
                 f"labels are {labels.shape[1]}x{labels.shape[0]}: must be equal"
             )
         rng = np.random.default_rng((seed, epoch, number, _DRAWS))
-        choice = choose(how, size, rng)
-        maker.fill(batch, row, encoded, choice)
+        choice = choose(how, picture.size, rng)
+        maker.fill(batch, row, picture, choice)
         crop = batch["labels"][row]
         crop[:] = IGNORE_LABEL
         picked = map_labels(choice.pick(labels), source.info, "labels")

@@ -185,10 +185,12 @@ def _store_index(where: str, index: _Index) -> None:
     """Writes an index, at once; where that is not allowed, the next start scans too."""
     content = io.BytesIO()
     np.savez_compressed(content, **index._asdict())
-    unfinished = f"{where}.{uuid.uuid4().hex}"
+    unfinished = f"{where}.{uuid.uuid4().hex}"  # other hosts may write theirs
     try:
         with tf.io.gfile.GFile(unfinished, "wb") as file:
             file.write(content.getvalue())
         tf.io.gfile.rename(unfinished, where, overwrite=True)
     except tf.errors.OpError as error:
         _log.info("%s: cannot be written: %s", where, error.message)
+        if tf.io.gfile.exists(unfinished):
+            tf.io.gfile.remove(unfinished)

@@ -6,13 +6,14 @@ same pixels into a canvas of fixed size, with the numbers by which
 """
 
 import io
+from typing import NamedTuple
 
 import numpy as np
 import tensorflow as tf
 from PIL import Image
 
 from encnet_jax.data.augmentation import Augmentation, Choice, Span, jitter
-from encnet_jax.data.images import decode_image, to_rgb_array
+from encnet_jax.data.images import to_rgb_array
 from encnet_jax.errors import UserError
 
 Batch = dict[str, np.ndarray]
@@ -20,11 +21,38 @@ Batch = dict[str, np.ndarray]
 # At the border of a part of a JPEG, colours at half resolution are interpolated without
 # the pixels beyond: one pixel differs from the whole. With one to spare:
 _MARGIN = 2
-_JPEG_START = b"\xff\xd8\xff"
 _JPEG_RATIOS = (1, 2, 4, 8)  # by which the decoder can shrink
 # PIL decodes whole pictures only, but needs no copy of the pixels between decoding and
 # resizing: above this share of the picture it is the quicker (docs/input.md).
 _WORTH_CUTTING = 0.3
+
+
+class Picture(NamedTuple):
+    """An image file, JPEG or PNG: its bytes, and as PIL opened it, not yet decoded."""
+
+    encoded: bytes
+    image: Image.Image
+
+    @classmethod
+    def open(cls, encoded: bytes) -> "Picture":
+        """Reads the header."""
+        return cls(encoded, Image.open(io.BytesIO(encoded)))
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width."""
+        return self.image.height, self.image.width
+
+    @property
+    def is_jpeg(self) -> bool:
+        """Whether it is JPEG rather than PNG."""
+        return self.image.format == "JPEG"
+
+    def decode(self) -> Image.Image:
+        """Decodes all of it into RGB."""
+        if self.image.mode == "RGB":
+            return self.image
+        return Image.fromarray(to_rgb_array(self.image))
 
 
 class Crops:
@@ -42,18 +70,11 @@ class Crops:
         crop = self.how.crop_size
         return {"images": np.empty((count, crop, crop, 3), np.uint8)}
 
-    def fill(self, batch: Batch, row: int, encoded: bytes, choice: Choice) -> None:
-        """Makes a crop in a row of a batch.
-
-        Args:
-            batch: From `empty`.
-            row: Of it.
-            encoded: The image, JPEG or PNG.
-            choice: What was drawn for it.
-        """
-        image, top, left = _open(encoded, choice)
+    def fill(self, batch: Batch, row: int, picture: Picture, choice: Choice) -> None:
+        """Makes a crop in a row of a batch."""
+        image, top, left = _whole_or_part(picture, choice)
         image = image.resize(
-            (choice.columns.count, choice.rows.count),
+            (choice.columns.shown, choice.rows.shown),
             Image.Resampling.BILINEAR,
             box=_box(choice, image, top, left),
         )
@@ -103,8 +124,8 @@ class Canvases:
             "colors": np.empty((count, 3), np.float32),
         }
 
-    def fill(self, batch: Batch, row: int, encoded: bytes, choice: Choice) -> None:
-        """Decodes into a row of a batch; arguments are those of `Crops.fill`.
+    def fill(self, batch: Batch, row: int, picture: Picture, choice: Choice) -> None:
+        """Decodes into a row of a batch.
 
         Raises:
             UserError: The canvas is too small.
@@ -112,14 +133,14 @@ class Canvases:
         spans = {"rows": choice.rows, "columns": choice.columns}
         shrink = self._shrink(choice)
         parts = [span.needed(_MARGIN * shrink) for span in spans.values()]
-        pixels = _decode_part(encoded, *parts, shrink=shrink)
+        pixels = _decode_part(picture, *parts, shrink=shrink)
         batch["canvas"][row, : pixels.shape[0], : pixels.shape[1]] = pixels
         for axis, (name, span) in enumerate(spans.items()):
             first = parts[axis][0] // shrink * shrink
             batch[name][row] = (
                 span.start - first / span.step,
                 span.step / shrink,
-                span.count,
+                span.shown,
                 pixels.shape[axis],
             )
         batch["mirrored"][row] = choice.mirrored
@@ -143,25 +164,19 @@ class Canvases:
             shrink *= 2
 
 
-def _open(encoded: bytes, choice: Choice) -> tuple[Image.Image, int, int]:
+def _whole_or_part(picture: Picture, choice: Choice) -> tuple[Image.Image, int, int]:
     """Returns a picture, or a part of it that holds all that a crop needs.
 
     Returns:
         The image in RGB, and the row and the column of the picture where it starts.
     """
-    spans = choice.rows, choice.columns
-    rows, columns = (span.needed(_MARGIN) for span in spans)
-    shares = [
-        (end - first) / span.length
-        for (first, end), span in zip((rows, columns), spans)
-    ]
-    if encoded.startswith(_JPEG_START) and shares[0] * shares[1] < _WORTH_CUTTING:
-        pixels = _decode_part(encoded, rows, columns, shrink=1)
+    rows, columns = choice.rows.needed(_MARGIN), choice.columns.needed(_MARGIN)
+    area = (rows[1] - rows[0]) * (columns[1] - columns[0])
+    whole = choice.rows.length * choice.columns.length
+    if picture.is_jpeg and area < _WORTH_CUTTING * whole:
+        pixels = _decode_part(picture, rows, columns, shrink=1)
         return Image.fromarray(pixels), rows[0], columns[0]
-    image = Image.open(io.BytesIO(encoded))
-    if image.mode != "RGB":
-        image = Image.fromarray(to_rgb_array(image))
-    return image, 0, 0
+    return picture.decode(), 0, 0
 
 
 def _box(
@@ -171,7 +186,7 @@ def _box(
 
     def ends(span: Span, first: int, length: int) -> tuple[float, float]:
         start = span.start * span.step - first
-        end = (span.start + span.count) * span.step - first
+        end = (span.start + span.shown) * span.step - first
         return start, min(end, length)  # beyond it by rounding
 
     left_end, right_end = ends(choice.columns, left, image.width)
@@ -180,24 +195,23 @@ def _box(
 
 
 def _decode_part(
-    encoded: bytes, rows: tuple[int, int], columns: tuple[int, int], *, shrink: int
+    picture: Picture, rows: tuple[int, int], columns: tuple[int, int], *, shrink: int
 ) -> np.ndarray:
     """Decodes a part of a JPEG or PNG, from the multiples of `shrink` before it on."""
-    is_jpeg = encoded.startswith(_JPEG_START)
     # JPEG shrinks by some ratios as it is decoded; the rest is left to us.
-    ratio = max(r for r in _JPEG_RATIOS if r <= shrink) if is_jpeg else 1
+    ratio = max(r for r in _JPEG_RATIOS if r <= shrink) if picture.is_jpeg else 1
     rest = shrink // ratio
     top, left = rows[0] // shrink * rest, columns[0] // shrink * rest
     bottom, right = -(-rows[1] // ratio), -(-columns[1] // ratio)
-    if is_jpeg:
+    if picture.is_jpeg:
         # The default inverse cosine transform differs from PIL's by up to 23 levels.
         pixels = tf.io.decode_and_crop_jpeg(
-            encoded,
+            picture.encoded,
             [top, left, bottom - top, right - left],
             channels=3,
             ratio=ratio,
             dct_method="INTEGER_ACCURATE",
         ).numpy()
     else:
-        pixels = decode_image(encoded, "image")[top:bottom, left:right]
+        pixels = np.asarray(picture.decode().crop((left, top, right, bottom)))
     return np.asarray(Image.fromarray(pixels).reduce(rest)) if rest > 1 else pixels

@@ -59,7 +59,7 @@ class Conv(nnx.Module):
         kernel = self.kernel[...].astype(self.dtype)
         if self.kernel_size == 1:
             # Two-dimensional operands: the compiler finds faster gradients for them.
-            x = x[:, :: self.stride, :: self.stride]
+            x = _every(x, self.stride)
             y = x.reshape(-1, x.shape[-1]) @ kernel[0, 0]
             y = y.reshape(*x.shape[:-1], kernel.shape[-1])
         elif self.phases:
@@ -67,7 +67,10 @@ class Conv(nnx.Module):
             y = join_phases(y, self.dilation, x.shape[1:3])
         else:
             y = _convolution(x, kernel, self.stride, self.dilation)
-        return y if self.bias is None else y + self.bias[...].astype(self.dtype)
+        if self.bias is None:
+            return y
+        # In float32: so is the sum over the pixels that is the gradient of the bias.
+        return (y.astype(jnp.float32) + self.bias[...]).astype(self.dtype)
 
 
 def _convolution(
@@ -226,12 +229,28 @@ def max_pool(x: jax.Array) -> jax.Array:
     A maximum of nine shifted slices: on CPU 9 times faster with its gradient than
     `reduce_window`, whose gradient is a select-and-scatter.
     """
-    _, h, w, _ = x.shape
     x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)), constant_values=-jnp.inf)
-    rows = [x[:, i : i + h : 2] for i in range(3)]
-    x = jnp.maximum(jnp.maximum(rows[0], rows[1]), rows[2])
-    columns = [x[:, :, i : i + w : 2] for i in range(3)]
-    return jnp.maximum(jnp.maximum(columns[0], columns[1]), columns[2])
+    for axis in (1, 2):
+        last = (x.shape[axis] - 3) // 2 * 2 + 1  # behind the start of the last window
+        first, second, third = (
+            jax.lax.slice_in_dim(x, i, i + last, 2, axis) for i in range(3)
+        )
+        x = jnp.maximum(jnp.maximum(first, second), third)
+    return x
+
+
+def _every(x: jax.Array, stride: int) -> jax.Array:
+    """Returns every `stride`-th row and column of (b, h, w, c).
+
+    Written so that free sizes (export) come out as those of a strided convolution do;
+    NumPy's notation would give them another form, and a gather.
+    """
+    if stride == 1:
+        return x
+    for axis in (1, 2):
+        end = (x.shape[axis] - 1) // stride * stride + 1
+        x = jax.lax.slice_in_dim(x, 0, end, stride, axis)
+    return x
 
 
 def adaptive_average_pool(x: jax.Array, bins: int) -> jax.Array:
@@ -255,10 +274,10 @@ def adaptive_average_pool(x: jax.Array, bins: int) -> jax.Array:
 def _cells(size: int, bins: int) -> np.ndarray | jax.Array:
     """Which cell (bins, size) has which pixel; NumPy where the size is known."""
     xp = np if isinstance(size, int) else jnp
-    pixel = xp.arange(size)
+    pixel = _index(size)
     return xp.stack(
         [
-            (pixel >= i * size // bins) & (pixel < -(-(i + 1) * size // bins))
+            (pixel >= i * size // bins) & (pixel < ((i + 1) * size + bins - 1) // bins)
             for i in range(bins)
         ]
     )
@@ -314,8 +333,7 @@ def interpolation_matrix(
     # sizes): positions near 1000 in float32 would cost the weights four digits.
     known = isinstance(source, int) and isinstance(target, int)
     xp = np if known else jnp
-    i = xp.arange(target)[:, None]
-    j = xp.arange(source)[None, :]
+    i, j = _index(target)[:, None], _index(source)[None, :]
     if align_corners:
         step = (source - 1) / max(target - 1, 1)
         position = i * step
@@ -328,3 +346,11 @@ def interpolation_matrix(
     weights = xp.maximum(0.0, 1.0 - abs(position - j) / reach)
     weights = weights / weights.sum(1, keepdims=True)
     return weights.astype(np.float32)
+
+
+def _index(size: int) -> np.ndarray | jax.Array:
+    """Numbers from 0 to size - 1; NumPy where the size is known."""
+    if isinstance(size, int):
+        return np.arange(size)
+    # Not `jnp.arange`: jax2onnx makes no array of a free size of it.
+    return jax.lax.iota(np.int32, size)

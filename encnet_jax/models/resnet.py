@@ -79,11 +79,12 @@ class Shortcut(nnx.Module):
         if self.pool > 1:
             # An odd last row or column is averaged over what there is of it.
             sizes = (1, self.pool, self.pool, 1)
-            total = jax.lax.reduce_window(x, 0.0, jax.lax.add, sizes, sizes, "SAME")
+            # Of an even size no window reaches the padding.
+            edge = (0, self.pool - 1)
+            window = (jax.lax.add, sizes, sizes, ((0, 0), edge, edge, (0, 0)))
+            total = jax.lax.reduce_window(x, 0.0, *window)
             one = jnp.ones((1, *x.shape[1:3], 1), x.dtype)
-            x = total / jax.lax.reduce_window(
-                one, 0.0, jax.lax.add, sizes, sizes, "SAME"
-            )
+            x = total / jax.lax.reduce_window(one, 0.0, *window)
         return self.projection(x)
 
 
@@ -224,7 +225,9 @@ class ResNet(nnx.Module):
         x = max_pool(x)
         outputs = []
         for number, stage in enumerate(self.stages, start=1):
-            apply = nnx.remat(Block.__call__) if number in self.remat else Block.__call__
+            apply = (
+                nnx.remat(Block.__call__) if number in self.remat else Block.__call__
+            )
             for block in stage:
                 x = apply(block, x)
             outputs.append(x)

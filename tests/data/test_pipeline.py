@@ -1,23 +1,35 @@
-"""Tests of training batches by tf.data."""
+"""Tests of training batches from a source, finished on the host or on the device."""
 
+import collections
 import io
 import itertools
+import threading
 
+import jax
 import numpy as np
 import pytest
 from PIL import Image
 
+from encnet_jax.data.arrays import resized_batch
 from encnet_jax.data.augmentation import Augmentation
-from encnet_jax.data.classes import SCENES
-from encnet_jax.data.sources import Example
+from encnet_jax.data.classes import DatasetInfo
+from encnet_jax.data.order import batch_indices
+from encnet_jax.data.sources import Example, map_labels
 from encnet_jax.errors import UserError
 from tests.data import geometry
 
-tf = pytest.importorskip("tensorflow")
 pipeline = pytest.importorskip("encnet_jax.data.pipeline")
-transforms = pytest.importorskip("encnet_jax.data.transforms")
 
 PLAIN = Augmentation(base_size=24, crop_size=24, scale_range=(1.0, 1.0), flip=False)
+# Published label n + 100 is class n, but label 7 is to be ignored.
+INFO = DatasetInfo(
+    "numbers",
+    tuple(map(str, range(12))),
+    ((0, 0, 0),) * 12,
+    {},
+    {**{n + 100: n for n in range(12)}, 7: 255},
+)
+MODES = pytest.mark.parametrize("canvas_size", [None, 0], ids=["host", "device"])
 
 
 def stored(image, kind="PNG", **settings):
@@ -29,7 +41,7 @@ def stored(image, kind="PNG", **settings):
 class ListSource:
     """A source of given examples, stored as PNG; remembers what was read."""
 
-    info = SCENES
+    info = INFO
 
     def __init__(self, pairs):
         self.pairs = pairs
@@ -38,22 +50,37 @@ class ListSource:
     def __len__(self):
         return len(self.pairs)
 
-    def encoded(self, number):
+    def encoded(self, number, *, published):
+        assert published
         self.read.append(number)
         image, labels = self.pairs[number]
+        labels = np.where(labels == 255, 7, labels + np.uint8(100)).astype(np.uint8)
         return stored(image) if isinstance(image, np.ndarray) else image, labels
 
     def example(self, number):
-        if not isinstance(self.pairs[number][0], np.ndarray):
+        image, labels = self.pairs[number]
+        if not isinstance(image, np.ndarray):
             raise UserError(f"picture {number} is bad")
-        return Example(*self.pairs[number], f"picture {number}")
+        labels = map_labels(labels + np.uint8(100), INFO, f"picture {number}")
+        return Example(image, labels, f"picture {number}")
 
 
 def batches(count, pairs, how=PLAIN, *, batch_size=4, seed=0, **settings):
-    found = pipeline.train_batches(
-        ListSource(pairs), how, batch_size=batch_size, seed=seed, **settings
+    """Returns batches; those of canvases as the device finishes them."""
+    source = pairs if isinstance(pairs, ListSource) else ListSource(pairs)
+    made = pipeline.train_batches(
+        source, how, batch_size=batch_size, seed=seed, **settings
     )
-    return list(itertools.islice(found, count))
+    found = list(itertools.islice(made, count))
+    made.close()
+    if "canvas" not in found[0]:
+        return found
+    finish = jax.jit(resized_batch, static_argnames="how")
+    finished = [finish(batch, how=how) for batch in found]
+    return [
+        {"images": np.asarray(images).astype("u1"), "labels": np.asarray(labels)}
+        for images, labels in finished
+    ]
 
 
 def joined(found):
@@ -87,41 +114,37 @@ def assert_equal(first, second):
             np.testing.assert_array_equal(one[key], other[key])
 
 
-def test_identity_settings_return_every_example_once_an_epoch():
+@MODES
+def test_identity_settings_return_every_example(canvas_size):
     pairs = squares(6)
-    images, labels = joined(batches(3, pairs))
+    images, labels = joined(batches(3, pairs, canvas_size=canvas_size))
     assert images.dtype == labels.dtype == np.uint8
-    numbers = labels[:, 0, 0]
-    assert sorted(numbers[:6]) == sorted(numbers[6:]) == list(range(6))
-    for row, number in enumerate(numbers):
+    for row, number in enumerate(labels[:, 0, 0]):
         np.testing.assert_array_equal(images[row], pairs[number][0])
         np.testing.assert_array_equal(labels[row], pairs[number][1])
 
 
-def test_labels_and_colors_agree_to_the_pixel():
-    found = batches(8, pictures(4), geometry.GEOMETRY)
-    geometry.check_labels_follow_colors(*joined(found))
+@MODES
+@pytest.mark.parametrize("hosts", [1, 2, 4])
+def test_hosts_share_every_example_exactly_once_an_epoch(hosts, canvas_size):
+    pairs, settings = squares(10), dict(canvas_size=canvas_size, process_count=hosts)
+    shares = [batches(5, pairs, **settings, process_index=i) for i in range(hosts)]
+    assert [len(batch["labels"]) for share in shares for batch in share] == (
+        [4 // hosts] * 5 * hosts
+    )
+    numbers = [
+        share[step]["labels"][row, 0, 0]
+        for step in range(5)
+        for share in shares
+        for row in range(4 // hosts)
+    ]
+    assert sorted(numbers[:10]) == sorted(numbers[10:]) == list(range(10))
 
 
-def test_label_values_survive():
-    rng = np.random.default_rng(0)
-    values = np.array([0, 7, 150, 254, 255], np.uint8)
-    labels = rng.choice(values, (36, 44))
-    image = np.zeros((36, 44, 3), np.uint8)
-    _, found = joined(batches(4, [(image, labels)], geometry.GEOMETRY))
-    assert set(np.unique(found)) == set(values)
-
-
-@pytest.mark.parametrize("step", [1, 3])
-def test_resumed_batches_are_those_of_an_uninterrupted_run(step):
+@MODES
+def test_hosts_together_make_the_batches_of_one(canvas_size):
     pairs = pictures(5)
-    whole = batches(5, pairs, geometry.GEOMETRY, seed=7)
-    resumed = batches(5 - step, pairs, geometry.GEOMETRY, seed=7, start_step=step)
-    assert_equal(whole[step:], resumed)
-
-
-def test_two_hosts_read_the_same_global_batch():
-    pairs, settings = pictures(5), dict(how=geometry.GEOMETRY, seed=7)
+    settings = dict(how=geometry.GEOMETRY, seed=7, canvas_size=canvas_size)
     whole = batches(3, pairs, **settings)
     shares = [
         batches(3, pairs, **settings, process_index=i, process_count=2)
@@ -134,6 +157,63 @@ def test_two_hosts_read_the_same_global_batch():
     assert_equal(whole, put_together)
 
 
+@MODES
+@pytest.mark.parametrize("step", [1, 3])
+def test_resumed_batches_are_those_of_an_uninterrupted_run(step, canvas_size):
+    pairs, how = pictures(5), geometry.GEOMETRY
+    settings = dict(seed=7, canvas_size=canvas_size)
+    whole = batches(5, pairs, how, **settings)
+    resumed = batches(5 - step, pairs, how, start_step=step, **settings)
+    assert_equal(whole[step:], resumed)
+
+
+def test_resuming_reads_nothing_of_the_steps_before(monkeypatch):
+    monkeypatch.setattr(pipeline, "_cores", lambda: 3)
+    source = ListSource(squares(12) * 50)
+    found = batches(1, source, start_step=123_456, batch_size=4)
+    ahead = [batch_indices(0, 600, 4, step)[0] for step in range(123_456, 123_456 + 3)]
+    assert not collections.Counter(source.read) - collections.Counter(
+        np.concatenate(ahead).tolist()
+    )
+    expected = [number % 12 for number in ahead[0]]
+    np.testing.assert_array_equal(found[0]["labels"][:, 0, 0], expected)
+
+
+@MODES
+def test_labels_and_colors_agree_to_the_pixel(canvas_size):
+    found = batches(8, pictures(4), geometry.GEOMETRY, canvas_size=canvas_size)
+    geometry.check_labels_follow_colors(*joined(found))
+
+
+@pytest.mark.parametrize("jitter", [0.0, 0.4])
+def test_both_modes_make_the_same_crops(jitter):
+    rng = np.random.default_rng(1)
+    size = geometry.SIZE
+    pairs = [
+        (rng.integers(0, 256, (*size, 3), np.uint8), rng.integers(0, 12, size, "u1"))
+        for _ in range(4)
+    ]
+    how = Augmentation(44, 40, (0.5, 2.0), color_jitter=jitter)
+    images, labels = joined(batches(8, pairs, how))
+    other, same = joined(batches(8, pairs, how, canvas_size=0))
+    np.testing.assert_array_equal(labels, same)
+    # PIL rounds after each of its two passes, the device at the end. Jitter multiplies
+    # that by up to 1.4 for brightness, contrast and saturation each.
+    error = np.abs(images.astype(int) - other)
+    assert error.max() <= (1 if not jitter else 3)
+    assert error.mean() < 0.5
+    assert not images[labels == 255].any() and not other[labels == 255].any()
+
+
+def test_published_labels_become_classes_and_survive():
+    rng = np.random.default_rng(0)
+    values = np.array([0, 7, 11, 255], np.uint8)
+    labels = rng.choice(values, (36, 44))
+    image = np.zeros((36, 44, 3), np.uint8)
+    _, found = joined(batches(4, [(image, labels)], geometry.GEOMETRY))
+    assert set(np.unique(found)) == set(values)
+
+
 def test_seeds_and_epochs_augment_differently():
     pair = [geometry.ramp()]
     how = geometry.DIFFERENT
@@ -142,57 +222,59 @@ def test_seeds_and_epochs_augment_differently():
         assert np.abs(one - other).mean() > 1
 
 
-def augmented(how, count=400):
-    """Returns what `augment` makes of the ramp with many seeds."""
-    image, labels = map(tf.constant, geometry.ramp())
-    dataset = tf.data.Dataset.range(count).map(
-        lambda n: transforms.augment(
-            image, labels, tf.stack([5, tf.cast(n, tf.int32)]), how
-        )
-    )
-    images, labels = next(dataset.batch(count).as_numpy_iterator())
-    return images, labels
-
-
 def test_scales_and_mirroring_are_distributed_as_promised():
-    geometry.check_scales(*augmented(geometry.SCALES))
+    found = batches(4, [geometry.ramp()], geometry.SCALES, batch_size=100)
+    geometry.check_scales(*joined(found))
 
 
 def test_crops_are_distributed_as_promised():
-    geometry.check_crops(*augmented(geometry.CROPS))
+    found = batches(4, [geometry.ramp()], geometry.CROPS, batch_size=100)
+    geometry.check_crops(*joined(found))
 
 
-def test_color_jitter_changes_colors_and_no_labels():
+@MODES
+def test_color_jitter_changes_colors_and_no_labels(canvas_size):
     settings = dict(base_size=44, crop_size=44, scale_range=(1.0, 1.0), flip=False)
-    plain, expected = augmented(Augmentation(**settings), 20)
-    images, labels = augmented(Augmentation(**settings, color_jitter=0.4), 20)
+    pairs, mode = pictures(1), dict(canvas_size=canvas_size)
+    plain, expected = joined(batches(5, pairs, Augmentation(**settings), **mode))
+    how = Augmentation(**settings, color_jitter=0.4)
+    images, labels = joined(batches(5, pairs, how, **mode))
     np.testing.assert_array_equal(labels, expected)
     assert (np.abs(images.astype(float) - plain).mean((1, 2, 3)) > 2).any()
     # Padding stays black.
     assert not images[labels == 255].any()
 
 
-@pytest.mark.parametrize("size", [(64, 48), (37, 53), (1, 1), (8, 200)])
-@pytest.mark.parametrize("subsampling", ["4:4:4", "4:2:0"])
-def test_jpeg_is_decoded_as_by_pil(size, subsampling):
-    rng = np.random.default_rng(0)
-    coarse = rng.integers(0, 256, (*(-(-s // 8) for s in size), 3))
-    image = coarse.repeat(8, 0).repeat(8, 1)[: size[0], : size[1]]
-    image = np.clip(image + rng.normal(0, 20, image.shape), 0, 255).astype(np.uint8)
-    data = stored(image, "JPEG", quality=75, subsampling=subsampling)
-    expected = np.asarray(Image.open(io.BytesIO(data)))
-    np.testing.assert_array_equal(pipeline.decode(tf.constant(data)), expected)
-
-
-@pytest.mark.parametrize("kind", ["PNG", "JPEG"])
-def test_grey_is_decoded_into_three_channels(kind):
-    data = stored(np.arange(64, dtype=np.uint8).reshape(8, 8), kind)
-    expected = np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
-    np.testing.assert_array_equal(pipeline.decode(tf.constant(data)), expected)
-
-
-def test_bad_example_is_named():
+@pytest.mark.parametrize("fault", [b"no image", "truncated"])
+@MODES
+def test_bad_example_is_named(fault, canvas_size):
     pairs = squares(3)
-    pairs[1] = b"no image", pairs[1][1]
+    if fault == "truncated":
+        fault = stored(pairs[1][0], "JPEG")[:-200]
+    pairs[1] = fault, pairs[1][1]
     with pytest.raises(UserError, match="picture 1 is bad"):
+        batches(3, pairs, canvas_size=canvas_size)
+
+
+def test_unknown_label_is_named():
+    pairs = squares(3)
+    pairs[1][1][5, 5] = 12
+    with pytest.raises(UserError, match="picture 1: label 112; allowed are 100 to 111"):
         batches(3, pairs)
+
+
+def test_labels_of_another_size_are_named():
+    pairs = squares(3)
+    pairs[1] = pairs[1][0], pairs[1][1][:20]
+    with pytest.raises(UserError, match="example 1: the image is 24x24 .* 24x20"):
+        batches(3, pairs)
+
+
+def test_closing_ends_the_threads():
+    made = pipeline.train_batches(ListSource(squares(3)), PLAIN, batch_size=2, seed=0)
+    next(made)
+    names = [thread.name for thread in threading.enumerate()]
+    assert any(name.startswith("encnet-input") for name in names)
+    made.close()
+    names = [thread.name for thread in threading.enumerate()]
+    assert not any(name.startswith("encnet-input") for name in names)

@@ -1,0 +1,119 @@
+"""Speed on an accelerator, beside plain PyTorch: python -m benchmarks.accelerator.
+
+    python -m benchmarks.accelerator [--minutes=8] [--output=FILE.json] [--resume]
+
+Training and inference of EncNet-50 and -101 in bfloat16, dilated stages computed in
+either form, the encoding layer alone. Needs one accelerator and nothing but the
+repository; where torch is installed (the extra `bench`) and sees the device too, the
+same network in plain torch is measured in turns with ours.
+
+Each part is a process of its own, so that memory is counted from nothing and a program
+that takes the process down takes no other result with it. The file is written after
+every measurement. A part that has not ended after `--minutes` is cut off, later ones
+are left out, and the output says so; `--resume` goes on with these, and quicker, since
+compiled programs are kept. With `--small` tiny networks run on any machine.
+"""
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from absl import flags
+
+from benchmarks.measurements import FULL, PARTS, SMALL, measure
+from benchmarks.record import Record
+from encnet_jax import command
+
+_OUTPUT = flags.DEFINE_string(
+    "output", "benchmarks/results/accelerator.json", "The JSON file to write."
+)
+_MINUTES = flags.DEFINE_float("minutes", 8.0, "What is not done by then is left out.")
+_SMALL = flags.DEFINE_bool("small", False, "Tiny networks and sizes: does it run?")
+_RESUME = flags.DEFINE_bool("resume", False, "Keep the parts that the file has.")
+_TORCH = flags.DEFINE_enum(
+    "torch", "compile", ["compile", "eager", "none"], "How torch runs beside JAX."
+)
+_PART = flags.DEFINE_enum("part", None, PARTS, "Measure this part, in this process.")
+_ROOT = Path(__file__).parents[1]
+
+
+def main(arguments: list[str]) -> int:
+    """Measures all parts in the time there is; returns 1 if one of them failed."""
+    command.no_arguments(arguments)
+    record = Record(Path(_OUTPUT.value).absolute())
+    if _PART.value:
+        measure(_PART.value, record, SMALL if _SMALL.value else FULL, _TORCH.value)
+        return 0
+    record.start(resume=_RESUME.value)
+    deadline = time.monotonic() + 60 * _MINUTES.value
+    for part in (SMALL if _SMALL.value else FULL).parts:
+        if record.has("done", part):
+            continue
+        code = _run(part, record.path, deadline - time.monotonic())
+        if code == 2:
+            return 2  # a mistake of the user's; the process has said which
+        if code is None:
+            record.put("left_out", part, f"not done after {_MINUTES.value:g} minutes")
+        elif code:
+            record.put("failed", part, f"ended with {code}")
+        else:
+            record.put("done", part, True)
+    print(report(record.data))
+    print(f"\n{record.path} has all of it")
+    return 1 if record.data["failed"] else 0
+
+
+def _run(part: str, output: Path, seconds: float) -> int | None:
+    """Measures a part in a process of its own; None if there is not enough time."""
+    if seconds <= 0:
+        return None
+    flags_of_part = [f"--part={part}", f"--output={output}", f"--torch={_TORCH.value}"]
+    if _SMALL.value:
+        flags_of_part.append("--small")
+    environment = os.environ.copy()
+    # Two frameworks share the memory of the device: neither takes it all at the start.
+    environment.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+    try:
+        return subprocess.run(
+            [sys.executable, "-m", "benchmarks.accelerator", *flags_of_part],
+            cwd=_ROOT,
+            env=environment,
+            timeout=seconds,
+        ).returncode
+    except subprocess.TimeoutExpired:
+        return None
+
+
+def report(data: dict) -> str:
+    """Returns the tables of a record."""
+    lines = [f"{key}: {value}" for key, value in data.get("device", {}).items()]
+    lines += [
+        "",
+        "| network | work | batch | side | images/s | of the product rate "
+        "| peak, GiB |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for row in data.get("networks", {}).values():
+        share, peak = row["share"], row["peak_bytes"]
+        lines.append(
+            f"| {row['backbone']} {row['height']}x{row['width']} | {row['work']} "
+            f"| {row['batch']} | {row['side']} | {row['images_per_second']:.1f} "
+            f"| {'' if share is None else f'{share:.0%}'} "
+            f"| {'' if peak is None else f'{peak / 2**30:.1f}'} |"
+        )
+    lines += ["", "| layers | form | forward, ms | with gradients, ms |"]
+    lines.append("|---|---|---|---|")
+    for layers in ("dilated_stages", "encoding"):
+        for form, row in data.get(layers, {}).items():
+            both = f"{row['forward_ms']:.2f} | {row['gradients_ms']:.2f}"
+            lines.append(f"| {layers.replace('_', ' ')} | {form} | {both} |")
+    for kind in ("left_out", "failed"):
+        for part, why in data[kind].items():
+            lines.append(f"\n{part}: {kind.replace('_', ' ')}, {why}")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    command.run(main)

@@ -1,0 +1,293 @@
+"""What `benchmarks.accelerator` measures, part by part, and the file it goes to."""
+
+import importlib.metadata
+import importlib.util
+import logging
+import os
+import platform
+import subprocess
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from benchmarks import programs
+from benchmarks.model_costs import model_costs
+from benchmarks.record import Record
+from benchmarks.timing import Side, medians
+from encnet_jax.errors import UserError
+
+WORKS = ("inference", "training")
+_log = logging.getLogger("encnet_jax.benchmarks")
+
+
+class Network(NamedTuple):
+    """A network and its images.
+
+    Attributes:
+        backbone: See `create_model`.
+        size: Height and width.
+        training_batch: Images a step.
+        inference_batch: Images a call.
+    """
+
+    backbone: str
+    size: tuple[int, int]
+    training_batch: int
+    inference_batch: int
+
+    def batch(self, work: str) -> int:
+        """Returns the images of one of `WORKS`."""
+        return self.training_batch if work == "training" else self.inference_batch
+
+
+class Sizes(NamedTuple):
+    """How large everything is, and how long it is timed.
+
+    Attributes:
+        product: Rows and columns of the matrices.
+        stages: Arguments of `dilated_stages`.
+        encoding: Arguments of `encoding`.
+        networks: Part -> network.
+        rounds: See `medians`.
+        seconds: Likewise.
+    """
+
+    product: int
+    stages: dict[str, Any]
+    encoding: dict[str, Any]
+    networks: dict[str, Network]
+    rounds: int
+    seconds: float
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """All parts, in order."""
+        return ("layers", *self.networks)
+
+
+FULL = Sizes(
+    product=8192,
+    stages=dict(backbone="resnet50", width=64, batch=16, pixels=60),
+    encoding=dict(batch=16, pixels=60, channels=512),
+    networks={
+        "r50-480": Network("resnet50", (480, 480), 16, 32),
+        "r101-480": Network("resnet101", (480, 480), 16, 32),
+        "r50-512x1024": Network("resnet50", (512, 1024), 8, 8),
+        "r101-512x1024": Network("resnet101", (512, 1024), 8, 8),
+    },
+    rounds=5,
+    seconds=0.3,
+)
+SMALL = Sizes(
+    product=128,
+    stages=dict(backbone="resnet18", width=4, batch=1, pixels=6),
+    encoding=dict(batch=1, pixels=6, channels=8),
+    networks={"tiny-32x48": Network("tiny", (32, 48), 2, 2)},
+    rounds=2,
+    seconds=0.0,
+)
+PARTS = (*FULL.parts, *SMALL.networks)
+
+
+def measure(part: str, record: Record, sizes: Sizes, torch: str) -> None:
+    """Measures a part and puts the results into the record.
+
+    Args:
+        part: One of `PARTS`.
+        record: Where to.
+        sizes: `FULL` or `SMALL`.
+        torch: `"compile"`, `"eager"` or `"none"`.
+
+    Raises:
+        UserError: There is no accelerator for the full sizes.
+    """
+    if jax.default_backend() == "cpu" and sizes is FULL:
+        raise UserError("no accelerator: JAX sees only the CPU; allowed is --small")
+    other, facts = _torch_side(torch)
+    about = {**device_facts(), "torch": facts, "small": sizes is SMALL}
+    for key, value in about.items():
+        record.put("device", key, value)
+    if part == "layers":
+        _layers(record, sizes, other)
+    else:
+        _network(part, record, sizes, other)
+
+
+def device_facts() -> dict[str, str]:
+    """Returns what the numbers depend on: device, driver, versions."""
+    device = jax.devices()[0]
+    facts = {
+        "device": device.device_kind,
+        "python": platform.python_version(),
+        "jax": jax.__version__,
+        "jaxlib": importlib.metadata.version("jaxlib"),
+        "runtime": " ".join(device.client.platform_version.split()),
+        "xla_flags": os.environ.get("XLA_FLAGS", ""),
+    }
+    if device.platform == "gpu":
+        query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+        answer = subprocess.run(query, capture_output=True, text=True)
+        facts["driver"] = answer.stdout.strip() or "not known"
+    return facts
+
+
+def _torch_side(how: str) -> tuple[Any, str]:
+    """Returns torch on this device, or None, and its version or why there is none."""
+    if how == "none":
+        return None, "not asked for"
+    if importlib.util.find_spec("torch") is None:
+        return None, "not installed"
+    from benchmarks.torch_training import Torch, version
+
+    device, facts = version(jax.default_backend())
+    if device is None:
+        return None, facts
+    # Its compiler needs minutes for a processor.
+    compiled = how == "compile" and device != "cpu"
+    return Torch(device, compiled), f"{facts}, {'compiled' if compiled else 'eager'}"
+
+
+def _layers(record: Record, sizes: Sizes, torch: Any) -> None:
+    timing: dict[str, Any] = dict(rounds=sizes.rounds, seconds=sizes.seconds)
+    n = sizes.product
+    a = jnp.asarray(np.random.default_rng(0).standard_normal((n, n)), jnp.bfloat16)
+    product = Side(lambda: _product(a, a), jax.block_until_ready)
+    rate = 2 * n**3 / medians({"jax": product}, **timing)["jax"]
+    record.put("device", "products_per_second", rate)
+    _log.info("matrix products: %.3g teraflops", rate / 1e12)
+    sides = {
+        form: tuple(map(_side, programs.dilated_stages(form, **sizes.stages)))
+        for form in ("direct", "phases")
+    }
+    _put_both(record, "dilated_stages", sides, timing)
+    sides = {"jax": tuple(map(_side, programs.encoding(**sizes.encoding)))}
+    if torch is not None:
+        sides["torch"] = torch.encoding(**sizes.encoding)
+    _put_both(record, "encoding", sides, timing)
+
+
+@jax.jit
+def _product(a: jax.Array, b: jax.Array) -> jax.Array:
+    return a @ b
+
+
+def _side(program: programs.Program) -> Side:
+    compiled = program.compile()
+    arguments = programs.random_arrays(program.arguments)
+    return Side(lambda: compiled(*arguments), jax.block_until_ready)
+
+
+def _put_both(
+    record: Record, section: str, sides: dict[str, Any], timing: dict[str, Any]
+) -> None:
+    """Times pairs of sides, forward and with gradients."""
+    forward = medians({name: pair[0] for name, pair in sides.items()}, **timing)
+    gradients = medians({name: pair[1] for name, pair in sides.items()}, **timing)
+    for name in sides:
+        times = (1e3 * forward[name], 1e3 * gradients[name])
+        record.put(section, name, dict(zip(("forward_ms", "gradients_ms"), times)))
+        _log.info("%s, %s: %.2f and %.2f ms", section, name, *times)
+
+
+def _network(part: str, record: Record, sizes: Sizes, torch: Any) -> None:
+    """Measures inference and training: alone at first, then in turns with torch."""
+    network = sizes.networks[part]
+    timing: dict[str, Any] = dict(rounds=sizes.rounds, seconds=sizes.seconds)
+    stages = record.data.get("dilated_stages", {})
+    # The networks take the form that was quicker in this run.
+    dilation = min(stages, key=lambda f: stages[f]["gradients_ms"], default="auto")
+    rate = record.data["device"].get("products_per_second")
+    ours: dict[str, Side] = {}
+    facts: dict[str, dict[str, Any]] = {}
+
+    def put(work: str, side: str, seconds: float, more: dict[str, Any]) -> None:
+        row = {**_row(network, work, seconds, rate), "side": side, **more}
+        record.put("networks", f"{part} {work} {side}", row)
+        _log.info("%s %s, %s: %.1f ms", part, work, side, 1e3 * seconds)
+
+    # Inference first: the device counts its peak of memory from the start.
+    for work in WORKS:
+        program = _program(work, network, dilation)
+        compiled = program.compile()
+        ours[work] = _stepping(work, compiled, program.arguments)
+        seconds = medians({"jax": ours[work]}, **timing)["jax"]
+        facts[work] = {"dilation": dilation, **_peak(compiled)}
+        put(work, "jax", seconds, facts[work])
+    if torch is None:
+        return
+    for work in WORKS:
+        torch.start_peak()
+        images = _images(network.batch(work), network.size)
+        theirs = torch.side(work, network.backbone, *images)
+        both = medians({"jax": ours[work], "torch": theirs}, **timing)
+        put(work, "jax", both["jax"], facts[work])
+        put(work, "torch", both["torch"], dict(peak_bytes=torch.peak_bytes()))
+
+
+def _program(work: str, network: Network, dilation: str) -> programs.Program:
+    make = programs.training if work == "training" else programs.inference
+    return make(
+        size=network.size,
+        batch=network.batch(work),
+        dtype=jnp.bfloat16,
+        backbone=network.backbone,
+        dilation=dilation,
+    )
+
+
+def _stepping(work: str, compiled: jax.stages.Compiled, shapes: Any) -> Side:
+    """Returns a side that calls a program; training goes on with its own state."""
+    first, *others = programs.random_arrays(shapes)
+    if work == "inference":
+        return Side(lambda: compiled(first, *others), jax.block_until_ready)
+    state = first
+
+    def step() -> Any:
+        nonlocal state
+        state, metrics = compiled(state, *others)
+        return metrics
+
+    return Side(step, jax.block_until_ready)
+
+
+def _images(batch: int, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (batch, *size, 3), np.uint8)
+    return images, rng.integers(0, programs.CLASSES, (batch, *size), np.int32)
+
+
+def _peak(compiled: jax.stages.Compiled) -> dict[str, Any]:
+    """Returns the peak of memory, as the device counted it, or as the compiler says."""
+    counted = jax.devices()[0].memory_stats()
+    if counted and "peak_bytes_in_use" in counted:
+        return dict(peak_bytes=counted["peak_bytes_in_use"], peak_by="device")
+    return dict(peak_bytes=programs.compiled_memory(compiled).peak, peak_by="compiler")
+
+
+def _row(
+    network: Network, work: str, seconds: float, rate: float | None
+) -> dict[str, Any]:
+    height, width = network.size
+    costs = model_costs(
+        "encnet",
+        size=height,
+        num_classes=programs.CLASSES,
+        backbone=network.backbone,
+        aux_head=work == "training",
+    )
+    # Gradients take two products where the forward pass has one. The costs are in
+    # proportion to the pixels, but for a few vectors.
+    passes = 3 if work == "training" else 1
+    operations = 2 * passes * costs.layers * width / height
+    images_per_second = network.batch(work) / seconds
+    return dict(
+        backbone=network.backbone,
+        height=height,
+        width=width,
+        work=work,
+        batch=network.batch(work),
+        images_per_second=images_per_second,
+        share=images_per_second * operations / rate if rate else None,
+    )

@@ -1,0 +1,197 @@
+"""Training and inference of EncNet in plain PyTorch: the other side of the timings.
+
+channels_last, autocast to bfloat16 and, if asked for, `torch.compile`: what one gets
+without kernels of one's own.
+"""
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from benchmarks.timing import Side
+from benchmarks.torch_encnet import EncNet, Encoding
+from encnet_jax.data.classes import ADE20K, IGNORE_LABEL
+from encnet_jax.models.resnet import BACKBONES, stage_layout
+
+CLASSES = ADE20K.num_classes
+
+
+class TrainedEncNet(EncNet):
+    """EncNet on any ResNet of bottlenecks, with what training needs.
+
+    Maps normalised images (b, 3, h, w) to logits of their size, presence and, in
+    training, the logits of the auxiliary head.
+    """
+
+    def __init__(self, backbone, classes=CLASSES):
+        super().__init__(classes)
+        depth, channels = BACKBONES[backbone], 128
+        layout = stage_layout(8, depth.dilated)
+        for number, (blocks, how) in enumerate(zip(depth.blocks, layout)):
+            planes = 64 * 2**number
+            stage = self.pretrained._stage(channels, planes, blocks, *how)
+            setattr(self.pretrained, f"layer{number + 1}", stage)
+            channels = 4 * planes
+        self.auxlayer = nn.Module()
+        self.auxlayer.conv5 = nn.Sequential(
+            nn.Conv2d(1024, 256, 3, 1, 1, bias=False),
+            nn.BatchNorm2d(256),
+            nn.ReLU(inplace=True),
+            nn.Dropout(0.1),
+            nn.Conv2d(256, classes, 1),
+        )
+
+    def forward(self, images):
+        trunk, context = self.pretrained, self.head.encmodule
+        x = F.relu(trunk.bn1(trunk.conv1(images)), inplace=True)
+        x = trunk.layer2(trunk.layer1(F.max_pool2d(x, 3, 2, 1)))
+        stage3 = trunk.layer3(x)
+        x = self.head.conv5(trunk.layer4(stage3))
+        encoded = context.encoding(x).mean(1)
+        x = F.relu(x + x * context.fc(encoded)[..., None, None])
+        auxiliary = None
+        if self.training:
+            auxiliary = self.upsampled(self.auxlayer.conv5(stage3), images)
+        logits = self.upsampled(self.head.conv6(x), images)
+        return logits, context.selayer(encoded), auxiliary
+
+    def upsampled(self, logits, images):
+        return F.interpolate(
+            logits, images.shape[2:], mode="bilinear", align_corners=True
+        )
+
+
+class Torch:
+    """A device, and whether programs are compiled for it."""
+
+    def __init__(self, device, compiled):
+        self.device, self.compiled = torch.device(device), compiled
+        mean, std = (torch.tensor(v, device=device) for v in (ADE20K.mean, ADE20K.std))
+        self.scale = (1 / (255 * std))[:, None, None]
+        self.offset = (mean / std)[:, None, None]
+        # Sizes do not change: let cuDNN try what is quickest.
+        torch.backends.cudnn.benchmark = True
+
+    def side(self, work, backbone, images, labels):
+        """Returns training or inference of a new EncNet.
+
+        Args:
+            work: `"training"` or `"inference"`.
+            backbone: A ResNet of bottlenecks, or `"tiny"`.
+            images: uint8 (b, h, w, 3).
+            labels: int32 (b, h, w).
+        """
+        network = TrainedEncNet(backbone)
+        network.to(self.device, memory_format=torch.channels_last)
+        # (b, 3, h, w) with the channels last in memory.
+        images = torch.from_numpy(images).to(self.device).permute(0, 3, 1, 2)
+        if work == "training":
+            labels = torch.from_numpy(labels).to(self.device)
+            return self._training(network.train(), images, labels)
+        return self._inference(network.eval(), images)
+
+    def _training(self, network, images, labels):
+        """SGD with the losses of the paper."""
+        head = [p for n, p in network.named_parameters() if "pretrained" not in n]
+        groups = [
+            {"params": network.pretrained.parameters(), "lr": 0.01},
+            {"params": head, "lr": 0.1},
+        ]
+        sgd = torch.optim.SGD(groups, momentum=0.9, weight_decay=1e-4)
+        loss = self._program(
+            lambda images, labels: _loss(network(self._normalised(images)), labels)
+        )
+
+        def step():
+            sgd.zero_grad(set_to_none=True)
+            with self._autocast():
+                total = loss(images, labels.long())
+            total.backward()
+            sgd.step()
+            return total
+
+        return Side(step, self.wait)
+
+    def _inference(self, network, images):
+        """The labels of whole images."""
+        labels = self._program(
+            lambda images: network(self._normalised(images))[0].argmax(1).byte()
+        )
+
+        def call():
+            with torch.inference_mode(), self._autocast():
+                return labels(images)
+
+        return Side(call, self.wait)
+
+    def encoding(self, *, batch, pixels, channels):
+        """Returns the encoding layer, forward, and with its gradients."""
+        layer = Encoding(channels, 32).to(self.device)
+        size = (batch, channels, pixels, pixels)
+        x = torch.randn(size, device=self.device, dtype=torch.bfloat16)
+        x = x.contiguous(memory_format=torch.channels_last).requires_grad_()
+        program = self._program(layer)
+
+        def forward():
+            with torch.inference_mode(), self._autocast():
+                return program(x)
+
+        def gradients():
+            with self._autocast():
+                result = program(x)
+            return torch.autograd.grad(
+                result, [x, *layer.parameters()], torch.ones_like(result)
+            )
+
+        return Side(forward, self.wait), Side(gradients, self.wait)
+
+    def start_peak(self):
+        """Counts the peak of memory from now on."""
+        if self.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats()
+
+    def peak_bytes(self):
+        """Returns the peak of memory, or None where it is not counted."""
+        if self.device.type == "cuda":
+            return torch.cuda.max_memory_allocated()
+        return None
+
+    def wait(self, _):
+        """Comes back once the device is done."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize()
+
+    def _program(self, function):
+        return torch.compile(function, dynamic=False) if self.compiled else function
+
+    def _autocast(self):
+        return torch.autocast(self.device.type, torch.bfloat16)
+
+    def _normalised(self, images):
+        return images.float() * self.scale - self.offset
+
+
+def _loss(output, labels):
+    logits, presence, auxiliary = output
+    pixels = {"ignore_index": IGNORE_LABEL}
+    there = torch.zeros(len(labels), 256, device=labels.device)
+    there = there.scatter(1, labels.flatten(1), 1.0)[:, : presence.shape[1]]
+    return (
+        F.cross_entropy(logits.float(), labels, **pixels)
+        + 0.2 * F.binary_cross_entropy_with_logits(presence.float(), there)
+        + 0.2 * F.cross_entropy(auxiliary.float(), labels, **pixels)
+    )
+
+
+def version(platform):
+    """Returns what of torch can be measured beside JAX on a platform, or why not.
+
+    Returns:
+        The device, or None, and the version or the reason.
+    """
+    known = f"{torch.__version__}, CUDA {torch.version.cuda}"
+    if platform == "cpu":
+        return "cpu", known
+    if platform == "gpu" and torch.cuda.is_available():
+        return "cuda", f"{known}, cuDNN {torch.backends.cudnn.version()}"
+    return None, f"{known}: sees no {platform}"

@@ -1,0 +1,203 @@
+"""The benchmarks run to their end, and time what they say."""
+
+import importlib.util
+import json
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+from flax import nnx
+
+from benchmarks import timing
+from encnet_jax.models import create_model
+from encnet_jax.pretrained import load_torch_weights
+from tests.commands import ROOT, environment, errors
+from tests.drawn import drawn
+
+
+@pytest.fixture(scope="module")
+def bench(tmp_path_factory):
+    """Returns a function that runs a benchmark where TensorFlow cannot be imported."""
+    without = tmp_path_factory.mktemp("without")
+    (without / "tensorflow.py").write_text("raise ImportError('not installed')\n")
+    env = {**environment(), "PYTHONPATH": f"{without}:{ROOT}"}
+
+    def run(name, *arguments):
+        return subprocess.run(
+            [sys.executable, "-m", f"benchmarks.{name}", *map(str, arguments)],
+            cwd=ROOT,
+            env=env,
+            capture_output=True,
+            text=True,
+            timeout=600,
+        )
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def measured(bench, tmp_path_factory):
+    """Returns the output and the path of the file of a small run."""
+    path = tmp_path_factory.mktemp("results") / "folder" / "small.json"
+    result = bench(
+        "accelerator", "--small", "--torch=none", "--minutes=9", f"--output={path}"
+    )
+    assert result.returncode == 0, result.stderr
+    return result.stdout, path
+
+
+def test_small_run_has_every_measurement(measured):
+    printed, path = measured
+    found = json.loads(path.read_text())
+    assert found["left_out"] == found["failed"] == {}
+    assert found["device"]["small"] is True
+    assert found["device"]["jax"] == jax.__version__
+    assert found["device"]["torch"] == "not asked for"
+    assert found["device"]["products_per_second"] > 0
+    layers = {**found["dilated_stages"], "encoding": found["encoding"]["jax"]}
+    assert layers.keys() == {"direct", "phases", "encoding"}
+    assert all(t["gradients_ms"] > t["forward_ms"] > 0 for t in layers.values())
+    rows = found["networks"]
+    assert {row["work"] for row in rows.values()} == {"inference", "training"}
+    for row in rows.values():
+        assert row["images_per_second"] > 0 and row["share"] > 0
+        assert row["peak_bytes"] > 2**20
+        assert row["dilation"] in ("direct", "phases")
+        assert f"| tiny 32x48 | {row['work']} | 2 | jax | " in printed
+
+
+def test_resumed_run_measures_nothing_again(bench, measured):
+    _, path = measured
+    before = json.loads(path.read_text())
+    result = bench("accelerator", "--small", "--resume", f"--output={path}")
+    assert result.returncode == 0, result.stderr
+    assert json.loads(path.read_text()) == before
+
+
+def test_what_there_is_no_time_for_is_left_out_and_named(bench, tmp_path):
+    path = tmp_path / "none.json"
+    result = bench("accelerator", "--small", "--minutes=0", f"--output={path}")
+    assert result.returncode == 0, result.stderr
+    left_out = json.loads(path.read_text())["left_out"]
+    assert left_out.keys() == {"layers", "tiny-32x48"}
+    for part in left_out:
+        assert f"{part}: left out, not done after 0 minutes" in result.stdout
+
+
+def test_full_sizes_need_an_accelerator(bench, tmp_path):
+    result = bench("accelerator", f"--output={tmp_path / 'cpu.json'}")
+    assert result.returncode == 2
+    assert errors(result) == [
+        "error: no accelerator: JAX sees only the CPU; allowed is --small"
+    ]
+
+
+def test_memory_falls_with_the_parts_of_a_batch(bench, tmp_path):
+    path = tmp_path / "memory.json"
+    # One after the other: the second run keeps the row of the first.
+    for name in ("float32-keep-1", "float32-keep-4"):
+        result = bench("memory", "--small", f"--only={name}", f"--output={path}")
+        assert result.returncode == 0, result.stderr
+        assert f"| {name} | " in result.stdout
+    rows = json.loads(path.read_text())["bytes"]
+    whole, parts = rows["float32-keep-1"], rows["float32-keep-4"]
+    assert parts["temporary"] < 0.5 * whole["temporary"]
+    assert parts["arguments"] == whole["arguments"]
+    # The state is donated: its room is counted once.
+    for row in rows.values():
+        assert row["peak"] < row["arguments"] + row["outputs"] + row["temporary"]
+
+
+def test_unknown_setting_of_memory_is_named(bench):
+    result = bench("memory", "--only=float16")
+    assert result.returncode == 2
+    assert "--only=float16: allowed are float32-keep-1, " in errors(result)[0]
+
+
+def test_sides_take_turns_and_the_median_counts(monkeypatch):
+    now, log = 0.0, []
+
+    def side(name, durations):
+        durations = iter(durations)
+
+        def call():
+            nonlocal now
+            now += next(durations)
+            log.append(name)
+
+        return timing.Side(call, lambda result: None)
+
+    monkeypatch.setattr(timing.time, "perf_counter", lambda: now)
+    # Two calls to warm up, the second of which says how many make a turn.
+    sides = {
+        "slow": side("slow", [9, 4, 1, 8, 3]),
+        "quick": side("quick", [9, 2, 1, 3, 5, 5, 1, 1]),
+    }
+    assert timing.medians(sides, rounds=3, seconds=4) == {"slow": 3, "quick": 2}
+    assert log[4:] == ["slow", "quick", "quick"] * 3
+
+
+@pytest.fixture(scope="module")
+def networks():
+    """Returns the plain network in torch, and ours with its weights."""
+    pytest.importorskip("torch")
+    from benchmarks.torch_encnet import random_weights
+    from benchmarks.torch_training import TrainedEncNet
+
+    theirs = TrainedEncNet("tiny", 5)
+    ours = drawn(create_model, "encnet", num_classes=5, backbone="tiny")
+    load_torch_weights(ours, random_weights(theirs), "pytorch-encoding")
+    return ours, theirs
+
+
+def test_network_in_torch_is_the_same(networks):
+    import torch
+
+    ours, theirs = networks
+    image = np.random.default_rng(0).standard_normal((1, 33, 49, 3), np.float32)
+    theirs.eval()
+    ours.eval()
+    with torch.no_grad():
+        logits, presence, _ = theirs(torch.from_numpy(image).permute(0, 3, 1, 2))
+    graphdef, state = nnx.split(ours)
+    output = jax.jit(lambda s, x: nnx.merge(graphdef, s)(x))(state, image)
+    for actual, expected in (
+        (output.logits, logits.permute(0, 2, 3, 1)),
+        (output.presence, presence),
+    ):
+        expected = expected.numpy()
+        np.testing.assert_allclose(actual, expected, atol=1e-4 * abs(expected).max())
+
+
+@pytest.mark.skipif(not importlib.util.find_spec("torch"), reason="needs torch")
+@pytest.mark.parametrize("backbone", ["resnet50", "resnet101"])
+def test_networks_have_as_many_weights_as_those_in_torch(backbone):
+    import torch
+
+    from benchmarks.torch_training import TrainedEncNet
+
+    with torch.device("meta"):
+        theirs = sum(p.numel() for p in TrainedEncNet(backbone).parameters())
+    ours = nnx.eval_shape(
+        lambda: create_model("encnet", num_classes=150, backbone=backbone)
+    )
+    params = jax.tree.leaves(nnx.state(ours, nnx.Param))
+    assert theirs == sum(leaf.size for leaf in params)
+
+
+@pytest.mark.skipif(not importlib.util.find_spec("torch"), reason="needs torch")
+@pytest.mark.parametrize("work", ["training", "inference"])
+def test_torch_side_runs(work):
+    from benchmarks.torch_training import Torch
+
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (2, 32, 32, 3), np.uint8)
+    labels = rng.integers(0, 150, (2, 32, 32), np.int32)
+    side = Torch("cpu", compiled=False).side(work, "tiny", images, labels)
+    first, second = side.call(), side.call()
+    if work == "inference":
+        assert first.shape == (2, 32, 32)
+    else:
+        assert first.item() > 0 and second.item() != first.item()

@@ -1,0 +1,79 @@
+"""Training from arrays: what people do in a notebook."""
+
+import numpy as np
+import pytest
+
+import encnet_jax
+from encnet_jax.errors import UserError
+from encnet_jax.fitting import small_config
+
+RNG = np.random.default_rng(0)
+
+
+def squares(count=12, size=32):
+    """Returns pictures of a bright square on dark ground, and where it is."""
+    images = RNG.integers(0, 60, (count, size, size, 3), np.uint8)
+    labels = np.zeros((count, size, size), np.uint8)
+    for number in range(count):
+        top, left = RNG.integers(0, size // 2, 2)
+        box = np.s_[number, top : top + size // 2, left : left + size // 2]
+        images[box] += 150
+        labels[box] = 1
+    labels[:, 0, 0] = 255
+    return images, labels
+
+
+def tiny(config):
+    config.model.update(
+        dict(backbone="tiny", stem="plain", width=8, head_channels=16, num_codes=4)
+    )
+    config.mesh.data = 1
+    config.total_steps = config.eval_every = config.checkpoint_every = 60
+    config.batch_size = 8
+    config.optimizer.warmup_steps = 5
+    config.data.scale_range = (1.0, 1.0)
+    return config
+
+
+def test_three_lines_from_pictures_to_predictions(tmp_path):
+    images, labels = squares()
+    config = tiny(small_config(images, labels))
+    segmenter = encnet_jax.fit(
+        images, labels, config, class_names=("ground", "square"), workdir=tmp_path
+    )
+    found = np.stack([segmenter(image).labels for image in images])
+    known = labels != 255
+    assert (found == labels)[known].mean() > 0.9
+    assert segmenter.info.class_names == ("ground", "square")
+    assert (tmp_path / "metrics.jsonl").exists()
+
+
+@pytest.mark.parametrize(
+    ("images", "labels", "message"),
+    [
+        (np.zeros((2, 8, 8, 3)), np.zeros((2, 8, 8), int), "images: float64"),
+        (np.zeros((2, 8, 8), np.uint8), np.zeros((2, 8, 8), int), "images: uint8"),
+        (np.zeros((2, 8, 8, 3), np.uint8), np.zeros((2, 8, 9), int), "labels: "),
+        (np.zeros((2, 8, 8, 3), np.uint8), np.zeros((2, 8, 8)), "labels: float64"),
+        (np.zeros((2, 8, 8, 3), np.uint8), np.full((2,), -1), "labels: int64, -1"),
+        (np.zeros((0, 8, 8, 3), np.uint8), np.zeros((0,), int), "at least one"),
+    ],
+)
+def test_arrays_that_do_not_fit_are_named(images, labels, message, tmp_path):
+    with pytest.raises(UserError, match=message):
+        encnet_jax.fit(images, labels, workdir=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_class_without_a_name_is_refused(tmp_path):
+    images, labels = squares(2)
+    labels[0, 5, 5] = 2
+    with pytest.raises(UserError, match="class 2; 2 names"):
+        encnet_jax.fit(images, labels, class_names=("a", "b"), workdir=tmp_path)
+
+
+def test_images_in_classes_get_a_classifier_config():
+    images, labels = squares(4)
+    config = small_config(images, np.arange(4))
+    assert config.model.name == "encnet14" and config.data.pad == 4
+    assert small_config(images, labels).model.name == "encnet"
