@@ -45,7 +45,9 @@ def main(arguments: list[str]) -> None:
     for name in _ONLY.value:
         if name not in SETTINGS:
             raise UserError(f"--only={name}: allowed are {', '.join(SETTINGS)}")
-    network = dict(backbone=_BACKBONE.value, crop=_CROP.value, batch=_BATCH.value)
+    network: dict[str, Any] = dict(
+        backbone=_BACKBONE.value, crop=_CROP.value, batch=_BATCH.value
+    )
     sizes: dict[str, int] = {}
     if _SMALL.value:
         network = dict(backbone="tiny", crop=32, batch=4)

@@ -138,7 +138,8 @@ def dilated_stages(
             rngs=nnx.Rngs(0),
         )
     )
-    graphdef, params, rest = nnx.split(network, nnx.Param, ...)
+    parts: Any = nnx.split(network, nnx.Param, ...)
+    graphdef, params, rest = parts
 
     def forward(params: nnx.State, rest: nnx.State, x: jax.Array) -> jax.Array:
         for stage in nnx.merge(graphdef, params, rest, copy=True).stages[2:]:
@@ -194,7 +195,9 @@ def _encnet(dtype: DTypeLike, settings: dict[str, Any]) -> nnx.Module:
 
 
 def _both_ways(
-    forward: Callable[..., jax.Array], arguments: tuple[Any, ...], varied: tuple
+    forward: Callable[..., jax.Array],
+    arguments: tuple[Any, ...],
+    varied: tuple[int, ...],
 ) -> tuple[Program, Program]:
     """Returns a function, and the same with its gradients by some arguments."""
     change = jax.eval_shape(forward, *arguments)

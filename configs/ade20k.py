@@ -38,6 +38,8 @@ def get_config(backbone: str = "r50") -> ConfigDict:
     config.model.backbone = {"r50": "resnet50", "r101": "resnet101"}[backbone]
     config.model.weights = IMAGENET_WEIGHTS[config.model.backbone]
     config.data.name = "ade20k"
+    # Images of many sizes in windows of one: a single program is compiled.
+    config.evaluation.mode = "slide"
     if backbone == "r101":
         config.data.base_size = 640
         config.data.crop_size = 576

@@ -26,6 +26,8 @@ def get_config(backbone: str = "r50") -> ConfigDict:
     config.model.backbone = {"r50": "resnet50", "r101": "resnet101"}[backbone]
     config.model.weights = IMAGENET_WEIGHTS[config.model.backbone]
     config.data.name = "coco_stuff"
+    # Images of many sizes in windows of one: a single program is compiled.
+    config.evaluation.mode = "slide"
     config.data.base_size = 640  # the long side of most images
     config.data.crop_size = 512
     return config

@@ -30,5 +30,7 @@ def get_config(backbone: str = "r50") -> ConfigDict:
     if backbone == "r18":
         config.model.stem = "plain"
     config.data.name = "folder"
+    # Images of many sizes in windows of one: a single program is compiled.
+    config.evaluation.mode = "slide"
     config.data.color_jitter = 0.2
     return config

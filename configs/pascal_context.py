@@ -46,4 +46,6 @@ def get_config(backbone: str = "r50") -> ConfigDict:
     config.model.weights = IMAGENET_WEIGHTS[config.model.backbone]
     config.model.lateral = True
     config.data.name = "pascal_context"
+    # Images of many sizes in windows of one: a single program is compiled.
+    config.evaluation.mode = "slide"
     return config

@@ -15,6 +15,10 @@ from encnet_jax.config import default
 
 def get_config(model: str = "encnet") -> ConfigDict:
     """Returns the configuration; `model` is `encnet` or a baseline."""
+    if model not in ("encnet", "fcn", "pspnet", "deeplabv3"):
+        raise ValueError(
+            f"scenes.py:{model}: allowed are encnet, fcn, pspnet, deeplabv3"
+        )
     config = default()
     config.total_steps = 600
     config.batch_size = 16

@@ -54,4 +54,6 @@ def get_config(stage: str = "aug-r50") -> ConfigDict:
         config.model.weights = f"runs/voc2012-aug-{backbone}"
     config.model.lateral = True
     config.data.name = dataset
+    # Images of many sizes in windows of one: a single program is compiled.
+    config.evaluation.mode = "slide"
     return config

@@ -80,36 +80,48 @@ def export_workdir(
     trained = load_trained(workdir, step)
     if fixed and min(fixed) < trained.smallest:
         raise UserError(f"--size={size}: at least {trained.smallest} pixels a side")
-    images = _images(1, *fixed) if fixed else _free_images(trained.smallest)
-    output.parent.mkdir(parents=True, exist_ok=True)
-    # Beside its place: a failure leaves nothing, and moving takes no time.
-    with tempfile.TemporaryDirectory(dir=output.parent, prefix=".export-") as scratch:
-        folder = Path(scratch) / "model"
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        # Beside its place: a failure leaves nothing, and moving takes no time.
+        scratch = tempfile.TemporaryDirectory(dir=output.parent, prefix=".export-")
+    except OSError as error:
+        raise UserError(f"--output={output}: {error.strerror}") from error
+    with scratch as name:
+        folder = Path(name) / "model"
         folder.mkdir()
-        path = folder / f"model.{file_format}"
-        outputs = WRITERS[file_format](trained.predict, images, path)
-        shape = images.shape if fixed else (2, *_CHECKED_SIZE, 3)
-        example = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
-        expected = jax.jit(trained.predict)(example)
-        checked = compare(READERS[file_format](path)(example), expected)
-        save_info(trained.info, folder / "classes.json")
-        text = readme(
-            trained.title,
-            trained.info,
-            images,
-            outputs,
-            smallest=trained.smallest,
-            training_size=trained.training_size,
-            checked=checked,
-            file_format=file_format,
-        )
-        (folder / "README.md").write_text(text)
-        megabytes = path.stat().st_size / 1e6
+        checked = _fill(folder, trained, file_format, fixed)
+        path = output / f"model.{file_format}"
+        megabytes = (folder / path.name).stat().st_size / 1e6
         folder.replace(output)
     return (
-        f"{trained.title} -> {output / path.name} ({megabytes:.1f} MB); "
-        f"checked against JAX: {checked}"
+        f"{trained.title} -> {path} ({megabytes:.1f} MB); compared with JAX: {checked}"
     )
+
+
+def _fill(
+    folder: Path, trained: Trained, file_format: str, size: tuple[int, int] | None
+) -> str:
+    """Writes the files of an export; returns how they compare with the model."""
+    images = _images(1, *size) if size else _free_images(trained.smallest)
+    path = folder / f"model.{file_format}"
+    outputs = WRITERS[file_format](trained.predict, images, path)
+    shape = images.shape if size else (2, *_CHECKED_SIZE, 3)
+    example = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
+    expected = jax.jit(trained.predict)(example)
+    checked = compare(READERS[file_format](path)(example), expected)
+    save_info(trained.info, folder / "classes.json")
+    text = readme(
+        trained.title,
+        trained.info,
+        images,
+        outputs,
+        smallest=trained.smallest,
+        training_size=trained.training_size,
+        checked=checked,
+        file_format=file_format,
+    )
+    (folder / "README.md").write_text(text)
+    return checked
 
 
 def load_trained(workdir: Path, step: str | int = "best") -> Trained:

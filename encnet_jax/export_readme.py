@@ -33,12 +33,12 @@ _MEANING = {
 }
 _JAX_ONLY = f"""\
 It needs JAX and NumPy alone, and runs on CPU, CUDA and TPU. Each new shape of `images`
-is compiled once. Written by JAX {jax.__version__}: JAX reads such files with versions
-up to six months newer, as it promises.
+is compiled once. JAX {jax.__version__} wrote it; JAX promises that versions up to six
+months newer read it.
 """
 _RUNTIME = """\
-Any program that runs ONNX takes it; it was checked in ONNX Runtime. `logits` may be
-left out, as above, and then need not be copied.
+Any program that runs ONNX takes it; it was checked in ONNX Runtime. Outputs that are
+not asked for, as above, are not copied.
 """
 
 
@@ -61,7 +61,8 @@ def readme(
         images: What goes in; sizes may be free.
         outputs: What comes out.
         smallest: Pixels of the shortest side that is allowed, where sizes are free.
-        training_size: Pixels of the long side of pictures in training; 0: their own.
+        training_size: Pixels of the long side of pictures in training, of both sides in
+            classification; 0: their own.
         file_format: `"stablehlo"` or `"onnx"`.
         checked: How the file was checked.
     """
@@ -85,7 +86,9 @@ def readme(
             f"b, h and w are free; h and w are at least {smallest}. The images of a "
             "call have one size, and are taken as they are, without resizing."
         )
-    if training_size:
+    if info.task == "classification":
+        notes.append(f"In training images had {training_size}x{training_size} pixels.")
+    elif training_size:
         notes.append(
             f"In training the long side of a picture had about {training_size} pixels; "
             "bring others near that first, and the labels back by nearest neighbour."

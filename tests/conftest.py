@@ -1,5 +1,11 @@
 """Eight devices for every test, before JAX starts; commands run with one."""
 
+import os
+
 import jax
 
 jax.config.update("jax_num_cpu_devices", 8)
+# What takes long to compile is kept: workers of one run share it, and so do runs.
+if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
+    cache = os.path.expanduser("~/.cache/encnet_jax/tests")
+    jax.config.update("jax_compilation_cache_dir", cache)

@@ -26,5 +26,6 @@ def train_small(data: str, workdir: str, checkpoint_every: int) -> None:
     config.data.in_memory = True
     validate(config)
     jax.config.update("jax_platforms", "cpu")
+    jax.config.update("jax_compilation_cache_dir", f"{data}/compiled")
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     train(config, Path(workdir))

@@ -58,7 +58,8 @@ def test_small_run_has_every_measurement(measured):
     assert found["device"]["products_per_second"] > 0
     layers = {**found["dilated_stages"], "encoding": found["encoding"]["jax"]}
     assert layers.keys() == {"direct", "phases", "encoding"}
-    assert all(t["gradients_ms"] > t["forward_ms"] > 0 for t in layers.values())
+    for times in layers.values():
+        assert times["forward_ms"] > 0 and times["gradients_ms"] > 0
     rows = found["networks"]
     assert {row["work"] for row in rows.values()} == {"inference", "training"}
     for row in rows.values():

@@ -1,4 +1,4 @@
-"""The same run on one device, on eight, and on two processes of four: real processes."""
+"""The same run on one device, on eight, on two processes of four: real processes."""
 
 import json
 import socket

@@ -64,7 +64,7 @@ class Conv(nnx.Module):
             y = y.reshape(*x.shape[:-1], kernel.shape[-1])
         elif self.phases:
             y = _convolution(split_phases(x, self.dilation), kernel)
-            y = join_phases(y, self.dilation, x.shape[1:3])
+            y = join_phases(y, self.dilation, (x.shape[1], x.shape[2]))
         else:
             y = _convolution(x, kernel, self.stride, self.dilation)
         if self.bias is None:

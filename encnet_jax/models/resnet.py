@@ -225,9 +225,8 @@ class ResNet(nnx.Module):
         x = max_pool(x)
         outputs = []
         for number, stage in enumerate(self.stages, start=1):
-            apply = (
-                nnx.remat(Block.__call__) if number in self.remat else Block.__call__
-            )
+            again = number in self.remat
+            apply = nnx.remat(Block.__call__) if again else Block.__call__
             for block in stage:
                 x = apply(block, x)
             outputs.append(x)
