@@ -17,13 +17,14 @@ flags.mark_flag_as_required("config")
 
 def main(arguments: list[str]) -> None:
     """Runs the training."""
-    from encnet_jax.distributed import connect_hosts
+    from encnet_jax.distributed import connect_hosts, stop_with_the_others
     from encnet_jax.training import train
 
     command.no_arguments(arguments)
     connect_hosts(_DISTRIBUTED.value)
     config, workdir = command.config_and_workdir(_CONFIG, _WORKDIR.value)
-    scores = train(config, workdir)
+    with stop_with_the_others():
+        scores = train(config, workdir)
     if scores is not None:
         (metric, value), *_ = scores.items()
         name = metric.replace("_iou", " IoU")

@@ -1,6 +1,10 @@
 """Many hosts as one machine: the processes of a run find each other."""
 
+import contextlib
 import logging
+import os
+import sys
+from collections.abc import Iterator
 
 import jax
 
@@ -38,6 +42,27 @@ def connect_hosts(value: str | None) -> None:
         raise UserError(f"--distributed={value}: {_HELP}: {error}") from error
     if jax.process_index() > 0:  # what all would say, one says
         logging.getLogger("encnet_jax").setLevel(logging.WARNING)
+
+
+@contextlib.contextmanager
+def stop_with_the_others() -> Iterator[None]:
+    """Ends this process with one line if another host of the run is gone.
+
+    At once: the usual way out waits minutes for all hosts to say goodbye.
+    """
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        if jax.process_count() == 1:
+            raise
+        first = str(error).splitlines()[0]
+        print(
+            f"error: another host of the run is gone, or cannot be reached: {first}. "
+            "The same command goes on from the newest checkpoint",
+            file=sys.stderr,
+            flush=True,
+        )
+        os._exit(1)
 
 
 def _by_hand(value: str) -> tuple[str, int, int]:

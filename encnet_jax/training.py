@@ -28,6 +28,8 @@ from encnet_jax.train_step import make_train_step
 from encnet_jax.training_loop import Loop, TrainingData
 from encnet_jax.warm_start import load_start
 
+# The start's, and how the same numbers are computed.
+_NOT_OF_THE_MODEL = ("weights", "remat", "dilation")
 _log = logging.getLogger(__name__)
 
 
@@ -197,7 +199,7 @@ def _check_workdir(config: ConfigDict, workdir: Path) -> None:
     pairs = {
         f"model.{key}": (stored.model[key], config.model[key])
         for key in config.model
-        if key != "weights"  # matters only to the first start
+        if key not in _NOT_OF_THE_MODEL
     }
     pairs["data.name"] = (stored.data.name, config.data.name)
     for key, (there, here) in pairs.items():

@@ -115,15 +115,29 @@ def test_host_that_dies_stops_the_others_within_a_minute(camvid, tmp_path):
         assert first.poll() is None and time.monotonic() < deadline
         time.sleep(0.1)
     second.kill()
-    second.wait()
+    second.communicate()
     died = time.monotonic()
     _, stderr = first.communicate(timeout=120)
     assert time.monotonic() - died < 60
     assert first.returncode != 0
-    assert "error: another host" in stderr, stderr
+    assert errors_in(stderr)[0].startswith("error: another host of the run is gone")
+    assert "Traceback" not in stderr
 
 
-@pytest.mark.parametrize("value", ["auto", "localhost", "localhost:1,2,2", "a:1,2"])
+def errors_in(stderr):
+    return [line for line in stderr.splitlines() if line.startswith("error: ")]
+
+
+def test_no_cluster_is_one_line(camvid, tmp_path):
+    process = start(camvid, tmp_path / "run", 1, "--distributed=auto")
+    _, stderr = process.communicate(timeout=200)
+    assert process.returncode == 2
+    (line,) = errors_in(stderr)
+    assert "--distributed=auto: allowed are auto (Cloud TPU" in line
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("value", ["localhost", "localhost:1,2,2", "a:1,2"])
 def test_bad_value_names_the_forms_that_are_allowed(value):
     with pytest.raises(UserError, match="--distributed=.*allowed are auto.*ADDRESS"):
         connect_hosts(value)

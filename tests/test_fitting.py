@@ -28,7 +28,7 @@ def tiny(config):
         dict(backbone="tiny", stem="plain", width=8, head_channels=16, num_codes=4)
     )
     config.mesh.data = 1
-    config.total_steps = config.eval_every = config.checkpoint_every = 60
+    config.total_steps = config.eval_every = config.checkpoint_every = 40
     config.batch_size = 8
     config.optimizer.warmup_steps = 5
     config.data.scale_range = (1.0, 1.0)

@@ -141,7 +141,9 @@ class DeepLabV3Head(nnx.Module):
         """Maps (b, h, w, features) to logits (b, h, w, num_classes)."""
         mean = x.mean((1, 2), keepdims=True, dtype=jnp.float32).astype(x.dtype)
         views = [view(x) for view in self.views]
-        image = jnp.broadcast_to(self.image(mean), views[0].shape)
+        # In float32: so is the sum over the pixels that is its gradient.
+        image = self.image(mean).astype(jnp.float32)
+        image = jnp.broadcast_to(image, views[0].shape).astype(x.dtype)
         x = self.join(jnp.concatenate([*views, image], axis=-1))
         return self.classifier(self.project(self.dropout(x)))
 

@@ -129,6 +129,9 @@ class ContextEncoding(nnx.Module):
         without the branch.
         """
         encoded = self.encode(x)
-        gate = jax.nn.sigmoid(self.gate(encoded)).astype(x.dtype)
+        gate = jax.nn.sigmoid(self.gate(encoded))
         presence = None if self.presence is None else self.presence(encoded)
-        return jax.nn.relu(x + x * gate[:, None, None, :]), presence
+        # In float32: so is the sum over the pixels that is the gradient of the gate.
+        features = x.astype(jnp.float32)
+        features = jax.nn.relu(features + features * gate[:, None, None, :])
+        return features.astype(x.dtype), presence
