@@ -14,17 +14,15 @@ import numpy as np
 from flax import nnx
 from ml_collections import ConfigDict
 
-from encnet_jax.checkpoint import Checkpoints
-from encnet_jax.config import load_config, model_settings
 from encnet_jax.data.catalogue import open_source
-from encnet_jax.data.classes import DatasetInfo, load_info
+from encnet_jax.data.classes import DatasetInfo
 from encnet_jax.data.sources import Source
 from encnet_jax.errors import UserError
 from encnet_jax.inference import eval_definition, normalise
-from encnet_jax.models import create_model
 from encnet_jax.progress import Counter
 from encnet_jax.report import save_scores
-from encnet_jax.train_state import PureDict, split_model
+from encnet_jax.train_state import PureDict
+from encnet_jax.workdir import load_workdir
 
 # (params, batch_stats, uint8 images (b, h, w, 3)) -> probabilities float32 (b, n)
 ClassifyFn = Callable[[PureDict, PureDict, Any], jax.Array]
@@ -66,7 +64,7 @@ def evaluate_classes(
         of labels and predictions, `images`; and the predictions of this host's images.
     """
     classes = source.info.num_classes
-    own = range(jax.process_index(), len(source), jax.process_count())
+    own = own_numbers(source)
     matrix = np.zeros((classes, classes), np.int64)
     predictions = []
     for start in range(0, len(own), batch_size):
@@ -92,6 +90,11 @@ def evaluate_classes(
     return scores_by_name, np.concatenate(predictions)
 
 
+def own_numbers(source: Source) -> range:
+    """Returns the numbers of the images that this host scores."""
+    return range(jax.process_index(), len(source), jax.process_count())
+
+
 def _over_hosts(matrix: np.ndarray) -> np.ndarray:
     if jax.process_count() == 1:
         return matrix
@@ -101,24 +104,6 @@ def _over_hosts(matrix: np.ndarray) -> np.ndarray:
     return np.asarray(
         multihost_utils.process_allgather(jnp.asarray(matrix, jnp.int32))
     ).sum(0, dtype=np.int64)
-
-
-def load_classifier(workdir: Path, step: str | int = "best") -> tuple[nnx.Module, int]:
-    """Returns the classifier of a workdir with its weights, and their step.
-
-    Raises:
-        UserError: No workdir, no such checkpoint, or a damaged one.
-    """
-    config = load_config(workdir / "config.json")
-    info = load_info(workdir / "classes.json")
-    # Shapes alone: the weights are replaced at once.
-    shapes = nnx.eval_shape(
-        lambda: create_model(num_classes=info.num_classes, **model_settings(config))
-    )
-    definition, params, stats = split_model(shapes)
-    checkpoints = Checkpoints(workdir, "accuracy")
-    params, stats, number = checkpoints.restore_model(params, stats, step)
-    return definition.merge(params, stats), number
 
 
 def evaluate_classes_workdir(
@@ -132,14 +117,15 @@ def evaluate_classes_workdir(
         UserError: Workdir, checkpoint, classes and split do not fit.
     """
     source = open_source(config.data.name, split, config.data.data_dir)
-    info = load_info(workdir / "classes.json")
+    trained = load_workdir(workdir, step)
+    info, number = trained.info, trained.step
     if info.class_names != source.info.class_names:
         raise UserError(
             f"{workdir} was trained on the {info.num_classes} classes of {info.name}; "
             f"{config.data.name} has other {source.info.num_classes}"
         )
-    model, number = load_classifier(workdir, step)
-    _, params, stats = split_model(model)
+    params, stats = trained.params, trained.batch_stats
+    model = trained.definition.merge(params, stats)
     counter = Counter(len(source), "images")
     results, _ = evaluate_classes(
         make_classify_fn(model, info),

@@ -11,12 +11,12 @@ import numpy as np
 from flax import nnx
 from PIL import Image, ImageOps
 
-from encnet_jax.classification import load_classifier, make_classify_fn
-from encnet_jax.config import load_config
-from encnet_jax.data.classes import DatasetInfo, load_info
+from encnet_jax.classification import make_classify_fn
+from encnet_jax.data.classes import DatasetInfo
 from encnet_jax.errors import UserError
 from encnet_jax.segmenter import distinct_names, read_image
 from encnet_jax.train_state import split_model
+from encnet_jax.workdir import load_workdir
 
 _LISTED = 3  # classes told of an image
 
@@ -62,10 +62,9 @@ class Classifier:
         Raises:
             UserError: No workdir, no such checkpoint, or a damaged one.
         """
-        workdir = Path(path)
-        model, _ = load_classifier(workdir, step)
-        size = load_config(workdir / "config.json").data.crop_size
-        return cls(model, load_info(workdir / "classes.json"), size)
+        trained = load_workdir(Path(path), step)
+        model = trained.definition.merge(trained.params, trained.batch_stats)
+        return cls(model, trained.info, trained.config.data.crop_size)
 
     def __call__(
         self, image: str | os.PathLike[str] | Image.Image | np.ndarray

@@ -6,7 +6,7 @@ from typing import NamedTuple
 from flax import nnx
 from ml_collections import ConfigDict
 
-from encnet_jax.classification import evaluate_classes, make_classify_fn
+from encnet_jax.classification import evaluate_classes, make_classify_fn, own_numbers
 from encnet_jax.data.classes import DatasetInfo
 from encnet_jax.data.sources import Source
 from encnet_jax.errors import UserError
@@ -17,6 +17,7 @@ from encnet_jax.train_state import PureDict
 from encnet_jax.train_step import LossFn
 from encnet_jax.training_loop import ValidateFn, Validation
 from encnet_jax.visualize import class_panel, prediction_panel
+from encnet_jax.workdir import metric_of
 
 _PANEL_ROWS = 4
 _PANEL_IMAGES = 64  # small ones, of a classification
@@ -34,11 +35,6 @@ class Task(NamedTuple):
     metric: str
     loss: LossFn
     validate: ValidateFn
-
-
-def metric_of(info: DatasetInfo) -> str:
-    """Returns the name of the score that tells the best checkpoint."""
-    return "accuracy" if info.task == "classification" else "mean_iou"
 
 
 def create_task(config: ConfigDict, model: nnx.Module, validation: Source) -> Task:
@@ -122,7 +118,7 @@ def _validate_classes(
     results, predictions = evaluate_classes(
         classify, params, stats, source, batch_size=config.evaluation.batch_size
     )
-    shown = [source.example(n) for n in range(min(_PANEL_IMAGES, len(source)))]
+    shown = [source.example(n) for n in own_numbers(source)[:_PANEL_IMAGES]]
     rows = [(e.image, int(e.labels), int(p)) for e, p in zip(shown, predictions)]
     return Validation(
         {key: results[key] for key in ("accuracy", "error")},

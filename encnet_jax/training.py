@@ -22,11 +22,12 @@ from encnet_jax.errors import UserError
 from encnet_jax.interruption import sole_run
 from encnet_jax.models import create_model
 from encnet_jax.sharding import create_mesh, replicated
-from encnet_jax.tasks import check_task, create_task, metric_of
+from encnet_jax.tasks import check_task, create_task
 from encnet_jax.train_state import create_train_state, split_model
 from encnet_jax.train_step import make_train_step
 from encnet_jax.training_loop import Loop, TrainingData
 from encnet_jax.warm_start import load_start
+from encnet_jax.workdir import metric_of
 
 # The start's, and how the same numbers are computed.
 _NOT_OF_THE_MODEL = ("weights", "remat", "dilation")

@@ -7,14 +7,11 @@ from typing import Any
 import jax
 from flax import nnx
 
-from encnet_jax.checkpoint import Checkpoints
-from encnet_jax.config import load_config, model_settings
-from encnet_jax.data.classes import load_info
 from encnet_jax.errors import UserError
-from encnet_jax.models import create_model
 from encnet_jax.pretrained import load_torch_weights
 from encnet_jax.torch_plan import CLASSIFIERS, shortened
 from encnet_jax.train_state import PureDict, split_model
+from encnet_jax.workdir import load_workdir
 
 
 def load_start(model: nnx.Module, weights: str, class_names: Sequence[str]) -> str:
@@ -39,15 +36,9 @@ def load_start(model: nnx.Module, weights: str, class_names: Sequence[str]) -> s
 
 
 def _load_workdir(model: nnx.Module, workdir: Path, class_names: Sequence[str]) -> str:
-    info = load_info(workdir / "classes.json")
-    stored = load_config(workdir / "config.json")
-    shapes = nnx.eval_shape(
-        lambda: create_model(num_classes=info.num_classes, **model_settings(stored))
-    )
-    _, params, stats = split_model(shapes)
-    params, stats, step = Checkpoints(workdir).restore_model(params, stats)
-    same_classes = info.class_names == tuple(class_names)
-    there = _leaves(params) | _leaves(stats)
+    trained = load_workdir(workdir)
+    same_classes = trained.info.class_names == tuple(class_names)
+    there = _leaves(trained.params) | _leaves(trained.batch_stats)
     _, params, stats = split_model(model)
     wanted = _leaves(params) | _leaves(stats)
     fresh = [
@@ -68,7 +59,7 @@ def _load_workdir(model: nnx.Module, workdir: Path, class_names: Sequence[str]) 
         if name in wanted and name not in fresh and isinstance(node, nnx.Variable):
             node.set_value(there[name])
     unused = [path for path in there if path not in wanted]
-    parts = [f"{len(wanted) - len(fresh)} arrays of step {step}"]
+    parts = [f"{len(wanted) - len(fresh)} arrays of step {trained.step}"]
     if fresh:
         parts.append(f"other classes, so left as they were: {shortened(fresh)}")
     if unused:
