@@ -30,14 +30,6 @@ from tests.data.builders import (  # noqa: E402
 from tests.data.builders.archives import jpeg, png, unpack  # noqa: E402
 
 
-def coco_files():
-    images = test_coco_stuff.image_files("train") | test_coco_stuff.image_files("val")
-    files = {f"images/{path}": content for path, content in images.items()}
-    for path, content in test_coco_stuff.label_files().items():
-        files[f"annotations/{path}"] = content
-    return files
-
-
 def own_files():
     files = {"classes.json": json.dumps(["cat", "dog", "mat"]).encode()}
     for split, count in (("train", 3), ("val", 1)):
@@ -53,13 +45,16 @@ RECIPES = {
         cityscapes.get_config,
         lambda: test_cityscapes.image_files() | test_cityscapes.label_files(),
     ),
-    "coco_stuff": (coco_stuff.get_config, coco_files),
+    "coco_stuff": (coco_stuff.get_config, test_coco_stuff.unpacked_files),
     "folder": (folder.get_config, own_files),
     "pascal_context": (
         pascal_context.get_config,
         lambda: test_pascal_context.image_files() | test_pascal_context.label_files(),
     ),
-    "voc2012-coco": (lambda: voc2012.get_config("coco-r50"), coco_files),
+    "voc2012-coco": (
+        lambda: voc2012.get_config("coco-r50"),
+        test_coco_stuff.unpacked_files,
+    ),
     "voc2012-aug": (
         lambda: voc2012.get_config("aug-r50"),
         lambda: test_voc2012.voc_files() | test_voc2012.sbd_files(),

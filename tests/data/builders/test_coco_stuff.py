@@ -70,6 +70,14 @@ def label_files():
     }
 
 
+def unpacked_files():
+    """Returns the files of all archives where people unpack them."""
+    images = image_files("train") | image_files("val")
+    return {f"images/{path}": content for path, content in images.items()} | {
+        f"annotations/{path}": content for path, content in label_files().items()
+    }
+
+
 @pytest.fixture(autouse=True)
 def _small(monkeypatch):
     for name, archive in (("TRAIN", TRAIN), ("VAL", VAL)):

@@ -26,14 +26,6 @@ from tests.data.builders import (  # noqa: E402
 from tests.data.builders.archives import unpack  # noqa: E402
 
 
-def coco_files():
-    images = test_coco_stuff.image_files("train") | test_coco_stuff.image_files("val")
-    labels = test_coco_stuff.label_files()
-    return {f"images/{path}": content for path, content in images.items()} | {
-        f"annotations/{path}": content for path, content in labels.items()
-    }
-
-
 def any_count(images, labels, count, **ends):
     return find_pairs(images, labels, None, **ends)
 
@@ -78,7 +70,7 @@ class CocoStuffTest(Case):
     BUILDER_CONFIG_NAMES_TO_TEST = ["stuff"]
     SPLITS = test_coco_stuff.COUNTS
     module = coco_stuff
-    files = staticmethod(coco_files)
+    files = staticmethod(test_coco_stuff.unpacked_files)
 
 
 class PascalContextTest(Case):
