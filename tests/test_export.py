@@ -13,7 +13,7 @@ import pytest
 
 from encnet_jax import export_formats
 from encnet_jax.checkpoint import Checkpoints
-from encnet_jax.classification import load_classifier, make_classify_fn
+from encnet_jax.classification import make_classify_fn
 from encnet_jax.config import default, model_settings, save_config
 from encnet_jax.data.classes import DatasetInfo, distinct_colors, load_info, save_info
 from encnet_jax.errors import UserError
@@ -23,6 +23,7 @@ from encnet_jax.models import create_model
 from encnet_jax.models.layers import adaptive_average_pool, max_pool, resize_bilinear
 from encnet_jax.optimizer import create_optimizer
 from encnet_jax.train_state import create_train_state, split_model
+from encnet_jax.workdir import load_workdir
 from tests.commands import environment, errors, run
 from tests.drawn import drawn
 
@@ -173,10 +174,10 @@ def test_classifier_gives_probabilities(tmp_path):
     export_workdir(workdir, output)
     images = images_of(2, 32, 32)
     found = export_formats.read_stablehlo(output / "model.stablehlo")(images)
-    model, _ = load_classifier(workdir)
-    _, params, stats = split_model(model)
-    classify = make_classify_fn(model, load_info(workdir / "classes.json"))
-    expected = np.asarray(classify(params, stats, images))
+    trained = load_workdir(workdir)
+    model = trained.definition.merge(trained.params, trained.batch_stats)
+    classify = make_classify_fn(model, trained.info)
+    expected = np.asarray(classify(trained.params, trained.batch_stats, images))
     np.testing.assert_allclose(found["probabilities"], expected, atol=1e-6)
     np.testing.assert_array_equal(found["labels"], expected.argmax(-1))
     assert load_info(output / "classes.json").task == "classification"
