@@ -197,7 +197,7 @@ def _network(part: str, record: Record, sizes: Sizes, torch: Any) -> None:
     timing: dict[str, Any] = dict(rounds=sizes.rounds, seconds=sizes.seconds)
     stages = record.data.get("dilated_stages", {})
     # The networks take the form that was quicker in this run.
-    dilation = min(stages, key=lambda f: stages[f]["gradients_ms"], default="auto")
+    form = min(stages, key=lambda f: stages[f]["gradients_ms"], default="auto")
     rate = record.data["device"].get("products_per_second")
     ours: dict[str, Side] = {}
     facts: dict[str, dict[str, Any]] = {}
@@ -209,11 +209,11 @@ def _network(part: str, record: Record, sizes: Sizes, torch: Any) -> None:
 
     # Inference first: the device counts its peak of memory from the start.
     for work in WORKS:
-        program = _program(work, network, dilation)
+        program = _program(work, network, form)
         compiled = program.compile()
         ours[work] = _stepping(work, compiled, program.arguments)
         seconds = medians({"jax": ours[work]}, **timing)["jax"]
-        facts[work] = {"dilation": dilation, **_peak(compiled)}
+        facts[work] = {"convolution": form, **_peak(compiled)}
         put(work, "jax", seconds, facts[work])
     if torch is None:
         return
@@ -226,14 +226,14 @@ def _network(part: str, record: Record, sizes: Sizes, torch: Any) -> None:
         put(work, "torch", both["torch"], dict(peak_bytes=torch.peak_bytes()))
 
 
-def _program(work: str, network: Network, dilation: str) -> programs.Program:
+def _program(work: str, network: Network, form: str) -> programs.Program:
     make = programs.training if work == "training" else programs.inference
     return make(
         size=network.size,
         batch=network.batch(work),
         dtype=jnp.bfloat16,
         backbone=network.backbone,
-        dilation=dilation,
+        convolution=form,
     )
 
 

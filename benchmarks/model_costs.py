@@ -54,7 +54,7 @@ def model_costs(name: str, *, size: int, **settings: Any) -> Costs:
         size: Height and width in pixels.
         **settings: Of `create_model`.
     """
-    model = nnx.eval_shape(lambda: create_model(name, **settings))
+    model = nnx.eval_shape(lambda: create_model(name, convolution="direct", **settings))
     model.eval()
     graphdef, state = nnx.split(model)
 

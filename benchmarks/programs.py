@@ -18,6 +18,7 @@ from encnet_jax.data.classes import ADE20K
 from encnet_jax.inference import make_labelling_fn
 from encnet_jax.losses import segmentation_loss
 from encnet_jax.models import create_model
+from encnet_jax.models.convolution import use_form
 from encnet_jax.models.encoding import Encoding
 from encnet_jax.models.resnet import ResNet
 from encnet_jax.optimizer import create_optimizer, poly_schedule
@@ -130,14 +131,9 @@ def dilated_stages(
         pixels: Height and width of the features.
     """
     network = nnx.eval_shape(
-        lambda: ResNet(
-            backbone,
-            width=width,
-            dilation=form,
-            dtype=jnp.bfloat16,
-            rngs=nnx.Rngs(0),
-        )
+        lambda: ResNet(backbone, width=width, dtype=jnp.bfloat16, rngs=nnx.Rngs(0))
     )
+    use_form(network, form)
     parts: Any = nnx.split(network, nnx.Param, ...)
     graphdef, params, rest = parts
 

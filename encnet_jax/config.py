@@ -52,12 +52,12 @@ def default() -> ConfigDict:
     model.aux_head = True  # FCN head on stage 3
     model.output_stride = 8  # 8, 16 or 32
     model.width = 64  # channels of the first stage
-    # Dilated convolutions: as they are (direct), or plain ones on phases; auto: by
-    # platform.
-    model.dilation = "auto"
     model.remat = ()  # stages computed again in the backward pass, to save memory
     model.head_channels = 512  # width of the head
     model.dropout = 0.1  # before the classifiers
+    # How 3x3 convolutions are computed: direct, phases (the dilated ones), winograd;
+    # auto: by platform.
+    model.convolution = "auto"
     model.scale_drop = False  # encnet14: draw the scales anew in every step
     model.unbiased_running_var = False  # mmsegmentation: True
     # Where training starts: a .pth or .safetensors file or hf://... for the backbone,

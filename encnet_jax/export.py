@@ -134,8 +134,7 @@ def load_trained(workdir: Path, step: str | int = "best") -> Trained:
     info = load_info(workdir / "classes.json")
     classifies = info.task == "classification"
     config.model.dtype = "float32"
-    if not classifies:
-        config.model.dilation = "direct"  # others have kernels of their own for it
+    config.model.convolution = "direct"  # the compilers of others choose their own
     # Shapes alone: the weights are replaced at once.
     shapes = nnx.eval_shape(
         lambda: create_model(num_classes=info.num_classes, **model_settings(config))

@@ -12,7 +12,8 @@ from jax.typing import ArrayLike
 
 from encnet_jax.canvas import CanvasFactory, Layout
 from encnet_jax.data.classes import IMAGENET_MEAN, IMAGENET_STD
-from encnet_jax.models.layers import resize_bilinear
+from encnet_jax.models.encnet import SegmentationOutput
+from encnet_jax.models.resizing import argmax_resized, resize_bilinear
 from encnet_jax.sharding import mesh_of, replicated
 from encnet_jax.sliding import finished_images, joined, paired
 from encnet_jax.train_state import ModelDef, PureDict, split_model
@@ -62,21 +63,37 @@ def whole_image_logits(
     Returns:
         Logits (b, h, w, n), float32, and class presence probabilities (b, n) or None.
     """
-    size = (images.shape[1], images.shape[2])
-    inputs = images.astype(jnp.float32)
+    inputs = _inputs(images, mean, std, base_size, align_corners)
+    output = model(inputs)
+    logits = output.logits.astype(jnp.float32)
+    logits = resize_bilinear(logits, _size(images), align_corners=align_corners)
+    return logits, _presence(output)
+
+
+def _inputs(
+    images: jax.Array,
+    mean: Sequence[float],
+    std: Sequence[float],
+    base_size: int,
+    align_corners: bool,
+) -> jax.Array:
     inputs = resize_bilinear(
-        inputs,
-        working_size(size, base_size),
+        images.astype(jnp.float32),
+        working_size(_size(images), base_size),
         align_corners=align_corners,
         antialias=not align_corners,
     )
-    output = model(normalise(inputs, mean, std))
-    logits = output.logits.astype(jnp.float32)
-    logits = resize_bilinear(logits, size, align_corners=align_corners)
-    presence = None
-    if output.presence is not None:
-        presence = jax.nn.sigmoid(output.presence.astype(jnp.float32))
-    return logits, presence
+    return normalise(inputs, mean, std)
+
+
+def _size(images: jax.Array) -> tuple[int, int]:
+    return images.shape[1], images.shape[2]
+
+
+def _presence(output: SegmentationOutput) -> jax.Array | None:
+    if output.presence is None:
+        return None
+    return jax.nn.sigmoid(output.presence.astype(jnp.float32))
 
 
 class Labelling(NamedTuple):
@@ -109,15 +126,15 @@ def make_labelling_fn(
 
     @jax.jit
     def label(params: PureDict, stats: PureDict, images: jax.Array) -> Labelling:
-        logits, presence = whole_image_logits(
-            definition.merge(params, stats),
-            images,
-            mean=mean,
-            std=std,
-            base_size=base_size,
-            align_corners=align_corners,
+        segmenter: Any = definition.merge(params, stats)
+        inputs = _inputs(images, mean, std, base_size, align_corners)
+        output = segmenter.coarse(inputs)
+        labels = argmax_resized(
+            output.logits,
+            [_size(inputs), _size(images)],
+            [segmenter.align_corners, align_corners],
         )
-        return Labelling(logits.argmax(-1).astype(jnp.uint8), presence)
+        return Labelling(labels, _presence(output))
 
     return label
 

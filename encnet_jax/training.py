@@ -30,7 +30,7 @@ from encnet_jax.warm_start import load_start
 from encnet_jax.workdir import metric_of
 
 # The start's, and how the same numbers are computed.
-_NOT_OF_THE_MODEL = ("weights", "remat", "dilation")
+_NOT_OF_THE_MODEL = ("weights", "remat", "convolution")
 _log = logging.getLogger(__name__)
 
 

@@ -65,7 +65,7 @@ def test_small_run_has_every_measurement(measured):
     for row in rows.values():
         assert row["images_per_second"] > 0 and row["share"] > 0
         assert row["peak_bytes"] > 2**20
-        assert row["dilation"] in ("direct", "phases")
+        assert row["convolution"] in ("direct", "phases")
         assert f"| tiny 32x48 | {row['work']} | 2 | jax | " in printed
 
 

@@ -21,7 +21,7 @@ from encnet_jax.evaluation import (
     score_fn_by_config,
 )
 from encnet_jax.models import create_model
-from encnet_jax.models.encnet import SegmentationOutput
+from encnet_jax.models.encnet import SegmentationModel, SegmentationOutput
 from encnet_jax.sharding import mesh_of
 from encnet_jax.tally import Record
 from encnet_jax.train_state import split_model
@@ -32,13 +32,15 @@ INFO = DatasetInfo("made up", ("a", "b", "c"), ((0, 0, 0),) * 3, {})
 COMPILED = "/jax/core/compile/backend_compile_duration"
 
 
-class Brightest(nnx.Module):
+class Brightest(SegmentationModel):
     """Says of each pixel which channel is the brightest; a pixel sees only itself."""
+
+    align_corners = True
 
     def __init__(self):
         self.factor = nnx.Param(jnp.ones(()))
 
-    def __call__(self, images):
+    def coarse(self, images):
         # The class of channel 0 is present if the left part is bright.
         presence = images[:, :, 0].mean((1, 2))[:, None] * jnp.ones(3)
         return SegmentationOutput(images * self.factor[...], presence)
@@ -281,9 +283,9 @@ def test_configuration_says_what_the_network_sees(settings, shape):
     shapes = []
 
     class Counting(Brightest):
-        def __call__(self, images):
+        def coarse(self, images):
             shapes.append(images.shape)
-            return super().__call__(images)
+            return super().coarse(images)
 
     config = configuration.default()
     config.mesh.data = 1

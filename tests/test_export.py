@@ -20,7 +20,8 @@ from encnet_jax.errors import UserError
 from encnet_jax.export import compare, export_workdir, load_trained
 from encnet_jax.inference import make_predict_fn
 from encnet_jax.models import create_model
-from encnet_jax.models.layers import adaptive_average_pool, max_pool, resize_bilinear
+from encnet_jax.models.layers import max_pool
+from encnet_jax.models.resizing import adaptive_average_pool, resize_bilinear
 from encnet_jax.optimizer import create_optimizer
 from encnet_jax.train_state import create_train_state, split_model
 from encnet_jax.workdir import load_workdir

@@ -15,7 +15,7 @@ from encnet_jax.inference import (
 )
 from encnet_jax.models import create_model
 from encnet_jax.models.encnet import SegmentationOutput
-from encnet_jax.models.layers import resize_bilinear
+from encnet_jax.models.resizing import resize_bilinear
 from tests.drawn import drawn
 
 NORMALISATION = dict(mean=IMAGENET_MEAN, std=IMAGENET_STD)

@@ -9,8 +9,9 @@ from flax import nnx
 from encnet_jax.data.classes import IGNORE_LABEL, DatasetInfo
 from encnet_jax.losses import segmentation_loss
 from encnet_jax.models import create_model
+from encnet_jax.models.convolution import Conv
 from encnet_jax.models.encnet import SegmentationOutput
-from encnet_jax.models.layers import Conv, ConvNorm
+from encnet_jax.models.layers import ConvNorm
 from encnet_jax.optimizer import create_optimizer
 from encnet_jax.train_state import create_train_state, pure_batch_stats, split_model
 from encnet_jax.train_step import make_train_step

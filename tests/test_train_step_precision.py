@@ -12,8 +12,8 @@ from jax.extend.core import ClosedJaxpr, Jaxpr
 from encnet_jax.data.classes import IGNORE_LABEL, DatasetInfo
 from encnet_jax.losses import segmentation_loss
 from encnet_jax.models import create_model
+from encnet_jax.models.convolution import Conv
 from encnet_jax.models.encoding import Encoding
-from encnet_jax.models.layers import Conv
 from encnet_jax.optimizer import create_optimizer, poly_schedule
 from encnet_jax.train_state import create_train_state, split_model
 from encnet_jax.train_step import make_train_step

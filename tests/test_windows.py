@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from encnet_jax.canvas import CanvasFactory, Layout
-from encnet_jax.models.layers import interpolation_matrix
+from encnet_jax.models.resizing import interpolation_matrix
 from encnet_jax.sharding import batch_sharded, mesh_of
 from encnet_jax.sliding import finished_images, joined
 from encnet_jax.windows import EncodingProtocol, MmsegProtocol, resized

@@ -7,12 +7,14 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 
-from encnet_jax.models.encnet import Classifier, FCNHead, SegmentationOutput
-from encnet_jax.models.layers import (
-    ConvNorm,
-    adaptive_average_pool,
-    resize_bilinear,
+from encnet_jax.models.encnet import (
+    Classifier,
+    FCNHead,
+    SegmentationModel,
+    SegmentationOutput,
 )
+from encnet_jax.models.layers import ConvNorm
+from encnet_jax.models.resizing import adaptive_average_pool, resize_bilinear
 from encnet_jax.models.resnet import ResNet
 
 BASELINES = ("fcn", "pspnet", "deeplabv3")
@@ -148,7 +150,7 @@ class DeepLabV3Head(nnx.Module):
         return self.classifier(self.project(self.dropout(x)))
 
 
-class Baseline(nnx.Module):
+class Baseline(SegmentationModel):
     """A dilated residual network with another head in place of EncNet's.
 
     Args: as `EncNet`; but the head is that of `name`, one of `BASELINES`:
@@ -196,18 +198,11 @@ class Baseline(nnx.Module):
         )
         self.align_corners = align_corners
 
-    def __call__(self, images: jax.Array) -> SegmentationOutput:
-        """Segments normalised images (b, h, w, 3); see `SegmentationOutput`."""
+    def coarse(self, images: jax.Array) -> SegmentationOutput:
+        """As calling the model, with logits still at the size of the features."""
         stages = self.backbone(images)
-        logits = self._upsample(self.head(stages[3]), images)
-        auxiliary = None
-        if self.auxiliary is not None:
-            auxiliary = self._upsample(self.auxiliary(stages[2]), images)
-        return SegmentationOutput(logits, auxiliary=auxiliary)
-
-    def _upsample(self, logits: jax.Array, images: jax.Array) -> jax.Array:
-        size = (images.shape[1], images.shape[2])
-        return resize_bilinear(logits, size, align_corners=self.align_corners)
+        auxiliary = None if self.auxiliary is None else self.auxiliary(stages[2])
+        return SegmentationOutput(self.head(stages[3]), auxiliary=auxiliary)
 
 
 def _create_head(

@@ -15,8 +15,9 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 
+from encnet_jax.models.convolution import Conv
 from encnet_jax.models.encoding import Encoding
-from encnet_jax.models.layers import BatchNorm, Conv, uniform_fan_in
+from encnet_jax.models.layers import BatchNorm, uniform_fan_in
 
 CLASSIFIERS = ("resnet14", "se_resnet14", "encnet14")
 SE_REDUCTION = 16

@@ -1,19 +1,17 @@
 """EncNet: a dilated residual network under the Context Encoding Module."""
 
-from typing import Any, NamedTuple
+import functools
+from typing import Any, NamedTuple, Self
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 
+from encnet_jax.models.convolution import Conv
 from encnet_jax.models.encoding import ContextEncoding
-from encnet_jax.models.layers import (
-    Conv,
-    ConvNorm,
-    resize_bilinear,
-    uniform_fan_in,
-)
+from encnet_jax.models.layers import ConvNorm, uniform_fan_in
+from encnet_jax.models.resizing import resize_bilinear
 from encnet_jax.models.resnet import ResNet
 
 
@@ -32,6 +30,33 @@ class SegmentationOutput(NamedTuple):
     presence: jax.Array | None = None
     auxiliary: jax.Array | None = None
     stage3_presence: jax.Array | None = None
+
+    def resized(self, size: tuple[int, int], align_corners: bool) -> Self:
+        """Returns the same with logits of another size; see `resize_bilinear`."""
+        resize = functools.partial(
+            resize_bilinear, size=size, align_corners=align_corners
+        )
+        auxiliary = None if self.auxiliary is None else resize(self.auxiliary)
+        return self._replace(logits=resize(self.logits), auxiliary=auxiliary)
+
+
+class SegmentationModel(nnx.Module):
+    """What every model that segments has.
+
+    Attributes:
+        align_corners: How logits are upsampled; see `resize_bilinear`.
+    """
+
+    align_corners: bool
+
+    def __call__(self, images: jax.Array) -> SegmentationOutput:
+        """Segments normalised images (b, h, w, 3); see `SegmentationOutput`."""
+        size = (images.shape[1], images.shape[2])
+        return self.coarse(images).resized(size, self.align_corners)
+
+    def coarse(self, images: jax.Array) -> SegmentationOutput:
+        """As calling the model, with logits still at the size of the features."""
+        raise NotImplementedError
 
 
 class Classifier(nnx.Module):
@@ -145,7 +170,7 @@ class EncodingHead(nnx.Module):
         return self.classifier(x), presence
 
 
-class EncNet(nnx.Module):
+class EncNet(SegmentationModel):
     """Context encoding network (Zhang et al. 2018, figure 2).
 
     Args:
@@ -210,19 +235,13 @@ class EncNet(nnx.Module):
             )
         self.align_corners = align_corners
 
-    def __call__(self, images: jax.Array) -> SegmentationOutput:
-        """Segments normalised images (b, h, w, 3); see `SegmentationOutput`."""
+    def coarse(self, images: jax.Array) -> SegmentationOutput:
+        """As calling the model, with logits still at the size of the features."""
         stages = self.backbone(images)
         logits, presence = self.head(stages)
         auxiliary = stage3_presence = None
         if self.auxiliary is not None:
-            auxiliary = self._upsample(self.auxiliary(stages[2]), images)
+            auxiliary = self.auxiliary(stages[2])
         if self.stage3_context is not None:
             _, stage3_presence = self.stage3_context(self.stage3_project(stages[2]))
-        return SegmentationOutput(
-            self._upsample(logits, images), presence, auxiliary, stage3_presence
-        )
-
-    def _upsample(self, logits: jax.Array, images: jax.Array) -> jax.Array:
-        size = (images.shape[1], images.shape[2])
-        return resize_bilinear(logits, size, align_corners=self.align_corners)
+        return SegmentationOutput(logits, presence, auxiliary, stage3_presence)

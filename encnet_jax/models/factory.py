@@ -15,8 +15,9 @@ from encnet_jax.models.classifiers import (
     SE_REDUCTION,
     Classifier14,
 )
+from encnet_jax.models.convolution import FORMS, use_form
 from encnet_jax.models.encnet import EncNet
-from encnet_jax.models.resnet import BACKBONES, DILATIONS, ResNet
+from encnet_jax.models.resnet import BACKBONES, ResNet
 
 SEGMENTATION_MODELS = ("encnet", *BASELINES)
 _SEGMENTATION_SETTINGS = (
@@ -30,7 +31,6 @@ _SEGMENTATION_SETTINGS = (
     "se_stages",
     "aux_head",
     "output_stride",
-    "dilation",
     "remat",
     "head_channels",
     "dropout",
@@ -54,11 +54,11 @@ def create_model(
     aux_head: bool = True,
     output_stride: int = 8,
     width: int = 64,
-    dilation: str = "auto",
     remat: tuple[int, ...] = (),
     head_channels: int = 512,
     dropout: float = 0.1,
     scale_drop: bool = False,
+    convolution: str = "auto",
     unbiased_running_var: bool = False,
     dtype: DTypeLike = jnp.float32,
     rngs: nnx.Rngs | None = None,
@@ -83,11 +83,11 @@ def create_model(
         aux_head: See `EncNet`.
         output_stride: See `ResNet`.
         width: See `ResNet` and `Classifier14`.
-        dilation: See `ResNet`.
         remat: See `ResNet`.
         head_channels: See `EncNet` and `Baseline`.
         dropout: See `EncNet` and `DeepLabV3Head`.
         scale_drop: See `Classifier14`; of `"encnet14"`, and ignored by the other two.
+        convolution: How 3x3 convolutions are computed; see `use_form`.
         unbiased_running_var: See `BatchNorm`.
         dtype: Dtype of convolutions and features; weights and statistics are float32.
         rngs: Source of the initial weights, by default `nnx.Rngs(0)`.
@@ -101,7 +101,6 @@ def create_model(
         stem=stem,
         stem_width=stem_width,
         avg_down=avg_down,
-        dilation=dilation,
         remat=tuple(remat),
     )
     heads: dict[str, Any] = dict(
@@ -118,6 +117,7 @@ def create_model(
         width=width,
         num_codes=num_codes,
         scale_drop=scale_drop,
+        convolution=convolution,
         **(trunk | heads | module),
     )
     common: dict[str, Any] = dict(
@@ -125,16 +125,21 @@ def create_model(
         dtype=dtype,
         rngs=nnx.Rngs(0) if rngs is None else rngs,
     )
+    model: nnx.Module
     if name in CLASSIFIERS:
         sizes: dict[str, Any] = dict(width=width, num_codes=num_codes)
-        return Classifier14(name, num_classes, scale_drop=scale_drop, **sizes, **common)
-    network = ResNet(output_stride=output_stride, width=width, **trunk, **common)
-    if name in BASELINES:
-        heads["output_stride"] = output_stride
-        return Baseline(name, num_classes, network, **heads, **common)
-    return EncNet(
-        num_classes, network, num_codes=num_codes, **module, **heads, **common
-    )
+        sizes["scale_drop"] = scale_drop
+        model = Classifier14(name, num_classes, **sizes, **common)
+    else:
+        network = ResNet(output_stride=output_stride, width=width, **trunk, **common)
+        if name in BASELINES:
+            heads["output_stride"] = output_stride
+            model = Baseline(name, num_classes, network, **heads, **common)
+        else:
+            module["num_codes"] = num_codes
+            model = EncNet(num_classes, network, **module, **heads, **common)
+    use_form(model, convolution)
+    return model
 
 
 def check_model_settings(*, name: str, num_classes: int, **others: Any) -> None:
@@ -155,7 +160,7 @@ def check_model_settings(*, name: str, num_classes: int, **others: Any) -> None:
         "stem_width": (settings["stem_width"], (32, 64)),
         "output_stride": (settings["output_stride"], (8, 16, 32)),
         "se_stages": (settings["se_stages"], ((4,), (3, 4), (3,))),
-        "dilation": (settings["dilation"], DILATIONS),
+        "convolution": (settings["convolution"], FORMS),
     }
     for key, (value, allowed) in choices.items():
         if value not in allowed:

@@ -37,14 +37,6 @@ BACKBONES = {
 }
 
 
-# How dilated convolutions are computed: as they are (`direct`), or as plain ones on
-# interleaved phases (`phases`, see `Conv`). `auto` takes the quicker by platform, as
-# benchmarks/accelerator.py measures it: on CPU they are alike; GPU and TPU are not
-# measured yet.
-DILATIONS = ("auto", "direct", "phases")
-_QUICKER = {"cpu": "direct", "gpu": "direct", "tpu": "direct"}
-
-
 def stage_layout(output_stride: int, dilated: bool) -> list[tuple[int, int, int]]:
     """(stride, dilation of the first block, dilation of the others) of each stage.
 
@@ -147,8 +139,6 @@ class ResNet(nnx.Module):
         avg_down: Strided shortcuts average before they project (the D variant).
         output_stride: 8, 16 or 32: input pixels a feature of the last stage stands for.
         width: Channels of the first stage before expansion; 64 in every published net.
-        dilation: One of `DILATIONS`. It changes how fast the network is, not what it
-            computes.
         remat: Stages, 1 to 4, whose blocks are computed again in the backward pass:
             only the inputs of the blocks are kept, for a third more computation.
         unbiased_running_var: See `BatchNorm`.
@@ -165,20 +155,14 @@ class ResNet(nnx.Module):
         avg_down: bool = False,
         output_stride: int = 8,
         width: int = 64,
-        dilation: str = "auto",
         remat: tuple[int, ...] = (),
         unbiased_running_var: bool = False,
         dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
     ):
         depth = BACKBONES[backbone]
-        if dilation == "auto":
-            dilation = _QUICKER.get(jax.default_backend(), "direct")
         options: dict[str, Any] = dict(
-            phases=dilation == "phases",
-            unbiased_running_var=unbiased_running_var,
-            dtype=dtype,
-            rngs=rngs,
+            unbiased_running_var=unbiased_running_var, dtype=dtype, rngs=rngs
         )
         if stem == "plain":
             stem_layers = [ConvNorm(3, width, 7, stride=2, **options)]

@@ -10,8 +10,9 @@ from flax import nnx
 from encnet_jax.config import default
 from encnet_jax.data.device import prefetched
 from encnet_jax.losses import segmentation_loss
+from encnet_jax.models.convolution import Conv
 from encnet_jax.models.encnet import SegmentationOutput
-from encnet_jax.models.layers import Conv, ConvNorm
+from encnet_jax.models.layers import ConvNorm
 from encnet_jax.optimizer import create_optimizer
 from encnet_jax.sharding import batch_sharded, create_mesh, replicated
 from encnet_jax.train_state import create_train_state, split_model

@@ -13,7 +13,7 @@ from benchmarks.model_costs import model_costs, table
 from encnet_jax.errors import UserError
 from encnet_jax.models import create_model
 from encnet_jax.models.baselines import BASELINES, DeepLabV3Head, PSPHead
-from encnet_jax.models.layers import adaptive_average_pool
+from encnet_jax.models.resizing import adaptive_average_pool
 from tests.drawn import drawn
 
 TINY = dict(num_classes=5, backbone="tiny", stem="plain", width=2, head_channels=4)

@@ -5,16 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from PIL import Image
 
-from encnet_jax.models.layers import (
-    BatchNorm,
-    Conv,
-    ConvNorm,
-    interpolation_matrix,
-    max_pool,
-    resize_bilinear,
-)
+from encnet_jax.models.layers import BatchNorm, ConvNorm, max_pool
 from encnet_jax.sharding import batch_sharded, create_mesh
 from tests.drawn import drawn
 
@@ -23,43 +15,6 @@ RNG = np.random.default_rng(0)
 
 def normals(*shape):
     return RNG.standard_normal(shape).astype(np.float32)
-
-
-def ones_convolution(image, **settings):
-    """Returns what a 3x3 kernel of ones makes of an image (h, w)."""
-    conv = Conv(1, 1, 3, rngs=nnx.Rngs(0), **settings)
-    conv.kernel[...] = jnp.ones((3, 3, 1, 1))
-    return conv(jnp.asarray(image, jnp.float32)[None, :, :, None])[0, :, :, 0]
-
-
-@pytest.mark.parametrize("stride", [1, 2])
-def test_1x1_convolution_equals_that_of_lax(stride):
-    x = normals(2, 5, 6, 3)
-    conv = drawn(Conv, 3, 4, stride=stride, use_bias=True)
-    conv.bias[...] = jnp.arange(4.0)
-    expected = jax.lax.conv_general_dilated(
-        x,
-        conv.kernel[...],
-        (stride, stride),
-        "VALID",
-        dimension_numbers=("NHWC", "HWIO", "NHWC"),
-    )
-    actual = conv(x)
-    assert actual.shape == (2, -(-5 // stride), -(-6 // stride), 4)
-    np.testing.assert_allclose(actual, expected + np.arange(4), atol=1e-6)
-
-
-def test_strided_convolution_pads_both_sides_alike():
-    # Centred on pixels 0 and 2. TensorFlow's "SAME" would centre on 1 and 3.
-    result = ones_convolution(np.arange(16).reshape(4, 4), stride=2)
-    np.testing.assert_array_equal(result, [[10, 24], [51, 90]])
-
-
-def test_dilated_convolution_keeps_the_size():
-    result = ones_convolution(np.arange(25).reshape(5, 5), dilation=2)
-    assert result.shape == (5, 5)
-    assert result[0, 0] == 0 + 2 + 10 + 12
-    assert result[2, 2] == np.arange(25).reshape(5, 5)[::2, ::2].sum()
 
 
 def test_bfloat16_layer_keeps_float32_weights_and_statistics():
@@ -172,61 +127,3 @@ def test_gradient_of_max_pool_goes_to_the_largest():
             expected[image == image[rows, columns].max()] += 1
     gradient = jax.grad(lambda x: max_pool(x).sum())(x)
     np.testing.assert_array_equal(gradient[0, :, :, 0], expected)
-
-
-@pytest.mark.parametrize(
-    "values, size, align_corners, expected",
-    [
-        ([0, 3], 4, True, [0, 1, 2, 3]),
-        ([0, 4, 2], 5, True, [0, 2, 4, 3, 2]),
-        ([0, 1, 2, 3, 4], 3, True, [0, 2, 4]),
-        ([1, 5], 1, True, [1]),
-        ([7], 3, True, [7, 7, 7]),
-        ([0, 4], 4, False, [0, 1, 3, 4]),
-        ([0, 1, 2, 3], 2, False, [0.5, 2.5]),
-        ([0, 6, 3], 2, False, [1.5, 3.75]),
-        ([7], 3, False, [7, 7, 7]),
-    ],
-)
-def test_resize_bilinear_has_the_values_worked_out_by_hand(
-    values, size, align_corners, expected
-):
-    x = jnp.asarray(values, jnp.float32)
-    rows = resize_bilinear(
-        x.reshape(1, -1, 1, 1), (size, 1), align_corners=align_corners
-    )
-    columns = resize_bilinear(
-        x.reshape(1, 1, -1, 1), (1, size), align_corners=align_corners
-    )
-    np.testing.assert_allclose(rows.ravel(), expected, atol=1e-6)
-    np.testing.assert_allclose(columns.ravel(), expected, atol=1e-6)
-
-
-@pytest.mark.parametrize("size", [(11, 20), (30, 31), (50, 9)])
-def test_antialiased_resize_equals_that_of_pil(size):
-    image = RNG.integers(0, 256, (37, 29, 3), np.uint8)
-    expected = Image.fromarray(image).resize(size[::-1], Image.Resampling.BILINEAR)
-    actual = resize_bilinear(
-        jnp.asarray(image[None], jnp.float32),
-        size,
-        align_corners=False,
-        antialias=True,
-    )[0]
-    # PIL rounds between its two passes.
-    assert np.abs(actual - np.asarray(expected, np.float32)).max() <= 1
-
-
-def test_antialias_with_align_corners_raises():
-    with pytest.raises(ValueError, match="align_corners=False"):
-        resize_bilinear(jnp.ones((1, 4, 4, 1)), (2, 2), antialias=True)
-
-
-@pytest.mark.parametrize("align_corners, antialias", [(1, 0), (0, 0), (0, 1)])
-@pytest.mark.parametrize("sizes", [(7, 23), (23, 7), (1, 5), (5, 1), (4, 4)])
-def test_weights_of_interpolation_sum_to_one(sizes, align_corners, antialias):
-    weights = np.asarray(interpolation_matrix(*sizes, align_corners, antialias))
-    assert weights.shape == sizes[::-1] and weights.min() >= 0
-    np.testing.assert_allclose(weights.sum(1), 1, atol=1e-6)
-    # Left and right are treated alike, unless a single pixel stands for the corner.
-    if sizes[1] > 1 or not align_corners:
-        np.testing.assert_allclose(weights, weights[::-1, ::-1], atol=1e-6)

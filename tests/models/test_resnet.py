@@ -9,7 +9,6 @@ from flax import nnx
 from encnet_jax.data import scenes
 from encnet_jax.errors import UserError
 from encnet_jax.models import create_model
-from encnet_jax.models.layers import Conv, join_phases, split_phases
 from encnet_jax.models.resnet import ResNet, Shortcut, stage_layout
 from tests.drawn import drawn
 
@@ -106,49 +105,6 @@ def test_encnet_has_as_many_weights_as_the_original(settings, millions):
     assert weights / 1e6 == pytest.approx(millions, abs=0.05)
 
 
-def conv_and_gradients(phases, dilation, x):
-    """Returns the result of a 3x3 convolution and the gradients of x and the kernel."""
-    conv = drawn(Conv, 3, 4, 3, dilation=dilation, phases=phases)
-    graphdef, state = nnx.split(conv)
-
-    @jax.jit
-    def run(state, x):
-        y, pull = jax.vjp(lambda s, x: nnx.merge(graphdef, s)(x), state, x)
-        return y, pull(jnp.cos(y))
-
-    return jax.tree.leaves(run(state, x))
-
-
-@pytest.mark.parametrize("size", [(8, 12), (7, 10), (3, 1)])
-@pytest.mark.parametrize("dilation", [2, 4])
-def test_phases_give_the_numbers_of_a_dilated_convolution(dilation, size):
-    x = np.random.default_rng(0).standard_normal((2, *size, 3), np.float32)
-    direct = conv_and_gradients(False, dilation, x)
-    for expected, actual in zip(direct, conv_and_gradients(True, dilation, x)):
-        np.testing.assert_allclose(actual, expected, atol=1e-5 * abs(expected).max())
-
-
-def test_phases_are_every_other_row_and_column():
-    image = jnp.arange(12.0).reshape(1, 3, 4, 1)
-    phases = split_phases(image, 2)
-    np.testing.assert_array_equal(
-        phases[..., 0],
-        [[[0, 2], [8, 10]], [[1, 3], [9, 11]], [[4, 6], [0, 0]], [[5, 7], [0, 0]]],
-    )
-    np.testing.assert_array_equal(join_phases(phases, 2, (3, 4)), image)
-
-
-@pytest.mark.parametrize(
-    "dilation, expected", [("direct", set()), ("phases", {2, 4}), ("auto", set())]
-)
-def test_only_dilated_convolutions_are_computed_on_phases(dilation, expected):
-    settings = dict(backbone="resnet50", num_classes=2, dilation=dilation)
-    model = nnx.eval_shape(lambda: create_model("encnet", **settings))
-    convs = [m for _, m in nnx.iter_modules(model) if isinstance(m, Conv)]
-    assert {conv.dilation for conv in convs if conv.phases} == expected
-    assert expected <= {conv.dilation for conv in convs} == {1, 2, 4}
-
-
 def backbone_loss(remat):
     """Returns the loss of a backbone with its statistics, and its parameters."""
     backbone = drawn(ResNet, "tiny", stem="plain", width=4, remat=remat)
@@ -200,7 +156,7 @@ def test_remat_keeps_less_for_each_stage():
 @pytest.mark.parametrize(
     "settings, message",
     [
-        (dict(dilation="fast"), "dilation='fast': allowed are auto, direct, phases"),
+        (dict(convolution="fast"), "convolution='fast': allowed are auto, direct"),
         (dict(remat=(0, 5)), r"remat=\(0, 5\): stages are 1, 2, 3, 4"),
     ],
 )

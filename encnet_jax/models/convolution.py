@@ -1,0 +1,215 @@
+"""Convolution, in the form that is quickest where it runs.
+
+Feature maps are (b, h, w, c). A form changes how fast a convolution is, and its
+rounding in float32; not what it computes.
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.typing import DTypeLike
+
+# He initialisation by fan-out, as the residual networks of both originals.
+he_normal = nnx.initializers.variance_scaling(2.0, "fan_out", "normal")
+
+# `auto` takes the quicker by platform. On CPU: benchmarks/inference.py and training.py;
+# GPU and TPU are not measured yet (benchmarks/accelerator.py does).
+FORMS = ("auto", "direct", "phases", "winograd")
+_QUICKER = {"cpu": "winograd", "gpu": "direct", "tpu": "direct"}
+# With fewer channels the sums around the products take what the products save.
+_WINOGRAD_CHANNELS = 128
+
+
+class Conv(nnx.Module):
+    """2-D convolution with PyTorch's symmetric padding.
+
+    A 1x1 convolution is computed as a matrix product over channels: the gradients of
+    that form are 3.5 to 6 times faster on CPU, and no slower on accelerators. Others
+    have a `form`, where it applies; see `use_form`.
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        kernel_size: int = 1,
+        *,
+        stride: int = 1,
+        dilation: int = 1,
+        use_bias: bool = False,
+        kernel_init: Callable[..., jax.Array] = he_normal,
+        dtype: DTypeLike = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        shape = (kernel_size, kernel_size, in_features, out_features)
+        self.kernel = nnx.Param(kernel_init(rngs.params(), shape, jnp.float32))
+        bias = jnp.zeros(out_features, jnp.float32) if use_bias else None
+        self.bias = nnx.data(None) if bias is None else nnx.Param(bias)
+        self.kernel_size = kernel_size
+        self.stride = stride
+        self.dilation = dilation
+        self.dtype = dtype
+        self.form = "direct"
+
+    def __call__(self, x: jax.Array, factor: jax.Array | None = None) -> jax.Array:
+        """Maps (b, h, w, in_features) to (b, ceil(h/stride), ..., out_features).
+
+        Args:
+            x: Features.
+            factor: Of every output channel, float32; goes into the kernel.
+        """
+        x = x.astype(self.dtype)
+        kernel = self.kernel[...] if factor is None else self.kernel[...] * factor
+        kernel = kernel.astype(self.dtype)
+        if self.kernel_size == 1:
+            # Two-dimensional operands: the compiler finds faster gradients for them.
+            x = _every(x, self.stride)
+            y = x.reshape(-1, x.shape[-1]) @ kernel[0, 0]
+            y = y.reshape(*x.shape[:-1], kernel.shape[-1])
+        elif self.form == "direct":
+            y = _convolution(x, kernel, self.stride, self.dilation)
+        else:
+            plain = winograd if self.form == "winograd" else _convolution
+            y = plain(split_phases(x, self.dilation), kernel)
+            y = join_phases(y, self.dilation, (x.shape[1], x.shape[2]))
+        if self.bias is None:
+            return y
+        # In float32: so is the sum over the pixels that is the gradient of the bias.
+        return (y.astype(jnp.float32) + self.bias[...]).astype(self.dtype)
+
+    def allows(self, form: str) -> bool:
+        """Returns whether a form is of use here."""
+        size, _, *features = self.kernel.shape
+        if form == "direct" or size == 1 or self.stride > 1:
+            return form == "direct"
+        if form == "phases":
+            return self.dilation > 1
+        # The sums of a tile would lose digits in bfloat16.
+        wide = min(features) >= _WINOGRAD_CHANNELS
+        return size == 3 and wide and self.dtype == jnp.float32
+
+
+def use_form(model: nnx.Module, form: str) -> None:
+    """Sets how the 3x3 convolutions of a model are computed.
+
+    Args:
+        model: Whose every `Conv` is set.
+        form: `"direct"`, as the compiler does it. `"phases"`: one of dilation d,
+            without stride, as a plain one on the d x d interleaved phases of the image,
+            for compilers whose dilated convolutions, or the gradients of these, are
+            slow. `"winograd"`: those without stride, in float32, between 128 channels
+            or more by 16 products for each four pixels in place of 36 (see `winograd`),
+            dilated ones on their phases. `"auto"`: the quickest here.
+    """
+    if form == "auto":
+        form = _QUICKER.get(jax.default_backend(), "direct")
+    for _, conv in nnx.iter_modules(model):
+        if isinstance(conv, Conv):
+            conv.form = form if conv.allows(form) else "direct"
+
+
+def _convolution(
+    x: jax.Array, kernel: jax.Array, stride: int = 1, dilation: int = 1
+) -> jax.Array:
+    pad = dilation * (kernel.shape[0] // 2)
+    return jax.lax.conv_general_dilated(
+        x,
+        kernel,
+        (stride, stride),
+        [(pad, pad), (pad, pad)],
+        rhs_dilation=(dilation, dilation),
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+    )
+
+
+def split_phases(x: jax.Array, d: int) -> jax.Array:
+    """Returns the d x d phases of (b, h, w, c) as images of their own.
+
+    Phase (i, j) has every d-th row from i on and every d-th column from j on. A size
+    that is no multiple of d is filled up with zeros below and right, as a convolution
+    pads. The result is (b d d, ceil(h / d), ceil(w / d), c), the phases of an image
+    next to each other: a batch over several devices stays where it is.
+    """
+    if d == 1:
+        return x
+    b, h, w, c = x.shape
+    x = jnp.pad(x, ((0, 0), (0, -h % d), (0, -w % d), (0, 0)))
+    x = x.reshape(b, -(-h // d), d, -(-w // d), d, c).transpose(0, 2, 4, 1, 3, 5)
+    return x.reshape(b * d * d, *x.shape[3:])
+
+
+def join_phases(x: jax.Array, d: int, size: tuple[int, int]) -> jax.Array:
+    """Undoes `split_phases` of images of the given height and width."""
+    if d == 1:
+        return x
+    n, h, w, c = x.shape
+    x = x.reshape(n // d**2, d, d, h, w, c).transpose(0, 3, 1, 4, 2, 5)
+    return x.reshape(n // d**2, h * d, w * d, c)[:, : size[0], : size[1]]
+
+
+@jax.checkpoint  # the backward pass sums tiles again: kept, they are four times x
+def winograd(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """3x3 convolution of (b, h, w, c), padded by 1: Winograd's F(2x2, 3x3).
+
+    Tiles of 4 x 4 pixels give 2 x 2 results by 16 products a channel, not 36 (Winograd
+    1980; Lavin and Gray 2016, section 4.1). All factors of the sums are 1 or 1/2, so
+    the rounding error is that of the direct form; larger tiles would save more, and
+    lose a digit or two.
+    """
+    b, h, w, c = x.shape
+    rows, columns = -(-h // 2), -(-w // 2)
+    x = jnp.pad(x, ((0, 0), (1, 1 + h % 2), (1, 1 + w % 2), (0, 0)))
+    tiles = _both_axes(_tile_sums, [_shifted(s, 2) for s in _shifted(x, 1)])
+    kernels = _both_axes(
+        _kernel_sums, [[kernel[i, j] for j in range(3)] for i in range(3)]
+    )
+    products = [
+        [tile.reshape(-1, c) @ k for tile, k in zip(*pair)]
+        for pair in zip(tiles, kernels)
+    ]
+    results = _both_axes(_result_sums, products)
+    y = jnp.stack([jnp.stack(row, axis=1) for row in results], axis=1)
+    y = y.reshape(b, rows, columns, 2, 2, -1).swapaxes(2, 3)
+    return y.reshape(b, 2 * rows, 2 * columns, -1)[:, :h, :w]
+
+
+def _shifted(x: jax.Array, axis: int) -> list[jax.Array]:
+    """The first to fourth pixels of all tiles of four that begin at every second."""
+    last = x.shape[axis] - 3
+    return [jax.lax.slice_in_dim(x, i, i + last, 2, axis) for i in range(4)]
+
+
+def _both_axes(
+    sums: Callable[..., list[jax.Array]], grid: list[list[jax.Array]]
+) -> list[list[jax.Array]]:
+    """Applies sums to the columns of a grid of arrays, then to its rows."""
+    columns = [sums(*column) for column in zip(*grid)]
+    return [sums(*row) for row in zip(*columns)]
+
+
+def _tile_sums(a, b, c, d):
+    return [a - c, b + c, c - b, b - d]
+
+
+def _kernel_sums(a, b, c):
+    return [a, (a + b + c) / 2, (a - b + c) / 2, c]
+
+
+def _result_sums(a, b, c, d):
+    return [a + b + c, b - c - d]
+
+
+def _every(x: jax.Array, stride: int) -> jax.Array:
+    """Returns every `stride`-th row and column of (b, h, w, c).
+
+    Written so that free sizes (export) come out as those of a strided convolution do;
+    NumPy's notation would give them another form, and a gather.
+    """
+    if stride == 1:
+        return x
+    for axis in (1, 2):
+        end = (x.shape[axis] - 1) // stride * stride + 1
+        x = jax.lax.slice_in_dim(x, 0, end, stride, axis)
+    return x

@@ -1,0 +1,155 @@
+"""Convolution by hand, against XLA's own, and in all its forms."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from encnet_jax.models import create_model
+from encnet_jax.models.convolution import (
+    Conv,
+    join_phases,
+    split_phases,
+    use_form,
+    winograd,
+)
+from tests.drawn import drawn
+
+RNG = np.random.default_rng(0)
+
+
+def normals(*shape):
+    return RNG.standard_normal(shape).astype(np.float32)
+
+
+def ones_convolution(image, **settings):
+    """Returns what a 3x3 kernel of ones makes of an image (h, w)."""
+    conv = Conv(1, 1, 3, rngs=nnx.Rngs(0), **settings)
+    conv.kernel[...] = jnp.ones((3, 3, 1, 1))
+    return conv(jnp.asarray(image, jnp.float32)[None, :, :, None])[0, :, :, 0]
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+def test_1x1_convolution_equals_that_of_lax(stride):
+    x = normals(2, 5, 6, 3)
+    conv = drawn(Conv, 3, 4, stride=stride, use_bias=True)
+    conv.bias[...] = jnp.arange(4.0)
+    expected = jax.lax.conv_general_dilated(
+        x,
+        conv.kernel[...],
+        (stride, stride),
+        "VALID",
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+    )
+    actual = conv(x)
+    assert actual.shape == (2, -(-5 // stride), -(-6 // stride), 4)
+    np.testing.assert_allclose(actual, expected + np.arange(4), atol=1e-6)
+
+
+def test_strided_convolution_pads_both_sides_alike():
+    # Centred on pixels 0 and 2. TensorFlow's "SAME" would centre on 1 and 3.
+    result = ones_convolution(np.arange(16).reshape(4, 4), stride=2)
+    np.testing.assert_array_equal(result, [[10, 24], [51, 90]])
+
+
+def test_dilated_convolution_keeps_the_size():
+    result = ones_convolution(np.arange(25).reshape(5, 5), dilation=2)
+    assert result.shape == (5, 5)
+    assert result[0, 0] == 0 + 2 + 10 + 12
+    assert result[2, 2] == np.arange(25).reshape(5, 5)[::2, ::2].sum()
+
+
+def of_form(form, features=(128, 129), **settings):
+    """Returns a 3x3 convolution; with these features every form applies."""
+    conv = drawn(Conv, *features, 3, **settings)
+    use_form(conv, form)
+    return conv
+
+
+def result_and_gradients(conv, x):
+    """Returns the result of a convolution and the gradients of x and the kernel."""
+    graphdef, state = nnx.split(conv)
+
+    @jax.jit
+    def run(state, x):
+        y, pull = jax.vjp(lambda s, x: nnx.merge(graphdef, s)(x), state, x)
+        return y, pull(jnp.cos(y))
+
+    return jax.tree.leaves(run(state, x))
+
+
+@pytest.mark.parametrize("size", [(8, 12), (7, 10), (3, 1)])
+@pytest.mark.parametrize("dilation", [1, 2, 4])
+@pytest.mark.parametrize("form", ["phases", "winograd"])
+def test_every_form_gives_the_numbers_of_the_direct_one(form, dilation, size):
+    x = normals(2, *size, 128)
+    conv = of_form(form, dilation=dilation)
+    assert conv.form == ("direct" if (form, dilation) == ("phases", 1) else form)
+    direct = result_and_gradients(of_form("direct", dilation=dilation), x)
+    for expected, actual in zip(direct, result_and_gradients(conv, x)):
+        np.testing.assert_allclose(actual, expected, atol=1e-5 * abs(expected).max())
+
+
+def test_winograd_rounds_as_the_direct_form_does():
+    x, kernel = normals(1, 12, 12, 256), normals(3, 3, 256, 128)
+    dimensions = dict(dimension_numbers=("NHWC", "HWIO", "NHWC"))
+    with jax.enable_x64(True):
+        exact = jax.lax.conv_general_dilated(
+            np.float64(x), np.float64(kernel), (1, 1), "SAME", **dimensions
+        )
+    direct = jax.lax.conv_general_dilated(x, kernel, (1, 1), "SAME", **dimensions)
+    exact = np.asarray(exact)
+    errors = [abs(np.float64(y) - exact).max() for y in (direct, winograd(x, kernel))]
+    assert errors[1] < 3 * errors[0] < 1e-4 * abs(exact).max()
+
+
+def test_winograd_of_an_impulse_is_the_turned_kernel():
+    x = jnp.zeros((1, 5, 5, 1)).at[0, 2, 3].set(1)
+    kernel = jnp.arange(9.0).reshape(3, 3, 1, 1)
+    expected = np.zeros((5, 5))
+    expected[1:4, 2:5] = np.arange(9.0).reshape(3, 3)[::-1, ::-1]
+    np.testing.assert_array_equal(winograd(x, kernel)[0, :, :, 0], expected)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [dict(features=(127, 128)), dict(features=(128, 64)), dict(stride=2)]
+    + [dict(dtype=jnp.bfloat16)],
+)
+def test_winograd_is_left_out_where_it_is_slower_or_less_exact(settings):
+    assert of_form("winograd", **settings).form == "direct"
+
+
+def test_phases_are_every_other_row_and_column():
+    image = jnp.arange(12.0).reshape(1, 3, 4, 1)
+    phases = split_phases(image, 2)
+    np.testing.assert_array_equal(
+        phases[..., 0],
+        [[[0, 2], [8, 10]], [[1, 3], [9, 11]], [[4, 6], [0, 0]], [[5, 7], [0, 0]]],
+    )
+    np.testing.assert_array_equal(join_phases(phases, 2, (3, 4)), image)
+
+
+@pytest.mark.parametrize(
+    "form, dtype, expected",
+    [
+        ("direct", "float32", {"direct"}),
+        ("phases", "float32", {"direct", "phases"}),
+        ("auto", "float32", {"direct", "winograd"}),  # tests run on CPU
+        ("auto", "bfloat16", {"direct"}),
+    ],
+)
+def test_form_is_that_of_the_setting(form, dtype, expected):
+    settings = dict(num_classes=2, convolution=form, dtype=jnp.dtype(dtype))
+    model = nnx.eval_shape(lambda: create_model("encnet", **settings))
+    convs = [m for _, m in nnx.iter_modules(model) if isinstance(m, Conv)]
+    assert {conv.form for conv in convs} == expected
+    for conv in convs:
+        if conv.form == "phases":
+            assert conv.dilation > 1
+        if conv.form == "winograd":
+            assert conv.kernel_size == 3 and conv.stride == 1
+    # 3 blocks of stage 2, 6 of stage 3, 3 of stage 4, both heads.
+    winograds = sum(conv.form == "winograd" for conv in convs)
+    assert winograds == (14 if "winograd" in expected else 0)
