@@ -1,7 +1,7 @@
 """Training and inference of EncNet in plain PyTorch: the other side of the timings.
 
-channels_last, autocast to bfloat16 and, if asked for, `torch.compile`: what one gets
-without kernels of one's own.
+channels_last, autocast to bfloat16 (or float32) and, if asked for, `torch.compile`:
+what one gets without kernels of one's own.
 """
 
 import torch
@@ -61,14 +61,35 @@ class TrainedEncNet(EncNet):
         )
 
 
-class Torch:
-    """A device, and whether programs are compiled for it."""
+class Normalised(nn.Module):
+    """A network for images as they are: uint8 (b, h, w, 3)."""
 
-    def __init__(self, device, compiled):
-        self.device, self.compiled = torch.device(device), compiled
-        mean, std = (torch.tensor(v, device=device) for v in (ADE20K.mean, ADE20K.std))
-        self.scale = (1 / (255 * std))[:, None, None]
-        self.offset = (mean / std)[:, None, None]
+    def __init__(self, network):
+        super().__init__()
+        self.network = network
+        mean, std = (torch.tensor(v)[:, None, None] for v in (ADE20K.mean, ADE20K.std))
+        self.register_buffer("scale", 1 / (255 * std))
+        self.register_buffer("offset", mean / std)
+
+    def forward(self, images):
+        # (b, 3, h, w) with the channels last in memory.
+        images = images.permute(0, 3, 1, 2).float()
+        return self.network(images * self.scale - self.offset)
+
+
+class Labels(Normalised):
+    """Maps images, uint8 (b, h, w, 3), to labels, uint8 (b, h, w)."""
+
+    def forward(self, images):
+        logits, _, _ = super().forward(images)
+        return logits.argmax(1).byte()
+
+
+class Torch:
+    """A device, its dtype, and whether programs are compiled for it."""
+
+    def __init__(self, device, compiled, dtype=torch.bfloat16):
+        self.device, self.compiled, self.dtype = torch.device(device), compiled, dtype
         # Sizes do not change: let cuDNN try what is quickest.
         torch.backends.cudnn.benchmark = True
 
@@ -82,25 +103,22 @@ class Torch:
             labels: int32 (b, h, w).
         """
         network = TrainedEncNet(backbone)
-        network.to(self.device, memory_format=torch.channels_last)
-        # (b, 3, h, w) with the channels last in memory.
-        images = torch.from_numpy(images).to(self.device).permute(0, 3, 1, 2)
         if work == "training":
-            labels = torch.from_numpy(labels).to(self.device)
-            return self._training(network.train(), images, labels)
-        return self._inference(network.eval(), images)
+            return self.training(network, images, labels)
+        return self.inference(network, images)
 
-    def _training(self, network, images, labels):
-        """SGD with the losses of the paper."""
+    def training(self, network, images, labels):
+        """Returns steps of SGD with the losses of the paper."""
+        network.train().to(self.device, memory_format=torch.channels_last)
+        images, labels = (torch.from_numpy(a).to(self.device) for a in (images, labels))
+        whole = Normalised(network).to(self.device)
         head = [p for n, p in network.named_parameters() if "pretrained" not in n]
         groups = [
             {"params": network.pretrained.parameters(), "lr": 0.01},
             {"params": head, "lr": 0.1},
         ]
         sgd = torch.optim.SGD(groups, momentum=0.9, weight_decay=1e-4)
-        loss = self._program(
-            lambda images, labels: _loss(network(self._normalised(images)), labels)
-        )
+        loss = self._program(lambda images, labels: _loss(whole(images), labels))
 
         def step():
             sgd.zero_grad(set_to_none=True)
@@ -112,11 +130,11 @@ class Torch:
 
         return Side(step, self.wait)
 
-    def _inference(self, network, images):
-        """The labels of whole images."""
-        labels = self._program(
-            lambda images: network(self._normalised(images))[0].argmax(1).byte()
-        )
+    def inference(self, network, images):
+        """Returns the labels of whole images; what a call returns are these."""
+        network.eval().to(self.device, memory_format=torch.channels_last)
+        labels = self._program(Labels(network).to(self.device))
+        images = torch.from_numpy(images).to(self.device)
 
         def call():
             with torch.inference_mode(), self._autocast():
@@ -128,7 +146,7 @@ class Torch:
         """Returns the encoding layer, forward, and with its gradients."""
         layer = Encoding(channels, 32).to(self.device)
         size = (batch, channels, pixels, pixels)
-        x = torch.randn(size, device=self.device, dtype=torch.bfloat16)
+        x = torch.randn(size, device=self.device, dtype=self.dtype)
         x = x.contiguous(memory_format=torch.channels_last).requires_grad_()
         program = self._program(layer)
 
@@ -156,19 +174,18 @@ class Torch:
             return torch.cuda.max_memory_allocated()
         return None
 
-    def wait(self, _):
-        """Comes back once the device is done."""
+    def wait(self, result):
+        """Returns a result once the device is done."""
         if self.device.type == "cuda":
             torch.cuda.synchronize()
+        return result
 
     def _program(self, function):
         return torch.compile(function, dynamic=False) if self.compiled else function
 
     def _autocast(self):
-        return torch.autocast(self.device.type, torch.bfloat16)
-
-    def _normalised(self, images):
-        return images.float() * self.scale - self.offset
+        whole = self.dtype == torch.float32
+        return torch.autocast(self.device.type, self.dtype, enabled=not whole)
 
 
 def _loss(output, labels):
