@@ -94,6 +94,7 @@ def training(
         definition,
         tx,
         prepare=lambda _, batch: (batch["images"], batch["labels"]),
+        forward=lambda model, images: model.coarse(images),
         loss=functools.partial(segmentation_loss, num_classes=CLASSES),
         info=ADE20K,
         accumulate_steps=accumulate_steps,

@@ -1,14 +1,17 @@
 """Losses of segmentation and classification: pure functions of arrays."""
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from encnet_jax.models.classifiers import Classification
 from encnet_jax.models.encnet import SegmentationOutput
+from encnet_jax.models.resizing import interpolation_matrix
 
 
 def segmentation_loss(
@@ -21,6 +24,7 @@ def segmentation_loss(
     aux_weight: float = 0.2,
     class_weights: Sequence[float] | None = None,
     average: str = "labelled",
+    align_corners: bool = True,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """Returns the loss of EncNet, and its parts before their weights.
 
@@ -29,7 +33,8 @@ def segmentation_loss(
     Parts that the output does not have are left out.
 
     Args:
-        output: What the model returned.
+        output: What the model returned. Logits of another size than the labels, as
+            those of `coarse`, are resized to it, without ever being held whole.
         labels: Integers (b, h, w), 0 to num_classes - 1 or `ignore_label`.
         num_classes: Number of classes n.
         ignore_label: Label of pixels that count nowhere.
@@ -37,12 +42,16 @@ def segmentation_loss(
         aux_weight: 0.2 in PyTorch-Encoding, 0.4 in mmsegmentation.
         class_weights: One weight a class, or None for equal ones.
         average: See `pixel_cross_entropy`.
+        align_corners: See `resize_bilinear`.
 
     Returns:
         The scalar loss, and a dict of `pixel_loss`, `se_loss` and `aux_loss`.
     """
     options: dict[str, Any] = dict(
-        ignore_label=ignore_label, class_weights=class_weights, average=average
+        ignore_label=ignore_label,
+        class_weights=class_weights,
+        average=average,
+        align_corners=align_corners,
     )
     parts = {"pixel_loss": pixel_cross_entropy(output.logits, labels, **options)}
     loss = parts["pixel_loss"]
@@ -82,34 +91,117 @@ def pixel_cross_entropy(
     ignore_label: int = 255,
     class_weights: Sequence[float] | None = None,
     average: str = "labelled",
+    align_corners: bool = True,
 ) -> jax.Array:
     """Returns the mean cross-entropy of the pixels, a float32 scalar.
 
     Args:
-        logits: (b, h, w, n).
+        logits: (b, h, w, n), or of another height and width: see `segmentation_loss`.
         labels: Integers (b, h, w); other values than 0 to n - 1 must be `ignore_label`.
         ignore_label: Label of pixels that cost nothing.
         class_weights: Weights of the classes; the mean is then a weighted one.
         average: `"labelled"` divides by the (weighted) number of labelled pixels, at
             least 1, as PyTorch-Encoding; `"all"` by the number of all pixels, as
             mmsegmentation does by default.
+        align_corners: See `resize_bilinear`.
     """
     if average not in ("labelled", "all"):
         raise ValueError(f"average={average!r}: allowed are 'labelled', 'all'")
-    logits = logits.astype(jnp.float32)
     valid = labels != ignore_label
-    # A sum over the comparison instead of a gather: its gradient is no scatter, and an
-    # ignored label matches nothing.
-    chosen = labels[..., None] == jnp.arange(logits.shape[-1])
-    own = jnp.where(chosen, logits, 0).sum(-1)
-    costs = jax.nn.logsumexp(logits, axis=-1) - own
     weights = valid.astype(jnp.float32)
     if class_weights is not None:
         table = jnp.asarray(class_weights, jnp.float32)
-        weights = weights * jnp.where(chosen, table, 0).sum(-1)
-    total = jnp.where(valid, costs * weights, 0).sum()
+        weights *= table[jnp.where(valid, labels, 0)]
+    if logits.shape[1:3] == labels.shape[1:3]:
+        logits = logits.astype(jnp.float32)
+        # A sum over the comparison instead of a gather: its gradient is no scatter, and
+        # an ignored label matches nothing.
+        chosen = labels[..., None] == jnp.arange(logits.shape[-1])
+        own = jnp.where(chosen, logits, 0).sum(-1)
+        costs = jax.nn.logsumexp(logits, axis=-1) - own
+        total = jnp.where(valid, costs * weights, 0).sum()
+    else:
+        total = _resized_total(logits, labels, weights, align_corners)
     count = jnp.maximum(weights.sum(), 1.0) if average == "labelled" else labels.size
     return total / count
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
+def _resized_total(
+    logits: jax.Array, labels: jax.Array, weights: jax.Array, align_corners: bool
+) -> jax.Array:
+    """Sum of weights times cross-entropy, of logits resized to the labels.
+
+    The resized logits, the largest arrays of a training with 150 classes, exist a few
+    rows at a time, and so do their gradients: both are computed in one go, in the
+    forward pass. On CPU that takes 0.4 of the time of the plain way.
+    """
+    return _total_and_gradient(logits, labels, weights, align_corners)[0]
+
+
+def _resized_total_forward(logits, labels, weights, align_corners):
+    return _total_and_gradient(logits, labels, weights, align_corners)
+
+
+def _resized_total_backward(align_corners, gradient, change):
+    return (change * gradient).astype(gradient.dtype), None, None
+
+
+_resized_total.defvjp(_resized_total_forward, _resized_total_backward)
+
+
+def _total_and_gradient(
+    logits: jax.Array, labels: jax.Array, weights: jax.Array, align_corners: bool
+) -> tuple[jax.Array, jax.Array]:
+    """Returns `_resized_total` and its gradient by the logits."""
+    batch, height, width = labels.shape
+    num_classes = logits.shape[-1]
+    columns = interpolation_matrix(logits.shape[2], width, align_corners)
+    rows = interpolation_matrix(logits.shape[1], height, align_corners)
+    taken = min(_block_rows(4 * batch * width * num_classes), height)
+    # Rows that fill up the last block weigh nothing.
+    missing = -height % taken
+    blocks = (
+        np.pad(rows, ((0, missing), (0, 0))).reshape(-1, taken, rows.shape[1]),
+        _row_blocks(labels, taken, missing),
+        _row_blocks(weights, taken, missing),
+    )
+    product = functools.partial(jnp.einsum, precision="highest")
+    coarse = logits.astype(jnp.float32)
+
+    def add(sums: tuple[jax.Array, jax.Array], block: Any) -> Any:
+        rows, labels, weights = block
+        total, gradient = sums
+        # Columns last: what is done for every class runs along them.
+        resized = product("rh,bhwn->brnw", rows, coarse)
+        resized = product("brnw,cw->brnc", resized, columns)
+        chosen = labels[:, :, None] == jnp.arange(num_classes)[:, None]
+        resized -= resized.max(2, keepdims=True)
+        powers = jnp.exp(resized)
+        norm = powers.sum(2, keepdims=True)
+        costs = jnp.log(norm[:, :, 0]) - jnp.where(chosen, resized, 0).sum(2)
+        total += (costs * weights).sum()
+        change = (powers / norm - chosen) * weights[:, :, None]
+        change = product("brnc,cw->brnw", change, columns)
+        return (total, gradient + product("brnw,rh->bhwn", change, rows)), None
+
+    start = (jnp.zeros(()), jnp.zeros_like(coarse))
+    (total, gradient), _ = jax.lax.scan(add, start, blocks)
+    return total, gradient.astype(logits.dtype)
+
+
+def _block_rows(row_bytes: int) -> int:
+    """How many rows of resized logits are held at a time."""
+    if jax.default_backend() == "cpu":
+        return max(4, 2**22 // row_bytes)  # they stay in the caches
+    # Few steps: each starts some kernels.
+    return max(1, 2**27 * jax.device_count() // row_bytes)
+
+
+def _row_blocks(x: jax.Array, taken: int, missing: int) -> jax.Array:
+    """Splits (b, h, w) into (blocks, b, taken, w)."""
+    x = jnp.pad(x, ((0, 0), (0, missing), (0, 0)))
+    return x.reshape(x.shape[0], -1, taken, x.shape[2]).swapaxes(0, 1)
 
 
 def class_presence(labels: jax.Array, num_classes: int) -> jax.Array:

@@ -3,6 +3,7 @@
 import functools
 from typing import NamedTuple
 
+import jax
 from flax import nnx
 from ml_collections import ConfigDict
 
@@ -12,9 +13,10 @@ from encnet_jax.data.sources import Source
 from encnet_jax.errors import UserError
 from encnet_jax.evaluation import ScoreFn, evaluate, score_fn_by_config
 from encnet_jax.losses import classification_loss, segmentation_loss
-from encnet_jax.models.classifiers import CLASSIFIERS
+from encnet_jax.models.classifiers import CLASSIFIERS, Classification, Classifier14
+from encnet_jax.models.encnet import SegmentationModel, SegmentationOutput
 from encnet_jax.train_state import PureDict
-from encnet_jax.train_step import LossFn
+from encnet_jax.train_step import ForwardFn, LossFn
 from encnet_jax.training_loop import ValidateFn, Validation
 from encnet_jax.visualize import class_panel, prediction_panel
 from encnet_jax.workdir import metric_of
@@ -28,11 +30,13 @@ class Task(NamedTuple):
 
     Attributes:
         metric: Name of the score that tells the best checkpoint; greater is better.
-        loss: Of the model's output and labels.
+        forward: What of the model the loss sees: logits that are not upsampled yet.
+        loss: Of that and the labels.
         validate: Scores parameters and statistics on the validation split.
     """
 
     metric: str
+    forward: ForwardFn
     loss: LossFn
     validate: ValidateFn
 
@@ -51,10 +55,11 @@ def create_task(config: ConfigDict, model: nnx.Module, validation: Source) -> Ta
         validate: ValidateFn = functools.partial(
             _validate_classes, config, validation, classify
         )
-        return Task(metric_of(info), classification_loss, validate)
+        return Task(metric_of(info), _whole, classification_loss, validate)
     score = score_fn_by_config(config, config, model, info)
     validate = functools.partial(_validate_pixels, config, validation, score)
-    return Task(metric_of(info), _pixel_loss(config, info), validate)
+    loss = _pixel_loss(config, info)
+    return Task(metric_of(info), _coarse, loss, validate)
 
 
 def check_task(config: ConfigDict, info: DatasetInfo) -> None:
@@ -76,6 +81,14 @@ def check_task(config: ConfigDict, info: DatasetInfo) -> None:
         raise UserError(f"data.pad={config.data.pad}: is for images in classes")
 
 
+def _whole(model: Classifier14, images: jax.Array) -> Classification:
+    return model(images)
+
+
+def _coarse(model: SegmentationModel, images: jax.Array) -> SegmentationOutput:
+    return model.coarse(images)
+
+
 def _pixel_loss(config: ConfigDict, info: DatasetInfo) -> LossFn:
     settings = config.loss
     return functools.partial(
@@ -85,6 +98,7 @@ def _pixel_loss(config: ConfigDict, info: DatasetInfo) -> LossFn:
         aux_weight=settings.aux_weight,
         class_weights=tuple(settings.class_weights) or None,
         average=settings.average,
+        align_corners=config.model.align_corners,
     )
 
 

@@ -21,7 +21,9 @@ from encnet_jax.train_state import (
 Batch = dict[str, jax.Array]
 # (arrays that stay on the device, batch) -> images float or uint8 0-255, labels
 PrepareFn = Callable[[Batch, Batch], tuple[jax.Array, jax.Array]]
-# (model output, labels) -> loss, parts
+# (model, normalised images) -> output
+ForwardFn = Callable[[Any, jax.Array], Any]
+# (output, labels) -> loss, parts
 LossFn = Callable[[Any, jax.Array], tuple[jax.Array, dict[str, jax.Array]]]
 StepFn = Callable[[TrainState, Batch, Batch], tuple[TrainState, dict[str, jax.Array]]]
 
@@ -33,6 +35,7 @@ def make_train_step(
     prepare: PrepareFn,
     loss: LossFn,
     info: DatasetInfo,
+    forward: ForwardFn = lambda model, images: model(images),
     accumulate_steps: int = 1,
 ) -> StepFn:
     """Returns the jitted step: state, resident arrays, batch -> state, metrics.
@@ -46,7 +49,8 @@ def make_train_step(
     def compute(params: PureDict, stats: PureDict, images, labels, key):
         model = definition.merge(params, stats)
         nnx.reseed(model, dropout=key)
-        total, parts = loss(model(normalise(images, info.mean, info.std)), labels)
+        inputs = normalise(images, info.mean, info.std)
+        total, parts = loss(forward(model, inputs), labels)
         return total, (pure_batch_stats(model), {"loss": total, **parts})
 
     gradient = jax.grad(compute, has_aux=True)

@@ -83,6 +83,7 @@ def train(
         definition,
         tx,
         prepare=data.prepare,
+        forward=task.forward,
         loss=task.loss,
         info=info,
         accumulate_steps=config.accumulate_steps,

@@ -12,6 +12,7 @@ from encnet_jax.losses import (
     segmentation_loss,
 )
 from encnet_jax.models.encnet import SegmentationOutput
+from encnet_jax.models.resizing import resize_bilinear
 
 # Probabilities of three classes in two pixels.
 PROBABILITIES = np.array([[0.5, 0.25, 0.25], [0.1, 0.2, 0.7]], np.float32)
@@ -78,6 +79,46 @@ def test_bfloat16_logits_are_summed_in_float32():
 def test_unknown_average_raises():
     with pytest.raises(ValueError, match="average='mean': allowed are 'labelled'"):
         pixel_cross_entropy(LOGITS, labels(0, 0), average="mean")
+
+
+@pytest.mark.parametrize("size", [(40, 56), (37, 9)])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        dict(align_corners=False, average="all"),
+        dict(class_weights=(1.0, 0.0, 2.0, 0.5, 3.0, 1.0, 1.0), ignore_label=6),
+    ],
+)
+def test_coarse_logits_cost_what_resized_ones_do(settings, size):
+    rng = np.random.default_rng(0)
+    logits = jnp.asarray(3 * rng.standard_normal((2, 5, 7, 7)), jnp.float32)
+    labels = rng.integers(0, 7, (2, *size))
+    labels[0, :3] = labels[1, :, -2:] = settings.get("ignore_label", 255)
+    align_corners = settings.get("align_corners", True)
+
+    @jax.jit
+    @jax.value_and_grad
+    def whole(logits):
+        resized = resize_bilinear(logits, size, align_corners=align_corners)
+        return 3 * pixel_cross_entropy(resized, labels, **settings)
+
+    @jax.jit
+    @jax.value_and_grad
+    def blocks(logits):
+        return 3 * pixel_cross_entropy(logits, labels, **settings)
+
+    (expected, slope), (cost, gradient) = whole(logits), blocks(logits)
+    np.testing.assert_allclose(cost, expected, rtol=1e-6)
+    np.testing.assert_allclose(gradient, slope, atol=2e-6 * abs(slope).max())
+
+
+def test_coarse_logits_are_never_resized_whole():
+    logits = jax.ShapeDtypeStruct((2, 20, 20, 150), jnp.bfloat16)
+    labels = jax.ShapeDtypeStruct((2, 160, 160), jnp.int32)
+    gradient = jax.jit(jax.grad(pixel_cross_entropy))
+    memory = gradient.lower(logits, labels).compile().memory_analysis()
+    assert memory.temp_size_in_bytes < 0.7 * 2 * 160 * 160 * 150 * 4
 
 
 def test_class_presence_finds_single_pixels_and_no_ignored_ones():

@@ -139,7 +139,10 @@ def _step_fn(recipe: Recipe, definition: ModelDef, tx):
     wanted = ("main_low", "aux_low", "se_logits")
 
     def loss(output, labels):
-        total, parts = segmentation_loss(output, labels, num_classes=7, **recipe.loss)
+        align = {"align_corners": recipe.model["align_corners"]}
+        total, parts = segmentation_loss(
+            output, labels, num_classes=7, **align, **recipe.loss
+        )
         found = named_results(output, spied.log)
         return total, parts | {key: found[key] for key in wanted}
 
@@ -149,6 +152,7 @@ def _step_fn(recipe: Recipe, definition: ModelDef, tx):
         spied,
         tx,
         prepare=lambda resident, batch: (batch["images"], batch["labels"]),
+        forward=lambda model, images: model.coarse(images),
         loss=loss,
         info=info,
     )

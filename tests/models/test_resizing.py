@@ -99,4 +99,4 @@ def test_argmax_never_holds_the_resized_channels():
     x = jax.ShapeDtypeStruct((1, 60, 60, 150), jnp.float32)
     resized = jax.jit(lambda x: argmax_resized(x, [(480, 480)], [True]))
     memory = resized.lower(x).compile().memory_analysis()
-    assert memory.temp_size_in_bytes < 0.25 * 480 * 480 * 150 * 4
+    assert memory.temp_size_in_bytes < 0.3 * 480 * 480 * 150 * 4
