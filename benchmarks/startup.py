@@ -1,0 +1,92 @@
+"""How long a user waits: the import, and `predict.py` on one picture.
+
+    python -m benchmarks.startup [--backbone=resnet50] [--size=480] [--rounds=3]
+
+`predict.py` runs as a command of its own on a workdir with random weights: at first
+with an empty folder of compiled programs, then with what the first run left there (as
+it is by default, in ~/.cache/encnet_jax/compiled). Each in a new process; medians.
+"""
+
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+from absl import flags
+from PIL import Image
+
+from encnet_jax import command
+from encnet_jax.checkpoint import Checkpoints
+from encnet_jax.config import default, model_settings, save_config
+from encnet_jax.data.classes import ADE20K, save_info
+from encnet_jax.models import create_model
+from encnet_jax.optimizer import create_optimizer
+from encnet_jax.train_state import create_train_state, split_model
+
+_BACKBONE = flags.DEFINE_string("backbone", "resnet50", "Backbone.")
+_SIZE = flags.DEFINE_integer("size", 480, "Height and width of the picture.")
+_ROUNDS = flags.DEFINE_integer("rounds", 3, "Runs of each kind.")
+_ROOT = Path(__file__).resolve().parents[1]
+
+
+def write_workdir(workdir: Path) -> None:
+    """Writes what a training of EncNet on ADE20K would leave, with random weights."""
+    config = default()
+    config.total_steps = 1
+    config.model.backbone = _BACKBONE.value
+    model = create_model(num_classes=ADE20K.num_classes, **model_settings(config))
+    _, params, stats = split_model(model)
+    checkpoints = Checkpoints(workdir)
+    tx = create_optimizer(lambda step: 0.0)
+    checkpoints.save(create_train_state(params, stats, tx), 1)
+    checkpoints.close()
+    save_config(config, workdir / "config.json")
+    save_info(ADE20K, workdir / "classes.json")
+
+
+def seconds_of(*arguments: str, cache: Path | None = None) -> float:
+    """Returns how long a Python command takes in a process of its own."""
+    environment = dict(os.environ)
+    if cache:
+        environment["JAX_COMPILATION_CACHE_DIR"] = str(cache)
+    started = time.perf_counter()
+    subprocess.run([sys.executable, *arguments], cwd=_ROOT, env=environment, check=True)
+    return time.perf_counter() - started
+
+
+def main(arguments: list[str]) -> None:
+    """Measures and prints a table."""
+    command.no_arguments(arguments)
+    with tempfile.TemporaryDirectory() as folder:
+        scratch = Path(folder)
+        write_workdir(scratch / "run")
+        rng = np.random.default_rng(0)
+        pixels = rng.integers(0, 256, (_SIZE.value, _SIZE.value, 3), np.uint8)
+        Image.fromarray(pixels).save(scratch / "picture.png")
+        predict = ["predict.py", f"--workdir={scratch / 'run'}"]
+        predict += [f"--output={scratch / 'out'}", str(scratch / "picture.png")]
+        times: dict[str, list[float]] = {}
+        for number in range(_ROUNDS.value):
+            cache = scratch / f"compiled{number}"
+            for name, seconds in (
+                ("import encnet_jax", seconds_of("-c", "import encnet_jax")),
+                ("import jax", seconds_of("-c", "import jax")),
+                (
+                    "from encnet_jax import Segmenter",
+                    seconds_of("-c", "from encnet_jax import Segmenter"),
+                ),
+                ("predict.py, first run", seconds_of(*predict, cache=cache)),
+                ("predict.py, again", seconds_of(*predict, cache=cache)),
+            ):
+                times.setdefault(name, []).append(seconds)
+    print("| | seconds |\n|---|---|")
+    for name, values in times.items():
+        print(f"| {name} | {statistics.median(values):.2f} |")
+
+
+if __name__ == "__main__":
+    command.run(main)

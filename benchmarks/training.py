@@ -1,0 +1,113 @@
+"""One training step of EncNet-50 on CPU, against PyTorch.
+
+    python -m benchmarks.training [--sizes=240,480] [--batch=4] [--output=FILE]
+
+float32, 150 classes, all three losses, SGD; uint8 images and labels are in memory. Both
+sides have the same weights and threads (as many as this process may use; `taskset`
+gives fewer), and no dropout: the losses of the first step are compared before anything
+is timed. Needs the extra `bench`.
+"""
+
+import copy
+import gc
+import os
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import torch
+import torch._inductor.config
+from absl import flags
+
+from benchmarks import programs
+from benchmarks.record import Record
+from benchmarks.timing import Side, medians
+from benchmarks.torch_encnet import random_weights
+from benchmarks.torch_training import Torch, TrainedEncNet
+from encnet_jax import command
+from encnet_jax.models import create_model
+from encnet_jax.optimizer import create_optimizer, poly_schedule
+from encnet_jax.pretrained import load_torch_weights
+from encnet_jax.train_state import create_train_state, split_model
+
+_BACKBONE = flags.DEFINE_string("backbone", "resnet50", "Backbone.")
+_SIZES = flags.DEFINE_list("sizes", ["240", "480"], "Heights and widths.")
+_BATCH = flags.DEFINE_integer("batch", 4, "Images a step.")
+_ROUNDS = flags.DEFINE_integer("rounds", 3, "Turns of each side.")
+_SECONDS = flags.DEFINE_float("seconds", 1.0, "Length of a turn; at least one step.")
+_OUTPUT = flags.DEFINE_string("output", None, "JSON file for the results.")
+
+
+def sides(backbone: str, size: int, batch: int) -> dict[str, Side]:
+    """Returns all sides; a call takes a step and returns its loss."""
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (batch, size, size, 3), np.uint8)
+    labels = rng.integers(0, programs.CLASSES, (batch, size, size), np.int32)
+    plain = TrainedEncNet(backbone)
+    weights = random_weights(plain)
+    for module in plain.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+    found = {"encnet_jax": _ours(backbone, weights, images, labels)}
+    for name, compiled in (("torch", False), ("torch.compile", True)):
+        machine = Torch("cpu", compiled, torch.float32)
+        found[name] = machine.training(copy.deepcopy(plain), images, labels)
+    return found
+
+
+def _ours(backbone: str, weights: dict, images: np.ndarray, labels: np.ndarray) -> Side:
+    settings: dict[str, Any] = dict(backbone=backbone, dropout=0.0)
+    batch, *size, _ = images.shape
+    program = programs.training(size=size, batch=batch, dtype="float32", **settings)
+    step = program.compile()
+    model = create_model("encnet", num_classes=programs.CLASSES, **settings)
+    load_torch_weights(model, weights, source="pytorch-encoding")
+    _, params, stats = split_model(model)
+    tx = create_optimizer(poly_schedule(0.01, 1000))
+    state = create_train_state(params, stats, tx)
+
+    def call() -> jax.Array:
+        nonlocal state
+        state, metrics = step(
+            state, {"seed": np.uint32(0)}, {"images": images, "labels": labels}
+        )
+        return metrics["loss"]
+
+    return Side(call, jax.block_until_ready)
+
+
+def check(found: dict[str, Side]) -> None:
+    """Raises `RuntimeError` unless the first steps of all sides have the same loss."""
+    losses = {name: float(side.wait(side.call())) for name, side in found.items()}
+    first = losses["encnet_jax"]
+    if any(abs(loss - first) > 1e-4 * abs(first) for loss in losses.values()):
+        raise RuntimeError(f"the losses of the first step differ: {losses}")
+
+
+def main(arguments: list[str]) -> None:
+    """Measures, prints a table, and writes the file."""
+    command.no_arguments(arguments)
+    torch.set_num_threads(len(os.sched_getaffinity(0)))
+    # Its processes that compile would be forks of one that runs JAX.
+    torch._inductor.config.compile_threads = 1
+    record = Record(Path(_OUTPUT.value)) if _OUTPUT.value else None
+    if record:
+        record.start(resume=True)
+    print("| batch, size | encnet_jax | torch | torch.compile |\n|---|---|---|---|")
+    for size in map(int, _SIZES.value):
+        found = sides(_BACKBONE.value, size, _BATCH.value)
+        check(found)
+        times = medians(found, rounds=_ROUNDS.value, seconds=_SECONDS.value)
+        ours = times.pop("encnet_jax")
+        ratios = " | ".join(f"{seconds / ours:.2f} x" for seconds in times.values())
+        name = f"{_BATCH.value}, {size} x {size}"
+        print(f"| {name} | {ours:.2f} s | {ratios} |", flush=True)
+        if record:
+            record.put("done", name, {"encnet_jax": ours, **times})
+        del found
+        gc.collect()  # three trainings
+
+
+if __name__ == "__main__":
+    command.run(main)
