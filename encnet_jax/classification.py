@@ -17,7 +17,6 @@ from ml_collections import ConfigDict
 from encnet_jax.data.catalogue import open_source
 from encnet_jax.data.classes import DatasetInfo
 from encnet_jax.data.sources import Source
-from encnet_jax.errors import UserError
 from encnet_jax.inference import eval_definition, normalise
 from encnet_jax.progress import Counter
 from encnet_jax.report import save_scores
@@ -117,20 +116,13 @@ def evaluate_classes_workdir(
         UserError: Workdir, checkpoint, classes and split do not fit.
     """
     source = open_source(config.data.name, split, config.data.data_dir)
-    trained = load_workdir(workdir, step)
+    trained = load_workdir(workdir, step, dataset=source.info)
     info, number = trained.info, trained.step
-    if info.class_names != source.info.class_names:
-        raise UserError(
-            f"{workdir} was trained on the {info.num_classes} classes of {info.name}; "
-            f"{config.data.name} has other {source.info.num_classes}"
-        )
-    params, stats = trained.params, trained.batch_stats
-    model = trained.definition.merge(params, stats)
     counter = Counter(len(source), "images")
     results, _ = evaluate_classes(
-        make_classify_fn(model, info),
-        params,
-        stats,
+        make_classify_fn(trained.model, info),
+        trained.params,
+        trained.batch_stats,
         source,
         batch_size=config.evaluation.batch_size,
         progress=counter.show,

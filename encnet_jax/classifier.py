@@ -63,8 +63,7 @@ class Classifier:
             UserError: No workdir, no such checkpoint, or a damaged one.
         """
         trained = load_workdir(Path(path), step)
-        model = trained.definition.merge(trained.params, trained.batch_stats)
-        return cls(model, trained.info, trained.config.data.crop_size)
+        return cls(trained.model, trained.info, trained.config.data.crop_size)
 
     def __call__(
         self, image: str | os.PathLike[str] | Image.Image | np.ndarray

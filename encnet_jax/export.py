@@ -12,24 +12,21 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from encnet_jax.checkpoint import Checkpoints
 from encnet_jax.classification import make_classify_fn
-from encnet_jax.config import load_config, model_settings
-from encnet_jax.data.classes import DatasetInfo, load_info, save_info
+from encnet_jax.data.classes import DatasetInfo, save_info
 from encnet_jax.errors import UserError
 from encnet_jax.export_formats import READERS, WRITERS, PredictFn, Shape, check_format
 from encnet_jax.export_readme import readme
 from encnet_jax.inference import eval_definition, whole_image_logits
-from encnet_jax.models import create_model
-from encnet_jax.tasks import metric_of
 from encnet_jax.train_state import split_model
+from encnet_jax.workdir import load_workdir
 
 _TOLERANCE = 1e-4  # of the largest logit, or of probability 1
 _CHECKED_SIZE = (65, 97)  # where sizes are free: odd, unlike, multiples of nothing
 
 
 @dataclasses.dataclass(frozen=True)
-class Trained:
+class Exported:
     """A trained model as it is exported.
 
     Attributes:
@@ -99,7 +96,7 @@ def export_workdir(
 
 
 def _fill(
-    folder: Path, trained: Trained, file_format: str, size: tuple[int, int] | None
+    folder: Path, trained: Exported, file_format: str, size: tuple[int, int] | None
 ) -> str:
     """Writes the files of an export; returns how they compare with the model."""
     images = _images(1, *size) if size else _free_images(trained.smallest)
@@ -124,31 +121,22 @@ def _fill(
     return checked
 
 
-def load_trained(workdir: Path, step: str | int = "best") -> Trained:
+def load_trained(workdir: Path, step: str | int = "best") -> Exported:
     """Loads what `train.py` wrote; the computation is float32 on every platform.
 
     Raises:
         UserError: No workdir, no such checkpoint, or a damaged one.
     """
-    config = load_config(workdir / "config.json")
-    info = load_info(workdir / "classes.json")
+    # Direct: compilers elsewhere choose a form of their own.
+    trained = load_workdir(workdir, step, dtype="float32", convolution="direct")
+    config, info, model = trained.config, trained.info, trained.model
     classifies = info.task == "classification"
-    config.model.dtype = "float32"
-    config.model.convolution = "direct"  # the compilers of others choose their own
-    # Shapes alone: the weights are replaced at once.
-    shapes = nnx.eval_shape(
-        lambda: create_model(num_classes=info.num_classes, **model_settings(config))
-    )
-    definition, params, stats = split_model(shapes)
-    checkpoints = Checkpoints(workdir, metric_of(info))
-    params, stats, number = checkpoints.restore_model(params, stats, step)
-    model = definition.merge(params, stats)
     backbone = "" if classifies else f" ({config.model.backbone})"
-    return Trained(
+    return Exported(
         predict=_classify_fn(model, info) if classifies else _segment_fn(model, info),
         info=info,
         title=f"{config.model.name}{backbone}, {info.num_classes} classes, "
-        f"step {number} of {workdir.resolve().name}",
+        f"step {trained.step} of {workdir.resolve().name}",
         training_size=config.data.crop_size if classifies else config.data.base_size,
         # The last features then have two pixels at least, whose corners are apart.
         smallest=config.model.output_stride + 1,

@@ -10,16 +10,14 @@ import numpy as np
 from flax import nnx
 from PIL import Image
 
-from encnet_jax.checkpoint import Checkpoints
-from encnet_jax.config import load_config, model_settings
-from encnet_jax.data.classes import DatasetInfo, distinct_colors, load_info
+from encnet_jax.data.classes import DatasetInfo, distinct_colors
 from encnet_jax.data.images import decode_image, to_rgb_array
 from encnet_jax.errors import UserError
 from encnet_jax.inference import make_labelling_fn
-from encnet_jax.models import create_model
 from encnet_jax.pretrained import load_torch_model
 from encnet_jax.train_state import PureDict, split_model
 from encnet_jax.visualize import overlay, palette_image
+from encnet_jax.workdir import load_workdir
 
 
 class Segmentation(NamedTuple):
@@ -92,19 +90,12 @@ class Segmenter:
         Raises:
             UserError: No workdir, no such checkpoint, or a damaged one.
         """
-        workdir = Path(path)
-        config = load_config(workdir / "config.json")
-        info = load_info(workdir / "classes.json")
-        # Shapes alone: drawing weights that are replaced at once would take seconds.
-        shapes = nnx.eval_shape(
-            lambda: create_model(num_classes=info.num_classes, **model_settings(config))
-        )
-        model = restore_model(shapes, workdir, step)
-        settings = config.evaluation
-        base_size = config.data.base_size
+        trained = load_workdir(Path(path), step)
+        settings = trained.config.evaluation
+        base_size = trained.config.data.base_size
         if settings.protocol == "encoding":  # of others it is a bound
             base_size = settings.base_size or base_size
-        return cls(model, info, base_size, settings.align_corners)
+        return cls(trained.model, trained.info, base_size, settings.align_corners)
 
     @classmethod
     def from_torch(
@@ -188,15 +179,6 @@ def read_image(
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from error
     return decode_image(data, str(path))
-
-
-def restore_model(
-    model: nnx.Module, workdir: Path, step: str | int = "best"
-) -> nnx.Module:
-    """Returns a model, given by shapes or whole, with a checkpoint's weights."""
-    definition, params, stats = split_model(model)
-    params, stats, _ = Checkpoints(workdir).restore_model(params, stats, step)
-    return definition.merge(params, stats)
 
 
 def find_images(arguments: Sequence[str]) -> list[Path]:
