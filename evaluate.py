@@ -24,14 +24,17 @@ _FLIP = flags.DEFINE_bool("flip", False, "Add the mirror image at every scale.")
 _STEP = flags.DEFINE_string("step", "best", "Checkpoint: best, latest or a number.")
 _SUBMISSION = flags.DEFINE_bool("submission", False, "Write predictions for a server.")
 _IMAGES = flags.DEFINE_string("images", None, "Folder of images to predict alone.")
+_DISTRIBUTED = flags.DEFINE_string("distributed", None, "Many hosts: docs/scale.md.")
 flags.mark_flag_as_required("config")
 
 
 def main(arguments: list[str]) -> None:
     """Runs the evaluation."""
+    from encnet_jax.distributed import connect_hosts
     from encnet_jax.workdir_evaluation import evaluate_workdir
 
     command.no_arguments(arguments)
+    connect_hosts(_DISTRIBUTED.value)
     protocol: dict[str, Any] = {"flip": True} if _FLIP.value else {}
     if _SCALES.value:
         protocol["scales"] = command.numbers("scales", _SCALES.value)
@@ -45,7 +48,7 @@ def main(arguments: list[str]) -> None:
         submission=_SUBMISSION.value,
         images=Path(_IMAGES.value) if _IMAGES.value else None,
     )
-    print(text)
+    command.tell(text)
 
 
 if __name__ == "__main__":

@@ -17,18 +17,17 @@ flags.mark_flag_as_required("config")
 
 def main(arguments: list[str]) -> None:
     """Runs the training."""
-    from encnet_jax.distributed import connect_hosts, stop_with_the_others
+    from encnet_jax.distributed import connect_hosts
     from encnet_jax.training import train
 
     command.no_arguments(arguments)
     connect_hosts(_DISTRIBUTED.value)
     config, workdir = command.config_and_workdir(_CONFIG, _WORKDIR.value)
-    with stop_with_the_others():
-        scores = train(config, workdir)
+    scores = train(config, workdir)
     if scores is not None:
         (metric, value), *_ = scores.items()
         name = metric.replace("_iou", " IoU")
-        print(f"{name} {value:.4f}; everything is in {workdir}")
+        command.tell(f"{name} {value:.4f}; everything is in {workdir}")
 
 
 if __name__ == "__main__":

@@ -37,14 +37,17 @@ def run(main: Callable[[list[str]], int | None]) -> None:
     except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as error:
         _fail(_one_line(error), 2)
     _set_up()
-    try:
-        code = main(arguments)
-    except UserError as error:
-        _fail(_one_line(error), 2)
-    except FloatingPointError as error:
-        _fail(_one_line(error), 1)
-    except KeyboardInterrupt:
-        _fail("interrupted", 130)
+    from encnet_jax.distributed import stop_with_the_others
+
+    with stop_with_the_others():
+        try:
+            code = main(arguments)
+        except UserError as error:
+            _fail(_one_line(error), 2)
+        except FloatingPointError as error:
+            _fail(_one_line(error), 1)
+        except KeyboardInterrupt:
+            _fail("interrupted", 130)
     sys.exit(code or 0)
 
 
@@ -99,6 +102,14 @@ def config_and_workdir(
     config.value.evaluation.update(evaluation)
     validate(config.value)
     return config.value, Path(workdir or default_workdir(file))
+
+
+def tell(text: str) -> None:
+    """Prints a result; of many hosts the first does."""
+    import jax
+
+    if jax.process_index() == 0:
+        print(text)
 
 
 def numbers(flag: str, values: list[str]) -> tuple[float, ...]:

@@ -4,6 +4,7 @@ import contextlib
 import logging
 import os
 import sys
+import traceback
 from collections.abc import Iterator
 
 import jax
@@ -12,6 +13,7 @@ from encnet_jax.errors import UserError
 
 # Seconds without a sign of life after which a host counts as dead, and the others stop.
 _HEARTBEAT = 30
+_NO_MEMORY = "RESOURCE_EXHAUSTED"
 _HELP = (
     "allowed are auto (Cloud TPU, GKE, Slurm, Open MPI, Kubernetes) and "
     "ADDRESS:PORT,COUNT,ID (of the first process, their number, this one's)"
@@ -46,23 +48,38 @@ def connect_hosts(value: str | None) -> None:
 
 @contextlib.contextmanager
 def stop_with_the_others() -> Iterator[None]:
-    """Ends this process with one line if another host of the run is gone.
+    """Ends this process at once if what it does fails while it is one of many.
 
-    At once: the usual way out waits minutes for all hosts to say goodbye.
+    The usual way out waits minutes for all of them to say goodbye, and as long would
+    those hang that need this one for their next step. That another is gone, and hence
+    this one ends too, is told in one line.
     """
     try:
         yield
-    except jax.errors.JaxRuntimeError as error:
-        if jax.process_count() == 1:
+    except BaseException as error:
+        if not jax.distributed.is_initialized():
             raise
-        first = str(error).splitlines()[0]
+        code = _last_words(error)
+        sys.stderr.flush()
+        os._exit(code)
+
+
+def _last_words(error: BaseException) -> int:
+    """Says why this process ends, unless that is said; returns its exit code."""
+    if isinstance(error, SystemExit) and isinstance(error.code, int):
+        return error.code
+    text = str(error)
+    # Of its own this host lacks memory; whatever else JAX says is of the network.
+    if isinstance(error, jax.errors.JaxRuntimeError) and _NO_MEMORY not in text:
         print(
-            f"error: another host of the run is gone, or cannot be reached: {first}. "
-            "The same command goes on from the newest checkpoint",
+            "error: another host of the run is gone, or cannot be reached: "
+            f"{text.splitlines()[0]}. The same command goes on from where the run "
+            "stands",
             file=sys.stderr,
-            flush=True,
         )
-        os._exit(1)
+    else:
+        traceback.print_exception(error)
+    return 1
 
 
 def _by_hand(value: str) -> tuple[str, int, int]:

@@ -72,7 +72,7 @@ class Counter:
 
     def __init__(self, total: int, unit: str):
         self._bar = None
-        if sys.stderr.isatty():
+        if sys.stderr.isatty() and jax.process_index() == 0:
             from tqdm import tqdm
 
             self._bar = tqdm(total=total, unit=unit, leave=False)

@@ -10,10 +10,12 @@ from encnet_jax.errors import UserError
 
 
 def create_mesh(data: int = -1) -> Mesh:
-    """One axis, `data`, over all devices of all hosts, or over the first `data`.
+    """One axis, `data`, over all devices of all hosts, or over `data` of them.
 
-    Auto axis types: the compiler places every intermediate result, so that a mean over
-    the batch is one over the global batch.
+    Those of a host lie next to each other: a pod may number them otherwise, and the
+    rows of a batch would be in another order than on one device. Auto axis types: the
+    compiler places every intermediate result, so that a mean over the batch is one
+    over the global batch.
     """
     devices = jax.devices()
     count = len(devices) if data == -1 else data
@@ -22,10 +24,10 @@ def create_mesh(data: int = -1) -> Mesh:
             f"mesh.data={data}: allowed are -1 (all) and multiples of "
             f"{jax.process_count()} up to the {len(devices)} devices present"
         )
-    if count == len(devices):
-        chosen = np.asarray(devices)
-    else:
-        chosen = _first_per_process(count // jax.process_count())
+    share = count // jax.process_count()
+    chosen: list[jax.Device] = []
+    for process in range(jax.process_count()):
+        chosen += [d for d in devices if d.process_index == process][:share]
     return mesh_of(chosen)
 
 
@@ -34,7 +36,7 @@ def local_mesh(data: int = -1) -> Mesh:
     return mesh_of(create_mesh(data).local_devices)
 
 
-def mesh_of(devices: Sequence[jax.Device] | np.ndarray) -> Mesh:
+def mesh_of(devices: Sequence[jax.Device]) -> Mesh:
     """One axis, `data`, over the given devices."""
     return Mesh(np.asarray(devices), ("data",), axis_types=(AxisType.Auto,))
 
@@ -47,11 +49,3 @@ def replicated(mesh: Mesh) -> NamedSharding:
 def batch_sharded(mesh: Mesh) -> NamedSharding:
     """The first axis split over the devices."""
     return NamedSharding(mesh, PartitionSpec("data"))
-
-
-def _first_per_process(count: int) -> np.ndarray:
-    chosen = []
-    for process in range(jax.process_count()):
-        own = [d for d in jax.devices() if d.process_index == process]
-        chosen.extend(own[:count])
-    return np.asarray(chosen)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.sharding import Mesh
@@ -24,6 +25,10 @@ from encnet_jax.sharding import batch_sharded, replicated
 from encnet_jax.train_state import PureDict, TrainState
 from encnet_jax.train_step import PrepareFn, StepFn
 
+_ADVICE = (
+    "the checkpoints before it are kept. Try a lower learning_rate or more "
+    "optimizer.warmup_steps"
+)
 _log = logging.getLogger(__name__)
 
 
@@ -107,6 +112,7 @@ class Loop:
         batches = prefetched(data.batches(start), batch_sharded(self.mesh))
         resident = jax.device_put(data.resident, replicated(self.mesh))
         self.progress = Progress(start, config.total_steps, config.batch_size)
+        self.losses: list[jax.Array] = []  # of the steps that were not looked at yet
         scores: dict[str, float] | None = None
         try:
             with StopRequest() as stop:
@@ -114,10 +120,11 @@ class Loop:
                     batch = next(batches)
                     with jax.transfer_guard("disallow"):
                         state, metrics = step_fn(state, resident, batch)
+                    self.losses.append(metrics["loss"])
                     self.progress.advance()
                     scores = self._after(step, state, metrics)
                     if step < config.total_steps and stop.due(step):
-                        self._save_and_stop(step, state, metrics)
+                        self._save_and_stop(step, state)
                         return None
         finally:
             self.checkpoints.close()
@@ -138,19 +145,17 @@ class Loop:
         if step % config.log_every == 0 or last:
             self._log_metrics(step, metrics)
         if step % config.eval_every == 0 or last:
-            self._stop_unless_finite(step, metrics)
+            self._stop_unless_sound(step, state)
             scores = self._evaluate(state, step)
             self.checkpoints.save(state, step, scores)
             return scores
         if step % config.checkpoint_every == 0:
-            self._stop_unless_finite(step, metrics)
+            self._stop_unless_sound(step, state)
             self.checkpoints.save(state, step)
         return None
 
-    def _save_and_stop(
-        self, step: int, state: TrainState, metrics: dict[str, jax.Array]
-    ) -> None:
-        self._stop_unless_finite(step, metrics)
+    def _save_and_stop(self, step: int, state: TrainState) -> None:
+        self._stop_unless_sound(step, state)
         self.checkpoints.save(state, step)
         self.checkpoints.close()
         if step in self.checkpoints.steps():
@@ -163,19 +168,30 @@ class Loop:
             )
 
     def _log_metrics(self, step: int, metrics: dict[str, jax.Array]) -> None:
-        self._stop_unless_finite(step, metrics)
+        self._stop_unless_finite(step)
         values = {key: float(value) for key, value in metrics.items()}
         values["learning_rate"] = float(self.schedule(step - 1))
         values["images_per_second"] = self.progress.images_per_second()
         self.writer.scalars(step, values, "train")
         self.progress.show(loss=values["loss"])
 
-    def _stop_unless_finite(self, step: int, metrics: dict[str, jax.Array]) -> None:
-        loss = float(metrics["loss"])
-        if not math.isfinite(loss):
+    def _stop_unless_finite(self, step: int) -> None:
+        """Looks at the losses up to a step that were not looked at yet."""
+        losses = jax.device_get(self.losses)
+        self.losses.clear()
+        for number, loss in enumerate(losses, step - len(losses) + 1):
+            if not math.isfinite(loss):
+                raise FloatingPointError(
+                    f"the loss is {loss} at step {number}; {_ADVICE}"
+                )
+
+    def _stop_unless_sound(self, step: int, state: TrainState) -> None:
+        """Looks at all that a checkpoint of this step would keep."""
+        self._stop_unless_finite(step)
+        # The last step can spoil the weights although its own loss was finite.
+        if not _finite_norm(state.params):
             raise FloatingPointError(
-                f"the loss is {loss} at step {step}; the checkpoints before it are "
-                "kept. Try a lower learning_rate or optimizer.warmup_steps"
+                f"the weights are not finite, or huge, after step {step}; {_ADVICE}"
             )
 
     def _evaluate(self, state: TrainState, step: int) -> dict[str, float]:
@@ -194,3 +210,9 @@ class Loop:
             time.perf_counter() - started,
         )
         return found.scores
+
+
+@jax.jit
+def _finite_norm(params: PureDict) -> jax.Array:
+    """Tells whether the sum of the squares of all weights is finite."""
+    return jnp.isfinite(optax.tree.norm(params))

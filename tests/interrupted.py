@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import jax
+from ml_collections import ConfigDict
 
 from configs.camvid import get_config
 from encnet_jax.config import validate
@@ -10,8 +11,8 @@ from encnet_jax.training import train
 from tests.commands import SMALL
 
 
-def train_small(data: str, workdir: str, checkpoint_every: int) -> None:
-    """Trains 300 small steps, from arrays in memory."""
+def interrupted_config(data: str) -> ConfigDict:
+    """Returns the settings of `SMALL`, on one device, with the images in memory."""
     config = get_config("cpu")
     for argument in SMALL:
         key, value = argument.removeprefix("--config.").split("=")
@@ -20,11 +21,18 @@ def train_small(data: str, workdir: str, checkpoint_every: int) -> None:
         for group in groups:
             part = part[group]
         part[name] = type(part[name])(value)
-    config.total_steps = config.eval_every = 300
-    config.checkpoint_every = checkpoint_every
     config.data.data_dir = data
     config.data.in_memory = True
+    config.mesh.data = 1
     validate(config)
+    return config
+
+
+def train_small(data: str, workdir: str, checkpoint_every: int) -> None:
+    """Trains 300 small steps."""
+    config = interrupted_config(data)
+    config.total_steps = config.eval_every = 300
+    config.checkpoint_every = checkpoint_every
     jax.config.update("jax_platforms", "cpu")
     jax.config.update("jax_compilation_cache_dir", f"{data}/compiled")
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)

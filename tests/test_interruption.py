@@ -16,8 +16,9 @@ import pytest
 from encnet_jax import Segmenter
 from encnet_jax.errors import UserError
 from encnet_jax.interruption import sole_run
+from encnet_jax.training import train
 from tests.commands import ROOT, SMALL, command, environment, errors, make_camvid, run
-from tests.interrupted import train_small
+from tests.interrupted import interrupted_config, train_small
 
 
 @pytest.fixture(scope="module")
@@ -41,6 +42,11 @@ def steps_written(workdir):
     path = workdir / "metrics.jsonl"
     lines = path.read_text().splitlines() if path.exists() else []
     return [json.loads(line)["step"] for line in lines if line.endswith("}")]
+
+
+def checkpoints(listing):
+    """Returns the names of finished checkpoints, sorted, in the listing of a folder."""
+    return sorted(name for name in listing.split() if name.isdigit())
 
 
 def wait_for_step(process, workdir, step):
@@ -137,6 +143,32 @@ def test_killed_at_twenty_moments_ends_with_the_same_parameters(camvid, tmp_path
         np.testing.assert_array_equal(expected, found)
 
 
+def test_loss_gone_wrong_names_its_step_and_spares_the_checkpoints(camvid, tmp_path):
+    config = interrupted_config(str(camvid))
+    config.total_steps = config.eval_every = 4
+    train(config, tmp_path / "run")
+
+    def assert_stops(what):
+        with pytest.raises(FloatingPointError) as caught:
+            train(config, tmp_path / "run")
+        told = str(caught.value)
+        assert told.startswith(f"{what}; the checkpoints before it are kept.")
+        assert "Try a lower learning_rate or more optimizer.warmup_steps" in told
+        folder = tmp_path / "run" / "checkpoints"
+        assert checkpoints("\n".join(os.listdir(folder))) == ["2", "4"]
+
+    # Step 5 has a finite loss, and ruins the weights. Nobody looks before step 8.
+    config.learning_rate = 1e30
+    config.total_steps = config.eval_every = config.checkpoint_every = 10
+    config.log_every = 8
+    assert_stops("the loss is nan at step 6")
+    config.checkpoint_every = 1
+    assert_stops("the weights are not finite, or huge, after step 5")
+    config.learning_rate = 0.01
+    assert train(config, tmp_path / "run") is not None
+    assert steps_written(tmp_path / "run") == [1, 2, 3, 4, 4, 8, 10, 10]
+
+
 FULL_DISK = """
 mount -t tmpfs -o size={size}k tmpfs {disk} || exit 99
 {train} --config.total_steps=2 || exit 98
@@ -151,10 +183,6 @@ rm {disk}/filler
 {train} --config.total_steps=6 || exit 97
 ls {disk}/run/checkpoints > {out}/third
 """
-
-
-def checkpoints(listing):
-    return [name for name in listing.read_text().split() if name.isdigit()]
 
 
 def test_full_disk_costs_a_checkpoint_but_not_the_run(camvid, tmp_path):
@@ -182,5 +210,5 @@ def test_full_disk_costs_a_checkpoint_but_not_the_run(camvid, tmp_path):
     assert (out / "full").read_text().strip() == "2"
     assert "error: " in stderr and "of step 6, does not fit on the disk" in stderr
     # Pieces of others, that Orbax's threads still wrote, are removed by the next start.
-    assert checkpoints(out / "second") == ["2"]
-    assert checkpoints(out / "third") == ["4", "6"]
+    assert checkpoints((out / "second").read_text()) == ["2"]
+    assert checkpoints((out / "third").read_text()) == ["4", "6"]
