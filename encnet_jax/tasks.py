@@ -79,6 +79,11 @@ def check_task(config: ConfigDict, info: DatasetInfo) -> None:
         )
     if config.data.pad and not classifies:
         raise UserError(f"data.pad={config.data.pad}: is for images in classes")
+    if config.data.resize != "host" and classifies:
+        raise UserError(
+            f"data.resize={config.data.resize!r}: images in classes are not resized; "
+            "allowed is 'host'"
+        )
 
 
 def _whole(model: Classifier14, images: jax.Array) -> Classification:

@@ -1,9 +1,7 @@
 """Whole images in classes: data, augmentation, loss, and the commands end to end."""
 
-import functools
 import json
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -13,8 +11,6 @@ from configs.cifar10 import EPOCH, get_config
 from encnet_jax.classification import evaluate_classes
 from encnet_jax.classifier import Classifier
 from encnet_jax.config import validate
-from encnet_jax.data.arrays import augmented_batch
-from encnet_jax.data.augmentation import Augmentation
 from encnet_jax.data.catalogue import open_source
 from encnet_jax.data.classes import CIFAR10
 from encnet_jax.data.sources import Example
@@ -66,35 +62,6 @@ def test_source_reads_images_and_classes(cifar):
     for example in examples:
         number = int(example.name.split("_")[1])
         assert int(example.labels) == number % 10
-
-
-def test_crops_are_pieces_of_the_bordered_image_each_place_alike():
-    rng = np.random.default_rng(0)
-    image = rng.integers(1, 256, (4, 4, 3), np.uint8)
-    arrays = {"images": image[None], "labels": np.array([7], np.uint8)}
-    how = Augmentation(base_size=4, crop_size=4, pad=1)
-    count = 3600
-    batch = {
-        "number": jnp.zeros(count, jnp.int32),
-        "epoch": jnp.arange(count, dtype=jnp.int32),
-    }
-    step = jax.jit(functools.partial(augmented_batch, how=how))
-    crops, labels = step(jax.tree.map(jnp.asarray, arrays), batch, 0)
-    assert (labels == 7).all() and labels.shape == (count,)
-    bordered = np.pad(image, ((1, 1), (1, 1), (0, 0)))
-    places = {
-        (top, left, mirrored): bordered[top : top + 4, left : left + 4][
-            :, :: -1 if mirrored else 1
-        ].tobytes()
-        for top in range(3)
-        for left in range(3)
-        for mirrored in (False, True)
-    }
-    seen = [crop.tobytes() for crop in np.asarray(crops).astype(np.uint8)]
-    counts = {place: seen.count(pixels) for place, pixels in places.items()}
-    assert sum(counts.values()) == count
-    # 200 each are expected; the deviation of such a count is 14.
-    assert min(counts.values()) > 140 and max(counts.values()) < 260
 
 
 def test_loss_and_error_by_hand():
@@ -156,6 +123,21 @@ def test_small_images_are_learnt_and_scored(workdir, cifar):
     assert (workdir / "evaluation" / "test-confusion.png").exists()
 
 
+def test_images_that_are_not_in_memory_are_learnt_too(cifar, tmp_path):
+    result = run(
+        "train.py",
+        "--config=configs/cifar10.py:encnet_2k16d-drop",
+        f"--config.data.data_dir={cifar}",
+        "--config.data.in_memory=False",
+        f"--workdir={tmp_path}",
+        *SMALL,
+    )
+    assert result.returncode == 0, result.stderr
+    lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    losses = [json.loads(line)["loss"] for line in lines[:-1]]
+    assert losses[0] > 2 > 1 > losses[-1]
+
+
 def test_predict_classifies_pictures_of_any_size(workdir, cifar, tmp_path):
     example = open_source("cifar10", "test", str(cifar)).example(3)
     classifier = Classifier.from_workdir(workdir)
@@ -201,6 +183,13 @@ def test_names_of_networks_are_those_of_the_paper(name, settings):
 def test_other_names_are_refused(name):
     with pytest.raises(ValueError, match="cifar10.py:"):
         get_config(name)
+
+
+def test_resize_of_images_in_classes_is_refused():
+    config = get_config()
+    config.data.resize = "device"
+    with pytest.raises(UserError, match="data.resize='device': .* allowed is 'host'"):
+        check_task(config, CIFAR10)
 
 
 def test_model_of_the_other_task_is_refused():

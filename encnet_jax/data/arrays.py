@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from encnet_jax.data.augmentation import Augmentation, jitter
+from encnet_jax.data.augmentation import Augmentation, jitter, room_in_border
 from encnet_jax.data.classes import IGNORE_LABEL, DatasetInfo
 from encnet_jax.data.order import batch_indices, process_rows
 from encnet_jax.data.sources import Example, Source
@@ -175,7 +175,7 @@ def _padded_crop(
     draws = jax.random.uniform(key, (6,))
     border = (how.pad, how.pad)
     padded = jnp.pad(image, (border, border, (0, 0))).astype(jnp.float32)
-    room = jnp.asarray(padded.shape[:2]) - how.crop_size
+    room = jnp.asarray(room_in_border(how, image.shape))
     start = jnp.minimum((draws[:2] * (room + 1)).astype(jnp.int32), room)
     crop = jax.lax.dynamic_slice(
         padded, (start[0], start[1], 0), (how.crop_size, how.crop_size, 3)

@@ -6,6 +6,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from encnet_jax.errors import UserError
+
 
 @dataclasses.dataclass(frozen=True)
 class Augmentation:
@@ -115,6 +117,54 @@ def choose(
         mirrored=how.flip and draws[3] < 0.5,
         colors=np.array(draws[4:], np.float32),
     )
+
+
+def room_in_border(how: Augmentation, size: tuple[int, ...]) -> tuple[int, int]:
+    """Returns how many rows and columns the crop can move in an image with its border.
+
+    Args:
+        how: The augmentation.
+        size: Of the image in a class: height, width.
+
+    Raises:
+        UserError: The crop is larger.
+    """
+    height, width = (length + 2 * how.pad - how.crop_size for length in size[:2])
+    if min(height, width) < 0:
+        raise UserError(
+            f"data.crop_size={how.crop_size}: an image is {size[1]}x{size[0]} pixels, "
+            f"with a border of data.pad={how.pad} on every side"
+        )
+    return height, width
+
+
+def padded_crop(
+    image: np.ndarray, how: Augmentation, rng: np.random.Generator
+) -> np.ndarray:
+    """Takes a crop at random out of an image with a black border, and mirrors it.
+
+    `arrays.py` draws the same, in distribution, on the device.
+
+    Args:
+        image: uint8 (h, w, 3).
+        how: The augmentation.
+        rng: Source of the draws.
+
+    Returns:
+        uint8 (crop, crop, 3).
+    """
+    draws = rng.random(6, np.float32)
+    rooms = room_in_border(how, image.shape)
+    top, left = (min(int(d * (room + 1)), room) for d, room in zip(draws, rooms))
+    border = (how.pad, how.pad)
+    padded = np.pad(image, (border, border, (0, 0)))
+    crop = padded[top : top + how.crop_size, left : left + how.crop_size]
+    if how.flip and draws[2] < 0.5:
+        crop = crop[:, ::-1]
+    if how.color_jitter:
+        pixels = jitter(crop.astype(np.float32), draws[3:], how.color_jitter)
+        crop = np.clip(pixels, 0, 255).round().astype(np.uint8)
+    return crop
 
 
 def jitter(pixels: Any, draws: Any, strength: float) -> Any:
