@@ -202,3 +202,17 @@ def test_torch_side_runs(work):
         assert first.shape == (2, 32, 32)
     else:
         assert first.item() > 0 and second.item() != first.item()
+
+
+@pytest.mark.skipif(not importlib.util.find_spec("torch"), reason="needs torch")
+def test_encoding_is_compared_with_its_literal_forms(bench, tmp_path):
+    sizes = ("--batch=1", "--pixels=40", "--codes=3", "--channels=8")
+    timing = ("--rounds=1", "--seconds=0.001", f"--output={tmp_path / 'out.json'}")
+    result = bench("encoding", *sizes, *timing)
+    assert result.returncode == 0, result.stderr
+    found = json.loads((tmp_path / "out.json").read_text())["done"]
+    assert found.keys() == {"40, 32", "3600, 3"}
+    for forms in found.values():
+        assert forms.keys() == {"encnet_jax", "literal", "literal torch"}
+        for row in forms.values():
+            assert row["forward"] > 0 and row["gradients"] > 0 and row["error"] < 1e-5
