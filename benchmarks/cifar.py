@@ -1,0 +1,194 @@
+"""Training of the CIFAR classifiers against plain PyTorch: python -m benchmarks.cifar.
+
+    python -m benchmarks.cifar [--models=resnet14,encnet14] [--output=FILE.json]
+
+The whole training step on both sides, in turns: normalisation, forward, backward, SGD
+with momentum and weight decay, on one batch of crops that stays in memory. The weights
+are the same, and logits in training mode and the losses of the first steps are compared
+before anything is timed. Crop and mirror are left out on both sides: torch would do
+them in other processes. `augmented` is the step that `data.in_memory` really takes, in
+which they are; it has no counterpart in torch.
+
+Torch has channels_last, fused SGD and as many threads, eager and by `torch.compile`
+(`--nocompile` leaves that out); the quicker counts. Needs the extra `bench`.
+"""
+
+import json
+import os
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import torch
+from absl import flags
+from flax import nnx
+
+from benchmarks import torch_cifar
+from benchmarks.timing import Side, medians
+from encnet_jax import command
+from encnet_jax.data.arrays import augmented_batch
+from encnet_jax.data.augmentation import Augmentation
+from encnet_jax.data.classes import CIFAR10
+from encnet_jax.errors import UserError
+from encnet_jax.inference import normalise
+from encnet_jax.losses import classification_loss
+from encnet_jax.models import create_model
+from encnet_jax.models.classifiers import CLASSIFIERS
+from encnet_jax.optimizer import create_optimizer
+from encnet_jax.train_state import create_train_state, split_model
+from encnet_jax.train_step import make_train_step
+
+_MODELS = flags.DEFINE_list("models", list(CLASSIFIERS), "What is trained.")
+_WIDTH = flags.DEFINE_integer("width", 64, "Channels of the first stage.")
+_CODES = flags.DEFINE_integer("codes", 16, "Codewords of encnet14.")
+_BATCH = flags.DEFINE_integer("batch", 128, "Images a step.")
+_ROUNDS = flags.DEFINE_integer("rounds", 5, "Turns of every side.")
+_SECONDS = flags.DEFINE_float("seconds", 4.0, "Length of a turn; at least one step.")
+_COMPILE = flags.DEFINE_bool("compile", True, "Time torch.compile too.")
+_OUTPUT = flags.DEFINE_string("output", None, "A JSON file to write.")
+
+_SIZE, _COMPARED = 32, 3  # pixels; steps whose losses are compared
+_SGD = dict(rate=0.02, momentum=0.9, decay=5e-4)
+_IN_STEP = Augmentation(base_size=_SIZE, crop_size=_SIZE, pad=4)
+
+
+class Ours:
+    """Steps of a classifier by the training step of the package.
+
+    Args:
+        model: With its weights; the sides share them.
+        resident: Arrays of the device; beside `seed` what `prepare` needs.
+        batch: What a step gets.
+        prepare: See `make_train_step`.
+    """
+
+    def __init__(self, model, resident, batch, prepare):
+        self.definition, params, stats = split_model(model)
+        tx = create_optimizer(
+            lambda step: _SGD["rate"],
+            momentum=_SGD["momentum"],
+            weight_decay=_SGD["decay"],
+            head_factor=1.0,
+        )
+        # The step is given its state to overwrite: a copy.
+        params, stats = jax.tree.map(jnp.copy, (params, stats))
+        self.state = create_train_state(params, stats, tx)
+        self.resident = {"seed": jnp.uint32(0), **resident}
+        self.batch, self.prepare = batch, prepare
+        self.take = make_train_step(
+            self.definition,
+            tx,
+            prepare=prepare,
+            loss=classification_loss,
+            info=CIFAR10,
+        )
+
+    def logits(self):
+        """Returns the logits of the batch in training mode."""
+
+        @jax.jit
+        def forward(params, stats):
+            images, _ = self.prepare(self.resident, self.batch)
+            model = self.definition.merge(params, stats)
+            return model(normalise(images, CIFAR10.mean, CIFAR10.std)).logits
+
+        return np.asarray(forward(self.state.params, self.state.batch_stats))
+
+    def step(self):
+        """Forward, backward, update; returns the loss before the update."""
+        self.state, metrics = self.take(self.state, self.resident, self.batch)
+        return metrics["loss"]
+
+    def side(self):
+        """Returns the step as what is timed."""
+        return Side(self.step, jax.block_until_ready)
+
+
+def plain_and_augmented(model, images, labels):
+    """Returns the steps on a batch as it is, and with crop and mirror inside."""
+    arrays = {"images": jnp.asarray(images), "labels": jnp.asarray(labels)}
+    plain = Ours(model, {}, arrays, lambda _, batch: (batch["images"], batch["labels"]))
+    number = jnp.arange(len(labels), dtype=jnp.int32)
+    augmented = Ours(
+        model,
+        arrays,
+        {"number": number, "epoch": jnp.zeros_like(number)},
+        lambda resident, batch: augmented_batch(
+            resident, batch, resident["seed"], _IN_STEP
+        ),
+    )
+    return plain, augmented
+
+
+def check_equal(ours, theirs):
+    """Compares logits, then the losses of some steps: gradients and updates too."""
+    expected = theirs.logits()
+    error = np.abs(ours.logits() - expected).max() / np.abs(expected).max()
+    losses = [(float(ours.step()), theirs.step().item()) for _ in range(_COMPARED)]
+    shown = ", ".join(f"{mine:.5f} {other:.5f}" for mine, other in losses)
+    print(f"  largest difference of logits {error:.1e} of the largest; losses {shown}")
+    assert error < 1e-3
+    np.testing.assert_allclose(*zip(*losses), rtol=1e-3)
+
+
+def measure(name):
+    """Compares and times one model; returns the images per second of each side."""
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (_BATCH.value, _SIZE, _SIZE, 3), np.uint8)
+    labels = rng.integers(0, CIFAR10.num_classes, _BATCH.value).astype(np.uint8)
+    settings = dict(width=_WIDTH.value, num_codes=_CODES.value, rngs=nnx.Rngs(0))
+    model = create_model(name, num_classes=CIFAR10.num_classes, **settings)
+    plain, augmented = plain_and_augmented(model, images, labels)
+    weights = jax.tree.map(np.asarray, plain.state.params)
+
+    def training(compiled):
+        classifier = torch_cifar.network(name, _WIDTH.value, _CODES.value, weights)
+        return torch_cifar.Training(
+            classifier, images, labels, **_SGD, compiled=compiled
+        )
+
+    eager = training(compiled=False)
+    print(f"{name}:")
+    check_equal(plain, eager)
+    sides = {"encnet_jax": plain.side(), "augmented": augmented.side()}
+    sides["torch"] = eager.side()
+    if _COMPILE.value:
+        sides["torch.compile"] = training(compiled=True).side()
+    seconds = medians(sides, rounds=_ROUNDS.value, seconds=_SECONDS.value)
+    return {side: _BATCH.value / value for side, value in seconds.items()}
+
+
+def table(results):
+    """Returns images per second, and ours by the better of torch, in Markdown."""
+    sides = list(next(iter(results.values())))
+    lines = [
+        f"| model | {' | '.join(sides)} | ratio |",
+        f"|{'---|' * (len(sides) + 2)}",
+    ]
+    for name, rates in results.items():
+        best = max(rate for side, rate in rates.items() if "torch" in side)
+        cells = " | ".join(f"{rate:.1f}" for rate in rates.values())
+        lines.append(f"| {name} | {cells} | {rates['encnet_jax'] / best:.2f} |")
+    return "\n".join(lines)
+
+
+def main(arguments):
+    command.no_arguments(arguments)
+    for name in _MODELS.value:
+        if name not in CLASSIFIERS:
+            allowed = ", ".join(CLASSIFIERS)
+            raise UserError(f"--models={name}: allowed are {allowed}")
+    torch.set_num_threads(len(os.sched_getaffinity(0)))
+    results = {name: measure(name) for name in _MODELS.value}
+    print(f"\nImages a second, batch {_BATCH.value}, width {_WIDTH.value}:\n")
+    print(table(results))
+    if _OUTPUT.value:
+        settings = {flag.name: flag.value for flag in (_WIDTH, _CODES, _BATCH)}
+        versions = {"jax": jax.__version__, "torch": torch.__version__}
+        data = {**settings, **versions, "images_per_second": results}
+        Path(_OUTPUT.value).write_text(json.dumps(data, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    command.run(main)

@@ -1,0 +1,178 @@
+"""The Context Encoding Module in a classifier: error of several networks and seeds.
+
+    python -m benchmarks.cifar_runs --data_dir=DIR --output=DIR --steps=5000
+        [--models=resnet,se_resnet,encnet] [--width=16] [--codes=16] [--seeds=0,1]
+
+Trains every network by `configs/cifar10.py` for every seed: its recipe, but a cosine
+over `--steps` steps. The test split is scored a few times on the way, for the curve;
+what counts is the score of the last step, whatever came before. Writes DIR/cifar.json
+after each run, and at the end DIR/cifar.md (a table) and DIR/cifar.png (a plot). A run
+that is in the JSON already is not made again, one that was cut off goes on from its
+last score; the workdirs are DIR/MODEL-SEED.
+"""
+
+import json
+import statistics
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from absl import flags
+from flax import nnx
+from ml_collections import ConfigDict
+
+from benchmarks.record import Record
+from configs.cifar10 import get_config
+from encnet_jax import command
+from encnet_jax.config import model_settings, validate
+from encnet_jax.data.arrays import ArraySource, load_arrays
+from encnet_jax.data.catalogue import open_source
+from encnet_jax.data.classes import CIFAR10
+from encnet_jax.data.sources import Source
+from encnet_jax.errors import UserError
+from encnet_jax.models import create_model
+
+_OUTPUT = flags.DEFINE_string("output", None, "Folder for results.", required=True)
+_DATA = flags.DEFINE_string("data_dir", None, "Folder of prepared TFDS sets.")
+_MODELS = flags.DEFINE_list(
+    "models", ["resnet", "se_resnet", "encnet"], "Networks; encnet-drop is another."
+)
+_SEEDS = flags.DEFINE_list("seeds", ["0", "1"], "Seeds of weights, order and crops.")
+_WIDTH = flags.DEFINE_integer("width", 16, "Channels of the first stage.")
+_CODES = flags.DEFINE_integer("codes", 16, "Codewords of encnet.")
+_STEPS = flags.DEFINE_integer("steps", 5000, "Steps of 128 images.", lower_bound=1)
+_SCORED = 6  # times that a run is scored, the last step among them
+
+
+def config_of(model: str, seed: int) -> ConfigDict:
+    """Returns the configuration of a run, validated."""
+    kind, _, variant = model.partition("-")
+    codes = f"{_CODES.value}k" if kind == "encnet" else ""
+    name = f"{kind}_{codes}{_WIDTH.value}d" + (f"-{variant}" if variant else "")
+    try:
+        config = get_config(name)
+    except ValueError as error:
+        raise UserError(f"--models={model}: {error}") from error
+    config.seed = seed
+    config.total_steps = _STEPS.value
+    config.eval_every = config.checkpoint_every = -(-_STEPS.value // _SCORED)
+    config.log_every = max(1, _STEPS.value // 100)
+    validate(config)
+    return config
+
+
+def run_once(
+    config: ConfigDict, workdir: Path, sources: tuple[Source, Source]
+) -> dict[str, Any] | None:
+    """Trains one network with one seed; returns None if SIGTERM ended it early."""
+    from encnet_jax.training import train
+
+    scores = train(config, workdir, sources)
+    if scores is None:
+        return None
+    lines = (workdir / "metrics.jsonl").read_text().splitlines()
+    metrics = [json.loads(line) for line in lines]
+    rates = [line["images_per_second"] for line in metrics if "loss" in line]
+    scored = [line for line in metrics if "accuracy" in line]
+    return {
+        "error": scores["error"],
+        "curve": [(line["step"], line["error"]) for line in scored],
+        "seconds_a_step": config.batch_size / statistics.median(rates),
+        "parameters": parameters(config),
+        "device": jax.devices()[0].device_kind,
+    }
+
+
+def parameters(config: ConfigDict) -> int:
+    """Returns the number of weights of a network."""
+    settings = model_settings(config)
+    classes = CIFAR10.num_classes
+    model = nnx.eval_shape(lambda: create_model(num_classes=classes, **settings))
+    return sum(leaf.size for leaf in jax.tree.leaves(nnx.state(model, nnx.Param)))
+
+
+def in_memory(split: str) -> ArraySource:
+    """Returns a split that all runs share."""
+    source = open_source(CIFAR10.name, split, _DATA.value)
+    return ArraySource(source.info, **load_arrays(source))
+
+
+def table(results: dict[str, dict[str, Any]]) -> str:
+    """Returns the errors of the last step as a Markdown table."""
+    lines = [
+        "| network | parameters | seconds a step | seeds | test error, mean | each |",
+        "|---|---|---|---|---|---|",
+    ]
+    for model, runs in results.items():
+        errors = [100 * run["error"] for run in runs.values()]
+        seconds = statistics.median(run["seconds_a_step"] for run in runs.values())
+        size = next(iter(runs.values()))["parameters"]
+        lines.append(
+            f"| {model} | {size:,} | {seconds:.3f} | {', '.join(runs)} "
+            f"| {np.mean(errors):.2f} | {', '.join(f'{e:.2f}' for e in errors)} |"
+        )
+    return "\n".join(lines)
+
+
+def plot(results: dict[str, dict[str, Any]], path: Path) -> None:
+    """Draws the test error over the steps: a line a run, a colour a network."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axis = pyplot.subplots(figsize=(6.5, 4))
+    for number, (model, runs) in enumerate(results.items()):
+        for run in runs.values():
+            steps, errors = np.array(run["curve"]).T
+            axis.plot(steps, 100 * errors, "o-", color=f"C{number}", markersize=3)
+        axis.plot([], [], color=f"C{number}", label=model)
+    axis.set_xlabel("step")
+    axis.set_ylabel("error on test, %")
+    axis.set_ylim(bottom=0)
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.legend(frameon=False)
+    figure.tight_layout()
+    figure.savefig(path, dpi=110)
+    pyplot.close(figure)
+
+
+def main(arguments: list[str]) -> None:
+    """Makes the runs that are missing and writes the results."""
+    command.no_arguments(arguments)
+    output = Path(_OUTPUT.value)
+    runs = [
+        (model, seed, config_of(model, int(seed)))
+        for seed in _SEEDS.value
+        for model in _MODELS.value
+    ]
+    record = Record(output / "cifar.json")
+    record.start(resume=True)
+    settings = {flag.name: flag.value for flag in (_WIDTH, _CODES, _STEPS)}
+    for name, value in settings.items():
+        known = record.data.get("settings", {}).get(name, value)
+        if known != value:
+            raise UserError(
+                f"--{name}={value}: the runs in {record.path} have {known}; give "
+                "another --output"
+            )
+        record.put("settings", name, value)
+    sources: tuple[Source, Source] | None = None
+    for model, seed, config in runs:
+        if record.has(model, seed):
+            continue
+        sources = sources or (in_memory("train"), in_memory("test"))
+        found = run_once(config, output / f"{model}-{seed}", sources)
+        if found is None:
+            return
+        record.put(model, seed, found)
+        print(model, seed, f"{100 * found['error']:.2f} % error", flush=True)
+    results = {model: record.data[model] for model in _MODELS.value}
+    (output / "cifar.md").write_text(table(results) + "\n")
+    plot(results, output / "cifar.png")
+    print(table(results))
+
+
+if __name__ == "__main__":
+    command.run(main)

@@ -1,0 +1,189 @@
+"""The 14-layer classifiers in plain PyTorch, for side-by-side measurements.
+
+Layers have the names of those in `encnet_jax.models.classifiers`, whose weights they
+take. channels_last, PyTorch's fused SGD and, if asked for, `torch.compile`.
+"""
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from benchmarks.timing import Side
+from benchmarks.torch_encnet import Encoding
+from encnet_jax.data.classes import CIFAR10
+
+
+class SqueezeExcitation(nn.Module):
+    """Channel attention from the mean over the image."""
+
+    def __init__(self, features):
+        super().__init__()
+        self.squeeze = nn.Linear(features, features // 16)
+        self.excite = nn.Linear(features // 16, features)
+
+    def forward(self, x):
+        gate = self.excite(F.relu(self.squeeze(x.mean((2, 3))))).sigmoid()
+        return x * gate[..., None, None]
+
+
+class EncodingAttention(nn.Module):
+    """Channel attention from an encoding of length one."""
+
+    def __init__(self, features, codes):
+        super().__init__()
+        reduced = features // 4
+        self.conv = nn.Conv2d(features, reduced, 1)
+        self.norm = nn.BatchNorm2d(reduced)
+        self.encoding = Encoding(reduced, codes)
+        self.linear = nn.Linear(codes * reduced, features)
+
+    def forward(self, x):
+        encoded = self.encoding(F.relu(self.norm(self.conv(x)), inplace=True))
+        gate = self.linear(F.normalize(encoded.flatten(1), dim=1)).sigmoid()
+        return x * gate[..., None, None]
+
+
+class Block(nn.Module):
+    """Two 3x3 convolutions beside a shortcut; with attention the norms follow them."""
+
+    def __init__(self, channels, planes, stride, attention):
+        super().__init__()
+        before = attention is None  # the norm is before the convolution, not behind
+        self.conv1 = nn.Conv2d(channels, planes, 3, stride, 1, bias=False)
+        self.norm1 = nn.BatchNorm2d(channels if before else planes)
+        self.conv2 = nn.Conv2d(planes, planes, 3, 1, 1, bias=False)
+        self.norm2 = nn.BatchNorm2d(planes)
+        self.attention = attention
+        self.shortcut = None
+        if stride != 1 or channels != planes:
+            self.shortcut = nn.Conv2d(channels, planes, 1, stride)
+
+    def forward(self, x):
+        shortcut = x if self.shortcut is None else self.shortcut(x)
+        if self.attention is None:
+            y = self.conv1(F.relu(self.norm1(x), inplace=True))
+            y = self.conv2(F.relu(self.norm2(y), inplace=True))
+            y += shortcut
+            return y
+        y = F.relu(self.norm1(self.conv1(x)), inplace=True)
+        y = self.attention(self.norm2(self.conv2(y)))
+        y += shortcut
+        return F.relu(y, inplace=True)
+
+
+class Classifier14(nn.Module):
+    """Maps normalised images (b, 3, h, w) to logits."""
+
+    def __init__(self, name, width, codes):
+        super().__init__()
+
+        def attention(features):
+            if name == "se_resnet14":
+                return SqueezeExcitation(features)
+            return EncodingAttention(features, codes) if name == "encnet14" else None
+
+        self.stem = nn.Conv2d(3, width, 3, 1, 1)
+        self.stem_norm = nn.BatchNorm2d(width)
+        self.blocks, channels = nn.ModuleList(), width
+        for stage in range(3):
+            for number in range(2):
+                planes, stride = width * 2**stage, 2 if stage and not number else 1
+                self.blocks.append(Block(channels, planes, stride, attention(planes)))
+                channels = planes
+        self.norm = nn.BatchNorm2d(channels)
+        self.linear = nn.Linear(channels, CIFAR10.num_classes)
+
+    def forward(self, images):
+        x = F.relu(self.stem_norm(self.stem(images)), inplace=True)
+        for block in self.blocks:
+            x = block(x)
+        return self.linear(F.relu(self.norm(x), inplace=True).mean((2, 3)))
+
+
+def network(name, width, codes, weights):
+    """Returns a classifier in training mode with weights of ours.
+
+    Args:
+        name: See `encnet_jax.models.classifiers.CLASSIFIERS`.
+        width: Channels of the first stage.
+        codes: Codewords.
+        weights: The nested dicts of parameters, as arrays.
+    """
+    classifier = Classifier14(name, width, codes)
+    loaded = {}
+    for path, values in _leaves(weights):
+        values, kind = torch.tensor(values), path[-1]
+        if kind == "kernel":
+            order = (3, 2, 0, 1) if values.ndim == 4 else (1, 0)
+            values, kind = values.permute(order), "weight"
+        elif kind == "scale" and path[-2] != "encoding":
+            kind = "weight"  # of a norm
+        loaded[".".join([*path[:-1], kind])] = values
+    missing, unknown = classifier.load_state_dict(loaded, strict=False)
+    statistics = ("running_mean", "running_var", "num_batches_tracked")
+    assert not unknown and all(name.endswith(statistics) for name in missing)
+    return classifier.train().to(memory_format=torch.channels_last)
+
+
+def _leaves(tree, path=()):
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            yield from _leaves(value, (*path, str(key)))
+        else:
+            yield (*path, str(key)), value
+
+
+class Training:
+    """Steps of a classifier on one batch that stays in memory.
+
+    Args:
+        classifier: From `network`.
+        images: uint8 (b, h, w, 3); normalised in every step.
+        labels: Integers (b,).
+        rate: Learning rate.
+        momentum: Of SGD.
+        decay: Weight decay of every parameter.
+        compiled: By `torch.compile`.
+    """
+
+    def __init__(
+        self, classifier, images, labels, *, rate, momentum, decay, compiled=False
+    ):
+        self.classifier = classifier
+        # (b, 3, h, w) with the channels last in memory.
+        self.images = torch.from_numpy(images).permute(0, 3, 1, 2)
+        self.labels = torch.from_numpy(labels).long()
+        mean, std = torch.tensor(CIFAR10.mean), torch.tensor(CIFAR10.std)
+        self.scale = (1 / (255 * std))[:, None, None]
+        self.offset = (mean / std)[:, None, None]
+        self.sgd = torch.optim.SGD(
+            classifier.parameters(),
+            lr=rate,
+            momentum=momentum,
+            weight_decay=decay,
+            fused=True,
+        )
+        self.loss = torch.compile(self._loss, dynamic=False) if compiled else self._loss
+
+    def logits(self):
+        """Returns the logits of the batch in training mode, as a NumPy array."""
+        with torch.no_grad():
+            return self.classifier(self._normalised()).numpy()
+
+    def step(self):
+        """Forward, backward, update; returns the loss before the update."""
+        self.sgd.zero_grad(set_to_none=True)
+        loss = self.loss()
+        loss.backward()
+        self.sgd.step()
+        return loss.detach()
+
+    def side(self):
+        """Returns the step as what is timed."""
+        return Side(self.step, lambda loss: loss.item())
+
+    def _loss(self):
+        return F.cross_entropy(self.classifier(self._normalised()), self.labels)
+
+    def _normalised(self):
+        return self.images.float() * self.scale - self.offset
