@@ -41,7 +41,8 @@ _MODELS = flags.DEFINE_list(
 _SEEDS = flags.DEFINE_list("seeds", ["0", "1"], "Seeds of weights, order and crops.")
 _WIDTH = flags.DEFINE_integer("width", 16, "Channels of the first stage.")
 _CODES = flags.DEFINE_integer("codes", 16, "Codewords of encnet.")
-_STEPS = flags.DEFINE_integer("steps", 5000, "Steps of 128 images.", lower_bound=1)
+_STEPS = flags.DEFINE_integer("steps", 5000, "Length of the schedule.")
+_BATCH = flags.DEFINE_integer("batch", 128, "Images a step.")
 _SCORED = 6  # times that a run is scored, the last step among them
 
 
@@ -55,8 +56,9 @@ def config_of(model: str, seed: int) -> ConfigDict:
     except ValueError as error:
         raise UserError(f"--models={model}: {error}") from error
     config.seed = seed
+    config.batch_size = _BATCH.value
     config.total_steps = _STEPS.value
-    config.eval_every = config.checkpoint_every = -(-_STEPS.value // _SCORED)
+    config.eval_every = config.checkpoint_every = max(1, -(-_STEPS.value // _SCORED))
     config.log_every = max(1, _STEPS.value // 100)
     validate(config)
     return config
@@ -149,7 +151,7 @@ def main(arguments: list[str]) -> None:
     ]
     record = Record(output / "cifar.json")
     record.start(resume=True)
-    settings = {flag.name: flag.value for flag in (_WIDTH, _CODES, _STEPS)}
+    settings = {flag.name: flag.value for flag in (_WIDTH, _CODES, _STEPS, _BATCH)}
     for name, value in settings.items():
         known = record.data.get("settings", {}).get(name, value)
         if known != value:

@@ -8,8 +8,12 @@ import traceback
 from collections.abc import Iterator
 
 import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental import multihost_utils
 
 from encnet_jax.errors import UserError
+from encnet_jax.sharding import batch_sharded, create_mesh
 
 # Seconds without a sign of life after which a host counts as dead, and the others stop.
 _HEARTBEAT = 30
@@ -42,6 +46,7 @@ def connect_hosts(value: str | None) -> None:
     # JAX's word for an environment in which it finds no cluster.
     except ValueError as error:
         raise UserError(f"--distributed={value}: {_HELP}: {error}") from error
+    _meet()
     if jax.process_index() > 0:  # what all would say, one says
         logging.getLogger("encnet_jax").setLevel(logging.WARNING)
 
@@ -62,6 +67,18 @@ def stop_with_the_others() -> Iterator[None]:
         code = _last_words(error)
         sys.stderr.flush()
         os._exit(code)
+
+
+def _meet() -> None:
+    """Makes the connections of a run while all hosts are at the same place.
+
+    CPUs that connect wait 30 s for each other and give up; later they wait for long.
+    """
+    mesh = create_mesh()
+    ones = np.ones(len(mesh.local_devices), np.float32)
+    of_all = jax.make_array_from_process_local_data(batch_sharded(mesh), ones)
+    jax.block_until_ready(jax.jit(jnp.sum)(of_all))
+    multihost_utils.sync_global_devices("connected")
 
 
 def _last_words(error: BaseException) -> int:
