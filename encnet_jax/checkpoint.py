@@ -283,7 +283,11 @@ def _wait_for_all(what: str) -> None:
 
 
 def _reader(items: Iterable[str]) -> ocp.Checkpointer:
-    handlers = {name: ocp.StandardCheckpointHandler() for name in items}
+    handlers: dict[str, ocp.CheckpointHandler] = {
+        name: ocp.StandardCheckpointHandler() for name in items
+    }
+    # Not read by it; without a handler Orbax warns of them.
+    handlers["metrics"] = ocp.JsonCheckpointHandler()
     return ocp.Checkpointer(ocp.CompositeCheckpointHandler(**handlers))
 
 

@@ -1,9 +1,11 @@
 """Training from arrays, for notebooks: three lines from pictures to predictions."""
 
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from jax.typing import ArrayLike
 from ml_collections import ConfigDict
 
 from encnet_jax.classifier import Classifier
@@ -14,12 +16,12 @@ from encnet_jax.errors import UserError
 from encnet_jax.segmenter import Segmenter
 from encnet_jax.training import train
 
-Arrays = tuple[np.ndarray, np.ndarray]
+Arrays = tuple[ArrayLike, ArrayLike]
 
 
 def fit(
-    images: np.ndarray,
-    labels: np.ndarray,
+    images: ArrayLike,
+    labels: ArrayLike,
     config: ConfigDict | None = None,
     *,
     class_names: Sequence[str] = (),
@@ -28,10 +30,10 @@ def fit(
 ) -> Segmenter | Classifier:
     """Trains on images in memory, augmented on the device; needs no TensorFlow.
 
-    Called again with the same workdir it goes on where that stands.
+    Called again with the same arrays and workdir it goes on where that stands.
 
     Args:
-        images: uint8 (n, h, w, 3), RGB.
+        images: uint8 (n, h, w, 3), RGB; of NumPy or JAX.
         labels: Integers (n, h, w), classes from 0 or `IGNORE_LABEL` (255); or (n,), the
             class of each image.
         config: See `encnet_jax.config.default`; `small_config` of the images if None.
@@ -47,19 +49,21 @@ def fit(
         UserError: Arrays or settings do not fit each other; or SIGTERM ended the run.
         FloatingPointError: The loss is not finite.
     """
+    images, labels = np.asarray(images), np.asarray(labels)
     _check(images, labels)
-    info = _info(labels, class_names)
+    info = _info(images, labels, class_names)
+    _check_classes(labels, info)
     config = (config or small_config(images, labels)).copy_and_resolve_references()
     config.data.in_memory = True
     config.data.name = info.name
     validate(config)
+    source = scored = ArraySource(info, images, labels)
     if validation is not None:
-        _check(*validation)
-    sources = [
-        ArraySource(info, *(np.asarray(array) for array in pair))
-        for pair in ((images, labels), validation or (images, labels))
-    ]
-    if train(config, Path(workdir), sources=(sources[0], sources[1])) is None:
+        images, labels = map(np.asarray, validation)
+        _check(images, labels)
+        _check_classes(labels, info)
+        scored = ArraySource(info, images, labels)
+    if train(config, Path(workdir), sources=(source, scored)) is None:
         raise UserError(f"{workdir}: told to stop; call again to go on")
     if info.task == "classification":
         return Classifier.from_workdir(workdir)
@@ -109,16 +113,32 @@ def _check(images: np.ndarray, labels: np.ndarray) -> None:
         )
 
 
-def _info(labels: np.ndarray, class_names: Sequence[str]) -> DatasetInfo:
-    classes = labels[labels != IGNORE_LABEL]
-    highest = int(classes.max()) if classes.size else 0
-    names = tuple(class_names or (f"class {n}" for n in range(max(highest + 1, 2))))
-    if highest >= len(names):
-        raise UserError(f"labels: class {highest}; {len(names)} names were given")
+def _info(
+    images: np.ndarray, labels: np.ndarray, class_names: Sequence[str]
+) -> DatasetInfo:
+    """Returns what is known of arrays; other arrays have another name."""
+    checksum = zlib.crc32(np.ascontiguousarray(images).data)
+    checksum = zlib.crc32(np.ascontiguousarray(labels).data, checksum)
+    numbers = range(max(_highest(labels) + 1, 2))
+    names = tuple(class_names or (f"class {number}" for number in numbers))
     return DatasetInfo(
-        name="arrays",
+        name=f"arrays {checksum:08x}",
         class_names=names,
         colors=distinct_colors(len(names)),
         splits={},
         task="classification" if labels.ndim == 1 else "segmentation",
     )
+
+
+def _check_classes(labels: np.ndarray, info: DatasetInfo) -> None:
+    if (labels.ndim == 1) != (info.task == "classification"):
+        raise UserError(f"labels: {labels.shape}; those of {info.task} are needed")
+    if _highest(labels) >= info.num_classes:
+        raise UserError(
+            f"labels: class {_highest(labels)}; there are {info.num_classes} names"
+        )
+
+
+def _highest(labels: np.ndarray) -> int:
+    classes = labels[labels != IGNORE_LABEL]
+    return int(classes.max()) if classes.size else 0

@@ -38,18 +38,18 @@ def test_sides_are_compared_and_timed(tmp_path):
     path = tmp_path / "cifar.json"
     result = bench(
         "cifar",
-        *("--models=encnet14", "--width=16", "--codes=2", "--batch=2"),
+        *("--models=resnet14", "--width=16", "--batch=2"),
         *("--rounds=1", "--seconds=0", "--nocompile", f"--output={path}"),
     )
     assert result.returncode == 0, result.stderr
     assert "largest difference of logits" in result.stdout
     found = json.loads(path.read_text())
     assert found["settings"]["batch"] == 2
-    rates = found["images_per_second"]["encnet14"]
+    rates = found["images_per_second"]["resnet14"]
     assert rates.keys() == {"encnet_jax", "augmented", "torch"}
     ratio = rates["encnet_jax"] / rates["torch"]
     cells = " | ".join(f"{rate:.1f}" for rate in rates.values())
-    assert f"| encnet14 | {cells} | {ratio:.2f} |" in result.stdout
+    assert f"| resnet14 | {cells} | {ratio:.2f} |" in result.stdout
 
 
 def test_unknown_model_is_named():
@@ -92,7 +92,8 @@ def test_runs_are_scored_and_not_made_again(cifar, results):
         assert row["error"] == row["curve"][-1][1]
         assert row["seconds_a_step"] > 0
     assert f"| {resnet['parameters']:,} | " in (results / "cifar.md").read_text()
-    assert Image.open(results / "cifar.png").width > 600
+    with Image.open(results / "cifar.png") as picture:
+        assert picture.width > 600
     second = runs(cifar, results, "--seeds=3,4", "--models=resnet")
     assert second.returncode == 0, second.stderr
     again = json.loads(path.read_text())

@@ -14,10 +14,12 @@ from encnet_jax.distributed import connect_hosts
 from encnet_jax.errors import UserError
 from tests.commands import SMALL, make_camvid, start, start_two
 
-# Sums over the batch are taken in another order: float32 keeps seven digits, and six
-# steps of training let the last ones grow.
-LOSS_TOLERANCE = 2e-5
-WEIGHT_TOLERANCE = 2e-4
+# Sums over the batch are taken in another order: float32 keeps seven digits. In later
+# steps as well, most times; but in a third of the runs rounding takes a number across
+# the kink of a ReLU or to another place of the pooling, and training lets that grow.
+FIRST_TOLERANCE = 2e-6
+LOSS_TOLERANCE = 1e-4
+WEIGHT_TOLERANCE = 5e-4
 
 
 @pytest.fixture(scope="module")
@@ -33,6 +35,7 @@ def arguments(camvid, workdir, *more):
         f"--workdir={workdir}",
         *SMALL,
         "--config.batch_size=8",
+        "--config.learning_rate=0.001",
         *more,
     ]
 
@@ -58,9 +61,8 @@ def one_device(request, camvid, tmp_path_factory):
     """Returns a way of training, and the workdir of a run of it on one device."""
     more = []
     if request.param == "arrays in parts":
-        # A part is one image a device. Slow steps, so that rounding grows less.
+        # A part is one image a device.
         more = ["data.in_memory=True", "batch_size=16", "accumulate_steps=2"]
-        more.append("learning_rate=0.001")
     more = [f"--config.{setting}" for setting in more]
     workdir = tmp_path_factory.mktemp("one") / "run"
     finish(start(*arguments(camvid, workdir, *more), devices=1))
@@ -69,9 +71,9 @@ def one_device(request, camvid, tmp_path_factory):
 
 def assert_same(expected, found):
     for key in ("loss", "se_loss", "aux_loss"):
-        np.testing.assert_allclose(
-            metrics(found, key), metrics(expected, key), rtol=LOSS_TOLERANCE
-        )
+        ours, theirs = metrics(found, key), metrics(expected, key)
+        np.testing.assert_allclose(ours[0], theirs[0], rtol=FIRST_TOLERANCE)
+        np.testing.assert_allclose(ours, theirs, rtol=LOSS_TOLERANCE)
     assert metrics(found, "mean_iou") == pytest.approx(
         metrics(expected, "mean_iou"), abs=0.01
     )

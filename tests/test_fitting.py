@@ -1,11 +1,18 @@
 """Training from arrays: what people do in a notebook."""
 
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import encnet_jax
 from encnet_jax.errors import UserError
 from encnet_jax.fitting import small_config
+from encnet_jax.interruption import StopRequest
+from tests.commands import ROOT, environment
 
 RNG = np.random.default_rng(0)
 
@@ -65,11 +72,75 @@ def test_arrays_that_do_not_fit_are_named(images, labels, message, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-def test_class_without_a_name_is_refused(tmp_path):
+@pytest.mark.parametrize("where", ["training", "validation"])
+def test_class_without_a_name_is_refused(where, tmp_path):
     images, labels = squares(2)
-    labels[0, 5, 5] = 2
-    with pytest.raises(UserError, match="class 2; 2 names"):
-        encnet_jax.fit(images, labels, class_names=("a", "b"), workdir=tmp_path)
+    other = labels.copy()
+    other[0, 5, 5] = 2
+    pair = [labels, other] if where == "validation" else [other, labels]
+    with pytest.raises(UserError, match="class 2; there are 2 names"):
+        encnet_jax.fit(
+            images,
+            pair[0],
+            class_names=("a", "b"),
+            validation=(images, pair[1]),
+            workdir=tmp_path,
+        )
+
+
+def weights(segmenter):
+    return [np.asarray(leaf) for leaf in jax.tree.leaves(segmenter._arrays)]
+
+
+def test_interrupted_fit_goes_on_to_the_very_weights(tmp_path, monkeypatch):
+    images, labels = squares()
+    config = tiny(small_config(images, labels))
+    config.total_steps = config.eval_every = config.checkpoint_every = 12
+    config.data.scale_range = (0.5, 2.0)
+    config.data.color_jitter = 0.2
+    whole = encnet_jax.fit(images, labels, config, workdir=tmp_path / "whole")
+    # Of JAX, as what comes out of other computations.
+    arrays = jnp.asarray(images), jnp.asarray(labels)
+    folder = tmp_path / "interrupted"
+    monkeypatch.setattr(StopRequest, "due", lambda self, step: step == 5)
+    with pytest.raises(UserError, match="told to stop; call again to go on"):
+        encnet_jax.fit(*arrays, config, workdir=folder)
+    monkeypatch.undo()
+    resumed = encnet_jax.fit(*arrays, config, workdir=folder)
+    for expected, found in zip(weights(whole), weights(resumed), strict=True):
+        np.testing.assert_array_equal(expected, found)
+    # Other arrays would go on from what was learnt of these.
+    images[0, 0, 0] += 1
+    with pytest.raises(UserError, match="data.name='arrays .*another --workdir"):
+        encnet_jax.fit(images, labels, config, workdir=folder)
+
+
+THREE_LINES = """
+import numpy as np
+import encnet_jax
+from tests.test_fitting import small_config, squares, tiny
+images, labels = squares()
+config = tiny(small_config(images, labels))
+config.total_steps = config.eval_every = 6
+segmenter = encnet_jax.fit(images, labels, config, workdir="{workdir}")
+print(segmenter(images[0]).labels.shape)
+"""
+
+
+def test_bare_installation_is_enough(tmp_path):
+    for extra in ("tensorflow", "tensorflow_datasets", "matplotlib", "safetensors"):
+        text = f"raise ImportError('No module named {extra}')\n"
+        (tmp_path / f"{extra}.py").write_text(text)
+    result = subprocess.run(
+        [sys.executable, "-c", THREE_LINES.format(workdir=tmp_path / "run")],
+        cwd=ROOT,
+        env={**environment(), "PYTHONPATH": f"{tmp_path}:{ROOT}"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.splitlines()[-1] == "(32, 32)"
 
 
 def test_images_in_classes_get_a_classifier_config():

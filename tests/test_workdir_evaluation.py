@@ -20,7 +20,7 @@ from encnet_jax.journal import Journal
 from encnet_jax.models import create_model
 from encnet_jax.train_state import create_train_state, split_model
 from encnet_jax.workdir_evaluation import choose, evaluate_workdir
-from tests.commands import ROOT, command, environment, errors, run
+from tests.commands import ROOT, command, environment, errors, run, start_two
 from tests.drawn import drawn
 
 SIZES = [(36, 48), (30, 40), (36, 48), (41, 37), (36, 50), (36, 48), (33, 48)]
@@ -153,6 +153,38 @@ def test_killed_evaluation_goes_on_and_scores_the_same(whole, trained, camvid):
     assert f"{done} of 7 images are done" in result.stderr
     assert path.read_text() == expected
     assert not journal.exists()
+
+
+def test_two_hosts_share_an_evaluation_and_one_tells_and_writes_it(
+    whole, trained, camvid
+):
+    alone, path = whole
+    expected = json.loads(path.read_text())
+    path.unlink()
+    for picture in path.parent.glob("test-ms-*.png"):
+        picture.unlink()
+    processes = start_two(
+        *arguments(trained, camvid, *WINDOWS), devices=2, stdout=subprocess.PIPE
+    )
+    texts = []
+    for process in processes:
+        stdout, stderr = process.communicate(timeout=200)
+        assert process.returncode == 0, stderr
+        texts.append(stdout)
+    assert texts[0].splitlines()[-2:] == alone.stdout.splitlines()[-2:]
+    assert "mean IoU" in texts[0] and "mean IoU" not in texts[1]
+    found = json.loads(path.read_text())
+    assert found["images"] == 7
+    labelled = np.sum(expected["confusion_matrix"])
+    moved = np.abs(np.subtract(found["confusion_matrix"], expected["confusion_matrix"]))
+    # Windows in other batches are rounded otherwise: few pixels change their class.
+    assert moved.sum() <= 2e-3 * labelled == 2e-3 * np.sum(found["confusion_matrix"])
+    assert found["presence_average_precision"] == pytest.approx(
+        expected["presence_average_precision"], abs=1e-3
+    )
+    names = sorted(p.name for p in path.parent.iterdir() if "test-ms" in p.name)
+    kinds = ("classes", "confusion", "pictures")
+    assert names == sorted([f"test-ms-{kind}.png" for kind in kinds] + [path.name])
 
 
 def test_journal_of_other_weights_is_not_used(

@@ -13,6 +13,8 @@ SCALES = Augmentation(base_size=20, crop_size=40, scale_range=(0.5, 2.0))
 # So many sizes and places that no two results are the same by chance.
 DIFFERENT = Augmentation(base_size=44, crop_size=24, scale_range=(1.0, 4.0))
 CROPS = Augmentation(base_size=44, crop_size=30, scale_range=(1.0, 1.0))
+COLORS = Augmentation(base_size=40, crop_size=40, scale_range=(1, 1), color_jitter=0.15)
+DARK, LIGHT, COLORED = 60, 180, (180, 120, 60)
 
 
 def labelled_by_color(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
@@ -31,6 +33,14 @@ def ramp() -> tuple[np.ndarray, np.ndarray]:
     rows, columns = np.mgrid[: SIZE[0], : SIZE[1]]
     image = np.stack([rows * 5, columns * 5, 0 * rows], -1)
     return image.astype(np.uint8), np.zeros(SIZE, np.uint8)
+
+
+def fields() -> tuple[np.ndarray, np.ndarray]:
+    """Returns an image of a dark, a light and a coloured field, one below the other."""
+    image = np.full((40, 40, 3), DARK, np.uint8)
+    image[12:26] = LIGHT
+    image[26:] = COLORED
+    return image, np.zeros((40, 40), np.uint8)
 
 
 def check_labels_follow_colors(images: np.ndarray, labels: np.ndarray) -> None:
@@ -92,3 +102,26 @@ def check_crops(images: np.ndarray, labels: np.ndarray) -> None:
     mirrored = images[:, 0, 0, 1] > images[:, 0, -1, 1]
     assert abs(mirrored.mean() - 0.5) < 4 * 0.5 / len(images) ** 0.5
     assert abs(np.corrcoef(mirrored, left)[0, 1]) < 4 / len(images) ** 0.5
+
+
+def check_colors(images: np.ndarray) -> None:
+    """Asserts what `COLORS` promises, of many results for `fields()`."""
+    images = images.astype(float)
+    dark, light, colored = images[:, 2, 20], images[:, 18, 20], images[:, 36, 20]
+    # Grey stays grey: saturation is last. Contrast is about the mean, which stays.
+    assert (np.ptp(dark, 1) == 0).all() and (np.ptp(light, 1) == 0).all()
+    mean = fields()[0].mean()
+    share = (LIGHT - mean) / (LIGHT - DARK)
+    brightness = (share * dark[:, 0] + (1 - share) * light[:, 0]) / mean
+    contrast = (light - dark)[:, 0] / (LIGHT - DARK) / brightness
+    spread = (colored[:, 0] - colored[:, 2]) / (COLORED[0] - COLORED[2])
+    factors = np.stack([brightness, contrast, spread / brightness / contrast])
+    # Uniform from 0.85 to 1.15, but for pixels rounded to whole levels.
+    assert (factors.min(1) > 0.83).all() and (factors.min(1) < 0.865).all()
+    assert (factors.max(1) > 1.135).all() and (factors.max(1) < 1.17).all()
+    quartiles = np.quantile(factors, [0.25, 0.5, 0.75], axis=1)
+    np.testing.assert_allclose(
+        quartiles, [[0.925] * 3, [1.0] * 3, [1.075] * 3], atol=0.03
+    )
+    between = np.corrcoef(factors)[np.triu_indices(3, 1)]
+    assert (abs(between) < 4 / len(images) ** 0.5).all()

@@ -62,6 +62,11 @@ def test_crops_are_distributed_as_promised():
     geometry.check_crops(images, labels)
 
 
+def test_colors_are_distributed_as_promised():
+    images, _ = augmented([geometry.fields()], geometry.COLORS, [0] * 400, range(400))
+    geometry.check_colors(images)
+
+
 def test_augmentation_is_a_function_of_seed_epoch_and_number():
     pairs = [geometry.ramp()] * 3
     arguments = pairs, geometry.DIFFERENT

@@ -233,6 +233,13 @@ def test_crops_are_distributed_as_promised():
 
 
 @MODES
+def test_colors_are_distributed_as_promised(canvas_size):
+    settings = dict(batch_size=100, canvas_size=canvas_size)
+    found = batches(4, [geometry.fields()], geometry.COLORS, **settings)
+    geometry.check_colors(joined(found)[0])
+
+
+@MODES
 def test_color_jitter_changes_colors_and_no_labels(canvas_size):
     settings = dict(base_size=44, crop_size=44, scale_range=(1.0, 1.0), flip=False)
     pairs, mode = pictures(1), dict(canvas_size=canvas_size)

@@ -69,3 +69,18 @@ def test_training_is_the_same_wherever_crops_are_resized():
     assert np.isfinite(host).all() and len(set(host)) == 3
     # Pixels differ by up to a level of 255.
     np.testing.assert_allclose(host, device, rtol=2e-3)
+
+
+@pytest.mark.parametrize("in_memory", [False, True])
+def test_order_does_not_know_of_parts_and_devices(in_memory):
+    taken = []
+    for parts, devices in ((1, 1), (4, 1), (2, 8)):
+        config = default()
+        config.batch_size, config.accumulate_steps = 16, parts
+        config.mesh.data = devices
+        config.data.update(base_size=44, crop_size=40, in_memory=in_memory)
+        made = training_data(config, ListSource(pictures(6))).batches(3)
+        taken.append(list(itertools.islice(made, 4)))
+        made.close()
+    for other in taken[1:]:
+        jax.tree.map(np.testing.assert_array_equal, taken[0], other)
