@@ -23,7 +23,7 @@ from encnet_jax.canvas import CanvasFactory, Layout
 from encnet_jax.data.classes import ADE20K
 from encnet_jax.data.sources import Example
 from encnet_jax.evaluation import evaluate, make_window_score_fn
-from encnet_jax.inference import eval_definition
+from encnet_jax.inference import FoldedModel
 from encnet_jax.metrics import count_pixels, scores
 from encnet_jax.models import create_model
 from encnet_jax.pretrained import load_torch_weights
@@ -132,14 +132,15 @@ def protocol_of(scales):
 def share_outside(model, params, stats, source, scales):
     """Returns the part of the time that passes outside the network, one after other."""
     protocol = protocol_of(scales)
-    definition = eval_definition(model)
+    folded = FoldedModel(model)
+    arrays = jax.device_put(folded.arrays(params, stats))
     layout = Layout(150, protocol.softmax, mesh_of(jax.local_devices()[:1]))
     canvases = CanvasFactory(layout)
     spent = 0.0
 
     @jax.jit
     def network(params, stats, windows):
-        return definition.merge(params, stats)(windows).logits
+        return folded.definition.merge(params, stats)(windows).logits
 
     join = jax.jit(lambda logits: joined(logits, None, True, layout)[0])
 
@@ -147,7 +148,7 @@ def share_outside(model, params, stats, source, scales):
         nonlocal spent
         windows = jax.block_until_ready(jax.device_put(paired(windows, True)))
         started = time.perf_counter()
-        logits = network(params, stats, windows).block_until_ready()
+        logits = network(*arrays, windows).block_until_ready()
         spent += time.perf_counter() - started
         return join(logits).block_until_ready(), None
 

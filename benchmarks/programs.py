@@ -15,7 +15,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from encnet_jax.data.classes import ADE20K
-from encnet_jax.inference import make_labelling_fn
+from encnet_jax.inference import FoldedModel, make_labelling_fn
 from encnet_jax.losses import segmentation_loss
 from encnet_jax.models import create_model
 from encnet_jax.models.convolution import use_form
@@ -112,11 +112,10 @@ def inference(
     *, size: tuple[int, int], batch: int, dtype: DTypeLike, **settings: Any
 ) -> Program:
     """Labels of whole images, as `predict.py` gets them; see `training`."""
-    model = _encnet(dtype, settings)
-    _, params, stats = split_model(model)
+    folded = FoldedModel(_encnet(dtype, settings))
     images = jax.ShapeDtypeStruct((batch, *size, 3), jnp.uint8)
-    label = make_labelling_fn(model, mean=ADE20K.mean, std=ADE20K.std)
-    return Program(label, (params, stats, images))
+    label = make_labelling_fn(folded.definition, mean=ADE20K.mean, std=ADE20K.std)
+    return Program(label, (*folded.shapes(), images))
 
 
 def dilated_stages(

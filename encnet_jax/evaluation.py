@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 from encnet_jax.canvas import CanvasFactory, Labels, Layout
 from encnet_jax.data.classes import DatasetInfo
 from encnet_jax.data.sources import Example, Source
-from encnet_jax.inference import Labelling, eval_definition, make_labelling_fn
+from encnet_jax.inference import FoldedModel, Labelling, make_labelling_fn
 from encnet_jax.metrics import count_pixels
 from encnet_jax.object_sizes import count_by_size
 from encnet_jax.sharding import batch_sharded, local_mesh, replicated
@@ -108,8 +108,9 @@ def make_score_fn(
         mesh: Devices of this host; all of them if None.
     """
     mesh = mesh or local_mesh()
+    folded = FoldedModel(model)
     label = make_labelling_fn(
-        model,
+        folded.definition,
         mean=info.mean,
         std=info.std,
         base_size=base_size,
@@ -117,7 +118,7 @@ def make_score_fn(
     )
 
     def score(params, stats, examples, batch_size):
-        params, stats = _placed((params, stats), mesh)
+        params, stats = jax.device_put(folded.arrays(params, stats), replicated(mesh))
         pending: deque[tuple[list[_Numbered], Labelling]] = deque()
         for group in _groups_of_one_size(examples, batch_size * mesh.size):
             fill = batch_size * mesh.size - len(group)
@@ -152,18 +153,18 @@ def make_window_score_fn(
         mesh: Devices of this host; all of them if None.
     """
     mesh = mesh or local_mesh()
-    definition = eval_definition(model)
+    folded = FoldedModel(model)
     layout = Layout(info.num_classes, protocol.softmax, mesh)
     canvases = CanvasFactory(layout)
     mirror = protocol.mirror_windows
 
     @jax.jit
     def forward(params: PureDict, stats: PureDict, windows: jax.Array):
-        output = definition.merge(params, stats)(paired(windows, mirror))
+        output = folded.definition.merge(params, stats)(paired(windows, mirror))
         return joined(output.logits, output.presence, mirror, layout)
 
     def score(params, stats, examples, batch_size):
-        params, stats = _placed((params, stats), mesh)
+        params, stats = jax.device_put(folded.arrays(params, stats), replicated(mesh))
         share = max(batch_size // 2, 1) if mirror else batch_size
 
         def apply(windows: np.ndarray):
@@ -246,17 +247,6 @@ def evaluate(
     tally = tally.over_hosts()
     results = {**tally.results(absent), "image_iou": tally.image_iou}
     return results, [kept[number] for number in sorted(kept)]
-
-
-def _placed(arrays: Any, mesh: Mesh) -> Any:
-    """Returns arrays on every device of this host's mesh, as copies if they are not."""
-
-    def own(array: Any) -> Any:
-        # Replicated over all hosts: the part here is the whole.
-        far = isinstance(array, jax.Array) and not array.is_fully_addressable
-        return array.addressable_data(0) if far else array
-
-    return jax.device_put(jax.tree.map(own, arrays), replicated(mesh))
 
 
 def _rows(group: Sequence[_Numbered], result: Labelling) -> Iterator[Scored]:

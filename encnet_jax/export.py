@@ -17,7 +17,7 @@ from encnet_jax.data.classes import DatasetInfo, save_info
 from encnet_jax.errors import UserError
 from encnet_jax.export_formats import READERS, WRITERS, PredictFn, Shape, check_format
 from encnet_jax.export_readme import readme
-from encnet_jax.inference import eval_definition, whole_image_logits
+from encnet_jax.inference import FoldedModel, whole_image_logits
 from encnet_jax.train_state import split_model
 from encnet_jax.workdir import load_workdir
 
@@ -144,15 +144,13 @@ def load_trained(workdir: Path, step: str | int = "best") -> Exported:
 
 
 def _segment_fn(model: nnx.Module, info: DatasetInfo) -> PredictFn:
-    for name in ("auxiliary", "stage3_context"):  # for training alone
-        if getattr(model, name, None) is not None:
-            setattr(model, name, None)
-    _, params, stats = split_model(model)
-    definition = eval_definition(model)
+    folded = FoldedModel(model)
+    _, *trained = split_model(model)
+    params, stats = folded.arrays(*trained)
 
     def segment(images: Any) -> dict[str, jax.Array]:
         logits, presence = whole_image_logits(
-            definition.merge(params, stats), images, mean=info.mean, std=info.std
+            folded.definition.merge(params, stats), images, mean=info.mean, std=info.std
         )
         outputs = {"labels": logits.argmax(-1).astype(jnp.uint8), "logits": logits}
         return outputs if presence is None else outputs | {"presence": presence}

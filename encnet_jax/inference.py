@@ -13,6 +13,7 @@ from jax.typing import ArrayLike
 from encnet_jax.canvas import CanvasFactory, Layout
 from encnet_jax.data.classes import IMAGENET_MEAN, IMAGENET_STD
 from encnet_jax.models.encnet import SegmentationOutput
+from encnet_jax.models.layers import ConvNorm
 from encnet_jax.models.resizing import argmax_resized, resize_bilinear
 from encnet_jax.sharding import mesh_of, replicated
 from encnet_jax.sliding import finished_images, joined, paired
@@ -109,8 +110,53 @@ class Labelling(NamedTuple):
     presence: jax.Array | None
 
 
+class FoldedModel:
+    """A model as prediction runs it: the same numbers, sooner.
+
+    In eval mode, the norms folded into the convolutions (see `ConvNorm.fold`), without
+    the heads that only training needs.
+
+    Args:
+        model: A segmentation model, or its shapes; is left as it is.
+
+    Attributes:
+        definition: The model without its arrays.
+    """
+
+    def __init__(self, model: nnx.Module):
+        self._trained, *_ = split_model(model)
+        self.definition, *self._shapes = split_model(nnx.eval_shape(_folded, model))
+
+    def shapes(self) -> tuple[PureDict, PureDict]:
+        """Returns the shapes of `arrays`."""
+        params, stats = self._shapes
+        return params, stats
+
+    def arrays(
+        self, params: PureDict, batch_stats: PureDict
+    ) -> tuple[PureDict, PureDict]:
+        """Returns what `definition` takes, of trained weights and running statistics.
+
+        By NumPy: there is nothing to compile.
+        """
+        trained = self._trained.around(*jax.device_get((params, batch_stats)))
+        _, params, batch_stats = split_model(_folded(trained))
+        return params, batch_stats
+
+
+def _folded(model: nnx.Module) -> nnx.Module:
+    model = nnx.clone(model)
+    model.eval()
+    for name in ("auxiliary", "stage3_context"):
+        if getattr(model, name, None) is not None:
+            setattr(model, name, None)
+    for layer in [m for _, m in nnx.iter_modules(model) if isinstance(m, ConvNorm)]:
+        layer.fold()
+    return model
+
+
 def make_labelling_fn(
-    model: nnx.Module,
+    definition: ModelDef,
     *,
     mean: Sequence[float] = IMAGENET_MEAN,
     std: Sequence[float] = IMAGENET_STD,
@@ -119,10 +165,10 @@ def make_labelling_fn(
 ) -> Callable[[PureDict, PureDict, ArrayLike], Labelling]:
     """Returns a jitted function: parameters, statistics, uint8 (b, h, w, 3) -> labels.
 
-    The one way of whole images; see `whole_image_logits` for the arguments. Compiled
-    once for each shape. Of the model only the definition is used, in eval mode.
+    The one way of whole images. The definition is that of a `FoldedModel`, whose
+    `arrays` the function takes; see `whole_image_logits` for the other arguments.
+    Compiled once for each shape.
     """
-    definition = eval_definition(model)
 
     @jax.jit
     def label(params: PureDict, stats: PureDict, images: jax.Array) -> Labelling:
@@ -151,8 +197,10 @@ def make_predict_fn(
         model: A segmentation model.
         **settings: Of `make_labelling_fn`.
     """
-    _, params, stats = split_model(eval_copy(model))
-    label = make_labelling_fn(model, **settings)
+    folded = FoldedModel(model)
+    label = make_labelling_fn(folded.definition, **settings)
+    _, *trained = split_model(model)
+    params, stats = jax.device_put(folded.arrays(*trained))
 
     @jax.jit
     def predict(params: PureDict, stats: PureDict, images: jax.Array) -> jax.Array:
@@ -161,16 +209,11 @@ def make_predict_fn(
     return functools.partial(predict, params, stats)
 
 
-def eval_copy(model: nnx.Module) -> nnx.Module:
-    """Returns a copy of a model in eval mode."""
-    model = nnx.clone(model)
-    model.eval()
-    return model
-
-
 def eval_definition(model: nnx.Module) -> ModelDef:
     """Returns the definition of a model in eval mode, for arrays given later."""
-    return split_model(eval_copy(model))[0]
+    model = nnx.clone(model)
+    model.eval()
+    return split_model(model)[0]
 
 
 def multi_scale_scores(

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 from flax import nnx
 from PIL import Image
@@ -13,7 +14,7 @@ from PIL import Image
 from encnet_jax.data.classes import DatasetInfo, distinct_colors
 from encnet_jax.data.images import decode_image, to_rgb_array
 from encnet_jax.errors import UserError
-from encnet_jax.inference import make_labelling_fn
+from encnet_jax.inference import FoldedModel, make_labelling_fn
 from encnet_jax.pretrained import load_torch_model
 from encnet_jax.train_state import PureDict, split_model
 from encnet_jax.visualize import overlay, palette_image
@@ -66,11 +67,14 @@ class Segmenter:
         base_size: int = 0,
         align_corners: bool = False,
     ):
-        _, params, stats = split_model(model)
-        self._arrays: tuple[PureDict, PureDict] = (params, stats)
+        folded = FoldedModel(model)
+        _, *trained = split_model(model)
+        self._arrays: tuple[PureDict, PureDict] = jax.device_put(
+            folded.arrays(*trained)
+        )
         self.info = info
         self._label = make_labelling_fn(
-            model,
+            folded.definition,
             mean=info.mean,
             std=info.std,
             base_size=base_size,

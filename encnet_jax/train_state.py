@@ -42,11 +42,22 @@ class ModelDef(NamedTuple):
 
         Its random number streams start at key 0: `nnx.reseed` it before training.
         """
+        return self._around(
+            params, batch_stats, jax.tree.map(_initial_stream, self.rest)
+        )
+
+    def around(self, params: PureDict, batch_stats: PureDict) -> nnx.Module:
+        """As `merge`, without random numbers: for its arrays, not for calling it."""
+        return self._around(params, batch_stats, self.rest)
+
+    def _around(
+        self, params: PureDict, batch_stats: PureDict, rest: nnx.State
+    ) -> nnx.Module:
         return nnx.merge(
             self.graphdef,
             _filled(self.params, params),
             _filled(self.batch_stats, batch_stats),
-            jax.tree.map(_initial_stream, self.rest),
+            rest,
             copy=True,
         )
 

@@ -12,24 +12,21 @@ from typing import Any
 
 import jax
 import numpy as np
-from flax import nnx
 from ml_collections import ConfigDict
 
-from encnet_jax.checkpoint import Checkpoints
 from encnet_jax.classification import evaluate_classes_workdir
-from encnet_jax.config import load_config, model_settings
 from encnet_jax.data.catalogue import dataset_info, open_source
-from encnet_jax.data.classes import DatasetInfo, load_info
+from encnet_jax.data.classes import DatasetInfo
 from encnet_jax.data.sources import Source
 from encnet_jax.errors import UserError
 from encnet_jax.evaluation import Scored, ScoreFn, evaluate, score_fn_by_config
 from encnet_jax.journal import Journal
-from encnet_jax.models import create_model
 from encnet_jax.progress import Counter
 from encnet_jax.report import save_scores, table, with_conventions
 from encnet_jax.submission import Submission, UnlabelledSource
 from encnet_jax.tally import Record
-from encnet_jax.train_state import PureDict, split_model
+from encnet_jax.train_state import PureDict
+from encnet_jax.workdir import load_workdir
 
 _PICTURES = 2  # of the best, the median and the worst images each
 _LINE_EVERY = 30.0  # seconds between lines of progress where there is no terminal
@@ -162,20 +159,9 @@ def _open(
 def _load(
     config: ConfigDict, workdir: Path, step: str, dataset: DatasetInfo
 ) -> _Trained:
-    stored = load_config(workdir / "config.json")
-    info = load_info(workdir / "classes.json")
-    if info.class_names != dataset.class_names:
-        raise UserError(
-            f"{workdir} was trained on the {info.num_classes} classes of {info.name}; "
-            f"{config.data.name} has other {dataset.num_classes}"
-        )
-    model = nnx.eval_shape(
-        lambda: create_model(num_classes=info.num_classes, **model_settings(stored))
-    )
-    _, params, stats = split_model(model)
-    params, stats, number = Checkpoints(workdir).restore_model(params, stats, step)
-    score = score_fn_by_config(config, stored, model, info)
-    return _Trained(score, (params, stats), number)
+    trained = load_workdir(workdir, step, dataset=dataset)
+    score = score_fn_by_config(config, trained.config, trained.model, trained.info)
+    return _Trained(score, (trained.params, trained.batch_stats), trained.step)
 
 
 def _identity(

@@ -6,8 +6,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
 import numpy as np
 from PIL import Image
+
+from encnet_jax.workdir import load_workdir
 
 ROOT = Path(__file__).parents[1]
 # One step of this takes milliseconds and compiles in seconds.
@@ -99,6 +102,13 @@ def start_two(
         )
         for number in range(2)
     ]
+
+
+def trained_arrays(workdir: Path) -> list[np.ndarray]:
+    """Returns weights and running statistics of the latest checkpoint of a run."""
+    trained = load_workdir(workdir, "latest")
+    leaves = jax.tree.leaves((trained.params, trained.batch_stats))
+    return [np.asarray(leaf) for leaf in leaves]
 
 
 def errors(result: subprocess.CompletedProcess[str]) -> list[str]:

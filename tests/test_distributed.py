@@ -5,14 +5,18 @@ import os
 import signal
 import time
 
-import jax
 import numpy as np
 import pytest
 
-from encnet_jax import Segmenter
 from encnet_jax.distributed import connect_hosts
 from encnet_jax.errors import UserError
-from tests.commands import SMALL, make_camvid, start, start_two
+from tests.commands import (
+    SMALL,
+    make_camvid,
+    start,
+    start_two,
+    trained_arrays,
+)
 
 # Sums over the batch are taken in another order: float32 keeps seven digits. In later
 # steps as well, most times; but in a third of the runs rounding takes a number across
@@ -51,11 +55,6 @@ def metrics(workdir, key):
     return [line[key] for line in lines if key in line]
 
 
-def parameters(workdir):
-    segmenter = Segmenter.from_workdir(workdir, "latest")
-    return [np.asarray(leaf) for leaf in jax.tree.leaves(segmenter._arrays)]
-
-
 @pytest.fixture(scope="module", params=["files", "arrays in parts"])
 def one_device(request, camvid, tmp_path_factory):
     """Returns a way of training, and the workdir of a run of it on one device."""
@@ -77,7 +76,9 @@ def assert_same(expected, found):
     assert metrics(found, "mean_iou") == pytest.approx(
         metrics(expected, "mean_iou"), abs=0.01
     )
-    for ours, theirs in zip(parameters(found), parameters(expected), strict=True):
+    for ours, theirs in zip(
+        trained_arrays(found), trained_arrays(expected), strict=True
+    ):
         np.testing.assert_allclose(
             ours, theirs, rtol=WEIGHT_TOLERANCE, atol=WEIGHT_TOLERANCE
         )

@@ -3,7 +3,6 @@
 import subprocess
 import sys
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -12,7 +11,7 @@ import encnet_jax
 from encnet_jax.errors import UserError
 from encnet_jax.fitting import small_config
 from encnet_jax.interruption import StopRequest
-from tests.commands import ROOT, environment
+from tests.commands import ROOT, environment, trained_arrays
 
 RNG = np.random.default_rng(0)
 
@@ -88,17 +87,14 @@ def test_class_without_a_name_is_refused(where, tmp_path):
         )
 
 
-def weights(segmenter):
-    return [np.asarray(leaf) for leaf in jax.tree.leaves(segmenter._arrays)]
-
-
 def test_interrupted_fit_goes_on_to_the_very_weights(tmp_path, monkeypatch):
     images, labels = squares()
     config = tiny(small_config(images, labels))
     config.total_steps = config.eval_every = config.checkpoint_every = 12
     config.data.scale_range = (0.5, 2.0)
     config.data.color_jitter = 0.2
-    whole = encnet_jax.fit(images, labels, config, workdir=tmp_path / "whole")
+    whole = tmp_path / "whole"
+    encnet_jax.fit(images, labels, config, workdir=whole)
     # Of JAX, as what comes out of other computations.
     arrays = jnp.asarray(images), jnp.asarray(labels)
     folder = tmp_path / "interrupted"
@@ -106,8 +102,9 @@ def test_interrupted_fit_goes_on_to_the_very_weights(tmp_path, monkeypatch):
     with pytest.raises(UserError, match="told to stop; call again to go on"):
         encnet_jax.fit(*arrays, config, workdir=folder)
     monkeypatch.undo()
-    resumed = encnet_jax.fit(*arrays, config, workdir=folder)
-    for expected, found in zip(weights(whole), weights(resumed), strict=True):
+    encnet_jax.fit(*arrays, config, workdir=folder)
+    pairs = zip(trained_arrays(whole), trained_arrays(folder), strict=True)
+    for expected, found in pairs:
         np.testing.assert_array_equal(expected, found)
     # Other arrays would go on from what was learnt of these.
     images[0, 0, 0] += 1

@@ -8,6 +8,7 @@ from flax import nnx
 
 from encnet_jax.data.classes import IMAGENET_MEAN, IMAGENET_STD
 from encnet_jax.inference import (
+    FoldedModel,
     make_predict_fn,
     normalise,
     whole_image_logits,
@@ -16,6 +17,7 @@ from encnet_jax.inference import (
 from encnet_jax.models import create_model
 from encnet_jax.models.encnet import SegmentationOutput
 from encnet_jax.models.resizing import resize_bilinear
+from encnet_jax.train_state import split_model
 from tests.drawn import drawn
 
 NORMALISATION = dict(mean=IMAGENET_MEAN, std=IMAGENET_STD)
@@ -87,6 +89,21 @@ def test_predict_fn_equals_the_model_in_eval_mode(predict):
     clear = ordered[..., -1] - ordered[..., -2] > 1e-4
     assert clear.mean() > 0.99 and len(np.unique(logits.argmax(-1))) > 1
     np.testing.assert_array_equal(labels[clear], logits.argmax(-1)[clear])
+
+
+def test_folded_model_has_no_norms_and_no_heads_for_training():
+    model = drawn(create_model, "encnet", num_classes=3, backbone="tiny", width=2)
+    _, *trained = split_model(model)
+    folded = FoldedModel(model)
+    arrays = folded.arrays(*trained)
+    assert model.auxiliary is not None and model.head.project.norm is not None
+    assert jax.tree.map(np.shape, arrays) == jax.tree.map(np.shape, folded.shapes())
+    # As host arrays: nothing was compiled, nothing is on a device.
+    assert all(isinstance(leaf, np.ndarray) for leaf in jax.tree.leaves(arrays))
+    names = {str(path[0]) for path, _ in jax.tree.flatten_with_path(arrays[0])[0]}
+    assert names == {"['backbone']", "['head']"}
+    # The one norm left is that over the codewords, which no convolution precedes.
+    assert len(jax.tree.leaves(arrays[1])) == 2
 
 
 def test_predict_fn_leaves_the_model_alone_and_keeps_its_weights(predict):

@@ -9,15 +9,22 @@ import signal
 import subprocess
 import time
 
-import jax
 import numpy as np
 import pytest
 
-from encnet_jax import Segmenter
 from encnet_jax.errors import UserError
 from encnet_jax.interruption import sole_run
 from encnet_jax.training import train
-from tests.commands import ROOT, SMALL, command, environment, errors, make_camvid, run
+from tests.commands import (
+    ROOT,
+    SMALL,
+    command,
+    environment,
+    errors,
+    make_camvid,
+    run,
+    trained_arrays,
+)
 from tests.interrupted import interrupted_config, train_small
 
 
@@ -56,11 +63,6 @@ def wait_for_step(process, workdir, step):
         assert process.poll() is None, process.stderr.read()
         time.sleep(0.05)
     raise AssertionError("the training does not get on")
-
-
-def parameters(workdir):
-    segmenter = Segmenter.from_workdir(workdir, "latest")
-    return [np.asarray(leaf) for leaf in jax.tree.leaves(segmenter._arrays)]
 
 
 def test_sigterm_saves_and_ends_well_and_the_same_command_goes_on(camvid, tmp_path):
@@ -139,7 +141,9 @@ def test_killed_at_twenty_moments_ends_with_the_same_parameters(camvid, tmp_path
     process = start(killed)
     process.join(300)
     assert process.exitcode == 0
-    for expected, found in zip(parameters(whole), parameters(killed), strict=True):
+    for expected, found in zip(
+        trained_arrays(whole), trained_arrays(killed), strict=True
+    ):
         np.testing.assert_array_equal(expected, found)
 
 

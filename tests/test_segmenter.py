@@ -9,6 +9,7 @@ from torch_networks import drawn, small_shapes, small_weights
 from encnet_jax import Segmenter, UserError
 from encnet_jax.pretrained import write_workdir
 from encnet_jax.segmenter import find_images
+from encnet_jax.workdir import load_workdir
 from tests.commands import SMALL, make_camvid, run
 
 
@@ -80,8 +81,9 @@ def test_training_starts_from_the_backbone_of_a_file(tmp_path):
     )
     assert result.returncode == 0, result.stderr
     assert "torchvision" in result.stderr
-    params, _ = Segmenter.from_workdir(workdir)._arrays
-    kernel = np.asarray(params["backbone"]["stem"][0]["conv"]["kernel"])
+    kernel = np.asarray(
+        load_workdir(workdir).params["backbone"]["stem"][0]["conv"]["kernel"]
+    )
     expected = weights["conv1.weight"].transpose(2, 3, 1, 0)
     np.testing.assert_array_equal(kernel, expected)
 

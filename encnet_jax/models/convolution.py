@@ -11,6 +11,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 
+from encnet_jax.models.winograd import summed_kernel, winograd
+
 # He initialisation by fan-out, as the residual networks of both originals.
 he_normal = nnx.initializers.variance_scaling(2.0, "fan_out", "normal")
 
@@ -18,6 +20,10 @@ he_normal = nnx.initializers.variance_scaling(2.0, "fan_out", "normal")
 # GPU and TPU are not measured yet (benchmarks/accelerator.py does).
 FORMS = ("auto", "direct", "phases", "winograd")
 _QUICKER = {"cpu": "winograd", "gpu": "direct", "tpu": "direct"}
+# Pixels a side that Winograd's form makes of a tile. 3 takes fewer products, and longer
+# sums of the kernel: those are made once for prediction, but at every step of training.
+_TRAINING_TILE = 2
+_PREDICTION_TILE = 3
 # With fewer channels the sums around the products take what the products save.
 _WINOGRAD_CHANNELS = 128
 
@@ -52,17 +58,12 @@ class Conv(nnx.Module):
         self.dilation = dilation
         self.dtype = dtype
         self.form = "direct"
+        self.folded = False
 
-    def __call__(self, x: jax.Array, factor: jax.Array | None = None) -> jax.Array:
-        """Maps (b, h, w, in_features) to (b, ceil(h/stride), ..., out_features).
-
-        Args:
-            x: Features.
-            factor: Of every output channel, float32; goes into the kernel.
-        """
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Maps (b, h, w, in_features) to (b, ceil(h/stride), ..., out_features)."""
         x = x.astype(self.dtype)
-        kernel = self.kernel[...] if factor is None else self.kernel[...] * factor
-        kernel = kernel.astype(self.dtype)
+        kernel = self.kernel[...].astype(self.dtype)
         if self.kernel_size == 1:
             # Two-dimensional operands: the compiler finds faster gradients for them.
             x = _every(x, self.stride)
@@ -71,13 +72,33 @@ class Conv(nnx.Module):
         elif self.form == "direct":
             y = _convolution(x, kernel, self.stride, self.dilation)
         else:
-            plain = winograd if self.form == "winograd" else _convolution
-            y = plain(split_phases(x, self.dilation), kernel)
+            y = self._plain()(split_phases(x, self.dilation), kernel)
             y = join_phases(y, self.dilation, (x.shape[1], x.shape[2]))
         if self.bias is None:
             return y
         # In float32: so is the sum over the pixels that is the gradient of the bias.
         return (y.astype(jnp.float32) + self.bias[...]).astype(self.dtype)
+
+    def fold(self, factor: jax.Array, offset: jax.Array) -> None:
+        """Takes a factor and an offset (out_features,) of the result in, for good.
+
+        From here on the convolution is for prediction: the kernel has its dtype, and
+        that of Winograd's form is summed, for larger tiles than those of training.
+        """
+        kernel = self.kernel[...] * factor
+        if self.form == "winograd":
+            kernel = summed_kernel(kernel, _PREDICTION_TILE)
+        if self.bias is not None:
+            offset = self.bias[...] * factor + offset
+        self.kernel = nnx.Param(kernel.astype(self.dtype))
+        self.bias = nnx.Param(offset)
+        self.folded = True
+
+    def _plain(self) -> Callable[[jax.Array, jax.Array], jax.Array]:
+        """Returns the convolution of phases by the kernel as it is."""
+        if self.form == "phases":
+            return _convolution
+        return winograd if self.folded else _trained_winograd
 
     def allows(self, form: str) -> bool:
         """Returns whether a form is of use here."""
@@ -100,8 +121,8 @@ def use_form(model: nnx.Module, form: str) -> None:
             without stride, as a plain one on the d x d interleaved phases of the image,
             for compilers whose dilated convolutions, or the gradients of these, are
             slow. `"winograd"`: those without stride, in float32, between 128 channels
-            or more by 16 products for each four pixels in place of 36 (see `winograd`),
-            dilated ones on their phases. `"auto"`: the quickest here.
+            or more, by fewer products (see `winograd`); dilated ones on their phases.
+            `"auto"`: the quickest here.
     """
     if form == "auto":
         form = _QUICKER.get(jax.default_backend(), "direct")
@@ -122,6 +143,11 @@ def _convolution(
         rhs_dilation=(dilation, dilation),
         dimension_numbers=("NHWC", "HWIO", "NHWC"),
     )
+
+
+@jax.checkpoint  # the backward pass sums tiles again: kept, they are four times x
+def _trained_winograd(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    return winograd(x, summed_kernel(kernel, _TRAINING_TILE))
 
 
 def split_phases(x: jax.Array, d: int) -> jax.Array:
@@ -147,58 +173,6 @@ def join_phases(x: jax.Array, d: int, size: tuple[int, int]) -> jax.Array:
     n, h, w, c = x.shape
     x = x.reshape(n // d**2, d, d, h, w, c).transpose(0, 3, 1, 4, 2, 5)
     return x.reshape(n // d**2, h * d, w * d, c)[:, : size[0], : size[1]]
-
-
-@jax.checkpoint  # the backward pass sums tiles again: kept, they are four times x
-def winograd(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """3x3 convolution of (b, h, w, c), padded by 1: Winograd's F(2x2, 3x3).
-
-    Tiles of 4 x 4 pixels give 2 x 2 results by 16 products a channel, not 36 (Winograd
-    1980; Lavin and Gray 2016, section 4.1). All factors of the sums are 1 or 1/2, so
-    the rounding error is that of the direct form; larger tiles would save more, and
-    lose a digit or two.
-    """
-    b, h, w, c = x.shape
-    rows, columns = -(-h // 2), -(-w // 2)
-    x = jnp.pad(x, ((0, 0), (1, 1 + h % 2), (1, 1 + w % 2), (0, 0)))
-    tiles = _both_axes(_tile_sums, [_shifted(s, 2) for s in _shifted(x, 1)])
-    kernels = _both_axes(
-        _kernel_sums, [[kernel[i, j] for j in range(3)] for i in range(3)]
-    )
-    products = [
-        [tile.reshape(-1, c) @ k for tile, k in zip(*pair)]
-        for pair in zip(tiles, kernels)
-    ]
-    results = _both_axes(_result_sums, products)
-    y = jnp.stack([jnp.stack(row, axis=1) for row in results], axis=1)
-    y = y.reshape(b, rows, columns, 2, 2, -1).swapaxes(2, 3)
-    return y.reshape(b, 2 * rows, 2 * columns, -1)[:, :h, :w]
-
-
-def _shifted(x: jax.Array, axis: int) -> list[jax.Array]:
-    """The first to fourth pixels of all tiles of four that begin at every second."""
-    last = x.shape[axis] - 3
-    return [jax.lax.slice_in_dim(x, i, i + last, 2, axis) for i in range(4)]
-
-
-def _both_axes(
-    sums: Callable[..., list[jax.Array]], grid: list[list[jax.Array]]
-) -> list[list[jax.Array]]:
-    """Applies sums to the columns of a grid of arrays, then to its rows."""
-    columns = [sums(*column) for column in zip(*grid)]
-    return [sums(*row) for row in zip(*columns)]
-
-
-def _tile_sums(a, b, c, d):
-    return [a - c, b + c, c - b, b - d]
-
-
-def _kernel_sums(a, b, c):
-    return [a, (a + b + c) / 2, (a - b + c) / 2, c]
-
-
-def _result_sums(a, b, c, d):
-    return [a + b + c, b - c - d]
 
 
 def _every(x: jax.Array, stride: int) -> jax.Array:

@@ -65,9 +65,12 @@ class BatchNorm(nnx.BatchNorm):
         return (y + self.bias[...].reshape(shape)).astype(self.dtype or jnp.float32)
 
     def affine(self) -> tuple[jax.Array, jax.Array]:
-        """Returns the factor and the offset (c,) of every channel in eval mode."""
+        """Returns the factor and the offset (c,) of every channel in eval mode.
+
+        Of NumPy's arrays by NumPy.
+        """
         assert self.scale is not None and self.bias is not None  # always made above
-        factor = jax.lax.rsqrt(self.var[...] + self.epsilon) * self.scale[...]
+        factor = (self.var[...] + self.epsilon) ** -0.5 * self.scale[...]
         return factor, self.bias[...] - self.mean[...] * factor
 
     def _batch_statistics(
@@ -120,24 +123,28 @@ class ConvNorm(nnx.Module):
             dtype=dtype,
             rngs=rngs,
         )
-        self.norm = BatchNorm(
-            out_features,
-            unbiased_running_var=unbiased_running_var,
-            dtype=dtype,
-            rngs=rngs,
+        self.norm: BatchNorm | None = nnx.data(
+            BatchNorm(
+                out_features,
+                unbiased_running_var=unbiased_running_var,
+                dtype=dtype,
+                rngs=rngs,
+            )
         )
         self.relu = relu
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps (b, h, w, in_features) to (b, h/stride, w/stride, out_features)."""
-        if self.norm.use_running_average:
-            # Then the norm is a factor, which goes into the kernel, and an offset.
-            factor, offset = self.norm.affine()
-            x = self.conv(x, factor)
-            x = (x.astype(jnp.float32) + offset).astype(x.dtype)
-        else:
-            x = self.norm(self.conv(x))
+        x = self.conv(x)
+        if self.norm is not None:
+            x = self.norm(x)
         return jax.nn.relu(x) if self.relu else x
+
+    def fold(self) -> None:
+        """Folds the norm, as it is in eval mode, into the convolution, for good."""
+        assert self.norm is not None  # folded once
+        self.conv.fold(*self.norm.affine())
+        self.norm = nnx.data(None)
 
 
 def max_pool(x: jax.Array) -> jax.Array:

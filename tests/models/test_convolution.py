@@ -12,8 +12,9 @@ from encnet_jax.models.convolution import (
     join_phases,
     split_phases,
     use_form,
-    winograd,
 )
+from encnet_jax.models.layers import ConvNorm
+from encnet_jax.models.winograd import summed_kernel, winograd
 from tests.drawn import drawn
 
 RNG = np.random.default_rng(0)
@@ -91,7 +92,8 @@ def test_every_form_gives_the_numbers_of_the_direct_one(form, dilation, size):
         np.testing.assert_allclose(actual, expected, atol=1e-5 * abs(expected).max())
 
 
-def test_winograd_rounds_as_the_direct_form_does():
+@pytest.mark.parametrize("tile, factor", [(2, 3), (3, 15)])
+def test_winograd_rounds_about_as_the_direct_form_does(tile, factor):
     x, kernel = normals(1, 12, 12, 256), normals(3, 3, 256, 128)
     dimensions = dict(dimension_numbers=("NHWC", "HWIO", "NHWC"))
     with jax.enable_x64(True):
@@ -100,8 +102,43 @@ def test_winograd_rounds_as_the_direct_form_does():
         )
     direct = jax.lax.conv_general_dilated(x, kernel, (1, 1), "SAME", **dimensions)
     exact = np.asarray(exact)
-    errors = [abs(np.float64(y) - exact).max() for y in (direct, winograd(x, kernel))]
-    assert errors[1] < 3 * errors[0] < 1e-4 * abs(exact).max()
+    ours = winograd(x, summed_kernel(kernel, tile))
+    errors = [abs(np.float64(y) - exact).max() for y in (direct, ours)]
+    assert errors[1] < factor * errors[0] < 1e-4 * abs(exact).max()
+
+
+@pytest.mark.parametrize("tile", [2, 3])
+@pytest.mark.parametrize("size", [(6, 12), (7, 10), (3, 1)])
+def test_winograd_of_every_tile_is_the_convolution(size, tile):
+    x, kernel = normals(2, *size, 3), normals(3, 3, 3, 4)
+    expected = jax.lax.conv_general_dilated(
+        x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+    )
+    actual = winograd(x, summed_kernel(kernel, tile))
+    np.testing.assert_allclose(actual, expected, atol=2e-5)
+
+
+def test_kernel_is_summed_alike_by_numpy():
+    kernel = normals(3, 3, 5, 4)
+    by_numpy = summed_kernel(kernel, 3)
+    assert isinstance(by_numpy, np.ndarray) and by_numpy.dtype == np.float32
+    by_jax = summed_kernel(jnp.asarray(kernel), 3)
+    np.testing.assert_allclose(by_numpy, by_jax, atol=1e-6)
+
+
+@pytest.mark.parametrize("form", ["direct", "phases", "winograd"])
+def test_folded_layer_gives_the_numbers_of_its_parts(form):
+    x = normals(2, 9, 7, 128)
+    layer = drawn(ConvNorm, 128, 128, 3, dilation=2)
+    layer.norm.mean[...], layer.norm.var[...] = normals(128), normals(128) ** 2 + 0.1
+    layer.norm.scale[...], layer.norm.bias[...] = normals(128), normals(128)
+    layer.eval()
+    expected = layer(x)
+    use_form(layer, form)
+    layer.fold()
+    assert layer.norm is None
+    assert layer.conv.kernel.shape[0] == (5 if form == "winograd" else 3)
+    np.testing.assert_allclose(layer(x), expected, atol=2e-5 * abs(expected).max())
 
 
 def test_winograd_of_an_impulse_is_the_turned_kernel():
@@ -109,7 +146,8 @@ def test_winograd_of_an_impulse_is_the_turned_kernel():
     kernel = jnp.arange(9.0).reshape(3, 3, 1, 1)
     expected = np.zeros((5, 5))
     expected[1:4, 2:5] = np.arange(9.0).reshape(3, 3)[::-1, ::-1]
-    np.testing.assert_array_equal(winograd(x, kernel)[0, :, :, 0], expected)
+    result = winograd(x, summed_kernel(kernel, 2))
+    np.testing.assert_array_equal(result[0, :, :, 0], expected)
 
 
 @pytest.mark.parametrize(
