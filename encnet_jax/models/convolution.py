@@ -11,7 +11,13 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 
-from encnet_jax.models.winograd import summed_kernel, winograd
+from encnet_jax.models.blocks import block_size, in_blocks
+from encnet_jax.models.winograd import (
+    PREDICTION_TILE,
+    summed_kernel,
+    trained_winograd,
+    winograd,
+)
 
 # He initialisation by fan-out, as the residual networks of both originals.
 he_normal = nnx.initializers.variance_scaling(2.0, "fan_out", "normal")
@@ -20,12 +26,8 @@ he_normal = nnx.initializers.variance_scaling(2.0, "fan_out", "normal")
 # GPU and TPU are not measured yet (benchmarks/accelerator.py does).
 FORMS = ("auto", "direct", "phases", "winograd")
 _QUICKER = {"cpu": "winograd", "gpu": "direct", "tpu": "direct"}
-# Pixels a side that Winograd's form makes of a tile. 3 takes fewer products, and longer
-# sums of the kernel: those are made once for prediction, but at every step of training.
-_TRAINING_TILE = 2
-_PREDICTION_TILE = 3
 # With fewer channels the sums around the products take what the products save.
-_WINOGRAD_CHANNELS = 128
+_WINOGRAD_CHANNELS = 32
 
 
 class Conv(nnx.Module):
@@ -71,6 +73,8 @@ class Conv(nnx.Module):
             y = y.reshape(*x.shape[:-1], kernel.shape[-1])
         elif self.form == "direct":
             y = _convolution(x, kernel, self.stride, self.dilation)
+        elif self.stride > 1:
+            y = _gathered(x, kernel, self.stride)
         else:
             y = self._plain()(split_phases(x, self.dilation), kernel)
             y = join_phases(y, self.dilation, (x.shape[1], x.shape[2]))
@@ -86,8 +90,10 @@ class Conv(nnx.Module):
         that of Winograd's form is summed, for larger tiles than those of training.
         """
         kernel = self.kernel[...] * factor
+        if self.stride > 1:  # another form has quicker gradients, no more
+            self.form = "direct"
         if self.form == "winograd":
-            kernel = summed_kernel(kernel, _PREDICTION_TILE)
+            kernel = summed_kernel(kernel, PREDICTION_TILE)
         if self.bias is not None:
             offset = self.bias[...] * factor + offset
         self.kernel = nnx.Param(kernel.astype(self.dtype))
@@ -98,18 +104,19 @@ class Conv(nnx.Module):
         """Returns the convolution of phases by the kernel as it is."""
         if self.form == "phases":
             return _convolution
-        return winograd if self.folded else _trained_winograd
+        return winograd if self.folded else trained_winograd
 
     def allows(self, form: str) -> bool:
         """Returns whether a form is of use here."""
         size, _, *features = self.kernel.shape
-        if form == "direct" or size == 1 or self.stride > 1:
+        if form == "direct" or size == 1:
             return form == "direct"
         if form == "phases":
-            return self.dilation > 1
-        # The sums of a tile would lose digits in bfloat16.
+            return self.dilation > 1 and self.stride == 1
         wide = min(features) >= _WINOGRAD_CHANNELS
-        return size == 3 and wide and self.dtype == jnp.float32
+        if size != 3 or not wide or (self.stride > 1 and self.dilation > 1):
+            return False
+        return self.dtype == jnp.float32  # sums of a tile would lose digits in bfloat16
 
 
 def use_form(model: nnx.Module, form: str) -> None:
@@ -120,9 +127,9 @@ def use_form(model: nnx.Module, form: str) -> None:
         form: `"direct"`, as the compiler does it. `"phases"`: one of dilation d,
             without stride, as a plain one on the d x d interleaved phases of the image,
             for compilers whose dilated convolutions, or the gradients of these, are
-            slow. `"winograd"`: those without stride, in float32, between 128 channels
-            or more, by fewer products (see `winograd`); dilated ones on their phases.
-            `"auto"`: the quickest here.
+            slow. `"winograd"`: those in float32 between 32 channels or more. Without
+            stride by fewer products (see `winograd`), dilated ones on their phases;
+            in training also with stride, as one product. `"auto"`: the quickest here.
     """
     if form == "auto":
         form = _QUICKER.get(jax.default_backend(), "direct")
@@ -145,9 +152,25 @@ def _convolution(
     )
 
 
-@jax.checkpoint  # the backward pass sums tiles again: kept, they are four times x
-def _trained_winograd(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    return winograd(x, summed_kernel(kernel, _TRAINING_TILE))
+def _gathered(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
+    """3x3 convolution with stride: rows of nine neighbours by the kernel.
+
+    Forward no quicker than the direct form; its gradients are.
+    """
+    _, h, w, c = x.shape
+
+    @jax.checkpoint  # the backward pass gathers again: kept, they are nine times x
+    def convolve(images: jax.Array) -> jax.Array:
+        padded = jnp.pad(images, ((0, 0), (1, 1), (1, 1), (0, 0)))
+        neighbours = [
+            _every(padded[:, i : i + h, j : j + w], stride)
+            for i in range(3)
+            for j in range(3)
+        ]
+        return jnp.concatenate(neighbours, -1) @ kernel.reshape(9 * c, -1)
+
+    y = jax.lax.map(convolve, in_blocks(x, block_size(x, kernel)))
+    return y.reshape(-1, *y.shape[2:])
 
 
 def split_phases(x: jax.Array, d: int) -> jax.Array:
