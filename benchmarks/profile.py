@@ -37,7 +37,10 @@ _CONVOLUTION = flags.DEFINE_string("convolution", "auto", "See `use_form`.")
 # The innermost function that stands here tells the group.
 GROUPS = {
     "products of convolutions": ("Conv.__call__", "_convolution"),
-    "sums of Winograd's form, phases": ("winograd", "split_phases", "join_phases"),
+    "sums of Winograd's form, phases": (
+        *("winograd", "trained_winograd", "_winograd_gradients"),
+        *("_gathered", "split_phases", "join_phases"),
+    ),
     "batch norm, ReLU, residual sums": (
         *("BatchNorm.__call__", "BatchNorm._batch_statistics", "BatchNorm.affine"),
         *("BatchNorm._update_statistics", "ConvNorm.__call__", "Block.__call__"),
@@ -51,6 +54,7 @@ GROUPS = {
     "optimizer": ("apply_updates", "chain.<locals>.update_fn"),
 }
 _GROUP_OF = {name: group for group, names in GROUPS.items() for name in names}
+_WITH_PRODUCTS = {"Conv.__call__", "winograd", "_winograd_gradients"}
 _PRODUCTS = ("dot", "convolution", "ynn_fusion", "custom-call")
 _RATE = 2048  # rows and columns of the products that tell the machine's limit
 
@@ -65,8 +69,7 @@ def group_of(operation: str, op_name: str, functions: list[str]) -> str:
     """
     product = operation.startswith(_PRODUCTS) and "reduce" not in op_name
     groups = [_GROUP_OF[name] for name in functions if name in _GROUP_OF]
-    within = not functions or any(name == "Conv.__call__" for name in functions)
-    if product and (within or "winograd" in functions):
+    if product and (not functions or not _WITH_PRODUCTS.isdisjoint(functions)):
         return "products of convolutions"
     return groups[0] if groups else "rest"
 

@@ -104,11 +104,11 @@ def trained_winograd(x: jax.Array, kernel: jax.Array) -> jax.Array:
     return y.reshape(*x.shape[:3], -1)
 
 
-def _forward(x: jax.Array, kernel: jax.Array) -> tuple[jax.Array, _Arguments]:
+def _winograd_forward(x: jax.Array, kernel: jax.Array) -> tuple[jax.Array, _Arguments]:
     return trained_winograd(x, kernel), (x, kernel)
 
 
-def _backward(arguments: _Arguments, change: jax.Array) -> _Arguments:
+def _winograd_gradients(arguments: _Arguments, change: jax.Array) -> _Arguments:
     """Returns the gradients of both arguments.
 
     That of x is a convolution with the kernel turned around; that of the kernel's sums,
@@ -133,7 +133,7 @@ def _backward(arguments: _Arguments, change: jax.Array) -> _Arguments:
     return of_x.reshape(x.shape), jnp.stack([jnp.stack(line) for line in of_kernel])
 
 
-trained_winograd.defvjp(_forward, _backward)
+trained_winograd.defvjp(_winograd_forward, _winograd_gradients)
 
 
 def _summed_taps(kernel: jax.Array) -> _Grid:
