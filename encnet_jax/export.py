@@ -17,7 +17,7 @@ from encnet_jax.data.classes import DatasetInfo, save_info
 from encnet_jax.errors import UserError
 from encnet_jax.export_formats import READERS, WRITERS, PredictFn, Shape, check_format
 from encnet_jax.export_readme import readme
-from encnet_jax.inference import FoldedModel, whole_image_logits
+from encnet_jax.inference import fold_model, whole_image_logits
 from encnet_jax.train_state import split_model
 from encnet_jax.workdir import load_workdir
 
@@ -144,13 +144,11 @@ def load_trained(workdir: Path, step: str | int = "best") -> Exported:
 
 
 def _segment_fn(model: nnx.Module, info: DatasetInfo) -> PredictFn:
-    folded = FoldedModel(model)
-    _, *trained = split_model(model)
-    params, stats = folded.arrays(*trained)
+    definition, params, stats = fold_model(model)
 
     def segment(images: Any) -> dict[str, jax.Array]:
         logits, presence = whole_image_logits(
-            folded.definition.merge(params, stats), images, mean=info.mean, std=info.std
+            definition.merge(params, stats), images, mean=info.mean, std=info.std
         )
         outputs = {"labels": logits.argmax(-1).astype(jnp.uint8), "logits": logits}
         return outputs if presence is None else outputs | {"presence": presence}

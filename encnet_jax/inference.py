@@ -144,6 +144,13 @@ class FoldedModel:
         return params, batch_stats
 
 
+def fold_model(model: nnx.Module) -> tuple[ModelDef, PureDict, PureDict]:
+    """Returns the definition and the arrays (of NumPy) of a model, as `FoldedModel`."""
+    _, params, batch_stats = split_model(model)
+    folded = FoldedModel(model)
+    return folded.definition, *folded.arrays(params, batch_stats)
+
+
 def _folded(model: nnx.Module) -> nnx.Module:
     model = nnx.clone(model)
     model.eval()
@@ -197,10 +204,9 @@ def make_predict_fn(
         model: A segmentation model.
         **settings: Of `make_labelling_fn`.
     """
-    folded = FoldedModel(model)
-    label = make_labelling_fn(folded.definition, **settings)
-    _, *trained = split_model(model)
-    params, stats = jax.device_put(folded.arrays(*trained))
+    definition, *arrays = fold_model(model)
+    label = make_labelling_fn(definition, **settings)
+    params, stats = jax.device_put(arrays)
 
     @jax.jit
     def predict(params: PureDict, stats: PureDict, images: jax.Array) -> jax.Array:

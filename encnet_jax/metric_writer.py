@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import importlib.util
 import json
 import logging
 import os
@@ -23,7 +24,7 @@ class MetricWriter:
     """Writes the course of a run; on hosts other than the first it does nothing.
 
     What does not fit on a full disk is left out with a warning: a training of days is
-    worth more than a line of its course.
+    worth more than a line of its course. TensorBoard's events need tensorboardX.
 
     Args:
         workdir: Folder of the run.
@@ -37,7 +38,10 @@ class MetricWriter:
         self.path = workdir / "metrics.jsonl"
         self.start_step = start_step
         self.board: Any = None
+        self.has_board = importlib.util.find_spec("tensorboardX") is not None
         if self.active:
+            if not self.has_board:
+                _log.info("no events for TensorBoard: tensorboardX is not installed")
             with _unless_full(self.path):
                 _truncate(self.path, start_step)
 
@@ -48,22 +52,24 @@ class MetricWriter:
         """
         if not self.active:
             return
-        from tensorboardX.summary import scalar
-
         line = {k: v if np.isfinite(v) else None for k, v in values.items()}
         with _unless_full(self.path), self.path.open("a") as file:
             file.write(json.dumps({"step": step, **line}) + "\n")
-        for key, value in values.items():
-            self._event(step, summary=scalar(f"{group}/{key}", value))
+        if self.has_board:
+            from tensorboardX.summary import scalar
+
+            for key, value in values.items():
+                self._event(step, summary=scalar(f"{group}/{key}", value))
 
     def image(self, step: int, name: str, picture: Image.Image) -> None:
         """Writes a picture to TensorBoard and, the newest only, to `name.png`."""
         if not self.active:
             return
-        from tensorboardX.summary import image
+        if self.has_board:
+            from tensorboardX.summary import image
 
-        pixels = np.asarray(picture)
-        self._event(step, summary=image(name, pixels, dataformats="HWC"))
+            pixels = np.asarray(picture)
+            self._event(step, summary=image(name, pixels, dataformats="HWC"))
         with _unless_full(self.workdir):
             picture.save(self.workdir / f"{name}.png")
 

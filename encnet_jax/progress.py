@@ -1,7 +1,9 @@
 """How far a long piece of work is: a bar on a terminal, plain lines elsewhere."""
 
+import importlib.util
 import sys
 import time
+from typing import Any
 
 import jax
 
@@ -20,11 +22,7 @@ class Progress:
         self.total = total
         self.images_per_step = images_per_step
         self._mark = (start, time.perf_counter())
-        self._bar = None
-        if sys.stderr.isatty() and jax.process_index() == 0:
-            from tqdm import tqdm
-
-            self._bar = tqdm(initial=start, total=total, unit="step", leave=True)
+        self._bar = _bar(initial=start, total=total, unit="step", leave=True)
 
     def advance(self) -> None:
         """Counts one step."""
@@ -61,6 +59,17 @@ class Progress:
             self._bar.close()
 
 
+def _bar(**settings: Any) -> Any:
+    """Returns a bar of tqdm; None where there is no terminal, or no tqdm."""
+    if not sys.stderr.isatty() or jax.process_index() > 0:
+        return None
+    if importlib.util.find_spec("tqdm") is None:
+        return None
+    from tqdm import tqdm
+
+    return tqdm(**settings)
+
+
 def _clock(seconds: float) -> str:
     minutes, seconds = divmod(int(seconds), 60)
     hours, minutes = divmod(minutes, 60)
@@ -71,11 +80,7 @@ class Counter:
     """Shows how many of so many things are done: a bar on a terminal, else nothing."""
 
     def __init__(self, total: int, unit: str):
-        self._bar = None
-        if sys.stderr.isatty() and jax.process_index() == 0:
-            from tqdm import tqdm
-
-            self._bar = tqdm(total=total, unit=unit, leave=False)
+        self._bar = _bar(total=total, unit=unit, leave=False)
 
     def show(self, done: int) -> None:
         """Shows the number done so far."""

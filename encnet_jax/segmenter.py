@@ -14,9 +14,8 @@ from PIL import Image
 from encnet_jax.data.classes import DatasetInfo, distinct_colors
 from encnet_jax.data.images import decode_image, to_rgb_array
 from encnet_jax.errors import UserError
-from encnet_jax.inference import FoldedModel, make_labelling_fn
+from encnet_jax.inference import fold_model, make_labelling_fn
 from encnet_jax.pretrained import load_torch_model
-from encnet_jax.train_state import PureDict, split_model
 from encnet_jax.visualize import overlay, palette_image
 from encnet_jax.workdir import load_workdir
 
@@ -67,14 +66,11 @@ class Segmenter:
         base_size: int = 0,
         align_corners: bool = False,
     ):
-        folded = FoldedModel(model)
-        _, *trained = split_model(model)
-        self._arrays: tuple[PureDict, PureDict] = jax.device_put(
-            folded.arrays(*trained)
-        )
+        definition, *arrays = fold_model(model)
+        self._params, self._stats = jax.device_put(arrays)
         self.info = info
         self._label = make_labelling_fn(
-            folded.definition,
+            definition,
             mean=info.mean,
             std=info.std,
             base_size=base_size,
@@ -155,7 +151,7 @@ class Segmenter:
             TypeError: An array of another dtype or shape.
         """
         pixels = read_image(image)
-        labels, presence = self._label(*self._arrays, pixels[None])
+        labels, presence = self._label(self._params, self._stats, pixels[None])
         return Segmentation(
             labels=np.asarray(labels[0]),
             presence=None if presence is None else np.asarray(presence[0]),

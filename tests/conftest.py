@@ -3,9 +3,18 @@
 import os
 
 import jax
+import pytest
+
+from tests.commands import make_camvid
 
 jax.config.update("jax_num_cpu_devices", 8)
 # What takes long to compile is kept: workers of one run share it, and so do runs.
 if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
     cache = os.path.expanduser("~/.cache/encnet_jax/tests")
     jax.config.update("jax_compilation_cache_dir", cache)
+
+
+@pytest.fixture(scope="module")
+def camvid(tmp_path_factory):
+    """A made-up CamVid."""
+    return make_camvid(tmp_path_factory.mktemp("camvid"))

@@ -17,15 +17,9 @@ from tests.commands import (
     command,
     environment,
     errors,
-    make_camvid,
     run,
     trained_arrays,
 )
-
-
-@pytest.fixture(scope="module")
-def camvid(tmp_path_factory):
-    return make_camvid(tmp_path_factory.mktemp("camvid"))
 
 
 def train_arguments(camvid, workdir, *more):

@@ -12,7 +12,6 @@ from encnet_jax.distributed import connect_hosts
 from encnet_jax.errors import UserError
 from tests.commands import (
     SMALL,
-    make_camvid,
     start,
     start_two,
     trained_arrays,
@@ -24,11 +23,6 @@ from tests.commands import (
 FIRST_TOLERANCE = 2e-6
 LOSS_TOLERANCE = 1e-4
 WEIGHT_TOLERANCE = 5e-4
-
-
-@pytest.fixture(scope="module")
-def camvid(tmp_path_factory):
-    return make_camvid(tmp_path_factory.mktemp("camvid"))
 
 
 def arguments(camvid, workdir, *more):

@@ -21,16 +21,10 @@ from tests.commands import (
     command,
     environment,
     errors,
-    make_camvid,
     run,
     trained_arrays,
 )
 from tests.interrupted import interrupted_config, train_small
-
-
-@pytest.fixture(scope="module")
-def camvid(tmp_path_factory):
-    return make_camvid(tmp_path_factory.mktemp("camvid"))
 
 
 def train_arguments(camvid, workdir, *more):

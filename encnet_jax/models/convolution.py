@@ -60,7 +60,6 @@ class Conv(nnx.Module):
         self.dilation = dilation
         self.dtype = dtype
         self.form = "direct"
-        self.folded = False
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps (b, h, w, in_features) to (b, ceil(h/stride), ..., out_features)."""
@@ -76,7 +75,10 @@ class Conv(nnx.Module):
         elif self.stride > 1:
             y = _gathered(x, kernel, self.stride)
         else:
-            y = self._plain()(split_phases(x, self.dilation), kernel)
+            plain: Callable[..., jax.Array] = _convolution
+            if self.form == "winograd":  # a folded kernel is larger: it is summed
+                plain = trained_winograd if len(kernel) == 3 else winograd
+            y = plain(split_phases(x, self.dilation), kernel)
             y = join_phases(y, self.dilation, (x.shape[1], x.shape[2]))
         if self.bias is None:
             return y
@@ -98,13 +100,6 @@ class Conv(nnx.Module):
             offset = self.bias[...] * factor + offset
         self.kernel = nnx.Param(kernel.astype(self.dtype))
         self.bias = nnx.Param(offset)
-        self.folded = True
-
-    def _plain(self) -> Callable[[jax.Array, jax.Array], jax.Array]:
-        """Returns the convolution of phases by the kernel as it is."""
-        if self.form == "phases":
-            return _convolution
-        return winograd if self.folded else trained_winograd
 
     def allows(self, form: str) -> bool:
         """Returns whether a form is of use here."""

@@ -151,9 +151,9 @@ def _pixel_sums(x: jax.Array, tile: int) -> _Grid:
     return [
         [
             sums.reshape(-1, c)
-            for sums in _sums(factors, _every(line, 2, tile, tile + 2))
+            for sums in _sums(factors, _interleaved(line, 2, tile, tile + 2))
         ]
-        for line in _sums(factors, _every(x, 1, tile, tile + 2))
+        for line in _sums(factors, _interleaved(x, 1, tile, tile + 2))
     ]
 
 
@@ -162,13 +162,13 @@ def _result_sums(change: jax.Array, tile: int) -> _Grid:
     _, h, w, c = change.shape
     change = jnp.pad(change, ((0, 0), (0, -h % tile), (0, -w % tile), (0, 0)))
     grid = [
-        [line.reshape(-1, c) for line in _every(rows, 2, tile, tile)]
-        for rows in _every(change, 1, tile, tile)
+        [line.reshape(-1, c) for line in _interleaved(rows, 2, tile, tile)]
+        for rows in _interleaved(change, 1, tile, tile)
     ]
     return _sums_of_grid(_factors(tile).products.T, grid)
 
 
-def _every(x: jax.Array, axis: int, tile: int, count: int) -> list[jax.Array]:
+def _interleaved(x: jax.Array, axis: int, tile: int, count: int) -> list[jax.Array]:
     """Returns every `tile`-th line from the first on, from the second on, ..."""
     last = x.shape[axis] - count + 1
     return [jax.lax.slice_in_dim(x, i, i + last, tile, axis) for i in range(count)]
