@@ -1,6 +1,7 @@
 """Draws the course of runs: python -m benchmarks.plot_run --output=FILE.png WORKDIR...
 
-Training loss (smoothed) and validation mean IoU against the step, from metrics.jsonl.
+Training loss (smoothed) and score, mean IoU or the error of a classifier, against the
+step, from metrics.jsonl.
 """
 
 import json
@@ -14,16 +15,23 @@ from encnet_jax.errors import UserError
 
 _OUTPUT = flags.DEFINE_string("output", None, "The picture to write.", required=True)
 _SPAN = 20  # lines of metrics that the loss is averaged over
+_SCORES = {"mean_iou": "mean IoU on val", "error": "error on test"}
+
+Curve = list[tuple[int, float]]
 
 
-def read(workdir: Path) -> tuple[list[tuple[int, float]], list[tuple[int, float]]]:
-    """Returns (step, loss) and (step, mean IoU) of a run."""
+def read(workdir: Path) -> tuple[Curve, dict[str, Curve]]:
+    """Returns (step, loss) of a run, and (step, value) of the scores it has."""
     path = workdir / "metrics.jsonl"
     if not path.is_file():
         raise UserError(f"{path}: no such file")
     lines = [json.loads(line) for line in path.read_text().splitlines()]
     losses = [(line["step"], line["loss"]) for line in lines if line.get("loss")]
-    scores = [(line["step"], line["mean_iou"]) for line in lines if "mean_iou" in line]
+    scored = [line for line in lines if "loss" not in line]
+    scores = {
+        score: [(line["step"], line[score]) for line in scored if score in line]
+        for score in _SCORES
+    }
     return losses, scores
 
 
@@ -33,6 +41,7 @@ def main(arguments: list[str]) -> None:
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
+    from matplotlib.ticker import EngFormatter
 
     if not arguments:
         raise UserError("no workdir: give the folders of runs after the flags")
@@ -43,12 +52,14 @@ def main(arguments: list[str]) -> None:
         kernel = np.ones(min(_SPAN, len(values))) / min(_SPAN, len(values))
         smooth = np.convolve(values, kernel, "valid")
         left.plot(steps[len(steps) - len(smooth) :], smooth, label=Path(name).name)
-        if scores:
-            right.plot(*np.array(scores).T, "o-", label=Path(name).name)
+        for score, curve in scores.items():
+            if curve:
+                right.plot(*np.array(curve).T, "o-", label=Path(name).name)
+                right.set_ylabel(_SCORES[score])
     left.set_ylabel("training loss")
-    right.set_ylabel("mean IoU on val")
     for axis in (left, right):
         axis.set_xlabel("step")
+        axis.xaxis.set_major_formatter(EngFormatter(sep=""))
         axis.spines[["top", "right"]].set_visible(False)
         axis.legend(frameon=False)
     figure.tight_layout()

@@ -4,6 +4,7 @@ import json
 import os
 import signal
 import subprocess
+import sys
 import time
 
 import numpy as np
@@ -205,3 +206,31 @@ def test_loss_that_is_not_finite_stops_and_names_the_step(camvid, tmp_path):
     assert result.returncode == 1
     assert len(errors(result)) == 1
     assert "at step" in errors(result)[0] and "learning_rate" in errors(result)[0]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="glibc")
+@pytest.mark.parametrize("setting", [None, "glibc.malloc.check=0"])
+def test_command_starts_over_with_large_pages_of_memory(setting):
+    program = (
+        "import os, sys\n"
+        "print('started', flush=True)\n"
+        "from encnet_jax import command\n"
+        "main = lambda arguments: print(os.environ['GLIBC_TUNABLES'], *arguments)\n"
+        "command.run(main)\n"
+    )
+    given = environment()
+    given.pop("GLIBC_TUNABLES", None)
+    if setting:
+        given["GLIBC_TUNABLES"] = setting
+    result = subprocess.run(
+        [*command("-c", program), "one argument"],
+        cwd=ROOT,
+        env=given,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert result.returncode == 0, result.stderr
+    *starts, last = result.stdout.splitlines()
+    assert starts == ["started"] * (1 if setting else 2)
+    assert last == f"{setting or 'glibc.malloc.hugetlb=1'} one argument"

@@ -7,18 +7,22 @@ products; that matters where channels are few.
 
 import jax
 
-_NUMBERS = 2**18  # of the images of a block
+# How many numbers the images of a block have. The fewer, the more of them stay in the
+# cache. But the compiler gives small products to one core, unless others that do not
+# depend on them stand beside them, as in the backward pass.
+FORWARD = 2**20
+BACKWARD = 2**17
 
 
-def block_size(x: jax.Array, kernel: jax.Array) -> int:
+def block_size(x: jax.Array, kernel: jax.Array, numbers: int) -> int:
     """Returns how many of the images (b, h, w, in) pass together; a divisor of b.
 
-    As many as have `_NUMBERS` numbers, but enough for four times as many pixels as
+    As many as have so many numbers, but enough for four times as many pixels as
     channels: the products of every block read all of the kernel (3, 3, in, out).
     """
     b, h, w, _ = x.shape
     channels = max(kernel.shape[2:])
-    most = max(_NUMBERS, 4 * channels**2) // (h * w * channels)
+    most = max(numbers, 4 * channels**2) // (h * w * channels)
     return max(n for n in range(1, max(min(b, most), 1) + 1) if b % n == 0)
 
 

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 
-from encnet_jax.models.blocks import block_size, in_blocks
+from encnet_jax.models.blocks import BACKWARD, block_size, in_blocks
 from encnet_jax.models.winograd import (
     PREDICTION_TILE,
     summed_kernel,
@@ -22,10 +22,11 @@ from encnet_jax.models.winograd import (
 # He initialisation by fan-out, as the residual networks of both originals.
 he_normal = nnx.initializers.variance_scaling(2.0, "fan_out", "normal")
 
-# `auto` takes the quicker by platform. On CPU: benchmarks/inference.py and training.py;
-# GPU and TPU are not measured yet (benchmarks/accelerator.py does).
+# `auto` takes the quicker by platform. On CPU: benchmarks/inference.py and training.py.
+# On GPU: benchmarks/accelerator.py, where the gradients of the dilated stages took 0.68
+# of the time of the direct form, and the forward pass as long. TPU is not measured.
 FORMS = ("auto", "direct", "phases", "winograd")
-_QUICKER = {"cpu": "winograd", "gpu": "direct", "tpu": "direct"}
+_QUICKER = {"cpu": "winograd", "gpu": "phases", "tpu": "direct"}
 # With fewer channels the sums around the products take what the products save.
 _WINOGRAD_CHANNELS = 32
 
@@ -164,7 +165,7 @@ def _gathered(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
         ]
         return jnp.concatenate(neighbours, -1) @ kernel.reshape(9 * c, -1)
 
-    y = jax.lax.map(convolve, in_blocks(x, block_size(x, kernel)))
+    y = jax.lax.map(convolve, in_blocks(x, block_size(x, kernel, BACKWARD)))
     return y.reshape(-1, *y.shape[2:])
 
 

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from encnet_jax.models.blocks import block_size, in_blocks
+from encnet_jax.models.blocks import BACKWARD, FORWARD, block_size, in_blocks
 
 # For each tile m, where the polynomials of Toom and Cook's construction are evaluated,
 # beside infinity. With those of 2 all factors are 1 or 1/2, and rounding is as in the
@@ -99,7 +99,7 @@ def trained_winograd(x: jax.Array, kernel: jax.Array) -> jax.Array:
     Derived by the compiler, the gradients would add up tiles that overlap.
     """
     sums = _summed_taps(kernel)
-    blocks = in_blocks(x, block_size(x, kernel))
+    blocks = in_blocks(x, block_size(x, kernel, FORWARD))
     y = jax.lax.map(lambda images: winograd(images, sums), blocks)
     return y.reshape(*x.shape[:3], -1)
 
@@ -125,7 +125,7 @@ def _winograd_gradients(arguments: _Arguments, change: jax.Array) -> _Arguments:
         products = [[a.T @ b for a, b in zip(*lines)] for lines in pairs]
         return jax.tree.map(jnp.add, total, products), winograd(changes, turned)
 
-    size = block_size(x, kernel)
+    size = block_size(x, kernel, BACKWARD)
     blocks = (in_blocks(x, size), in_blocks(change, size))
     zeros = jax.tree.map(jnp.zeros_like, _summed_taps(kernel))
     total, of_x = jax.lax.scan(step, zeros, blocks)
