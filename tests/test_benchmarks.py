@@ -117,6 +117,33 @@ def test_unknown_setting_of_memory_is_named(bench):
     assert "--only=float16: allowed are float32-keep-1, " in errors(result)[0]
 
 
+def test_course_of_a_run_has_the_errors_of_its_evaluations_alone(bench, tmp_path):
+    lines = [{"step": step, "loss": 1 / step, "error": 0.9} for step in range(1, 5)]
+    lines.append({"step": 4, "error": 0.25, "accuracy": 0.75})
+    text = "".join(json.dumps(line) + "\n" for line in lines)
+    (tmp_path / "metrics.jsonl").write_text(text)
+    program = (
+        "import json, pathlib, sys\n"
+        "from benchmarks.plot_run import read\n"
+        "print(json.dumps(read(pathlib.Path(sys.argv[1]))))\n"
+    )
+    found = subprocess.run(
+        [sys.executable, "-c", program, str(tmp_path)],
+        cwd=ROOT,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    losses, scores = json.loads(found.stdout)
+    assert losses == [[1, 1.0], [2, 0.5], [3, 1 / 3], [4, 0.25]]
+    assert scores == {"mean_iou": [], "error": [[4, 0.25]]}
+    picture = tmp_path / "run.png"
+    result = bench("plot_run", f"--output={picture}", tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert picture.stat().st_size > 0
+
+
 def test_sides_take_turns_and_the_median_counts(monkeypatch):
     now, log = 0.0, []
 

@@ -165,6 +165,7 @@ def _gathered(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
         ]
         return jnp.concatenate(neighbours, -1) @ kernel.reshape(9 * c, -1)
 
+    # Both passes have the same blocks; it is the gradients that are to be quick.
     y = jax.lax.map(convolve, in_blocks(x, block_size(x, kernel, BACKWARD)))
     return y.reshape(-1, *y.shape[2:])
 

@@ -190,6 +190,14 @@ def test_winograd_is_left_out_where_it_is_slower_or_less_exact(settings):
     assert of_form("winograd", **settings).form == "direct"
 
 
+@pytest.mark.parametrize(
+    "platform, expected", [("cpu", "winograd"), ("gpu", "phases"), ("tpu", "direct")]
+)
+def test_auto_is_the_quicker_form_of_the_platform(monkeypatch, platform, expected):
+    monkeypatch.setattr(jax, "default_backend", lambda: platform)
+    assert of_form("auto", dilation=2).form == expected
+
+
 def test_phases_are_every_other_row_and_column():
     image = jnp.arange(12.0).reshape(1, 3, 4, 1)
     phases = split_phases(image, 2)
