@@ -14,7 +14,7 @@ demo: .venv/installed
 	@echo "Your own photo: $(BIN)/python predict.py --workdir=$(DEMO) --output=predictions PHOTO.jpg"
 
 test: .venv/installed
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 lint: .venv/installed
 	$(BIN)/ruff check .

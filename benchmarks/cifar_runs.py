@@ -2,6 +2,7 @@
 
     python -m benchmarks.cifar_runs --data_dir=DIR --output=DIR --steps=5000
         [--models=resnet,se_resnet,encnet] [--width=16] [--codes=16] [--seeds=0,1]
+        [--images=FILE.npz]
 
 Trains every network by `configs/cifar10.py` for every seed: its recipe, but a cosine
 over `--steps` steps. The test split is scored a few times on the way, for the curve;
@@ -9,6 +10,12 @@ what counts is the score of the last step, whatever came before. Writes DIR/cifa
 after each run, and at the end DIR/cifar.md (a table) and DIR/cifar.png (a plot). A run
 that is in the JSON already is not made again, one that was cut off goes on from its
 last score; the workdirs are DIR/MODEL-SEED.
+
+`--models=torch_resnet` and so on train the same network in plain PyTorch by the same
+recipe (`torch_cifar_runs.py`): what error the images allow, by other code.
+
+Where there is no TensorFlow, `--images` reads `train_images`, uint8 (n, 32, 32, 3),
+`train_labels` (n,), `test_images` and `test_labels` from a file of NumPy.
 """
 
 import json
@@ -35,26 +42,30 @@ from encnet_jax.models import create_model
 
 _OUTPUT = flags.DEFINE_string("output", None, "Folder for results.", required=True)
 _DATA = flags.DEFINE_string("data_dir", None, "Folder of prepared TFDS sets.")
+_IMAGES = flags.DEFINE_string("images", None, "Arrays of NumPy instead of --data_dir.")
 _MODELS = flags.DEFINE_list(
-    "models", ["resnet", "se_resnet", "encnet"], "Networks; encnet-drop is another."
+    "models", ["resnet", "se_resnet", "encnet"], "Networks; see above for others."
 )
 _SEEDS = flags.DEFINE_list("seeds", ["0", "1"], "Seeds of weights, order and crops.")
 _WIDTH = flags.DEFINE_integer("width", 16, "Channels of the first stage.")
 _CODES = flags.DEFINE_integer("codes", 16, "Codewords of encnet.")
 _STEPS = flags.DEFINE_integer("steps", 5000, "Length of the schedule.")
 _BATCH = flags.DEFINE_integer("batch", 128, "Images a step.")
+_TORCH = "torch_"  # before the names of networks that PyTorch trains
 _SCORED = 6  # times that a run is scored, the last step among them
 
 
 def config_of(model: str, seed: int) -> ConfigDict:
     """Returns the configuration of a run, validated."""
-    kind, _, variant = model.partition("-")
+    kind, _, variant = model.removeprefix(_TORCH).partition("-")
     codes = f"{_CODES.value}k" if kind == "encnet" else ""
     name = f"{kind}_{codes}{_WIDTH.value}d" + (f"-{variant}" if variant else "")
     try:
         config = get_config(name)
     except ValueError as error:
         raise UserError(f"--models={model}: {error}") from error
+    if variant and model.startswith(_TORCH):
+        raise UserError(f"--models={model}: PyTorch has no -{variant} variant here")
     config.seed = seed
     config.batch_size = _BATCH.value
     config.total_steps = _STEPS.value
@@ -86,6 +97,23 @@ def run_once(
     }
 
 
+def run_in_torch(config: ConfigDict, sources: tuple[Source, Source]) -> dict[str, Any]:
+    """As `run_once`, in plain PyTorch."""
+    import torch
+
+    from benchmarks.torch_cifar_runs import train
+
+    curve, seconds = train(config, sources)
+    on_gpu = torch.cuda.is_available()
+    return {
+        "error": curve[-1][1],
+        "curve": curve,
+        "seconds_a_step": seconds,
+        "parameters": parameters(config),
+        "device": torch.cuda.get_device_name() if on_gpu else "cpu",
+    }
+
+
 def parameters(config: ConfigDict) -> int:
     """Returns the number of weights of a network."""
     settings = model_settings(config)
@@ -96,6 +124,11 @@ def parameters(config: ConfigDict) -> int:
 
 def in_memory(split: str) -> ArraySource:
     """Returns a split that all runs share."""
+    if _IMAGES.value:
+        with np.load(_IMAGES.value) as arrays:
+            return ArraySource(
+                CIFAR10, arrays[f"{split}_images"], arrays[f"{split}_labels"]
+            )
     source = open_source(CIFAR10.name, split, _DATA.value)
     return ArraySource(source.info, **load_arrays(source))
 
@@ -165,7 +198,10 @@ def main(arguments: list[str]) -> None:
         if record.has(model, seed):
             continue
         sources = sources or (in_memory("train"), in_memory("test"))
-        found = run_once(config, output / f"{model}-{seed}", sources)
+        if model.startswith(_TORCH):
+            found = run_in_torch(config, sources)
+        else:
+            found = run_once(config, output / f"{model}-{seed}", sources)
         if found is None:
             return
         record.put(model, seed, found)

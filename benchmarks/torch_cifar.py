@@ -38,7 +38,9 @@ class EncodingAttention(nn.Module):
         self.linear = nn.Linear(codes * reduced, features)
 
     def forward(self, x):
-        encoded = self.encoding(F.relu(self.norm(self.conv(x)), inplace=True))
+        reduced = F.relu(self.norm(self.conv(x)), inplace=True)
+        with torch.autocast(x.device.type, enabled=False):  # distances cancel
+            encoded = self.encoding(reduced.float())
         gate = self.linear(F.normalize(encoded.flatten(1), dim=1)).sigmoid()
         return x * gate[..., None, None]
 

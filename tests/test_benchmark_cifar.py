@@ -7,6 +7,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from encnet_jax.data.arrays import ArraySource, load_arrays
+from encnet_jax.data.catalogue import open_source
+from encnet_jax.data.classes import CIFAR10
 from encnet_jax.models import create_model
 from encnet_jax.train_state import split_model
 from tests.commands import errors, run
@@ -71,16 +74,27 @@ def results(tmp_path_factory):
     return tmp_path_factory.mktemp("runs") / "results"
 
 
-def runs(cifar, results, *arguments):
+@pytest.fixture(scope="module")
+def images(cifar):
+    """The same set as a file of NumPy."""
+    path, arrays = cifar / "cifar.npz", {}
+    for split in ("train", "test"):
+        loaded = load_arrays(open_source("cifar10", split, str(cifar)))
+        arrays |= {f"{split}_{name}": array for name, array in loaded.items()}
+    np.savez(path, **arrays)
+    return path
+
+
+def runs(results, *arguments):
     return bench(
         "cifar_runs",
         *("--models=resnet,encnet-drop", "--codes=2", "--steps=7", "--batch=20"),
-        *(f"--data_dir={cifar}", f"--output={results}", *arguments),
+        *(f"--output={results}", *arguments),
     )
 
 
-def test_runs_are_scored_and_not_made_again(cifar, results):
-    first = runs(cifar, results, "--seeds=3")
+def test_runs_are_scored_and_not_made_again(cifar, images, results):
+    first = runs(results, "--seeds=3", f"--data_dir={cifar}")
     assert first.returncode == 0, first.stderr
     path = results / "cifar.json"
     found = json.loads(path.read_text())
@@ -94,7 +108,8 @@ def test_runs_are_scored_and_not_made_again(cifar, results):
     assert f"| {resnet['parameters']:,} | " in (results / "cifar.md").read_text()
     with Image.open(results / "cifar.png") as picture:
         assert picture.width > 600
-    second = runs(cifar, results, "--seeds=3,4", "--models=resnet")
+    arguments = "--seeds=3,4", "--models=resnet", f"--images={images}"
+    second = runs(results, *arguments)
     assert second.returncode == 0, second.stderr
     again = json.loads(path.read_text())
     assert again["resnet"]["3"] == resnet and again["encnet-drop"]["3"] == encnet
@@ -102,8 +117,43 @@ def test_runs_are_scored_and_not_made_again(cifar, results):
     assert "resnet 4 " in second.stdout and "resnet 3 " not in second.stdout
 
 
-def test_runs_of_another_schedule_are_refused(cifar, results):
-    result = runs(cifar, results, "--steps=8")
+def test_runs_of_another_schedule_are_refused(results):
+    result = runs(results, "--steps=8")
     assert result.returncode == 2
     assert "--steps=8: the runs in " in errors(result)[0]
     assert "have 7; give another --output" in errors(result)[0]
+
+
+def test_torch_learns_and_its_runs_stand_beside_ours(images, tmp_path):
+    pytest.importorskip("torch")
+    result = runs(tmp_path, "--models=torch_encnet", "--steps=20", f"--images={images}")
+    assert result.returncode == 0, result.stderr
+    found = json.loads((tmp_path / "cifar.json").read_text())["torch_encnet"]
+    for row in found.values():
+        assert [step for step, _ in row["curve"]] == [4, 8, 12, 16, 20]
+        assert row["error"] == row["curve"][-1][1] < 0.6  # by chance 0.9
+    assert f"| torch_encnet | {row['parameters']:,} | " in result.stdout
+
+
+def test_variant_that_torch_lacks_is_refused(tmp_path):
+    result = runs(tmp_path, "--models=torch_encnet-drop")
+    assert result.returncode == 2
+    assert errors(result)[0].startswith("error: --models=torch_encnet-drop: PyTorch")
+
+
+def test_crops_in_torch_are_those_of_a_black_border():
+    torch = pytest.importorskip("torch")
+    from benchmarks.torch_cifar_runs import Images
+
+    image = np.arange(1, 4 * 4 * 3 + 1, dtype=np.uint8).reshape(1, 4, 4, 3)
+    data = Images(ArraySource(CIFAR10, image, np.zeros(1)), torch.device("cpu"))
+    torch.manual_seed(0)
+    crops = data.cropped(torch.zeros(300, dtype=torch.long), pad=1).numpy()
+    padded = np.pad(image[0], ((1, 1), (1, 1), (0, 0)))
+    allowed = {
+        padded[i : i + 4, j : j + 4][:, ::mirror].tobytes()
+        for i in range(3)
+        for j in range(3)
+        for mirror in (1, -1)
+    }
+    assert {crop.tobytes() for crop in crops} == allowed
