@@ -125,10 +125,15 @@ def parameters(config: ConfigDict) -> int:
 def in_memory(split: str) -> ArraySource:
     """Returns a split that all runs share."""
     if _IMAGES.value:
-        with np.load(_IMAGES.value) as arrays:
-            return ArraySource(
-                CIFAR10, arrays[f"{split}_images"], arrays[f"{split}_labels"]
-            )
+        names = f"{split}_images", f"{split}_labels"
+        try:
+            with np.load(_IMAGES.value) as arrays:
+                return ArraySource(CIFAR10, *(arrays[name] for name in names))
+        except (OSError, ValueError, KeyError) as error:
+            raise UserError(
+                f"--images={_IMAGES.value}: no arrays {' and '.join(names)} in a file "
+                f"of NumPy: {error}"
+            ) from error
     source = open_source(CIFAR10.name, split, _DATA.value)
     return ArraySource(source.info, **load_arrays(source))
 

@@ -141,6 +141,13 @@ def test_variant_that_torch_lacks_is_refused(tmp_path):
     assert errors(result)[0].startswith("error: --models=torch_encnet-drop: PyTorch")
 
 
+def test_file_without_images_is_named(tmp_path):
+    np.savez(tmp_path / "empty.npz", images=np.zeros(3))
+    result = runs(tmp_path / "results", f"--images={tmp_path / 'empty.npz'}")
+    assert result.returncode == 2
+    assert "empty.npz: no arrays train_images and train_labels" in errors(result)[0]
+
+
 def test_crops_in_torch_are_those_of_a_black_border():
     torch = pytest.importorskip("torch")
     from benchmarks.torch_cifar_runs import Images
