@@ -12,12 +12,14 @@ that is in the JSON already is not made again, one that was cut off goes on from
 last score; the workdirs are DIR/MODEL-SEED.
 
 `--models=torch_resnet` and so on train the same network in plain PyTorch by the same
-recipe (`torch_cifar_runs.py`): what error the images allow, by other code.
+recipe (`torch_cifar_runs.py`): what error the images allow, by other code. That needs
+torch (the extra `bench`); such a run begins again if it was cut off.
 
 Where there is no TensorFlow, `--images` reads `train_images`, uint8 (n, 32, 32, 3),
 `train_labels` (n,), `test_images` and `test_labels` from a file of NumPy.
 """
 
+import importlib.util
 import json
 import statistics
 from pathlib import Path
@@ -66,6 +68,8 @@ def config_of(model: str, seed: int) -> ConfigDict:
         raise UserError(f"--models={model}: {error}") from error
     if variant and model.startswith(_TORCH):
         raise UserError(f"--models={model}: PyTorch has no -{variant} variant here")
+    if model.startswith(_TORCH) and not importlib.util.find_spec("torch"):
+        raise UserError(f"--models={model}: needs torch; pip install -e '.[bench]'")
     config.seed = seed
     config.batch_size = _BATCH.value
     config.total_steps = _STEPS.value

@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from benchmarks.timing import Side
 from benchmarks.torch_encnet import Encoding
+from benchmarks.torch_training import Normalised
 from encnet_jax.data.classes import CIFAR10
 
 
@@ -151,13 +152,9 @@ class Training:
     def __init__(
         self, classifier, images, labels, *, rate, momentum, decay, compiled=False
     ):
-        self.classifier = classifier
-        # (b, 3, h, w) with the channels last in memory.
-        self.images = torch.from_numpy(images).permute(0, 3, 1, 2)
+        self.network = Normalised(classifier, CIFAR10)
+        self.images = torch.from_numpy(images)
         self.labels = torch.from_numpy(labels).long()
-        mean, std = torch.tensor(CIFAR10.mean), torch.tensor(CIFAR10.std)
-        self.scale = (1 / (255 * std))[:, None, None]
-        self.offset = (mean / std)[:, None, None]
         self.sgd = torch.optim.SGD(
             classifier.parameters(),
             lr=rate,
@@ -170,7 +167,7 @@ class Training:
     def logits(self):
         """Returns the logits of the batch in training mode, as a NumPy array."""
         with torch.no_grad():
-            return self.classifier(self._normalised()).numpy()
+            return self.network(self.images).numpy()
 
     def step(self):
         """Forward, backward, update; returns the loss before the update."""
@@ -185,7 +182,4 @@ class Training:
         return Side(self.step, lambda loss: loss.item())
 
     def _loss(self):
-        return F.cross_entropy(self.classifier(self._normalised()), self.labels)
-
-    def _normalised(self):
-        return self.images.float() * self.scale - self.offset
+        return F.cross_entropy(self.network(self.images), self.labels)

@@ -64,10 +64,10 @@ class TrainedEncNet(EncNet):
 class Normalised(nn.Module):
     """A network for images as they are: uint8 (b, h, w, 3)."""
 
-    def __init__(self, network):
+    def __init__(self, network, info=ADE20K):
         super().__init__()
         self.network = network
-        mean, std = (torch.tensor(v)[:, None, None] for v in (ADE20K.mean, ADE20K.std))
+        mean, std = (torch.tensor(v)[:, None, None] for v in (info.mean, info.std))
         self.register_buffer("scale", 1 / (255 * std))
         self.register_buffer("offset", mean / std)
 

@@ -1,5 +1,6 @@
 """The benchmarks of the CIFAR classifiers run to their end."""
 
+import importlib.util
 import json
 
 import jax
@@ -139,6 +140,15 @@ def test_variant_that_torch_lacks_is_refused(tmp_path):
     result = runs(tmp_path, "--models=torch_encnet-drop")
     assert result.returncode == 2
     assert errors(result)[0].startswith("error: --models=torch_encnet-drop: PyTorch")
+
+
+def test_torch_is_asked_for_where_it_is_missing(tmp_path):
+    if importlib.util.find_spec("torch"):
+        pytest.skip("torch is installed")
+    result = runs(tmp_path, "--models=torch_encnet")
+    assert result.returncode == 2
+    assert errors(result)[0].startswith("error: --models=torch_encnet: needs torch")
+    assert not list(tmp_path.iterdir())
 
 
 def test_file_without_images_is_named(tmp_path):
