@@ -14,7 +14,7 @@ from typing import Any
 from absl import flags
 from ml_collections import config_flags
 
-from encnet_jax import command
+from encnet_jax import cli as command
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "File under configs/.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; runs/NAME if none.")
@@ -30,8 +30,8 @@ flags.mark_flag_as_required("config")
 
 def main(arguments: list[str]) -> None:
     """Runs the evaluation."""
-    from encnet_jax.distributed import connect_hosts
-    from encnet_jax.workdir_evaluation import evaluate_workdir
+    from encnet_jax.evaluate.workdir_run import evaluate_workdir
+    from encnet_jax.run.distributed import connect_hosts
 
     command.no_arguments(arguments)
     connect_hosts(_DISTRIBUTED.value)

@@ -7,7 +7,7 @@ same command again goes on where the run stands.
 from absl import flags
 from ml_collections import config_flags
 
-from encnet_jax import command
+from encnet_jax import cli as command
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "File under configs/.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; runs/NAME if none.")
@@ -17,8 +17,8 @@ flags.mark_flag_as_required("config")
 
 def main(arguments: list[str]) -> None:
     """Runs the training."""
-    from encnet_jax.distributed import connect_hosts
-    from encnet_jax.training import train
+    from encnet_jax.run.distributed import connect_hosts
+    from encnet_jax.train.run import train
 
     command.no_arguments(arguments)
     connect_hosts(_DISTRIBUTED.value)

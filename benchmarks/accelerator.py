@@ -24,7 +24,7 @@ from absl import flags
 
 from benchmarks.measurements import FULL, PARTS, SMALL, measure
 from benchmarks.record import Record
-from encnet_jax import command
+from encnet_jax import cli as command
 
 _OUTPUT = flags.DEFINE_string(
     "output", "benchmarks/results/accelerator.json", "The JSON file to write."

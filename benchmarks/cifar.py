@@ -30,18 +30,18 @@ from flax import nnx
 from benchmarks import torch_cifar
 from benchmarks.record import Record
 from benchmarks.timing import Side, medians
-from encnet_jax import command
-from encnet_jax.data.arrays import augmented_batch
+from encnet_jax import cli as command
+from encnet_jax.data.augment_device import augmented_batch
 from encnet_jax.data.augmentation import Augmentation
-from encnet_jax.data.classes import CIFAR10
+from encnet_jax.data.dataset_info import CIFAR10
 from encnet_jax.errors import UserError
-from encnet_jax.inference import normalise
+from encnet_jax.inference.predict_fn import normalise
 from encnet_jax.losses import classification_loss
 from encnet_jax.models import create_model
-from encnet_jax.models.classifiers import CLASSIFIERS
+from encnet_jax.models.cifar import CLASSIFIERS
 from encnet_jax.optimizer import create_optimizer
-from encnet_jax.train_state import create_train_state, split_model
-from encnet_jax.train_step import PrepareFn, make_train_step
+from encnet_jax.run.state import create_train_state, split_model
+from encnet_jax.train.step import PrepareFn, make_train_step
 
 _MODELS = flags.DEFINE_list("models", list(CLASSIFIERS), "What is trained.")
 _WIDTH = flags.DEFINE_integer("width", 64, "Channels of the first stage.")

@@ -33,12 +33,12 @@ from ml_collections import ConfigDict
 
 from benchmarks.record import Record
 from configs.cifar10 import get_config
-from encnet_jax import command
+from encnet_jax import cli as command
 from encnet_jax.config import model_settings, validate
-from encnet_jax.data.arrays import ArraySource, load_arrays
-from encnet_jax.data.catalogue import open_source
-from encnet_jax.data.classes import CIFAR10
-from encnet_jax.data.sources import Source
+from encnet_jax.data.augment_device import ArraySource, load_arrays
+from encnet_jax.data.dataset_info import CIFAR10
+from encnet_jax.data.datasets import Source
+from encnet_jax.data.registry import open_source
 from encnet_jax.errors import UserError
 from encnet_jax.models import create_model
 
@@ -83,7 +83,7 @@ def run_once(
     config: ConfigDict, workdir: Path, sources: tuple[Source, Source]
 ) -> dict[str, Any] | None:
     """Trains one network with one seed; returns None if SIGTERM ended it early."""
-    from encnet_jax.training import train
+    from encnet_jax.train.run import train
 
     scores = train(config, workdir, sources)
     if scores is None:

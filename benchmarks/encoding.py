@@ -25,7 +25,7 @@ from flax import nnx
 
 from benchmarks.record import Record
 from benchmarks.timing import Side, medians
-from encnet_jax import command
+from encnet_jax import cli as command
 from encnet_jax.models.encoding import Encoding
 
 _BATCH = flags.DEFINE_integer("batch", 4, "Images b.")

@@ -18,19 +18,19 @@ from flax import nnx
 from torch.nn import functional as F
 
 from benchmarks.torch_encnet import EncNet, random_weights
-from encnet_jax import command
-from encnet_jax.canvas import CanvasFactory, Layout
-from encnet_jax.data.classes import ADE20K
-from encnet_jax.data.sources import Example
-from encnet_jax.evaluation import evaluate, make_window_score_fn
-from encnet_jax.inference import FoldedModel
+from encnet_jax import cli as command
+from encnet_jax.convert.load import load_torch_weights
+from encnet_jax.data.dataset_info import ADE20K
+from encnet_jax.data.datasets import Example
+from encnet_jax.evaluate.evaluator import evaluate, make_window_score_fn
+from encnet_jax.inference.predict_fn import FoldedModel
+from encnet_jax.inference.score_map import CanvasFactory, Layout
+from encnet_jax.inference.sliding_window import finished_images, joined, paired
+from encnet_jax.inference.tta import EncodingProtocol
 from encnet_jax.metrics import count_pixels, scores
 from encnet_jax.models import create_model
-from encnet_jax.pretrained import load_torch_weights
-from encnet_jax.sharding import mesh_of
-from encnet_jax.sliding import finished_images, joined, paired
-from encnet_jax.train_state import split_model
-from encnet_jax.windows import EncodingProtocol
+from encnet_jax.run.sharding import mesh_of
+from encnet_jax.run.state import split_model
 
 _IMAGES = flags.DEFINE_integer("images", 2, "Images, of as many sizes.")
 _SCALES = flags.DEFINE_list("scales", "0.5,0.75,1,1.25,1.5,1.75", "Scales.")

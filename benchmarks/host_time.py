@@ -13,10 +13,10 @@ import jax
 from absl import flags
 from flax import nnx
 
-from encnet_jax import command
+from encnet_jax import cli as command
 from encnet_jax.models import create_model
 from encnet_jax.optimizer import create_optimizer, poly_schedule
-from encnet_jax.train_state import TrainState, create_train_state, split_model
+from encnet_jax.run.state import TrainState, create_train_state, split_model
 
 _BACKBONE = flags.DEFINE_string("backbone", "resnet50", "Whose state.")
 _CALLS = flags.DEFINE_integer("calls", 200, "Calls that are timed.")

@@ -27,12 +27,12 @@ from benchmarks.record import Record
 from benchmarks.timing import Side, medians
 from benchmarks.torch_encnet import random_weights
 from benchmarks.torch_training import CLASSES, Labels, Torch, TrainedEncNet
-from encnet_jax import command
-from encnet_jax.data.classes import ADE20K
+from encnet_jax import cli as command
+from encnet_jax.convert.load import load_torch_weights
+from encnet_jax.data.dataset_info import ADE20K
 from encnet_jax.errors import UserError
-from encnet_jax.inference import make_predict_fn
+from encnet_jax.inference.predict_fn import make_predict_fn
 from encnet_jax.models import create_model
-from encnet_jax.pretrained import load_torch_weights
 
 _BACKBONES = flags.DEFINE_list("backbones", ["resnet50", "resnet101"], "Backbones.")
 _SIZES = flags.DEFINE_list("sizes", ["480x480", "512x1024"], "Heights x widths.")

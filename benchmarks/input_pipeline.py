@@ -38,11 +38,11 @@ from absl import flags
 from PIL import Image, ImageOps
 
 from benchmarks.photographs import CountingSource, make_source
-from encnet_jax import command
-from encnet_jax.data.arrays import resized_batch
+from encnet_jax import cli as command
+from encnet_jax.data.augment_device import resized_batch
 from encnet_jax.data.augmentation import Augmentation
-from encnet_jax.data.classes import ADE20K, CITYSCAPES, DatasetInfo
-from encnet_jax.data.sources import label_table
+from encnet_jax.data.dataset_info import ADE20K, CITYSCAPES, DatasetInfo
+from encnet_jax.data.datasets import label_table
 
 _IMAGES = flags.DEFINE_integer("images", 64, "Of 683x512; a quarter of 2048x1024.")
 _REPEATS = flags.DEFINE_integer("repeats", 9, "Turns of each way.")
@@ -145,7 +145,7 @@ def our_batches(
     case: Case, source: CountingSource, canvas_size: int | None
 ) -> Iterator[dict[str, np.ndarray]]:
     """Returns our batches: of crops, or with a size of canvases."""
-    from encnet_jax.data.pipeline import train_batches
+    from encnet_jax.data.loader import train_batches
 
     return train_batches(
         source, case.how, batch_size=_BATCH, seed=0, canvas_size=canvas_size

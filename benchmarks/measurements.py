@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks import programs
+from benchmarks import compiled as programs
 from benchmarks.model_costs import model_costs
 from benchmarks.record import Record
 from benchmarks.timing import Side, medians

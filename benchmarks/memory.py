@@ -18,8 +18,8 @@ from typing import Any
 import jax
 from absl import flags
 
-from benchmarks.programs import Memory, compiled_memory, training
-from encnet_jax import command
+from benchmarks.compiled import Memory, compiled_memory, training
+from encnet_jax import cli as command
 from encnet_jax.errors import UserError
 
 _ONLY = flags.DEFINE_list("only", [], "Names of settings, of all that are listed.")

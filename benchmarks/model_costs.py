@@ -4,7 +4,7 @@
 
 Prints a Markdown table. Nothing runs or compiles: operations are read off the traced
 network. Counted are convolutions and matrix products, with the zeros of the padding, as
-torchvision counts what it publishes (`tests/models/test_baselines.py` compares the two;
+torchvision counts what it publishes (`tests/models/test_heads.py` compares the two;
 XLA's own `cost_analysis` leaves the padding out and adds norms and activations). What
 resizing and pooling cost is apart: they are small matrix products here, which others do
 not count.
@@ -22,9 +22,9 @@ from absl import flags
 from flax import nnx
 from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
 
-from encnet_jax import command
+from encnet_jax import cli as command
 from encnet_jax.models import create_model
-from encnet_jax.models.factory import SEGMENTATION_MODELS
+from encnet_jax.models.registry import SEGMENTATION_MODELS
 
 _SIZE = flags.DEFINE_integer("size", 480, "Height and width of the image.")
 _CLASSES = flags.DEFINE_integer("classes", 150, "Number of classes.")

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from encnet_jax.data.classes import DatasetInfo
-from encnet_jax.data.sources import RecordSource, label_table
+from encnet_jax.data.dataset_info import DatasetInfo
+from encnet_jax.data.datasets import RecordSource, label_table
 
 
 class CountingSource(RecordSource):

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from absl import flags
 
-from encnet_jax import command
+from encnet_jax import cli as command
 from encnet_jax.errors import UserError
 
 _OUTPUT = flags.DEFINE_string("output", None, "The picture to write.", required=True)

@@ -22,10 +22,10 @@ import jax.numpy as jnp
 import numpy as np
 from absl import flags
 
-from benchmarks import programs
+from benchmarks import compiled as programs
 from benchmarks.model_costs import model_costs
 from benchmarks.timing import Side, medians
-from encnet_jax import command
+from encnet_jax import cli as command
 
 _WORK = flags.DEFINE_enum("work", "inference", ["inference", "training"], "What runs.")
 _BACKBONE = flags.DEFINE_string("backbone", "resnet50", "Backbone.")

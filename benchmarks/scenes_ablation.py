@@ -21,16 +21,16 @@ from absl import flags
 from flax import nnx
 
 from configs.scenes import get_config
-from encnet_jax import command
-from encnet_jax.checkpoint import Checkpoints
+from encnet_jax import cli as command
 from encnet_jax.config import model_settings
 from encnet_jax.data import scenes
-from encnet_jax.data.classes import SCENES
-from encnet_jax.data.sources import DrawnSource
-from encnet_jax.evaluation import evaluate, make_score_fn
+from encnet_jax.data.dataset_info import SCENES
+from encnet_jax.data.datasets import DrawnSource
+from encnet_jax.evaluate.evaluator import evaluate, make_score_fn
 from encnet_jax.metrics import confusion_matrix, scores
 from encnet_jax.models import create_model
-from encnet_jax.train_state import split_model
+from encnet_jax.run.checkpoint import Checkpoints
+from encnet_jax.run.state import split_model
 
 _OUTPUT = flags.DEFINE_string("output", None, "Folder for results.", required=True)
 _SEEDS = flags.DEFINE_list("seeds", ["0", "1", "2"], "Seeds of weights and order.")
@@ -57,7 +57,7 @@ scenes.draw = functools.cache(scenes.draw)
 
 def run_once(variant: str, seed: int, workdir: Path) -> dict[str, float]:
     """Trains and scores one variant with one seed."""
-    from encnet_jax.training import train
+    from encnet_jax.train.run import train
 
     config = get_config()
     config.seed = seed

@@ -1,6 +1,6 @@
 """The 14-layer classifiers in plain PyTorch, for side-by-side measurements.
 
-Layers have the names of those in `encnet_jax.models.classifiers`, whose weights they
+Layers have the names of those in `encnet_jax.models.cifar`, whose weights they
 take. channels_last, PyTorch's fused SGD and, if asked for, `torch.compile`.
 """
 
@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from benchmarks.timing import Side
 from benchmarks.torch_encnet import Encoding
 from benchmarks.torch_training import Normalised
-from encnet_jax.data.classes import CIFAR10
+from encnet_jax.data.dataset_info import CIFAR10
 
 
 class SqueezeExcitation(nn.Module):
@@ -107,7 +107,7 @@ def network(name, width, codes, weights):
     """Returns a classifier in training mode with weights of ours.
 
     Args:
-        name: See `encnet_jax.models.classifiers.CLASSIFIERS`.
+        name: See `encnet_jax.models.cifar.CLASSIFIERS`.
         width: Channels of the first stage.
         codes: Codewords.
         weights: The nested dicts of parameters, as arrays.

@@ -15,8 +15,8 @@ from torch.nn import functional as F
 from benchmarks.torch_cifar import Classifier14
 from benchmarks.torch_encnet import Encoding
 from benchmarks.torch_training import Normalised
-from encnet_jax.data.classes import CIFAR10
-from encnet_jax.data.sources import Source
+from encnet_jax.data.dataset_info import CIFAR10
+from encnet_jax.data.datasets import Source
 
 _EAGER = 3  # steps before a graph is recorded: they make momenta and choose kernels
 

@@ -1,7 +1,7 @@
 """EncNet on ResNet-50 in plain PyTorch, for side-by-side measurements.
 
 Written for the benchmarks from the paper and from the names of PyTorch-Encoding's state
-dicts, which `encnet_jax.pretrained` reads: both sides get the same weights.
+dicts, which `encnet_jax.convert.load` reads: both sides get the same weights.
 """
 
 import torch

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from benchmarks.timing import Side
 from benchmarks.torch_encnet import EncNet, Encoding
-from encnet_jax.data.classes import ADE20K, IGNORE_LABEL
+from encnet_jax.data.dataset_info import ADE20K, IGNORE_LABEL
 from encnet_jax.models.resnet import BACKBONES, stage_layout
 
 CLASSES = ADE20K.num_classes

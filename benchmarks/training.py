@@ -20,16 +20,16 @@ import torch
 import torch._inductor.config
 from absl import flags
 
-from benchmarks import programs
+from benchmarks import compiled as programs
 from benchmarks.record import Record
 from benchmarks.timing import Side, medians
 from benchmarks.torch_encnet import random_weights
 from benchmarks.torch_training import Torch, TrainedEncNet
-from encnet_jax import command
+from encnet_jax import cli as command
+from encnet_jax.convert.load import load_torch_weights
 from encnet_jax.models import create_model
 from encnet_jax.optimizer import create_optimizer, poly_schedule
-from encnet_jax.pretrained import load_torch_weights
-from encnet_jax.train_state import create_train_state, split_model
+from encnet_jax.run.state import create_train_state, split_model
 
 _BACKBONE = flags.DEFINE_string("backbone", "resnet50", "Backbone.")
 _SIZES = flags.DEFINE_list("sizes", ["240", "480"], "Heights and widths.")

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict, config_dict
 
 from encnet_jax.errors import UserError
-from encnet_jax.models.factory import check_model_settings
+from encnet_jax.models.registry import check_model_settings
 
 # ImageNet weights of the networks here: deep stem of 64 channels for 50 and 101 (timm's
 # copies of GluonCV's v1s, which PyTorch-Encoding's own agree with in every shape).
@@ -66,7 +66,9 @@ def default() -> ConfigDict:
     model.dtype = "auto"  # bfloat16 on accelerators, float32 on CPU; or one of the two
 
     config.data = data = ConfigDict()
-    data.name = ""  # a key of encnet_jax.data.classes.DATASETS; every config sets it
+    data.name = (
+        ""  # a key of encnet_jax.data.dataset_info.DATASETS; every config sets it
+    )
     data.data_dir = config_dict.placeholder(str)  # where; see docs/data.md
     data.train_split = "train"  # split to train on
     data.base_size = 520  # pixels of the long side at scale 1

@@ -9,9 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from encnet_jax.models.classifiers import Classification
+from encnet_jax.models.cifar import Classification
 from encnet_jax.models.encnet import SegmentationOutput
-from encnet_jax.models.resizing import interpolation_matrix
+from encnet_jax.ops.resize import interpolation_matrix
 
 
 def segmentation_loss(

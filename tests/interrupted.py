@@ -7,7 +7,7 @@ from ml_collections import ConfigDict
 
 from configs.camvid import get_config
 from encnet_jax.config import validate
-from encnet_jax.training import train
+from encnet_jax.train.run import train
 from tests.commands import SMALL
 
 

@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from encnet_jax.data.arrays import ArraySource, load_arrays
-from encnet_jax.data.catalogue import open_source
-from encnet_jax.data.classes import CIFAR10
+from encnet_jax.data.augment_device import ArraySource, load_arrays
+from encnet_jax.data.dataset_info import CIFAR10
+from encnet_jax.data.registry import open_source
 from encnet_jax.models import create_model
-from encnet_jax.train_state import split_model
+from encnet_jax.run.state import split_model
 from tests.commands import errors, run
-from tests.drawn import drawn
+from tests.random_module import drawn
 
 
 def bench(name, *arguments):
@@ -66,7 +66,7 @@ def test_unknown_model_is_named():
 
 @pytest.fixture(scope="module")
 def cifar(tmp_path_factory):
-    made_up = pytest.importorskip("tests.made_up_cifar")
+    made_up = pytest.importorskip("tests.fake_cifar")
     return made_up.prepare(tmp_path_factory.mktemp("tfds"))
 
 

@@ -11,10 +11,10 @@ import pytest
 from flax import nnx
 
 from benchmarks import timing
+from encnet_jax.convert.load import load_torch_weights
 from encnet_jax.models import create_model
-from encnet_jax.pretrained import load_torch_weights
 from tests.commands import ROOT, environment, errors
-from tests.drawn import drawn
+from tests.random_module import drawn
 
 
 @pytest.fixture(scope="module")

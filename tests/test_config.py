@@ -18,11 +18,11 @@ from encnet_jax.config import (
     save_config,
     validate,
 )
-from encnet_jax.data.classes import DATASETS
+from encnet_jax.data.dataset_info import DATASETS
 from encnet_jax.errors import UserError
 from encnet_jax.models import create_model
-from encnet_jax.tasks import check_task
-from encnet_jax.train_state import split_model
+from encnet_jax.run.state import split_model
+from encnet_jax.train.task import check_task
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = {

@@ -12,7 +12,7 @@ from encnet_jax.losses import (
     segmentation_loss,
 )
 from encnet_jax.models.encnet import SegmentationOutput
-from encnet_jax.models.resizing import resize_bilinear
+from encnet_jax.ops.resize import resize_bilinear
 
 # Probabilities of three classes in two pixels.
 PROBABILITIES = np.array([[0.5, 0.25, 0.25], [0.1, 0.2, 0.7]], np.float32)

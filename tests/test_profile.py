@@ -7,7 +7,7 @@ from flax import nnx
 from benchmarks.profile import group_of, operations, seconds_by_group
 from encnet_jax.losses import pixel_cross_entropy
 from encnet_jax.models.layers import ConvNorm, max_pool
-from tests.drawn import drawn
+from tests.random_module import drawn
 
 
 def compiled_gradient():

@@ -14,9 +14,9 @@ from pathlib import Path
 from absl import flags
 from ml_collections import config_flags
 
-from encnet_jax import command
-from encnet_jax.data.catalogue import open_source
-from encnet_jax.data.sources import Source
+from encnet_jax import cli as command
+from encnet_jax.data.datasets import Source
+from encnet_jax.data.registry import open_source
 from encnet_jax.data.statistics import (
     Statistics,
     describe,
@@ -25,8 +25,8 @@ from encnet_jax.data.statistics import (
     survey,
 )
 from encnet_jax.errors import UserError
-from encnet_jax.progress import Counter
-from encnet_jax.visualize import contact_sheet
+from encnet_jax.run.progress import Counter
+from encnet_jax.visualize.overlay import contact_sheet
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "File under configs/.")
 _SPLIT = flags.DEFINE_list(

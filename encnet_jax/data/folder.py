@@ -21,8 +21,8 @@ from collections.abc import Hashable, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
-from encnet_jax.data.classes import IGNORE_LABEL, DatasetInfo, distinct_colors
-from encnet_jax.data.sources import FileSource, files_below, is_image, pair_files
+from encnet_jax.data.dataset_info import IGNORE_LABEL, DatasetInfo, distinct_colors
+from encnet_jax.data.datasets import FileSource, files_below, is_image, pair_files
 from encnet_jax.errors import UserError
 
 Color = tuple[int, int, int]

@@ -5,8 +5,8 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from encnet_jax.data.classes import IGNORE_LABEL, DatasetInfo
-from encnet_jax.data.sources import Example, FileSource, Source, examine
+from encnet_jax.data.dataset_info import IGNORE_LABEL, DatasetInfo
+from encnet_jax.data.datasets import Example, FileSource, Source, examine
 from encnet_jax.errors import UserError
 
 

@@ -8,11 +8,11 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 
-from encnet_jax.models.convolution import Conv
 from encnet_jax.models.encoding import ContextEncoding
 from encnet_jax.models.layers import ConvNorm, uniform_fan_in
-from encnet_jax.models.resizing import resize_bilinear
 from encnet_jax.models.resnet import ResNet
+from encnet_jax.ops.conv import Conv
+from encnet_jax.ops.resize import resize_bilinear
 
 
 class SegmentationOutput(NamedTuple):

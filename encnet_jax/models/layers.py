@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 
-from encnet_jax.models.convolution import Conv
+from encnet_jax.ops.conv import Conv
 
 # PyTorch's default for convolution and linear weights: uniform in +-1/sqrt(fan_in).
 uniform_fan_in = nnx.initializers.variance_scaling(1 / 3, "fan_in", "uniform")

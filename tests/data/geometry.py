@@ -3,7 +3,7 @@
 import numpy as np
 
 from encnet_jax.data.augmentation import Augmentation
-from encnet_jax.data.classes import IGNORE_LABEL
+from encnet_jax.data.dataset_info import IGNORE_LABEL
 
 SIZE = 36, 44  # pixels
 # All that can happen: padding, crops, shrinking, growing, mirroring.

@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from encnet_jax.data.arrays import augmented_batch, index_batches
+from encnet_jax.data.augment_device import augmented_batch, index_batches
 from encnet_jax.data.augmentation import Augmentation
-from encnet_jax.data.classes import CIFAR10
-from encnet_jax.data.sources import Example
+from encnet_jax.data.dataset_info import CIFAR10
+from encnet_jax.data.datasets import Example
 from encnet_jax.errors import UserError
 
 PLAIN = Augmentation(base_size=4, crop_size=4, flip=False)
@@ -56,7 +56,7 @@ class Images:
 
 
 def host_batches(source, how, *, batch_size=4, seed=0, **settings):
-    pipeline = pytest.importorskip("encnet_jax.data.pipeline")
+    pipeline = pytest.importorskip("encnet_jax.data.loader")
     options = dict(batch_size=batch_size, seed=seed, **settings)
     yield from pipeline.train_batches(source, how, **options)
 

@@ -9,9 +9,9 @@ import pytest
 import tensorflow as tf
 from PIL import Image
 
-from encnet_jax.data.catalogue import open_source
-from encnet_jax.data.classes import IGNORE_LABEL, DatasetInfo
-from encnet_jax.data.sources import Example, RecordSource, examine
+from encnet_jax.data.dataset_info import IGNORE_LABEL, DatasetInfo
+from encnet_jax.data.datasets import Example, RecordSource, examine
+from encnet_jax.data.registry import open_source
 from encnet_jax.data.statistics import (
     Statistics,
     describe,
@@ -20,7 +20,7 @@ from encnet_jax.data.statistics import (
     survey,
 )
 from encnet_jax.errors import UserError
-from encnet_jax.visualize import contact_sheet
+from encnet_jax.visualize.overlay import contact_sheet
 from tests.commands import errors, run
 
 V = IGNORE_LABEL

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from encnet_jax.data.catalogue import dataset_info, open_source
-from encnet_jax.data.classes import IGNORE_LABEL, distinct_colors
+from encnet_jax.data.dataset_info import IGNORE_LABEL, distinct_colors
 from encnet_jax.data.folder import read_info
-from encnet_jax.data.images import color_table, decode_labels
+from encnet_jax.data.image_io import color_table, decode_labels
+from encnet_jax.data.registry import dataset_info, open_source
 from encnet_jax.errors import UserError
 
 NAMES = ["road", "car", "tree"]

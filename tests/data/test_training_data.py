@@ -8,17 +8,17 @@ import pytest
 from flax import nnx
 
 from encnet_jax.config import default
-from encnet_jax.data.device import prefetched
+from encnet_jax.data.prefetch import prefetched
 from encnet_jax.losses import segmentation_loss
-from encnet_jax.models.convolution import Conv
 from encnet_jax.models.encnet import SegmentationOutput
 from encnet_jax.models.layers import ConvNorm
+from encnet_jax.ops.conv import Conv
 from encnet_jax.optimizer import create_optimizer
-from encnet_jax.sharding import batch_sharded, create_mesh, replicated
-from encnet_jax.train_state import create_train_state, split_model
-from encnet_jax.train_step import make_train_step
-from encnet_jax.training import training_data
-from tests.data.test_pipeline import INFO, ListSource, pictures
+from encnet_jax.run.sharding import batch_sharded, create_mesh, replicated
+from encnet_jax.run.state import create_train_state, split_model
+from encnet_jax.train.run import training_data
+from encnet_jax.train.step import make_train_step
+from tests.data.test_loader import INFO, ListSource, pictures
 
 pytest.importorskip("tensorflow")
 

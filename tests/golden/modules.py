@@ -15,7 +15,7 @@ def _stem_layer(index: int) -> str:
 
 
 # What replaces what, in this order, to come from a name of an original to one of ours.
-# Written from the originals' state dicts, apart from `encnet_jax.pretrained`.
+# Written from the originals' state dicts, apart from `encnet_jax.convert.load`.
 _COMMON = (
     (r"layer(\d)\.(\d+)\.(conv|bn)(\d)", r"stages.-\1.\2.layers.-\4.\3"),
     (r"layer(\d)\.(\d+)\.downsample\.0", r"stages.-\1.\2.shortcut.projection.conv"),

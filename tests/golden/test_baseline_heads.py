@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from encnet_jax.models.baselines import DeepLabV3Head, PSPHead
+from encnet_jax.models.heads import DeepLabV3Head, PSPHead
 
 from .cases import nchw, nhwc
 from .heads import CASES, CHANNELS, CLASSES, FEATURES, STORED, features, weights

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from encnet_jax.convert.load import Account, load_torch_weights
 from encnet_jax.models import create_model
-from encnet_jax.pretrained import Account, load_torch_weights
 
 from .cases import load_case, nchw, nhwc
 from .modules import MMSEG, PYTORCH_ENCODING, empty, our_name

@@ -8,13 +8,13 @@ import numpy as np
 import optax
 import pytest
 
-from encnet_jax.data.classes import DatasetInfo
-from encnet_jax.inference import eval_definition
+from encnet_jax.data.dataset_info import DatasetInfo
+from encnet_jax.inference.predict_fn import eval_definition
 from encnet_jax.losses import segmentation_loss
 from encnet_jax.models import create_model
 from encnet_jax.optimizer import create_optimizer, poly_schedule
-from encnet_jax.train_state import ModelDef, create_train_state, split_model
-from encnet_jax.train_step import make_train_step
+from encnet_jax.run.state import ModelDef, create_train_state, split_model
+from encnet_jax.train.step import make_train_step
 
 from .cases import Case, load_case, nchw, nhwc
 from .modules import (

@@ -8,7 +8,7 @@ from flax import nnx
 
 from encnet_jax.errors import UserError
 from encnet_jax.models import create_model
-from tests.drawn import drawn
+from tests.random_module import drawn
 
 TINY = dict(
     num_classes=5, backbone="tiny", stem="plain", width=2, head_channels=4, num_codes=2

@@ -7,7 +7,7 @@ import pytest
 from flax import nnx
 
 from encnet_jax.models.encoding import ContextEncoding, Encoding
-from tests.drawn import drawn
+from tests.random_module import drawn
 
 RNG = np.random.default_rng(0)
 

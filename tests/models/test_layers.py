@@ -7,8 +7,8 @@ import pytest
 from flax import nnx
 
 from encnet_jax.models.layers import BatchNorm, ConvNorm, max_pool
-from encnet_jax.sharding import batch_sharded, create_mesh
-from tests.drawn import drawn
+from encnet_jax.run.sharding import batch_sharded, create_mesh
+from tests.random_module import drawn
 
 RNG = np.random.default_rng(0)
 

@@ -10,7 +10,7 @@ from encnet_jax.data import scenes
 from encnet_jax.errors import UserError
 from encnet_jax.models import create_model
 from encnet_jax.models.resnet import ResNet, Shortcut, stage_layout
-from tests.drawn import drawn
+from tests.random_module import drawn
 
 
 def shapes(module, size):

@@ -10,9 +10,9 @@ import numpy as np
 import tensorflow_datasets as tfds
 from PIL import Image
 
-from encnet_jax.data.classes import DatasetInfo
-from encnet_jax.data.images import decode_labels, image_size, plain_rgb
-from encnet_jax.data.sources import map_labels
+from encnet_jax.data.dataset_info import DatasetInfo
+from encnet_jax.data.datasets import map_labels
+from encnet_jax.data.image_io import decode_labels, image_size, plain_rgb
 from encnet_jax.errors import UserError
 
 _log = logging.getLogger(__name__)

@@ -11,8 +11,8 @@ from tensorflow_datasets.core import shuffle  # noqa: E402
 
 from encnet_jax.data.builders import ade20k  # noqa: E402
 from encnet_jax.data.builders.ade20k import SCENES, Ade20k  # noqa: E402
-from encnet_jax.data.catalogue import open_source  # noqa: E402
-from encnet_jax.data.classes import ADE20K, DATASETS, IGNORE_LABEL  # noqa: E402
+from encnet_jax.data.dataset_info import ADE20K, DATASETS, IGNORE_LABEL  # noqa: E402
+from encnet_jax.data.registry import open_source  # noqa: E402
 from tests.data.builders.archives import (  # noqa: E402
     fault,
     jpeg,

@@ -12,8 +12,8 @@ from encnet_jax.data.builders.cityscapes import (  # noqa: E402
     LABELS,
     Cityscapes,
 )
-from encnet_jax.data.catalogue import open_source  # noqa: E402
-from encnet_jax.data.classes import CITYSCAPES, DATASETS, IGNORE_LABEL  # noqa: E402
+from encnet_jax.data.dataset_info import CITYSCAPES, DATASETS, IGNORE_LABEL  # noqa: E402
+from encnet_jax.data.registry import open_source  # noqa: E402
 from encnet_jax.errors import UserError  # noqa: E402
 from tests.data.builders.archives import (  # noqa: E402
     fault,

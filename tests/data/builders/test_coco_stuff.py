@@ -14,13 +14,13 @@ from encnet_jax.data.builders.coco_stuff import (  # noqa: E402
     VAL,
     CocoStuff,
 )
-from encnet_jax.data.catalogue import open_source  # noqa: E402
-from encnet_jax.data.classes import (  # noqa: E402
+from encnet_jax.data.dataset_info import (  # noqa: E402
     COCO_STUFF,
     COCO_VOC,
     DATASETS,
     IGNORE_LABEL,
 )
+from encnet_jax.data.registry import open_source  # noqa: E402
 from tests.data.builders.archives import (  # noqa: E402
     fault,
     jpeg,

@@ -14,14 +14,14 @@ from encnet_jax.data.builders.pascal_context import (  # noqa: E402
     LABELS,
     PascalContext,
 )
-from encnet_jax.data.catalogue import open_source  # noqa: E402
-from encnet_jax.data.classes import (  # noqa: E402
+from encnet_jax.data.dataset_info import (  # noqa: E402
     DATASETS,
     PASCAL_CONTEXT,
     PASCAL_CONTEXT_60,
     PASCAL_CONTEXT_SORTED,
     read_rows,
 )
+from encnet_jax.data.registry import open_source  # noqa: E402
 from encnet_jax.errors import UserError  # noqa: E402
 from tests.data.builders.archives import jpeg, mat, names, pack, unpack  # noqa: E402
 

@@ -11,8 +11,8 @@ tfds = pytest.importorskip("tensorflow_datasets")
 
 from encnet_jax.data.builders import voc2012  # noqa: E402
 from encnet_jax.data.builders.voc2012 import SBD, VOC, Voc2012  # noqa: E402
-from encnet_jax.data.catalogue import open_source  # noqa: E402
-from encnet_jax.data.classes import DATASETS, VOC2012, VOC2012_AUG  # noqa: E402
+from encnet_jax.data.dataset_info import DATASETS, VOC2012, VOC2012_AUG  # noqa: E402
+from encnet_jax.data.registry import open_source  # noqa: E402
 from encnet_jax.errors import UserError  # noqa: E402
 from tests.data.builders.archives import jpeg, mat, names, pack, png, unpack  # noqa: E402
 

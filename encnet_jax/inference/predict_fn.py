@@ -1,0 +1,292 @@
+"""From images to logits and labels: whole images, and many scales and windows."""
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.typing import ArrayLike
+
+from encnet_jax.data.dataset_info import IMAGENET_MEAN, IMAGENET_STD
+from encnet_jax.inference.score_map import CanvasFactory, Layout
+from encnet_jax.inference.sliding_window import finished_images, joined, paired
+from encnet_jax.inference.tta import EncodingProtocol
+from encnet_jax.models.encnet import SegmentationOutput
+from encnet_jax.models.layers import ConvNorm
+from encnet_jax.ops.resize import argmax_resized, resize_bilinear
+from encnet_jax.run.sharding import mesh_of, replicated
+from encnet_jax.run.state import ModelDef, PureDict, split_model
+
+
+def normalise(
+    images: jax.Array, mean: Sequence[float], std: Sequence[float]
+) -> jax.Array:
+    """Returns float32 images with zero mean and unit deviation from 0-255 ones."""
+    scale = 1 / (255 * jnp.asarray(std, jnp.float32))
+    return images.astype(jnp.float32) * scale - jnp.asarray(mean) / jnp.asarray(std)
+
+
+def working_size(size: tuple[int, int], base_size: int) -> tuple[int, int]:
+    """Returns the size with a long side of `base_size` pixels; 0 keeps the size."""
+    if not base_size:
+        return size
+    factor = base_size / max(size)
+    return (
+        max(1, int(size[0] * factor + 0.5)),
+        max(1, int(size[1] * factor + 0.5)),
+    )
+
+
+def whole_image_logits(
+    model: nnx.Module,
+    images: jax.Array,
+    *,
+    mean: Sequence[float],
+    std: Sequence[float],
+    base_size: int = 0,
+    align_corners: bool = False,
+) -> tuple[jax.Array, jax.Array | None]:
+    """Passes whole images through a model in eval mode.
+
+    Args:
+        model: A segmentation model.
+        images: uint8 (b, h, w, 3), RGB 0-255.
+        mean: Of the channels, on the scale 0 to 1.
+        std: Likewise.
+        base_size: See `working_size`.
+        align_corners: How image and logits are resized: False as training here does,
+            with half-pixel centres and antialiased; True as PyTorch-Encoding does in
+            evaluation.
+
+    Returns:
+        Logits (b, h, w, n), float32, and class presence probabilities (b, n) or None.
+    """
+    inputs = _inputs(images, mean, std, base_size, align_corners)
+    output = model(inputs)
+    logits = output.logits.astype(jnp.float32)
+    logits = resize_bilinear(logits, _size(images), align_corners=align_corners)
+    return logits, _presence(output)
+
+
+def _inputs(
+    images: jax.Array,
+    mean: Sequence[float],
+    std: Sequence[float],
+    base_size: int,
+    align_corners: bool,
+) -> jax.Array:
+    inputs = resize_bilinear(
+        images.astype(jnp.float32),
+        working_size(_size(images), base_size),
+        align_corners=align_corners,
+        antialias=not align_corners,
+    )
+    return normalise(inputs, mean, std)
+
+
+def _size(images: jax.Array) -> tuple[int, int]:
+    return images.shape[1], images.shape[2]
+
+
+def _presence(output: SegmentationOutput) -> jax.Array | None:
+    if output.presence is None:
+        return None
+    return jax.nn.sigmoid(output.presence.astype(jnp.float32))
+
+
+class Labelling(NamedTuple):
+    """What a model says of images.
+
+    Attributes:
+        labels: uint8 (b, h, w), the classes of highest score.
+        presence: float32 (b, n), the probability that each class is in the image, of
+            the semantic encoding branch; None if the model has none.
+    """
+
+    labels: jax.Array
+    presence: jax.Array | None
+
+
+class FoldedModel:
+    """A model as prediction runs it: the same numbers, sooner.
+
+    In eval mode, the norms folded into the convolutions (see `ConvNorm.fold`), without
+    the heads that only training needs.
+
+    Args:
+        model: A segmentation model, or its shapes; is left as it is.
+
+    Attributes:
+        definition: The model without its arrays.
+    """
+
+    def __init__(self, model: nnx.Module):
+        self._trained, *_ = split_model(model)
+        self.definition, *self._shapes = split_model(nnx.eval_shape(_folded, model))
+
+    def shapes(self) -> tuple[PureDict, PureDict]:
+        """Returns the shapes of `arrays`."""
+        params, stats = self._shapes
+        return params, stats
+
+    def arrays(
+        self, params: PureDict, batch_stats: PureDict
+    ) -> tuple[PureDict, PureDict]:
+        """Returns what `definition` takes, of trained weights and running statistics.
+
+        By NumPy: there is nothing to compile.
+        """
+        trained = self._trained.around(*jax.device_get((params, batch_stats)))
+        _, params, batch_stats = split_model(_folded(trained))
+        return params, batch_stats
+
+
+def fold_model(model: nnx.Module) -> tuple[ModelDef, PureDict, PureDict]:
+    """Returns the definition and the arrays (of NumPy) of a model, as `FoldedModel`."""
+    _, params, batch_stats = split_model(model)
+    folded = FoldedModel(model)
+    return folded.definition, *folded.arrays(params, batch_stats)
+
+
+def _folded(model: nnx.Module) -> nnx.Module:
+    model = nnx.clone(model)
+    model.eval()
+    for name in ("auxiliary", "stage3_context"):
+        if getattr(model, name, None) is not None:
+            setattr(model, name, None)
+    for layer in [m for _, m in nnx.iter_modules(model) if isinstance(m, ConvNorm)]:
+        layer.fold()
+    return model
+
+
+def make_labelling_fn(
+    definition: ModelDef,
+    *,
+    mean: Sequence[float] = IMAGENET_MEAN,
+    std: Sequence[float] = IMAGENET_STD,
+    base_size: int = 0,
+    align_corners: bool = False,
+) -> Callable[[PureDict, PureDict, ArrayLike], Labelling]:
+    """Returns a jitted function: parameters, statistics, uint8 (b, h, w, 3) -> labels.
+
+    The one way of whole images. The definition is that of a `FoldedModel`, whose
+    `arrays` the function takes; see `whole_image_logits` for the other arguments.
+    Compiled once for each shape.
+    """
+
+    @jax.jit
+    def label(params: PureDict, stats: PureDict, images: jax.Array) -> Labelling:
+        segmenter: Any = definition.merge(params, stats)
+        inputs = _inputs(images, mean, std, base_size, align_corners)
+        output = segmenter.coarse(inputs)
+        labels = argmax_resized(
+            output.logits,
+            [_size(inputs), _size(images)],
+            [segmenter.align_corners, align_corners],
+        )
+        return Labelling(labels, _presence(output))
+
+    return label
+
+
+def make_predict_fn(
+    model: nnx.Module, **settings: Any
+) -> Callable[[jax.Array], jax.Array]:
+    """Returns a pure jitted function: uint8 (b, h, w, 3) -> int32 labels (b, h, w).
+
+    Compiled once for each shape. The model is taken as it is now; later changes of it
+    do not matter.
+
+    Args:
+        model: A segmentation model.
+        **settings: Of `make_labelling_fn`.
+    """
+    definition, *arrays = fold_model(model)
+    label = make_labelling_fn(definition, **settings)
+    params, stats = jax.device_put(arrays)
+
+    @jax.jit
+    def predict(params: PureDict, stats: PureDict, images: jax.Array) -> jax.Array:
+        return label(params, stats, images).labels.astype(jnp.int32)
+
+    return functools.partial(predict, params, stats)
+
+
+def eval_definition(model: nnx.Module) -> ModelDef:
+    """Returns the definition of a model in eval mode, for arrays given later."""
+    model = nnx.clone(model)
+    model.eval()
+    return split_model(model)[0]
+
+
+def multi_scale_scores(
+    predict: Callable[[np.ndarray], jax.Array | np.ndarray],
+    image: np.ndarray,
+    *,
+    num_classes: int,
+    base_size: int,
+    crop_size: int,
+    scales: Sequence[float],
+    flip: bool,
+    mean: Sequence[float],
+    std: Sequence[float],
+    stride_rate: float = 2 / 3,
+    align_corners: bool = True,
+    batch_size: int = 8,
+) -> np.ndarray:
+    """Returns the scores of PyTorch-Encoding's evaluation of one image.
+
+    For every scale the long side becomes `base_size` times it. Windows of `crop_size`
+    pass the network, as they are and, with `flip`, mirrored; the exponential of the sum
+    of both is averaged where windows overlap, resized to the image, and summed over the
+    scales. There is no softmax: the scores are not probabilities.
+
+    Args:
+        predict: Maps normalised images (batch_size, crop_size, crop_size, 3) to logits
+            (batch_size, crop_size, crop_size, n); always called with this one shape.
+        image: float32 (h, w, 3), normalised by `mean` and `std`.
+        num_classes: n.
+        base_size: Pixels of the long side at scale 1.
+        crop_size: Pixels, height and width of a window.
+        scales: Factors of `base_size`.
+        flip: Add the logits of the mirrored window.
+        mean: Of the channels, on the scale 0 to 1: what is padded is black, that is
+            -mean/std.
+        std: Likewise.
+        stride_rate: Distance of windows relative to their size.
+        align_corners: Of both resizings.
+        batch_size: Windows that pass the network together; mirrored ones count.
+
+    Returns:
+        float32 (h, w, n).
+    """
+    if not 0 < stride_rate <= 1:
+        raise ValueError(f"stride_rate={stride_rate}: must be above 0, at most 1")
+    protocol = EncodingProtocol(
+        base_size=base_size,
+        crop_size=crop_size,
+        scales=tuple(scales),
+        flip=flip,
+        stride=max(int(crop_size * stride_rate), 1),
+        align_corners=align_corners,
+        mean=tuple(mean),
+        std=tuple(std),
+    )
+    mesh = mesh_of(jax.local_devices()[:1])
+    layout = Layout(num_classes, protocol.softmax, mesh)
+
+    def apply(windows: np.ndarray) -> tuple[jax.Array, jax.Array | None]:
+        logits = predict(paired(windows, flip))
+        return _joined(jax.device_put(logits, replicated(mesh)), None, flip, layout)
+
+    share = max(batch_size // 2, 1) if flip else batch_size
+    (result,) = finished_images(
+        [(None, image)], apply, protocol, CanvasFactory(layout), share
+    )
+    return result.canvas.scores()
+
+
+_joined = jax.jit(joined, static_argnames=("mirror", "layout"))

@@ -1,0 +1,150 @@
+"""What a training is for: its loss, its score, and what the score is called."""
+
+import functools
+from typing import NamedTuple
+
+import jax
+from flax import nnx
+from ml_collections import ConfigDict
+
+from encnet_jax.data.dataset_info import DatasetInfo
+from encnet_jax.data.datasets import Source
+from encnet_jax.errors import UserError
+from encnet_jax.evaluate.classification import (
+    evaluate_classes,
+    make_classify_fn,
+    own_numbers,
+)
+from encnet_jax.evaluate.evaluator import ScoreFn, evaluate, score_fn_by_config
+from encnet_jax.losses import classification_loss, segmentation_loss
+from encnet_jax.models.cifar import CLASSIFIERS, Classification, Classifier14
+from encnet_jax.models.encnet import SegmentationModel, SegmentationOutput
+from encnet_jax.run.state import PureDict
+from encnet_jax.run.workdir import metric_of
+from encnet_jax.train.step import ForwardFn, LossFn
+from encnet_jax.train.trainer import ValidateFn, Validation
+from encnet_jax.visualize.overlay import class_panel, prediction_panel
+
+_PANEL_ROWS = 4
+_PANEL_IMAGES = 64  # small ones, of a classification
+
+
+class Task(NamedTuple):
+    """A kind of training.
+
+    Attributes:
+        metric: Name of the score that tells the best checkpoint; greater is better.
+        forward: What of the model the loss sees: logits that are not upsampled yet.
+        loss: Of that and the labels.
+        validate: Scores parameters and statistics on the validation split.
+    """
+
+    metric: str
+    forward: ForwardFn
+    loss: LossFn
+    validate: ValidateFn
+
+
+def create_task(config: ConfigDict, model: nnx.Module, validation: Source) -> Task:
+    """Returns the task that fits a data set.
+
+    Args:
+        config: See `encnet_jax.config`.
+        model: Of `create_model`, or its shapes.
+        validation: The split that is scored while training.
+    """
+    info = validation.info
+    if info.task == "classification":
+        classify = make_classify_fn(model, info)
+        validate: ValidateFn = functools.partial(
+            _validate_classes, config, validation, classify
+        )
+        return Task(metric_of(info), _whole, classification_loss, validate)
+    score = score_fn_by_config(config, config, model, info)
+    validate = functools.partial(_validate_pixels, config, validation, score)
+    loss = _pixel_loss(config, info)
+    return Task(metric_of(info), _coarse, loss, validate)
+
+
+def check_task(config: ConfigDict, info: DatasetInfo) -> None:
+    """Raises `UserError` if a model or its loss is not for a data set."""
+    classifies = config.model.name in CLASSIFIERS
+    if classifies != (info.task == "classification"):
+        kind = "whole images" if classifies else "pixels"
+        raise UserError(
+            f"model.name={config.model.name!r}: classifies {kind}; data.name="
+            f"{config.data.name!r} is for {info.task}"
+        )
+    count = len(config.loss.class_weights)
+    if count and (classifies or count != info.num_classes):
+        allowed = 0 if classifies else f"0 or {info.num_classes}"
+        raise UserError(
+            f"loss.class_weights has {count} numbers; {info.name} allows {allowed}"
+        )
+    if config.data.pad and not classifies:
+        raise UserError(f"data.pad={config.data.pad}: is for images in classes")
+    if config.data.resize != "host" and classifies:
+        raise UserError(
+            f"data.resize={config.data.resize!r}: images in classes are not resized; "
+            "allowed is 'host'"
+        )
+
+
+def _whole(model: Classifier14, images: jax.Array) -> Classification:
+    return model(images)
+
+
+def _coarse(model: SegmentationModel, images: jax.Array) -> SegmentationOutput:
+    return model.coarse(images)
+
+
+def _pixel_loss(config: ConfigDict, info: DatasetInfo) -> LossFn:
+    settings = config.loss
+    return functools.partial(
+        segmentation_loss,
+        num_classes=info.num_classes,
+        se_weight=settings.se_weight,
+        aux_weight=settings.aux_weight,
+        class_weights=tuple(settings.class_weights) or None,
+        average=settings.average,
+        align_corners=config.model.align_corners,
+    )
+
+
+def _validate_pixels(
+    config: ConfigDict,
+    source: Source,
+    score: ScoreFn,
+    params: PureDict,
+    batch_stats: PureDict,
+) -> Validation:
+    results, examples = evaluate(
+        score,
+        params,
+        batch_stats,
+        source,
+        batch_size=config.evaluation.batch_size,
+        absent=config.evaluation.absent,
+        keep=_PANEL_ROWS,
+    )
+    rows = [(e.image, e.labels, predicted) for e, predicted in examples]
+    return Validation(
+        {key: results[key] for key in ("mean_iou", "pixel_accuracy")},
+        results["images"],
+        prediction_panel(rows, source.info.colors),
+    )
+
+
+def _validate_classes(
+    config: ConfigDict, source: Source, classify, params: PureDict, stats: PureDict
+) -> Validation:
+    results, predictions = evaluate_classes(
+        classify, params, stats, source, batch_size=config.evaluation.batch_size
+    )
+    shown = [source.example(n) for n in own_numbers(source)[:_PANEL_IMAGES]]
+    rows = [(e.image, int(e.labels), int(p)) for e, p in zip(shown, predictions)]
+    return Validation(
+        {key: results[key] for key in ("accuracy", "error")},
+        results["images"],
+        class_panel(rows, source.info.class_names),
+    )

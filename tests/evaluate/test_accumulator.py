@@ -1,0 +1,60 @@
+"""Sums over images and what is written of each."""
+
+import numpy as np
+import pytest
+
+from encnet_jax.evaluate.accumulator import Record, Tally
+
+
+def record_of(number, matrix, presence=None, by_size=None):
+    return Record(number, np.asarray(matrix, np.int64), presence, by_size)
+
+
+def test_record_comes_back_from_its_line_bit_by_bit():
+    rng = np.random.default_rng(0)
+    matrix = np.zeros((150, 150), np.int64)
+    matrix[3, 140], matrix[149, 0] = 2**40, 1
+    sizes = rng.integers(0, 2, (3, 150, 3))
+    record = record_of(7, matrix, rng.random(150, np.float32), sizes)
+    line = record.to_json()
+    assert "\n" not in line
+    back = Record.from_json(line, 150)
+    assert back.number == 7
+    for old, new in zip(record[1:], back[1:]):
+        np.testing.assert_array_equal(old, new)
+        assert old.dtype == new.dtype
+    bare = Record.from_json(record_of(1, matrix).to_json(), 150)
+    assert bare.presence is None and bare.by_size is None
+
+
+def test_results_are_of_the_summed_matrix_and_every_image_has_its_own():
+    tally = Tally(2, 2)
+    tally.add(record_of(1, [[3, 1], [0, 0]]))
+    tally.add(record_of(0, [[1, 0], [2, 1]]))
+    total = tally.over_hosts()
+    np.testing.assert_array_equal(total.matrix, [[4, 1], [2, 1]])
+    np.testing.assert_allclose(total.image_iou, [(1 / 3 + 1 / 3) / 2, (3 / 4 + 0) / 2])
+    results = total.results("skip")
+    assert results["images"] == 2 and results["pixel_accuracy"] == 5 / 8
+    assert "presence_average_precision" not in results
+    assert "by_object_size" not in results
+
+
+@pytest.mark.parametrize("numbers", [[0], [0, 1, 1]])
+def test_image_that_is_missed_or_scored_twice_is_an_error(numbers):
+    tally = Tally(2, 2)
+    for number in numbers:
+        tally.add(record_of(number, [[1, 0], [0, 1]]))
+    with pytest.raises(RuntimeError, match=f"image 1 was scored {len(numbers) - 1}"):
+        tally.over_hosts()
+
+
+def test_presence_is_ranked_against_the_classes_in_the_labels():
+    tally = Tally(3, 2)
+    matrices = ([[1, 0], [0, 0]], [[1, 0], [0, 1]], [[0, 0], [0, 1]])
+    for number, matrix in enumerate(matrices):
+        presence = np.array([0.5 - number / 10, number / 10], np.float32)
+        tally.add(record_of(number, matrix, presence))
+    results = tally.results("skip")
+    assert results["presence_average_precision"] == 1
+    np.testing.assert_array_equal(results["per_class_presence_average_precision"], 1)
