@@ -35,10 +35,10 @@ from encnet_jax.data.augment_device import augmented_batch
 from encnet_jax.data.augmentation import Augmentation
 from encnet_jax.data.dataset_info import CIFAR10
 from encnet_jax.errors import UserError
-from encnet_jax.inference.predict_fn import normalise
 from encnet_jax.losses import classification_loss
 from encnet_jax.models import create_model
 from encnet_jax.models.cifar import CLASSIFIERS
+from encnet_jax.ops.normalize import normalize
 from encnet_jax.optimizer import create_optimizer
 from encnet_jax.run.state import create_train_state, split_model
 from encnet_jax.train.step import PrepareFn, make_train_step
@@ -101,7 +101,7 @@ class Ours:
         def forward(params, stats):
             images, _ = self.prepare(self.resident, self.batch)
             model = self.definition.merge(params, stats)
-            return model(normalise(images, CIFAR10.mean, CIFAR10.std)).logits
+            return model(normalize(images, CIFAR10.mean, CIFAR10.std)).logits
 
         return np.asarray(forward(self.state.params, self.state.batch_stats))
 

@@ -34,13 +34,13 @@ from ml_collections import ConfigDict
 from benchmarks.record import Record
 from configs.cifar10 import get_config
 from encnet_jax import cli as command
-from encnet_jax.config import model_settings, validate
 from encnet_jax.data.augment_device import ArraySource, load_arrays
 from encnet_jax.data.dataset_info import CIFAR10
 from encnet_jax.data.datasets import Source
 from encnet_jax.data.registry import open_source
 from encnet_jax.errors import UserError
 from encnet_jax.models import create_model
+from encnet_jax.run.model_config import check_config, model_settings
 
 _OUTPUT = flags.DEFINE_string("output", None, "Folder for results.", required=True)
 _DATA = flags.DEFINE_string("data_dir", None, "Folder of prepared TFDS sets.")
@@ -75,7 +75,7 @@ def config_of(model: str, seed: int) -> ConfigDict:
     config.total_steps = _STEPS.value
     config.eval_every = config.checkpoint_every = max(1, -(-_STEPS.value // _SCORED))
     config.log_every = max(1, _STEPS.value // 100)
-    validate(config)
+    check_config(config)
     return config
 
 

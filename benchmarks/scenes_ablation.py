@@ -22,7 +22,6 @@ from flax import nnx
 
 from configs.scenes import get_config
 from encnet_jax import cli as command
-from encnet_jax.config import model_settings
 from encnet_jax.data import scenes
 from encnet_jax.data.dataset_info import SCENES
 from encnet_jax.data.datasets import DrawnSource
@@ -30,6 +29,7 @@ from encnet_jax.evaluate.evaluator import evaluate, make_score_fn
 from encnet_jax.metrics import confusion_matrix, scores
 from encnet_jax.models import create_model
 from encnet_jax.run.checkpoint import Checkpoints
+from encnet_jax.run.model_config import model_settings
 from encnet_jax.run.state import split_model
 
 _OUTPUT = flags.DEFINE_string("output", None, "Folder for results.", required=True)

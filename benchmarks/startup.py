@@ -20,11 +20,12 @@ from absl import flags
 from PIL import Image
 
 from encnet_jax import cli as command
-from encnet_jax.config import default, model_settings, save_config
+from encnet_jax.config import default, save_config
 from encnet_jax.data.dataset_info import ADE20K, save_info
 from encnet_jax.models import create_model
 from encnet_jax.optimizer import create_optimizer
 from encnet_jax.run.checkpoint import Checkpoints
+from encnet_jax.run.model_config import model_settings
 from encnet_jax.run.state import create_train_state, split_model
 
 _BACKBONE = flags.DEFINE_string("backbone", "resnet50", "Backbone.")

@@ -110,13 +110,14 @@ def config_and_workdir(
     Raises:
         UserError: The file is missing, or a value is out of range.
     """
-    from encnet_jax.config import default_workdir, validate
+    from encnet_jax.config import default_workdir
+    from encnet_jax.run.model_config import check_config
 
     file = config_flags.get_config_filename(flags.FLAGS["config"])
     if not Path(file.partition(":")[0]).is_file():
         raise UserError(f"--config={file}: no such file")
     config.value.evaluation.update(evaluation)
-    validate(config.value)
+    check_config(config.value)
     return config.value, Path(workdir or default_workdir(file))
 
 

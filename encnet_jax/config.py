@@ -8,12 +8,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 from ml_collections import ConfigDict, config_dict
 
 from encnet_jax.errors import UserError
-from encnet_jax.models.registry import check_model_settings
 
 # ImageNet weights of the networks here: deep stem of 64 channels for 50 and 101 (timm's
 # copies of GluonCV's v1s, which PyTorch-Encoding's own agree with in every shape).
@@ -124,29 +121,13 @@ def default() -> ConfigDict:
     return config
 
 
-def model_settings(config: ConfigDict) -> dict[str, Any]:
-    """Returns the arguments of `create_model` but `num_classes` and `rngs`."""
-    settings = config.model.to_dict()
-    del settings["weights"]  # not of the model, but of where training starts
-    settings["se_stages"] = tuple(settings["se_stages"])
-    settings["remat"] = tuple(settings["remat"])
-    settings["dtype"] = resolve_dtype(settings["dtype"])
-    return settings
-
-
-def resolve_dtype(name: str) -> Any:
-    """Returns the dtype of the computation; `auto` depends on the platform."""
-    if name == "auto":
-        name = "float32" if jax.default_backend() == "cpu" else "bfloat16"
-    return jnp.dtype(name)
-
-
 def validate(config: ConfigDict) -> None:
-    """Raises `UserError` for the first value out of range; reads no data."""
+    """Raises `UserError` for the first value out of range; reads no data.
+
+    The settings of the model are checked by `run.model_config.check_config`.
+    """
     _check_numbers(config)
     _check_choices(config)
-    # How many classes is not known before the data set is.
-    check_model_settings(num_classes=2, **model_settings(config))
     if config.batch_size % config.accumulate_steps:
         raise UserError(
             f"batch_size={config.batch_size}: must be a multiple of "

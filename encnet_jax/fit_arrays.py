@@ -8,12 +8,13 @@ import numpy as np
 from jax.typing import ArrayLike
 from ml_collections import ConfigDict
 
-from encnet_jax.config import default, validate
+from encnet_jax.config import default
 from encnet_jax.data.augment_device import ArraySource
 from encnet_jax.data.dataset_info import IGNORE_LABEL, DatasetInfo, distinct_colors
 from encnet_jax.errors import UserError
 from encnet_jax.predict.classifier import Classifier
 from encnet_jax.predict.segmenter import Segmenter
+from encnet_jax.run.model_config import check_config
 from encnet_jax.train.run import train
 
 Arrays = tuple[ArrayLike, ArrayLike]
@@ -56,7 +57,7 @@ def fit(
     config = (config or small_config(images, labels)).copy_and_resolve_references()
     config.data.in_memory = True
     config.data.name = info.name
-    validate(config)
+    check_config(config)
     source = scored = ArraySource(info, images, labels)
     if validation is not None:
         images, labels = map(np.asarray, validation)

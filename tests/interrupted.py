@@ -6,7 +6,7 @@ import jax
 from ml_collections import ConfigDict
 
 from configs.camvid import get_config
-from encnet_jax.config import validate
+from encnet_jax.run.model_config import check_config
 from encnet_jax.train.run import train
 from tests.commands import SMALL
 
@@ -24,7 +24,7 @@ def interrupted_config(data: str) -> ConfigDict:
     config.data.data_dir = data
     config.data.in_memory = True
     config.mesh.data = 1
-    validate(config)
+    check_config(config)
     return config
 
 

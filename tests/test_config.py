@@ -10,17 +10,11 @@ import jax
 import pytest
 from flax import nnx
 
-from encnet_jax.config import (
-    default,
-    default_workdir,
-    load_config,
-    model_settings,
-    save_config,
-    validate,
-)
+from encnet_jax.config import default, default_workdir, load_config, save_config
 from encnet_jax.data.dataset_info import DATASETS
 from encnet_jax.errors import UserError
 from encnet_jax.models import create_model
+from encnet_jax.run.model_config import check_config, model_settings
 from encnet_jax.run.state import split_model
 from encnet_jax.train.task import check_task
 
@@ -60,7 +54,7 @@ def test_every_file_is_in_this_test():
 
 @pytest.mark.parametrize("config", list(configs()))
 def test_every_config_is_valid_and_builds_its_model(config):
-    validate(config)
+    check_config(config)
     if config.data.name != "folder":
         info = DATASETS[config.data.name]
         assert config.data.train_split in info.splits
@@ -117,7 +111,7 @@ def test_value_out_of_range_is_named_with_what_is_allowed(changes, message):
     config.total_steps = 9
     config.update_from_flattened_dict(changes)
     with pytest.raises(UserError, match=message):
-        validate(config)
+        check_config(config)
 
 
 def test_stored_config_is_read_back(tmp_path):

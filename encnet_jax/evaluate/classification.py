@@ -18,7 +18,8 @@ from encnet_jax.data.dataset_info import DatasetInfo
 from encnet_jax.data.datasets import Source
 from encnet_jax.data.registry import open_source
 from encnet_jax.evaluate.report import save_scores
-from encnet_jax.inference.predict_fn import eval_definition, normalise
+from encnet_jax.inference.predict_fn import eval_definition
+from encnet_jax.ops.normalize import normalize
 from encnet_jax.run.progress import Counter
 from encnet_jax.run.state import PureDict
 from encnet_jax.run.workdir import load_workdir
@@ -34,7 +35,7 @@ def make_classify_fn(model: nnx.Module, info: DatasetInfo) -> ClassifyFn:
     @jax.jit
     def classify(params: PureDict, stats: PureDict, images: Any) -> jax.Array:
         model = definition.merge(params, stats)
-        return jax.nn.softmax(model(normalise(images, info.mean, info.std)).logits)
+        return jax.nn.softmax(model(normalize(images, info.mean, info.std)).logits)
 
     return classify
 

@@ -16,17 +16,10 @@ from encnet_jax.inference.sliding_window import finished_images, joined, paired
 from encnet_jax.inference.tta import EncodingProtocol
 from encnet_jax.models.encnet import SegmentationOutput
 from encnet_jax.models.layers import ConvNorm
+from encnet_jax.ops.normalize import normalize
 from encnet_jax.ops.resize import argmax_resized, resize_bilinear
 from encnet_jax.run.sharding import mesh_of, replicated
 from encnet_jax.run.state import ModelDef, PureDict, split_model
-
-
-def normalise(
-    images: jax.Array, mean: Sequence[float], std: Sequence[float]
-) -> jax.Array:
-    """Returns float32 images with zero mean and unit deviation from 0-255 ones."""
-    scale = 1 / (255 * jnp.asarray(std, jnp.float32))
-    return images.astype(jnp.float32) * scale - jnp.asarray(mean) / jnp.asarray(std)
 
 
 def working_size(size: tuple[int, int], base_size: int) -> tuple[int, int]:
@@ -84,7 +77,7 @@ def _inputs(
         align_corners=align_corners,
         antialias=not align_corners,
     )
-    return normalise(inputs, mean, std)
+    return normalize(inputs, mean, std)
 
 
 def _size(images: jax.Array) -> tuple[int, int]:

@@ -12,6 +12,8 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 
+from encnet_jax.ops.normalize import normalize
+
 
 class Placement(NamedTuple):
     """How windows at one place along an axis land on the image.
@@ -107,7 +109,7 @@ class EncodingProtocol:
     def views(self, image: np.ndarray) -> Iterator[View]:
         """Yields the views of an image, uint8 or normalised float32 (h, w, 3)."""
         if image.dtype == np.uint8:
-            image = normalised(image, self.mean, self.std)
+            image = normalize(image, self.mean, self.std)
         black = -np.asarray(self.mean, np.float32) / np.asarray(self.std, np.float32)
         for scale in self.scales:
             size = _with_long_side(image.shape[:2], math.ceil(self.base_size * scale))
@@ -171,7 +173,7 @@ class MmsegProtocol:
         for scale in self.scales:
             size = self._scaled_size(image.shape[:2], scale)
             picture = np.rint(resized(image, size, align_corners=False))
-            picture = normalised(picture, self.mean, self.std)
+            picture = normalize(picture, self.mean, self.std)
             grids = [self._grid(length) for length in size]
             rows = _placements(grids[0], size[0], image.shape[0], self)
             columns = _placements(grids[1], size[1], image.shape[1], self)
@@ -200,15 +202,6 @@ class MmsegProtocol:
         count = math.ceil((length - crop) / stride) + 1
         starts = [min(i * stride, length - crop) for i in range(count)]
         return [slice(start, start + crop) for start in starts]
-
-
-def normalised(
-    image: np.ndarray, mean: Sequence[float], std: Sequence[float]
-) -> np.ndarray:
-    """Returns a float32 image with zero mean and unit deviation from a 0-255 one."""
-    scale = 1 / (255 * np.asarray(std, np.float32))
-    offset = np.asarray(mean, np.float32) / np.asarray(std, np.float32)
-    return image.astype(np.float32) * scale - offset
 
 
 def resized(image: np.ndarray, size: Sequence[int], align_corners: bool) -> np.ndarray:

@@ -27,8 +27,7 @@ from orbax.checkpoint.checkpoint_managers import (
     LatestN,
 )
 
-from encnet_jax.errors import UserError
-from encnet_jax.run.metric_writer import DISK_FULL
+from encnet_jax.errors import DISK_FULL, UserError
 from encnet_jax.run.state import PureDict, TrainState
 
 _ITEMS = ("params", "batch_stats", "optimizer")

@@ -1,7 +1,6 @@
 """Scalars to `metrics.jsonl` and TensorBoard, pictures to TensorBoard and PNG."""
 
 import contextlib
-import errno
 import importlib.util
 import json
 import logging
@@ -15,8 +14,8 @@ import jax
 import numpy as np
 from PIL import Image
 
-# A disk without space, or a user's share of it used up.
-DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
+from encnet_jax.errors import DISK_FULL
+
 _log = logging.getLogger(__name__)
 
 

@@ -6,11 +6,12 @@ from typing import Any, NamedTuple
 from flax import nnx
 from ml_collections import ConfigDict
 
-from encnet_jax.config import load_config, model_settings
+from encnet_jax.config import load_config
 from encnet_jax.data.dataset_info import DatasetInfo, load_info
 from encnet_jax.errors import UserError
 from encnet_jax.models import create_model
 from encnet_jax.run.checkpoint import Checkpoints
+from encnet_jax.run.model_config import model_settings
 from encnet_jax.run.state import ModelDef, PureDict, split_model
 
 

@@ -11,7 +11,7 @@ from flax import nnx
 from ml_collections import ConfigDict
 
 from encnet_jax import optimizer
-from encnet_jax.config import load_config, model_settings, save_config
+from encnet_jax.config import load_config, save_config
 from encnet_jax.data import augment_device as arrays
 from encnet_jax.data.augmentation import Augmentation
 from encnet_jax.data.dataset_info import save_info
@@ -20,6 +20,7 @@ from encnet_jax.data.registry import open_source
 from encnet_jax.errors import UserError
 from encnet_jax.models import create_model
 from encnet_jax.run.checkpoint import Checkpoints
+from encnet_jax.run.model_config import model_settings
 from encnet_jax.run.preemption import sole_run
 from encnet_jax.run.sharding import create_mesh, replicated
 from encnet_jax.run.state import create_train_state, split_model

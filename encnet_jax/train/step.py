@@ -10,7 +10,7 @@ import optax
 from flax import nnx
 
 from encnet_jax.data.dataset_info import DatasetInfo
-from encnet_jax.inference.predict_fn import normalise
+from encnet_jax.ops.normalize import normalize
 from encnet_jax.run.state import (
     ModelDef,
     PureDict,
@@ -49,7 +49,7 @@ def make_train_step(
     def compute(params: PureDict, stats: PureDict, images, labels, key):
         model = definition.merge(params, stats)
         nnx.reseed(model, dropout=key)
-        inputs = normalise(images, info.mean, info.std)
+        inputs = normalize(images, info.mean, info.std)
         total, parts = loss(forward(model, inputs), labels)
         return total, (pure_batch_stats(model), {"loss": total, **parts})
 

@@ -18,7 +18,7 @@ from torch_networks import (
     small_weights,
 )
 
-from encnet_jax.config import load_config, model_settings, validate
+from encnet_jax.config import load_config
 from encnet_jax.convert import load as pretrained
 from encnet_jax.convert.infer_config import describe_torch_weights
 from encnet_jax.convert.load import load_torch_model, load_torch_weights
@@ -27,6 +27,7 @@ from encnet_jax.errors import UserError
 from encnet_jax.models import create_model
 from encnet_jax.models.resnet import ResNet
 from encnet_jax.run.checkpoint import Checkpoints
+from encnet_jax.run.model_config import check_config, model_settings
 from encnet_jax.run.state import split_model
 from tests.convert.test_torch_reader import (
     TENSOR,
@@ -412,7 +413,7 @@ def test_workdir_holds_the_model_that_its_config_builds(tmp_path):
     info = load_info(workdir / "classes.json")
     assert info.class_names == tuple(names) and len(set(info.colors)) == 19
     config = load_config(workdir / "config.json")
-    validate(config)
+    check_config(config)
     assert config.model.unbiased_running_var and not config.model.align_corners
     settings = model_settings(config)
     model = nnx.eval_shape(lambda: create_model(num_classes=19, **settings))
@@ -444,7 +445,7 @@ def test_wrong_class_names_are_refused(tmp_path, options, message):
 
 
 def test_command_ends_with_one_line_and_code_2(tmp_path):
-    command = [sys.executable, "-m", "encnet_jax.convert.load", "none.pth"]
+    command = [sys.executable, "-m", "encnet_jax.convert", "none.pth"]
     command += ["--output", str(tmp_path / "run")]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     assert result.returncode == 2

@@ -13,12 +13,13 @@ from PIL import Image
 
 from encnet_jax import config as configuration
 from encnet_jax import optimizer
-from encnet_jax.config import load_config, model_settings, save_config
+from encnet_jax.config import load_config, save_config
 from encnet_jax.data.dataset_info import CAMVID, save_info
 from encnet_jax.evaluate.progress_log import Journal
 from encnet_jax.evaluate.workdir_run import choose, evaluate_workdir
 from encnet_jax.models import create_model
 from encnet_jax.run.checkpoint import Checkpoints
+from encnet_jax.run.model_config import model_settings
 from encnet_jax.run.state import create_train_state, split_model
 from tests.commands import ROOT, command, environment, errors, run, start_two
 from tests.random_module import drawn

@@ -11,7 +11,7 @@ import numpy as np
 import onnxruntime
 import pytest
 
-from encnet_jax.config import default, model_settings, save_config
+from encnet_jax.config import default, save_config
 from encnet_jax.data.dataset_info import (
     DatasetInfo,
     distinct_colors,
@@ -28,6 +28,7 @@ from encnet_jax.models.layers import max_pool
 from encnet_jax.ops.resize import adaptive_average_pool, resize_bilinear
 from encnet_jax.optimizer import create_optimizer
 from encnet_jax.run.checkpoint import Checkpoints
+from encnet_jax.run.model_config import model_settings
 from encnet_jax.run.state import create_train_state, split_model
 from encnet_jax.run.workdir import load_workdir
 from tests.commands import environment, errors, run

@@ -10,12 +10,12 @@ from encnet_jax.data.dataset_info import IMAGENET_MEAN, IMAGENET_STD
 from encnet_jax.inference.predict_fn import (
     FoldedModel,
     make_predict_fn,
-    normalise,
     whole_image_logits,
     working_size,
 )
 from encnet_jax.models import create_model
 from encnet_jax.models.encnet import SegmentationOutput
+from encnet_jax.ops.normalize import normalize
 from encnet_jax.ops.resize import resize_bilinear
 from encnet_jax.run.state import split_model
 from tests.random_module import drawn
@@ -47,7 +47,7 @@ def images_of(*size):
 
 def test_normalise_gives_the_values_worked_out_by_hand():
     images = np.array([0, 51, 255], np.uint8).reshape(1, 1, 1, 3)
-    actual = normalise(jnp.asarray(images), (0.5, 0.1, 0.25), (0.5, 0.2, 0.25))
+    actual = normalize(jnp.asarray(images), (0.5, 0.1, 0.25), (0.5, 0.2, 0.25))
     np.testing.assert_allclose(actual.ravel(), [-1, 0.5, 3], atol=1e-6)
 
 

@@ -7,7 +7,7 @@ from safetensors.numpy import save_file
 from torch_networks import drawn, small_shapes, small_weights
 
 from encnet_jax import Segmenter, UserError
-from encnet_jax.convert.load import write_workdir
+from encnet_jax.convert.workdir import write_workdir
 from encnet_jax.predict.segmenter import find_images
 from encnet_jax.run.workdir import load_workdir
 from tests.commands import SMALL, make_camvid, run

@@ -8,7 +8,6 @@ import pytest
 from PIL import Image
 
 from configs.cifar10 import EPOCH, get_config
-from encnet_jax.config import validate
 from encnet_jax.data.dataset_info import CIFAR10
 from encnet_jax.data.datasets import Example
 from encnet_jax.data.registry import open_source
@@ -17,6 +16,7 @@ from encnet_jax.evaluate.classification import evaluate_classes
 from encnet_jax.losses import classification_loss
 from encnet_jax.models.cifar import Classification
 from encnet_jax.predict.classifier import Classifier
+from encnet_jax.run.model_config import check_config
 from encnet_jax.train.task import check_task
 from tests.commands import errors, run
 
@@ -173,7 +173,7 @@ def test_predict_classifies_pictures_of_any_size(workdir, cifar, tmp_path):
 )
 def test_names_of_networks_are_those_of_the_paper(name, settings):
     config = get_config(name)
-    validate(config)
+    check_config(config)
     model = config.model
     assert (model.name, model.width, model.num_codes, model.scale_drop) == settings
     assert config.total_steps == 600 * EPOCH == 234_000

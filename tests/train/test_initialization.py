@@ -5,12 +5,13 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from encnet_jax.config import default, model_settings, save_config
+from encnet_jax.config import default, save_config
 from encnet_jax.data.dataset_info import DatasetInfo, distinct_colors, save_info
 from encnet_jax.errors import UserError
 from encnet_jax.models import create_model
 from encnet_jax.optimizer import create_optimizer
 from encnet_jax.run.checkpoint import Checkpoints
+from encnet_jax.run.model_config import model_settings
 from encnet_jax.run.state import create_train_state, split_model
 from encnet_jax.train.initialization import load_start
 
