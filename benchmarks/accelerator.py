@@ -23,7 +23,7 @@ from pathlib import Path
 from absl import flags
 
 from benchmarks.measurements import FULL, PARTS, SMALL, measure
-from benchmarks.record import Record
+from benchmarks.record import BenchmarkRecord
 from encnet_jax import cli as command
 
 _OUTPUT = flags.DEFINE_string(
@@ -42,7 +42,7 @@ _ROOT = Path(__file__).parents[1]
 def main(arguments: list[str]) -> int:
     """Measures all parts in the time there is; returns 1 if one of them failed."""
     command.no_arguments(arguments)
-    record = Record(Path(_OUTPUT.value).absolute())
+    record = BenchmarkRecord(Path(_OUTPUT.value).absolute())
     if _PART.value:
         measure(_PART.value, record, SMALL if _SMALL.value else FULL, _TORCH.value)
         return 0

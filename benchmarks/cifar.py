@@ -28,7 +28,7 @@ from absl import flags
 from flax import nnx
 
 from benchmarks import torch_cifar
-from benchmarks.record import Record
+from benchmarks.record import BenchmarkRecord
 from benchmarks.timing import Side, medians
 from encnet_jax import cli as command
 from encnet_jax.data.augment_device import augmented_batch
@@ -37,13 +37,13 @@ from encnet_jax.data.dataset_info import CIFAR10
 from encnet_jax.errors import UserError
 from encnet_jax.losses import classification_loss
 from encnet_jax.models import create_model
-from encnet_jax.models.cifar import CLASSIFIERS
+from encnet_jax.models.cifar import CIFAR_MODELS
 from encnet_jax.ops.normalize import normalize
 from encnet_jax.optimizer import create_optimizer
 from encnet_jax.run.state import create_train_state, split_model
 from encnet_jax.train.step import PrepareFn, make_train_step
 
-_MODELS = flags.DEFINE_list("models", list(CLASSIFIERS), "What is trained.")
+_MODELS = flags.DEFINE_list("models", list(CIFAR_MODELS), "What is trained.")
 _WIDTH = flags.DEFINE_integer("width", 64, "Channels of the first stage.")
 _CODES = flags.DEFINE_integer("codes", 16, "Codewords of encnet14.")
 _BATCH = flags.DEFINE_integer("batch", 128, "Images a step.")
@@ -191,8 +191,8 @@ def main(arguments: list[str]) -> None:
     """Measures, prints a table, and writes the file."""
     command.no_arguments(arguments)
     for name in _MODELS.value:
-        if name not in CLASSIFIERS:
-            allowed = ", ".join(CLASSIFIERS)
+        if name not in CIFAR_MODELS:
+            allowed = ", ".join(CIFAR_MODELS)
             raise UserError(f"--models={name}: allowed are {allowed}")
     threads = len(os.sched_getaffinity(0))
     torch.set_num_threads(threads)
@@ -206,7 +206,7 @@ def main(arguments: list[str]) -> None:
     print(f"\nImages a second, batch {_BATCH.value}, width {_WIDTH.value}:\n")
     print(table(results))
     if _OUTPUT.value:
-        record = Record(Path(_OUTPUT.value))
+        record = BenchmarkRecord(Path(_OUTPUT.value))
         record.start(resume=False)
         versions = {"jax": jax.__version__, "torch": torch.__version__}
         for key, value in {**settings, "threads": threads, **versions}.items():

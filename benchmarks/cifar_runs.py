@@ -31,7 +31,7 @@ from absl import flags
 from flax import nnx
 from ml_collections import ConfigDict
 
-from benchmarks.record import Record
+from benchmarks.record import BenchmarkRecord
 from configs.cifar10 import get_config
 from encnet_jax import cli as command
 from encnet_jax.data.augment_device import ArraySource, load_arrays
@@ -191,7 +191,7 @@ def main(arguments: list[str]) -> None:
         for seed in _SEEDS.value
         for model in _MODELS.value
     ]
-    record = Record(output / "cifar.json")
+    record = BenchmarkRecord(output / "cifar.json")
     record.start(resume=True)
     settings = {flag.name: flag.value for flag in (_WIDTH, _CODES, _STEPS, _BATCH)}
     for name, value in settings.items():

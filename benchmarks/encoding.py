@@ -23,7 +23,7 @@ import torch
 from absl import flags
 from flax import nnx
 
-from benchmarks.record import Record
+from benchmarks.record import BenchmarkRecord
 from benchmarks.timing import Side, medians
 from encnet_jax import cli as command
 from encnet_jax.models.encoding import Encoding
@@ -212,7 +212,7 @@ def main(arguments: list[str]) -> None:
     torch.set_num_threads(len(os.sched_getaffinity(0)))
     cases = [(int(pixels), 32) for pixels in _PIXELS.value]
     cases += [(3600, int(codes)) for codes in _CODES.value]
-    record = Record(Path(_OUTPUT.value)) if _OUTPUT.value else None
+    record = BenchmarkRecord(Path(_OUTPUT.value)) if _OUTPUT.value else None
     if record:
         record.start(resume=True)
     print("| n, k | form | forward | with gradients | | temporary memory | | error |")

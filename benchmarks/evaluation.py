@@ -24,9 +24,9 @@ from encnet_jax.data.dataset_info import ADE20K
 from encnet_jax.data.datasets import Example
 from encnet_jax.evaluate.evaluator import evaluate, make_window_score_fn
 from encnet_jax.inference.predict_fn import FoldedModel
-from encnet_jax.inference.score_map import CanvasFactory, Layout
+from encnet_jax.inference.score_map import Layout, ScoreMapPool
 from encnet_jax.inference.sliding_window import finished_images, joined, paired
-from encnet_jax.inference.tta import EncodingProtocol
+from encnet_jax.inference.tta import PyTorchEncodingProtocol
 from encnet_jax.metrics import count_pixels, scores
 from encnet_jax.models import create_model
 from encnet_jax.run.sharding import mesh_of
@@ -117,7 +117,7 @@ class TorchEvaluation:
 
 
 def protocol_of(scales):
-    return EncodingProtocol(
+    return PyTorchEncodingProtocol(
         base_size=_BASE,
         crop_size=_CROP,
         scales=scales,
@@ -135,7 +135,7 @@ def share_outside(model, params, stats, source, scales):
     folded = FoldedModel(model)
     arrays = jax.device_put(folded.arrays(params, stats))
     layout = Layout(150, protocol.softmax, mesh_of(jax.local_devices()[:1]))
-    canvases = CanvasFactory(layout)
+    score_maps = ScoreMapPool(layout)
     spent = 0.0
 
     @jax.jit
@@ -155,9 +155,9 @@ def share_outside(model, params, stats, source, scales):
     def run(examples):
         images = ((example, example.image) for example in examples)
         for image in finished_images(
-            images, apply, protocol, canvases, _BATCH.value // 2
+            images, apply, protocol, score_maps, _BATCH.value // 2
         ):
-            count_pixels(image.key.labels, image.canvas.labels().fetch(), 150)
+            count_pixels(image.key.labels, image.score_map.labels().fetch(), 150)
 
     run(source.examples[:1])  # compiles
     spent, started = 0.0, time.perf_counter()
@@ -173,7 +173,7 @@ def main(arguments):
     weights = random_weights(plain)
     plain = plain.eval().to(memory_format=torch.channels_last)
     model = create_model("encnet", num_classes=150, aux_head=False, rngs=nnx.Rngs(0))
-    load_torch_weights(model, weights, source="pytorch-encoding")
+    load_torch_weights(model, weights, source="pytorch_encoding")
     _, params, stats = split_model(model)
     mesh = mesh_of(jax.local_devices()[:1])
     score = make_window_score_fn(model, ADE20K, protocol_of(scales), mesh)

@@ -23,7 +23,7 @@ import torch
 import torch._inductor.config
 from absl import flags
 
-from benchmarks.record import Record
+from benchmarks.record import BenchmarkRecord
 from benchmarks.timing import Side, medians
 from benchmarks.torch_encnet import random_weights
 from benchmarks.torch_training import CLASSES, Labels, Torch, TrainedEncNet
@@ -57,7 +57,7 @@ def sides(backbone: str, images: np.ndarray) -> dict[str, Side]:
     plain = TrainedEncNet(backbone)
     weights = random_weights(plain)
     model = create_model("encnet", num_classes=CLASSES, backbone=backbone)
-    load_torch_weights(model, weights, source="pytorch-encoding")
+    load_torch_weights(model, weights, source="pytorch_encoding")
     predict = make_predict_fn(model, mean=ADE20K.mean, std=ADE20K.std)
     ours = Side(lambda: predict(images), jax.block_until_ready)
     eager, compiled = (
@@ -119,7 +119,7 @@ def main(arguments: list[str]) -> None:
     torch.set_num_threads(THREADS)
     # Its processes that compile would be forks of one that runs JAX.
     torch._inductor.config.compile_threads = 1
-    record = Record(Path(_OUTPUT.value)) if _OUTPUT.value else None
+    record = BenchmarkRecord(Path(_OUTPUT.value)) if _OUTPUT.value else None
     if record:
         record.start(resume=True)
     results: dict[str, dict[str, float]] = {}

@@ -62,8 +62,8 @@ class Case(NamedTuple):
     canvas_size: int
 
 
-# Crops as in configs/ade20k.py and configs/cityscapes.py. At this quality the small
-# JPEGs have 50 kB; those of ADE20K have about 40.
+# HostResizer as in configs/ade20k.py and configs/cityscapes.py. At this quality the
+# small JPEGs have 50 kB; those of ADE20K have about 40.
 _JPEG = dict(format="JPEG", quality=90)
 _LARGE = CITYSCAPES, (1024, 2048)
 CASES = (

@@ -14,7 +14,7 @@ import numpy as np
 
 from benchmarks import compiled as programs
 from benchmarks.model_costs import model_costs
-from benchmarks.record import Record
+from benchmarks.record import BenchmarkRecord
 from benchmarks.timing import Side, medians
 from encnet_jax.errors import UserError
 
@@ -91,7 +91,7 @@ SMALL = Sizes(
 PARTS = (*FULL.parts, *SMALL.networks)
 
 
-def measure(part: str, record: Record, sizes: Sizes, torch: str) -> None:
+def measure(part: str, record: BenchmarkRecord, sizes: Sizes, torch: str) -> None:
     """Measures a part and puts the results into the record.
 
     Args:
@@ -149,7 +149,7 @@ def _torch_side(how: str) -> tuple[Any, str]:
     return Torch(device, compiled), f"{facts}, {'compiled' if compiled else 'eager'}"
 
 
-def _layers(record: Record, sizes: Sizes, torch: Any) -> None:
+def _layers(record: BenchmarkRecord, sizes: Sizes, torch: Any) -> None:
     timing: dict[str, Any] = dict(rounds=sizes.rounds, seconds=sizes.seconds)
     n = sizes.product
     a = jnp.asarray(np.random.default_rng(0).standard_normal((n, n)), jnp.bfloat16)
@@ -180,7 +180,7 @@ def _side(program: programs.Program) -> Side:
 
 
 def _put_both(
-    record: Record, section: str, sides: dict[str, Any], timing: dict[str, Any]
+    record: BenchmarkRecord, section: str, sides: dict[str, Any], timing: dict[str, Any]
 ) -> None:
     """Times pairs of sides, forward and with gradients."""
     forward = medians({name: pair[0] for name, pair in sides.items()}, **timing)
@@ -191,7 +191,7 @@ def _put_both(
         _log.info("%s, %s: %.2f and %.2f ms", section, name, *times)
 
 
-def _network(part: str, record: Record, sizes: Sizes, torch: Any) -> None:
+def _network(part: str, record: BenchmarkRecord, sizes: Sizes, torch: Any) -> None:
     """Measures inference and training: alone at first, then in turns with torch."""
     network = sizes.networks[part]
     timing: dict[str, Any] = dict(rounds=sizes.rounds, seconds=sizes.seconds)

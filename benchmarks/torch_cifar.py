@@ -74,7 +74,7 @@ class Block(nn.Module):
         return F.relu(y, inplace=True)
 
 
-class Classifier14(nn.Module):
+class CifarResNet14(nn.Module):
     """Maps normalised images (b, 3, h, w) to logits."""
 
     def __init__(self, name, width, codes):
@@ -107,12 +107,12 @@ def network(name, width, codes, weights):
     """Returns a classifier in training mode with weights of ours.
 
     Args:
-        name: See `encnet_jax.models.cifar.CLASSIFIERS`.
+        name: See `encnet_jax.models.cifar.CIFAR_MODELS`.
         width: Channels of the first stage.
         codes: Codewords.
         weights: The nested dicts of parameters, as arrays.
     """
-    classifier = Classifier14(name, width, codes)
+    classifier = CifarResNet14(name, width, codes)
     loaded = {}
     for path, values in _leaves(weights):
         values, kind = torch.tensor(values), path[-1]

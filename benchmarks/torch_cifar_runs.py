@@ -12,7 +12,7 @@ import torch
 from ml_collections import ConfigDict
 from torch.nn import functional as F
 
-from benchmarks.torch_cifar import Classifier14
+from benchmarks.torch_cifar import CifarResNet14
 from benchmarks.torch_encnet import Encoding
 from benchmarks.torch_training import Normalised
 from encnet_jax.data.dataset_info import CIFAR10
@@ -135,10 +135,10 @@ def train(
     return curve, seconds / config.total_steps
 
 
-def created(config: ConfigDict) -> Classifier14:
+def created(config: ConfigDict) -> CifarResNet14:
     """Returns a network with PyTorch's initial weights, and the paper's encodings."""
     model = config.model
-    network = Classifier14(model.name, model.width, model.num_codes)
+    network = CifarResNet14(model.name, model.width, model.num_codes)
     for layer in network.modules():
         if isinstance(layer, Encoding):
             bound = layer.codewords.numel() ** -0.5

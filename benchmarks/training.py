@@ -21,7 +21,7 @@ import torch._inductor.config
 from absl import flags
 
 from benchmarks import compiled as programs
-from benchmarks.record import Record
+from benchmarks.record import BenchmarkRecord
 from benchmarks.timing import Side, medians
 from benchmarks.torch_encnet import random_weights
 from benchmarks.torch_training import Torch, TrainedEncNet
@@ -62,7 +62,7 @@ def _ours(backbone: str, weights: dict, images: np.ndarray, labels: np.ndarray) 
     program = programs.training(size=size, batch=batch, dtype="float32", **settings)
     step = program.compile()
     model = create_model("encnet", num_classes=programs.CLASSES, **settings)
-    load_torch_weights(model, weights, source="pytorch-encoding")
+    load_torch_weights(model, weights, source="pytorch_encoding")
     _, params, stats = split_model(model)
     tx = create_optimizer(poly_schedule(0.01, 1000))
     state = create_train_state(params, stats, tx)
@@ -91,7 +91,7 @@ def main(arguments: list[str]) -> None:
     torch.set_num_threads(len(os.sched_getaffinity(0)))
     # Its processes that compile would be forks of one that runs JAX.
     torch._inductor.config.compile_threads = 1
-    record = Record(Path(_OUTPUT.value)) if _OUTPUT.value else None
+    record = BenchmarkRecord(Path(_OUTPUT.value)) if _OUTPUT.value else None
     if record:
         record.start(resume=True)
     print("| batch, size | encnet_jax | torch | torch.compile |\n|---|---|---|---|")

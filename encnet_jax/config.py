@@ -98,7 +98,7 @@ def default() -> ConfigDict:
     evaluation.split = "val"  # scored while training, and by evaluate.py
     evaluation.batch_size = 8  # images or windows together on a device; mirrored count
     # encoding: windows of many scales as PyTorch-Encoding; mmseg: as mmsegmentation.
-    evaluation.protocol = "encoding"
+    evaluation.protocol = "pytorch_encoding"
     # whole: images as they are, compiled for each size; slide: windows of one shape,
     # for sets of many sizes. With scales `encoding` always takes windows.
     evaluation.mode = "whole"
@@ -151,7 +151,7 @@ def _check_evaluation(config: ConfigDict) -> None:
     settings = config.evaluation
     if any(scale <= 0 for scale in settings.scales):
         raise UserError(f"evaluation.scales={tuple(settings.scales)}: must be above 0")
-    encoding = settings.protocol == "encoding"
+    encoding = settings.protocol == "pytorch_encoding"
     if encoding and settings.mode == "whole" and settings.flip and not settings.scales:
         raise UserError(
             "evaluation.flip=True: needs evaluation.scales, such as (1.0,), or "
@@ -217,7 +217,7 @@ def _check_choices(config: ConfigDict) -> None:
         "model.dtype": ("auto", "float32", "bfloat16"),
         "loss.average": ("labelled", "all"),
         "optimizer.schedule": ("poly", "cosine"),
-        "evaluation.protocol": ("encoding", "mmseg"),
+        "evaluation.protocol": ("pytorch_encoding", "mmseg"),
         "evaluation.mode": ("whole", "slide"),
         "evaluation.absent": ("skip", "zero"),
     }

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from encnet_jax.models.cifar import Classification
+from encnet_jax.models.cifar import ClassifierOutput
 from encnet_jax.models.encnet import SegmentationOutput
 from encnet_jax.ops.resize import interpolation_matrix
 
@@ -68,7 +68,7 @@ def segmentation_loss(
 
 
 def classification_loss(
-    output: Classification, labels: jax.Array
+    output: ClassifierOutput, labels: jax.Array
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """Returns the mean cross-entropy of whole images, and the share of wrong ones.
 

@@ -177,7 +177,7 @@ def networks():
 
     theirs = TrainedEncNet("tiny", 5)
     ours = drawn(create_model, "encnet", num_classes=5, backbone="tiny")
-    load_torch_weights(ours, random_weights(theirs), "pytorch-encoding")
+    load_torch_weights(ours, random_weights(theirs), "pytorch_encoding")
     return ours, theirs
 
 

@@ -70,7 +70,7 @@ def describe_torch_weights(weights: Weights, source: str = "auto") -> ModelDescr
     naming = naming_of(names, source, where)
     shapes = {name: tuple(value.shape) for name, value in names.items()}
     settings = _backbone_settings(shapes, naming, where)
-    encoding = naming.source == "pytorch-encoding"
+    encoding = naming.source == "pytorch_encoding"
     if naming.head:
         settings |= _head_settings(shapes, naming, where)
         settings |= dict(align_corners=encoding, output_stride=8)

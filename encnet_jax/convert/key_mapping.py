@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 
 from encnet_jax.errors import UserError
 
-SOURCES = ("pytorch-encoding", "mmseg", "torchvision", "timm")
+SOURCES = ("pytorch_encoding", "mmseg", "torchvision", "timm")
 
 # Heads: our layer -> theirs. A batch norm stands beside its convolution.
 _ENCODING_HEAD = {
@@ -136,14 +136,14 @@ def naming_of(names: Iterable[str], source: str, where: str) -> Naming:
         source = recognise(names, where)
     elif source not in SOURCES:
         raise UserError(f"source={source!r}: allowed are auto, {', '.join(SOURCES)}")
-    prefixes = {"pytorch-encoding": "pretrained.", "mmseg": "backbone."}
+    prefixes = {"pytorch_encoding": "pretrained.", "mmseg": "backbone."}
     prefix = prefixes.get(source, "")
     if not any(name.startswith(prefix) for name in names):
         prefix = ""
     head: dict[str, str] = {}
     if source == "mmseg" and _under(names, "decode_head."):
         head = _MMSEG_HEAD
-    elif source == "pytorch-encoding" and _under(names, "head."):
+    elif source == "pytorch_encoding" and _under(names, "head."):
         head = _ENCODING_HEAD
         if "head.conv5.4.weight" in names:
             head = {k: v for k, v in head.items() if "context" not in k}
@@ -166,7 +166,7 @@ def recognise(names: set[str], where: str) -> str:
     if _under(names, "decode_head.") or _under(names, "stem."):
         return "mmseg"
     if _under(names, "pretrained."):
-        return "pytorch-encoding"
+        return "pytorch_encoding"
     if "backbone.layer1.0.conv1.weight" in names and not _under(names, "classifier."):
         return "mmseg"
     if "layer1.0.conv1.weight" in names and "conv1.weight" in names:
@@ -175,7 +175,7 @@ def recognise(names: set[str], where: str) -> str:
         # PyTorch-Encoding's resnet50s has the shortcuts of the plain net, and so have
         # timm's nets of that name, which are the same.
         d_variant = "layer2.0.downsample.2.weight" in names
-        return "timm" if d_variant else "pytorch-encoding"
+        return "timm" if d_variant else "pytorch_encoding"
     first = ", ".join(sorted(names)[:4]) or "no tensors"
     raise UserError(
         f"{where}: the names ({first}, ...) are of no known source; known are EncNet "

@@ -63,7 +63,7 @@ def load_torch_weights(
         model: As of `encnet_jax.models.create_model`.
         weights: A file (`.pth`, `.pt`, `.safetensors`; see `torch_file`), or name ->
             array in PyTorch's layout, of any floating dtype.
-        source: `pytorch-encoding`, `mmseg`, `torchvision`, `timm`; `auto` tells it from
+        source: `pytorch_encoding`, `mmseg`, `torchvision`, `timm`; `auto` tells it from
             the names.
         head: `"strict"`: all of it must fit. `"reinitialise"`: classifiers (main,
             auxiliary, presence) of another number of classes are left out. `"fresh"`:

@@ -8,7 +8,7 @@ from flax import nnx
 
 from encnet_jax.convert.key_mapping import Naming
 
-CLASSIFIERS = ("head.classifier.", "head.context.presence.", "auxiliary.classifier.")
+HEAD_PREFIXES = ("head.classifier.", "head.context.presence.", "auxiliary.classifier.")
 _LISTED = 6  # names in a message before "and N more"
 
 
@@ -76,7 +76,7 @@ class Plan:
             self.loaded[name] = path
         elif (
             self._head == "reinitialise"
-            and path.startswith(CLASSIFIERS)
+            and path.startswith(HEAD_PREFIXES)
             and shape[1:] == target[1:]
             and len(shape) == len(target)
         ):

@@ -124,8 +124,8 @@ def resized_batch(
     """Makes the crops of a batch of canvases; to be called under `jax.jit`.
 
     Args:
-        batch: What `transforms.Canvases` filled, and `labels` uint8 (b, crop, crop):
-            the host has picked them, a ninth of the bytes of those of a canvas.
+        batch: What `transforms.DeviceResizer` filled, and `labels` uint8 (b, crop,
+            crop): the host has picked them, a ninth of the bytes of those of a canvas.
         how: The augmentation it was drawn by.
 
     Returns:

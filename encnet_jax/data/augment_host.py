@@ -1,7 +1,7 @@
 """The pixels of a training example: only what its crop needs is decoded, resized once.
 
-`Crops` makes the crop on the host. `Canvases` leaves that to the device: it decodes the
-same pixels into a canvas of fixed size, with the numbers by which
+`HostResizer` makes the crop on the host. `DeviceResizer` leaves that to the device: it
+decodes the same pixels into a canvas of fixed size, with the numbers by which
 `arrays.resized_batch` makes the same crop.
 """
 
@@ -55,7 +55,7 @@ class Picture(NamedTuple):
         return Image.fromarray(to_rgb_array(self.image))
 
 
-class Crops:
+class HostResizer:
     """Batches of finished crops.
 
     They are resampled by PIL's bilinear filter, which is as wide as the pixels are far
@@ -90,7 +90,7 @@ class Crops:
             crop[inside] = np.clip(pixels[inside], 0, 255).round()
 
 
-class Canvases:
+class DeviceResizer:
     """Batches of canvases that hold the pixels of which the device makes crops.
 
     Where these are too many for the canvas and the picture shrinks anyway, they are

@@ -14,7 +14,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 import numpy as np
 import tensorflow as tf
 
-from encnet_jax.data.augment_host import Batch, Canvases, Crops, Picture
+from encnet_jax.data.augment_host import Batch, DeviceResizer, HostResizer, Picture
 from encnet_jax.data.augmentation import Augmentation, choose, padded_crop
 from encnet_jax.data.dataset_info import IGNORE_LABEL
 from encnet_jax.data.datasets import Source, map_labels
@@ -63,7 +63,7 @@ def train_batches(
     """
     # TensorFlow only feeds; by default it would also take the accelerator's memory.
     tf.config.set_visible_devices([], "GPU")
-    maker = Crops(how) if canvas_size is None else Canvases(how, canvas_size)
+    maker = HostResizer(how) if canvas_size is None else DeviceResizer(how, canvas_size)
     rows = process_rows(batch_size, process_index, process_count)
     count, threads = rows.stop - rows.start, _cores()
     if source.info.task == "classification":
@@ -117,7 +117,7 @@ def _load(
 def _fill_pixels(
     source: Source,
     how: Augmentation,
-    maker: Crops | Canvases,
+    maker: HostResizer | DeviceResizer,
     batch: Batch,
     row: int,
     number: int,

@@ -11,7 +11,7 @@ from encnet_jax.evaluate.object_sizes import SIZES, scores_by_size
 from encnet_jax.metrics import average_precision, scores
 
 
-class Record(NamedTuple):
+class ImageMetrics(NamedTuple):
     """What one image adds.
 
     Attributes:
@@ -39,7 +39,7 @@ class Record(NamedTuple):
         )
 
     @classmethod
-    def from_json(cls, line: str, num_classes: int) -> "Record":
+    def from_json(cls, line: str, num_classes: int) -> "ImageMetrics":
         """Reads what `to_json` wrote; raises `ValueError` or `KeyError` for less."""
         stored = json.loads(line)
         presence, by_size = stored["presence"], stored["by_size"]
@@ -68,7 +68,7 @@ class Tally:
         self.by_size = np.zeros((len(SIZES), num_classes, 3), np.int64)
         self.has = np.zeros(2, np.int64)  # images with presence, and with sizes
 
-    def add(self, record: Record) -> None:
+    def add(self, record: ImageMetrics) -> None:
         """Adds an image."""
         number = record.number
         self.times[number] += 1

@@ -13,12 +13,16 @@ from ml_collections import ConfigDict
 
 from encnet_jax.data.dataset_info import DatasetInfo
 from encnet_jax.data.datasets import Example, Source
-from encnet_jax.evaluate.accumulator import Record, Tally
+from encnet_jax.evaluate.accumulator import ImageMetrics, Tally
 from encnet_jax.evaluate.object_sizes import count_by_size
 from encnet_jax.inference.predict_fn import FoldedModel, Labelling, make_labelling_fn
-from encnet_jax.inference.score_map import CanvasFactory, Labels, Layout
+from encnet_jax.inference.score_map import Labels, Layout, ScoreMapPool
 from encnet_jax.inference.sliding_window import finished_images, joined, paired
-from encnet_jax.inference.tta import EncodingProtocol, MmsegProtocol, WindowProtocol
+from encnet_jax.inference.tta import (
+    MmsegProtocol,
+    PyTorchEncodingProtocol,
+    WindowProtocol,
+)
 from encnet_jax.metrics import count_pixels
 from encnet_jax.run.sharding import batch_sharded, local_mesh, replicated
 from encnet_jax.run.state import PureDict
@@ -79,7 +83,7 @@ def score_fn_by_config(
             **windows,
         )
     elif settings.mode == "slide" or settings.scales:
-        protocol = EncodingProtocol(
+        protocol = PyTorchEncodingProtocol(
             base_size=settings.base_size or config.data.base_size,
             align_corners=trained.model.align_corners,
             **windows,
@@ -155,7 +159,7 @@ def make_window_score_fn(
     mesh = mesh or local_mesh()
     folded = FoldedModel(model)
     layout = Layout(info.num_classes, protocol.softmax, mesh)
-    canvases = CanvasFactory(layout)
+    score_maps = ScoreMapPool(layout)
     mirror = protocol.mirror_windows
 
     @jax.jit
@@ -173,9 +177,9 @@ def make_window_score_fn(
         images = ((numbered, numbered[1].image) for numbered in examples)
         pending: deque[tuple[_Numbered, Labels, list]] = deque()
         for image in finished_images(
-            images, apply, protocol, canvases, share * mesh.size
+            images, apply, protocol, score_maps, share * mesh.size
         ):
-            pending.append((image.key, image.canvas.labels(), image.presence))
+            pending.append((image.key, image.score_map.labels(), image.presence))
             if len(pending) > 1:
                 yield _fetched(*pending.popleft())
         for waiting in pending:
@@ -195,8 +199,8 @@ def evaluate(
     object_sizes: bool = False,
     progress: Callable[[int], None] = lambda images: None,
     keep: int = 0,
-    done: Sequence[Record] = (),
-    on_image: Callable[[Scored, Record], None] = lambda scored, record: None,
+    done: Sequence[ImageMetrics] = (),
+    on_image: Callable[[Scored, ImageMetrics], None] = lambda scored, record: None,
 ) -> tuple[dict[str, Any], list[tuple[Example, np.ndarray]]]:
     """Scores every example of a source; hosts share them and return the same scores.
 
@@ -233,7 +237,7 @@ def evaluate(
     scored_images = score(params, batch_stats, examples, batch_size)
     for count, scored in enumerate(scored_images, len(done) + 1):
         truth, predictions = scored.example.labels, scored.predictions
-        record = Record(
+        record = ImageMetrics(
             scored.number,
             count_pixels(truth, predictions, classes),
             scored.presence,

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 from jax.experimental import multihost_utils
 
-from encnet_jax.evaluate.accumulator import Record
+from encnet_jax.evaluate.accumulator import ImageMetrics
 
 
 class Journal:
@@ -27,7 +27,7 @@ class Journal:
         self._path = path
         self._header = json.dumps(identity, sort_keys=True)
         self._num_classes = num_classes
-        self.done: list[Record] = []
+        self.done: list[ImageMetrics] = []
         path.parent.mkdir(parents=True, exist_ok=True)
         own = self._file(jax.process_index())
         lines = [self._header]
@@ -44,7 +44,7 @@ class Journal:
         os.replace(new, own)
         self._own = own
 
-    def add(self, record: Record) -> None:
+    def add(self, record: ImageMetrics) -> None:
         """Writes down that an image is done."""
         with self._own.open("a") as file:
             file.write(record.to_json() + "\n")
@@ -63,11 +63,12 @@ class Journal:
     def _files(self) -> list[Path]:
         return sorted(self._path.parent.glob(f"{self._path.name}-*.jsonl"))
 
-    def _read(self, file: Path) -> list[tuple[Record, str]]:
+    def _read(self, file: Path) -> list[tuple[ImageMetrics, str]]:
         lines = file.read_text().split("\n")
         if lines[0] != self._header:
             return []
         # What follows the last line break is nothing, or a line that was cut off.
         return [
-            (Record.from_json(line, self._num_classes), line) for line in lines[1:-1]
+            (ImageMetrics.from_json(line, self._num_classes), line)
+            for line in lines[1:-1]
         ]

@@ -18,7 +18,7 @@ from encnet_jax.data.dataset_info import DatasetInfo
 from encnet_jax.data.datasets import Source
 from encnet_jax.data.registry import dataset_info, open_source
 from encnet_jax.errors import UserError
-from encnet_jax.evaluate.accumulator import Record
+from encnet_jax.evaluate.accumulator import ImageMetrics
 from encnet_jax.evaluate.classification import evaluate_classes_workdir
 from encnet_jax.evaluate.evaluator import Scored, ScoreFn, evaluate, score_fn_by_config
 from encnet_jax.evaluate.progress_log import Journal
@@ -125,7 +125,7 @@ def _score(
     if done:
         _log.info("%d of %d images are done", done, len(source))
 
-    def keep(scored: Scored, record: Record) -> None:
+    def keep(scored: Scored, record: ImageMetrics) -> None:
         # In this order: what the journal has is written.
         if target is not None:
             target.write(scored.example.name, scored.predictions)

@@ -11,9 +11,9 @@ from flax import nnx
 from jax.typing import ArrayLike
 
 from encnet_jax.data.dataset_info import IMAGENET_MEAN, IMAGENET_STD
-from encnet_jax.inference.score_map import CanvasFactory, Layout
+from encnet_jax.inference.score_map import Layout, ScoreMapPool
 from encnet_jax.inference.sliding_window import finished_images, joined, paired
-from encnet_jax.inference.tta import EncodingProtocol
+from encnet_jax.inference.tta import PyTorchEncodingProtocol
 from encnet_jax.models.encnet import SegmentationOutput
 from encnet_jax.models.layers import ConvNorm
 from encnet_jax.ops.normalize import normalize
@@ -258,7 +258,7 @@ def multi_scale_scores(
     """
     if not 0 < stride_rate <= 1:
         raise ValueError(f"stride_rate={stride_rate}: must be above 0, at most 1")
-    protocol = EncodingProtocol(
+    protocol = PyTorchEncodingProtocol(
         base_size=base_size,
         crop_size=crop_size,
         scales=tuple(scales),
@@ -277,9 +277,9 @@ def multi_scale_scores(
 
     share = max(batch_size // 2, 1) if flip else batch_size
     (result,) = finished_images(
-        [(None, image)], apply, protocol, CanvasFactory(layout), share
+        [(None, image)], apply, protocol, ScoreMapPool(layout), share
     )
-    return result.canvas.scores()
+    return result.score_map.scores()
 
 
 _joined = jax.jit(joined, static_argnames=("mirror", "layout"))

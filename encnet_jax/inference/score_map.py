@@ -20,12 +20,12 @@ TILE = 256  # pixels, height and width; a multiple of any number of devices belo
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """How canvases lie on devices.
+    """How score_maps lie on devices.
 
     Attributes:
         num_classes: Number of classes n.
         softmax: Whether a view's scores are the softmax of what was added.
-        mesh: The devices that share a canvas; their number divides `TILE`.
+        mesh: The devices that share a score_map; their number divides `TILE`.
     """
 
     num_classes: int
@@ -53,16 +53,16 @@ class Layout:
         return NamedSharding(self.mesh, PartitionSpec(None, None, None, "data"))
 
 
-class CanvasFactory:
-    """Makes canvases of one layout, and keeps their memory for the next image."""
+class ScoreMapPool:
+    """Makes score_maps of one layout, and keeps their memory for the next image."""
 
     def __init__(self, layout: Layout):
         self.layout = layout
         self._free: dict[bool, list[jax.Array]] = {False: [], True: []}
 
-    def create(self, size: tuple[int, int]) -> "Canvas":
-        """Returns an empty canvas for an image of (height, width) pixels."""
-        return Canvas(self, size)
+    def create(self, size: tuple[int, int]) -> "ScoreMap":
+        """Returns an empty score_map for an image of (height, width) pixels."""
+        return ScoreMap(self, size)
 
     def take(self, total: bool = False) -> jax.Array:
         """Returns a tile of zeros, split by class, or by row for a total."""
@@ -78,10 +78,10 @@ class CanvasFactory:
         self._free[total].append(tile)
 
 
-class Canvas:
-    """The scores of an image while its windows come in; see `CanvasFactory`."""
+class ScoreMap:
+    """The scores of an image while its windows come in; see `ScoreMapPool`."""
 
-    def __init__(self, factory: CanvasFactory, size: tuple[int, int]):
+    def __init__(self, factory: ScoreMapPool, size: tuple[int, int]):
         self.size = size
         self._factory = factory
         # Tiles of the view at hand, and with softmax of all views before it.
@@ -122,7 +122,7 @@ class Canvas:
         self._view.clear()
 
     def labels(self) -> "Labels":
-        """Returns the classes of highest score, and frees the canvas.
+        """Returns the classes of highest score, and frees the score_map.
 
         The result is on its way; see `Labels`.
         """
@@ -134,7 +134,7 @@ class Canvas:
         return Labels(self.size, parts)
 
     def scores(self) -> np.ndarray:
-        """Returns float32 (h, w, n), and frees the canvas."""
+        """Returns float32 (h, w, n), and frees the score_map."""
         depth = self._factory.layout.num_classes
         result = np.zeros((*self.size, depth), np.float32)
         tiles = self._tiles()

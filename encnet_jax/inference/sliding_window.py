@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from encnet_jax.inference.score_map import Canvas, CanvasFactory, Layout
+from encnet_jax.inference.score_map import Layout, ScoreMap, ScoreMapPool
 from encnet_jax.inference.tta import Placement, WindowProtocol
 
 # float32 windows (b, h, w, 3) -> what `joined` returns.
@@ -22,13 +22,13 @@ class Finished(NamedTuple):
 
     Attributes:
         key: What it came with.
-        canvas: Its scores.
+        score_map: Its scores.
         presence: Of each window, an array (b, n) and the row in it; empty if the
             network tells none.
     """
 
     key: Any
-    canvas: Canvas
+    score_map: ScoreMap
     presence: list[tuple[jax.Array, int]]
 
 
@@ -89,7 +89,7 @@ def finished_images(
     images: Iterable[tuple[Any, np.ndarray]],
     apply: Apply,
     protocol: WindowProtocol,
-    canvases: CanvasFactory,
+    score_maps: ScoreMapPool,
     batch_size: int,
 ) -> Iterator[Finished]:
     """Passes the windows of images through a network and yields the images in order.
@@ -101,7 +101,7 @@ def finished_images(
         images: Keys and images, as `protocol` takes them.
         apply: Maps float32 (b, h, w, 3) to what `joined` returns.
         protocol: How images are cut.
-        canvases: Where scores are added.
+        score_maps: Where scores are added.
         batch_size: Windows that pass together; a multiple of the devices.
     """
     full = (protocol.window_size, protocol.window_size, 3)
@@ -110,7 +110,7 @@ def finished_images(
 
     def flush() -> Iterator[Finished]:
         shape = waiting[0].pixels.shape
-        devices = canvases.layout.mesh.size
+        devices = score_maps.layout.mesh.size
         size = batch_size if shape == full else -(-len(waiting) // devices) * devices
         fill = [waiting[-1].pixels] * (size - len(waiting))
         scores, presence = apply(np.stack([w.pixels for w in waiting] + fill))
@@ -119,17 +119,17 @@ def finished_images(
         if len(running) > 1:
             running.popleft().block_until_ready()
         for row, window in enumerate(waiting):
-            canvas = window.image.canvas
-            canvas.add(scores, row, window.rows, window.columns)
+            score_map = window.image.score_map
+            score_map.add(scores, row, window.rows, window.columns)
             if presence is not None:
                 window.image.presence.append((presence, row))
             if window.ends_view:
-                canvas.end_view()
+                score_map.end_view()
             if window.ends_image:
                 yield window.image
         waiting.clear()
 
-    for window in _windows(images, protocol, canvases):
+    for window in _windows(images, protocol, score_maps):
         if waiting and waiting[0].pixels.shape != window.pixels.shape:
             yield from flush()
         waiting.append(window)
@@ -143,10 +143,10 @@ def finished_images(
 def _windows(
     images: Iterable[tuple[Any, np.ndarray]],
     protocol: WindowProtocol,
-    canvases: CanvasFactory,
+    score_maps: ScoreMapPool,
 ) -> Iterator[_Window]:
     for key, image in images:
-        result = Finished(key, canvases.create(image.shape[:2]), [])
+        result = Finished(key, score_maps.create(image.shape[:2]), [])
         for view, last_view in _marked(protocol.views(image)):
             places = itertools.product(view.rows, view.columns)
             for (rows, columns), last in _marked(places):

@@ -68,7 +68,7 @@ class WindowProtocol(Protocol):
 
 
 @dataclasses.dataclass(frozen=True)
-class EncodingProtocol:
+class PyTorchEncodingProtocol:
     """PyTorch-Encoding's evaluation (`MultiEvalModule` of its encoding/models/base.py).
 
     For every scale the long side becomes `base_size` times it. Scores of a window are
@@ -241,7 +241,7 @@ def _placements(
     grid: Sequence[slice],
     source: int,
     target: int,
-    protocol: EncodingProtocol | MmsegProtocol,
+    protocol: PyTorchEncodingProtocol | MmsegProtocol,
 ) -> tuple[Placement, ...]:
     """Places the windows of a view with `source` pixels on an image with `target`."""
     index, weight = _neighbours(source, target, protocol.align_corners)

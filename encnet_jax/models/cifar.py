@@ -19,13 +19,13 @@ from encnet_jax.models.encoding import Encoding
 from encnet_jax.models.layers import BatchNorm, uniform_fan_in
 from encnet_jax.ops.conv import Conv
 
-CLASSIFIERS = ("resnet14", "se_resnet14", "encnet14")
+CIFAR_MODELS = ("resnet14", "se_resnet14", "encnet14")
 SE_REDUCTION = 16
 ENCODING_REDUCTION = 4
 BLOCKS = 2  # in each of the three stages
 
 
-class Classification(NamedTuple):
+class ClassifierOutput(NamedTuple):
     """What a classifier returns.
 
     Attributes:
@@ -169,11 +169,11 @@ class AttentionBlock(nnx.Module):
         return jax.nn.relu(y + (x if self.shortcut is None else self.shortcut(x)))
 
 
-class Classifier14(nnx.Module):
+class CifarResNet14(nnx.Module):
     """The 14-layer residual network of the CIFAR-10 table.
 
     Args:
-        name: One of `CLASSIFIERS`:
+        name: One of `CIFAR_MODELS`:
 
             - `"resnet14"`: the baseline, of pre-activation blocks.
             - `"encnet14"`: `EncodingAttention` in post-activation blocks, as the code.
@@ -231,13 +231,13 @@ class Classifier14(nnx.Module):
         self.norm = norm(features)
         self.linear = _linear(features, num_classes, rngs=rngs)
 
-    def __call__(self, images: jax.Array) -> Classification:
+    def __call__(self, images: jax.Array) -> ClassifierOutput:
         """Classifies normalised images (b, h, w, 3) of any size, 32x32 in the paper."""
         x = jax.nn.relu(self.stem_norm(self.stem(images)))
         for block in self.blocks:
             x = block(x)
         x = jax.nn.relu(self.norm(x))
-        return Classification(self.linear(x.mean((1, 2), dtype=jnp.float32)))
+        return ClassifierOutput(self.linear(x.mean((1, 2), dtype=jnp.float32)))
 
 
 def _layers(

@@ -59,7 +59,7 @@ class SegmentationModel(nnx.Module):
         raise NotImplementedError
 
 
-class Classifier(nnx.Module):
+class ClassifierHead(nnx.Module):
     """Dropout and a 1x1 convolution with bias: features to logits."""
 
     def __init__(self, features, num_classes, *, dropout, dtype, rngs):
@@ -107,7 +107,7 @@ class FCNHead(nnx.Module):
             dtype=dtype,
             rngs=rngs,
         )
-        self.classifier = Classifier(
+        self.classifier = ClassifierHead(
             channels, num_classes, dropout=dropout, dtype=dtype, rngs=rngs
         )
 
@@ -154,7 +154,7 @@ class EncodingHead(nnx.Module):
             num_classes=num_classes if presence else None,
             **options,
         )
-        self.classifier = Classifier(
+        self.classifier = ClassifierHead(
             channels, num_classes, dropout=dropout, dtype=dtype, rngs=rngs
         )
 

@@ -8,7 +8,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from encnet_jax.models.encnet import (
-    Classifier,
+    ClassifierHead,
     FCNHead,
     SegmentationModel,
     SegmentationOutput,
@@ -63,7 +63,7 @@ class PSPHead(nnx.Module):
         )
         joined = features + reduced * len(PYRAMID)
         self.project = ConvNorm(joined, channels, 3, **options)
-        self.classifier = Classifier(
+        self.classifier = ClassifierHead(
             channels, num_classes, dropout=dropout, dtype=dtype, rngs=rngs
         )
         self.align_corners = align_corners
@@ -135,7 +135,7 @@ class DeepLabV3Head(nnx.Module):
             ASPP_DROPOUT if dropout else 0.0, rngs=nnx.Rngs(dropout=rngs.dropout())
         )
         self.project = ConvNorm(channels, channels, 3, **options)
-        self.classifier = Classifier(
+        self.classifier = ClassifierHead(
             channels, num_classes, dropout=dropout, dtype=dtype, rngs=rngs
         )
 

@@ -9,10 +9,10 @@ from jax.typing import DTypeLike
 
 from encnet_jax.errors import UserError
 from encnet_jax.models.cifar import (
-    CLASSIFIERS,
+    CIFAR_MODELS,
     ENCODING_REDUCTION,
     SE_REDUCTION,
-    Classifier14,
+    CifarResNet14,
 )
 from encnet_jax.models.encnet import EncNet
 from encnet_jax.models.heads import BASELINES, Baseline
@@ -82,11 +82,11 @@ def create_model(
         se_stages: See `EncNet`.
         aux_head: See `EncNet`.
         output_stride: See `ResNet`.
-        width: See `ResNet` and `Classifier14`.
+        width: See `ResNet` and `CifarResNet14`.
         remat: See `ResNet`.
         head_channels: See `EncNet` and `Baseline`.
         dropout: See `EncNet` and `DeepLabV3Head`.
-        scale_drop: See `Classifier14`; of `"encnet14"`, and ignored by the other two.
+        scale_drop: See `CifarResNet14`; of `"encnet14"`, and ignored by the other two.
         convolution: How 3x3 convolutions are computed; see `use_form`.
         unbiased_running_var: See `BatchNorm`.
         dtype: Dtype of convolutions and features; weights and statistics are float32.
@@ -126,10 +126,10 @@ def create_model(
         rngs=nnx.Rngs(0) if rngs is None else rngs,
     )
     model: nnx.Module
-    if name in CLASSIFIERS:
+    if name in CIFAR_MODELS:
         sizes: dict[str, Any] = dict(width=width, num_codes=num_codes)
         sizes["scale_drop"] = scale_drop
-        model = Classifier14(name, num_classes, **sizes, **common)
+        model = CifarResNet14(name, num_classes, **sizes, **common)
     else:
         network = ResNet(output_stride=output_stride, width=width, **trunk, **common)
         if name in BASELINES:
@@ -154,7 +154,7 @@ def check_model_settings(*, name: str, num_classes: int, **others: Any) -> None:
     defaults = {key: parameter.default for key, parameter in parameters}
     settings = defaults | others
     choices: dict[str, tuple[Any, tuple]] = {
-        "name": (name, SEGMENTATION_MODELS + CLASSIFIERS),
+        "name": (name, SEGMENTATION_MODELS + CIFAR_MODELS),
         "backbone": (settings["backbone"], tuple(BACKBONES)),
         "stem": (settings["stem"], ("plain", "deep")),
         "stem_width": (settings["stem_width"], (32, 64)),
@@ -190,7 +190,7 @@ def _check_unused(
     name: str, settings: dict[str, Any], defaults: dict[str, Any]
 ) -> None:
     """Refuses what only models of the other kind have: it would do nothing."""
-    unused = _SEGMENTATION_SETTINGS if name in CLASSIFIERS else _CLASSIFIER_SETTINGS
+    unused = _SEGMENTATION_SETTINGS if name in CIFAR_MODELS else _CLASSIFIER_SETTINGS
     for key in unused:
         if settings[key] != defaults[key]:
             raise UserError(

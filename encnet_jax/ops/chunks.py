@@ -10,11 +10,11 @@ import jax
 # How many numbers the images of a block have. The fewer, the more of them stay in the
 # cache. But the compiler gives small products to one core, unless others that do not
 # depend on them stand beside them, as in the backward pass.
-FORWARD = 2**20
-BACKWARD = 2**17
+FORWARD_CHUNK_ELEMENTS = 2**20
+BACKWARD_CHUNK_ELEMENTS = 2**17
 
 
-def block_size(x: jax.Array, kernel: jax.Array, numbers: int) -> int:
+def chunk_size(x: jax.Array, kernel: jax.Array, numbers: int) -> int:
     """Returns how many of the images (b, h, w, in) pass together; a divisor of b.
 
     As many as have so many numbers, but enough for four times as many pixels as
@@ -26,6 +26,6 @@ def block_size(x: jax.Array, kernel: jax.Array, numbers: int) -> int:
     return max(n for n in range(1, max(min(b, most), 1) + 1) if b % n == 0)
 
 
-def in_blocks(x: jax.Array, size: int) -> jax.Array:
+def split_chunks(x: jax.Array, size: int) -> jax.Array:
     """Returns (b, h, w, c) as (b / size, size, h, w, c)."""
     return x.reshape(-1, size, *x.shape[1:])

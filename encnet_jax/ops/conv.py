@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 
-from encnet_jax.ops.chunks import BACKWARD, block_size, in_blocks
+from encnet_jax.ops.chunks import BACKWARD_CHUNK_ELEMENTS, chunk_size, split_chunks
 from encnet_jax.ops.winograd import (
     PREDICTION_TILE,
     summed_kernel,
@@ -166,7 +166,9 @@ def _gathered(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
         return jnp.concatenate(neighbours, -1) @ kernel.reshape(9 * c, -1)
 
     # Both passes have the same blocks; it is the gradients that are to be quick.
-    y = jax.lax.map(convolve, in_blocks(x, block_size(x, kernel, BACKWARD)))
+    y = jax.lax.map(
+        convolve, split_chunks(x, chunk_size(x, kernel, BACKWARD_CHUNK_ELEMENTS))
+    )
     return y.reshape(-1, *y.shape[2:])
 
 

@@ -13,7 +13,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from encnet_jax.ops.chunks import BACKWARD, FORWARD, block_size, in_blocks
+from encnet_jax.ops.chunks import (
+    BACKWARD_CHUNK_ELEMENTS,
+    FORWARD_CHUNK_ELEMENTS,
+    chunk_size,
+    split_chunks,
+)
 
 # For each tile m, where the polynomials of Toom and Cook's construction are evaluated,
 # beside infinity. With those of 2 all factors are 1 or 1/2, and rounding is as in the
@@ -99,7 +104,7 @@ def trained_winograd(x: jax.Array, kernel: jax.Array) -> jax.Array:
     Derived by the compiler, the gradients would add up tiles that overlap.
     """
     sums = _summed_taps(kernel)
-    blocks = in_blocks(x, block_size(x, kernel, FORWARD))
+    blocks = split_chunks(x, chunk_size(x, kernel, FORWARD_CHUNK_ELEMENTS))
     y = jax.lax.map(lambda images: winograd(images, sums), blocks)
     return y.reshape(*x.shape[:3], -1)
 
@@ -125,8 +130,8 @@ def _winograd_gradients(arguments: _Arguments, change: jax.Array) -> _Arguments:
         products = [[a.T @ b for a, b in zip(*lines)] for lines in pairs]
         return jax.tree.map(jnp.add, total, products), winograd(changes, turned)
 
-    size = block_size(x, kernel, BACKWARD)
-    blocks = (in_blocks(x, size), in_blocks(change, size))
+    size = chunk_size(x, kernel, BACKWARD_CHUNK_ELEMENTS)
+    blocks = (split_chunks(x, size), split_chunks(change, size))
     zeros = jax.tree.map(jnp.zeros_like, _summed_taps(kernel))
     total, of_x = jax.lax.scan(step, zeros, blocks)
     of_kernel = _sums_of_grid(_factors(_TRAINING_TILE).weights.T, total)

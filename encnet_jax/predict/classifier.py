@@ -21,7 +21,7 @@ from encnet_jax.run.workdir import load_workdir
 _LISTED = 3  # classes told of an image
 
 
-class Classification(NamedTuple):
+class ClassPrediction(NamedTuple):
     """What a `Classifier` says of a picture.
 
     Attributes:
@@ -67,7 +67,7 @@ class Classifier:
 
     def __call__(
         self, image: str | os.PathLike[str] | Image.Image | np.ndarray
-    ) -> Classification:
+    ) -> ClassPrediction:
         """Classifies one picture; arguments and errors are those of `Segmenter`."""
         picture = Image.fromarray(read_image(image))
         size = (self.size, self.size)
@@ -75,7 +75,7 @@ class Classifier:
         found = self._classify(*self._arrays, np.asarray(picture)[None])
         probabilities = np.asarray(found[0])
         label = int(probabilities.argmax())
-        return Classification(label, probabilities, self.info.class_names)
+        return ClassPrediction(label, probabilities, self.info.class_names)
 
 
 def write_classes(

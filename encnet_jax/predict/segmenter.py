@@ -93,7 +93,7 @@ class Segmenter:
         trained = load_workdir(Path(path), step)
         settings = trained.config.evaluation
         base_size = trained.config.data.base_size
-        if settings.protocol == "encoding":  # of others it is a bound
+        if settings.protocol == "pytorch_encoding":  # of others it is a bound
             base_size = settings.base_size or base_size
         return cls(trained.model, trained.info, base_size, settings.align_corners)
 

@@ -8,7 +8,7 @@ import jax
 from flax import nnx
 
 from encnet_jax.convert.load import load_torch_weights
-from encnet_jax.convert.load_plan import CLASSIFIERS, shortened
+from encnet_jax.convert.load_plan import HEAD_PREFIXES, shortened
 from encnet_jax.errors import UserError
 from encnet_jax.run.state import PureDict, split_model
 from encnet_jax.run.workdir import load_workdir
@@ -42,7 +42,7 @@ def _load_workdir(model: nnx.Module, workdir: Path, class_names: Sequence[str]) 
     _, params, stats = split_model(model)
     wanted = _leaves(params) | _leaves(stats)
     fresh = [
-        path for path in wanted if path.startswith(CLASSIFIERS) and not same_classes
+        path for path in wanted if path.startswith(HEAD_PREFIXES) and not same_classes
     ]
     faults = [
         path

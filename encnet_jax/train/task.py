@@ -17,7 +17,7 @@ from encnet_jax.evaluate.classification import (
 )
 from encnet_jax.evaluate.evaluator import ScoreFn, evaluate, score_fn_by_config
 from encnet_jax.losses import classification_loss, segmentation_loss
-from encnet_jax.models.cifar import CLASSIFIERS, Classification, Classifier14
+from encnet_jax.models.cifar import CIFAR_MODELS, CifarResNet14, ClassifierOutput
 from encnet_jax.models.encnet import SegmentationModel, SegmentationOutput
 from encnet_jax.run.state import PureDict
 from encnet_jax.run.workdir import metric_of
@@ -68,7 +68,7 @@ def create_task(config: ConfigDict, model: nnx.Module, validation: Source) -> Ta
 
 def check_task(config: ConfigDict, info: DatasetInfo) -> None:
     """Raises `UserError` if a model or its loss is not for a data set."""
-    classifies = config.model.name in CLASSIFIERS
+    classifies = config.model.name in CIFAR_MODELS
     if classifies != (info.task == "classification"):
         kind = "whole images" if classifies else "pixels"
         raise UserError(
@@ -90,7 +90,7 @@ def check_task(config: ConfigDict, info: DatasetInfo) -> None:
         )
 
 
-def _whole(model: Classifier14, images: jax.Array) -> Classification:
+def _whole(model: CifarResNet14, images: jax.Array) -> ClassifierOutput:
     return model(images)
 
 

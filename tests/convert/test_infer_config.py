@@ -39,8 +39,8 @@ EXPECTED = {
     "timm_resnet50d": RESNET50S | dict(stem_width=32, avg_down=True),
 }
 SOURCES = {
-    "encnet_resnet50s_ade20k": "pytorch-encoding",
-    "encnet_resnet50s_pcontext": "pytorch-encoding",
+    "encnet_resnet50s_ade20k": "pytorch_encoding",
+    "encnet_resnet50s_pcontext": "pytorch_encoding",
     "mmseg_encnet_r50_d8": "mmseg",
     "timm_resnet50d": "timm",
 }
@@ -56,7 +56,7 @@ def test_originals_networks_are_told_from_names_and_shapes(case):
     assert description.settings == EXPECTED[case]
     assert description.source == SOURCES.get(case, "torchvision")
     assert description.backbone_only == ("num_classes" not in EXPECTED[case])
-    encoding = description.source == "pytorch-encoding"
+    encoding = description.source == "pytorch_encoding"
     assert description.resize_align_corners == encoding
     assert description.mean == (0.485, 0.456, 0.406)
 
@@ -91,7 +91,7 @@ def bare(case, prefix):
 def test_bare_backbones_of_both_originals_are_recognised():
     encoding = describe_torch_weights(bare("encnet_resnet50s_ade20k", "pretrained."))
     assert (encoding.source, encoding.settings["stem_width"]) == (
-        "pytorch-encoding",
+        "pytorch_encoding",
         64,
     )
     mmseg = describe_torch_weights(bare("mmseg_encnet_r50_d8", "backbone."))
@@ -111,7 +111,7 @@ def test_fcn_is_told_from_encnet():
     description = describe_torch_weights(fcn_weights())
     assert description.settings["name"] == "fcn"
     assert str(description) == (
-        "pytorch-encoding: tiny, stem deep (64), width 8, fcn of 150 classes, aux_head"
+        "pytorch_encoding: tiny, stem deep (64), width 8, fcn of 150 classes, aux_head"
     )
 
 

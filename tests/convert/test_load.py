@@ -252,7 +252,7 @@ def test_everything_that_does_not_fit_is_in_one_error_and_nothing_changes(ade_mo
 def test_other_depth_is_named():
     weights = small_weights(ADE)
     model = abstract_model(weights, backbone="resnet18")
-    with pytest.raises(UserError, match=r"It is of pytorch-encoding: tiny, stem deep"):
+    with pytest.raises(UserError, match=r"It is of pytorch_encoding: tiny, stem deep"):
         load_torch_weights(model, weights)
 
 

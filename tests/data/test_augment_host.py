@@ -39,14 +39,14 @@ def opened(image, **settings):
 
 
 def host_crop(picture, how, choice):
-    maker = transforms.Crops(how)
+    maker = transforms.HostResizer(how)
     batch = maker.empty(1)
     maker.fill(batch, 0, picture, choice)
     return batch["images"][0]
 
 
 def device_crop(picture, how, choice, canvas_size=0):
-    maker = transforms.Canvases(how, canvas_size)
+    maker = transforms.DeviceResizer(how, canvas_size)
     batch = maker.empty(1)
     batch["canvas"][:] = 77  # what is beyond the pixels must not matter
     maker.fill(batch, 0, picture, choice)
@@ -141,7 +141,7 @@ def test_picture_too_large_for_the_canvas_is_shrunk_in_its_place(kind):
     image = geometry.ramp()[0].repeat(16, 0).repeat(16, 1)  # 576x704, 5 levels in 16
     shrunk = 0
     for choice in choices(how, image.shape[:2], 20):
-        maker = transforms.Canvases(how, 0)
+        maker = transforms.DeviceResizer(how, 0)
         shrunk += maker._shrink(choice) > 1
         crop = device_crop(opened(image, **KINDS[kind]), how, choice)
         expected = host_crop(opened(image, **KINDS[kind]), how, choice).astype(int)
@@ -178,7 +178,7 @@ def test_canvas_too_small_is_named_with_what_is_needed():
 def test_default_canvas_is_enough_for_pictures_of_any_size():
     rng = np.random.default_rng(0)
     how = Augmentation(base_size=60, crop_size=32, scale_range=(0.3, 3.0))
-    maker, largest = transforms.Canvases(how, 0), 0
+    maker, largest = transforms.DeviceResizer(how, 0), 0
     for _ in range(3000):
         size = tuple(np.exp(rng.uniform(0, 9, 2)).astype(int).tolist())
         choice = choose(how, size, rng)

@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 
-from encnet_jax.evaluate.accumulator import Record, Tally
+from encnet_jax.evaluate.accumulator import ImageMetrics, Tally
 
 
 def record_of(number, matrix, presence=None, by_size=None):
-    return Record(number, np.asarray(matrix, np.int64), presence, by_size)
+    return ImageMetrics(number, np.asarray(matrix, np.int64), presence, by_size)
 
 
 def test_record_comes_back_from_its_line_bit_by_bit():
@@ -18,12 +18,12 @@ def test_record_comes_back_from_its_line_bit_by_bit():
     record = record_of(7, matrix, rng.random(150, np.float32), sizes)
     line = record.to_json()
     assert "\n" not in line
-    back = Record.from_json(line, 150)
+    back = ImageMetrics.from_json(line, 150)
     assert back.number == 7
     for old, new in zip(record[1:], back[1:]):
         np.testing.assert_array_equal(old, new)
         assert old.dtype == new.dtype
-    bare = Record.from_json(record_of(1, matrix).to_json(), 150)
+    bare = ImageMetrics.from_json(record_of(1, matrix).to_json(), 150)
     assert bare.presence is None and bare.by_size is None
 
 

@@ -14,14 +14,14 @@ from flax import nnx
 from encnet_jax import config as configuration
 from encnet_jax.data.dataset_info import DatasetInfo
 from encnet_jax.data.datasets import Example
-from encnet_jax.evaluate.accumulator import Record
+from encnet_jax.evaluate.accumulator import ImageMetrics
 from encnet_jax.evaluate.evaluator import (
     evaluate,
     make_score_fn,
     make_window_score_fn,
     score_fn_by_config,
 )
-from encnet_jax.inference.tta import EncodingProtocol, MmsegProtocol
+from encnet_jax.inference.tta import MmsegProtocol, PyTorchEncodingProtocol
 from encnet_jax.models import create_model
 from encnet_jax.models.encnet import SegmentationModel, SegmentationOutput
 from encnet_jax.run.sharding import mesh_of
@@ -78,7 +78,7 @@ def matrix_by_hand(source):
 
 
 def encoding(**settings):
-    return EncodingProtocol(
+    return PyTorchEncodingProtocol(
         **dict(
             base_size=16,
             crop_size=16,
@@ -241,7 +241,7 @@ def test_finished_images_are_counted_but_not_scored_again():
         score,
         model,
         source,
-        done=[Record.from_json(r.to_json(), 3) for r in records if r.number != 1],
+        done=[ImageMetrics.from_json(r.to_json(), 3) for r in records if r.number != 1],
         on_image=lambda image, record: again.append(image.number),
     )
     assert again == [1]

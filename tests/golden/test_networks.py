@@ -39,7 +39,7 @@ def test_network_matches(name, check):
 def _check_account(account: Account, name: str) -> None:
     """Asserts that each entry went where the table of the tests says."""
     mmseg = name.startswith("mmseg")
-    assert account.source == ("mmseg" if mmseg else "pytorch-encoding")
+    assert account.source == ("mmseg" if mmseg else "pytorch_encoding")
     assert not account.fresh
     assert all(k.endswith("num_batches_tracked") for k in account.dropped)
     rules = MMSEG if mmseg else PYTORCH_ENCODING

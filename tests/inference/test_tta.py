@@ -7,9 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from encnet_jax.inference.score_map import CanvasFactory, Layout
+from encnet_jax.inference.score_map import Layout, ScoreMapPool
 from encnet_jax.inference.sliding_window import finished_images, joined
-from encnet_jax.inference.tta import EncodingProtocol, MmsegProtocol, resized
+from encnet_jax.inference.tta import MmsegProtocol, PyTorchEncodingProtocol, resized
 from encnet_jax.ops.resize import interpolation_matrix
 from encnet_jax.run.sharding import batch_sharded, mesh_of
 
@@ -75,10 +75,10 @@ def scores_of(protocol, images, batch_size=3, devices=1):
         enumerate(images),
         lambda windows: apply(jax.device_put(windows, batch_sharded(mesh))),
         protocol,
-        CanvasFactory(layout),
+        ScoreMapPool(layout),
         batch_size,
     )
-    return [image.canvas.scores() for image in finished], shapes
+    return [image.score_map.scores() for image in finished], shapes
 
 
 def mmseg(**settings):
@@ -142,7 +142,7 @@ def test_scores_are_the_same_bits_on_many_devices(devices):
 
 
 def test_images_in_one_stream_have_the_scores_they_have_alone():
-    protocol = EncodingProtocol(
+    protocol = PyTorchEncodingProtocol(
         base_size=40,
         crop_size=24,
         scales=(0.5, 1.0, 1.75),

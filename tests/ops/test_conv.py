@@ -163,10 +163,10 @@ def test_gathered_convolution_gives_the_numbers_of_the_direct_one(size):
 
 def test_batch_in_blocks_gives_the_numbers_of_the_whole(monkeypatch):
     x, conv = normals(6, 5, 4, 32), of_form("winograd")
-    for numbers in (blocks.FORWARD, blocks.BACKWARD):
-        assert blocks.block_size(jnp.asarray(x), conv.kernel[...], numbers) == 6
+    for numbers in (blocks.FORWARD_CHUNK_ELEMENTS, blocks.BACKWARD_CHUNK_ELEMENTS):
+        assert blocks.chunk_size(jnp.asarray(x), conv.kernel[...], numbers) == 6
     whole = result_and_gradients(conv, x)
-    monkeypatch.setattr(winograd_module, "block_size", lambda x, kernel, numbers: 2)
+    monkeypatch.setattr(winograd_module, "chunk_size", lambda x, kernel, numbers: 2)
     for expected, actual in zip(whole, result_and_gradients(conv, x)):
         np.testing.assert_allclose(actual, expected, atol=1e-5 * abs(expected).max())
 
@@ -179,7 +179,7 @@ def test_batch_in_blocks_gives_the_numbers_of_the_whole(monkeypatch):
 def test_block_fits_the_cache_and_is_worth_the_kernel(shape, channels, expected):
     x = jax.ShapeDtypeStruct(shape, jnp.float32)
     kernel = jax.ShapeDtypeStruct((3, 3, shape[-1], channels), jnp.float32)
-    assert blocks.block_size(x, kernel, 2**18) == expected
+    assert blocks.chunk_size(x, kernel, 2**18) == expected
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from encnet_jax.data.registry import open_source
 from encnet_jax.errors import UserError
 from encnet_jax.evaluate.classification import evaluate_classes
 from encnet_jax.losses import classification_loss
-from encnet_jax.models.cifar import Classification
+from encnet_jax.models.cifar import ClassifierOutput
 from encnet_jax.predict.classifier import Classifier
 from encnet_jax.run.model_config import check_config
 from encnet_jax.train.task import check_task
@@ -67,7 +67,7 @@ def test_source_reads_images_and_classes(cifar):
 def test_loss_and_error_by_hand():
     logits = jnp.log(jnp.asarray([[0.5, 0.25, 0.25], [0.1, 0.8, 0.1]]))
     labels = jnp.asarray([0, 2], jnp.uint8)
-    loss, parts = classification_loss(Classification(logits), labels)
+    loss, parts = classification_loss(ClassifierOutput(logits), labels)
     assert float(loss) == pytest.approx(-(np.log(0.5) + np.log(0.1)) / 2)
     assert float(parts["error"]) == 0.5
 

@@ -7,8 +7,8 @@ import numpy as np
 
 from encnet_jax.data.scenes.drawing import (
     IMAGE_SIZE,
-    Canvas,
     Color,
+    Drawing,
     Part,
     colors_of,
     contour,
@@ -41,35 +41,35 @@ _LIGHTHOUSE = (
 )
 
 
-def draw_backdrop(canvas: Canvas, rng: np.random.Generator, kind: int) -> None:
+def draw_backdrop(drawing: Drawing, rng: np.random.Generator, kind: int) -> None:
     """Draws sky and skyline of a kind of scene, some rows too far down."""
-    _draw_sky(canvas, rng, _SKIES[kind])
-    _BACKDROPS[kind](canvas, rng)
+    _draw_sky(drawing, rng, _SKIES[kind])
+    _BACKDROPS[kind](drawing, rng)
 
 
-def _draw_sky(canvas: Canvas, rng: np.random.Generator, sky: Sequence[Color]) -> None:
+def _draw_sky(drawing: Drawing, rng: np.random.Generator, sky: Sequence[Color]) -> None:
     """Draws a sky, from its top colour to that of its foot, with a sun and clouds."""
-    # No labels in this function: a fresh canvas holds class 0, the sky.
+    # No labels in this function: a fresh drawing holds class 0, the sky.
     top, foot = (mix(c, _WHITE, rng.uniform(0, 0.25)) for c in sky)
-    canvas.add("rectangle", foot, (0, 0, IMAGE_SIZE, CUE_ROWS))
+    drawing.add("rectangle", foot, (0, 0, IMAGE_SIZE, CUE_ROWS))
     for row in range(18):
         color = mix(top, foot, row / 18)
-        canvas.add("rectangle", color, (0, row, IMAGE_SIZE, row + 1))
+        drawing.add("rectangle", color, (0, row, IMAGE_SIZE, row + 1))
     halo = mix(foot, (255, 240, 200), 0.5)
     sun = [(halo, 5.5), ((255, 246, 216), 3.8)]
     disc = [("ellipse", color, (-r, -r, r, r)) for color, r in sun]
     x, y = rng.uniform((10, 4), (118, 9)).tolist()
-    canvas.sketch(x, y, 1, None, disc)
+    drawing.sketch(x, y, 1, None, disc)
     white = mix(foot, _WHITE, 0.7)
     puffs = ((-9, -1.6, 9, 1.6), (-6, -3.2, 2, 0.8), (-0.4, -2.6, 6.4, 0.8))
     cloud = [("ellipse", white, puff) for puff in puffs]
     for x, y, size in rng.uniform(
         (0, 2, 0.7), (128, 9, 1.2), (rng.integers(2, 5), 3)
     ).tolist():
-        canvas.sketch(x, y, size, None, cloud)
+        drawing.sketch(x, y, size, None, cloud)
 
 
-def _draw_city(canvas: Canvas, rng: np.random.Generator) -> None:
+def _draw_city(drawing: Drawing, rng: np.random.Generator) -> None:
     """Draws a skyline of towers, the nearer ones with lit windows."""
     for near, gap in ((False, 3), (True, 2)):
         x = rng.uniform(-6, 0)
@@ -78,24 +78,24 @@ def _draw_city(canvas: Canvas, rng: np.random.Generator) -> None:
             color = mix(_SLATES[2 * near], _SLATES[2 * near + 1], shade)
             roof = top if near else top - 4
             tower = (x, roof, x + width, CUE_ROWS)
-            canvas.add("rectangle", color, tower, _BACKDROP)
+            drawing.add("rectangle", color, tower, _BACKDROP)
             columns, rows = int(width / 2.8 - 0.2), int((CUE_ROWS - 1 - top) / 3)
             lit = rng.random((columns, rows)) < (0.65 if near else 0)
             for column, row in np.argwhere(lit).tolist():
                 left, upper = x + 1.4 + 2.8 * column, top + 1.6 + 3 * row
                 pane = (left, upper, left + 1.2, upper + 1.2)
-                canvas.add("rectangle", _LAMP, pane)
+                drawing.add("rectangle", _LAMP, pane)
             x += width + rng.uniform(-0.5, 2 * gap)
 
 
-def _draw_harbour(canvas: Canvas, rng: np.random.Generator) -> None:
+def _draw_harbour(drawing: Drawing, rng: np.random.Generator) -> None:
     """Draws the sea with sailing ships and a lighthouse."""
     top = rng.uniform(12, 14)
     for row in np.arange(top, CUE_ROWS):
         color = mix(_SEA_FAR, _SEA_NEAR, (row - top) / (CUE_ROWS - top))
-        canvas.add("rectangle", color, (0, row, IMAGE_SIZE, row + 1.5), _BACKDROP)
+        drawing.add("rectangle", color, (0, row, IMAGE_SIZE, row + 1.5), _BACKDROP)
     for x, y in rng.uniform((0, top + 1), (124, CUE_ROWS - 2), (14, 2)).tolist():
-        canvas.add("rectangle", _GLINT, (x, y, x + 5, y + 0.3))
+        drawing.add("rectangle", _GLINT, (x, y, x + 5, y + 0.3))
     lighthouse, low, high = rng.integers(6), (4, 18.5, 0.85, -1), (16, 20.5, 1.15, 1)
     for place, (x, foot, size, turn) in enumerate(
         rng.uniform(low, high, (6, 4)).tolist()
@@ -108,15 +108,15 @@ def _draw_harbour(canvas: Canvas, rng: np.random.Generator) -> None:
         ]
         if place == lighthouse:
             foot, size, parts = 20, 1, _LIGHTHOUSE
-        canvas.sketch(x + 21.5 * place, foot, size, _BACKDROP, parts)
+        drawing.sketch(x + 21.5 * place, foot, size, _BACKDROP, parts)
 
 
 def _draw_village(
-    canvas: Canvas, rng: np.random.Generator, wall: Color, roof: Color
+    drawing: Drawing, rng: np.random.Generator, wall: Color, roof: Color
 ) -> None:
     """Draws hills with a row of houses, as much of wall to be seen as of roof."""
     for height, color in zip((9, 14), _HILLS, strict=True):
-        canvas.add("polygon", color, contour(rng, height, 3.5), _BACKDROP)
+        drawing.add("polygon", color, contour(rng, height, 3.5), _BACKDROP)
     pine = ("polygon", _PINE, (-2.6, 12, 0, 0, 2.6, 12))
     house = [
         ("rectangle", wall, (-5, -6, 5, 4)),
@@ -124,10 +124,10 @@ def _draw_village(
         ("rectangle", _DOOR, (-1, -3.4, 1, 4)),
     ]
     for x, y in rng.uniform((0, 11), (128, 15), (9, 2)).tolist():
-        canvas.sketch(x, y, 1, _BACKDROP, [pine])
+        drawing.sketch(x, y, 1, _BACKDROP, [pine])
     places = rng.uniform((6, 20.6, 0.9), (10, 21.8, 1.1), (8, 3)).tolist()
     for place, (x, foot, size) in enumerate(places):
-        canvas.sketch(x + 16 * place, foot, size, _BACKDROP, house)
+        drawing.sketch(x + 16 * place, foot, size, _BACKDROP, house)
 
 
 _draw_farm = partial(_draw_village, wall=_CREAM, roof=_RED)

@@ -1,4 +1,4 @@
-"""The canvas of `scenes`: forms painted and labelled in one go."""
+"""The drawing of `scenes`: forms painted and labelled in one go."""
 
 from collections.abc import Sequence
 
@@ -11,7 +11,7 @@ _SCALE = 2  # Drawn this much larger, then averaged: smooth edges.
 _CONTOUR_X = np.linspace(-1, IMAGE_SIZE + 1, 27)
 
 Color = tuple[int, int, int]
-Part = tuple[str, Color, Sequence[float]]  # Form, colour, points: `Canvas.add`.
+Part = tuple[str, Color, Sequence[float]]  # Form, colour, points: `Drawing.add`.
 
 
 def colors_of(text: str) -> tuple[Color, ...]:
@@ -20,7 +20,7 @@ def colors_of(text: str) -> tuple[Color, ...]:
     return tuple((red, green, blue) for red, green, blue in codes)
 
 
-class Canvas:
+class Drawing:
     """Draws the picture and its label map in one go, in picture coordinates."""
 
     def __init__(self) -> None:

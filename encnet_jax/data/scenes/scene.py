@@ -28,8 +28,8 @@ from encnet_jax.data.scenes.drawing import (
 )
 from encnet_jax.data.scenes.drawing import (
     IMAGE_SIZE,
-    Canvas,
     Color,
+    Drawing,
     Part,
     colors_of,
     contour,
@@ -112,21 +112,21 @@ def draw(seed: int, index: int, *, kind: int | None = None) -> Scene:
     kind = own_kind if kind is None else int(kind)
     mood = _MOODS[rng.integers(len(_MOODS))]
 
-    canvas = Canvas()
-    draw_backdrop(canvas, backdrop_rng, kind)
-    _draw_meadow(canvas, rng, mood)
-    _draw_ground(canvas, rng, mood[2], _GROUND + kind)
+    drawing = Drawing()
+    draw_backdrop(drawing, backdrop_rng, kind)
+    _draw_meadow(drawing, rng, mood)
+    _draw_ground(drawing, rng, mood[2], _GROUND + kind)
     boxes, shade = [], mix(mood[2], _DUSK, 0.25)
     for x, y, radius in _place_objects(rng):
         shape, paint = (int(i) for i in rng.integers((len(SHAPES), len(_PAINTS))))
         foot = _FEET[shape]
         shadow = ("ellipse", shade, (-1.06, foot - 0.18, 1.06, foot + 0.18))
-        canvas.sketch(x, y, radius, None, [shadow])
+        drawing.sketch(x, y, radius, None, [shadow])
         label = _OBJECT + len(KINDS) * shape + kind
-        canvas.sketch(x, y, radius, label, _PARTS[shape](_PAINTS[paint]))
+        drawing.sketch(x, y, radius, label, _PARTS[shape](_PAINTS[paint]))
         ends = np.floor((x - radius, y - radius, x + radius + 1, y + radius + 1))
         boxes.append((shape, *ends))
-    image, labels = canvas.finish()
+    image, labels = drawing.finish()
     return Scene(_light(image, rng), labels, kind, np.array(boxes, np.int32))
 
 
@@ -146,16 +146,16 @@ def _light(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 
 def _draw_meadow(
-    canvas: Canvas, rng: np.random.Generator, mood: Sequence[Color]
+    drawing: Drawing, rng: np.random.Generator, mood: Sequence[Color]
 ) -> None:
     """Draws rolling meadows with flowers and trees, opaque from `CUE_ROWS` down."""
     for step, swing in enumerate((0.9, 3.5, 3.5, 3.5)):
         color, line = mix(mood[0], mood[1], step / 3), 22 + 11 * step
         label = None if step else _MEADOW
-        canvas.add("polygon", color, contour(rng, line, swing), label)
+        drawing.add("polygon", color, contour(rng, line, swing), label)
     for x, y in rng.uniform((0, 46), (128, 64), (rng.integers(10, 30), 2)).tolist():
         petal = _PETALS[int(8 * x) % len(_PETALS)]
-        canvas.add("ellipse", petal, (x - 0.7, y - 0.6, x + 0.7, y + 0.6))
+        drawing.add("ellipse", petal, (x - 0.7, y - 0.6, x + 0.7, y + 0.6))
     shade = mix(mood[1], (40, 80, 80), 0.3)
     trees = rng.uniform((31, 2, 0.8, 0), (62, 126, 1.2, 1), (rng.integers(5, 10), 4))
     for foot, x, size, look in sorted(trees.tolist()):
@@ -164,30 +164,30 @@ def _draw_meadow(
         size *= (foot - 10) / 34
         w, h = (2.3, 6.4) if look < 0.35 else (4.6, 4.8)
         ground = ("ellipse", shade, (-1.2 * w, -0.9, 1.2 * w, 0.9))
-        canvas.sketch(x, foot, size, _MEADOW, [ground])
+        drawing.sketch(x, foot, size, _MEADOW, [ground])
         tree = [
             ("rectangle", _TRUNK, (-0.5, -h, 0.5, 0)),
             ("ellipse", leaf, (-w, -1.6 - 2 * h, w, -1.6)),
             ("ellipse", light, (-0.86 * w, -1.6 - 1.9 * h, 0.46 * w, -1.6 - 0.5 * h)),
         ]
-        canvas.sketch(x, foot, size, _TREE, tree)
+        drawing.sketch(x, foot, size, _TREE, tree)
 
 
 def _draw_ground(
-    canvas: Canvas, rng: np.random.Generator, base: Color, label: int
+    drawing: Drawing, rng: np.random.Generator, base: Color, label: int
 ) -> None:
     """Draws the pale ground: softly graded bands with streaks, and a bright verge."""
     shore = contour(rng, 71.5, 2)
     verge = [v - 1.6 * (i % 2) for i, v in enumerate(shore)]
-    canvas.add("polygon", mix(base, (255, 252, 240), 0.6), verge, _MEADOW)
+    drawing.add("polygon", mix(base, (255, 252, 240), 0.6), verge, _MEADOW)
     for step in range(6):
         color = mix(base, _WHITE, 0.35 - 0.08 * step)
         line = contour(rng, 68 + 9.5 * step, 2.4) if step else shore
-        canvas.add("polygon", color, line, None if step else label)
+        drawing.add("polygon", color, line, None if step else label)
     pale = mix(base, _WHITE, 0.5)
     for x, near in rng.uniform((-8, 0), (128, 1), (rng.integers(6, 14), 2)).tolist():
         y, width = 74 + 52 * near, 6 + 12 * near
-        canvas.add("ellipse", pale, (x, y, x + width, y + 0.4 + 0.7 * near))
+        drawing.add("ellipse", pale, (x, y, x + width, y + 0.4 + 0.7 * near))
 
 
 def _place_objects(rng: np.random.Generator) -> list[tuple[float, float, float]]:
