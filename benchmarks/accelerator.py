@@ -3,7 +3,7 @@
     python -m benchmarks.accelerator [--minutes=8] [--output=FILE.json] [--resume]
 
 Training and inference of EncNet-50 and -101 in bfloat16, dilated stages computed in
-either form, the encoding layer alone. Needs one accelerator and nothing but the
+either impl, the encoding layer alone. Needs one accelerator and nothing but the
 repository; where torch is installed (the extra `bench`) and sees the device too, the
 same network in plain torch is measured in turns with ours.
 
@@ -103,12 +103,12 @@ def report(data: dict) -> str:
             f"| {'' if share is None else f'{share:.0%}'} "
             f"| {'' if peak is None else f'{peak / 2**30:.1f}'} |"
         )
-    lines += ["", "| layers | form | forward, ms | with gradients, ms |"]
+    lines += ["", "| layers | impl | forward, ms | with gradients, ms |"]
     lines.append("|---|---|---|---|")
     for layers in ("dilated_stages", "encoding"):
-        for form, row in data.get(layers, {}).items():
+        for impl, row in data.get(layers, {}).items():
             both = f"{row['forward_ms']:.2f} | {row['gradients_ms']:.2f}"
-            lines.append(f"| {layers.replace('_', ' ')} | {form} | {both} |")
+            lines.append(f"| {layers.replace('_', ' ')} | {impl} | {both} |")
     for kind in ("left_out", "failed"):
         for part, why in data[kind].items():
             lines.append(f"\n{part}: {kind.replace('_', ' ')}, {why}")

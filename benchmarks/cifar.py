@@ -74,7 +74,7 @@ class Ours:
         batch: dict[str, jax.Array],
         prepare: PrepareFn,
     ):
-        self.definition, params, stats = split_model(model)
+        self.model_def, params, batch_stats = split_model(model)
         tx = create_optimizer(
             lambda step: _SGD["rate"],
             momentum=_SGD["momentum"],
@@ -82,12 +82,12 @@ class Ours:
             head_factor=1.0,
         )
         # The step is given its state to overwrite: a copy.
-        params, stats = jax.tree.map(jnp.copy, (params, stats))
-        self.state = create_train_state(params, stats, tx)
+        params, batch_stats = jax.tree.map(jnp.copy, (params, batch_stats))
+        self.state = create_train_state(params, batch_stats, tx)
         self.resident = {"seed": jnp.uint32(0), **resident}
         self.batch, self.prepare = batch, prepare
         self.take = make_train_step(
-            self.definition,
+            self.model_def,
             tx,
             prepare=prepare,
             loss=classification_loss,
@@ -98,9 +98,9 @@ class Ours:
         """Returns the logits of the batch in training mode."""
 
         @jax.jit
-        def forward(params, stats):
+        def forward(params, batch_stats):
             images, _ = self.prepare(self.resident, self.batch)
-            model = self.definition.merge(params, stats)
+            model = self.model_def.merge(params, batch_stats)
             return model(normalize(images, CIFAR10.mean, CIFAR10.std)).logits
 
         return np.asarray(forward(self.state.params, self.state.batch_stats))

@@ -15,12 +15,12 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from encnet_jax.data.dataset_info import ADE20K
-from encnet_jax.inference.predict_fn import FoldedModel, make_labelling_fn
+from encnet_jax.inference.predict_fn import InferenceModel, make_labelling_fn
 from encnet_jax.losses import segmentation_loss
 from encnet_jax.models import create_model
 from encnet_jax.models.encoding import Encoding
 from encnet_jax.models.resnet import ResNet
-from encnet_jax.ops.conv import use_form
+from encnet_jax.ops.conv import set_conv_impl
 from encnet_jax.optimizer import create_optimizer, poly_schedule
 from encnet_jax.run.state import create_train_state, split_model
 from encnet_jax.train.step import make_train_step
@@ -88,18 +88,20 @@ def training(
         accumulate_steps: See `make_train_step`.
         **settings: Of `create_model`.
     """
-    definition, params, stats = split_model(_encnet(dtype, settings))
+    model_def, params, batch_stats = split_model(_encnet(dtype, settings))
     tx = create_optimizer(poly_schedule(0.01, 1000))
     step = make_train_step(
-        definition,
+        model_def,
         tx,
         prepare=lambda _, batch: (batch["images"], batch["labels"]),
-        forward=lambda model, images: model.coarse(images),
+        forward=lambda model, images: model.forward_low_res(images),
         loss=functools.partial(segmentation_loss, num_classes=CLASSES),
         info=ADE20K,
         accumulate_steps=accumulate_steps,
     )
-    state = jax.eval_shape(lambda p, s: create_train_state(p, s, tx), params, stats)
+    state = jax.eval_shape(
+        lambda p, s: create_train_state(p, s, tx), params, batch_stats
+    )
     images = {
         "images": jax.ShapeDtypeStruct((batch, *size, 3), jnp.uint8),
         "labels": jax.ShapeDtypeStruct((batch, *size), jnp.int32),
@@ -112,19 +114,19 @@ def inference(
     *, size: tuple[int, int], batch: int, dtype: DTypeLike, **settings: Any
 ) -> Program:
     """Labels of whole images, as `predict.py` gets them; see `training`."""
-    folded = FoldedModel(_encnet(dtype, settings))
+    folded = InferenceModel(_encnet(dtype, settings))
     images = jax.ShapeDtypeStruct((batch, *size, 3), jnp.uint8)
-    label = make_labelling_fn(folded.definition, mean=ADE20K.mean, std=ADE20K.std)
+    label = make_labelling_fn(folded.model_def, mean=ADE20K.mean, std=ADE20K.std)
     return Program(label, (*folded.shapes(), images))
 
 
 def dilated_stages(
-    form: str, *, backbone: str, width: int, batch: int, pixels: int
+    impl: str, *, backbone: str, width: int, batch: int, pixels: int
 ) -> tuple[Program, Program]:
     """Stages 3 and 4 in training mode and bfloat16: forward, forward and gradients.
 
     Args:
-        form: `"direct"` or `"phases"`.
+        impl: `"lax"` or `"space_to_batch"`.
         backbone: See `ResNet`.
         width: See `ResNet`.
         batch: Images.
@@ -133,7 +135,7 @@ def dilated_stages(
     network = nnx.eval_shape(
         lambda: ResNet(backbone, width=width, dtype=jnp.bfloat16, rngs=nnx.Rngs(0))
     )
-    use_form(network, form)
+    set_conv_impl(network, impl)
     parts: Any = nnx.split(network, nnx.Param, ...)
     graphdef, params, rest = parts
 
@@ -196,9 +198,9 @@ def _both_ways(
     varied: tuple[int, ...],
 ) -> tuple[Program, Program]:
     """Returns a function, and the same with its gradients by some arguments."""
-    change = jax.eval_shape(forward, *arguments)
+    cotangent = jax.eval_shape(forward, *arguments)
 
-    def backward(change: jax.Array, *arguments: Any) -> Any:
+    def backward(cotangent: jax.Array, *arguments: Any) -> Any:
         def partly(*some: Any) -> jax.Array:
             every = list(arguments)
             for position, value in zip(varied, some):
@@ -206,7 +208,7 @@ def _both_ways(
             return forward(*every)
 
         result, pull = jax.vjp(partly, *(arguments[i] for i in varied))
-        return result, pull(change)
+        return result, pull(cotangent)
 
-    gradients = Program(jax.jit(backward), (change, *arguments))
+    gradients = Program(jax.jit(backward), (cotangent, *arguments))
     return Program(jax.jit(forward), arguments), gradients

@@ -1,8 +1,8 @@
-"""The encoding layer against its literal form, in JAX and in PyTorch.
+"""The encoding layer against its literal impl, in JAX and in PyTorch.
 
     python -m benchmarks.encoding [--pixels=900,3600] [--codes=32] [--output=FILE]
 
-The literal form makes a tensor (b, n, k, c) of the residuals of every pixel to every
+The literal impl makes a tensor (b, n, k, c) of the residuals of every pixel to every
 codeword, as the paper's equations read; ours needs matrix products of (n, c) and (k, c)
 alone. For growing numbers of pixels n and codewords k the table has the milliseconds
 forward and with all gradients, the temporary memory with gradients (by XLA's analysis;
@@ -32,7 +32,7 @@ _BATCH = flags.DEFINE_integer("batch", 4, "Images b.")
 _PIXELS = flags.DEFINE_list("pixels", ["900", "3600", "14400"], "Pixels n; k is 32.")
 _CODES = flags.DEFINE_list("codes", ["8", "32", "128"], "Codewords k; n is 3600.")
 _CHANNELS = flags.DEFINE_integer("channels", 512, "Channels c.")
-_MOST = flags.DEFINE_float("most", 2.0, "GiB of residuals that the literal form gets.")
+_MOST = flags.DEFINE_float("most", 2.0, "GiB of residuals that the literal impl gets.")
 _ROUNDS = flags.DEFINE_integer("rounds", 3, "Turns of each side.")
 _SECONDS = flags.DEFINE_float("seconds", 0.5, "Length of a turn; at least one call.")
 _OUTPUT = flags.DEFINE_string("output", None, "JSON file for the results.")
@@ -169,22 +169,22 @@ def exact(given: Arrays) -> np.ndarray:
 
 
 def measure(batch: int, pixels: int, codes: int, channels: int) -> dict[str, Any]:
-    """Returns for each form its times, memory and error."""
+    """Returns for each impl its times, memory and error."""
     given = arrays(batch, pixels, codes, channels)
-    forms = {"encnet_jax": ours(given)}
+    impls = {"encnet_jax": ours(given)}
     if 4 * batch * pixels * codes * channels <= _MOST.value * 2**30:
-        forms |= {"literal": literal(given), "literal torch": literal_torch(given)}
+        impls |= {"literal": literal(given), "literal torch": literal_torch(given)}
     wanted = exact(given)
     found: dict[str, Any] = {}
-    for name, form in forms.items():
-        result = np.asarray(form.forward.wait(form.forward.call()))[0]
+    for name, impl in impls.items():
+        result = np.asarray(impl.forward.wait(impl.forward.call()))[0]
         error = abs(result - wanted).max() / abs(wanted).max()
         if error > 1e-4:
             raise RuntimeError(f"{name}: differs from float64 by {error:.1e}")
-        found[name] = dict(error=error, temporary_bytes=form.memory)
+        found[name] = dict(error=error, temporary_bytes=impl.memory)
     timing: dict[str, Any] = dict(rounds=_ROUNDS.value, seconds=_SECONDS.value)
     for part in ("forward", "gradients"):
-        sides = {name: getattr(form, part) for name, form in forms.items()}
+        sides = {name: getattr(impl, part) for name, impl in impls.items()}
         for name, seconds in medians(sides, **timing).items():
             found[name][part] = seconds
     return found
@@ -215,7 +215,7 @@ def main(arguments: list[str]) -> None:
     record = BenchmarkRecord(Path(_OUTPUT.value)) if _OUTPUT.value else None
     if record:
         record.start(resume=True)
-    print("| n, k | form | forward | with gradients | | temporary memory | | error |")
+    print("| n, k | impl | forward | with gradients | | temporary memory | | error |")
     print("|---|---|---|---|---|---|---|---|")
     for pixels, codes in dict.fromkeys(cases):
         found = measure(_BATCH.value, pixels, codes, _CHANNELS.value)

@@ -23,7 +23,7 @@ from encnet_jax.convert.load import load_torch_weights
 from encnet_jax.data.dataset_info import ADE20K
 from encnet_jax.data.datasets import Example
 from encnet_jax.evaluate.evaluator import evaluate, make_window_score_fn
-from encnet_jax.inference.predict_fn import FoldedModel
+from encnet_jax.inference.predict_fn import InferenceModel
 from encnet_jax.inference.score_map import Layout, ScoreMapPool
 from encnet_jax.inference.sliding_window import finished_images, joined, paired
 from encnet_jax.inference.tta import PyTorchEncodingProtocol
@@ -52,8 +52,8 @@ class Images:
         self.examples = []
         for number in range(count):
             h, w = _SIZES[number % len(_SIZES)]
-            coarse = rng.integers(0, 256, (h // 16 + 1, w // 16 + 1, 3), np.uint8)
-            image = coarse.repeat(16, 0).repeat(16, 1)[:h, :w]
+            low_res = rng.integers(0, 256, (h // 16 + 1, w // 16 + 1, 3), np.uint8)
+            image = low_res.repeat(16, 0).repeat(16, 1)[:h, :w]
             blocks = rng.integers(0, 150, (h // 64 + 1, w // 64 + 1))
             labels = blocks.repeat(64, 0).repeat(64, 1)[:h, :w].astype(np.uint8)
             self.examples.append(Example(np.ascontiguousarray(image), labels, ""))
@@ -129,18 +129,18 @@ def protocol_of(scales):
     )
 
 
-def share_outside(model, params, stats, source, scales):
+def share_outside(model, params, batch_stats, source, scales):
     """Returns the part of the time that passes outside the network, one after other."""
     protocol = protocol_of(scales)
-    folded = FoldedModel(model)
-    arrays = jax.device_put(folded.arrays(params, stats))
+    folded = InferenceModel(model)
+    arrays = jax.device_put(folded.arrays(params, batch_stats))
     layout = Layout(150, protocol.softmax, mesh_of(jax.local_devices()[:1]))
     score_maps = ScoreMapPool(layout)
     spent = 0.0
 
     @jax.jit
-    def network(params, stats, windows):
-        return folded.definition.merge(params, stats)(windows).logits
+    def network(params, batch_stats, windows):
+        return folded.model_def.merge(params, batch_stats)(windows).logits
 
     join = jax.jit(lambda logits: joined(logits, None, True, layout)[0])
 
@@ -174,18 +174,18 @@ def main(arguments):
     plain = plain.eval().to(memory_format=torch.channels_last)
     model = create_model("encnet", num_classes=150, aux_head=False, rngs=nnx.Rngs(0))
     load_torch_weights(model, weights, source="pytorch_encoding")
-    _, params, stats = split_model(model)
+    _, params, batch_stats = split_model(model)
     mesh = mesh_of(jax.local_devices()[:1])
     score = make_window_score_fn(model, ADE20K, protocol_of(scales), mesh)
     source, small = Images(_IMAGES.value), Images(1)
 
     def ours(source):
-        return evaluate(score, params, stats, source, batch_size=_BATCH.value)[0]
+        return evaluate(score, params, batch_stats, source, batch_size=_BATCH.value)[0]
 
     with torch.inference_mode():
         theirs = TorchEvaluation(plain, scales)
         expected = theirs(small.examples[0].image)  # also warms both up
-        mine = next(score(params, stats, [(0, small.examples[0])], _BATCH.value))
+        mine = next(score(params, batch_stats, [(0, small.examples[0])], _BATCH.value))
         print(f"pixels that agree: {(mine.predictions == expected).mean():.5f}")
         assert (mine.predictions == expected).mean() > 0.999
         ratios, count = [], len(source)
@@ -195,7 +195,7 @@ def main(arguments):
             middle = time.perf_counter()
             ours(source)
             ended = time.perf_counter()
-            outside = share_outside(model, params, stats, source, scales)
+            outside = share_outside(model, params, batch_stats, source, scales)
             seconds = ended - middle
             ratios.append((middle - started) / seconds)
             print(

@@ -28,12 +28,12 @@ def main(arguments: list[str]) -> None:
     model = nnx.eval_shape(
         lambda: create_model("encnet", num_classes=150, backbone=_BACKBONE.value)
     )
-    _, params, stats = split_model(model)
-    params, stats = jax.tree.map(
-        lambda leaf: jax.numpy.zeros(leaf.shape, leaf.dtype), (params, stats)
+    _, params, batch_stats = split_model(model)
+    params, batch_stats = jax.tree.map(
+        lambda leaf: jax.numpy.zeros(leaf.shape, leaf.dtype), (params, batch_stats)
     )
     tx = create_optimizer(poly_schedule(0.01, 1000))
-    state = create_train_state(params, stats, tx)
+    state = create_train_state(params, batch_stats, tx)
 
     @functools.partial(jax.jit, donate_argnums=0)
     def step(state: TrainState) -> TrainState:

@@ -47,8 +47,8 @@ SIDES = ("encnet_jax", "torch", "torch.compile", "ONNX Runtime", "OpenVINO")
 def smooth_images(batch: int, height: int, width: int) -> np.ndarray:
     """Returns noise that is smooth over some pixels, uint8 (b, h, w, 3)."""
     rng = np.random.default_rng(0)
-    coarse = rng.integers(0, 256, (batch, height // 16 + 1, width // 16 + 1, 3))
-    fine = coarse.repeat(16, 1).repeat(16, 2)[:, :height, :width]
+    low_res = rng.integers(0, 256, (batch, height // 16 + 1, width // 16 + 1, 3))
+    fine = low_res.repeat(16, 1).repeat(16, 2)[:, :height, :width]
     return np.ascontiguousarray(fine.astype(np.uint8))
 
 

@@ -158,8 +158,8 @@ def _layers(record: BenchmarkRecord, sizes: Sizes, torch: Any) -> None:
     record.put("device", "products_per_second", rate)
     _log.info("matrix products: %.3g teraflops", rate / 1e12)
     sides = {
-        form: tuple(map(_side, programs.dilated_stages(form, **sizes.stages)))
-        for form in ("direct", "phases")
+        impl: tuple(map(_side, programs.dilated_stages(impl, **sizes.stages)))
+        for impl in ("lax", "space_to_batch")
     }
     _put_both(record, "dilated_stages", sides, timing)
     sides = {"jax": tuple(map(_side, programs.encoding(**sizes.encoding)))}
@@ -196,8 +196,8 @@ def _network(part: str, record: BenchmarkRecord, sizes: Sizes, torch: Any) -> No
     network = sizes.networks[part]
     timing: dict[str, Any] = dict(rounds=sizes.rounds, seconds=sizes.seconds)
     stages = record.data.get("dilated_stages", {})
-    # The networks take the form that was quicker in this run.
-    form = min(stages, key=lambda f: stages[f]["gradients_ms"], default="auto")
+    # The networks take the impl that was quicker in this run.
+    impl = min(stages, key=lambda f: stages[f]["gradients_ms"], default="auto")
     rate = record.data["device"].get("products_per_second")
     ours: dict[str, Side] = {}
     facts: dict[str, dict[str, Any]] = {}
@@ -209,11 +209,11 @@ def _network(part: str, record: BenchmarkRecord, sizes: Sizes, torch: Any) -> No
 
     # Inference first: the device counts its peak of memory from the start.
     for work in WORKS:
-        program = _program(work, network, form)
+        program = _program(work, network, impl)
         compiled = program.compile()
         ours[work] = _stepping(work, compiled, program.arguments)
         seconds = medians({"jax": ours[work]}, **timing)["jax"]
-        facts[work] = {"convolution": form, **_peak(compiled)}
+        facts[work] = {"conv_impl": impl, **_peak(compiled)}
         put(work, "jax", seconds, facts[work])
     if torch is None:
         return
@@ -226,14 +226,14 @@ def _network(part: str, record: BenchmarkRecord, sizes: Sizes, torch: Any) -> No
         put(work, "torch", both["torch"], dict(peak_bytes=torch.peak_bytes()))
 
 
-def _program(work: str, network: Network, form: str) -> programs.Program:
+def _program(work: str, network: Network, impl: str) -> programs.Program:
     make = programs.training if work == "training" else programs.inference
     return make(
         size=network.size,
         batch=network.batch(work),
         dtype=jnp.bfloat16,
         backbone=network.backbone,
-        convolution=form,
+        conv_impl=impl,
     )
 
 

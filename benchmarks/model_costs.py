@@ -9,7 +9,7 @@ XLA's own `cost_analysis` leaves the padding out and adds norms and activations)
 resizing and pooling cost is apart: they are small matrix products here, which others do
 not count.
 
-The network is that of prediction, without the auxiliary head. EncNet has 32 codewords
+The network is that of prediction, without the aux_head head. EncNet has 32 codewords
 and no lateral links; with `--stem=plain` the stem is one 7x7 convolution.
 """
 
@@ -54,7 +54,7 @@ def model_costs(name: str, *, size: int, **settings: Any) -> Costs:
         size: Height and width in pixels.
         **settings: Of `create_model`.
     """
-    model = nnx.eval_shape(lambda: create_model(name, convolution="direct", **settings))
+    model = nnx.eval_shape(lambda: create_model(name, conv_impl="lax", **settings))
     model.eval()
     graphdef, state = nnx.split(model)
 

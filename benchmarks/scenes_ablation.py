@@ -72,13 +72,15 @@ def run_once(variant: str, seed: int, workdir: Path) -> dict[str, float]:
     train(config, workdir)
     seconds = time.perf_counter() - started
     model = create_model(num_classes=20, rngs=nnx.Rngs(0), **model_settings(config))
-    _, params, stats = split_model(model)
-    params, stats, _ = Checkpoints(workdir).restore_model(params, stats, "latest")
+    _, params, batch_stats = split_model(model)
+    params, batch_stats, _ = Checkpoints(workdir).restore_model(
+        params, batch_stats, "latest"
+    )
     source = DrawnSource(SCENES, "test")
     results, examples = evaluate(
         make_score_fn(model, SCENES),
         params,
-        stats,
+        batch_stats,
         source,
         batch_size=16,
         keep=len(source),

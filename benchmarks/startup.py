@@ -40,10 +40,10 @@ def write_workdir(workdir: Path) -> None:
     config.total_steps = 1
     config.model.backbone = _BACKBONE.value
     model = create_model(num_classes=ADE20K.num_classes, **model_settings(config))
-    _, params, stats = split_model(model)
+    _, params, batch_stats = split_model(model)
     checkpoints = Checkpoints(workdir)
     tx = create_optimizer(lambda step: 0.0)
-    checkpoints.save(create_train_state(params, stats, tx), 1)
+    checkpoints.save(create_train_state(params, batch_stats, tx), 1)
     checkpoints.close()
     save_config(config, workdir / "config.json")
     save_info(ADE20K, workdir / "classes.json")

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from benchmarks.timing import Side
 from benchmarks.torch_encnet import EncNet, Encoding
 from encnet_jax.data.dataset_info import ADE20K, IGNORE_LABEL
-from encnet_jax.models.resnet import BACKBONES, stage_layout
+from encnet_jax.models.resnet import BACKBONES, stage_strides_and_dilations
 
 CLASSES = ADE20K.num_classes
 
@@ -26,7 +26,7 @@ class TrainedEncNet(EncNet):
     def __init__(self, backbone, classes=CLASSES):
         super().__init__(classes)
         depth, channels = BACKBONES[backbone], 128
-        layout = stage_layout(8, depth.dilated)
+        layout = stage_strides_and_dilations(8, depth.dilated)
         for number, (blocks, how) in enumerate(zip(depth.blocks, layout)):
             planes = 64 * 2**number
             stage = self.pretrained._stage(channels, planes, blocks, *how)

@@ -63,9 +63,9 @@ def _ours(backbone: str, weights: dict, images: np.ndarray, labels: np.ndarray) 
     step = program.compile()
     model = create_model("encnet", num_classes=programs.CLASSES, **settings)
     load_torch_weights(model, weights, source="pytorch_encoding")
-    _, params, stats = split_model(model)
+    _, params, batch_stats = split_model(model)
     tx = create_optimizer(poly_schedule(0.01, 1000))
-    state = create_train_state(params, stats, tx)
+    state = create_train_state(params, batch_stats, tx)
 
     def call() -> jax.Array:
         nonlocal state

@@ -54,7 +54,7 @@ def default() -> ConfigDict:
     model.dropout = 0.1  # before the classifiers
     # How 3x3 convolutions are computed: direct, phases (the dilated ones), winograd;
     # auto: by platform.
-    model.convolution = "auto"
+    model.conv_impl = "auto"
     model.scale_drop = False  # encnet14: draw the scales anew in every step
     model.unbiased_running_var = False  # mmsegmentation: True
     # Where training starts: a .pth or .safetensors file or hf://... for the backbone,

@@ -27,13 +27,13 @@ def test_network_in_torch_is_the_same(name):
     from benchmarks.torch_cifar import network
 
     model = drawn(create_model, name, num_classes=10, width=16, num_codes=3)
-    definition, params, stats = split_model(model)
+    model_def, params, batch_stats = split_model(model)
     images = np.random.default_rng(0).standard_normal((3, 8, 12, 3), np.float32)
-    ours = jax.jit(lambda *arrays: definition.merge(*arrays)(images).logits)
+    ours = jax.jit(lambda *arrays: model_def.merge(*arrays)(images).logits)
     theirs = network(name, 16, 3, jax.tree.map(np.asarray, params))
     with torch.no_grad():
         expected = theirs(torch.from_numpy(images).permute(0, 3, 1, 2)).numpy()
-    actual = ours(params, stats)
+    actual = ours(params, batch_stats)
     np.testing.assert_allclose(actual, expected, atol=1e-4 * abs(expected).max())
 
 

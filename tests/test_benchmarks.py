@@ -57,7 +57,7 @@ def test_small_run_has_every_measurement(measured):
     assert found["device"]["torch"] == "not asked for"
     assert found["device"]["products_per_second"] > 0
     layers = {**found["dilated_stages"], "encoding": found["encoding"]["jax"]}
-    assert layers.keys() == {"direct", "phases", "encoding"}
+    assert layers.keys() == {"lax", "space_to_batch", "encoding"}
     for times in layers.values():
         assert times["forward_ms"] > 0 and times["gradients_ms"] > 0
     rows = found["networks"]
@@ -65,7 +65,7 @@ def test_small_run_has_every_measurement(measured):
     for row in rows.values():
         assert row["images_per_second"] > 0 and row["share"] > 0
         assert row["peak_bytes"] > 2**20
-        assert row["convolution"] in ("direct", "phases")
+        assert row["conv_impl"] in ("lax", "space_to_batch")
         assert f"| tiny 32x48 | {row['work']} | 2 | jax | " in printed
 
 
@@ -194,7 +194,7 @@ def test_network_in_torch_is_the_same(networks):
     output = jax.jit(lambda s, x: nnx.merge(graphdef, s)(x))(state, image)
     for actual, expected in (
         (output.logits, logits.permute(0, 2, 3, 1)),
-        (output.presence, presence),
+        (output.se_logits, presence),
     ):
         expected = expected.numpy()
         np.testing.assert_allclose(actual, expected, atol=1e-4 * abs(expected).max())

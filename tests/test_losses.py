@@ -8,7 +8,7 @@ import pytest
 from encnet_jax.losses import (
     class_presence,
     pixel_cross_entropy,
-    presence_loss,
+    se_loss,
     segmentation_loss,
 )
 from encnet_jax.models.encnet import SegmentationOutput
@@ -127,25 +127,25 @@ def test_class_presence_finds_single_pixels_and_no_ignored_ones():
     np.testing.assert_array_equal(class_presence(pixels, 4), expected)
 
 
-def test_presence_loss_is_the_mean_over_images_and_classes():
+def test_se_loss_is_the_mean_over_images_and_classes():
     presence = jnp.log(jnp.array([[1.0, 3.0], [1.0, 1 / 3]]))  # 1/2, 3/4; 1/2, 1/4
     target = jnp.array([[1.0, 1.0], [0.0, 1.0]])
     expected = -np.mean(np.log([0.5, 0.75, 0.5, 0.25]))
-    np.testing.assert_allclose(presence_loss(presence, target), expected, rtol=1e-6)
+    np.testing.assert_allclose(se_loss(presence, target), expected, rtol=1e-6)
 
 
-def test_presence_loss_of_large_logits_is_finite():
+def test_se_loss_of_large_logits_is_finite():
     presence = jnp.array([[1000.0, -1000.0]])
-    assert presence_loss(presence, jnp.array([[1.0, 0.0]])) == 0
-    assert presence_loss(presence, jnp.array([[0.0, 1.0]])) == 1000
+    assert se_loss(presence, jnp.array([[1.0, 0.0]])) == 0
+    assert se_loss(presence, jnp.array([[0.0, 1.0]])) == 1000
 
 
 def test_segmentation_loss_is_the_weighted_sum_of_its_parts():
     output = SegmentationOutput(
         LOGITS,
-        presence=jnp.zeros((1, 3)),
-        auxiliary=jnp.zeros((1, 1, 2, 3)),
-        stage3_presence=jnp.full((1, 3), np.log(3.0)),
+        se_logits=jnp.zeros((1, 3)),
+        aux_logits=jnp.zeros((1, 1, 2, 3)),
+        stage3_se_logits=jnp.full((1, 3), np.log(3.0)),
     )
     loss, parts = segmentation_loss(
         output, labels(0, 255), num_classes=3, se_weight=0.5, aux_weight=0.25
@@ -169,7 +169,7 @@ def test_segmentation_loss_without_branches_is_that_of_the_pixels():
 
 
 def test_weights_of_classes_and_average_reach_both_heads():
-    output = SegmentationOutput(LOGITS, auxiliary=LOGITS)
+    output = SegmentationOutput(LOGITS, aux_logits=LOGITS)
     _, parts = segmentation_loss(
         output,
         labels(1, 255),

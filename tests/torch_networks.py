@@ -57,7 +57,7 @@ def small_weights(case: str) -> dict[str, np.ndarray]:
 def fcn_weights() -> dict[str, np.ndarray]:
     """Returns the weights of a small FCN of PyTorch-Encoding.
 
-    Its head is named as the auxiliary one; no state dict of it was at hand.
+    Its head is named as the aux_head one; no state dict of it was at hand.
     """
     shapes = small_shapes("encnet_resnet50s_ade20k")
     fcn = {k: v for k, v in shapes.items() if not k.startswith("head.")}

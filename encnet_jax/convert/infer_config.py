@@ -165,8 +165,8 @@ def _head_settings(
     settings: dict[str, Any] = dict(
         name="fcn",
         num_classes=shape("head.classifier.conv")[0],
-        head_channels=shape("head.project.conv")[0],
-        aux_head=has("auxiliary.project.conv"),
+        head_channels=shape("head.reduce.conv")[0],
+        aux_head=has("aux_head.reduce.conv"),
     )
     if "head.context.gate" not in naming.head:
         return settings
@@ -179,5 +179,5 @@ def _head_settings(
         name="encnet",
         lateral=has("head.fuse.conv"),
         num_codes=codes,
-        se_loss=has("head.context.presence"),
+        se_loss=has("head.context.se_head"),
     )

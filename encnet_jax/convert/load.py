@@ -56,7 +56,7 @@ def load_torch_weights(
     """Fills a segmentation model, or a `ResNet` alone, with PyTorch weights, in place.
 
     Weights of a backbone alone fill the backbone, and the head stays as it is. An
-    auxiliary head or a presence branch that the model has not is left out. Nothing is
+    auxiliary head or an SE branch that the model has not is left out. Nothing is
     changed where an error is raised.
 
     Args:
@@ -66,7 +66,7 @@ def load_torch_weights(
         source: `pytorch_encoding`, `mmseg`, `torchvision`, `timm`; `auto` tells it from
             the names.
         head: `"strict"`: all of it must fit. `"reinitialise"`: classifiers (main,
-            auxiliary, presence) of another number of classes are left out. `"fresh"`:
+            auxiliary, SE branch) of another number of classes are left out. `"fresh"`:
             only the backbone is loaded.
 
     Returns:

@@ -8,7 +8,7 @@ from flax import nnx
 
 from encnet_jax.convert.key_mapping import Naming
 
-HEAD_PREFIXES = ("head.classifier.", "head.context.presence.", "auxiliary.classifier.")
+HEAD_PREFIXES = ("head.classifier.", "head.context.se_head.", "aux_head.classifier.")
 _LISTED = 6  # names in a message before "and N more"
 
 
@@ -94,8 +94,8 @@ class Plan:
         if self._head == "fresh" and not self._naming.belongs_to_backbone(name):
             return 'not of the backbone (head="fresh")'
         for part, what in (
-            ("auxiliary.", "auxiliary head, which the model has not"),
-            ("head.context.presence", "presence branch, which the model has not"),
+            ("aux_head.", "auxiliary head, which the model has not"),
+            ("head.context.se_head", "SE branch, which the model has not"),
         ):
             theirs = [v for k, v in self._naming.head.items() if k.startswith(part)]
             absent = not any(path.startswith(part) for path in self.variables)

@@ -48,10 +48,10 @@ def write_workdir(
     settings.model.update(network)
     settings.evaluation.align_corners = description.resize_align_corners
     workdir.mkdir(parents=True, exist_ok=True)
-    _, params, stats = split_model(model)
+    _, params, batch_stats = split_model(model)
     tx = optimizer.create_optimizer(lambda step: 0.0)
     checkpoints = Checkpoints(workdir)
-    checkpoints.save(create_train_state(params, stats, tx), 0)
+    checkpoints.save(create_train_state(params, batch_stats, tx), 0)
     checkpoints.close()
     save_info(info, workdir / "classes.json")
     config.save_config(settings, workdir / "config.json")

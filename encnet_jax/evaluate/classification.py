@@ -18,7 +18,7 @@ from encnet_jax.data.dataset_info import DatasetInfo
 from encnet_jax.data.datasets import Source
 from encnet_jax.data.registry import open_source
 from encnet_jax.evaluate.report import save_scores
-from encnet_jax.inference.predict_fn import eval_definition
+from encnet_jax.inference.predict_fn import eval_model_def
 from encnet_jax.ops.normalize import normalize
 from encnet_jax.run.progress import Counter
 from encnet_jax.run.state import PureDict
@@ -30,11 +30,11 @@ ClassifyFn = Callable[[PureDict, PureDict, Any], jax.Array]
 
 def make_classify_fn(model: nnx.Module, info: DatasetInfo) -> ClassifyFn:
     """Returns a jitted function from images to the probabilities of their classes."""
-    definition = eval_definition(model)
+    model_def = eval_model_def(model)
 
     @jax.jit
-    def classify(params: PureDict, stats: PureDict, images: Any) -> jax.Array:
-        model = definition.merge(params, stats)
+    def classify(params: PureDict, batch_stats: PureDict, images: Any) -> jax.Array:
+        model = model_def.merge(params, batch_stats)
         return jax.nn.softmax(model(normalize(images, info.mean, info.std)).logits)
 
     return classify

@@ -15,7 +15,7 @@ from encnet_jax.data.dataset_info import DatasetInfo
 from encnet_jax.data.datasets import Example, Source
 from encnet_jax.evaluate.accumulator import ImageMetrics, Tally
 from encnet_jax.evaluate.object_sizes import count_by_size
-from encnet_jax.inference.predict_fn import FoldedModel, Labelling, make_labelling_fn
+from encnet_jax.inference.predict_fn import InferenceModel, Labelling, make_labelling_fn
 from encnet_jax.inference.score_map import Labels, Layout, ScoreMapPool
 from encnet_jax.inference.sliding_window import finished_images, joined, paired
 from encnet_jax.inference.tta import (
@@ -112,24 +112,26 @@ def make_score_fn(
         mesh: Devices of this host; all of them if None.
     """
     mesh = mesh or local_mesh()
-    folded = FoldedModel(model)
+    folded = InferenceModel(model)
     label = make_labelling_fn(
-        folded.definition,
+        folded.model_def,
         mean=info.mean,
         std=info.std,
         base_size=base_size,
         align_corners=align_corners,
     )
 
-    def score(params, stats, examples, batch_size):
-        params, stats = jax.device_put(folded.arrays(params, stats), replicated(mesh))
+    def score(params, batch_stats, examples, batch_size):
+        params, batch_stats = jax.device_put(
+            folded.arrays(params, batch_stats), replicated(mesh)
+        )
         pending: deque[tuple[list[_Numbered], Labelling]] = deque()
         for group in _groups_of_one_size(examples, batch_size * mesh.size):
             fill = batch_size * mesh.size - len(group)
             pixels = [example.image for _, example in group]
             images = np.stack(pixels + [pixels[-1]] * fill)
             placed = jax.device_put(images, batch_sharded(mesh))
-            pending.append((group, label(params, stats, placed)))
+            pending.append((group, label(params, batch_stats, placed)))
             if len(pending) > 1:  # the next is on its way while this one is counted
                 yield from _rows(*pending.popleft())
         for waiting in pending:
@@ -157,22 +159,26 @@ def make_window_score_fn(
         mesh: Devices of this host; all of them if None.
     """
     mesh = mesh or local_mesh()
-    folded = FoldedModel(model)
+    folded = InferenceModel(model)
     layout = Layout(info.num_classes, protocol.softmax, mesh)
     score_maps = ScoreMapPool(layout)
     mirror = protocol.mirror_windows
 
     @jax.jit
-    def forward(params: PureDict, stats: PureDict, windows: jax.Array):
-        output = folded.definition.merge(params, stats)(paired(windows, mirror))
-        return joined(output.logits, output.presence, mirror, layout)
+    def forward(params: PureDict, batch_stats: PureDict, windows: jax.Array):
+        output = folded.model_def.merge(params, batch_stats)(paired(windows, mirror))
+        return joined(output.logits, output.se_logits, mirror, layout)
 
-    def score(params, stats, examples, batch_size):
-        params, stats = jax.device_put(folded.arrays(params, stats), replicated(mesh))
+    def score(params, batch_stats, examples, batch_size):
+        params, batch_stats = jax.device_put(
+            folded.arrays(params, batch_stats), replicated(mesh)
+        )
         share = max(batch_size // 2, 1) if mirror else batch_size
 
         def apply(windows: np.ndarray):
-            return forward(params, stats, jax.device_put(windows, batch_sharded(mesh)))
+            return forward(
+                params, batch_stats, jax.device_put(windows, batch_sharded(mesh))
+            )
 
         images = ((numbered, numbered[1].image) for numbered in examples)
         pending: deque[tuple[_Numbered, Labels, list]] = deque()

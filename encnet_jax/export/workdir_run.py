@@ -128,7 +128,7 @@ def load_trained(workdir: Path, step: str | int = "best") -> Exported:
         UserError: No workdir, no such checkpoint, or a damaged one.
     """
     # Direct: compilers elsewhere choose a form of their own.
-    trained = load_workdir(workdir, step, dtype="float32", convolution="direct")
+    trained = load_workdir(workdir, step, dtype="float32", conv_impl="lax")
     config, info, model = trained.config, trained.info, trained.model
     classifies = info.task == "classification"
     backbone = "" if classifies else f" ({config.model.backbone})"
@@ -144,11 +144,11 @@ def load_trained(workdir: Path, step: str | int = "best") -> Exported:
 
 
 def _segment_fn(model: nnx.Module, info: DatasetInfo) -> PredictFn:
-    definition, params, stats = fold_model(model)
+    model_def, params, batch_stats = fold_model(model)
 
     def segment(images: Any) -> dict[str, jax.Array]:
         logits, presence = whole_image_logits(
-            definition.merge(params, stats), images, mean=info.mean, std=info.std
+            model_def.merge(params, batch_stats), images, mean=info.mean, std=info.std
         )
         outputs = {"labels": logits.argmax(-1).astype(jnp.uint8), "logits": logits}
         return outputs if presence is None else outputs | {"presence": presence}
@@ -157,11 +157,11 @@ def _segment_fn(model: nnx.Module, info: DatasetInfo) -> PredictFn:
 
 
 def _classify_fn(model: nnx.Module, info: DatasetInfo) -> PredictFn:
-    _, params, stats = split_model(model)
+    _, params, batch_stats = split_model(model)
     probabilities_of = make_classify_fn(model, info)
 
     def classify(images: Any) -> dict[str, jax.Array]:
-        probabilities = probabilities_of(params, stats, images)
+        probabilities = probabilities_of(params, batch_stats, images)
         labels = probabilities.argmax(-1).astype(jnp.uint8)
         return {"labels": labels, "probabilities": probabilities}
 

@@ -15,9 +15,9 @@ from encnet_jax.inference.score_map import Layout, ScoreMapPool
 from encnet_jax.inference.sliding_window import finished_images, joined, paired
 from encnet_jax.inference.tta import PyTorchEncodingProtocol
 from encnet_jax.models.encnet import SegmentationOutput
-from encnet_jax.models.layers import ConvNorm
+from encnet_jax.models.layers import ConvBN
 from encnet_jax.ops.normalize import normalize
-from encnet_jax.ops.resize import argmax_resized, resize_bilinear
+from encnet_jax.ops.resize import resize_argmax, resize_bilinear
 from encnet_jax.run.sharding import mesh_of, replicated
 from encnet_jax.run.state import ModelDef, PureDict, split_model
 
@@ -85,9 +85,9 @@ def _size(images: jax.Array) -> tuple[int, int]:
 
 
 def _presence(output: SegmentationOutput) -> jax.Array | None:
-    if output.presence is None:
+    if output.se_logits is None:
         return None
-    return jax.nn.sigmoid(output.presence.astype(jnp.float32))
+    return jax.nn.sigmoid(output.se_logits.astype(jnp.float32))
 
 
 class Labelling(NamedTuple):
@@ -103,60 +103,60 @@ class Labelling(NamedTuple):
     presence: jax.Array | None
 
 
-class FoldedModel:
+class InferenceModel:
     """A model as prediction runs it: the same numbers, sooner.
 
-    In eval mode, the norms folded into the convolutions (see `ConvNorm.fold`), without
+    In eval mode, the norms folded into the convolutions (see `ConvBN.fold`), without
     the heads that only training needs.
 
     Args:
         model: A segmentation model, or its shapes; is left as it is.
 
     Attributes:
-        definition: The model without its arrays.
+        model_def: The model without its arrays.
     """
 
     def __init__(self, model: nnx.Module):
         self._trained, *_ = split_model(model)
-        self.definition, *self._shapes = split_model(nnx.eval_shape(_folded, model))
+        self.model_def, *self._shapes = split_model(nnx.eval_shape(_folded, model))
 
     def shapes(self) -> tuple[PureDict, PureDict]:
         """Returns the shapes of `arrays`."""
-        params, stats = self._shapes
-        return params, stats
+        params, batch_stats = self._shapes
+        return params, batch_stats
 
     def arrays(
         self, params: PureDict, batch_stats: PureDict
     ) -> tuple[PureDict, PureDict]:
-        """Returns what `definition` takes, of trained weights and running statistics.
+        """Returns what `model_def` takes, of trained weights and running statistics.
 
         By NumPy: there is nothing to compile.
         """
-        trained = self._trained.around(*jax.device_get((params, batch_stats)))
+        trained = self._trained.merge_abstract(*jax.device_get((params, batch_stats)))
         _, params, batch_stats = split_model(_folded(trained))
         return params, batch_stats
 
 
 def fold_model(model: nnx.Module) -> tuple[ModelDef, PureDict, PureDict]:
-    """Returns the definition and the arrays (of NumPy) of a model, as `FoldedModel`."""
+    """Returns definition and NumPy arrays of a model, as `InferenceModel`."""
     _, params, batch_stats = split_model(model)
-    folded = FoldedModel(model)
-    return folded.definition, *folded.arrays(params, batch_stats)
+    folded = InferenceModel(model)
+    return folded.model_def, *folded.arrays(params, batch_stats)
 
 
 def _folded(model: nnx.Module) -> nnx.Module:
     model = nnx.clone(model)
     model.eval()
-    for name in ("auxiliary", "stage3_context"):
+    for name in ("aux_head", "stage3_context"):
         if getattr(model, name, None) is not None:
             setattr(model, name, None)
-    for layer in [m for _, m in nnx.iter_modules(model) if isinstance(m, ConvNorm)]:
+    for layer in [m for _, m in nnx.iter_modules(model) if isinstance(m, ConvBN)]:
         layer.fold()
     return model
 
 
 def make_labelling_fn(
-    definition: ModelDef,
+    model_def: ModelDef,
     *,
     mean: Sequence[float] = IMAGENET_MEAN,
     std: Sequence[float] = IMAGENET_STD,
@@ -165,17 +165,17 @@ def make_labelling_fn(
 ) -> Callable[[PureDict, PureDict, ArrayLike], Labelling]:
     """Returns a jitted function: parameters, statistics, uint8 (b, h, w, 3) -> labels.
 
-    The one way of whole images. The definition is that of a `FoldedModel`, whose
+    The one way of whole images. The model_def is that of a `InferenceModel`, whose
     `arrays` the function takes; see `whole_image_logits` for the other arguments.
     Compiled once for each shape.
     """
 
     @jax.jit
-    def label(params: PureDict, stats: PureDict, images: jax.Array) -> Labelling:
-        segmenter: Any = definition.merge(params, stats)
+    def label(params: PureDict, batch_stats: PureDict, images: jax.Array) -> Labelling:
+        segmenter: Any = model_def.merge(params, batch_stats)
         inputs = _inputs(images, mean, std, base_size, align_corners)
-        output = segmenter.coarse(inputs)
-        labels = argmax_resized(
+        output = segmenter.forward_low_res(inputs)
+        labels = resize_argmax(
             output.logits,
             [_size(inputs), _size(images)],
             [segmenter.align_corners, align_corners],
@@ -197,19 +197,21 @@ def make_predict_fn(
         model: A segmentation model.
         **settings: Of `make_labelling_fn`.
     """
-    definition, *arrays = fold_model(model)
-    label = make_labelling_fn(definition, **settings)
-    params, stats = jax.device_put(arrays)
+    model_def, *arrays = fold_model(model)
+    label = make_labelling_fn(model_def, **settings)
+    params, batch_stats = jax.device_put(arrays)
 
     @jax.jit
-    def predict(params: PureDict, stats: PureDict, images: jax.Array) -> jax.Array:
-        return label(params, stats, images).labels.astype(jnp.int32)
+    def predict(
+        params: PureDict, batch_stats: PureDict, images: jax.Array
+    ) -> jax.Array:
+        return label(params, batch_stats, images).labels.astype(jnp.int32)
 
-    return functools.partial(predict, params, stats)
+    return functools.partial(predict, params, batch_stats)
 
 
-def eval_definition(model: nnx.Module) -> ModelDef:
-    """Returns the definition of a model in eval mode, for arrays given later."""
+def eval_model_def(model: nnx.Module) -> ModelDef:
+    """Returns the model_def of a model in eval mode, for arrays given later."""
     model = nnx.clone(model)
     model.eval()
     return split_model(model)[0]

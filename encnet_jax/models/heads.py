@@ -13,7 +13,7 @@ from encnet_jax.models.encnet import (
     SegmentationModel,
     SegmentationOutput,
 )
-from encnet_jax.models.layers import ConvNorm
+from encnet_jax.models.layers import ConvBN
 from encnet_jax.models.resnet import ResNet
 from encnet_jax.ops.resize import adaptive_average_pool, resize_bilinear
 
@@ -58,11 +58,9 @@ class PSPHead(nnx.Module):
         # A quarter of the features as in the paper and PyTorch-Encoding; mmsegmentation
         # has `channels`, which are as many in the published nets.
         reduced = features // 4
-        self.pyramid = nnx.List(
-            [ConvNorm(features, reduced, **options) for _ in PYRAMID]
-        )
+        self.pyramid = nnx.List([ConvBN(features, reduced, **options) for _ in PYRAMID])
         joined = features + reduced * len(PYRAMID)
-        self.project = ConvNorm(joined, channels, 3, **options)
+        self.reduce = ConvBN(joined, channels, 3, **options)
         self.classifier = ClassifierHead(
             channels, num_classes, dropout=dropout, dtype=dtype, rngs=rngs
         )
@@ -79,7 +77,7 @@ class PSPHead(nnx.Module):
             )
             for reduce, bins in zip(self.pyramid, PYRAMID)
         ]
-        return self.classifier(self.project(jnp.concatenate([x, *levels], axis=-1)))
+        return self.classifier(self.reduce(jnp.concatenate([x, *levels], axis=-1)))
 
 
 class DeepLabV3Head(nnx.Module):
@@ -122,19 +120,16 @@ class DeepLabV3Head(nnx.Module):
         rates = [rate * 8 // output_stride for rate in ASPP_RATES]
         self.views = nnx.List(
             [
-                ConvNorm(features, channels, **options),
-                *(
-                    ConvNorm(features, channels, 3, dilation=r, **options)
-                    for r in rates
-                ),
+                ConvBN(features, channels, **options),
+                *(ConvBN(features, channels, 3, dilation=r, **options) for r in rates),
             ]
         )
-        self.image = ConvNorm(features, channels, **options)
-        self.join = ConvNorm((len(self.views) + 1) * channels, channels, **options)
+        self.image = ConvBN(features, channels, **options)
+        self.fuse = ConvBN((len(self.views) + 1) * channels, channels, **options)
         self.dropout = nnx.Dropout(
             ASPP_DROPOUT if dropout else 0.0, rngs=nnx.Rngs(dropout=rngs.dropout())
         )
-        self.project = ConvNorm(channels, channels, 3, **options)
+        self.reduce = ConvBN(channels, channels, 3, **options)
         self.classifier = ClassifierHead(
             channels, num_classes, dropout=dropout, dtype=dtype, rngs=rngs
         )
@@ -146,8 +141,8 @@ class DeepLabV3Head(nnx.Module):
         # In float32: so is the sum over the pixels that is its gradient.
         image = self.image(mean).astype(jnp.float32)
         image = jnp.broadcast_to(image, views[0].shape).astype(x.dtype)
-        x = self.join(jnp.concatenate([*views, image], axis=-1))
-        return self.classifier(self.project(self.dropout(x)))
+        x = self.fuse(jnp.concatenate([*views, image], axis=-1))
+        return self.classifier(self.reduce(self.dropout(x)))
 
 
 class Baseline(SegmentationModel):
@@ -193,16 +188,16 @@ class Baseline(SegmentationModel):
             output_stride=output_stride,
             **options,
         )
-        self.auxiliary = nnx.data(
+        self.aux_head = nnx.data(
             FCNHead(stage3, stage3 // 4, num_classes, **options) if aux_head else None
         )
         self.align_corners = align_corners
 
-    def coarse(self, images: jax.Array) -> SegmentationOutput:
+    def forward_low_res(self, images: jax.Array) -> SegmentationOutput:
         """As calling the model, with logits still at the size of the features."""
         stages = self.backbone(images)
-        auxiliary = None if self.auxiliary is None else self.auxiliary(stages[2])
-        return SegmentationOutput(self.head(stages[3]), auxiliary=auxiliary)
+        aux_logits = None if self.aux_head is None else self.aux_head(stages[2])
+        return SegmentationOutput(self.head(stages[3]), aux_logits=aux_logits)
 
 
 def _create_head(

@@ -98,7 +98,7 @@ class BatchNorm(nnx.BatchNorm):
         self.var[...] = jax.lax.stop_gradient(keep * self.var[...] + (1 - keep) * var)
 
 
-class ConvNorm(nnx.Module):
+class ConvBN(nnx.Module):
     """Convolution without bias, batch normalisation and, by default, ReLU."""
 
     def __init__(

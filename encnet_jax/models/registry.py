@@ -17,7 +17,7 @@ from encnet_jax.models.cifar import (
 from encnet_jax.models.encnet import EncNet
 from encnet_jax.models.heads import BASELINES, Baseline
 from encnet_jax.models.resnet import BACKBONES, ResNet
-from encnet_jax.ops.conv import FORMS, use_form
+from encnet_jax.ops.conv import CONV_IMPLS, set_conv_impl
 
 SEGMENTATION_MODELS = ("encnet", *BASELINES)
 _SEGMENTATION_SETTINGS = (
@@ -58,7 +58,7 @@ def create_model(
     head_channels: int = 512,
     dropout: float = 0.1,
     scale_drop: bool = False,
-    convolution: str = "auto",
+    conv_impl: str = "auto",
     unbiased_running_var: bool = False,
     dtype: DTypeLike = jnp.float32,
     rngs: nnx.Rngs | None = None,
@@ -87,7 +87,7 @@ def create_model(
         head_channels: See `EncNet` and `Baseline`.
         dropout: See `EncNet` and `DeepLabV3Head`.
         scale_drop: See `CifarResNet14`; of `"encnet14"`, and ignored by the other two.
-        convolution: How 3x3 convolutions are computed; see `use_form`.
+        conv_impl: How 3x3 convolutions are computed; see `set_conv_impl`.
         unbiased_running_var: See `BatchNorm`.
         dtype: Dtype of convolutions and features; weights and statistics are float32.
         rngs: Source of the initial weights, by default `nnx.Rngs(0)`.
@@ -117,7 +117,7 @@ def create_model(
         width=width,
         num_codes=num_codes,
         scale_drop=scale_drop,
-        convolution=convolution,
+        conv_impl=conv_impl,
         **(trunk | heads | module),
     )
     common: dict[str, Any] = dict(
@@ -138,7 +138,7 @@ def create_model(
         else:
             module["num_codes"] = num_codes
             model = EncNet(num_classes, network, **module, **heads, **common)
-    use_form(model, convolution)
+    set_conv_impl(model, conv_impl)
     return model
 
 
@@ -160,7 +160,7 @@ def check_model_settings(*, name: str, num_classes: int, **others: Any) -> None:
         "stem_width": (settings["stem_width"], (32, 64)),
         "output_stride": (settings["output_stride"], (8, 16, 32)),
         "se_stages": (settings["se_stages"], ((4,), (3, 4), (3,))),
-        "convolution": (settings["convolution"], FORMS),
+        "conv_impl": (settings["conv_impl"], CONV_IMPLS),
     }
     for key, (value, allowed) in choices.items():
         if value not in allowed:

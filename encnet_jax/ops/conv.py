@@ -1,6 +1,6 @@
-"""Convolution, in the form that is quickest where it runs.
+"""Convolution, in the impl that is quickest where it runs.
 
-Feature maps are (b, h, w, c). A form changes how fast a convolution is, and its
+Feature maps are (b, h, w, c). A impl cotangents how fast a convolution is, and its
 rounding in float32; not what it computes.
 """
 
@@ -14,9 +14,9 @@ from jax.typing import DTypeLike
 from encnet_jax.ops.chunks import BACKWARD_CHUNK_ELEMENTS, chunk_size, split_chunks
 from encnet_jax.ops.winograd import (
     PREDICTION_TILE,
-    summed_kernel,
-    trained_winograd,
+    transform_kernel,
     winograd,
+    winograd_conv,
 )
 
 # He initialisation by fan-out, as the residual networks of both originals.
@@ -24,9 +24,9 @@ he_normal = nnx.initializers.variance_scaling(2.0, "fan_out", "normal")
 
 # `auto` takes the quicker by platform. On CPU: benchmarks/inference.py and training.py.
 # On GPU: benchmarks/accelerator.py, where the gradients of the dilated stages took 0.68
-# of the time of the direct form, and the forward pass as long. TPU is not measured.
-FORMS = ("auto", "direct", "phases", "winograd")
-_QUICKER = {"cpu": "winograd", "gpu": "phases", "tpu": "direct"}
+# of the time of the direct impl, and the forward pass as long. TPU is not measured.
+CONV_IMPLS = ("auto", "lax", "space_to_batch", "winograd")
+_QUICKER = {"cpu": "winograd", "gpu": "space_to_batch", "tpu": "lax"}
 # With fewer channels the sums around the products take what the products save.
 _WINOGRAD_CHANNELS = 32
 
@@ -35,8 +35,8 @@ class Conv(nnx.Module):
     """2-D convolution with PyTorch's symmetric padding.
 
     A 1x1 convolution is computed as a matrix product over channels: the gradients of
-    that form are 3.5 to 6 times faster on CPU, and no slower on accelerators. Others
-    have a `form`, where it applies; see `use_form`.
+    that impl are 3.5 to 6 times faster on CPU, and no slower on accelerators. Others
+    have a `impl`, where it applies; see `set_conv_impl`.
     """
 
     def __init__(
@@ -60,7 +60,7 @@ class Conv(nnx.Module):
         self.stride = stride
         self.dilation = dilation
         self.dtype = dtype
-        self.form = "direct"
+        self.impl = "lax"
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps (b, h, w, in_features) to (b, ceil(h/stride), ..., out_features)."""
@@ -68,19 +68,19 @@ class Conv(nnx.Module):
         kernel = self.kernel[...].astype(self.dtype)
         if self.kernel_size == 1:
             # Two-dimensional operands: the compiler finds faster gradients for them.
-            x = _every(x, self.stride)
+            x = strided_slice(x, self.stride)
             y = x.reshape(-1, x.shape[-1]) @ kernel[0, 0]
             y = y.reshape(*x.shape[:-1], kernel.shape[-1])
-        elif self.form == "direct":
+        elif self.impl == "lax":
             y = _convolution(x, kernel, self.stride, self.dilation)
         elif self.stride > 1:
-            y = _gathered(x, kernel, self.stride)
+            y = im2col_conv(x, kernel, self.stride)
         else:
             plain: Callable[..., jax.Array] = _convolution
-            if self.form == "winograd":  # a folded kernel is larger: it is summed
-                plain = trained_winograd if len(kernel) == 3 else winograd
-            y = plain(split_phases(x, self.dilation), kernel)
-            y = join_phases(y, self.dilation, (x.shape[1], x.shape[2]))
+            if self.impl == "winograd":  # a folded kernel is larger: it is summed
+                plain = winograd_conv if len(kernel) == 3 else winograd
+            y = plain(space_to_batch(x, self.dilation), kernel)
+            y = batch_to_space(y, self.dilation, (x.shape[1], x.shape[2]))
         if self.bias is None:
             return y
         # In float32: so is the sum over the pixels that is the gradient of the bias.
@@ -90,24 +90,24 @@ class Conv(nnx.Module):
         """Takes a factor and an offset (out_features,) of the result in, for good.
 
         From here on the convolution is for prediction: the kernel has its dtype, and
-        that of Winograd's form is summed, for larger tiles than those of training.
+        that of Winograd's impl is summed, for larger tiles than those of training.
         """
         kernel = self.kernel[...] * factor
-        if self.stride > 1:  # another form has quicker gradients, no more
-            self.form = "direct"
-        if self.form == "winograd":
-            kernel = summed_kernel(kernel, PREDICTION_TILE)
+        if self.stride > 1:  # another impl has quicker gradients, no more
+            self.impl = "lax"
+        if self.impl == "winograd":
+            kernel = transform_kernel(kernel, PREDICTION_TILE)
         if self.bias is not None:
             offset = self.bias[...] * factor + offset
         self.kernel = nnx.Param(kernel.astype(self.dtype))
         self.bias = nnx.Param(offset)
 
-    def allows(self, form: str) -> bool:
-        """Returns whether a form is of use here."""
+    def supports(self, impl: str) -> bool:
+        """Returns whether a impl is of use here."""
         size, _, *features = self.kernel.shape
-        if form == "direct" or size == 1:
-            return form == "direct"
-        if form == "phases":
+        if impl == "lax" or size == 1:
+            return impl == "lax"
+        if impl == "space_to_batch":
             return self.dilation > 1 and self.stride == 1
         wide = min(features) >= _WINOGRAD_CHANNELS
         if size != 3 or not wide or (self.stride > 1 and self.dilation > 1):
@@ -115,23 +115,23 @@ class Conv(nnx.Module):
         return self.dtype == jnp.float32  # sums of a tile would lose digits in bfloat16
 
 
-def use_form(model: nnx.Module, form: str) -> None:
+def set_conv_impl(model: nnx.Module, impl: str) -> None:
     """Sets how the 3x3 convolutions of a model are computed.
 
     Args:
         model: Whose every `Conv` is set.
-        form: `"direct"`, as the compiler does it. `"phases"`: one of dilation d,
+        impl: `"lax"`, as the compiler does it. `"space_to_batch"`: one of dilation d,
             without stride, as a plain one on the d x d interleaved phases of the image,
             for compilers whose dilated convolutions, or the gradients of these, are
             slow. `"winograd"`: those in float32 between 32 channels or more. Without
             stride by fewer products (see `winograd`), dilated ones on their phases;
             in training also with stride, as one product. `"auto"`: the quickest here.
     """
-    if form == "auto":
-        form = _QUICKER.get(jax.default_backend(), "direct")
+    if impl == "auto":
+        impl = _QUICKER.get(jax.default_backend(), "lax")
     for _, conv in nnx.iter_modules(model):
         if isinstance(conv, Conv):
-            conv.form = form if conv.allows(form) else "direct"
+            conv.impl = impl if conv.supports(impl) else "lax"
 
 
 def _convolution(
@@ -148,10 +148,10 @@ def _convolution(
     )
 
 
-def _gathered(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
+def im2col_conv(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
     """3x3 convolution with stride: rows of nine neighbours by the kernel.
 
-    Forward no quicker than the direct form; its gradients are.
+    Forward no quicker than the direct impl; its gradients are.
     """
     _, h, w, c = x.shape
 
@@ -159,7 +159,7 @@ def _gathered(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
     def convolve(images: jax.Array) -> jax.Array:
         padded = jnp.pad(images, ((0, 0), (1, 1), (1, 1), (0, 0)))
         neighbours = [
-            _every(padded[:, i : i + h, j : j + w], stride)
+            strided_slice(padded[:, i : i + h, j : j + w], stride)
             for i in range(3)
             for j in range(3)
         ]
@@ -172,7 +172,7 @@ def _gathered(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
     return y.reshape(-1, *y.shape[2:])
 
 
-def split_phases(x: jax.Array, d: int) -> jax.Array:
+def space_to_batch(x: jax.Array, d: int) -> jax.Array:
     """Returns the d x d phases of (b, h, w, c) as images of their own.
 
     Phase (i, j) has every d-th row from i on and every d-th column from j on. A size
@@ -188,8 +188,8 @@ def split_phases(x: jax.Array, d: int) -> jax.Array:
     return x.reshape(b * d * d, *x.shape[3:])
 
 
-def join_phases(x: jax.Array, d: int, size: tuple[int, int]) -> jax.Array:
-    """Undoes `split_phases` of images of the given height and width."""
+def batch_to_space(x: jax.Array, d: int, size: tuple[int, int]) -> jax.Array:
+    """Undoes `space_to_batch` of images of the given height and width."""
     if d == 1:
         return x
     n, h, w, c = x.shape
@@ -197,11 +197,11 @@ def join_phases(x: jax.Array, d: int, size: tuple[int, int]) -> jax.Array:
     return x.reshape(n // d**2, h * d, w * d, c)[:, : size[0], : size[1]]
 
 
-def _every(x: jax.Array, stride: int) -> jax.Array:
+def strided_slice(x: jax.Array, stride: int) -> jax.Array:
     """Returns every `stride`-th row and column of (b, h, w, c).
 
     Written so that free sizes (export) come out as those of a strided convolution do;
-    NumPy's notation would give them another form, and a gather.
+    NumPy's notation would give them another impl, and a gather.
     """
     if stride == 1:
         return x

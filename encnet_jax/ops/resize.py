@@ -70,7 +70,7 @@ def resize_bilinear(
     return out
 
 
-def argmax_resized(
+def resize_argmax(
     x: jax.Array, sizes: Sequence[tuple[int, int]], align_corners: Sequence[bool]
 ) -> jax.Array:
     """Resizes (b, h, w, c) once or several times; returns its largest channels.

@@ -22,7 +22,7 @@ from encnet_jax.ops.chunks import (
 
 # For each tile m, where the polynomials of Toom and Cook's construction are evaluated,
 # beside infinity. With those of 2 all factors are 1 or 1/2, and rounding is as in the
-# direct form. On CPU, tiles of 4 were slower than of 3: 36 kernels to read, not 25.
+# direct impl. On CPU, tiles of 4 were slower than of 3: 36 kernels to read, not 25.
 _POINTS = {2: (0.0, 1.0, -1.0), 3: (0.0, 1.0, -1.0, 0.5)}
 # Sums of a kernel take longer for the larger tile. Prediction has them made once;
 # training makes them at every step.
@@ -33,40 +33,40 @@ _Grid = list[list[jax.Array]]
 _Arguments = tuple[jax.Array, jax.Array]
 
 
-class _Factors(NamedTuple):
-    """Factors of the sums along one axis; n is the tile with its border.
+class _Transforms(NamedTuple):
+    """The matrices of Y = A^T [(G g G^T) * (B^T d B)] A along one axis.
 
     Attributes:
-        pixels: (n, n), of the pixels of a tile.
-        weights: (n, 3), of the weights of a kernel.
-        products: (tile, n), of the products that make results.
+        B_T: (n, n), transforms an input tile d with its border, n pixels long.
+        G: (n, 3), transforms a kernel g.
+        A_T: (tile, n), transforms the elementwise products into outputs.
     """
 
-    pixels: np.ndarray
-    weights: np.ndarray
-    products: np.ndarray
+    B_T: np.ndarray
+    G: np.ndarray
+    A_T: np.ndarray
 
 
 @functools.cache
-def _factors(tile: int) -> _Factors:
+def _transforms(tile: int) -> _Transforms:
     points = np.array(_POINTS[tile])
     powers = points[:, None] ** np.arange(len(points) + 1)
     others = [np.delete(points, place) for place in range(len(points))]
     scales = [np.prod(point - rest) for point, rest in zip(points, others)]
     polynomials = [np.r_[np.poly(rest)[::-1], 0] for rest in others]
-    return _Factors(
-        pixels=np.stack([*polynomials, np.poly(points)[::-1]]),
-        weights=np.r_[powers[:, :3] / np.c_[scales], [[0, 0, 1]]],
-        products=np.c_[powers[:, :tile].T, np.eye(tile)[-1]],
+    return _Transforms(
+        B_T=np.stack([*polynomials, np.poly(points)[::-1]]),
+        G=np.r_[powers[:, :3] / np.c_[scales], [[0, 0, 1]]],
+        A_T=np.c_[powers[:, :tile].T, np.eye(tile)[-1]],
     )
 
 
-def summed_kernel(kernel: jax.Array, tile: int) -> jax.Array:
+def transform_kernel(kernel: jax.Array, tile: int) -> jax.Array:
     """Returns the sums (n, n, in, out), n = tile + 2, of a kernel (3, 3, in, out).
 
     Also of NumPy's arrays, by NumPy.
     """
-    factors = _factors(tile).weights.astype(kernel.dtype)
+    factors = _transforms(tile).G.astype(kernel.dtype)
     size, features = len(factors), kernel.shape[2:]
     rows = (factors @ kernel.reshape(3, -1)).reshape(size, 3, -1)
     return (factors @ rows).reshape(size, size, *features)
@@ -81,15 +81,15 @@ def winograd(x: jax.Array, kernel: jax.Array | _Grid) -> jax.Array:
 
     Returns:
         (b, h, w, out). In float32 the rounding error of one convolution is up to twice
-        that of the direct form with tiles of 2, and up to 7 times with tiles of 3.
+        that of the direct impl with tiles of 2, and up to 7 times with tiles of 3.
     """
     b, h, w, _ = x.shape
     tile = len(kernel) - 2
     products = [
         [pixels @ weights for pixels, weights in zip(*lines)]
-        for lines in zip(_pixel_sums(x, tile), kernel)
+        for lines in zip(transform_input(x, tile), kernel)
     ]
-    results = _sums_of_grid(_factors(tile).products, products)
+    results = _transform_grid(_transforms(tile).A_T, products)
     y = jnp.stack([jnp.stack(line, axis=1) for line in results], axis=1)
     rows, columns = -(-h // tile), -(-w // tile)
     y = y.reshape(b, rows, columns, tile, tile, -1).swapaxes(2, 3)
@@ -97,100 +97,105 @@ def winograd(x: jax.Array, kernel: jax.Array | _Grid) -> jax.Array:
 
 
 @jax.custom_vjp
-def trained_winograd(x: jax.Array, kernel: jax.Array) -> jax.Array:
+def winograd_conv(x: jax.Array, kernel: jax.Array) -> jax.Array:
     """As `winograd`, of a kernel (3, 3, in, out), with gradients as quick as itself.
 
     Some images pass at a time: their sums, four times the images, stay in the cache.
     Derived by the compiler, the gradients would add up tiles that overlap.
     """
-    sums = _summed_taps(kernel)
+    sums = _transform_kernel_taps(kernel)
     blocks = split_chunks(x, chunk_size(x, kernel, FORWARD_CHUNK_ELEMENTS))
     y = jax.lax.map(lambda images: winograd(images, sums), blocks)
     return y.reshape(*x.shape[:3], -1)
 
 
 def _winograd_forward(x: jax.Array, kernel: jax.Array) -> tuple[jax.Array, _Arguments]:
-    return trained_winograd(x, kernel), (x, kernel)
+    return winograd_conv(x, kernel), (x, kernel)
 
 
-def _winograd_gradients(arguments: _Arguments, change: jax.Array) -> _Arguments:
+def _winograd_gradients(arguments: _Arguments, cotangent: jax.Array) -> _Arguments:
     """Returns the gradients of both arguments.
 
     That of x is a convolution with the kernel turned around; that of the kernel's sums,
     for each of the products, a product over all tiles.
     """
     x, kernel = arguments
-    turned = _summed_taps(kernel[::-1, ::-1].swapaxes(2, 3))
+    turned = _transform_kernel_taps(kernel[::-1, ::-1].swapaxes(2, 3))
 
     def step(total: _Grid, blocks: _Arguments) -> tuple[_Grid, jax.Array]:
-        images, changes = blocks
+        images, cotangents = blocks
         pairs = zip(
-            _pixel_sums(images, _TRAINING_TILE), _result_sums(changes, _TRAINING_TILE)
+            transform_input(images, _TRAINING_TILE),
+            transform_output_grad(cotangents, _TRAINING_TILE),
         )
         products = [[a.T @ b for a, b in zip(*lines)] for lines in pairs]
-        return jax.tree.map(jnp.add, total, products), winograd(changes, turned)
+        return jax.tree.map(jnp.add, total, products), winograd(cotangents, turned)
 
     size = chunk_size(x, kernel, BACKWARD_CHUNK_ELEMENTS)
-    blocks = (split_chunks(x, size), split_chunks(change, size))
-    zeros = jax.tree.map(jnp.zeros_like, _summed_taps(kernel))
+    blocks = (split_chunks(x, size), split_chunks(cotangent, size))
+    zeros = jax.tree.map(jnp.zeros_like, _transform_kernel_taps(kernel))
     total, of_x = jax.lax.scan(step, zeros, blocks)
-    of_kernel = _sums_of_grid(_factors(_TRAINING_TILE).weights.T, total)
+    of_kernel = _transform_grid(_transforms(_TRAINING_TILE).G.T, total)
     return of_x.reshape(x.shape), jnp.stack([jnp.stack(line) for line in of_kernel])
 
 
-trained_winograd.defvjp(_winograd_forward, _winograd_gradients)
+winograd_conv.defvjp(_winograd_forward, _winograd_gradients)
 
 
-def _summed_taps(kernel: jax.Array) -> _Grid:
-    """As `summed_kernel`, one by one: compiled, that takes half of the time."""
+def _transform_kernel_taps(kernel: jax.Array) -> _Grid:
+    """As `transform_kernel`, one by one: compiled, that takes half of the time."""
     grid = [[kernel[i, j] for j in range(3)] for i in range(3)]
-    return _sums_of_grid(_factors(_TRAINING_TILE).weights, grid)
+    return _transform_grid(_transforms(_TRAINING_TILE).G, grid)
 
 
-def _pixel_sums(x: jax.Array, tile: int) -> _Grid:
+def transform_input(x: jax.Array, tile: int) -> _Grid:
     """Returns for each of the products the sums (b tiles, c) of pixels."""
     _, h, w, c = x.shape
     padding = ((1, 1 + -h % tile), (1, 1 + -w % tile))
     x = jnp.pad(x, ((0, 0), *padding, (0, 0)))
-    factors = _factors(tile).pixels
+    factors = _transforms(tile).B_T
     return [
         [
             sums.reshape(-1, c)
-            for sums in _sums(factors, _interleaved(line, 2, tile, tile + 2))
+            for sums in _transform_lines(
+                factors, _strided_lines(line, 2, tile, tile + 2)
+            )
         ]
-        for line in _sums(factors, _interleaved(x, 1, tile, tile + 2))
+        for line in _transform_lines(factors, _strided_lines(x, 1, tile, tile + 2))
     ]
 
 
-def _result_sums(change: jax.Array, tile: int) -> _Grid:
-    """Returns what the change (b, h, w, c) of the results is for each product."""
-    _, h, w, c = change.shape
-    change = jnp.pad(change, ((0, 0), (0, -h % tile), (0, -w % tile), (0, 0)))
+def transform_output_grad(cotangent: jax.Array, tile: int) -> _Grid:
+    """Returns what the cotangent (b, h, w, c) of the results is for each product."""
+    _, h, w, c = cotangent.shape
+    cotangent = jnp.pad(cotangent, ((0, 0), (0, -h % tile), (0, -w % tile), (0, 0)))
     grid = [
-        [line.reshape(-1, c) for line in _interleaved(rows, 2, tile, tile)]
-        for rows in _interleaved(change, 1, tile, tile)
+        [line.reshape(-1, c) for line in _strided_lines(rows, 2, tile, tile)]
+        for rows in _strided_lines(cotangent, 1, tile, tile)
     ]
-    return _sums_of_grid(_factors(tile).products.T, grid)
+    return _transform_grid(_transforms(tile).A_T.T, grid)
 
 
-def _interleaved(x: jax.Array, axis: int, tile: int, count: int) -> list[jax.Array]:
+def _strided_lines(x: jax.Array, axis: int, tile: int, count: int) -> list[jax.Array]:
     """Returns every `tile`-th line from the first on, from the second on, ..."""
     last = x.shape[axis] - count + 1
     return [jax.lax.slice_in_dim(x, i, i + last, tile, axis) for i in range(count)]
 
 
-def _sums_of_grid(factors: np.ndarray, grid: _Grid) -> _Grid:
+def _transform_grid(factors: np.ndarray, grid: _Grid) -> _Grid:
     """Returns the sums of a grid's columns by all rows of factors, then of its rows."""
-    columns = [_sums(factors, column) for column in zip(*grid)]
-    return [_sums(factors, line) for line in zip(*columns)]
+    columns = [_transform_lines(factors, column) for column in zip(*grid)]
+    return [_transform_lines(factors, line) for line in zip(*columns)]
 
 
-def _sums(factors: np.ndarray, arrays: Sequence[jax.Array]) -> list[jax.Array]:
+def _transform_lines(
+    factors: np.ndarray, arrays: Sequence[jax.Array]
+) -> list[jax.Array]:
     """Returns the sums of arrays by every row of factors."""
-    return [_sum(row, arrays) for row in factors.tolist()]
+    return [_weighted_sum(row, arrays) for row in factors.tolist()]
 
 
-def _sum(factors: Sequence[float], arrays: Sequence[jax.Array]) -> jax.Array:
+def _weighted_sum(factors: Sequence[float], arrays: Sequence[jax.Array]) -> jax.Array:
     total = None
     for factor, array in zip(factors, arrays):
         if factor == 0:

@@ -45,8 +45,8 @@ class Classifier:
     """
 
     def __init__(self, model: nnx.Module, info: DatasetInfo, size: int):
-        _, params, stats = split_model(model)
-        self._arrays = (params, stats)
+        _, params, batch_stats = split_model(model)
+        self._arrays = (params, batch_stats)
         self._classify = make_classify_fn(model, info)
         self.info = info
         self.size = size

@@ -66,11 +66,11 @@ class Segmenter:
         base_size: int = 0,
         align_corners: bool = False,
     ):
-        definition, *arrays = fold_model(model)
+        model_def, *arrays = fold_model(model)
         self._params, self._stats = jax.device_put(arrays)
         self.info = info
         self._label = make_labelling_fn(
-            definition,
+            model_def,
             mean=info.mean,
             std=info.std,
             base_size=base_size,

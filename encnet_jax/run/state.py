@@ -42,15 +42,15 @@ class ModelDef(NamedTuple):
 
         Its random number streams start at key 0: `nnx.reseed` it before training.
         """
-        return self._around(
+        return self._merge(
             params, batch_stats, jax.tree.map(_initial_stream, self.rest)
         )
 
-    def around(self, params: PureDict, batch_stats: PureDict) -> nnx.Module:
+    def merge_abstract(self, params: PureDict, batch_stats: PureDict) -> nnx.Module:
         """As `merge`, without random numbers: for its arrays, not for calling it."""
-        return self._around(params, batch_stats, self.rest)
+        return self._merge(params, batch_stats, self.rest)
 
-    def _around(
+    def _merge(
         self, params: PureDict, batch_stats: PureDict, rest: nnx.State
     ) -> nnx.Module:
         return nnx.merge(
@@ -63,13 +63,13 @@ class ModelDef(NamedTuple):
 
 
 def split_model(model: nnx.Module) -> tuple[ModelDef, PureDict, PureDict]:
-    """Returns the definition, the parameters and the statistics of a model."""
+    """Returns the model_def, the parameters and the statistics of a model."""
     parts: Any = nnx.split(model, nnx.Param, nnx.BatchStat, ...)
-    graphdef, params, stats, rest = parts
-    definition = ModelDef(
-        graphdef, _abstract(params), _abstract(stats), _abstract(rest)
+    graphdef, params, batch_stats, rest = parts
+    model_def = ModelDef(
+        graphdef, _abstract(params), _abstract(batch_stats), _abstract(rest)
     )
-    return definition, nnx.to_pure_dict(params), nnx.to_pure_dict(stats)
+    return model_def, nnx.to_pure_dict(params), nnx.to_pure_dict(batch_stats)
 
 
 def create_train_state(

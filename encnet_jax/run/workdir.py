@@ -21,7 +21,7 @@ class Trained(NamedTuple):
     Attributes:
         config: Of its training.
         info: Of its data set, as far as a prediction needs it.
-        definition: The model without its arrays.
+        model_def: The model without its arrays.
         params: Weights.
         batch_stats: Running statistics.
         step: Of the checkpoint.
@@ -29,7 +29,7 @@ class Trained(NamedTuple):
 
     config: ConfigDict
     info: DatasetInfo
-    definition: ModelDef
+    model_def: ModelDef
     params: PureDict
     batch_stats: PureDict
     step: int
@@ -37,7 +37,7 @@ class Trained(NamedTuple):
     @property
     def model(self) -> Any:
         """A module of its own with the weights."""
-        return self.definition.merge(self.params, self.batch_stats)
+        return self.model_def.merge(self.params, self.batch_stats)
 
 
 def metric_of(info: DatasetInfo) -> str:
@@ -75,7 +75,7 @@ def load_workdir(
     shapes = nnx.eval_shape(
         lambda: create_model(num_classes=info.num_classes, **model_settings(config))
     )
-    definition, params, stats = split_model(shapes)
+    model_def, params, batch_stats = split_model(shapes)
     checkpoints = Checkpoints(workdir, metric_of(info))
-    params, stats, number = checkpoints.restore_model(params, stats, step)
-    return Trained(config, info, definition, params, stats, number)
+    params, batch_stats, number = checkpoints.restore_model(params, batch_stats, step)
+    return Trained(config, info, model_def, params, batch_stats, number)

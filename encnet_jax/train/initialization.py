@@ -39,8 +39,8 @@ def _load_workdir(model: nnx.Module, workdir: Path, class_names: Sequence[str]) 
     trained = load_workdir(workdir)
     same_classes = trained.info.class_names == tuple(class_names)
     there = _leaves(trained.params) | _leaves(trained.batch_stats)
-    _, params, stats = split_model(model)
-    wanted = _leaves(params) | _leaves(stats)
+    _, params, batch_stats = split_model(model)
+    wanted = _leaves(params) | _leaves(batch_stats)
     fresh = [
         path for path in wanted if path.startswith(HEAD_PREFIXES) and not same_classes
     ]

@@ -31,7 +31,7 @@ from encnet_jax.train.task import check_task, create_task
 from encnet_jax.train.trainer import Loop, TrainingData
 
 # The start's, and how the same numbers are computed.
-_NOT_OF_THE_MODEL = ("weights", "remat", "convolution")
+_NOT_OF_THE_MODEL = ("weights", "remat", "conv_impl")
 _log = logging.getLogger(__name__)
 
 
@@ -74,14 +74,14 @@ def train(
     if config.model.weights and not checkpoints.steps():
         account = load_start(model, config.model.weights, info.class_names)
         _log.info("%s: %s", config.model.weights, account)
-    definition, params, stats = split_model(model)
+    model_def, params, batch_stats = split_model(model)
     schedule = create_schedule(config)
     tx = create_optimizer(config, schedule)
-    state = create_train_state(params, stats, tx)
+    state = create_train_state(params, batch_stats, tx)
     data = training_data(config, source)
     task = create_task(config, model, validation)
     step_fn = make_train_step(
-        definition,
+        model_def,
         tx,
         prepare=data.prepare,
         forward=task.forward,

@@ -29,7 +29,7 @@ StepFn = Callable[[TrainState, Batch, Batch], tuple[TrainState, dict[str, jax.Ar
 
 
 def make_train_step(
-    definition: ModelDef,
+    model_def: ModelDef,
     tx: optax.GradientTransformation,
     *,
     prepare: PrepareFn,
@@ -46,8 +46,8 @@ def make_train_step(
     averaged, and the running statistics see each part.
     """
 
-    def compute(params: PureDict, stats: PureDict, images, labels, key):
-        model = definition.merge(params, stats)
+    def compute(params: PureDict, batch_stats: PureDict, images, labels, key):
+        model = model_def.merge(params, batch_stats)
         nnx.reseed(model, dropout=key)
         inputs = normalize(images, info.mean, info.std)
         total, parts = loss(forward(model, inputs), labels)
@@ -60,16 +60,16 @@ def make_train_step(
         images, labels = prepare(resident, batch)
         key = jax.random.fold_in(jax.random.key(resident["seed"]), state.step)
         if accumulate_steps == 1:
-            grads, (stats, metrics) = gradient(
+            grads, (batch_stats, metrics) = gradient(
                 state.params, state.batch_stats, images, labels, key
             )
         else:
-            grads, stats, metrics = _accumulated(
+            grads, batch_stats, metrics = _accumulated(
                 gradient, state, images, labels, key, accumulate_steps
             )
         updates, opt_state = tx.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
-        return TrainState(state.step + 1, params, stats, opt_state), metrics
+        return TrainState(state.step + 1, params, batch_stats, opt_state), metrics
 
     return train_step
 
@@ -81,18 +81,18 @@ def _accumulated(gradient, state: TrainState, images, labels, key, parts: int):
         return x.reshape(-1, parts, *x.shape[1:]).swapaxes(0, 1)
 
     def one(carry, part):
-        stats, total = carry
+        batch_stats, total = carry
         images, labels, number = part
-        grads, (stats, metrics) = gradient(
-            state.params, stats, images, labels, jax.random.fold_in(key, number)
+        grads, (batch_stats, metrics) = gradient(
+            state.params, batch_stats, images, labels, jax.random.fold_in(key, number)
         )
-        return (stats, jax.tree.map(jnp.add, total, grads)), metrics
+        return (batch_stats, jax.tree.map(jnp.add, total, grads)), metrics
 
     zeros = jax.tree.map(jnp.zeros_like, state.params)
-    (stats, total), metrics = jax.lax.scan(
+    (batch_stats, total), metrics = jax.lax.scan(
         one,
         (state.batch_stats, zeros),
         (split(images), split(labels), jnp.arange(parts)),
     )
     grads = jax.tree.map(lambda g: g / parts, total)
-    return grads, stats, jax.tree.map(lambda m: m.mean(0), metrics)
+    return grads, batch_stats, jax.tree.map(lambda m: m.mean(0), metrics)

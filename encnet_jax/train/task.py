@@ -63,7 +63,7 @@ def create_task(config: ConfigDict, model: nnx.Module, validation: Source) -> Ta
     score = score_fn_by_config(config, config, model, info)
     validate = functools.partial(_validate_pixels, config, validation, score)
     loss = _pixel_loss(config, info)
-    return Task(metric_of(info), _coarse, loss, validate)
+    return Task(metric_of(info), _forward_low_res, loss, validate)
 
 
 def check_task(config: ConfigDict, info: DatasetInfo) -> None:
@@ -94,8 +94,8 @@ def _whole(model: CifarResNet14, images: jax.Array) -> ClassifierOutput:
     return model(images)
 
 
-def _coarse(model: SegmentationModel, images: jax.Array) -> SegmentationOutput:
-    return model.coarse(images)
+def _forward_low_res(model: SegmentationModel, images: jax.Array) -> SegmentationOutput:
+    return model.forward_low_res(images)
 
 
 def _pixel_loss(config: ConfigDict, info: DatasetInfo) -> LossFn:
@@ -136,10 +136,14 @@ def _validate_pixels(
 
 
 def _validate_classes(
-    config: ConfigDict, source: Source, classify, params: PureDict, stats: PureDict
+    config: ConfigDict,
+    source: Source,
+    classify,
+    params: PureDict,
+    batch_stats: PureDict,
 ) -> Validation:
     results, predictions = evaluate_classes(
-        classify, params, stats, source, batch_size=config.evaluation.batch_size
+        classify, params, batch_stats, source, batch_size=config.evaluation.batch_size
     )
     shown = [source.example(n) for n in own_numbers(source)[:_PANEL_IMAGES]]
     rows = [(e.image, int(e.labels), int(p)) for e, p in zip(shown, predictions)]

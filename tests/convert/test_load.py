@@ -22,6 +22,7 @@ from encnet_jax.config import load_config
 from encnet_jax.convert import load as pretrained
 from encnet_jax.convert.infer_config import describe_torch_weights
 from encnet_jax.convert.load import load_torch_model, load_torch_weights
+from encnet_jax.convert.workdir import write_workdir
 from encnet_jax.data.dataset_info import load_info
 from encnet_jax.errors import UserError
 from encnet_jax.models import create_model
@@ -111,9 +112,9 @@ PLACES = {
         "head.encmodule.encoding.3.scale": "head.context.encoding.scale",
         "head.encmodule.encoding.4.weight": "head.context.norm.scale",
         "head.encmodule.fc.0.weight": "head.context.gate.kernel",
-        "head.encmodule.selayer.bias": "head.context.presence.bias",
+        "head.encmodule.selayer.bias": "head.context.se_head.bias",
         "head.conv6.1.bias": "head.classifier.conv.bias",
-        "auxlayer.conv5.4.weight": "auxiliary.classifier.conv.kernel",
+        "auxlayer.conv5.4.weight": "aux_head.classifier.conv.kernel",
     },
     PCONTEXT: {
         "head.connect.1.0.weight": "head.lateral.1.conv.kernel",
@@ -124,10 +125,10 @@ PLACES = {
         "backbone.layer1.0.downsample.0.weight": (
             "backbone.stages.0.0.shortcut.projection.conv.kernel"
         ),
-        "decode_head.bottleneck.bn.bias": "head.project.norm.bias",
+        "decode_head.bottleneck.bn.bias": "head.reduce.norm.bias",
         "decode_head.enc_module.encoding.1.running_var": "head.context.norm.var",
-        "decode_head.se_layer.weight": "head.context.presence.kernel",
-        "auxiliary_head.convs.0.conv.weight": "auxiliary.project.conv.kernel",
+        "decode_head.se_layer.weight": "head.context.se_head.kernel",
+        "auxiliary_head.convs.0.conv.weight": "aux_head.reduce.conv.kernel",
     },
     TIMM: {
         "conv1.3.weight": "backbone.stem.1.conv.kernel",
@@ -174,7 +175,7 @@ def test_backbone_alone_leaves_the_head_as_it_is(case):
     assert_complete(account, weights, model)
     assert all(path.startswith("backbone.") for path in account.loaded.values())
     assert not any(path.startswith("backbone.") for path in account.fresh)
-    assert "29 left as they were: auxiliary.classifier.conv" in str(account)
+    assert "29 left as they were: aux_head.classifier.conv" in str(account)
     assert account.dropped["fc.bias"] == "classifier of the backbone's pretraining"
 
 
@@ -308,7 +309,7 @@ def test_branches_that_the_model_has_not_are_dropped_by_name(case):
 def test_branch_that_the_weights_have_not_is_an_error():
     weights = without(small_weights(ADE), "auxlayer")
     model = abstract_model(weights, aux_head=True)
-    with pytest.raises(UserError, match="7 of the model's are missing: auxiliary"):
+    with pytest.raises(UserError, match="7 of the model's are missing: aux_head"):
         load_torch_weights(model, weights)
     load_torch_weights(abstract_model(weights), weights)
 
@@ -408,7 +409,7 @@ def test_workdir_holds_the_model_that_its_config_builds(tmp_path):
     names = [f"thing {i}" for i in range(19)]
     (tmp_path / "names.json").write_text(json.dumps(names))
     workdir = tmp_path / "run"
-    text = pretrained.write_workdir(path, workdir, classes=str(tmp_path / "names.json"))
+    text = write_workdir(path, workdir, classes=str(tmp_path / "names.json"))
     assert "mmseg: tiny" in text and str(workdir) in text
     info = load_info(workdir / "classes.json")
     assert info.class_names == tuple(names) and len(set(info.colors)) == 19
@@ -417,16 +418,16 @@ def test_workdir_holds_the_model_that_its_config_builds(tmp_path):
     assert config.model.unbiased_running_var and not config.model.align_corners
     settings = model_settings(config)
     model = nnx.eval_shape(lambda: create_model(num_classes=19, **settings))
-    definition, params, stats = split_model(model)
-    params, stats, step = Checkpoints(workdir).restore_model(params, stats)
+    model_def, params, batch_stats = split_model(model)
+    params, batch_stats, step = Checkpoints(workdir).restore_model(params, batch_stats)
     assert step == 0
     expected = arrays(load_torch_model(weights)[0])
-    found = arrays(definition.merge(params, stats))
+    found = arrays(model_def.merge(params, batch_stats))
     assert found.keys() == expected.keys()
     for name, array in found.items():
         np.testing.assert_array_equal(array, expected[name])
     with pytest.raises(UserError, match="config.json: exists"):
-        pretrained.write_workdir(path, workdir)
+        write_workdir(path, workdir)
 
 
 @pytest.mark.parametrize(
@@ -440,7 +441,7 @@ def test_workdir_holds_the_model_that_its_config_builds(tmp_path):
 )
 def test_wrong_class_names_are_refused(tmp_path, options, message):
     with pytest.raises(UserError, match=re.escape(message)):
-        pretrained.write_workdir(small_weights(MMSEG), tmp_path / "run", **options)
+        write_workdir(small_weights(MMSEG), tmp_path / "run", **options)
     assert not (tmp_path / "run").exists()
 
 

@@ -27,8 +27,8 @@ finish = jax.jit(resized_batch, static_argnames="how")
 def photograph(height, width, seed=0):
     """Returns a picture with fields of strong colour, edges, and noise."""
     rng = np.random.default_rng(seed)
-    coarse = rng.integers(0, 256, (-(-height // 16), -(-width // 16), 3))
-    image = coarse.repeat(16, 0).repeat(16, 1)[:height, :width]
+    low_res = rng.integers(0, 256, (-(-height // 16), -(-width // 16), 3))
+    image = low_res.repeat(16, 0).repeat(16, 1)[:height, :width]
     return np.clip(image + rng.normal(0, 15, image.shape), 0, 255).astype(np.uint8)
 
 

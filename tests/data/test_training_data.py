@@ -11,7 +11,7 @@ from encnet_jax.config import default
 from encnet_jax.data.prefetch import prefetched
 from encnet_jax.losses import segmentation_loss
 from encnet_jax.models.encnet import SegmentationOutput
-from encnet_jax.models.layers import ConvNorm
+from encnet_jax.models.layers import ConvBN
 from encnet_jax.ops.conv import Conv
 from encnet_jax.optimizer import create_optimizer
 from encnet_jax.run.sharding import batch_sharded, create_mesh, replicated
@@ -28,7 +28,7 @@ class OneLayer(nnx.Module):
 
     def __init__(self):
         rngs = nnx.Rngs(0)
-        self.backbone = ConvNorm(3, 4, 3, rngs=rngs)
+        self.backbone = ConvBN(3, 4, 3, rngs=rngs)
         self.head = Conv(4, 12, use_bias=True, rngs=rngs)
 
     def __call__(self, images):
@@ -42,12 +42,12 @@ def losses(resize, steps=3):
     config.batch_size = 8
     config.data.update(base_size=44, crop_size=40, resize=resize)
     mesh = create_mesh(-1)
-    definition, params, stats = split_model(OneLayer())
+    model_def, params, batch_stats = split_model(OneLayer())
     tx = create_optimizer(lambda step: 0.01, head_factor=1.0)
-    state = create_train_state(params, stats, tx)
+    state = create_train_state(params, batch_stats, tx)
     data = training_data(config, ListSource(pictures(6)))
     step_fn = make_train_step(
-        definition,
+        model_def,
         tx,
         prepare=data.prepare,
         loss=lambda output, labels: segmentation_loss(output, labels, num_classes=12),

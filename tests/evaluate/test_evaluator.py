@@ -40,7 +40,7 @@ class Brightest(SegmentationModel):
     def __init__(self):
         self.factor = nnx.Param(jnp.ones(()))
 
-    def coarse(self, images):
+    def forward_low_res(self, images):
         # The class of channel 0 is present if the left part is bright.
         presence = images[:, :, 0].mean((1, 2))[:, None] * jnp.ones(3)
         return SegmentationOutput(images * self.factor[...], presence)
@@ -94,8 +94,10 @@ def encoding(**settings):
 
 
 def run(score, model, source, batch_size=2, **settings):
-    _, params, stats = split_model(model)
-    return evaluate(score, params, stats, source, batch_size=batch_size, **settings)
+    _, params, batch_stats = split_model(model)
+    return evaluate(
+        score, params, batch_stats, source, batch_size=batch_size, **settings
+    )
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 5])
@@ -283,9 +285,9 @@ def test_configuration_says_what_the_network_sees(settings, shape):
     shapes = []
 
     class Counting(Brightest):
-        def coarse(self, images):
+        def forward_low_res(self, images):
             shapes.append(images.shape)
-            return super().coarse(images)
+            return super().forward_low_res(images)
 
     config = configuration.default()
     config.mesh.data = 1

@@ -59,9 +59,9 @@ def write_run(workdir, seed=0):
     settings = model_settings(config)
     name = settings.pop("name")
     model = drawn(create_model, name, num_classes=11, seed=seed, **settings)
-    _, params, stats = split_model(model)
+    _, params, batch_stats = split_model(model)
     state = create_train_state(
-        params, stats, optimizer.create_optimizer(lambda step: 0.0)
+        params, batch_stats, optimizer.create_optimizer(lambda step: 0.0)
     )
     workdir.mkdir(parents=True)
     save_config(config, workdir / "config.json")

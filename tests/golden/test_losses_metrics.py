@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from encnet_jax.losses import class_presence, presence_loss, segmentation_loss
+from encnet_jax.losses import class_presence, se_loss, segmentation_loss
 from encnet_jax.metrics import confusion_matrix, scores
 from encnet_jax.models.encnet import SegmentationOutput
 from encnet_jax.optimizer import cosine_schedule, poly_schedule
@@ -35,8 +35,8 @@ def _scored(arrays, **settings):
 
 def _check_gradients(check, case, grads, suffix=""):
     check(case, f"grad_main_logits{suffix}", nchw(grads.logits))
-    check(case, f"grad_se_logits{suffix}", grads.presence)
-    check(case, f"grad_aux_logits{suffix}", nchw(grads.auxiliary))
+    check(case, f"grad_se_logits{suffix}", grads.se_logits)
+    check(case, f"grad_aux_logits{suffix}", nchw(grads.aux_logits))
 
 
 def test_losses_of_pytorch_encoding_match(check):
@@ -60,12 +60,12 @@ def test_class_presence_matches():
     np.testing.assert_array_equal(class_presence(labels, 7), arrays["se_target"])
 
 
-def test_presence_loss_of_extreme_logits_matches(check):
+def test_se_loss_of_extreme_logits_matches(check):
     # The original clips logarithms at -100: a logit of 300 on the wrong side costs 100
     # there and 300 here. With logits up to 100 the two agree.
     case = load_case("losses")
     logits = case.arrays["extreme_se_logits"].clip(-100, 100)
-    cost = presence_loss(jnp.asarray(logits), case.arrays["se_target"])
+    cost = se_loss(jnp.asarray(logits), case.arrays["se_target"])
     check(case, "extreme_se_term", cost)
 
 

@@ -8,7 +8,7 @@ from flax import nnx
 
 from encnet_jax.data.dataset_info import IMAGENET_MEAN, IMAGENET_STD
 from encnet_jax.inference.predict_fn import (
-    FoldedModel,
+    InferenceModel,
     make_predict_fn,
     whole_image_logits,
     working_size,
@@ -37,7 +37,7 @@ def small_model(name="encnet"):
         dropout=0.5,
     )
     # Statistics that are not those of any batch.
-    model.head.project.norm.mean[...] += 0.1
+    model.head.reduce.norm.mean[...] += 0.1
     return model
 
 
@@ -72,7 +72,7 @@ def predict():
     model = small_model()
     images = images_of(2, 33, 47)
     function = make_predict_fn(model)
-    was_training = not model.head.project.norm.use_running_average
+    was_training = not model.head.reduce.norm.use_running_average
     reference = small_model()
     reference.eval()
     inputs = (images / 255 - IMAGENET_MEAN) / IMAGENET_STD
@@ -94,9 +94,9 @@ def test_predict_fn_equals_the_model_in_eval_mode(predict):
 def test_folded_model_has_no_norms_and_no_heads_for_training():
     model = drawn(create_model, "encnet", num_classes=3, backbone="tiny", width=2)
     _, *trained = split_model(model)
-    folded = FoldedModel(model)
+    folded = InferenceModel(model)
     arrays = folded.arrays(*trained)
-    assert model.auxiliary is not None and model.head.project.norm is not None
+    assert model.aux_head is not None and model.head.reduce.norm is not None
     assert jax.tree.map(np.shape, arrays) == jax.tree.map(np.shape, folded.shapes())
     # As host arrays: nothing was compiled, nothing is on a device.
     assert all(isinstance(leaf, np.ndarray) for leaf in jax.tree.leaves(arrays))
@@ -137,7 +137,7 @@ def test_base_size_works_at_that_size_and_answers_at_the_image_s():
     def model(images):
         seen.append(images)
         odds = jnp.array([[1.0, 3.0, 1 / 3]])
-        return SegmentationOutput(images, presence=jnp.log(odds))
+        return SegmentationOutput(images, se_logits=jnp.log(odds))
 
     images = np.zeros((1, 20, 40, 3), np.uint8)
     images[:, :, 20:] = 255

@@ -243,12 +243,12 @@ def test_drawn_scales_are_uniform_and_one_for_each_codeword():
 
 def test_each_step_and_each_layer_draws_its_own_scales():
     model = drawn(create_model, "encnet14", scale_drop=True, **TINY)
-    definition, params, stats = split_model(model)
+    model_def, params, batch_stats = split_model(model)
     images = normals(4, 8, 8, 3)
 
     @jax.jit
     def apply(key):
-        copy = definition.merge(params, stats)
+        copy = model_def.merge(params, batch_stats)
         nnx.reseed(copy, dropout=key)  # as the training step does
         scales = [block.attention.encoding._scales() for block in copy.blocks]
         nnx.reseed(copy, dropout=key)

@@ -99,11 +99,11 @@ def test_context_without_codewords_is_average_pooling():
     module = drawn(ContextEncoding, 4, num_codes=0, num_classes=3)
     module.eval()
     x = features(2, 3, 5, 4)
-    kernel = np.asarray(module.project.conv.kernel[...])[0, 0]
+    kernel = np.asarray(module.reduce.conv.kernel[...])[0, 0]
     expected = np.maximum(x @ kernel / np.sqrt(1 + 1e-5), 0).mean((1, 2))
     np.testing.assert_allclose(module.encode(x), expected, atol=1e-5)
     state = nnx.to_pure_dict(nnx.state(module, nnx.Param))
-    assert sorted(state) == ["gate", "presence", "project"]
+    assert sorted(state) == ["gate", "reduce", "se_head"]
 
 
 def test_context_takes_the_mean_of_the_rectified_codewords():
@@ -111,7 +111,7 @@ def test_context_takes_the_mean_of_the_rectified_codewords():
     module.eval()
     module.norm.bias[...] = jnp.array([0.0, 0.5, -0.5])
     x = features(2, 3, 5, 4)
-    kernel = np.asarray(module.project.conv.kernel[...])[0, 0]
+    kernel = np.asarray(module.reduce.conv.kernel[...])[0, 0]
     pixels = np.maximum(x @ kernel / np.sqrt(1 + 1e-5), 0).reshape(2, 15, 4)
     codes = literal(
         pixels.astype(np.float64),
@@ -127,8 +127,8 @@ def test_attention_multiplies_by_one_plus_the_gate():
     module = drawn(ContextEncoding, 2, num_codes=0, num_classes=3)
     module.gate.kernel[...] = jnp.zeros((2, 2))
     module.gate.bias[...] = jnp.array([0.0, np.log(3.0)])  # Gates of 1/2 and 3/4.
-    module.presence.kernel[...] = jnp.zeros((2, 3))
-    module.presence.bias[...] = jnp.array([1.0, -2.0, 3.0])
+    module.se_head.kernel[...] = jnp.zeros((2, 3))
+    module.se_head.bias[...] = jnp.array([1.0, -2.0, 3.0])
     x = features(2, 3, 5, 2)
     attended, presence = module(x)
     np.testing.assert_allclose(attended, np.maximum(x * [1.5, 1.75], 0), rtol=1e-5)

@@ -40,15 +40,15 @@ def test_costs_are_those_that_torchvision_publishes(name, backbone, parameters, 
 def test_parameters_of_pspnet_are_those_of_its_layers():
     # Convolution, scale and bias of each batch norm, classifier with bias.
     pyramid = 4 * (2048 * 512 + 2 * 512)
-    project = 9 * 4096 * 512 + 2 * 512
-    head = pyramid + project + 512 * 150 + 150
-    auxiliary = 9 * 1024 * 256 + 2 * 256 + 256 * 150 + 150
+    reduce = 9 * 4096 * 512 + 2 * 512
+    head = pyramid + reduce + 512 * 150 + 150
+    aux_head = 9 * 1024 * 256 + 2 * 256 + 256 * 150 + 150
     backbone = 25_557_032 - (
         2048 * 1000 + 1000
     )  # torchvision's, but for its classifier
     settings = dict(num_classes=150, backbone="resnet50", stem="plain")
     costs = model_costs("pspnet", size=64, **settings)
-    assert costs.parameters == backbone + head + auxiliary == 49_057_132
+    assert costs.parameters == backbone + head + aux_head == 49_057_132
 
 
 def test_table_of_costs_has_a_row_for_each_model():
@@ -65,8 +65,8 @@ def test_logits_have_the_size_of_the_image(name, size, output_stride):
 
     images = jax.ShapeDtypeStruct((2, *size, 3), jnp.float32)
     output = jax.eval_shape(outputs, images)
-    assert output.logits.shape == output.auxiliary.shape == (2, *size, 5)
-    assert output.presence is None and output.stage3_presence is None
+    assert output.logits.shape == output.aux_logits.shape == (2, *size, 5)
+    assert output.se_logits is None and output.stage3_se_logits is None
 
 
 @pytest.mark.parametrize("name", ["pspnet", "deeplabv3"])
@@ -79,7 +79,7 @@ def test_settings_reach_the_head(name):
 
     images = jax.ShapeDtypeStruct((2, 16, 16, 3), jnp.float32)
     output, model = nnx.eval_shape(build, images)
-    assert output.logits.dtype == jnp.bfloat16 and output.auxiliary is None
+    assert output.logits.dtype == jnp.bfloat16 and output.aux_logits is None
     weights = jax.tree.leaves(nnx.state(model, nnx.Param))
     assert {leaf.dtype for leaf in weights} == {np.dtype("f4")}
     if name == "pspnet":

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from encnet_jax.models.layers import BatchNorm, ConvNorm, max_pool
+from encnet_jax.models.layers import BatchNorm, ConvBN, max_pool
 from encnet_jax.run.sharding import batch_sharded, create_mesh
 from tests.random_module import drawn
 
@@ -18,7 +18,7 @@ def normals(*shape):
 
 
 def test_bfloat16_layer_keeps_float32_weights_and_statistics():
-    layer = drawn(ConvNorm, 3, 4, 3, dtype=jnp.bfloat16)
+    layer = drawn(ConvBN, 3, 4, 3, dtype=jnp.bfloat16)
     assert layer(jnp.ones((1, 4, 4, 3))).dtype == jnp.bfloat16
     variables = nnx.state(layer, (nnx.Param, nnx.BatchStat))
     assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {np.dtype("f4")}
@@ -26,7 +26,7 @@ def test_bfloat16_layer_keeps_float32_weights_and_statistics():
 
 def test_conv_norm_without_relu_keeps_negative_values():
     x = normals(2, 4, 4, 3)
-    plain, rectified = (drawn(ConvNorm, 3, 4, relu=relu)(x) for relu in (False, True))
+    plain, rectified = (drawn(ConvBN, 3, 4, relu=relu)(x) for relu in (False, True))
     assert plain.min() < -0.5
     np.testing.assert_array_equal(np.maximum(plain, 0), rectified)
 

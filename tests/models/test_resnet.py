@@ -9,7 +9,7 @@ from flax import nnx
 from encnet_jax.data import scenes
 from encnet_jax.errors import UserError
 from encnet_jax.models import create_model
-from encnet_jax.models.resnet import ResNet, Shortcut, stage_layout
+from encnet_jax.models.resnet import ResNet, Shortcut, stage_strides_and_dilations
 from tests.random_module import drawn
 
 
@@ -39,7 +39,7 @@ def count(create):
     ],
 )
 def test_stage_layout_is_that_of_the_original(output_stride, dilated, expected):
-    assert stage_layout(output_stride, dilated) == expected
+    assert stage_strides_and_dilations(output_stride, dilated) == expected
 
 
 def test_blocks_have_the_strides_and_dilations_of_the_layout():
@@ -156,7 +156,7 @@ def test_remat_keeps_less_for_each_stage():
 @pytest.mark.parametrize(
     "settings, message",
     [
-        (dict(convolution="fast"), "convolution='fast': allowed are auto, direct"),
+        (dict(conv_impl="fast"), "conv_impl='fast': allowed are auto, lax"),
         (dict(remat=(0, 5)), r"remat=\(0, 5\): stages are 1, 2, 3, 4"),
     ],
 )

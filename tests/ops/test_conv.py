@@ -1,4 +1,4 @@
-"""Convolution by hand, against XLA's own, and in all its forms."""
+"""Convolution by hand, against XLA's own, and in all its impls."""
 
 import jax
 import jax.numpy as jnp
@@ -7,16 +7,16 @@ import pytest
 from flax import nnx
 
 from encnet_jax.models import create_model
-from encnet_jax.models.layers import ConvNorm
+from encnet_jax.models.layers import ConvBN
 from encnet_jax.ops import chunks as blocks
 from encnet_jax.ops import winograd as winograd_module
 from encnet_jax.ops.conv import (
     Conv,
-    join_phases,
-    split_phases,
-    use_form,
+    batch_to_space,
+    set_conv_impl,
+    space_to_batch,
 )
-from encnet_jax.ops.winograd import summed_kernel, winograd
+from encnet_jax.ops.winograd import transform_kernel, winograd
 from tests.random_module import drawn
 
 RNG = np.random.default_rng(0)
@@ -63,10 +63,10 @@ def test_dilated_convolution_keeps_the_size():
     assert result[2, 2] == np.arange(25).reshape(5, 5)[::2, ::2].sum()
 
 
-def of_form(form, features=(32, 33), **settings):
-    """Returns a 3x3 convolution; with these features every form applies."""
+def of_form(impl, features=(32, 33), **settings):
+    """Returns a 3x3 convolution; with these features every impl applies."""
     conv = drawn(Conv, *features, 3, **settings)
-    use_form(conv, form)
+    set_conv_impl(conv, impl)
     return conv
 
 
@@ -84,12 +84,12 @@ def result_and_gradients(conv, x):
 
 @pytest.mark.parametrize("size", [(8, 12), (7, 10), (3, 1)])
 @pytest.mark.parametrize("dilation", [1, 2, 4])
-@pytest.mark.parametrize("form", ["phases", "winograd"])
-def test_every_form_gives_the_numbers_of_the_direct_one(form, dilation, size):
+@pytest.mark.parametrize("impl", ["space_to_batch", "winograd"])
+def test_every_form_gives_the_numbers_of_the_direct_one(impl, dilation, size):
     x = normals(2, *size, 32)
-    conv = of_form(form, dilation=dilation)
-    assert conv.form == ("direct" if (form, dilation) == ("phases", 1) else form)
-    direct = result_and_gradients(of_form("direct", dilation=dilation), x)
+    conv = of_form(impl, dilation=dilation)
+    assert conv.impl == ("lax" if (impl, dilation) == ("space_to_batch", 1) else impl)
+    direct = result_and_gradients(of_form("lax", dilation=dilation), x)
     for expected, actual in zip(direct, result_and_gradients(conv, x)):
         np.testing.assert_allclose(actual, expected, atol=1e-5 * abs(expected).max())
 
@@ -104,7 +104,7 @@ def test_winograd_rounds_about_as_the_direct_form_does(tile, factor):
         )
     direct = jax.lax.conv_general_dilated(x, kernel, (1, 1), "SAME", **dimensions)
     exact = np.asarray(exact)
-    ours = winograd(x, summed_kernel(kernel, tile))
+    ours = winograd(x, transform_kernel(kernel, tile))
     errors = [abs(np.float64(y) - exact).max() for y in (direct, ours)]
     assert errors[1] < factor * errors[0] < 1e-4 * abs(exact).max()
 
@@ -116,30 +116,30 @@ def test_winograd_of_every_tile_is_the_convolution(size, tile):
     expected = jax.lax.conv_general_dilated(
         x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
     )
-    actual = winograd(x, summed_kernel(kernel, tile))
+    actual = winograd(x, transform_kernel(kernel, tile))
     np.testing.assert_allclose(actual, expected, atol=1e-4)
 
 
 def test_kernel_is_summed_alike_by_numpy():
     kernel = normals(3, 3, 5, 4)
-    by_numpy = summed_kernel(kernel, 3)
+    by_numpy = transform_kernel(kernel, 3)
     assert isinstance(by_numpy, np.ndarray) and by_numpy.dtype == np.float32
-    by_jax = summed_kernel(jnp.asarray(kernel), 3)
+    by_jax = transform_kernel(jnp.asarray(kernel), 3)
     np.testing.assert_allclose(by_numpy, by_jax, atol=1e-6)
 
 
-@pytest.mark.parametrize("form", ["direct", "phases", "winograd"])
-def test_folded_layer_gives_the_numbers_of_its_parts(form):
+@pytest.mark.parametrize("impl", ["lax", "space_to_batch", "winograd"])
+def test_folded_layer_gives_the_numbers_of_its_parts(impl):
     x = normals(2, 9, 7, 128)
-    layer = drawn(ConvNorm, 128, 128, 3, dilation=2)
+    layer = drawn(ConvBN, 128, 128, 3, dilation=2)
     layer.norm.mean[...], layer.norm.var[...] = normals(128), normals(128) ** 2 + 0.1
     layer.norm.scale[...], layer.norm.bias[...] = normals(128), normals(128)
     layer.eval()
     expected = layer(x)
-    use_form(layer, form)
+    set_conv_impl(layer, impl)
     layer.fold()
     assert layer.norm is None
-    assert layer.conv.kernel.shape[0] == (5 if form == "winograd" else 3)
+    assert layer.conv.kernel.shape[0] == (5 if impl == "winograd" else 3)
     np.testing.assert_allclose(layer(x), expected, atol=2e-5 * abs(expected).max())
 
 
@@ -148,14 +148,14 @@ def test_winograd_of_an_impulse_is_the_turned_kernel():
     kernel = jnp.arange(9.0).reshape(3, 3, 1, 1)
     expected = np.zeros((5, 5))
     expected[1:4, 2:5] = np.arange(9.0).reshape(3, 3)[::-1, ::-1]
-    result = winograd(x, summed_kernel(kernel, 2))
+    result = winograd(x, transform_kernel(kernel, 2))
     np.testing.assert_array_equal(result[0, :, :, 0], expected)
 
 
 @pytest.mark.parametrize("size", [(8, 12), (7, 9), (1, 2)])
 def test_gathered_convolution_gives_the_numbers_of_the_direct_one(size):
     x = normals(2, *size, 32)
-    direct = result_and_gradients(of_form("direct", stride=2), x)
+    direct = result_and_gradients(of_form("lax", stride=2), x)
     gathered = result_and_gradients(of_form("winograd", stride=2), x)
     for expected, actual in zip(direct, gathered):
         np.testing.assert_allclose(actual, expected, atol=1e-5 * abs(expected).max())
@@ -188,46 +188,47 @@ def test_block_fits_the_cache_and_is_worth_the_kernel(shape, channels, expected)
     + [dict(dtype=jnp.bfloat16)],
 )
 def test_winograd_is_left_out_where_it_is_slower_or_less_exact(settings):
-    assert of_form("winograd", **settings).form == "direct"
+    assert of_form("winograd", **settings).impl == "lax"
 
 
 @pytest.mark.parametrize(
-    "platform, expected", [("cpu", "winograd"), ("gpu", "phases"), ("tpu", "direct")]
+    "platform, expected",
+    [("cpu", "winograd"), ("gpu", "space_to_batch"), ("tpu", "lax")],
 )
 def test_auto_is_the_quicker_form_of_the_platform(monkeypatch, platform, expected):
     monkeypatch.setattr(jax, "default_backend", lambda: platform)
-    assert of_form("auto", dilation=2).form == expected
+    assert of_form("auto", dilation=2).impl == expected
 
 
 def test_phases_are_every_other_row_and_column():
     image = jnp.arange(12.0).reshape(1, 3, 4, 1)
-    phases = split_phases(image, 2)
+    phases = space_to_batch(image, 2)
     np.testing.assert_array_equal(
         phases[..., 0],
         [[[0, 2], [8, 10]], [[1, 3], [9, 11]], [[4, 6], [0, 0]], [[5, 7], [0, 0]]],
     )
-    np.testing.assert_array_equal(join_phases(phases, 2, (3, 4)), image)
+    np.testing.assert_array_equal(batch_to_space(phases, 2, (3, 4)), image)
 
 
 @pytest.mark.parametrize(
-    "form, dtype, expected",
+    "impl, dtype, expected",
     [
-        ("direct", "float32", {"direct"}),
-        ("phases", "float32", {"direct", "phases"}),
-        ("auto", "float32", {"direct", "winograd"}),  # tests run on CPU
-        ("auto", "bfloat16", {"direct"}),
+        ("lax", "float32", {"lax"}),
+        ("space_to_batch", "float32", {"lax", "space_to_batch"}),
+        ("auto", "float32", {"lax", "winograd"}),  # tests run on CPU
+        ("auto", "bfloat16", {"lax"}),
     ],
 )
-def test_form_is_that_of_the_setting(form, dtype, expected):
-    settings = dict(num_classes=2, convolution=form, dtype=jnp.dtype(dtype))
+def test_form_is_that_of_the_setting(impl, dtype, expected):
+    settings = dict(num_classes=2, conv_impl=impl, dtype=jnp.dtype(dtype))
     model = nnx.eval_shape(lambda: create_model("encnet", **settings))
     convs = [m for _, m in nnx.iter_modules(model) if isinstance(m, Conv)]
-    assert {conv.form for conv in convs} == expected
+    assert {conv.impl for conv in convs} == expected
     for conv in convs:
-        if conv.form == "phases":
+        if conv.impl == "space_to_batch":
             assert conv.dilation > 1
-        if conv.form == "winograd":
+        if conv.impl == "winograd":
             assert conv.kernel_size == 3 and conv.kernel.shape[2] >= 32
     # Two of the stem, 16 of the stages, both heads.
-    winograds = sum(conv.form == "winograd" for conv in convs)
+    winograds = sum(conv.impl == "winograd" for conv in convs)
     assert winograds == (20 if "winograd" in expected else 0)

@@ -9,8 +9,8 @@ import pytest
 from PIL import Image
 
 from encnet_jax.ops.resize import (
-    argmax_resized,
     interpolation_matrix,
+    resize_argmax,
     resize_bilinear,
 )
 
@@ -83,7 +83,7 @@ def test_argmax_of_resized_channels(aligned):
     for size, align in zip(sizes, aligned):
         resized = resize_bilinear(resized, size, align_corners=align)
     second, first = np.moveaxis(np.partition(resized, -2)[..., -2:], -1, 0)
-    labels = jax.jit(lambda x: argmax_resized(x, sizes, aligned))(x)
+    labels = jax.jit(lambda x: resize_argmax(x, sizes, aligned))(x)
     assert labels.shape == (2, 33, 71) and labels.dtype == np.uint8
     clear = first - second > 1e-5
     assert clear.mean() > 0.999
@@ -92,11 +92,11 @@ def test_argmax_of_resized_channels(aligned):
 
 def test_first_of_equal_channels_is_taken():
     x = jnp.asarray([0.0, 2.0, 1.0, 2.0]).reshape(1, 1, 1, 4)
-    np.testing.assert_array_equal(argmax_resized(x, [(3, 2)], [True]), 1)
+    np.testing.assert_array_equal(resize_argmax(x, [(3, 2)], [True]), 1)
 
 
 def test_argmax_never_holds_the_resized_channels():
     x = jax.ShapeDtypeStruct((1, 60, 60, 150), jnp.float32)
-    resized = jax.jit(lambda x: argmax_resized(x, [(480, 480)], [True]))
+    resized = jax.jit(lambda x: resize_argmax(x, [(480, 480)], [True]))
     memory = resized.lower(x).compile().memory_analysis()
     assert memory.temp_size_in_bytes < 0.3 * 480 * 480 * 150 * 4

@@ -28,9 +28,9 @@ def make_state(width):
         head_channels=4,
         rngs=nnx.Rngs(0),
     )
-    _, params, stats = split_model(model)
+    _, params, batch_stats = split_model(model)
     tx = create_optimizer(poly_schedule(0.1, 10))
-    return create_train_state(params, stats, tx)
+    return create_train_state(params, batch_stats, tx)
 
 
 @pytest.fixture(scope="module")
@@ -62,12 +62,12 @@ def test_latest_two_and_best_are_kept_and_restored(tmp_path, state):
     assert jax.tree.structure(restored) == jax.tree.structure(expected)
     for a, b in zip(jax.tree.leaves(restored), jax.tree.leaves(expected)):
         np.testing.assert_array_equal(a, b)
-    params, stats = state.params, state.batch_stats
-    assert checkpoints.restore_model(params, stats, "best")[2] == 2
-    assert checkpoints.restore_model(params, stats, "latest")[2] == 6
-    assert checkpoints.restore_model(params, stats, "5")[2] == 5
+    params, batch_stats = state.params, state.batch_stats
+    assert checkpoints.restore_model(params, batch_stats, "best")[2] == 2
+    assert checkpoints.restore_model(params, batch_stats, "latest")[2] == 6
+    assert checkpoints.restore_model(params, batch_stats, "5")[2] == 5
     with pytest.raises(UserError, match="step 3.*there are 2, 5, 6"):
-        checkpoints.restore_model(params, stats, 3)
+        checkpoints.restore_model(params, batch_stats, 3)
 
 
 @pytest.fixture

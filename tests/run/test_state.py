@@ -10,7 +10,7 @@ from encnet_jax.data.dataset_info import IGNORE_LABEL, DatasetInfo
 from encnet_jax.losses import segmentation_loss
 from encnet_jax.models import create_model
 from encnet_jax.models.encnet import SegmentationOutput
-from encnet_jax.models.layers import ConvNorm
+from encnet_jax.models.layers import ConvBN
 from encnet_jax.ops.conv import Conv
 from encnet_jax.optimizer import create_optimizer
 from encnet_jax.run.state import create_train_state, pure_batch_stats, split_model
@@ -50,7 +50,7 @@ class OneLayer(nnx.Module):
     """The least network with batch statistics and both losses."""
 
     def __init__(self, rngs):
-        self.backbone = ConvNorm(3, 4, 3, stride=2, rngs=rngs)
+        self.backbone = ConvBN(3, 4, 3, stride=2, rngs=rngs)
         self.head = Conv(4, 2, use_bias=True, rngs=rngs)
 
     def __call__(self, images):
@@ -64,9 +64,9 @@ class Run:
 
     def __init__(self, model, rates, **settings):
         self.traces = 0
-        self.definition, params, stats = split_model(model)
+        self.model_def, params, batch_stats = split_model(model)
         tx = create_optimizer(lambda step: rates(step), head_factor=1.0)
-        self.state = create_train_state(params, stats, tx)
+        self.state = create_train_state(params, batch_stats, tx)
         self.resident = {"seed": jnp.uint32(0)}
 
         def prepare(resident, batch):
@@ -77,7 +77,7 @@ class Run:
             return segmentation_loss(output, labels, num_classes=2)
 
         self.step_fn = make_train_step(
-            self.definition, tx, prepare=prepare, loss=loss, info=INFO, **settings
+            self.model_def, tx, prepare=prepare, loss=loss, info=INFO, **settings
         )
 
     def step(self, batch):
@@ -94,9 +94,9 @@ def leaves(tree):
 
 def test_merge_of_a_split_model_restores_it():
     model = small_model()
-    definition, params, stats = split_model(model)
-    restored = definition.merge(params, stats)
-    for kind, expected in ((nnx.Param, params), (nnx.BatchStat, stats)):
+    model_def, params, batch_stats = split_model(model)
+    restored = model_def.merge(params, batch_stats)
+    for kind, expected in ((nnx.Param, params), (nnx.BatchStat, batch_stats)):
         actual = nnx.to_pure_dict(nnx.state(restored, kind))
         assert jax.tree.structure(actual) == jax.tree.structure(expected)
         jax.tree.map(np.testing.assert_array_equal, actual, expected)
@@ -104,14 +104,17 @@ def test_merge_of_a_split_model_restores_it():
 
 
 def test_merged_model_shares_no_variable():
-    definition, params, stats = split_model(small_model())
-    first, second = definition.merge(params, stats), definition.merge(params, stats)
-    first.head.project.norm.mean[...] += 1
-    first.head.project.conv.kernel[...] += 1
-    assert not second.head.project.norm.mean[...].any()
+    model_def, params, batch_stats = split_model(small_model())
+    first, second = (
+        model_def.merge(params, batch_stats),
+        model_def.merge(params, batch_stats),
+    )
+    first.head.reduce.norm.mean[...] += 1
+    first.head.reduce.conv.kernel[...] += 1
+    assert not second.head.reduce.norm.mean[...].any()
     for before, after in (
         (params, nnx.to_pure_dict(nnx.state(second, nnx.Param))),
-        (stats, pure_batch_stats(second)),
+        (batch_stats, pure_batch_stats(second)),
     ):
         jax.tree.map(np.testing.assert_array_equal, before, after)
 
@@ -119,17 +122,17 @@ def test_merged_model_shares_no_variable():
 def test_definition_keeps_the_mode_and_no_arrays():
     model = small_model()
     model.eval()
-    definition, params, stats = split_model(model)
-    assert definition.merge(params, stats).head.context.norm.use_running_average
-    for part in definition[1:]:
+    model_def, params, batch_stats = split_model(model)
+    assert model_def.merge(params, batch_stats).head.context.norm.use_running_average
+    for part in model_def[1:]:
         for leaf in jax.tree.leaves(part):
             assert isinstance(leaf, jax.ShapeDtypeStruct)
 
 
 def test_missing_parameter_raises():
-    definition, params, stats = split_model(small_model())
+    model_def, params, batch_stats = split_model(small_model())
     del params["head"]["classifier"]["conv"]["bias"]
-    model = definition.merge(params, stats)
+    model = model_def.merge(params, batch_stats)
     with pytest.raises((AttributeError, TypeError, ValueError)):
         model.head.classifier.conv(jnp.ones((1, 2, 2, 4)))
 
@@ -137,9 +140,9 @@ def test_missing_parameter_raises():
 def test_pure_batch_stats_are_those_after_the_call():
     model = small_model().head.context.norm
     model(jnp.full((2, 2, 4), 3.0))
-    stats = pure_batch_stats(model)
-    np.testing.assert_allclose(stats["mean"], 0.3, rtol=1e-6)
-    np.testing.assert_allclose(stats["var"], 0.9, rtol=1e-6)
+    batch_stats = pure_batch_stats(model)
+    np.testing.assert_allclose(batch_stats["mean"], 0.3, rtol=1e-6)
+    np.testing.assert_allclose(batch_stats["var"], 0.9, rtol=1e-6)
 
 
 @pytest.fixture(scope="module")
@@ -206,11 +209,11 @@ def test_accumulated_parts_give_the_gradient_of_the_whole():
     for one, other in zip(leaves(whole.state.params), leaves(parts.state.params)):
         np.testing.assert_allclose(one, other, atol=1e-5)
     # The running statistics see both parts: 0.1 of the batch's, then 0.1 again.
-    stats = zip(
+    batch_stats = zip(
         jax.tree_util.tree_leaves_with_path(whole.state.batch_stats),
         leaves(parts.state.batch_stats),
     )
-    for (path, once), two in stats:
+    for (path, once), two in batch_stats:
         fresh = 0.0 if path[-1].key == "mean" else 1.0
         np.testing.assert_allclose(
             two - fresh, 1.9 * (np.asarray(once) - fresh), rtol=1e-3, atol=1e-5

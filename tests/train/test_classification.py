@@ -86,7 +86,7 @@ class FourImages:
 
 @pytest.mark.parametrize("batch_size", [1, 2, 5, 8])
 def test_scores_by_hand_do_not_depend_on_the_batch(batch_size):
-    def classify(params, stats, images):
+    def classify(params, batch_stats, images):
         assert images.shape == (batch_size, 2, 2, 3)
         return np.eye(10)[images[:, 0, 0, 0]]
 

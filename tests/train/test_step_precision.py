@@ -29,10 +29,10 @@ def traced():
     model = nnx.eval_shape(
         lambda: create_model("encnet", num_classes=2, dtype=jnp.bfloat16, **settings)
     )
-    definition, params, stats = split_model(model)
+    model_def, params, batch_stats = split_model(model)
     tx = create_optimizer(poly_schedule(0.01, 10))
     step = make_train_step(
-        definition,
+        model_def,
         tx,
         prepare=lambda _, batch: (batch["images"], batch["labels"]),
         loss=functools.partial(
@@ -40,7 +40,9 @@ def traced():
         ),
         info=INFO,
     )
-    state = jax.eval_shape(lambda p, s: create_train_state(p, s, tx), params, stats)
+    state = jax.eval_shape(
+        lambda p, s: create_train_state(p, s, tx), params, batch_stats
+    )
     batch = {
         "images": jax.ShapeDtypeStruct((2, 32, 48, 3), jnp.uint8),
         "labels": jax.ShapeDtypeStruct((2, 32, 48), jnp.int32),
