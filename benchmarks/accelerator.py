@@ -24,7 +24,7 @@ from absl import flags
 
 from benchmarks.measurements import FULL, PARTS, SMALL, measure
 from benchmarks.record import BenchmarkRecord
-from encnet_jax import cli as command
+from encnet_jax import cli
 
 _OUTPUT = flags.DEFINE_string(
     "output", "benchmarks/results/accelerator.json", "The JSON file to write."
@@ -41,7 +41,7 @@ _ROOT = Path(__file__).parents[1]
 
 def main(arguments: list[str]) -> int:
     """Measures all parts in the time there is; returns 1 if one of them failed."""
-    command.no_arguments(arguments)
+    cli.reject_positional(arguments)
     record = BenchmarkRecord(Path(_OUTPUT.value).absolute())
     if _PART.value:
         measure(_PART.value, record, SMALL if _SMALL.value else FULL, _TORCH.value)
@@ -91,7 +91,7 @@ def report(data: dict) -> str:
     lines = [f"{key}: {value}" for key, value in data.get("device", {}).items()]
     lines += [
         "",
-        "| network | work | batch | side | images/s | of the product rate "
+        "| network | work | batch | candidate | images/s | of the product rate "
         "| peak, GiB |",
         "|---|---|---|---|---|---|---|",
     ]
@@ -99,7 +99,7 @@ def report(data: dict) -> str:
         share, peak = row["share"], row["peak_bytes"]
         lines.append(
             f"| {row['backbone']} {row['height']}x{row['width']} | {row['work']} "
-            f"| {row['batch']} | {row['side']} | {row['images_per_second']:.1f} "
+            f"| {row['batch']} | {row['candidate']} | {row['images_per_second']:.1f} "
             f"| {'' if share is None else f'{share:.0%}'} "
             f"| {'' if peak is None else f'{peak / 2**30:.1f}'} |"
         )
@@ -116,4 +116,4 @@ def report(data: dict) -> str:
 
 
 if __name__ == "__main__":
-    command.run(main)
+    cli.run(main)

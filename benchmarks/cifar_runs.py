@@ -33,11 +33,11 @@ from ml_collections import ConfigDict
 
 from benchmarks.record import BenchmarkRecord
 from configs.cifar10 import get_config
-from encnet_jax import cli as command
-from encnet_jax.data.augment_device import ArraySource, load_arrays
+from encnet_jax import cli
+from encnet_jax.data.augment_device import ArrayDataset, load_arrays
 from encnet_jax.data.dataset_info import CIFAR10
-from encnet_jax.data.datasets import Source
-from encnet_jax.data.registry import open_source
+from encnet_jax.data.datasets import Dataset
+from encnet_jax.data.registry import open_dataset
 from encnet_jax.errors import UserError
 from encnet_jax.models import create_model
 from encnet_jax.run.model_config import check_config, model_settings
@@ -80,12 +80,12 @@ def config_of(model: str, seed: int) -> ConfigDict:
 
 
 def run_once(
-    config: ConfigDict, workdir: Path, sources: tuple[Source, Source]
+    config: ConfigDict, workdir: Path, datasets: tuple[Dataset, Dataset]
 ) -> dict[str, Any] | None:
     """Trains one network with one seed; returns None if SIGTERM ended it early."""
     from encnet_jax.train.run import train
 
-    scores = train(config, workdir, sources)
+    scores = train(config, workdir, datasets)
     if scores is None:
         return None
     lines = (workdir / "metrics.jsonl").read_text().splitlines()
@@ -101,13 +101,15 @@ def run_once(
     }
 
 
-def run_in_torch(config: ConfigDict, sources: tuple[Source, Source]) -> dict[str, Any]:
+def run_in_torch(
+    config: ConfigDict, datasets: tuple[Dataset, Dataset]
+) -> dict[str, Any]:
     """As `run_once`, in plain PyTorch."""
     import torch
 
     from benchmarks.torch_cifar_runs import train
 
-    curve, seconds = train(config, sources)
+    curve, seconds = train(config, datasets)
     on_gpu = torch.cuda.is_available()
     return {
         "error": curve[-1][1],
@@ -126,20 +128,20 @@ def parameters(config: ConfigDict) -> int:
     return sum(leaf.size for leaf in jax.tree.leaves(nnx.state(model, nnx.Param)))
 
 
-def in_memory(split: str) -> ArraySource:
+def cache_on_device(split: str) -> ArrayDataset:
     """Returns a split that all runs share."""
     if _IMAGES.value:
         names = f"{split}_images", f"{split}_labels"
         try:
             with np.load(_IMAGES.value) as arrays:
-                return ArraySource(CIFAR10, *(arrays[name] for name in names))
+                return ArrayDataset(CIFAR10, *(arrays[name] for name in names))
         except (OSError, ValueError, KeyError) as error:
             raise UserError(
                 f"--images={_IMAGES.value}: no arrays {' and '.join(names)} in a file "
                 f"of NumPy: {error}"
             ) from error
-    source = open_source(CIFAR10.name, split, _DATA.value)
-    return ArraySource(source.info, **load_arrays(source))
+    dataset = open_dataset(CIFAR10.name, split, _DATA.value)
+    return ArrayDataset(dataset.info, **load_arrays(dataset))
 
 
 def table(results: dict[str, dict[str, Any]]) -> str:
@@ -160,7 +162,7 @@ def table(results: dict[str, dict[str, Any]]) -> str:
 
 
 def plot(results: dict[str, dict[str, Any]], path: Path) -> None:
-    """Draws the test error over the steps: a line a run, a colour a network."""
+    """Draws the test error over the steps: a line a run, a color a network."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -184,7 +186,7 @@ def plot(results: dict[str, dict[str, Any]], path: Path) -> None:
 
 def main(arguments: list[str]) -> None:
     """Makes the runs that are missing and writes the results."""
-    command.no_arguments(arguments)
+    cli.reject_positional(arguments)
     output = Path(_OUTPUT.value)
     runs = [
         (model, seed, config_of(model, int(seed)))
@@ -202,15 +204,15 @@ def main(arguments: list[str]) -> None:
                 "another --output"
             )
         record.put("settings", name, value)
-    sources: tuple[Source, Source] | None = None
+    datasets: tuple[Dataset, Dataset] | None = None
     for model, seed, config in runs:
         if record.has(model, seed):
             continue
-        sources = sources or (in_memory("train"), in_memory("test"))
+        datasets = datasets or (cache_on_device("train"), cache_on_device("test"))
         if model.startswith(_TORCH):
-            found = run_in_torch(config, sources)
+            found = run_in_torch(config, datasets)
         else:
-            found = run_once(config, output / f"{model}-{seed}", sources)
+            found = run_once(config, output / f"{model}-{seed}", datasets)
         if found is None:
             return
         record.put(model, seed, found)
@@ -222,4 +224,4 @@ def main(arguments: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    command.run(main)
+    cli.run(main)

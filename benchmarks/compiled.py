@@ -15,7 +15,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from encnet_jax.data.dataset_info import ADE20K
-from encnet_jax.inference.predict_fn import InferenceModel, make_labelling_fn
+from encnet_jax.inference.predict_fn import InferenceModel, make_label_fn
 from encnet_jax.losses import segmentation_loss
 from encnet_jax.models import create_model
 from encnet_jax.models.encoding import Encoding
@@ -76,7 +76,7 @@ def training(
     size: tuple[int, int],
     batch: int,
     dtype: DTypeLike,
-    accumulate_steps: int = 1,
+    grad_accum_steps: int = 1,
     **settings: Any,
 ) -> Program:
     """One training step of EncNet on images of ADE20K's classes.
@@ -85,7 +85,7 @@ def training(
         size: Height and width of the images.
         batch: Images a step.
         dtype: Dtype of the computation.
-        accumulate_steps: See `make_train_step`.
+        grad_accum_steps: See `make_train_step`.
         **settings: Of `create_model`.
     """
     model_def, params, batch_stats = split_model(_encnet(dtype, settings))
@@ -97,7 +97,7 @@ def training(
         forward=lambda model, images: model.forward_low_res(images),
         loss=functools.partial(segmentation_loss, num_classes=CLASSES),
         info=ADE20K,
-        accumulate_steps=accumulate_steps,
+        grad_accum_steps=grad_accum_steps,
     )
     state = jax.eval_shape(
         lambda p, s: create_train_state(p, s, tx), params, batch_stats
@@ -116,7 +116,7 @@ def inference(
     """Labels of whole images, as `predict.py` gets them; see `training`."""
     folded = InferenceModel(_encnet(dtype, settings))
     images = jax.ShapeDtypeStruct((batch, *size, 3), jnp.uint8)
-    label = make_labelling_fn(folded.model_def, mean=ADE20K.mean, std=ADE20K.std)
+    label = make_label_fn(folded.model_def, mean=ADE20K.mean, std=ADE20K.std)
     return Program(label, (*folded.shapes(), images))
 
 

@@ -24,8 +24,8 @@ from absl import flags
 from flax import nnx
 
 from benchmarks.record import BenchmarkRecord
-from benchmarks.timing import Side, medians
-from encnet_jax import cli as command
+from benchmarks.timing import Candidate, medians
+from encnet_jax import cli
 from encnet_jax.models.encoding import Encoding
 
 _BATCH = flags.DEFINE_integer("batch", 4, "Images b.")
@@ -33,13 +33,13 @@ _PIXELS = flags.DEFINE_list("pixels", ["900", "3600", "14400"], "Pixels n; k is 
 _CODES = flags.DEFINE_list("codes", ["8", "32", "128"], "Codewords k; n is 3600.")
 _CHANNELS = flags.DEFINE_integer("channels", 512, "Channels c.")
 _MOST = flags.DEFINE_float("most", 2.0, "GiB of residuals that the literal impl gets.")
-_ROUNDS = flags.DEFINE_integer("rounds", 3, "Turns of each side.")
+_ROUNDS = flags.DEFINE_integer("rounds", 3, "Turns of each candidate.")
 _SECONDS = flags.DEFINE_float("seconds", 0.5, "Length of a turn; at least one call.")
 _OUTPUT = flags.DEFINE_string("output", None, "JSON file for the results.")
 
 
 class Arrays(NamedTuple):
-    """What all sides get, float32.
+    """What all candidates get, float32.
 
     Attributes:
         x: Features (b, n, c).
@@ -63,8 +63,8 @@ class Form(NamedTuple):
         memory: Temporary bytes with gradients.
     """
 
-    forward: Side
-    gradients: Side
+    forward: Candidate
+    gradients: Candidate
     memory: int
 
 
@@ -112,8 +112,8 @@ def _in_jax(encode: Callable[..., jax.Array], given: Arrays) -> Form:
     both = jax.jit(gradients).lower(*inputs, change).compile()
     memory: Any = both.memory_analysis()
     return Form(
-        Side(lambda: forward(*inputs), jax.block_until_ready),
-        Side(lambda: both(*inputs, change), jax.block_until_ready),
+        Candidate(lambda: forward(*inputs), jax.block_until_ready),
+        Candidate(lambda: both(*inputs, change), jax.block_until_ready),
         memory.temp_size_in_bytes,
     )
 
@@ -136,8 +136,10 @@ def literal_torch(given: Arrays) -> Form:
         result = encode(*varied)
         return result, torch.autograd.grad(result, varied, change)
 
-    sides = (Side(call, lambda result: result) for call in (forward, gradients))
-    return Form(*sides, _growth(gradients))
+    candidates = (
+        Candidate(call, lambda result: result) for call in (forward, gradients)
+    )
+    return Form(*candidates, _growth(gradients))
 
 
 def _growth(call: Callable[[], Any]) -> int:
@@ -184,8 +186,8 @@ def measure(batch: int, pixels: int, codes: int, channels: int) -> dict[str, Any
         found[name] = dict(error=error, temporary_bytes=impl.memory)
     timing: dict[str, Any] = dict(rounds=_ROUNDS.value, seconds=_SECONDS.value)
     for part in ("forward", "gradients"):
-        sides = {name: getattr(impl, part) for name, impl in impls.items()}
-        for name, seconds in medians(sides, **timing).items():
+        candidates = {name: getattr(impl, part) for name, impl in impls.items()}
+        for name, seconds in medians(candidates, **timing).items():
             found[name][part] = seconds
     return found
 
@@ -208,7 +210,7 @@ def rows(case: str, found: dict[str, Any]) -> str:
 
 def main(arguments: list[str]) -> None:
     """Measures, prints a table, and writes the file."""
-    command.no_arguments(arguments)
+    cli.reject_positional(arguments)
     torch.set_num_threads(len(os.sched_getaffinity(0)))
     cases = [(int(pixels), 32) for pixels in _PIXELS.value]
     cases += [(3600, int(codes)) for codes in _CODES.value]
@@ -226,4 +228,4 @@ def main(arguments: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    command.run(main)
+    cli.run(main)

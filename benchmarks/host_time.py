@@ -13,7 +13,7 @@ import jax
 from absl import flags
 from flax import nnx
 
-from encnet_jax import cli as command
+from encnet_jax import cli
 from encnet_jax.models import create_model
 from encnet_jax.optimizer import create_optimizer, poly_schedule
 from encnet_jax.run.state import TrainState, create_train_state, split_model
@@ -24,7 +24,7 @@ _CALLS = flags.DEFINE_integer("calls", 200, "Calls that are timed.")
 
 def main(arguments: list[str]) -> None:
     """Prints the median over the calls."""
-    command.no_arguments(arguments)
+    cli.reject_positional(arguments)
     model = nnx.eval_shape(
         lambda: create_model("encnet", num_classes=150, backbone=_BACKBONE.value)
     )
@@ -53,4 +53,4 @@ def main(arguments: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    command.run(main)
+    cli.run(main)

@@ -22,7 +22,7 @@ from absl import flags
 from flax import nnx
 from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
 
-from encnet_jax import cli as command
+from encnet_jax import cli
 from encnet_jax.models import create_model
 from encnet_jax.models.registry import SEGMENTATION_MODELS
 
@@ -145,7 +145,7 @@ def table(
 
 def main(arguments: list[str]) -> None:
     """Prints the table."""
-    command.no_arguments(arguments)
+    cli.reject_positional(arguments)
     print(
         table(
             size=_SIZE.value,
@@ -157,4 +157,4 @@ def main(arguments: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    command.run(main)
+    cli.run(main)

@@ -24,8 +24,8 @@ from absl import flags
 
 from benchmarks import compiled as programs
 from benchmarks.model_costs import model_costs
-from benchmarks.timing import Side, medians
-from encnet_jax import cli as command
+from benchmarks.timing import Candidate, medians
+from encnet_jax import cli
 
 _WORK = flags.DEFINE_enum("work", "inference", ["inference", "training"], "What runs.")
 _BACKBONE = flags.DEFINE_string("backbone", "resnet50", "Backbone.")
@@ -131,13 +131,13 @@ def products_per_second() -> float:
     """Returns the rate of float32 matrix products, two operations a multiply-add."""
     a = jnp.asarray(np.random.default_rng(0).standard_normal((_RATE, _RATE)), "float32")
     product = jax.jit(jnp.matmul)
-    side = Side(lambda: product(a, a), jax.block_until_ready)
-    return 2 * _RATE**3 / medians({"": side}, rounds=3, seconds=0.5)[""]
+    candidate = Candidate(lambda: product(a, a), jax.block_until_ready)
+    return 2 * _RATE**3 / medians({"": candidate}, rounds=3, seconds=0.5)[""]
 
 
 def main(arguments: list[str]) -> None:
     """Measures and prints a table."""
-    command.no_arguments(arguments)
+    cli.reject_positional(arguments)
     training = _WORK.value == "training"
     make = programs.training if training else programs.inference
     settings: dict[str, Any] = dict(backbone=_BACKBONE.value)
@@ -182,4 +182,4 @@ def main(arguments: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    command.run(main)
+    cli.run(main)

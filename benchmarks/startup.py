@@ -19,7 +19,7 @@ import numpy as np
 from absl import flags
 from PIL import Image
 
-from encnet_jax import cli as command
+from encnet_jax import cli
 from encnet_jax.config import default, save_config
 from encnet_jax.data.dataset_info import ADE20K, save_info
 from encnet_jax.models import create_model
@@ -61,7 +61,7 @@ def seconds_of(*arguments: str, cache: Path | None = None) -> float:
 
 def main(arguments: list[str]) -> None:
     """Measures and prints a table."""
-    command.no_arguments(arguments)
+    cli.reject_positional(arguments)
     with tempfile.TemporaryDirectory() as folder:
         scratch = Path(folder)
         write_workdir(scratch / "run")
@@ -90,4 +90,4 @@ def main(arguments: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    command.run(main)
+    cli.run(main)

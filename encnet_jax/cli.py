@@ -12,6 +12,7 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from encnet_jax.errors import UserError
+from encnet_jax.migrations import CONFIG_KEYS
 
 # On GPU jaxlib 0.11.2 aborts while it compiles the step ("Check failed" in
 # triton_tiling_propagation.cc): a matrix product after a reshape, fused. Without those
@@ -31,18 +32,18 @@ def run(main: Callable[[list[str]], int | None]) -> None:
     Args:
         main: Gets the arguments that are not flags; returns the exit code or None.
     """
-    # TensorFlow only reads data here; it need not tell how it would compute.
+    # TensorFlow only reads data here; how it would compute is of no interest.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
     try:
         arguments = flags.FLAGS(sys.argv)[1:]
     except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as error:
-        _fail(_one_line(error), 2)
+        _fail(_renamed_flag(sys.argv) or _one_line(error), 2)
     _use_large_pages()
     _set_up()
-    from encnet_jax.run.distributed import stop_with_the_others
+    from encnet_jax.run.distributed import abort_on_failure
 
-    with stop_with_the_others():
+    with abort_on_failure():
         try:
             code = main(arguments)
         except UserError as error:
@@ -83,6 +84,15 @@ def _set_up() -> None:
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
 
+def _renamed_flag(arguments: list[str]) -> str | None:
+    """Returns what to say of the first flag with an old key; None if there is none."""
+    for argument in arguments:
+        key = argument.partition("=")[0].removeprefix("--config.")
+        if key in CONFIG_KEYS:
+            return f"--config.{key}: is now called --config.{CONFIG_KEYS[key]}"
+    return None
+
+
 def _one_line(error: Exception) -> str:
     text = error.args[0] if isinstance(error, KeyError) and error.args else error
     lines = str(text).strip().splitlines()
@@ -121,7 +131,7 @@ def config_and_workdir(
     return config.value, Path(workdir or default_workdir(file))
 
 
-def tell(text: str) -> None:
+def print_on_host0(text: str) -> None:
     """Prints a result; of many hosts the first does."""
     import jax
 
@@ -137,7 +147,7 @@ def numbers(flag: str, values: list[str]) -> tuple[float, ...]:
         raise UserError(f"--{flag}={','.join(values)}: numbers are needed") from error
 
 
-def no_arguments(arguments: list[str]) -> None:
+def reject_positional(arguments: list[str]) -> None:
     """Raises `UserError` if there are arguments that are no flags."""
     if arguments:
         raise UserError(f"{arguments[0]!r}: only flags (--name=value) are allowed")

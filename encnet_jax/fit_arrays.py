@@ -9,8 +9,8 @@ from jax.typing import ArrayLike
 from ml_collections import ConfigDict
 
 from encnet_jax.config import default
-from encnet_jax.data.augment_device import ArraySource
-from encnet_jax.data.dataset_info import IGNORE_LABEL, DatasetInfo, distinct_colors
+from encnet_jax.data.augment_device import ArrayDataset
+from encnet_jax.data.dataset_info import IGNORE_LABEL, DatasetInfo, voc_colormap
 from encnet_jax.errors import UserError
 from encnet_jax.predict.classifier import Classifier
 from encnet_jax.predict.segmenter import Segmenter
@@ -55,16 +55,16 @@ def fit(
     info = _info(images, labels, class_names)
     _check_classes(labels, info)
     config = (config or small_config(images, labels)).copy_and_resolve_references()
-    config.data.in_memory = True
+    config.data.cache_on_device = True
     config.data.name = info.name
     check_config(config)
-    source = scored = ArraySource(info, images, labels)
+    dataset = scored = ArrayDataset(info, images, labels)
     if validation is not None:
         images, labels = map(np.asarray, validation)
         _check(images, labels)
         _check_classes(labels, info)
-        scored = ArraySource(info, images, labels)
-    if train(config, Path(workdir), sources=(source, scored)) is None:
+        scored = ArrayDataset(info, images, labels)
+    if train(config, Path(workdir), datasets=(dataset, scored)) is None:
         raise UserError(f"{workdir}: told to stop; call again to go on")
     if info.task == "classification":
         return Classifier.from_workdir(workdir)
@@ -80,7 +80,7 @@ def small_config(images: np.ndarray, labels: np.ndarray) -> ConfigDict:
     config = default()
     config.total_steps = config.eval_every = config.checkpoint_every = 1000
     config.optimizer.warmup_steps = 50
-    config.optimizer.head_factor = 1.0
+    config.optimizer.head_lr_mult = 1.0
     config.learning_rate = 0.02
     config.data.base_size = max(height, width)
     config.data.crop_size = min(height, width)
@@ -125,7 +125,7 @@ def _info(
     return DatasetInfo(
         name=f"arrays {checksum:08x}",
         class_names=names,
-        colors=distinct_colors(len(names)),
+        colors=voc_colormap(len(names)),
         splits={},
         task="classification" if labels.ndim == 1 else "segmentation",
     )

@@ -23,7 +23,7 @@ def segmentation_loss(
     se_weight: float = 0.2,
     aux_weight: float = 0.2,
     class_weights: Sequence[float] | None = None,
-    average: str = "labelled",
+    normalize_by: str = "valid",
     align_corners: bool = True,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """Returns the loss of EncNet, and its parts before their weights.
@@ -42,7 +42,7 @@ def segmentation_loss(
         se_weight: alpha of the paper; 0.2 in all published recipes.
         aux_weight: 0.2 in PyTorch-Encoding, 0.4 in mmsegmentation.
         class_weights: One weight a class, or None for equal ones.
-        average: See `pixel_cross_entropy`.
+        normalize_by: See `pixel_cross_entropy`.
         align_corners: See `resize_bilinear`.
 
     Returns:
@@ -51,7 +51,7 @@ def segmentation_loss(
     options: dict[str, Any] = dict(
         ignore_label=ignore_label,
         class_weights=class_weights,
-        average=average,
+        normalize_by=normalize_by,
         align_corners=align_corners,
     )
     parts = {"pixel_loss": pixel_cross_entropy(output.logits, labels, **options)}
@@ -91,7 +91,7 @@ def pixel_cross_entropy(
     *,
     ignore_label: int = 255,
     class_weights: Sequence[float] | None = None,
-    average: str = "labelled",
+    normalize_by: str = "valid",
     align_corners: bool = True,
 ) -> jax.Array:
     """Returns the mean cross-entropy of the pixels, a float32 scalar.
@@ -101,13 +101,13 @@ def pixel_cross_entropy(
         labels: Integers (b, h, w); other values than 0 to n - 1 must be `ignore_label`.
         ignore_label: Label of pixels that cost nothing.
         class_weights: Weights of the classes; the mean is then a weighted one.
-        average: `"labelled"` divides by the (weighted) number of labelled pixels, at
+        normalize_by: `"valid"` divides by the (weighted) number of labeled pixels, at
             least 1, as PyTorch-Encoding; `"all"` by the number of all pixels, as
             mmsegmentation does by default.
         align_corners: See `resize_bilinear`.
     """
-    if average not in ("labelled", "all"):
-        raise ValueError(f"average={average!r}: allowed are 'labelled', 'all'")
+    if normalize_by not in ("valid", "all"):
+        raise ValueError(f"normalize_by={normalize_by!r}: allowed are 'valid', 'all'")
     valid = labels != ignore_label
     weights = valid.astype(jnp.float32)
     if class_weights is not None:
@@ -123,7 +123,7 @@ def pixel_cross_entropy(
         total = jnp.where(valid, costs * weights, 0).sum()
     else:
         total = _resized_total(logits, labels, weights, align_corners)
-    count = jnp.maximum(weights.sum(), 1.0) if average == "labelled" else labels.size
+    count = jnp.maximum(weights.sum(), 1.0) if normalize_by == "valid" else labels.size
     return total / count
 
 
@@ -217,7 +217,7 @@ def class_presence(labels: jax.Array, num_classes: int) -> jax.Array:
 def se_loss(se_logits: jax.Array, target: jax.Array) -> jax.Array:
     """Returns the binary cross-entropy of logits (b, n), mean over images and classes.
 
-    Every image counts, also one without a labelled pixel.
+    Every image counts, also one without a labeled pixel.
     """
     costs = jax.nn.softplus(se_logits) - se_logits * target
     return costs.mean()

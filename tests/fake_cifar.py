@@ -9,7 +9,7 @@ from tensorflow_datasets.core import registered
 with registered.skip_registration():  # the name is TFDS's own
 
     class Cifar10(tfds.core.GeneratorBasedBuilder):
-        """Images of one colour a class, with noise."""
+        """Images of one color a class, with noise."""
 
         VERSION = tfds.core.Version("3.0.2")
         counts = {"train": 40, "test": 20}

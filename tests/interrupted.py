@@ -22,7 +22,7 @@ def interrupted_config(data: str) -> ConfigDict:
             part = part[group]
         part[name] = type(part[name])(value)
     config.data.data_dir = data
-    config.data.in_memory = True
+    config.data.cache_on_device = True
     config.mesh.data = 1
     check_config(config)
     return config

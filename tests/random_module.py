@@ -9,7 +9,7 @@ import numpy as np
 from flax import nnx
 
 
-def drawn(
+def random_module(
     create: Callable[..., nnx.Module], *args, seed: int = 0, **settings
 ) -> nnx.Module:
     """Returns `create(*args, **settings)` in training mode with random weights.

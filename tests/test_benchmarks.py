@@ -14,7 +14,7 @@ from benchmarks import timing
 from encnet_jax.convert.load import load_torch_weights
 from encnet_jax.models import create_model
 from tests.commands import ROOT, environment, errors
-from tests.random_module import drawn
+from tests.random_module import random_module
 
 
 @pytest.fixture(scope="module")
@@ -147,7 +147,7 @@ def test_course_of_a_run_has_the_errors_of_its_evaluations_alone(bench, tmp_path
 def test_sides_take_turns_and_the_median_counts(monkeypatch):
     now, log = 0.0, []
 
-    def side(name, durations):
+    def candidate(name, durations):
         durations = iter(durations)
 
         def call():
@@ -155,16 +155,16 @@ def test_sides_take_turns_and_the_median_counts(monkeypatch):
             now += next(durations)
             log.append(name)
 
-        return timing.Side(call, lambda result: None)
+        return timing.Candidate(call, lambda result: None)
 
     monkeypatch.setattr(timing.time, "perf_counter", lambda: now)
     # Two calls to warm up, the second of which says how many make a turn. The first of
     # a turn (70) does not count.
-    sides = {
-        "slow": side("slow", [9, 4, 70, 1, 70, 8, 70, 3]),
-        "quick": side("quick", [9, 2, 70, 1, 3, 70, 5, 5, 70, 1, 1]),
+    candidates = {
+        "slow": candidate("slow", [9, 4, 70, 1, 70, 8, 70, 3]),
+        "quick": candidate("quick", [9, 2, 70, 1, 3, 70, 5, 5, 70, 1, 1]),
     }
-    assert timing.medians(sides, rounds=3, seconds=4) == {"slow": 3, "quick": 2}
+    assert timing.medians(candidates, rounds=3, seconds=4) == {"slow": 3, "quick": 2}
     assert log[4:] == (["slow"] * 2 + ["quick"] * 3) * 3
 
 
@@ -176,7 +176,7 @@ def networks():
     from benchmarks.torch_training import TrainedEncNet
 
     theirs = TrainedEncNet("tiny", 5)
-    ours = drawn(create_model, "encnet", num_classes=5, backbone="tiny")
+    ours = random_module(create_model, "encnet", num_classes=5, backbone="tiny")
     load_torch_weights(ours, random_weights(theirs), "pytorch_encoding")
     return ours, theirs
 
@@ -224,8 +224,8 @@ def test_torch_side_runs(work):
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (2, 32, 32, 3), np.uint8)
     labels = rng.integers(0, 150, (2, 32, 32), np.int32)
-    side = Torch("cpu", compiled=False).side(work, "tiny", images, labels)
-    first, second = side.call(), side.call()
+    candidate = Torch("cpu", compiled=False).candidate(work, "tiny", images, labels)
+    first, second = candidate.call(), candidate.call()
     if work == "inference":
         assert first.shape == (2, 32, 32)
     else:
@@ -241,6 +241,10 @@ def test_encoding_is_compared_with_its_literal_forms(bench, tmp_path):
     found = json.loads((tmp_path / "out.json").read_text())["done"]
     assert found.keys() == {"40, 32", "3600, 3"}
     for forms in found.values():
-        assert forms.keys() == {"encnet_jax", "literal", "literal torch"}
+        assert forms.keys() == {
+            "encnet_jax",
+            "naive_reference",
+            "naive_reference torch",
+        }
         for row in forms.values():
             assert row["forward"] > 0 and row["gradients"] > 0 and row["error"] < 1e-5

@@ -86,13 +86,13 @@ def test_evaluate_scores_the_split_and_agrees_with_prediction(workdir, camvid):
     assert "Bicyclist" in result.stdout
     # The same by hand: predict each image and count.
     segmenter = Segmenter.from_workdir(workdir)
-    right = labelled = 0
+    right = labeled = 0
     for path in sorted((camvid / "test").iterdir()):
         truth = np.asarray(Image.open(camvid / "testannot" / path.name))
         labels = segmenter(path).labels
         right += int(((labels == truth) & (truth < 11)).sum())
-        labelled += int((truth < 11).sum())
-    assert scores["pixel_accuracy"] == pytest.approx(right / labelled)
+        labeled += int((truth < 11).sum())
+    assert scores["pixel_accuracy"] == pytest.approx(right / labeled)
 
 
 def test_evaluate_at_many_scales_writes_a_file_of_its_own(workdir, camvid):
@@ -131,13 +131,13 @@ def test_predict_writes_results_and_names_what_it_cannot_read(workdir, tmp_path)
     rng = np.random.default_rng(1)
     photo = Image.fromarray(rng.integers(0, 255, (40, 50, 3), np.uint8))
     photo.save(images / "photo.jpg")
-    photo.convert("L").save(images / "grey.png")
+    photo.convert("L").save(images / "gray.png")
     (images / "broken.jpg").write_bytes((images / "photo.jpg").read_bytes()[:300])
     output = tmp_path / "out"
     result = run("predict.py", f"--workdir={workdir}", f"--output={output}", images)
     assert result.returncode == 2
     assert len(errors(result)) == 1 and "broken.jpg" in errors(result)[0]
-    names = {"photo.png", "photo-overlay.png", "grey.png", "grey-overlay.png"}
+    names = {"photo.png", "photo-overlay.png", "gray.png", "gray-overlay.png"}
     assert {p.name for p in output.iterdir()} == names
     with Image.open(output / "photo.png") as labels:
         assert labels.mode == "P" and labels.size == (50, 40)
@@ -216,7 +216,7 @@ def test_command_starts_over_with_large_pages_of_memory(setting):
         "print('started', flush=True)\n"
         "from encnet_jax import command\n"
         "main = lambda arguments: print(os.environ['GLIBC_TUNABLES'], *arguments)\n"
-        "command.run(main)\n"
+        "cli.run(main)\n"
     )
     given = environment()
     given.pop("GLIBC_TUNABLES", None)

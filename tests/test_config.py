@@ -82,15 +82,15 @@ def test_unknown_argument_is_named_with_those_allowed(name):
 @pytest.mark.parametrize("key", list(leaves(default())))
 def test_every_key_is_read_by_the_package(key):
     name = key.rpartition(".")[2]
-    sources = [p for p in (ROOT / "encnet_jax").rglob("*.py") if p.name != "config.py"]
+    datasets = [p for p in (ROOT / "encnet_jax").rglob("*.py") if p.name != "config.py"]
     pattern = re.compile(rf"\b{name}\b")
-    assert any(pattern.search(path.read_text()) for path in sources), key
+    assert any(pattern.search(path.read_text()) for path in datasets), key
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"batch_size": 6, "accumulate_steps": 4}, "multiple of accumulate_steps=4"),
+        ({"batch_size": 6, "grad_accum_steps": 4}, "multiple of grad_accum_steps=4"),
         ({"learning_rate": 0.0}, "learning_rate=0.0: must be above 0"),
         ({"total_steps": 0}, "total_steps=0: must be at least 1"),
         ({"seed": 2**32}, r"seed=4294967296: must be below 2\^32"),

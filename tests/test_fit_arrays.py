@@ -10,7 +10,7 @@ import pytest
 import encnet_jax
 from encnet_jax.errors import UserError
 from encnet_jax.fit_arrays import small_config
-from encnet_jax.run.preemption import StopRequest
+from encnet_jax.run.preemption import SigtermHandler
 from tests.commands import ROOT, environment, trained_arrays
 
 RNG = np.random.default_rng(0)
@@ -98,7 +98,7 @@ def test_interrupted_fit_goes_on_to_the_very_weights(tmp_path, monkeypatch):
     # Of JAX, as what comes out of other computations.
     arrays = jnp.asarray(images), jnp.asarray(labels)
     folder = tmp_path / "interrupted"
-    monkeypatch.setattr(StopRequest, "due", lambda self, step: step == 5)
+    monkeypatch.setattr(SigtermHandler, "due", lambda self, step: step == 5)
     with pytest.raises(UserError, match="told to stop; call again to go on"):
         encnet_jax.fit(*arrays, config, workdir=folder)
     monkeypatch.undo()
@@ -106,7 +106,7 @@ def test_interrupted_fit_goes_on_to_the_very_weights(tmp_path, monkeypatch):
     pairs = zip(trained_arrays(whole), trained_arrays(folder), strict=True)
     for expected, found in pairs:
         np.testing.assert_array_equal(expected, found)
-    # Other arrays would go on from what was learnt of these.
+    # Other arrays would go on from what was learned of these.
     images[0, 0, 0] += 1
     with pytest.raises(UserError, match="data.name='arrays .*another --workdir"):
         encnet_jax.fit(images, labels, config, workdir=folder)

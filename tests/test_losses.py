@@ -28,7 +28,7 @@ def labels(*values):
     [
         ((0, 2), {}, -(np.log(0.5) + np.log(0.7)) / 2),
         ((0, 255), {}, -np.log(0.5)),
-        ((0, 255), dict(average="all"), -np.log(0.5) / 2),
+        ((0, 255), dict(normalize_by="all"), -np.log(0.5) / 2),
         ((0, 1), dict(ignore_label=1), -np.log(0.5)),
         ((255, 255), {}, 0.0),
         (
@@ -38,7 +38,7 @@ def labels(*values):
         ),
         (
             (1, 255),
-            dict(class_weights=(9.0, 3.0, 1.0), average="all"),
+            dict(class_weights=(9.0, 3.0, 1.0), normalize_by="all"),
             -3 * np.log(0.25) / 2,
         ),
     ],
@@ -77,8 +77,8 @@ def test_bfloat16_logits_are_summed_in_float32():
 
 
 def test_unknown_average_raises():
-    with pytest.raises(ValueError, match="average='mean': allowed are 'labelled'"):
-        pixel_cross_entropy(LOGITS, labels(0, 0), average="mean")
+    with pytest.raises(ValueError, match="normalize_by='mean': allowed are 'labeled'"):
+        pixel_cross_entropy(LOGITS, labels(0, 0), normalize_by="mean")
 
 
 @pytest.mark.parametrize("size", [(40, 56), (37, 9)])
@@ -86,7 +86,7 @@ def test_unknown_average_raises():
     "settings",
     [
         {},
-        dict(align_corners=False, average="all"),
+        dict(align_corners=False, normalize_by="all"),
         dict(class_weights=(1.0, 0.0, 2.0, 0.5, 3.0, 1.0, 1.0), ignore_label=6),
     ],
 )
@@ -175,7 +175,7 @@ def test_weights_of_classes_and_average_reach_both_heads():
         labels(1, 255),
         num_classes=3,
         class_weights=(9.0, 3.0, 1.0),
-        average="all",
+        normalize_by="all",
     )
     for key in ("pixel_loss", "aux_loss"):
         np.testing.assert_allclose(parts[key], 3 * np.log(4) / 2, rtol=1e-5)

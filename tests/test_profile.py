@@ -7,12 +7,12 @@ from flax import nnx
 from benchmarks.profile import group_of, operations, seconds_by_group
 from encnet_jax.losses import pixel_cross_entropy
 from encnet_jax.models.layers import ConvBN, max_pool
-from tests.random_module import drawn
+from tests.random_module import random_module
 
 
 def compiled_gradient():
     """Returns a compiled step of two layers and the loss, and its arguments."""
-    layer = drawn(ConvBN, 3, 4, 3)
+    layer = random_module(ConvBN, 3, 4, 3)
     graphdef, state = nnx.split(layer)
 
     def cost(state, images, labels):

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from absl import flags
 
-from encnet_jax import cli as command
+from encnet_jax import cli
 from encnet_jax.convert.workdir import write_workdir
 from encnet_jax.errors import UserError
 
@@ -32,4 +32,4 @@ if __name__ == "__main__":
     flags.DEFINE_string("classes", "", "Names: FILE.json with a list, or a,b,c.")
     flags.DEFINE_string("dataset", "", "Data set whose classes these are.")
     flags.FLAGS.set_gnu_getopt(True)  # flags after the file
-    command.run(main)
+    cli.run(main)

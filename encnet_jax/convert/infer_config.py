@@ -5,7 +5,7 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
-from encnet_jax.convert.key_mapping import Naming, naming_of
+from encnet_jax.convert.key_mapping import KeyMapping, key_mapping_of
 from encnet_jax.convert.torch_reader.file import read_state_dict
 from encnet_jax.data.dataset_info import IMAGENET_MEAN, IMAGENET_STD
 from encnet_jax.errors import UserError
@@ -23,7 +23,7 @@ class ModelDescription:
         source: One of `encnet_jax.convert.key_mapping.SOURCES`.
         settings: Arguments of `create_model`; for a backbone alone only those that
             concern the backbone, so `num_classes` is missing.
-        mean: Of the RGB channels on the scale 0 to 1, as the source normalises.
+        mean: Of the RGB channels on the scale 0 to 1, as the source normalizes.
         std: Deviation likewise.
         resize_align_corners: Whether the source resizes images and logits with the
             corner pixels on each other. For mmsegmentation False, as in its published
@@ -67,16 +67,16 @@ def describe_torch_weights(weights: Weights, source: str = "auto") -> ModelDescr
         UserError: The file cannot be read, or is of no network that is known here.
     """
     names, where = open_weights(weights)
-    naming = naming_of(names, source, where)
+    mapping = key_mapping_of(names, source, where)
     shapes = {name: tuple(value.shape) for name, value in names.items()}
-    settings = _backbone_settings(shapes, naming, where)
-    encoding = naming.source == "pytorch_encoding"
-    if naming.head:
-        settings |= _head_settings(shapes, naming, where)
+    settings = _backbone_settings(shapes, mapping, where)
+    encoding = mapping.source == "pytorch_encoding"
+    if mapping.head:
+        settings |= _head_settings(shapes, mapping, where)
         settings |= dict(align_corners=encoding, output_stride=8)
         # What mmsegmentation trains with; the source's own since its v1.0 is biased.
         settings["unbiased_running_var"] = not encoding
-    return ModelDescription(naming.source, settings, resize_align_corners=encoding)
+    return ModelDescription(mapping.source, settings, resize_align_corners=encoding)
 
 
 def open_weights(weights: Weights) -> tuple[Mapping[str, Any], str]:
@@ -121,18 +121,18 @@ def _shape(
 
 
 def _backbone_settings(
-    shapes: Mapping[str, tuple[int, ...]], naming: Naming, where: str
+    shapes: Mapping[str, tuple[int, ...]], mapping: KeyMapping, where: str
 ) -> dict[str, Any]:
     def shape(name: str) -> tuple[int, ...]:
-        return _shape(shapes, naming.prefix + name, 4, where)
+        return _shape(shapes, mapping.prefix + name, 4, where)
 
     blocks = []
     for stage in range(1, 5):
         count = 0
-        while f"{naming.prefix}layer{stage}.{count}.conv1.weight" in shapes:
+        while f"{mapping.prefix}layer{stage}.{count}.conv1.weight" in shapes:
             count += 1
         blocks.append(count)
-    bottleneck = f"{naming.prefix}layer1.0.conv3.weight" in shapes
+    bottleneck = f"{mapping.prefix}layer1.0.conv3.weight" in shapes
     wanted = (tuple(blocks), bottleneck)
     known = {name: (d.blocks, d.bottleneck) for name, d in BACKBONES.items()}
     backbone = next((name for name in known if known[name] == wanted), None)
@@ -142,25 +142,25 @@ def _backbone_settings(
             f"{where}: stages of {blocks} {kind} blocks; known are "
             f"{', '.join(BACKBONES)}"
         )
-    deep = f"{naming.deep_stem}.0.weight"
-    plain = naming.prefix + deep not in shapes
+    deep = f"{mapping.deep_stem}.0.weight"
+    plain = mapping.prefix + deep not in shapes
     return dict(
         backbone=backbone,
         stem="plain" if plain else "deep",
         stem_width=64 if plain else shape(deep)[0],
-        avg_down=naming.pooled_shortcut,
+        avg_down=mapping.pooled_shortcut,
         width=shape("layer1.0.conv1.weight")[0],
     )
 
 
 def _head_settings(
-    shapes: Mapping[str, tuple[int, ...]], naming: Naming, where: str
+    shapes: Mapping[str, tuple[int, ...]], mapping: KeyMapping, where: str
 ) -> dict[str, Any]:
     def shape(layer: str, dims: int = 4) -> tuple[int, ...]:
-        return _shape(shapes, f"{naming.head[layer]}.weight", dims, where)
+        return _shape(shapes, f"{mapping.head[layer]}.weight", dims, where)
 
     def has(layer: str, leaf: str = "weight") -> bool:
-        return f"{naming.head.get(layer)}.{leaf}" in shapes
+        return f"{mapping.head.get(layer)}.{leaf}" in shapes
 
     settings: dict[str, Any] = dict(
         name="fcn",
@@ -168,12 +168,12 @@ def _head_settings(
         head_channels=shape("head.reduce.conv")[0],
         aux_head=has("aux_head.reduce.conv"),
     )
-    if "head.context.gate" not in naming.head:
+    if "head.context.gate" not in mapping.head:
         return settings
     shape("head.context.gate", 2)  # names it where the head is of another kind
     codes = 0
     if has("head.context.encoding", "codewords"):
-        name = f"{naming.head['head.context.encoding']}.codewords"
+        name = f"{mapping.head['head.context.encoding']}.codewords"
         codes = _shape(shapes, name, 2, where)[0]
     return settings | dict(
         name="encnet",

@@ -63,7 +63,7 @@ _LEAVES = {
 
 
 @dataclasses.dataclass(frozen=True)
-class Naming:
+class KeyMapping:
     """How one state dict names its entries.
 
     Attributes:
@@ -119,8 +119,8 @@ class Naming:
         return not name.startswith(heads)
 
 
-def naming_of(names: Iterable[str], source: str, where: str) -> Naming:
-    """Returns the naming of a state dict.
+def key_mapping_of(names: Iterable[str], source: str, where: str) -> KeyMapping:
+    """Returns the mapping of a state dict.
 
     Args:
         names: Its names.
@@ -133,7 +133,7 @@ def naming_of(names: Iterable[str], source: str, where: str) -> Naming:
     """
     names = set(names)
     if source == "auto":
-        source = recognise(names, where)
+        source = detect_source(names, where)
     elif source not in SOURCES:
         raise UserError(f"source={source!r}: allowed are auto, {', '.join(SOURCES)}")
     prefixes = {"pytorch_encoding": "pretrained.", "mmseg": "backbone."}
@@ -148,7 +148,7 @@ def naming_of(names: Iterable[str], source: str, where: str) -> Naming:
         if "head.conv5.4.weight" in names:
             head = {k: v for k, v in head.items() if "context" not in k}
             head |= _FCN_CLASSIFIER
-    return Naming(
+    return KeyMapping(
         source=source,
         prefix=prefix,
         deep_stem="stem" if source == "mmseg" else "conv1",
@@ -157,7 +157,7 @@ def naming_of(names: Iterable[str], source: str, where: str) -> Naming:
     )
 
 
-def recognise(names: set[str], where: str) -> str:
+def detect_source(names: set[str], where: str) -> str:
     """Returns the source that names its entries so.
 
     Raises:

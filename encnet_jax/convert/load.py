@@ -15,16 +15,16 @@ from encnet_jax.convert.infer_config import (
     describe_torch_weights,
     open_weights,
 )
-from encnet_jax.convert.key_mapping import naming_of
-from encnet_jax.convert.load_plan import Plan, shortened
+from encnet_jax.convert.key_mapping import key_mapping_of
+from encnet_jax.convert.load_plan import LoadPlan, shortened
 from encnet_jax.errors import UserError
 from encnet_jax.models import create_model
 
-HEADS = ("strict", "reinitialise", "fresh")
+HEADS = ("strict", "reinitialize", "skip")
 
 
 @dataclasses.dataclass(frozen=True)
-class Account:
+class LoadReport:
     """Where every entry of a source went, and every parameter came from.
 
     Attributes:
@@ -52,7 +52,7 @@ class Account:
 
 def load_torch_weights(
     model: nnx.Module, weights: Weights, source: str = "auto", head: str = "strict"
-) -> Account:
+) -> LoadReport:
     """Fills a segmentation model, or a `ResNet` alone, with PyTorch weights, in place.
 
     Weights of a backbone alone fill the backbone, and the head stays as it is. An
@@ -65,8 +65,8 @@ def load_torch_weights(
             array in PyTorch's layout, of any floating dtype.
         source: `pytorch_encoding`, `mmseg`, `torchvision`, `timm`; `auto` tells it from
             the names.
-        head: `"strict"`: all of it must fit. `"reinitialise"`: classifiers (main,
-            auxiliary, SE branch) of another number of classes are left out. `"fresh"`:
+        head: `"strict"`: all of it must fit. `"reinitialize"`: classifiers (main,
+            auxiliary, SE branch) of another number of classes are left out. `"skip"`:
             only the backbone is loaded.
 
     Returns:
@@ -79,18 +79,18 @@ def load_torch_weights(
     if head not in HEADS:
         raise UserError(f"head={head!r}: allowed are {', '.join(HEADS)}")
     entries, where = open_weights(weights)
-    naming = naming_of(entries, source, where)
-    plan = Plan(model, entries, naming, head)
+    mapping = key_mapping_of(entries, source, where)
+    plan = LoadPlan(model, entries, mapping, head)
     if plan.faults():
         raise UserError(
             f"{where}: does not fit the model: {'; '.join(plan.faults())}"
-            f"{_hint(entries, naming.source)}"
+            f"{_hint(entries, mapping.source)}"
         )
     # One after the other: beside the file and the model no third copy is held.
     for name, path in plan.loaded.items():
         variable = plan.variables[path]
         variable.set_value(_to_ours(path, entries[name]))
-    return Account(naming.source, plan.loaded, plan.dropped, tuple(plan.fresh))
+    return LoadReport(mapping.source, plan.loaded, plan.dropped, tuple(plan.fresh))
 
 
 def load_torch_model(

@@ -6,19 +6,19 @@ from typing import Any
 import jax.numpy as jnp
 from flax import nnx
 
-from encnet_jax.convert.key_mapping import Naming
+from encnet_jax.convert.key_mapping import KeyMapping
 
 HEAD_PREFIXES = ("head.classifier.", "head.context.se_head.", "aux_head.classifier.")
 _LISTED = 6  # names in a message before "and N more"
 
 
-class Plan:
+class LoadPlan:
     """What goes where, from names and shapes; no array is touched.
 
     Args:
         model: The model to be filled.
         entries: Name in the source -> array.
-        naming: Of the entries.
+        mapping: Of the entries.
         head: See `encnet_jax.convert.load.load_torch_weights`.
 
     Attributes:
@@ -29,19 +29,23 @@ class Plan:
     """
 
     def __init__(
-        self, model: nnx.Module, entries: Mapping[str, Any], naming: Naming, head: str
+        self,
+        model: nnx.Module,
+        entries: Mapping[str, Any],
+        mapping: KeyMapping,
+        head: str,
     ):
         self.variables = _variables(model)
         self.loaded: dict[str, str] = {}
         self.dropped: dict[str, str] = {}
         self.fresh: list[str] = []
-        self.unfilled: list[str] = []
-        self.misfits: list[str] = []
-        self._naming, self._head = naming, head
+        self.missing_keys: list[str] = []
+        self.mismatched_keys: list[str] = []
+        self._mapping, self._head = mapping, head
         pooled = _pools_shortcuts(model)
-        self._other_shortcut = pooled is not None and pooled != naming.pooled_shortcut
+        self._other_shortcut = pooled is not None and pooled != mapping.pooled_shortcut
         wanted = self._wanted()
-        self.unmatched: list[str] = []
+        self.unexpected_keys: list[str] = []
         for name, array in entries.items():
             path = wanted.pop(name, None)
             if path is not None:
@@ -49,8 +53,8 @@ class Plan:
             elif (reason := self._reason(name)) is not None:
                 self.dropped[name] = reason
             else:
-                self.unmatched.append(name)
-        self.unfilled += [f"{path} ({name})" for name, path in wanted.items()]
+                self.unexpected_keys.append(name)
+        self.missing_keys += [f"{path} ({name})" for name, path in wanted.items()]
 
     def _wanted(self) -> dict[str, str]:
         """Returns name in the source -> path, for all that is to be filled."""
@@ -58,12 +62,12 @@ class Plan:
         wanted = {}
         for path in self.variables:
             outside = not path.startswith("backbone.")
-            if outside and (self._head == "fresh" or not self._naming.head):
+            if outside and (self._head == "skip" or not self._mapping.head):
                 self.fresh.append(path)
                 continue
-            name = self._naming.name(path, plain_stem=plain_stem)
+            name = self._mapping.name(path, plain_stem=plain_stem)
             if name is None:
-                self.unfilled.append(path)
+                self.missing_keys.append(path)
             else:
                 wanted[name] = path
         return wanted
@@ -71,11 +75,11 @@ class Plan:
     def _place(self, name: str, array: Any, path: str) -> None:
         shape, target = tuple(array.shape), _torch_shape(path, self.variables[path])
         if not jnp.issubdtype(array.dtype, jnp.floating):
-            self.misfits.append(f"{name} is of {array.dtype}, not of floats")
+            self.mismatched_keys.append(f"{name} is of {array.dtype}, not of floats")
         elif shape == target:
             self.loaded[name] = path
         elif (
-            self._head == "reinitialise"
+            self._head == "reinitialize"
             and path.startswith(HEAD_PREFIXES)
             and shape[1:] == target[1:]
             and len(shape) == len(target)
@@ -83,21 +87,21 @@ class Plan:
             self.dropped[name] = f"{shape[0]} classes there, {target[0]} here"
             self.fresh.append(path)
         else:
-            self.misfits.append(f"{name} is {shape}, not {target}")
+            self.mismatched_keys.append(f"{name} is {shape}, not {target}")
 
     def _reason(self, name: str) -> str | None:
         """Returns why an entry without a place may be left out; None: it may not."""
         if name.endswith(".num_batches_tracked"):
             return "batches counted in training, not needed"
-        if name in (f"{self._naming.prefix}fc.{leaf}" for leaf in ("weight", "bias")):
+        if name in (f"{self._mapping.prefix}fc.{leaf}" for leaf in ("weight", "bias")):
             return "classifier of the backbone's pretraining"
-        if self._head == "fresh" and not self._naming.belongs_to_backbone(name):
-            return 'not of the backbone (head="fresh")'
+        if self._head == "skip" and not self._mapping.belongs_to_backbone(name):
+            return 'not of the backbone (head="skip")'
         for part, what in (
             ("aux_head.", "auxiliary head, which the model has not"),
             ("head.context.se_head", "SE branch, which the model has not"),
         ):
-            theirs = [v for k, v in self._naming.head.items() if k.startswith(part)]
+            theirs = [v for k, v in self._mapping.head.items() if k.startswith(part)]
             absent = not any(path.startswith(part) for path in self.variables)
             # Without any head the model is a backbone, and the error says so.
             whole = any(path.startswith("head.") for path in self.variables)
@@ -108,22 +112,23 @@ class Plan:
     def faults(self) -> list[str]:
         """Returns what does not fit, in words."""
         found = []
-        if self.unmatched:
+        if self.unexpected_keys:
             found.append(
-                f"{len(self.unmatched)} entries match nothing: "
-                f"{shortened(self.unmatched)}"
+                f"{len(self.unexpected_keys)} entries match nothing: "
+                f"{shortened(self.unexpected_keys)}"
             )
-        if self.unfilled:
+        if self.missing_keys:
             found.append(
-                f"{len(self.unfilled)} of the model's are missing: "
-                f"{shortened(self.unfilled)}"
+                f"{len(self.missing_keys)} of the model's are missing: "
+                f"{shortened(self.missing_keys)}"
             )
-        if self.misfits:
+        if self.mismatched_keys:
             found.append(
-                f"{len(self.misfits)} of a wrong shape: {shortened(self.misfits)}"
+                f"{len(self.mismatched_keys)} of a wrong shape: "
+                f"{shortened(self.mismatched_keys)}"
             )
         if self._other_shortcut:
-            theirs = self._naming.pooled_shortcut
+            theirs = self._mapping.pooled_shortcut
             found.append(f"avg_down={theirs} there, {not theirs} here")
         return found
 

@@ -9,8 +9,8 @@ from encnet_jax.convert.load import load_torch_model
 from encnet_jax.data.dataset_info import (
     DATASETS,
     DatasetInfo,
-    distinct_colors,
     save_info,
+    voc_colormap,
 )
 from encnet_jax.errors import UserError
 from encnet_jax.run.checkpoint import Checkpoints
@@ -26,7 +26,7 @@ def write_workdir(
         weights: As `load_torch_model`.
         workdir: A folder that holds no run yet; made if it is missing.
         classes: Names of the classes: a JSON file with a list, or joined by commas.
-        dataset: A key of `data.dataset_info.DATASETS`, for its names and colours.
+        dataset: A key of `data.dataset_info.DATASETS`, for its names and colors.
             With neither, classes are called by their numbers.
 
     Returns:
@@ -61,9 +61,9 @@ def write_workdir(
 def _class_info(
     description: ModelDescription, classes: str, dataset: str
 ) -> DatasetInfo:
-    """Returns names, colours and normalisation for the classes of a network."""
+    """Returns names, colors and normalization for the classes of a network."""
     count = description.settings["num_classes"]
-    colors = distinct_colors(count)
+    colors = voc_colormap(count)
     if classes:
         names, origin = _class_names(classes), f"--classes={classes}"
     elif dataset:

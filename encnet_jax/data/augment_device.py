@@ -1,8 +1,8 @@
 """Augmentation inside the compiled step: no TensorFlow.
 
-Of images in memory the host sends only numbers, the pixels stay on the device, and the
-choices are drawn here, distributed as those of `augmentation.choose`. Of images on disk
-it sends the pixels that it decoded and the choices that it drew.
+Of images in memory the host sends only indices, the pixels stay on the device, and the
+choices are drawn here, distributed as those of `augmentation.sample_crop`. Of images on
+disk it sends the pixels that it decoded and the choices that it drew.
 """
 
 from collections.abc import Iterator
@@ -13,12 +13,12 @@ import numpy as np
 
 from encnet_jax.data.augmentation import Augmentation, jitter, room_in_border
 from encnet_jax.data.dataset_info import IGNORE_LABEL, DatasetInfo
-from encnet_jax.data.datasets import Example, Source
+from encnet_jax.data.datasets import Dataset, Example
 from encnet_jax.data.sampler import batch_indices, process_rows
 from encnet_jax.errors import UserError
 
 
-class ArraySource:
+class ArrayDataset:
     """Images of one size that are in memory already.
 
     Args:
@@ -33,21 +33,21 @@ class ArraySource:
         self.labels = labels.astype(np.uint8)
 
     def __len__(self) -> int:
-        """Returns the number of images."""
+        """Returns the index of images."""
         return len(self.images)
 
     def encoded(
-        self, number: int, *, published: bool = False
+        self, index: int, *, raw_labels: bool = False
     ) -> tuple[bytes, np.ndarray]:
         """Arrays have no encoded form."""
         raise TypeError("arrays are not encoded; read them with `example`")
 
-    def example(self, number: int) -> Example:
-        """Returns one image; its name is its number."""
-        return Example(self.images[number], self.labels[number], str(number))
+    def __getitem__(self, index: int) -> Example:
+        """Returns one image; its name is its index."""
+        return Example(self.images[index], self.labels[index], str(index))
 
 
-def load_arrays(source: Source) -> dict[str, np.ndarray]:
+def load_arrays(dataset: Dataset) -> dict[str, np.ndarray]:
     """Reads a split into memory: uint8 `images` (n, h, w, 3), `labels` (n, h, w).
 
     Of images in classes the labels are (n,).
@@ -55,17 +55,17 @@ def load_arrays(source: Source) -> dict[str, np.ndarray]:
     Raises:
         UserError: The images differ in size.
     """
-    first = source.example(0)
-    images = np.empty((len(source), *first.image.shape), np.uint8)
-    labels = np.empty((len(source), *first.labels.shape), np.uint8)
-    for number in range(len(source)):
-        example = source.example(number)
+    first = dataset[0]
+    images = np.empty((len(dataset), *first.image.shape), np.uint8)
+    labels = np.empty((len(dataset), *first.labels.shape), np.uint8)
+    for index in range(len(dataset)):
+        example = dataset[index]
         if example.image.shape != first.image.shape:
             raise UserError(
                 f"{example.name} has the shape {example.image.shape} and {first.name} "
-                f"{first.image.shape}: data.in_memory needs images of one size"
+                f"{first.image.shape}: data.cache_on_device needs images of one size"
             )
-        images[number], labels[number] = example.image, example.labels
+        images[index], labels[index] = example.image, example.labels
     return {"images": images, "labels": labels}
 
 
@@ -78,13 +78,13 @@ def index_batches(
     process_index: int = 0,
     process_count: int = 1,
 ) -> Iterator[dict[str, np.ndarray]]:
-    """Yields this host's rows of the order of `order.py`: `number`, `epoch`, int32."""
+    """Yields this host's rows of the order of `order.py`: `index`, `epoch`, int32."""
     rows = process_rows(batch_size, process_index, process_count)
     step = start_step
     while True:
-        numbers, epochs = batch_indices(seed, size, batch_size, step)
+        indices, epochs = batch_indices(seed, size, batch_size, step)
         yield {
-            "number": numbers[rows].astype(np.int32),
+            "index": indices[rows].astype(np.int32),
             "epoch": epochs[rows].astype(np.int32),
         }
         step += 1
@@ -94,15 +94,15 @@ def augmented_batch(
     arrays: dict[str, jax.Array],
     batch: dict[str, jax.Array],
     seed: jax.Array | int,
-    how: Augmentation,
+    augmentation: Augmentation,
 ) -> tuple[jax.Array, jax.Array]:
     """Gathers and augments the examples of a batch; to be called under `jax.jit`.
 
     Args:
         arrays: What `load_arrays` returned, on the device.
-        batch: `number` and `epoch`, int32 (b,), from `index_batches`.
+        batch: `index` and `epoch`, int32 (b,), from `index_batches`.
         seed: Of the run.
-        how: The augmentation.
+        augmentation: The augmentation.
 
     Returns:
         float32 images (b, crop, crop, 3), 0-255, and uint8 labels (b, crop, crop), or
@@ -110,23 +110,25 @@ def augmented_batch(
     """
     augment = _augment if arrays["labels"].ndim == 3 else _padded_crop
 
-    def one(number, epoch):
+    def one(index, epoch):
         key = jax.random.fold_in(jax.random.key(seed), epoch)
-        key = jax.random.fold_in(key, number)
-        return augment(arrays["images"][number], arrays["labels"][number], key, how)
+        key = jax.random.fold_in(key, index)
+        return augment(
+            arrays["images"][index], arrays["labels"][index], key, augmentation
+        )
 
-    return jax.vmap(one)(batch["number"], batch["epoch"])
+    return jax.vmap(one)(batch["index"], batch["epoch"])
 
 
 def resized_batch(
-    batch: dict[str, jax.Array], how: Augmentation
+    batch: dict[str, jax.Array], augmentation: Augmentation
 ) -> tuple[jax.Array, jax.Array]:
     """Makes the crops of a batch of canvases; to be called under `jax.jit`.
 
     Args:
         batch: What `transforms.DeviceResizer` filled, and `labels` uint8 (b, crop,
             crop): the host has picked them, a ninth of the bytes of those of a canvas.
-        how: The augmentation it was drawn by.
+        augmentation: What it was drawn by.
 
     Returns:
         As `augmented_batch`.
@@ -134,12 +136,12 @@ def resized_batch(
 
     def one(canvas, places, mirrored, colors):
         rows, columns = (
-            _Axis(length, step, start, count, how.crop_size, size)
+            _Axis(length, step, start, count, augmentation.crop_size, size)
             for (start, step, count, length), size in zip(places, canvas.shape)
         )
-        if how.flip:
+        if augmentation.flip:
             columns.mirror(mirrored)
-        return _resized(canvas, rows, columns, colors, how)
+        return _resized(canvas, rows, columns, colors, augmentation)
 
     places = batch["rows"], batch["columns"]
     images = jax.vmap(one)(batch["canvas"], places, batch["mirrored"], batch["colors"])
@@ -147,43 +149,51 @@ def resized_batch(
 
 
 def _augment(
-    image: jax.Array, labels: jax.Array, key: jax.Array, how: Augmentation
+    image: jax.Array, labels: jax.Array, key: jax.Array, augmentation: Augmentation
 ) -> tuple[jax.Array, jax.Array]:
     draws = jax.random.uniform(key, (7,))
     original = jnp.asarray(labels.shape, jnp.float32)
-    low, high = how.scale_range
-    long_side = jnp.round((low + (high - low) * draws[0]) * how.base_size)
+    low, high = augmentation.scale_range
+    long_side = jnp.round((low + (high - low) * draws[0]) * augmentation.base_size)
     size = jnp.maximum(jnp.round(original * long_side / original.max()), 1)
-    room = jnp.maximum(size - how.crop_size, 0)
+    room = jnp.maximum(size - augmentation.crop_size, 0)
     start = jnp.minimum(jnp.floor(draws[1:3] * (room + 1)), room)
     rows, columns = (
-        _Axis(length, length / size[i], start[i], size[i] - start[i], how.crop_size)
+        _Axis(
+            length,
+            length / size[i],
+            start[i],
+            size[i] - start[i],
+            augmentation.crop_size,
+        )
         for i, length in enumerate(labels.shape)
     )
-    if how.flip:
+    if augmentation.flip:
         columns.mirror(draws[3] < 0.5)
-    pixels = _resized(image, rows, columns, draws[4:], how)
+    pixels = _resized(image, rows, columns, draws[4:], augmentation)
     picked = labels[rows.nearest()][:, columns.nearest()]
     inside = rows.inside[:, None] & columns.inside[None, :]
     return pixels, jnp.where(inside, picked, jnp.uint8(IGNORE_LABEL))
 
 
 def _padded_crop(
-    image: jax.Array, label: jax.Array, key: jax.Array, how: Augmentation
+    image: jax.Array, label: jax.Array, key: jax.Array, augmentation: Augmentation
 ) -> tuple[jax.Array, jax.Array]:
     """Takes a crop at random out of an image with a black border, and mirrors it."""
     draws = jax.random.uniform(key, (6,))
-    border = (how.pad, how.pad)
+    border = (augmentation.pad, augmentation.pad)
     padded = jnp.pad(image, (border, border, (0, 0))).astype(jnp.float32)
-    room = jnp.asarray(room_in_border(how, image.shape))
+    room = jnp.asarray(room_in_border(augmentation, image.shape))
     start = jnp.minimum((draws[:2] * (room + 1)).astype(jnp.int32), room)
     crop = jax.lax.dynamic_slice(
-        padded, (start[0], start[1], 0), (how.crop_size, how.crop_size, 3)
+        padded,
+        (start[0], start[1], 0),
+        (augmentation.crop_size, augmentation.crop_size, 3),
     )
-    if how.flip:
+    if augmentation.flip:
         crop = jnp.where(draws[2] < 0.5, crop[:, ::-1], crop)
-    if how.color_jitter:
-        crop = jnp.clip(jitter(crop, draws[3:], how.color_jitter), 0, 255)
+    if augmentation.color_jitter:
+        crop = jnp.clip(jitter(crop, draws[3:], augmentation.color_jitter), 0, 255)
     return crop, label
 
 
@@ -224,14 +234,18 @@ class _Axis:
 
 
 def _resized(
-    image: jax.Array, rows: _Axis, columns: _Axis, colors: jax.Array, how: Augmentation
+    image: jax.Array,
+    rows: _Axis,
+    columns: _Axis,
+    colors: jax.Array,
+    augmentation: Augmentation,
 ) -> jax.Array:
     """Returns the crop as float32, black outside the picture."""
     pixels = image.astype(jnp.float32)
     pixels = jnp.einsum("oh,hwc->owc", rows.weights(), pixels, precision="highest")
     pixels = jnp.einsum("ow,hwc->hoc", columns.weights(), pixels, precision="highest")
-    if how.color_jitter:
-        pixels = jitter(pixels, colors, how.color_jitter)
+    if augmentation.color_jitter:
+        pixels = jitter(pixels, colors, augmentation.color_jitter)
         inside = rows.inside[:, None] & columns.inside[None, :]
         pixels = jnp.where(inside[..., None], pixels, 0.0)  # padding stays black
     return jnp.round(jnp.clip(pixels, 0, 255))

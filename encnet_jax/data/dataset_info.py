@@ -1,4 +1,4 @@
-"""What is known of each data set: classes, colours, splits, normalisation."""
+"""What is known of each data set: classes, colors, splits, normalization."""
 
 import csv
 import dataclasses
@@ -28,8 +28,8 @@ class DatasetInfo:
         splits: Split -> official number of images; None where it is not fixed.
         label_map: Published label -> class, `IGNORE_LABEL` for void; no others may
             occur but `IGNORE_LABEL` itself. Empty: published labels are classes.
-        label_colors: Colour in RGB label files -> published label. Empty: label files
-            hold the labels as grey values or palette indices.
+        label_colors: Color in RGB label files -> published label. Empty: label files
+            hold the labels as gray values or palette indices.
         mean: Mean of the RGB channels on the scale 0 to 1.
         std: Deviation likewise.
         citation: The publication behind the data.
@@ -85,8 +85,8 @@ def read_table(name: str, void: Iterable[int] = ()) -> dict[str, Any]:
     }
 
 
-def distinct_colors(count: int) -> tuple[tuple[int, int, int], ...]:
-    """Returns colours for classes that have none: those of VOC, by bits of the id."""
+def voc_colormap(count: int) -> tuple[tuple[int, int, int], ...]:
+    """Returns colors for classes that have none: those of VOC, by bits of the id."""
     colors = []
     for number in range(count):
         channels, bits = [0, 0, 0], number + 1  # black is for ignored pixels
@@ -241,7 +241,7 @@ CIFAR10 = DatasetInfo(
         *("airplane", "automobile", "bird", "cat", "deer"),
         *("dog", "frog", "horse", "ship", "truck"),
     ),
-    colors=distinct_colors(10),
+    colors=voc_colormap(10),
     splits={"train": 50_000, "test": 10_000},
     # PyTorch-Encoding's; the deviation is that within images, not over all pixels.
     mean=(0.4914, 0.4822, 0.4465),

@@ -1,6 +1,6 @@
-"""Where images and labels come from: one example by its number, wherever it is stored.
+"""Where images and labels come from: one example by its index, wherever it is stored.
 
-A source reads examples in any order. Images are uint8 (h, w, 3) RGB; labels are uint8
+A dataset reads examples in any order. Images are uint8 (h, w, 3) RGB; labels are uint8
 (h, w), classes or `IGNORE_LABEL`.
 """
 
@@ -16,7 +16,12 @@ from PIL import Image
 
 from encnet_jax.data import scenes
 from encnet_jax.data.dataset_info import IGNORE_LABEL, DatasetInfo
-from encnet_jax.data.image_io import color_table, decode_image, decode_labels, plain_rgb
+from encnet_jax.data.image_io import (
+    color_table,
+    decode_image,
+    decode_labels,
+    ensure_rgb_bytes,
+)
 from encnet_jax.errors import UserError
 
 T = TypeVar("T")
@@ -35,78 +40,78 @@ class Example(NamedTuple):
     name: str
 
 
-class Source(Protocol):
-    """A split of a data set, read by number."""
+class Dataset(Protocol):
+    """A split of a data set, read by index."""
 
     info: DatasetInfo
 
     def __len__(self) -> int:
-        """Returns the number of examples."""
+        """Returns the index of examples."""
         ...
 
     def encoded(
-        self, number: int, *, published: bool = False
+        self, index: int, *, raw_labels: bool = False
     ) -> tuple[bytes, np.ndarray]:
         """Returns the JPEG or PNG bytes of the image, and the labels decoded.
 
-        As `published`, the labels still need `map_labels`.
+        As `raw_labels`, the labels still need `map_labels`.
         """
         ...
 
-    def example(self, number: int) -> Example:
+    def __getitem__(self, index: int) -> Example:
         """Returns one example decoded; a `UserError` names the file that is bad."""
         ...
 
 
-class FileSource:
-    """Pairs of image and label files; `faults` tells of files that are in no pair."""
+class FileDataset:
+    """Pairs of image and label files; `problems` tells of files that are in no pair."""
 
     def __init__(
         self,
         info: DatasetInfo,
         pairs: Sequence[tuple[Path, Path]],
-        faults: Sequence[str] = (),
+        problems: Sequence[str] = (),
     ):
         self.info = info
         self.pairs = pairs
-        self.faults = faults
+        self.problems = problems
         self._colors = color_table(info.label_colors) if info.label_colors else None
 
     def __len__(self) -> int:
-        """Returns the number of pairs."""
+        """Returns the index of pairs."""
         return len(self.pairs)
 
     def encoded(
-        self, number: int, *, published: bool = False
+        self, index: int, *, raw_labels: bool = False
     ) -> tuple[bytes, np.ndarray]:
-        """Returns the bytes of the image file and the labels, mapped or `published`."""
-        image_path, label_path = self.pairs[number]
+        """Returns the bytes of the image file, and its labels."""
+        image_path, label_path = self.pairs[index]
         labels = decode_labels(_read(label_path), str(label_path), self._colors)
-        image = plain_rgb(_read(image_path), str(image_path))
-        if not published:
+        image = ensure_rgb_bytes(_read(image_path), str(image_path))
+        if not raw_labels:
             labels = map_labels(labels, self.info, str(label_path))
         return image, labels
 
-    def example(self, number: int) -> Example:
+    def __getitem__(self, index: int) -> Example:
         """Returns an example; raises `UserError` where image and labels do not fit."""
-        image_path, label_path = self.pairs[number]
-        encoded, labels = self.encoded(number)
+        image_path, label_path = self.pairs[index]
+        encoded, labels = self.encoded(index)
         image = decode_image(encoded, str(image_path))
         _check_sizes(image, str(image_path), labels, str(label_path))
         return Example(image, labels, image_path.stem)
 
     def check(self) -> None:
-        """Reads every example, if they are not too many; raises the first fault."""
-        if self.faults:
-            raise UserError(self.faults[0])
+        """Reads every example, if they are not too many; raises the first problem."""
+        if self.problems:
+            raise UserError(self.problems[0])
         if len(self) > _CHECKED_AT_START:
             return
-        for fault in examine(self, range(len(self)), lambda example: None):
-            if fault is not None:
-                raise fault
+        for problem in map_examples(self, range(len(self)), lambda example: None):
+            if problem is not None:
+                raise problem
 
 
-class RecordSource:
+class TFRecordDataset:
     """A prepared TFDS data set with the features `image`, `label` and `id`."""
 
     def __init__(self, info: DatasetInfo, builder, split: str):
@@ -117,48 +122,48 @@ class RecordSource:
         self.records = Records([os.fspath(path) for path in shards])
 
     def __len__(self) -> int:
-        """Returns the number of records."""
+        """Returns the index of records."""
         return len(self.records)
 
     def encoded(
-        self, number: int, *, published: bool = False
+        self, index: int, *, raw_labels: bool = False
     ) -> tuple[bytes, np.ndarray]:
-        """Returns the bytes of the image and the labels, mapped or `published`."""
-        fields = self.records.features(number)
+        """Returns the bytes of the image and the labels, mapped or `raw_labels`."""
+        fields = self.records.features(index)
         name = fields["id"].decode()
         labels = decode_labels(fields["label"], name)
-        if not published:
+        if not raw_labels:
             labels = map_labels(labels, self.info, name)
         return fields["image"], labels
 
-    def example(self, number: int) -> Example:
+    def __getitem__(self, index: int) -> Example:
         """Returns one example decoded."""
-        name = self.records.features(number)["id"].decode()
-        encoded, labels = self.encoded(number)
+        name = self.records.features(index)["id"].decode()
+        encoded, labels = self.encoded(index)
         image = decode_image(encoded, name)
         _check_sizes(image, name, labels, "its label")
         return Example(image, labels, name)
 
 
-class ClassSource:
+class ClassificationDataset:
     """A prepared TFDS data set of whole images in classes, such as `cifar10`.
 
     The labels of an example are one uint8, its class.
     """
 
     def __init__(self, info: DatasetInfo, builder, split: str):
-        self._source = RecordSource(info, builder, split)
+        self._dataset = TFRecordDataset(info, builder, split)
         self.info = info
 
     def __len__(self) -> int:
-        """Returns the number of images."""
-        return len(self._source)
+        """Returns the index of images."""
+        return len(self._dataset)
 
     def encoded(
-        self, number: int, *, published: bool = False
+        self, index: int, *, raw_labels: bool = False
     ) -> tuple[bytes, np.ndarray]:
         """Returns the bytes of the image and its class."""
-        fields = self._source.records.features(number)
+        fields = self._dataset.records.features(index)
         label = np.asarray(fields.get("label", 0))  # the least is stored as nothing
         if not 0 <= label < self.info.num_classes:
             raise UserError(
@@ -167,14 +172,14 @@ class ClassSource:
             )
         return fields["image"], label.astype(np.uint8)
 
-    def example(self, number: int) -> Example:
+    def __getitem__(self, index: int) -> Example:
         """Returns one image decoded, and its class."""
-        name = self._source.records.features(number)["id"].decode()
-        encoded, label = self.encoded(number)
+        name = self._dataset.records.features(index)["id"].decode()
+        encoded, label = self.encoded(index)
         return Example(decode_image(encoded, name), label, name)
 
 
-class DrawnSource:
+class SyntheticScenes:
     """The embedded `scenes`, drawn on demand: what its TFDS builder stores."""
 
     def __init__(self, info: DatasetInfo, split: str, seed: int = 0):
@@ -186,45 +191,45 @@ class DrawnSource:
         self.size = info.splits[split] or 0
 
     def __len__(self) -> int:
-        """Returns the number of pictures."""
+        """Returns the index of pictures."""
         return self.size
 
     def encoded(
-        self, number: int, *, published: bool = False
+        self, index: int, *, raw_labels: bool = False
     ) -> tuple[bytes, np.ndarray]:
         """Drawn pictures have no encoded form."""
         raise TypeError("drawn pictures are not encoded; read them with `example`")
 
-    def example(self, number: int) -> Example:
+    def __getitem__(self, index: int) -> Example:
         """Returns one picture."""
-        number += self.start
-        scene = scenes.draw(self.seed, number)
-        return Example(scene.image, scene.labels, f"scenes_{self.seed}_{number:06d}")
+        index += self.start
+        scene = scenes.draw(self.seed, index)
+        return Example(scene.image, scene.labels, f"scenes_{self.seed}_{index:06d}")
 
 
-def examine(
-    source: Source, numbers: Sequence[int], measure: Callable[[Example], T]
+def map_examples(
+    dataset: Dataset, indices: Sequence[int], measure: Callable[[Example], T]
 ) -> Iterator[T | UserError]:
     """Reads examples in threads and yields, in order, what is found of each.
 
     Args:
-        source: Where they are read.
-        numbers: Of the examples.
+        dataset: Where they are read.
+        indices: Of the examples.
         measure: Called with each example, in the threads.
 
     Yields:
-        The result of `measure`, or the fault of an example that cannot be used.
+        The result of `measure`, or the problem of an example that cannot be used.
     """
 
-    def one(number: int) -> T | UserError:
+    def one(index: int) -> T | UserError:
         try:
-            return measure(source.example(number))
-        except UserError as fault:
-            return fault
+            return measure(dataset[index])
+        except UserError as problem:
+            return problem
 
     with ThreadPoolExecutor() as pool:
-        for start in range(0, len(numbers), _AHEAD):
-            yield from pool.map(one, numbers[start : start + _AHEAD])
+        for start in range(0, len(indices), _AHEAD):
+            yield from pool.map(one, indices[start : start + _AHEAD])
 
 
 def pair_files(images: Path, labels: Path) -> tuple[list[tuple[Path, Path]], list[str]]:
@@ -251,17 +256,19 @@ def pair_files(images: Path, labels: Path) -> tuple[list[tuple[Path, Path]], lis
         if path.suffix == ".png"
     }
     pairs: dict[Path, tuple[Path, Path]] = {}
-    faults = []
+    problems = []
     for path in files:
         stem = path.relative_to(images).with_suffix("")
         if stem in pairs:
-            faults.append(f"{path} and {pairs[stem][0]}: two images for one label file")
+            problems.append(
+                f"{path} and {pairs[stem][0]}: two images for one label file"
+            )
         elif stem in unpaired:
             pairs[stem] = (path, unpaired.pop(stem))
         else:
-            faults.append(f"{labels / stem}.png: missing, the label file of {path}")
-    faults += [f"{path}: a label file without an image" for path in unpaired.values()]
-    return list(pairs.values()), faults
+            problems.append(f"{labels / stem}.png: missing, the label file of {path}")
+    problems += [f"{path}: a label file without an image" for path in unpaired.values()]
+    return list(pairs.values()), problems
 
 
 def is_image(path: Path) -> bool:
@@ -294,10 +301,10 @@ def map_labels(labels: np.ndarray, info: DatasetInfo, name: str) -> np.ndarray:
 
 
 def label_table(info: DatasetInfo) -> np.ndarray:
-    """Returns int16 (256,): published label -> class, -1 where there is none."""
+    """Returns int16 (256,): raw_labels label -> class, -1 where there is none."""
     known = np.full(256, -1, np.int16)
-    published = info.label_map or {label: label for label in range(info.num_classes)}
-    for raw, value in published.items():
+    raw_labels = info.label_map or {label: label for label in range(info.num_classes)}
+    for raw, value in raw_labels.items():
         known[raw] = value
     known[IGNORE_LABEL] = IGNORE_LABEL
     return known

@@ -23,8 +23,8 @@ _UNREADABLE = (
 def decode_image(data: bytes, name: str) -> np.ndarray:
     """Decodes an image file into uint8 (h, w, 3), RGB 0-255.
 
-    Turned upright by its EXIF orientation; grey, palette and CMYK images are converted,
-    16-bit grey is scaled to 8 bits, and transparency is laid over white.
+    Turned upright by its EXIF orientation; gray, palette and CMYK images are converted,
+    16-bit gray is scaled to 8 bits, and transparency is laid over white.
 
     Raises:
         UserError: The bytes are no image, or a truncated one; `name` is in the message.
@@ -36,8 +36,8 @@ def to_rgb_array(image: Image.Image) -> np.ndarray:
     """Converts a loaded image as `decode_image` does."""
     image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I;16") or image.mode == "I":
-        grey = np.asarray(image).astype(np.float64) / 257
-        image = Image.fromarray(np.clip(grey.round(), 0, 255).astype(np.uint8))
+        gray = np.asarray(image).astype(np.float64) / 257
+        image = Image.fromarray(np.clip(gray.round(), 0, 255).astype(np.uint8))
     if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
         image = image.convert("RGBA")
         paper = Image.new("RGBA", image.size, "white")
@@ -45,10 +45,10 @@ def to_rgb_array(image: Image.Image) -> np.ndarray:
     return np.asarray(image.convert("RGB"))
 
 
-def plain_rgb(data: bytes, name: str) -> bytes:
+def ensure_rgb_bytes(data: bytes, name: str) -> bytes:
     """Returns an image file that every decoder reads alike.
 
-    That is the file itself if it is an upright JPEG or 8-bit PNG in RGB or grey, and
+    That is the file itself if it is an upright JPEG or 8-bit PNG in RGB or gray, and
     else a PNG of what `decode_image` makes of it: rotation by EXIF, transparency, CMYK
     and palettes are not every decoder's.
 
@@ -77,24 +77,24 @@ def image_size(data: bytes, name: str) -> tuple[int, int]:
 def decode_labels(
     data: bytes, name: str, colors: np.ndarray | None = None
 ) -> np.ndarray:
-    """Decodes a label file into uint8 (h, w): grey values or palette indices.
+    """Decodes a label file into uint8 (h, w): gray values or palette indices.
 
     Args:
         data: The file.
         name: Of it, for messages.
-        colors: Where label files may be in colours, the `color_table` of these; their
+        colors: Where label files may be in colors, the `color_table` of these; their
             transparency is not looked at.
 
     Raises:
-        UserError: Not decodable, of another kind, or with a colour not in the table.
+        UserError: Not decodable, of another kind, or with a color not in the table.
     """
     image = _open(data, name)
     if image.mode in ("RGB", "RGBA") and colors is not None:
         return _labels_by_color(image, name, colors)
     if image.mode not in ("L", "P", "1"):
-        allowed = "8-bit grey (L) and palette (P)"
+        allowed = "8-bit gray (L) and palette (P)"
         if colors is not None:
-            allowed = "8-bit grey (L), palette (P) and colours (RGB, RGBA)"
+            allowed = "8-bit gray (L), palette (P) and colors (RGB, RGBA)"
         raise UserError(
             f"{name}: a label image of mode {image.mode}; allowed are {allowed}"
         )
@@ -102,8 +102,8 @@ def decode_labels(
 
 
 def color_table(labels: Mapping[tuple[int, int, int], int]) -> np.ndarray:
-    """Returns uint16 (2^24,): label + 1 of the colour R + 256 G + 65536 B, else 0."""
-    table = np.zeros(1 << 24, np.uint16)  # only pages with a colour take memory
+    """Returns uint16 (2^24,): label + 1 of the color R + 256 G + 65536 B, else 0."""
+    table = np.zeros(1 << 24, np.uint16)  # only pages with a color take memory
     for (red, green, blue), label in labels.items():
         table[red | green << 8 | blue << 16] = label + 1
     return table
@@ -116,8 +116,8 @@ def _labels_by_color(image: Image.Image, name: str, colors: np.ndarray) -> np.nd
         y, x = np.argwhere(found == 0)[0]
         red, green, blue, _ = pixels[y, x]
         raise UserError(
-            f"{name}: the colour #{red:02x}{green:02x}{blue:02x} at x={x}, y={y} is "
-            f"none of those given; {np.sum(found == 0)} pixels have such a colour"
+            f"{name}: the color #{red:02x}{green:02x}{blue:02x} at x={x}, y={y} is "
+            f"none of those given; {np.sum(found == 0)} pixels have such a color"
         )
     return (found - 1).astype(np.uint8)
 

@@ -1,4 +1,4 @@
-"""Training batches from files and records: parallel, deterministic, resumed by number.
+"""Training batches from files and records: parallel, deterministic, resumed by index.
 
 Threads do the work, since nearly all of it is done in C without Python's lock: decoding
 by TensorFlow and PIL, resizing by PIL. Each writes its example into the arrays of the
@@ -14,14 +14,14 @@ from concurrent.futures import Future, ThreadPoolExecutor
 import numpy as np
 import tensorflow as tf
 
-from encnet_jax.data.augment_host import Batch, DeviceResizer, HostResizer, Picture
-from encnet_jax.data.augmentation import Augmentation, choose, padded_crop
+from encnet_jax.data.augment_host import Batch, DeviceResizer, EncodedImage, HostResizer
+from encnet_jax.data.augmentation import Augmentation, padded_crop, sample_crop
 from encnet_jax.data.dataset_info import IGNORE_LABEL
-from encnet_jax.data.datasets import Source, map_labels
+from encnet_jax.data.datasets import Dataset, map_labels
 from encnet_jax.data.sampler import batch_indices, process_rows
 from encnet_jax.errors import UserError
 
-# (batch, row, number of the example, draws)
+# (batch, row, index of the example, draws)
 FillFn = Callable[[Batch, int, int, np.random.Generator], None]
 
 _AHEAD = 2  # batches in the making; more where they are smaller than the threads many
@@ -29,33 +29,33 @@ _DRAWS = 1  # tells these draws from the order's, which are by the same seed
 
 
 def train_batches(
-    source: Source,
-    how: Augmentation,
+    dataset: Dataset,
+    augmentation: Augmentation,
     *,
     batch_size: int,
     seed: int,
     start_step: int = 0,
     process_index: int = 0,
     process_count: int = 1,
-    canvas_size: int | None = None,
+    padded_size: int | None = None,
 ) -> Iterator[Batch]:
     """Yields this host's rows of every global batch from `start_step` on, forever.
 
     Args:
-        source: Where examples are read; each host reads only its rows.
-        how: The augmentation.
+        dataset: Where examples are read; each host reads only its rows.
+        augmentation: The augmentation.
         batch_size: Size of the global batch.
         seed: Of the run; order and augmentation are functions of it, the epoch and the
-            number of the example.
+            index of the example.
         start_step: The first batch: nothing before it is read.
         process_index: Of this host.
         process_count: Number of hosts.
-        canvas_size: Leave the resize to the device, which gets canvases of this height
+        padded_size: Leave the resize to the device, which gets canvases of this height
             and width; 0: as large as any picture can need.
 
     Yields:
         `images` uint8 (b, crop, crop, 3) and `labels` uint8 (b, crop, crop), or (b,)
-        for images in classes; with `canvas_size` the batch of which
+        for images in classes; with `padded_size` the batch of which
         `arrays.resized_batch` makes these.
 
     Raises:
@@ -63,28 +63,32 @@ def train_batches(
     """
     # TensorFlow only feeds; by default it would also take the accelerator's memory.
     tf.config.set_visible_devices([], "GPU")
-    maker = HostResizer(how) if canvas_size is None else DeviceResizer(how, canvas_size)
+    maker = (
+        HostResizer(augmentation)
+        if padded_size is None
+        else DeviceResizer(augmentation, padded_size)
+    )
     rows = process_rows(batch_size, process_index, process_count)
     count, threads = rows.stop - rows.start, _cores()
-    if source.info.task == "classification":
-        fill: FillFn = functools.partial(_fill_class, source, how)
+    if dataset.info.task == "classification":
+        fill: FillFn = functools.partial(_fill_class, dataset, augmentation)
         shape: tuple[int, ...] = (count,)
     else:
-        fill = functools.partial(_fill_pixels, source, how, maker)
-        shape = (count, how.crop_size, how.crop_size)
-    load = functools.partial(_load, source, fill, seed)
+        fill = functools.partial(_fill_pixels, dataset, augmentation, maker)
+        shape = (count, augmentation.crop_size, augmentation.crop_size)
+    load = functools.partial(_load, dataset, fill, seed)
     making: collections.deque[tuple[Batch, list[Future]]] = collections.deque()
     pool = ThreadPoolExecutor(threads, "encnet-input")
     step = start_step
     try:
         while True:
             while len(making) < _AHEAD + threads // count:
-                numbers, epochs = batch_indices(seed, len(source), batch_size, step)
-                examples = zip(numbers[rows].tolist(), epochs[rows].tolist())
+                indices, epochs = batch_indices(seed, len(dataset), batch_size, step)
+                examples = zip(indices[rows].tolist(), epochs[rows].tolist())
                 batch = {**maker.empty(count), "labels": np.empty(shape, np.uint8)}
                 tasks = [
-                    pool.submit(load, batch, row, number, epoch)
-                    for row, (number, epoch) in enumerate(examples)
+                    pool.submit(load, batch, row, index, epoch)
+                    for row, (index, epoch) in enumerate(examples)
                 ]
                 making.append((batch, tasks))
                 step += 1
@@ -97,61 +101,61 @@ def train_batches(
 
 
 def _load(
-    source: Source,
+    dataset: Dataset,
     fill: FillFn,
     seed: int,
     batch: Batch,
     row: int,
-    number: int,
+    index: int,
     epoch: int,
 ) -> None:
     """Has an example made in a row of a batch."""
-    rng = np.random.default_rng((seed, epoch, number, _DRAWS))
+    rng = np.random.default_rng((seed, epoch, index, _DRAWS))
     try:
-        fill(batch, row, number, rng)
+        fill(batch, row, index, rng)
     except Exception:
-        source.example(number)  # raises, with the name of the file, if that is bad
+        dataset[index]  # raises, with the name of the file, if that is bad
         raise
 
 
 def _fill_pixels(
-    source: Source,
-    how: Augmentation,
+    dataset: Dataset,
+    augmentation: Augmentation,
     maker: HostResizer | DeviceResizer,
     batch: Batch,
     row: int,
-    number: int,
+    index: int,
     rng: np.random.Generator,
 ) -> None:
     """Reads an example, draws its crop, and has it made."""
-    encoded, labels = source.encoded(number, published=True)
-    picture = Picture.open(encoded)
+    encoded, labels = dataset.encoded(index, raw_labels=True)
+    picture = EncodedImage.open(encoded)
     height, width = picture.size
     if labels.shape != (height, width):
         raise UserError(
-            f"example {number}: the image is {width}x{height} pixels and its "
+            f"example {index}: the image is {width}x{height} pixels and its "
             f"labels are {labels.shape[1]}x{labels.shape[0]}: must be equal"
         )
-    choice = choose(how, picture.size, rng)
-    maker.fill(batch, row, picture, choice)
+    params = sample_crop(augmentation, picture.size, rng)
+    maker.fill(batch, row, picture, params)
     crop = batch["labels"][row]
     crop[:] = IGNORE_LABEL
-    picked = map_labels(choice.pick(labels), source.info, "labels")
-    crop[choice.inside(how.crop_size)] = picked
+    picked = map_labels(params.pick(labels), dataset.info, "labels")
+    crop[params.inside(augmentation.crop_size)] = picked
 
 
 def _fill_class(
-    source: Source,
-    how: Augmentation,
+    dataset: Dataset,
+    augmentation: Augmentation,
     batch: Batch,
     row: int,
-    number: int,
+    index: int,
     rng: np.random.Generator,
 ) -> None:
     """Reads an image in a class and crops it; it is small, and decoded whole."""
-    encoded, batch["labels"][row] = source.encoded(number)
-    image = np.asarray(Picture.open(encoded).decode())
-    batch["images"][row] = padded_crop(image, how, rng)
+    encoded, batch["labels"][row] = dataset.encoded(index)
+    image = np.asarray(EncodedImage.open(encoded).decode())
+    batch["images"][row] = padded_crop(image, augmentation, rng)
 
 
 def _cores() -> int:

@@ -10,11 +10,11 @@ from pathlib import Path
 from encnet_jax.data import folder
 from encnet_jax.data.dataset_info import DATASETS, DatasetInfo
 from encnet_jax.data.datasets import (
-    ClassSource,
-    DrawnSource,
-    FileSource,
-    RecordSource,
-    Source,
+    ClassificationDataset,
+    Dataset,
+    FileDataset,
+    SyntheticScenes,
+    TFRecordDataset,
     pair_files,
 )
 from encnet_jax.errors import UserError
@@ -41,7 +41,7 @@ def dataset_info(name: str, data_dir: str | None = None) -> DatasetInfo:
     """Returns what is known of a data set; that of `folder` is read from its folder.
 
     Raises:
-        UserError: Unknown name, or a fault in the folder or its `classes.json`.
+        UserError: Unknown name, or a problem in the folder or its `classes.json`.
     """
     if name == "folder":
         return folder.read_info(_folder(name, data_dir))
@@ -51,7 +51,7 @@ def dataset_info(name: str, data_dir: str | None = None) -> DatasetInfo:
     return DATASETS[name]
 
 
-def open_source(
+def open_dataset(
     name: str,
     split: str,
     data_dir: str | None = None,
@@ -59,7 +59,7 @@ def open_source(
     drawn: bool = False,
     check: bool = True,
     manual_dir: str | None = None,
-) -> Source:
+) -> Dataset:
     """Opens a split of a data set, which is prepared if it needs that.
 
     Args:
@@ -69,7 +69,7 @@ def open_source(
             the set's environment variable (`ENCNET_CAMVID`, `ENCNET_FOLDER`); for TFDS
             sets the folder of prepared sets, by default TFDS's own.
         drawn: Draw `scenes` instead of preparing it on disk; needs no TensorFlow.
-        check: Stop for the first fault of a file set; else reading an example does.
+        check: Stop for the first problem of a file set; else reading an example does.
         manual_dir: For TFDS sets, where archives are that people must get by hand, by
             default `downloads/manual` in `data_dir`.
 
@@ -81,14 +81,16 @@ def open_source(
         allowed = ", ".join(info.splits)
         raise UserError(f"split {split!r} of {name}: allowed are {allowed}")
     if drawn and name == "scenes":
-        return DrawnSource(info, split)
+        return SyntheticScenes(info, split)
     if name in _BUILDERS:
-        kind = ClassSource if info.task == "classification" else RecordSource
+        kind = (
+            ClassificationDataset if info.task == "classification" else TFRecordDataset
+        )
         return kind(info, _prepare(name, data_dir, manual_dir), split)
-    source = _OPENERS[name](info, split, _folder(name, data_dir))
+    dataset = _OPENERS[name](info, split, _folder(name, data_dir))
     if check:
-        source.check()
-    return source
+        dataset.check()
+    return dataset
 
 
 def _prepare(name: str, data_dir: str | None, manual_dir: str | None):
@@ -128,12 +130,12 @@ def _folder(name: str, data_dir: str | None) -> Path:
     return Path(given).expanduser()
 
 
-def _open_camvid(info: DatasetInfo, split: str, root: Path) -> FileSource:
-    pairs, faults = pair_files(root / split, root / f"{split}annot")
-    return FileSource(info, pairs, faults)
+def _open_camvid(info: DatasetInfo, split: str, root: Path) -> FileDataset:
+    pairs, problems = pair_files(root / split, root / f"{split}annot")
+    return FileDataset(info, pairs, problems)
 
 
-_OPENERS: dict[str, Callable[[DatasetInfo, str, Path], FileSource]] = {
+_OPENERS: dict[str, Callable[[DatasetInfo, str, Path], FileDataset]] = {
     "camvid": _open_camvid,
     "folder": folder.open_split,
 }

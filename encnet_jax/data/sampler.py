@@ -13,14 +13,14 @@ import numpy as np
 def batch_indices(
     seed: int, size: int, batch_size: int, step: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the examples of batch `step`: their numbers and epochs, int64 (b,)."""
+    """Returns the examples of batch `step`: their indices and epochs, int64 (b,)."""
     positions = np.arange(step * batch_size, (step + 1) * batch_size)
     epochs, places = np.divmod(positions, size)
-    numbers = np.empty_like(places)
+    indices = np.empty_like(places)
     for epoch in np.unique(epochs):
         chosen = epochs == epoch
-        numbers[chosen] = _epoch_order(seed, int(epoch), size)[places[chosen]]
-    return numbers, epochs
+        indices[chosen] = _epoch_order(seed, int(epoch), size)[places[chosen]]
+    return indices, epochs
 
 
 def process_rows(batch_size: int, process_index: int, process_count: int) -> slice:

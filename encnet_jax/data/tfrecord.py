@@ -40,7 +40,7 @@ class _Index(NamedTuple):
 
 
 class Records:
-    """The records of some TFRecord files, by number, in the order of the files.
+    """The records of some TFRecord files, by index, in the order of the files.
 
     Raises:
         UserError: A file is damaged.
@@ -59,18 +59,18 @@ class Records:
         self._index = index
 
     def __len__(self) -> int:
-        """Returns the number of records."""
+        """Returns the index of records."""
         return len(self._index.offset)
 
-    def __getitem__(self, number: int) -> bytes:
+    def __getitem__(self, index: int) -> bytes:
         """Returns the data of one record.
 
         Raises:
             UserError: The file is not the one that was indexed.
         """
-        file = self._files[self._index.shard[number]]
-        length = int(self._index.length[number])
-        record = file.read(int(self._index.offset[number]), _HEADER + length)
+        file = self._files[self._index.shard[index]]
+        length = int(self._index.length[index])
+        record = file.read(int(self._index.offset[index]), _HEADER + length)
         if len(record) != _HEADER + length or _length(record, 0) != length:
             raise UserError(
                 f"{file.path}: no record where one was: if the file is whole, delete "
@@ -78,7 +78,7 @@ class Records:
             )
         return record[_HEADER:]
 
-    def features(self, number: int) -> dict[str, Any]:
+    def features(self, index: int) -> dict[str, Any]:
         """Returns the fields of one record, which must be a tf.train.Example.
 
         Each is bytes or an integer, the first if it holds several.
@@ -87,10 +87,10 @@ class Records:
             UserError: The record is damaged.
         """
         try:
-            example = tf.train.Example.FromString(self[number])
+            example = tf.train.Example.FromString(self[index])
         except DecodeError as error:
-            path = self._files[self._index.shard[number]].path
-            raise UserError(f"{path}: record {number} is damaged: {error}") from error
+            path = self._files[self._index.shard[index]].path
+            raise UserError(f"{path}: record {index} is damaged: {error}") from error
         found = {}
         for key, field in example.features.feature.items():
             values = field.bytes_list.value or field.int64_list.value

@@ -1,27 +1,29 @@
 """What is counted while a split is scored: exact sums, whatever host has an image."""
 
+import dataclasses
 import json
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
 from encnet_jax.evaluate.object_sizes import SIZES, scores_by_size
-from encnet_jax.metrics import average_precision, scores
+from encnet_jax.metrics import average_precision, segmentation_metrics
 
 
-class ImageMetrics(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class ImageMetrics:
     """What one image adds.
 
     Attributes:
-        number: Of the example in its source.
+        index: Of the example in its dataset.
         matrix: int64 (n, n), confusion matrix.
         presence: float32 (n,), probability of each class, or None.
         by_size: int64 (3, n, 3) of `object_sizes.count_by_size`, or None.
     """
 
-    number: int
+    index: int
     matrix: np.ndarray
     presence: np.ndarray | None = None
     by_size: np.ndarray | None = None
@@ -30,7 +32,7 @@ class ImageMetrics(NamedTuple):
         """Returns one line of text; only what is not zero is written."""
         return json.dumps(
             {
-                "number": self.number,
+                "index": self.index,
                 "matrix": _sparse(self.matrix),
                 # All digits of float32, so that reading gives the same number.
                 "presence": None if self.presence is None else self.presence.tolist(),
@@ -44,14 +46,14 @@ class ImageMetrics(NamedTuple):
         stored = json.loads(line)
         presence, by_size = stored["presence"], stored["by_size"]
         return cls(
-            stored["number"],
+            stored["index"],
             _dense(stored["matrix"], (num_classes, num_classes)),
             None if presence is None else np.asarray(presence, np.float32),
             None if by_size is None else _dense(by_size, (3, num_classes, 3)),
         )
 
 
-class Tally:
+class MetricAccumulator:
     """Sums over the images of a split.
 
     Args:
@@ -70,25 +72,25 @@ class Tally:
 
     def add(self, record: ImageMetrics) -> None:
         """Adds an image."""
-        number = record.number
-        self.times[number] += 1
+        index = record.index
+        self.times[index] += 1
         self.matrix += record.matrix
-        self.image_iou[number] = scores(record.matrix)["mean_iou"]
-        self.present[number] = record.matrix.sum(1) > 0
+        self.image_iou[index] = segmentation_metrics(record.matrix)["mean_iou"]
+        self.present[index] = record.matrix.sum(1) > 0
         if record.presence is not None:
-            self.presence[number] = record.presence
+            self.presence[index] = record.presence
             self.has[0] += 1
         if record.by_size is not None:
             self.by_size += record.by_size
             self.has[1] += 1
 
-    def over_hosts(self) -> "Tally":
+    def over_hosts(self) -> "MetricAccumulator":
         """Returns the sums of all hosts, the same on each.
 
         Raises:
             RuntimeError: An image was not counted exactly once.
         """
-        total = Tally(len(self.times), len(self.matrix))
+        total = MetricAccumulator(len(self.times), len(self.matrix))
         for name, value in vars(self).items():
             setattr(total, name, sum_over_hosts(value))
         wrong = np.flatnonzero(total.times != 1)
@@ -98,9 +100,9 @@ class Tally:
             )
         return total
 
-    def results(self, absent: str) -> dict[str, Any]:
-        """Returns `metrics.scores` and whatever else was counted, JSON's keys."""
-        results = scores(self.matrix, absent)
+    def results(self, absent_classes: str) -> dict[str, Any]:
+        """Returns `segmentation_metrics` and whatever else was counted, by JSON key."""
+        results = segmentation_metrics(self.matrix, absent_classes)
         results.update(images=int(self.times.sum()), confusion_matrix=self.matrix)
         if self.has[0]:
             precision = average_precision(self.present > 0, self.presence)

@@ -15,8 +15,8 @@ from flax import nnx
 from ml_collections import ConfigDict
 
 from encnet_jax.data.dataset_info import DatasetInfo
-from encnet_jax.data.datasets import Source
-from encnet_jax.data.registry import open_source
+from encnet_jax.data.datasets import Dataset
+from encnet_jax.data.registry import open_dataset
 from encnet_jax.evaluate.report import save_scores
 from encnet_jax.inference.predict_fn import eval_model_def
 from encnet_jax.ops.normalize import normalize
@@ -44,32 +44,32 @@ def evaluate_classes(
     classify: ClassifyFn,
     params: PureDict,
     batch_stats: PureDict,
-    source: Source,
+    dataset: Dataset,
     *,
     batch_size: int,
     progress: Callable[[int], None] = lambda images: None,
 ) -> tuple[dict[str, Any], np.ndarray]:
-    """Scores every image of a source; hosts share them and return the same scores.
+    """Scores every image of a dataset; hosts share them and return the same scores.
 
     Args:
         classify: From `make_classify_fn`.
         params: Weights.
         batch_stats: Running statistics.
-        source: Images of one size.
+        dataset: Images of one size.
         batch_size: Images that pass the network together; the last are filled up.
-        progress: Called with the number of images that this host has done.
+        progress: Called with the index of images that this host has done.
 
     Returns:
         `accuracy`, `error`, `per_class_accuracy` (n,), `confusion_matrix` int64 (n, n)
         of labels and predictions, `images`; and the predictions of this host's images.
     """
-    classes = source.info.num_classes
-    own = own_numbers(source)
+    classes = dataset.info.num_classes
+    own = local_indices(dataset)
     matrix = np.zeros((classes, classes), np.int64)
     predictions = []
     for start in range(0, len(own), batch_size):
-        numbers = own[start : start + batch_size]
-        examples = [source.example(number) for number in numbers]
+        indices = own[start : start + batch_size]
+        examples = [dataset[index] for index in indices]
         images = [example.image for example in examples]
         images += [images[-1]] * (batch_size - len(images))
         scores = np.asarray(classify(params, batch_stats, np.stack(images)))
@@ -90,9 +90,9 @@ def evaluate_classes(
     return scores_by_name, np.concatenate(predictions)
 
 
-def own_numbers(source: Source) -> range:
-    """Returns the numbers of the images that this host scores."""
-    return range(jax.process_index(), len(source), jax.process_count())
+def local_indices(dataset: Dataset) -> range:
+    """Returns the indices of the images that this host scores."""
+    return range(jax.process_index(), len(dataset), jax.process_count())
 
 
 def _over_hosts(matrix: np.ndarray) -> np.ndarray:
@@ -116,15 +116,15 @@ def evaluate_classes_workdir(
     Raises:
         UserError: Workdir, checkpoint, classes and split do not fit.
     """
-    source = open_source(config.data.name, split, config.data.data_dir)
-    trained = load_workdir(workdir, step, dataset=source.info)
-    info, number = trained.info, trained.step
-    counter = Counter(len(source), "images")
+    dataset = open_dataset(config.data.name, split, config.data.data_dir)
+    trained = load_workdir(workdir, step, dataset=dataset.info)
+    info, index = trained.info, trained.step
+    counter = Counter(len(dataset), "images")
     results, _ = evaluate_classes(
         make_classify_fn(trained.model, info),
         trained.params,
         trained.batch_stats,
-        source,
+        dataset,
         batch_size=config.evaluation.batch_size,
         progress=counter.show,
     )
@@ -132,7 +132,7 @@ def evaluate_classes_workdir(
     path = workdir / "evaluation" / f"{split}.json"
     if jax.process_index() == 0:
         save_scores(
-            results, path, split=split, step=number, class_names=info.class_names
+            results, path, split=split, step=index, class_names=info.class_names
         )
         # Here, so that training does without matplotlib.
         from encnet_jax.visualize.charts import save_confusion
@@ -146,5 +146,5 @@ def evaluate_classes_workdir(
     ]
     lines += ["-" * (width + 8)]
     lines += [f"{k:<{width}}  {100 * results[k]:6.2f}" for k in ("accuracy", "error")]
-    lines += [f"{results['images']} images, step {number}: {path}"]
+    lines += [f"{results['images']} images, step {index}: {path}"]
     return "\n".join(lines)

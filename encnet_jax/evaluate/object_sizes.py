@@ -13,7 +13,7 @@ def count_by_size(
 ) -> np.ndarray:
     """Counts the pixels of objects by class and size.
 
-    An object is a connected region (8 neighbours) of one class in the labels. A pixel
+    An object is a connected region (8 neighbors) of one class in the labels. A pixel
     that is predicted as a class it has not counts as false at the size of the region of
     that class in the prediction. Ignored pixels count nowhere, and cut no prediction.
 
@@ -62,7 +62,7 @@ def scores_by_size(counts: np.ndarray) -> dict[str, dict[str, Any]]:
 
 
 def _size_of_region(mask: np.ndarray) -> np.ndarray:
-    """Returns for each pixel of a mask the number, in `SIZES`, of its region's size."""
+    """Returns for each pixel of a mask the index, in `SIZES`, of its region's size."""
     # Here, so that training and prediction do without SciPy.
     from scipy import ndimage
 

@@ -11,7 +11,7 @@ from jax.experimental import multihost_utils
 from encnet_jax.evaluate.accumulator import ImageMetrics
 
 
-class Journal:
+class EvalProgressLog:
     """A line for each image that is scored; each host writes a file of its own.
 
     The first line of a file says what it belongs to. A file that belongs to something
@@ -37,7 +37,7 @@ class Journal:
             if file == own:
                 lines += [line for _, line in records]
         if jax.process_count() > 1:  # nobody writes before all have read
-            multihost_utils.sync_global_devices("journal")
+            multihost_utils.sync_global_devices("progress_log")
         # Whole lines alone: the last of a killed run may be cut off.
         new = own.with_suffix(".new")
         new.write_text("".join(f"{line}\n" for line in lines))
@@ -50,9 +50,9 @@ class Journal:
             file.write(record.to_json() + "\n")
 
     def remove(self) -> None:
-        """Ends the journal: everything is done, and the scores are written."""
+        """Ends the progress_log: everything is done, and the scores are written."""
         if jax.process_count() > 1:
-            multihost_utils.sync_global_devices("journal")
+            multihost_utils.sync_global_devices("progress_log")
         if jax.process_index() == 0:
             for file in self._files():
                 file.unlink()

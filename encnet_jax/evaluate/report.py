@@ -24,7 +24,7 @@ _SUMMARY = {
 }
 
 
-def with_conventions(scores: dict[str, Any], info: DatasetInfo) -> dict[str, Any]:
+def add_dataset_metrics(scores: dict[str, Any], info: DatasetInfo) -> dict[str, Any]:
     """Returns the scores and those that only this data set has.
 
     For PASCAL-Context that is `mean_iou_with_background`, over 60 classes.
@@ -45,7 +45,7 @@ def save_scores(scores: dict[str, Any], path: Path, **more: Any) -> None:
     os.replace(new, path)
 
 
-def table(scores: dict[str, Any], info: DatasetInfo) -> str:
+def format_table(scores: dict[str, Any], info: DatasetInfo) -> str:
     """Returns scores as text: a line a class, then what sums them up, in percent."""
     columns = {"IoU": "per_class_iou", "accuracy": "per_class_accuracy"}
     precision = "per_class_presence_average_precision"

@@ -28,7 +28,7 @@ class Submission:
 
     Args:
         folder: Where to write; what is there stays.
-        info: The data set, with its published labels.
+        info: The data set, with its raw_labels labels.
     """
 
     def __init__(self, folder: Path, info: DatasetInfo):
@@ -50,13 +50,13 @@ class Submission:
 def published_labels(info: DatasetInfo) -> np.ndarray:
     """Returns uint8 (n,): class -> published label, the least if several are mapped."""
     labels = np.arange(info.num_classes)
-    for label, number in sorted(info.label_map.items(), reverse=True):
-        if number != IGNORE_LABEL:
-            labels[number] = label
+    for label, index in sorted(info.label_map.items(), reverse=True):
+        if index != IGNORE_LABEL:
+            labels[index] = label
     return labels.astype(np.uint8)
 
 
-class UnlabelledSource:
+class UnlabeledDataset:
     """The images of a folder and the folders in it, without labels: all are ignored.
 
     Args:
@@ -79,19 +79,19 @@ class UnlabelledSource:
         _check_names(self.paths)
 
     def __len__(self) -> int:
-        """Returns the number of images."""
+        """Returns the index of images."""
         return len(self.paths)
 
     def encoded(
-        self, number: int, *, published: bool = False
+        self, index: int, *, raw_labels: bool = False
     ) -> tuple[bytes, np.ndarray]:
         """Returns the bytes of the image file and labels to be ignored."""
-        path = self.paths[number]
-        return path.read_bytes(), self.example(number).labels
+        path = self.paths[index]
+        return path.read_bytes(), self[index].labels
 
-    def example(self, number: int) -> Example:
+    def __getitem__(self, index: int) -> Example:
         """Returns an image; raises `UserError` if it cannot be decoded."""
-        path = self.paths[number]
+        path = self.paths[index]
         image = decode_image(path.read_bytes(), str(path))
         labels = np.full(image.shape[:2], IGNORE_LABEL, np.uint8)
         return Example(image, labels, path.stem)

@@ -15,15 +15,20 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from encnet_jax.data.dataset_info import DatasetInfo
-from encnet_jax.data.datasets import Source
-from encnet_jax.data.registry import dataset_info, open_source
+from encnet_jax.data.datasets import Dataset
+from encnet_jax.data.registry import dataset_info, open_dataset
 from encnet_jax.errors import UserError
 from encnet_jax.evaluate.accumulator import ImageMetrics
 from encnet_jax.evaluate.classification import evaluate_classes_workdir
-from encnet_jax.evaluate.evaluator import Scored, ScoreFn, evaluate, score_fn_by_config
-from encnet_jax.evaluate.progress_log import Journal
-from encnet_jax.evaluate.report import save_scores, table, with_conventions
-from encnet_jax.evaluate.submission import Submission, UnlabelledSource
+from encnet_jax.evaluate.evaluator import (
+    ImagePrediction,
+    PredictBatchesFn,
+    evaluate,
+    predict_fn_from_config,
+)
+from encnet_jax.evaluate.progress_log import EvalProgressLog
+from encnet_jax.evaluate.report import add_dataset_metrics, format_table, save_scores
+from encnet_jax.evaluate.submission import Submission, UnlabeledDataset
 from encnet_jax.run.progress import Counter
 from encnet_jax.run.state import PureDict
 from encnet_jax.run.workdir import load_workdir
@@ -43,7 +48,7 @@ class _Trained:
         step: Of the checkpoint.
     """
 
-    score: ScoreFn
+    score: PredictBatchesFn
     arrays: tuple[PureDict, PureDict]
     step: int
 
@@ -66,7 +71,7 @@ def evaluate_workdir(
         config: What to score, and how.
         workdir: Folder of the run.
         split: Of the data set.
-        step: Which checkpoint: `"best"`, `"latest"` or a number.
+        step: Which checkpoint: `"best"`, `"latest"` or a index.
         submission: Write the predictions.
         images: A folder of images without labels in place of the split; only written.
 
@@ -80,21 +85,23 @@ def evaluate_workdir(
                 f"{config.data.name} is for classification"
             )
         return evaluate_classes_workdir(config, workdir, split, step)
-    source = _open(config, split, submission, images)
-    trained = _load(config, workdir, step, source.info)
+    dataset = _open(config, split, submission, images)
+    trained = _load(config, workdir, step, dataset.info)
     name = ("images" if images else split) + ("-ms" if config.evaluation.scales else "")
     path = workdir / "evaluation" / f"{name}.json"
     target = None
     if submission:
-        target = Submission(workdir / "submission" / name, source.info)
-    identity = _identity(config, source, trained, submission, images)
-    journal = Journal(path.with_suffix(".partial"), identity, source.info.num_classes)
-    results = _score(config, source, trained, journal, target)
+        target = Submission(workdir / "submission" / name, dataset.info)
+    identity = _identity(config, dataset, trained, submission, images)
+    progress_log = EvalProgressLog(
+        path.with_suffix(".partial"), identity, dataset.info.num_classes
+    )
+    results = _score(config, dataset, trained, progress_log, target)
     told = [f"{results['images']} images, step {trained.step}"]
     if target is not None:
         told.append(f"predictions: {target.folder}")
     if images is not None:
-        journal.remove()
+        progress_log.remove()
         return "\n".join(told)
     image_iou = results.pop("image_iou")
     lead = jax.process_index() == 0
@@ -105,80 +112,84 @@ def evaluate_workdir(
             split=split,
             step=trained.step,
             evaluation=config.evaluation.to_dict(),
-            class_names=source.info.class_names,
+            class_names=dataset.info.class_names,
         )
-    journal.remove()
+    progress_log.remove()
     if lead:
-        _draw(results, image_iou, path.with_suffix(""), source, trained)
-    return "\n".join([table(results, source.info), *told, f"scores: {path}"])
+        _draw(results, image_iou, path.with_suffix(""), dataset, trained)
+    return "\n".join([format_table(results, dataset.info), *told, f"scores: {path}"])
 
 
 def _score(
     config: ConfigDict,
-    source: Source,
+    dataset: Dataset,
     trained: _Trained,
-    journal: Journal,
+    progress_log: EvalProgressLog,
     target: Submission | None,
 ) -> dict[str, Any]:
-    """Scores what the journal does not have, and returns the scores of all."""
-    settings, done = config.evaluation, len(journal.done)
+    """Scores what the progress_log does not have, and returns the scores of all."""
+    settings, done = config.evaluation, len(progress_log.done)
     if done:
-        _log.info("%d of %d images are done", done, len(source))
+        _log.info("%d of %d images are done", done, len(dataset))
 
-    def keep(scored: Scored, record: ImageMetrics) -> None:
-        # In this order: what the journal has is written.
+    def keep(scored: ImagePrediction, record: ImageMetrics) -> None:
+        # In this order: what the progress_log has is written.
         if target is not None:
             target.write(scored.example.name, scored.predictions)
-        journal.add(record)
+        progress_log.add(record)
 
     results, _ = evaluate(
         trained.score,
         *trained.arrays,
-        source,
+        dataset,
         batch_size=settings.batch_size,
-        absent=settings.absent,
+        absent_classes=settings.absent_classes,
         object_sizes=settings.object_sizes,
-        progress=_progress(len(source), done),
-        done=journal.done,
+        progress=_progress(len(dataset), done),
+        done=progress_log.done,
         on_image=keep,
     )
-    return with_conventions(results, source.info)
+    return add_dataset_metrics(results, dataset.info)
 
 
 def _open(
     config: ConfigDict, split: str, submission: bool, images: Path | None
-) -> Source:
+) -> Dataset:
     data = config.data
     if images is None:
-        return open_source(data.name, split, data.data_dir, drawn=data.in_memory)
+        return open_dataset(data.name, split, data.data_dir, drawn=data.cache_on_device)
     if not submission:
         raise UserError(f"--images={images}: needs --submission; there is no label")
-    return UnlabelledSource(dataset_info(data.name, data.data_dir), images)
+    return UnlabeledDataset(dataset_info(data.name, data.data_dir), images)
 
 
 def _load(
     config: ConfigDict, workdir: Path, step: str, dataset: DatasetInfo
 ) -> _Trained:
     trained = load_workdir(workdir, step, dataset=dataset)
-    score = score_fn_by_config(config, trained.config, trained.model, trained.info)
+    score = predict_fn_from_config(config, trained.config, trained.model, trained.info)
     return _Trained(score, (trained.params, trained.batch_stats), trained.step)
 
 
 def _identity(
     config: ConfigDict,
-    source: Source,
+    dataset: Dataset,
     trained: _Trained,
     submission: bool,
     images: Path | None,
 ) -> dict[str, Any]:
-    """Returns all that the records of a journal depend on."""
+    """Returns all that the records of a progress_log depend on."""
     checksum = 0
     for leaf in jax.tree.leaves(trained.arrays):
         checksum = zlib.crc32(np.asarray(leaf).tobytes(), checksum)
-    settings = {**config.evaluation.to_dict(), "absent": None, "batch_size": None}
+    settings = {
+        **config.evaluation.to_dict(),
+        "absent_classes": None,
+        "batch_size": None,
+    }
     return {
         "evaluation": settings,
-        "data": [config.data.name, config.data.data_dir, len(source)],
+        "data": [config.data.name, config.data.data_dir, len(dataset)],
         "sizes": [config.data.base_size, config.data.crop_size],
         "step": trained.step,
         "weights": checksum,
@@ -212,7 +223,7 @@ def _draw(
     results: dict[str, Any],
     image_iou: np.ndarray,
     path: Path,
-    source: Source,
+    dataset: Dataset,
     trained: _Trained,
 ) -> None:
     """Writes pictures of the scores, whose names start with `path`."""
@@ -222,14 +233,14 @@ def _draw(
     # Here, so that scores do without it.
     from encnet_jax.visualize import charts
 
-    info = source.info
+    info = dataset.info
     charts.save_class_bars(results, info, Path(f"{path}-classes.png"))
     charts.save_confusion(
         results["confusion_matrix"], info, Path(f"{path}-confusion.png")
     )
-    chosen = choose(image_iou)
-    examples = ((number, source.example(number)) for number in chosen)
-    scored = {s.number: s for s in trained.score(*trained.arrays, examples, 1)}
+    chosen = select_examples(image_iou)
+    examples = ((index, dataset[index]) for index in chosen)
+    scored = {s.index: s for s in trained.score(*trained.arrays, examples, 1)}
     rows = [
         (
             f"{word}, IoU {100 * image_iou[n]:.1f}: {scored[n].example.name}",
@@ -241,8 +252,8 @@ def _draw(
     charts.save_pictures(rows, info, Path(f"{path}-pictures.png"))
 
 
-def choose(image_iou: np.ndarray) -> dict[int, str]:
-    """Returns the numbers of the best, the median and the worst images, each once."""
+def select_examples(image_iou: np.ndarray) -> dict[int, str]:
+    """Returns the indices of the best, the median and the worst images, each once."""
     order = np.argsort(-image_iou, kind="stable").tolist()
     middle = max((len(order) - _PICTURES) // 2, 0)
     parts = {
@@ -251,7 +262,7 @@ def choose(image_iou: np.ndarray) -> dict[int, str]:
         "worst": order[-_PICTURES:],
     }
     chosen: dict[int, str] = {}
-    for word, numbers in parts.items():
-        for number in numbers:
-            chosen.setdefault(number, word)
+    for word, indices in parts.items():
+        for index in indices:
+            chosen.setdefault(index, word)
     return chosen

@@ -42,7 +42,7 @@ not asked for, as above, are not copied.
 """
 
 
-def readme(
+def model_card(
     title: str,
     info: DatasetInfo,
     images: jax.ShapeDtypeStruct,
@@ -57,7 +57,7 @@ def readme(
 
     Args:
         title: The model in words.
-        info: Its classes, and the normalisation inside it.
+        info: Its classes, and the normalization inside it.
         images: What goes in; sizes may be free.
         outputs: What comes out.
         smallest: Pixels of the shortest side that is allowed, where sizes are free.
@@ -91,10 +91,10 @@ def readme(
     elif training_size:
         notes.append(
             f"In training the long side of a picture had about {training_size} pixels; "
-            "bring others near that first, and the labels back by nearest neighbour."
+            "bring others near that first, and the labels back by nearest neighbor."
         )
     notes.append(
-        "Normalised inside, to (x / 255 - mean) / std with mean "
+        "Normalized inside, to (x / 255 - mean) / std with mean "
         f"{_triple(info.mean)} and std {_triple(info.std)}. Computed in float32."
     )
     return "\n".join(
@@ -112,7 +112,7 @@ def readme(
             *(line for note in notes for line in (note, "")),
             f"Compared with JAX when it was written: {checked}.",
             "",
-            "| label | class | colour |",
+            "| label | class | color |",
             "| ---: | --- | --- |",
             *classes,
             "",

@@ -16,7 +16,7 @@ from encnet_jax.data.dataset_info import DatasetInfo, save_info
 from encnet_jax.errors import UserError
 from encnet_jax.evaluate.classification import make_classify_fn
 from encnet_jax.export.formats import READERS, WRITERS, PredictFn, Shape, check_format
-from encnet_jax.export.model_card import readme
+from encnet_jax.export.model_card import model_card
 from encnet_jax.inference.predict_fn import fold_model, whole_image_logits
 from encnet_jax.run.state import split_model
 from encnet_jax.run.workdir import load_workdir
@@ -26,13 +26,13 @@ _CHECKED_SIZE = (65, 97)  # where sizes are free: odd, unlike, multiples of noth
 
 
 @dataclasses.dataclass(frozen=True)
-class Exported:
+class ExportSpec:
     """A trained model as it is exported.
 
     Attributes:
         predict: Images to `labels` and, of segmentation, `logits` and (with the branch)
             `presence`; of classification `probabilities`.
-        info: Its classes, and the normalisation that is inside `predict`.
+        info: Its classes, and the normalization that is inside `predict`.
         title: The model in words.
         training_size: Pixels of the long side of pictures in training; 0: their own.
         smallest: Pixels of the shortest side that is allowed.
@@ -96,7 +96,7 @@ def export_workdir(
 
 
 def _fill(
-    folder: Path, trained: Exported, file_format: str, size: tuple[int, int] | None
+    folder: Path, trained: ExportSpec, file_format: str, size: tuple[int, int] | None
 ) -> str:
     """Writes the files of an export; returns how they compare with the model."""
     images = _images(1, *size) if size else _free_images(trained.smallest)
@@ -107,7 +107,7 @@ def _fill(
     expected = jax.jit(trained.predict)(example)
     checked = compare(READERS[file_format](path)(example), expected)
     save_info(trained.info, folder / "classes.json")
-    text = readme(
+    text = model_card(
         trained.title,
         trained.info,
         images,
@@ -121,7 +121,7 @@ def _fill(
     return checked
 
 
-def load_trained(workdir: Path, step: str | int = "best") -> Exported:
+def load_trained(workdir: Path, step: str | int = "best") -> ExportSpec:
     """Loads what `train.py` wrote; the computation is float32 on every platform.
 
     Raises:
@@ -132,7 +132,7 @@ def load_trained(workdir: Path, step: str | int = "best") -> Exported:
     config, info, model = trained.config, trained.info, trained.model
     classifies = info.task == "classification"
     backbone = "" if classifies else f" ({config.model.backbone})"
-    return Exported(
+    return ExportSpec(
         predict=_classify_fn(model, info) if classifies else _segment_fn(model, info),
         info=info,
         title=f"{config.model.name}{backbone}, {info.num_classes} classes, "

@@ -11,8 +11,12 @@ from flax import nnx
 from jax.typing import ArrayLike
 
 from encnet_jax.data.dataset_info import IMAGENET_MEAN, IMAGENET_STD
-from encnet_jax.inference.score_map import Layout, ScoreMapPool
-from encnet_jax.inference.sliding_window import finished_images, joined, paired
+from encnet_jax.inference.score_map import ScoreMapPool, ScoreMapSharding
+from encnet_jax.inference.sliding_window import (
+    add_hflip,
+    merge_hflip,
+    run_sliding_window,
+)
 from encnet_jax.inference.tta import PyTorchEncodingProtocol
 from encnet_jax.models.encnet import SegmentationOutput
 from encnet_jax.models.layers import ConvBN
@@ -22,7 +26,7 @@ from encnet_jax.run.sharding import mesh_of, replicated
 from encnet_jax.run.state import ModelDef, PureDict, split_model
 
 
-def working_size(size: tuple[int, int], base_size: int) -> tuple[int, int]:
+def resized_shape(size: tuple[int, int], base_size: int) -> tuple[int, int]:
     """Returns the size with a long side of `base_size` pixels; 0 keeps the size."""
     if not base_size:
         return size
@@ -49,9 +53,9 @@ def whole_image_logits(
         images: uint8 (b, h, w, 3), RGB 0-255.
         mean: Of the channels, on the scale 0 to 1.
         std: Likewise.
-        base_size: See `working_size`.
+        base_size: See `resized_shape`.
         align_corners: How image and logits are resized: False as training here does,
-            with half-pixel centres and antialiased; True as PyTorch-Encoding does in
+            with half-pixel centers and antialiased; True as PyTorch-Encoding does in
             evaluation.
 
     Returns:
@@ -73,7 +77,7 @@ def _inputs(
 ) -> jax.Array:
     inputs = resize_bilinear(
         images.astype(jnp.float32),
-        working_size(_size(images), base_size),
+        resized_shape(_size(images), base_size),
         align_corners=align_corners,
         antialias=not align_corners,
     )
@@ -90,7 +94,7 @@ def _presence(output: SegmentationOutput) -> jax.Array | None:
     return jax.nn.sigmoid(output.se_logits.astype(jnp.float32))
 
 
-class Labelling(NamedTuple):
+class Prediction(NamedTuple):
     """What a model says of images.
 
     Attributes:
@@ -155,14 +159,14 @@ def _folded(model: nnx.Module) -> nnx.Module:
     return model
 
 
-def make_labelling_fn(
+def make_label_fn(
     model_def: ModelDef,
     *,
     mean: Sequence[float] = IMAGENET_MEAN,
     std: Sequence[float] = IMAGENET_STD,
     base_size: int = 0,
     align_corners: bool = False,
-) -> Callable[[PureDict, PureDict, ArrayLike], Labelling]:
+) -> Callable[[PureDict, PureDict, ArrayLike], Prediction]:
     """Returns a jitted function: parameters, statistics, uint8 (b, h, w, 3) -> labels.
 
     The one way of whole images. The model_def is that of a `InferenceModel`, whose
@@ -171,7 +175,7 @@ def make_labelling_fn(
     """
 
     @jax.jit
-    def label(params: PureDict, batch_stats: PureDict, images: jax.Array) -> Labelling:
+    def label(params: PureDict, batch_stats: PureDict, images: jax.Array) -> Prediction:
         segmenter: Any = model_def.merge(params, batch_stats)
         inputs = _inputs(images, mean, std, base_size, align_corners)
         output = segmenter.forward_low_res(inputs)
@@ -180,7 +184,7 @@ def make_labelling_fn(
             [_size(inputs), _size(images)],
             [segmenter.align_corners, align_corners],
         )
-        return Labelling(labels, _presence(output))
+        return Prediction(labels, _presence(output))
 
     return label
 
@@ -195,10 +199,10 @@ def make_predict_fn(
 
     Args:
         model: A segmentation model.
-        **settings: Of `make_labelling_fn`.
+        **settings: Of `make_label_fn`.
     """
     model_def, *arrays = fold_model(model)
-    label = make_labelling_fn(model_def, **settings)
+    label = make_label_fn(model_def, **settings)
     params, batch_stats = jax.device_put(arrays)
 
     @jax.jit
@@ -240,9 +244,9 @@ def multi_scale_scores(
     scales. There is no softmax: the scores are not probabilities.
 
     Args:
-        predict: Maps normalised images (batch_size, crop_size, crop_size, 3) to logits
+        predict: Maps normalized images (batch_size, crop_size, crop_size, 3) to logits
             (batch_size, crop_size, crop_size, n); always called with this one shape.
-        image: float32 (h, w, 3), normalised by `mean` and `std`.
+        image: float32 (h, w, 3), normalized by `mean` and `std`.
         num_classes: n.
         base_size: Pixels of the long side at scale 1.
         crop_size: Pixels, height and width of a window.
@@ -271,17 +275,19 @@ def multi_scale_scores(
         std=tuple(std),
     )
     mesh = mesh_of(jax.local_devices()[:1])
-    layout = Layout(num_classes, protocol.softmax, mesh)
+    sharding = ScoreMapSharding(num_classes, protocol.softmax, mesh)
 
     def apply(windows: np.ndarray) -> tuple[jax.Array, jax.Array | None]:
-        logits = predict(paired(windows, flip))
-        return _joined(jax.device_put(logits, replicated(mesh)), None, flip, layout)
+        logits = predict(add_hflip(windows, flip))
+        return _merge_hflip(
+            jax.device_put(logits, replicated(mesh)), None, flip, sharding
+        )
 
     share = max(batch_size // 2, 1) if flip else batch_size
-    (result,) = finished_images(
-        [(None, image)], apply, protocol, ScoreMapPool(layout), share
+    (result,) = run_sliding_window(
+        [(None, image)], apply, protocol, ScoreMapPool(sharding), share
     )
     return result.score_map.scores()
 
 
-_joined = jax.jit(joined, static_argnames=("mirror", "layout"))
+_merge_hflip = jax.jit(merge_hflip, static_argnames=("mirror", "sharding"))

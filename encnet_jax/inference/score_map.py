@@ -13,13 +13,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from encnet_jax.inference.tta import Placement
+from encnet_jax.inference.tta import WindowPlacement
 
 TILE = 256  # pixels, height and width; a multiple of any number of devices below it
 
 
 @dataclasses.dataclass(frozen=True)
-class Layout:
+class ScoreMapSharding:
     """How score_maps lie on devices.
 
     Attributes:
@@ -54,26 +54,26 @@ class Layout:
 
 
 class ScoreMapPool:
-    """Makes score_maps of one layout, and keeps their memory for the next image."""
+    """Makes score_maps of one sharding, and keeps their memory for the next image."""
 
-    def __init__(self, layout: Layout):
-        self.layout = layout
+    def __init__(self, sharding: ScoreMapSharding):
+        self.sharding = sharding
         self._free: dict[bool, list[jax.Array]] = {False: [], True: []}
 
     def create(self, size: tuple[int, int]) -> "ScoreMap":
         """Returns an empty score_map for an image of (height, width) pixels."""
         return ScoreMap(self, size)
 
-    def take(self, total: bool = False) -> jax.Array:
+    def acquire(self, total: bool = False) -> jax.Array:
         """Returns a tile of zeros, split by class, or by row for a total."""
         if self._free[total]:
             return self._free[total].pop()
-        layout = self.layout
+        layout = self.sharding
         depth = layout.num_classes if total else layout.depth
-        sharding = layout.by_row if total else layout.by_class
-        return jax.device_put(np.zeros((TILE, TILE, depth), np.float32), sharding)
+        zeros = np.zeros((TILE, TILE, depth), np.float32)
+        return jax.device_put(zeros, layout.by_row if total else layout.by_class)
 
-    def give_back(self, tile: jax.Array, total: bool = False) -> None:
+    def release(self, tile: jax.Array, total: bool = False) -> None:
         """Keeps a tile of zeros."""
         self._free[total].append(tile)
 
@@ -89,7 +89,11 @@ class ScoreMap:
         self._total: dict[tuple[int, int], jax.Array] = {}
 
     def add(
-        self, scores: jax.Array, row: int, rows: Placement, columns: Placement
+        self,
+        scores: jax.Array,
+        row: int,
+        rows: WindowPlacement,
+        columns: WindowPlacement,
     ) -> None:
         """Adds a window's scores where they belong.
 
@@ -105,20 +109,20 @@ class ScoreMap:
                 weights = np.stack([_cut(rows.weights, i), _cut(columns.weights, j)])
                 tile = self._view.get((i, j))
                 if tile is None:
-                    tile = self._factory.take()
+                    tile = self._factory.acquire()
                 self._view[i, j] = _add(tile, scores, np.int32(row), pixels, weights)
 
-    def end_view(self) -> None:
+    def finish_view(self) -> None:
         """Closes a view: from here on another one is added."""
-        layout = self._factory.layout
-        if not layout.softmax:
+        sharding = self._factory.sharding
+        if not sharding.softmax:
             return
         for place, tile in self._view.items():
             total = self._total.get(place)
             if total is None:
-                total = self._factory.take(total=True)
-            tile, self._total[place] = _add_softmax(tile, total, layout)
-            self._factory.give_back(tile)
+                total = self._factory.acquire(total=True)
+            tile, self._total[place] = _add_softmax(tile, total, sharding)
+            self._factory.release(tile)
         self._view.clear()
 
     def labels(self) -> "Labels":
@@ -127,15 +131,15 @@ class ScoreMap:
         The result is on its way; see `Labels`.
         """
         parts = {}
-        layout, tiles = self._factory.layout, self._tiles()
+        sharding, tiles = self._factory.sharding, self._tiles()
         for place in list(tiles):
-            parts[place], tile = _highest(tiles.pop(place), layout)
-            self._factory.give_back(tile, total=layout.softmax)
+            parts[place], tile = _highest(tiles.pop(place), sharding)
+            self._factory.release(tile, total=sharding.softmax)
         return Labels(self.size, parts)
 
     def scores(self) -> np.ndarray:
         """Returns float32 (h, w, n), and frees the score_map."""
-        depth = self._factory.layout.num_classes
+        depth = self._factory.sharding.num_classes
         result = np.zeros((*self.size, depth), np.float32)
         tiles = self._tiles()
         for place in list(tiles):
@@ -144,7 +148,7 @@ class ScoreMap:
         return result
 
     def _tiles(self) -> dict[tuple[int, int], jax.Array]:
-        return self._total if self._factory.layout.softmax else self._view
+        return self._total if self._factory.sharding.softmax else self._view
 
 
 class Labels:
@@ -198,21 +202,23 @@ def _add(
     return tile + before[:, None] * lines[:, left] + after[:, None] * lines[:, right]
 
 
-@functools.partial(jax.jit, donate_argnums=(0, 1), static_argnames="layout")
+@functools.partial(jax.jit, donate_argnums=(0, 1), static_argnames="sharding")
 def _add_softmax(
-    view: jax.Array, total: jax.Array, layout: Layout
+    view: jax.Array, total: jax.Array, sharding: ScoreMapSharding
 ) -> tuple[jax.Array, jax.Array]:
     """Returns zeros in place of the view, and the total with its softmax."""
-    logits = jax.lax.with_sharding_constraint(view, layout.by_row)
-    total += jax.nn.softmax(logits[..., : layout.num_classes], axis=-1)
-    zeros = jax.lax.with_sharding_constraint(jnp.zeros_like(view), layout.by_class)
-    return zeros, jax.lax.with_sharding_constraint(total, layout.by_row)
+    logits = jax.lax.with_sharding_constraint(view, sharding.by_row)
+    total += jax.nn.softmax(logits[..., : sharding.num_classes], axis=-1)
+    zeros = jax.lax.with_sharding_constraint(jnp.zeros_like(view), sharding.by_class)
+    return zeros, jax.lax.with_sharding_constraint(total, sharding.by_row)
 
 
-@functools.partial(jax.jit, donate_argnums=0, static_argnames="layout")
-def _highest(tile: jax.Array, layout: Layout) -> tuple[jax.Array, jax.Array]:
+@functools.partial(jax.jit, donate_argnums=0, static_argnames="sharding")
+def _highest(
+    tile: jax.Array, sharding: ScoreMapSharding
+) -> tuple[jax.Array, jax.Array]:
     """Returns the classes of highest score, and zeros in place of the tile."""
-    scores = jax.lax.with_sharding_constraint(tile, layout.by_row)
-    kept = layout.by_row if layout.softmax else layout.by_class
+    scores = jax.lax.with_sharding_constraint(tile, sharding.by_row)
+    kept = sharding.by_row if sharding.softmax else sharding.by_class
     zeros = jax.lax.with_sharding_constraint(jnp.zeros_like(tile), kept)
-    return scores[..., : layout.num_classes].argmax(-1).astype(jnp.uint8), zeros
+    return scores[..., : sharding.num_classes].argmax(-1).astype(jnp.uint8), zeros

@@ -9,10 +9,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from encnet_jax.inference.score_map import Layout, ScoreMap, ScoreMapPool
-from encnet_jax.inference.tta import Placement, WindowProtocol
+from encnet_jax.inference.score_map import ScoreMap, ScoreMapPool, ScoreMapSharding
+from encnet_jax.inference.tta import TTAProtocol, WindowPlacement
 
-# float32 windows (b, h, w, 3) -> what `joined` returns.
+# float32 windows (b, h, w, 3) -> what `merge_hflip` returns.
 Apply = Callable[[np.ndarray], tuple[jax.Array, jax.Array | None]]
 _Item = TypeVar("_Item")
 
@@ -35,13 +35,13 @@ class Finished(NamedTuple):
 class _Window(NamedTuple):
     pixels: np.ndarray
     image: Finished
-    rows: Placement
-    columns: Placement
+    rows: WindowPlacement
+    columns: WindowPlacement
     ends_view: bool
     ends_image: bool
 
 
-def paired(windows: Any, mirror: bool) -> Any:
+def add_hflip(windows: Any, mirror: bool) -> Any:
     """Returns (b, h, w, 3), with `mirror` (2 b, ...): each beside its mirror image."""
     if not mirror:
         return windows
@@ -50,25 +50,25 @@ def paired(windows: Any, mirror: bool) -> Any:
     return pairs.reshape(-1, *windows.shape[1:])
 
 
-def joined(
+def merge_hflip(
     logits: jax.Array,
     presence: jax.Array | None,
     mirror: bool,
-    layout: Layout,
+    sharding: ScoreMapSharding,
 ) -> tuple[jax.Array, jax.Array | None]:
     """Returns the scores of windows and the probability that classes are present.
 
     Args:
-        logits: Of `paired` windows, (b or 2 b, h, w, n).
+        logits: Of `add_hflip` windows, (b or 2 b, h, w, n).
         presence: Likewise (b or 2 b, n), before the sigmoid, or None.
         mirror: Add up each window and its mirror image.
-        layout: Of what they are added to.
+        sharding: Of what they are added to.
 
     Returns:
         float32 (b, h, w, depth), split by class; float32 (b, n) or None.
     """
     # Up to here each device has windows of its own, from here on classes.
-    logits = jax.lax.with_sharding_constraint(logits, layout.by_row)
+    logits = jax.lax.with_sharding_constraint(logits, sharding.by_row)
     scores = logits.astype(jnp.float32)
     if presence is not None:
         presence = jax.nn.sigmoid(presence.astype(jnp.float32))
@@ -76,19 +76,19 @@ def joined(
         scores = scores[::2] + scores[1::2, :, ::-1]
         if presence is not None:
             presence = (presence[::2] + presence[1::2]) / 2
-    if not layout.softmax:
+    if not sharding.softmax:
         scores = jnp.exp(scores)
-    unused = layout.depth - scores.shape[-1]
+    unused = sharding.depth - scores.shape[-1]
     if unused:
         scores = jnp.pad(scores, [(0, 0)] * 3 + [(0, unused)])
-    scores = jax.lax.with_sharding_constraint(scores, layout.windows_by_class)
+    scores = jax.lax.with_sharding_constraint(scores, sharding.windows_by_class)
     return scores, presence
 
 
-def finished_images(
+def run_sliding_window(
     images: Iterable[tuple[Any, np.ndarray]],
     apply: Apply,
-    protocol: WindowProtocol,
+    protocol: TTAProtocol,
     score_maps: ScoreMapPool,
     batch_size: int,
 ) -> Iterator[Finished]:
@@ -99,7 +99,7 @@ def finished_images(
 
     Args:
         images: Keys and images, as `protocol` takes them.
-        apply: Maps float32 (b, h, w, 3) to what `joined` returns.
+        apply: Maps float32 (b, h, w, 3) to what `merge_hflip` returns.
         protocol: How images are cut.
         score_maps: Where scores are added.
         batch_size: Windows that pass together; a multiple of the devices.
@@ -110,7 +110,7 @@ def finished_images(
 
     def flush() -> Iterator[Finished]:
         shape = waiting[0].pixels.shape
-        devices = score_maps.layout.mesh.size
+        devices = score_maps.sharding.mesh.size
         size = batch_size if shape == full else -(-len(waiting) // devices) * devices
         fill = [waiting[-1].pixels] * (size - len(waiting))
         scores, presence = apply(np.stack([w.pixels for w in waiting] + fill))
@@ -124,7 +124,7 @@ def finished_images(
             if presence is not None:
                 window.image.presence.append((presence, row))
             if window.ends_view:
-                score_map.end_view()
+                score_map.finish_view()
             if window.ends_image:
                 yield window.image
         waiting.clear()
@@ -142,7 +142,7 @@ def finished_images(
 
 def _windows(
     images: Iterable[tuple[Any, np.ndarray]],
-    protocol: WindowProtocol,
+    protocol: TTAProtocol,
     score_maps: ScoreMapPool,
 ) -> Iterator[_Window]:
     for key, image in images:
@@ -150,7 +150,7 @@ def _windows(
         for view, last_view in _marked(protocol.views(image)):
             places = itertools.product(view.rows, view.columns)
             for (rows, columns), last in _marked(places):
-                pixels = view.picture[rows.window, columns.window]
+                pixels = view.pixels[rows.window, columns.window]
                 ends = last_view and last
                 yield _Window(pixels, result, rows, columns, last, ends)
 

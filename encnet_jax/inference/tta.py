@@ -1,8 +1,9 @@
 """Which parts of an image pass the network, and where their scores go: NumPy alone.
 
-An image at one scale is a `View`, cut into windows. Windows lie on a grid, so averaging
-where they overlap and resizing to the image both work along rows and columns apart: a
-`Placement` holds the two in one, as numbers. No shape depends on the size of an image.
+An image at one scale is a `TTAView`, cut into windows. Windows lie on a grid, so
+averaging where they overlap and resizing to the image both work along rows and columns
+apart: a `WindowPlacement` holds the two in one, as numbers. No shape depends on the
+    size of an image.
 """
 
 import dataclasses
@@ -15,7 +16,7 @@ import numpy as np
 from encnet_jax.ops.normalize import normalize
 
 
-class Placement(NamedTuple):
+class WindowPlacement(NamedTuple):
     """How windows at one place along an axis land on the image.
 
     Attributes:
@@ -33,21 +34,21 @@ class Placement(NamedTuple):
     weights: np.ndarray
 
 
-class View(NamedTuple):
-    """An image at one scale, normalised, perhaps mirrored, and its windows.
+class TTAView(NamedTuple):
+    """An image at one scale, normalized, perhaps mirrored, and its windows.
 
     Attributes:
-        picture: float32 (h, w, 3).
+        pixels: float32 (h, w, 3).
         rows: Of the windows, from above.
         columns: Of the windows, from the left of `picture`.
     """
 
-    picture: np.ndarray
-    rows: tuple[Placement, ...]
-    columns: tuple[Placement, ...]
+    pixels: np.ndarray
+    rows: tuple[WindowPlacement, ...]
+    columns: tuple[WindowPlacement, ...]
 
 
-class WindowProtocol(Protocol):
+class TTAProtocol(Protocol):
     """What an evaluation by windows needs to know.
 
     Attributes:
@@ -64,7 +65,7 @@ class WindowProtocol(Protocol):
     def mirror_windows(self) -> bool: ...  # noqa: D102
     @property
     def softmax(self) -> bool: ...  # noqa: D102
-    def views(self, image: np.ndarray) -> Iterator[View]: ...  # noqa: D102
+    def views(self, image: np.ndarray) -> Iterator[TTAView]: ...  # noqa: D102
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,8 +107,8 @@ class PyTorchEncodingProtocol:
         """Mirroring is of windows, not of images."""
         return self.flip
 
-    def views(self, image: np.ndarray) -> Iterator[View]:
-        """Yields the views of an image, uint8 or normalised float32 (h, w, 3)."""
+    def views(self, image: np.ndarray) -> Iterator[TTAView]:
+        """Yields the views of an image, uint8 or normalized float32 (h, w, 3)."""
         if image.dtype == np.uint8:
             image = normalize(image, self.mean, self.std)
         black = -np.asarray(self.mean, np.float32) / np.asarray(self.std, np.float32)
@@ -122,7 +123,7 @@ class PyTorchEncodingProtocol:
                 _placements(grids[axis], size[axis], image.shape[axis], self)
                 for axis in (0, 1)
             )
-            yield View(picture, rows, columns)
+            yield TTAView(picture, rows, columns)
 
     def _grid(self, length: int) -> list[slice]:
         stride = self.stride or int(self.crop_size * (2 / 3))
@@ -168,7 +169,7 @@ class MmsegProtocol:
         """0 for whole images."""
         return self.crop_size
 
-    def views(self, image: np.ndarray) -> Iterator[View]:
+    def views(self, image: np.ndarray) -> Iterator[TTAView]:
         """Yields the views of an image, uint8 (h, w, 3)."""
         for scale in self.scales:
             size = self._scaled_size(image.shape[:2], scale)
@@ -177,11 +178,11 @@ class MmsegProtocol:
             grids = [self._grid(length) for length in size]
             rows = _placements(grids[0], size[0], image.shape[0], self)
             columns = _placements(grids[1], size[1], image.shape[1], self)
-            yield View(picture, rows, columns)
+            yield TTAView(picture, rows, columns)
             if self.flip:
                 # Back by the order of the columns: the last is the image's first.
                 columns = tuple(_mirrored(p, image.shape[1]) for p in columns)
-                yield View(picture[:, ::-1], rows, columns)
+                yield TTAView(picture[:, ::-1], rows, columns)
 
     def _scaled_size(self, size: tuple[int, int], scale: float) -> tuple[int, int]:
         factors = [
@@ -207,7 +208,7 @@ class MmsegProtocol:
 def resized(image: np.ndarray, size: Sequence[int], align_corners: bool) -> np.ndarray:
     """Resizes (h, w, c) bilinearly to float32 (*size, c), without antialiasing."""
     for axis in (0, 1):
-        (low, high), (below, above) = _neighbours(
+        (low, high), (below, above) = _neighbors(
             image.shape[axis], size[axis], align_corners
         )
         shape = (-1, 1, 1) if axis == 0 else (-1, 1)
@@ -223,7 +224,7 @@ def _with_long_side(size: Sequence[int], long_side: int) -> tuple[int, int]:
     return int(height * long_side / width + 0.5), long_side
 
 
-def _neighbours(
+def _neighbors(
     source: int, target: int, align_corners: bool
 ) -> tuple[np.ndarray, np.ndarray]:
     """Of linear interpolation: two pixels (2, target) for each, and their weights."""
@@ -242,9 +243,9 @@ def _placements(
     source: int,
     target: int,
     protocol: PyTorchEncodingProtocol | MmsegProtocol,
-) -> tuple[Placement, ...]:
+) -> tuple[WindowPlacement, ...]:
     """Places the windows of a view with `source` pixels on an image with `target`."""
-    index, weight = _neighbours(source, target, protocol.align_corners)
+    index, weight = _neighbors(source, target, protocol.align_corners)
     counts = np.zeros(max(source, grid[-1].stop))
     for window in grid:
         counts[window] += 1
@@ -256,7 +257,7 @@ def _placements(
         if touched.size:  # none, if the image is tiny against the view
             near = np.clip(index - window.start, 0, window.stop - window.start - 1)
             places.append(
-                Placement(
+                WindowPlacement(
                     window,
                     int(touched[0]),
                     int(touched[-1]) + 1,
@@ -267,8 +268,8 @@ def _placements(
     return tuple(places)
 
 
-def _mirrored(place: Placement, length: int) -> Placement:
-    return Placement(
+def _mirrored(place: WindowPlacement, length: int) -> WindowPlacement:
+    return WindowPlacement(
         place.window,
         length - place.last,
         length - place.first,

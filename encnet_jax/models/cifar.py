@@ -36,7 +36,7 @@ class ClassifierOutput(NamedTuple):
 
 
 class DropEncoding(Encoding):
-    """Encoding whose scales are not learnt but drawn anew in every training step.
+    """Encoding whose scales are not learned but drawn anew in every training step.
 
     Each codeword's scale is uniform in [-1, 0), and -0.5 in eval mode. The authors'
     published weights are of this variant. Their layer draws a second time between the
@@ -232,7 +232,7 @@ class CifarResNet14(nnx.Module):
         self.linear = _linear(features, num_classes, rngs=rngs)
 
     def __call__(self, images: jax.Array) -> ClassifierOutput:
-        """Classifies normalised images (b, h, w, 3) of any size, 32x32 in the paper."""
+        """Classifies normalized images (b, h, w, 3) of any size, 32x32 in the paper."""
         x = jax.nn.relu(self.stem_norm(self.stem(images)))
         for block in self.blocks:
             x = block(x)

@@ -50,7 +50,7 @@ class SegmentationModel(nnx.Module):
     align_corners: bool
 
     def __call__(self, images: jax.Array) -> SegmentationOutput:
-        """Segments normalised images (b, h, w, 3); see `SegmentationOutput`."""
+        """Segments normalized images (b, h, w, 3); see `SegmentationOutput`."""
         size = (images.shape[1], images.shape[2])
         return self.forward_low_res(images).resized(size, self.align_corners)
 

@@ -11,7 +11,7 @@ from encnet_jax.models.layers import BatchNorm, ConvBN, uniform_fan_in
 
 
 class Encoding(nnx.Module):
-    """Residual encoding of features over learnt codewords.
+    """Residual encoding of features over learned codewords.
 
     With codewords d_k, scales s_k and features x_i, the assignment of x_i is the
     softmax over k of s_k |x_i - d_k|^2, and the result e_k sums the residuals
@@ -47,8 +47,8 @@ class Encoding(nnx.Module):
         x = x.reshape(x.shape[0], -1, x.shape[-1]).astype(jnp.float32)
         codewords = self.codewords[...]
         # The result does not depend on a shift of both; hence no gradient through it.
-        centre = jax.lax.stop_gradient(codewords.mean(0))
-        x, codewords = x - centre, codewords - centre
+        center = jax.lax.stop_gradient(codewords.mean(0))
+        x, codewords = x - center, codewords - center
         assignment = jax.nn.softmax(self._logits(x, codewords), axis=-1)
         weighted = jnp.einsum("bnk,bnc->bkc", assignment, x, precision="highest")
         return weighted - assignment.sum(1)[:, :, None] * codewords

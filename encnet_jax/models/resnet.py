@@ -204,7 +204,7 @@ class ResNet(nnx.Module):
         self.remat = tuple(remat)
 
     def __call__(self, images: jax.Array) -> list[jax.Array]:
-        """Returns the outputs of stages 1 to 4 for normalised images (b, h, w, 3)."""
+        """Returns the outputs of stages 1 to 4 for normalized images (b, h, w, 3)."""
         x = images
         for layer in self.stem:
             x = layer(x)

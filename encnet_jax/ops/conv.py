@@ -19,7 +19,7 @@ from encnet_jax.ops.winograd import (
     winograd_conv,
 )
 
-# He initialisation by fan-out, as the residual networks of both originals.
+# He initialization by fan-out, as the residual networks of both originals.
 he_normal = nnx.initializers.variance_scaling(2.0, "fan_out", "normal")
 
 # `auto` takes the quicker by platform. On CPU: benchmarks/inference.py and training.py.
@@ -149,7 +149,7 @@ def _convolution(
 
 
 def im2col_conv(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
-    """3x3 convolution with stride: rows of nine neighbours by the kernel.
+    """3x3 convolution with stride: rows of nine neighbors by the kernel.
 
     Forward no quicker than the direct impl; its gradients are.
     """
@@ -158,12 +158,12 @@ def im2col_conv(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
     @jax.checkpoint  # the backward pass gathers again: kept, they are nine times x
     def convolve(images: jax.Array) -> jax.Array:
         padded = jnp.pad(images, ((0, 0), (1, 1), (1, 1), (0, 0)))
-        neighbours = [
+        neighbors = [
             strided_slice(padded[:, i : i + h, j : j + w], stride)
             for i in range(3)
             for j in range(3)
         ]
-        return jnp.concatenate(neighbours, -1) @ kernel.reshape(9 * c, -1)
+        return jnp.concatenate(neighbors, -1) @ kernel.reshape(9 * c, -1)
 
     # Both passes have the same blocks; it is the gradients that are to be quick.
     y = jax.lax.map(

@@ -50,7 +50,7 @@ def resize_bilinear(
     Args:
         x: Floating point features or images.
         size: Output height and width.
-        align_corners: Put the centres of the corner pixels on each other
+        align_corners: Put the centers of the corner pixels on each other
             (PyTorch-Encoding); otherwise the corners of the images (mmsegmentation's
             published configs, PIL).
         antialias: Widen the kernel where the image shrinks, as PIL does; only with

@@ -40,7 +40,7 @@ class Classifier:
 
     Args:
         model: A classifier with its weights.
-        info: Names and normalisation.
+        info: Names and normalization.
         size: Height and width in the network; of other shapes the middle is taken.
     """
 

@@ -12,10 +12,10 @@ from flax import nnx
 from PIL import Image
 
 from encnet_jax.convert.load import load_torch_model
-from encnet_jax.data.dataset_info import DatasetInfo, distinct_colors
+from encnet_jax.data.dataset_info import DatasetInfo, voc_colormap
 from encnet_jax.data.image_io import decode_image, to_rgb_array
 from encnet_jax.errors import UserError
-from encnet_jax.inference.predict_fn import fold_model, make_labelling_fn
+from encnet_jax.inference.predict_fn import fold_model, make_label_fn
 from encnet_jax.run.workdir import load_workdir
 from encnet_jax.visualize.overlay import overlay, palette_image
 
@@ -39,7 +39,7 @@ class Segmentation(NamedTuple):
     image: np.ndarray
 
     def overlay(self, opacity: float = 0.55) -> Image.Image:
-        """Returns the picture under the colours of its classes, with a legend."""
+        """Returns the picture under the colors of its classes, with a legend."""
         return overlay(
             self.image, self.labels, self.colors, self.class_names, opacity=opacity
         )
@@ -54,7 +54,7 @@ class Segmenter:
 
     Args:
         model: A segmentation model with its weights; copied.
-        info: Names, colours and normalisation.
+        info: Names, colors and normalization.
         base_size: Pixels of the long side in the network; 0 takes pictures as they are.
         align_corners: How pictures and logits are resized; see `whole_image_logits`.
     """
@@ -69,7 +69,7 @@ class Segmenter:
         model_def, *arrays = fold_model(model)
         self._params, self._stats = jax.device_put(arrays)
         self.info = info
-        self._label = make_labelling_fn(
+        self._label = make_label_fn(
             model_def,
             mean=info.mean,
             std=info.std,
@@ -109,7 +109,7 @@ class Segmenter:
     ) -> "Segmenter":
         """Loads a network of PyTorch-Encoding or mmsegmentation; needs no PyTorch.
 
-        Pictures are normalised and resized as the source does in evaluation.
+        Pictures are normalized and resized as the source does in evaluation.
 
         Args:
             path: A `.pth` or `.safetensors` file, or `hf://OWNER/REPO/FILE`.
@@ -130,7 +130,7 @@ class Segmenter:
         info = DatasetInfo(
             name=description.source,
             class_names=names,
-            colors=distinct_colors(count),
+            colors=voc_colormap(count),
             splits={},
             mean=description.mean,
             std=description.std,

@@ -27,6 +27,7 @@ from orbax.checkpoint.checkpoint_managers import (
     LatestN,
 )
 
+from encnet_jax import migrations
 from encnet_jax.errors import DISK_FULL, UserError
 from encnet_jax.run.state import PureDict, TrainState
 
@@ -105,7 +106,6 @@ class Checkpoints:
         steps = sorted(self.steps(), reverse=True)
         for step in steps:
             try:
-                self._check_same_model(step, wanted)
                 items = self._restore(step, wanted)
             except DamagedError as error:
                 self._set_aside(step, error)
@@ -141,7 +141,6 @@ class Checkpoints:
             "params": _abstract(params, sharding),
             "batch_stats": _abstract(batch_stats, sharding),
         }
-        self._check_same_model(number, wanted)
         items = self._restore(number, wanted)
         return items["params"], items["batch_stats"], number
 
@@ -210,6 +209,19 @@ class Checkpoints:
         return self._manager
 
     def _restore(self, step: int, wanted: dict[str, Any]) -> dict[str, Any]:
+        old_paths = self._old_paths(step, wanted)
+        wanted = {
+            name: migrations.rename_leaves(item, lambda p: old_paths.get(p, p))
+            for name, item in wanted.items()
+        }
+        new_paths = {old: new for new, old in old_paths.items()}
+        items = self._read(step, wanted)
+        return {
+            name: migrations.rename_leaves(item, lambda p: new_paths.get(p, p))
+            for name, item in items.items()
+        }
+
+    def _read(self, step: int, wanted: dict[str, Any]) -> dict[str, Any]:
         arguments = {
             name: ocp.args.StandardRestore(item) for name, item in wanted.items()
         }
@@ -247,8 +259,12 @@ class Checkpoints:
         except (OSError, ValueError, KeyError, TypeError):
             return None  # saved without an evaluation
 
-    def _check_same_model(self, step: int, wanted: dict[str, Any]) -> None:
-        """Raises if the checkpoint says that its weights have other names or shapes."""
+    def _old_paths(self, step: int, wanted: dict[str, Any]) -> dict[str, str]:
+        """Returns path -> path in the checkpoint, where names changed since; or {}.
+
+        Raises:
+            UserError: Its weights have other names or shapes: of another model.
+        """
         folder = self.folder / str(step)
         with _reader(_ITEMS) as reader:
             try:
@@ -259,12 +275,19 @@ class Checkpoints:
                     f"{folder}: damaged: {_first_line(error)}"
                 ) from error
         here = _shapes(wanted["params"])
+        paths = [*here, *_shapes(wanted["batch_stats"])]
+        old = {path: migrations.old_parameter_path(path, here) for path in paths}
+        if stored.keys() != here.keys() and stored.keys() == {old[p] for p in here}:
+            stored = {path: stored[old[path]] for path in here}
+        else:
+            old = {}
         for name in sorted(here.keys() | stored.keys()):
             if stored.get(name) != here.get(name):
                 raise UserError(
                     f"{folder}: the checkpoint of another model: {name} has the shape "
                     f"{stored.get(name)} there and {here.get(name)} here"
                 )
+        return old
 
     def _set_aside(self, step: int, error: Exception) -> None:
         path = self.folder / str(step)

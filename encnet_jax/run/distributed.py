@@ -46,13 +46,13 @@ def connect_hosts(value: str | None) -> None:
     # JAX's word for an environment in which it finds no cluster.
     except ValueError as error:
         raise UserError(f"--distributed={value}: {_HELP}: {error}") from error
-    _meet()
+    _warm_up_collectives()
     if jax.process_index() > 0:  # what all would say, one says
         logging.getLogger("encnet_jax").setLevel(logging.WARNING)
 
 
 @contextlib.contextmanager
-def stop_with_the_others() -> Iterator[None]:
+def abort_on_failure() -> Iterator[None]:
     """Ends this process at once if what it does fails while it is one of many.
 
     The usual way out waits minutes for all of them to say goodbye, and as long would
@@ -64,12 +64,12 @@ def stop_with_the_others() -> Iterator[None]:
     except BaseException as error:
         if not jax.distributed.is_initialized():
             raise
-        code = _last_words(error)
+        code = _report_failure(error)
         sys.stderr.flush()
         os._exit(code)
 
 
-def _meet() -> None:
+def _warm_up_collectives() -> None:
     """Makes the connections of a run while all hosts are at the same place.
 
     CPUs that connect wait 30 s for each other and give up; later they wait for long.
@@ -81,7 +81,7 @@ def _meet() -> None:
     multihost_utils.sync_global_devices("connected")
 
 
-def _last_words(error: BaseException) -> int:
+def _report_failure(error: BaseException) -> int:
     """Says why this process ends, unless that is said; returns its exit code."""
     if isinstance(error, SystemExit) and isinstance(error.code, int):
         return error.code

@@ -18,18 +18,18 @@ from encnet_jax.errors import UserError
 _LOCK = ".lock"
 
 
-class StopRequest:
+class SigtermHandler:
     """Notices SIGTERM, by which schedulers announce that a machine is taken away.
 
     A context manager. Of several hosts one may be told and all must stop at the same
-    step: there JAX's own coordination listens, once `jax.distributed` is initialised.
+    step: there JAX's own coordination listens, once `jax.distributed` is initialized.
     """
 
     def __init__(self) -> None:
         self._received = False
         self._before: object = None
 
-    def __enter__(self) -> "StopRequest":
+    def __enter__(self) -> "SigtermHandler":
         # Python allows handlers in the main thread only; elsewhere nobody is listening.
         self._listens = (
             jax.process_count() == 1
@@ -54,7 +54,7 @@ class StopRequest:
 
 
 @contextlib.contextmanager
-def sole_run(workdir: Path) -> Iterator[None]:
+def lock_workdir(workdir: Path) -> Iterator[None]:
     """Makes sure that no other run writes to an existing workdir meanwhile.
 
     The lock is the system's, so that of a killed run nothing is left.

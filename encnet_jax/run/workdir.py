@@ -15,7 +15,7 @@ from encnet_jax.run.model_config import model_settings
 from encnet_jax.run.state import ModelDef, PureDict, split_model
 
 
-class Trained(NamedTuple):
+class LoadedRun(NamedTuple):
     """A trained model and what belongs to it.
 
     Attributes:
@@ -40,7 +40,7 @@ class Trained(NamedTuple):
         return self.model_def.merge(self.params, self.batch_stats)
 
 
-def metric_of(info: DatasetInfo) -> str:
+def best_metric_name(info: DatasetInfo) -> str:
     """Returns the name of the score that tells the best checkpoint."""
     return "accuracy" if info.task == "classification" else "mean_iou"
 
@@ -51,7 +51,7 @@ def load_workdir(
     *,
     dataset: DatasetInfo | None = None,
     **settings: Any,
-) -> Trained:
+) -> LoadedRun:
     """Reads a workdir that `train.py` wrote.
 
     Args:
@@ -76,6 +76,6 @@ def load_workdir(
         lambda: create_model(num_classes=info.num_classes, **model_settings(config))
     )
     model_def, params, batch_stats = split_model(shapes)
-    checkpoints = Checkpoints(workdir, metric_of(info))
+    checkpoints = Checkpoints(workdir, best_metric_name(info))
     params, batch_stats, number = checkpoints.restore_model(params, batch_stats, step)
-    return Trained(config, info, model_def, params, batch_stats, number)
+    return LoadedRun(config, info, model_def, params, batch_stats, number)

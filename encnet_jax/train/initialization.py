@@ -14,7 +14,9 @@ from encnet_jax.run.state import PureDict, split_model
 from encnet_jax.run.workdir import load_workdir
 
 
-def load_start(model: nnx.Module, weights: str, class_names: Sequence[str]) -> str:
+def load_initial_weights(
+    model: nnx.Module, weights: str, class_names: Sequence[str]
+) -> str:
     """Fills a new model from `model.weights`, in place.
 
     Args:
@@ -32,7 +34,7 @@ def load_start(model: nnx.Module, weights: str, class_names: Sequence[str]) -> s
     """
     if Path(weights).is_dir():
         return _load_workdir(model, Path(weights), class_names)
-    return str(load_torch_weights(model, weights, head="fresh"))
+    return str(load_torch_weights(model, weights, head="skip"))
 
 
 def _load_workdir(model: nnx.Module, workdir: Path, class_names: Sequence[str]) -> str:

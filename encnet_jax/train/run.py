@@ -15,20 +15,20 @@ from encnet_jax.config import load_config, save_config
 from encnet_jax.data import augment_device as arrays
 from encnet_jax.data.augmentation import Augmentation
 from encnet_jax.data.dataset_info import save_info
-from encnet_jax.data.datasets import Source
-from encnet_jax.data.registry import open_source
+from encnet_jax.data.datasets import Dataset
+from encnet_jax.data.registry import open_dataset
 from encnet_jax.errors import UserError
 from encnet_jax.models import create_model
 from encnet_jax.run.checkpoint import Checkpoints
 from encnet_jax.run.model_config import model_settings
-from encnet_jax.run.preemption import sole_run
+from encnet_jax.run.preemption import lock_workdir
 from encnet_jax.run.sharding import create_mesh, replicated
 from encnet_jax.run.state import create_train_state, split_model
-from encnet_jax.run.workdir import metric_of
-from encnet_jax.train.initialization import load_start
+from encnet_jax.run.workdir import best_metric_name
+from encnet_jax.train.initialization import load_initial_weights
 from encnet_jax.train.step import make_train_step
 from encnet_jax.train.task import check_task, create_task
-from encnet_jax.train.trainer import Loop, TrainingData
+from encnet_jax.train.trainer import Trainer, TrainingData
 
 # The start's, and how the same numbers are computed.
 _NOT_OF_THE_MODEL = ("weights", "remat", "conv_impl")
@@ -36,7 +36,7 @@ _log = logging.getLogger(__name__)
 
 
 def train(
-    config: ConfigDict, workdir: Path, sources: tuple[Source, Source] | None = None
+    config: ConfigDict, workdir: Path, datasets: tuple[Dataset, Dataset] | None = None
 ) -> dict[str, float] | None:
     """Trains by a validated configuration, or goes on where the workdir stands.
 
@@ -47,7 +47,7 @@ def train(
         config: See `encnet_jax.config`.
         workdir: Folder for `config.json`, `metrics.jsonl`, TensorBoard events and
             `checkpoints/`; made if it is missing, once everything else is known to fit.
-        sources: Where to train and to validate, in place of what `data` names.
+        datasets: Where to train and to validate, in place of what `data` names.
 
     Returns:
         The scores of the last evaluation, or None if SIGTERM ended the run early.
@@ -58,11 +58,11 @@ def train(
     """
     mesh = create_mesh(config.mesh.data)
     _check_batch(config, mesh.size)
-    source, validation = sources or (
+    dataset, validation = datasets or (
         _open(config, config.data.train_split),
         _open(config, config.evaluation.split),
     )
-    info = source.info
+    info = dataset.info
     check_task(config, info)
     model = create_model(
         num_classes=info.num_classes,
@@ -70,15 +70,15 @@ def train(
         **model_settings(config),
     )
     _check_workdir(config, workdir)
-    checkpoints = Checkpoints(workdir, metric_of(info))
+    checkpoints = Checkpoints(workdir, best_metric_name(info))
     if config.model.weights and not checkpoints.steps():
-        account = load_start(model, config.model.weights, info.class_names)
+        account = load_initial_weights(model, config.model.weights, info.class_names)
         _log.info("%s: %s", config.model.weights, account)
     model_def, params, batch_stats = split_model(model)
     schedule = create_schedule(config)
     tx = create_optimizer(config, schedule)
     state = create_train_state(params, batch_stats, tx)
-    data = training_data(config, source)
+    data = training_data(config, dataset)
     task = create_task(config, model, validation)
     step_fn = make_train_step(
         model_def,
@@ -87,11 +87,11 @@ def train(
         forward=task.forward,
         loss=task.loss,
         info=info,
-        accumulate_steps=config.accumulate_steps,
+        grad_accum_steps=config.grad_accum_steps,
     )
-    loop = Loop(config, workdir, mesh, checkpoints, task.validate, schedule)
+    loop = Trainer(config, workdir, mesh, checkpoints, task.validate, schedule)
     workdir.mkdir(parents=True, exist_ok=True)
-    with sole_run(workdir):
+    with lock_workdir(workdir):
         restored = checkpoints.restore_latest(state, replicated(mesh))
         if restored is not None:
             state = restored
@@ -116,7 +116,7 @@ def create_schedule(config: ConfigDict) -> optax.Schedule:
         config.total_steps,
         settings.power,
         warmup_steps=settings.warmup_steps,
-        minimum=settings.minimum,
+        min_learning_rate=settings.min_learning_rate,
     )
 
 
@@ -130,14 +130,14 @@ def create_optimizer(
         momentum=settings.momentum,
         nesterov=settings.nesterov,
         weight_decay=settings.weight_decay,
-        head_factor=settings.head_factor,
+        head_lr_mult=settings.head_lr_mult,
     )
 
 
-def training_data(config: ConfigDict, source: Source) -> TrainingData:
+def training_data(config: ConfigDict, dataset: Dataset) -> TrainingData:
     """Returns the way to batches: from files, or from arrays on the device."""
     settings = config.data
-    how = Augmentation(
+    augmentation = Augmentation(
         base_size=settings.base_size,
         crop_size=settings.crop_size,
         scale_range=tuple(settings.scale_range),
@@ -152,44 +152,44 @@ def training_data(config: ConfigDict, source: Source) -> TrainingData:
         process_count=jax.process_count(),
     )
     seed = {"seed": np.asarray(config.seed, np.uint32)}
-    if settings.in_memory:
+    if settings.cache_on_device:
         return TrainingData(
-            lambda step: arrays.index_batches(len(source), start_step=step, **options),
-            {**seed, **arrays.load_arrays(source)},
+            lambda step: arrays.index_batches(len(dataset), start_step=step, **options),
+            {**seed, **arrays.load_arrays(dataset)},
             lambda resident, batch: arrays.augmented_batch(
-                resident, batch, resident["seed"], how
+                resident, batch, resident["seed"], augmentation
             ),
         )
     # Here, so that what trains from arrays needs no TensorFlow.
     from encnet_jax.data.loader import train_batches
 
     on_device = settings.resize == "device"
-    options["canvas_size"] = settings.canvas_size if on_device else None
+    options["padded_size"] = settings.padded_size if on_device else None
 
     def prepare(_, batch):
         if on_device:
-            return arrays.resized_batch(batch, how)
+            return arrays.resized_batch(batch, augmentation)
         return batch["images"], batch["labels"]
 
     return TrainingData(
-        lambda step: train_batches(source, how, start_step=step, **options),
+        lambda step: train_batches(dataset, augmentation, start_step=step, **options),
         seed,
         prepare,
     )
 
 
-def _open(config: ConfigDict, split: str) -> Source:
-    return open_source(
-        config.data.name, split, config.data.data_dir, drawn=config.data.in_memory
+def _open(config: ConfigDict, split: str) -> Dataset:
+    return open_dataset(
+        config.data.name, split, config.data.data_dir, drawn=config.data.cache_on_device
     )
 
 
 def _check_batch(config: ConfigDict, devices: int) -> None:
-    part = config.batch_size // config.accumulate_steps
+    part = config.batch_size // config.grad_accum_steps
     if part % devices:
         raise UserError(
             f"batch_size={config.batch_size}: a multiple of {devices} devices times "
-            f"accumulate_steps={config.accumulate_steps} is needed"
+            f"grad_accum_steps={config.grad_accum_steps} is needed"
         )
 
 

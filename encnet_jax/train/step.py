@@ -21,7 +21,7 @@ from encnet_jax.run.state import (
 Batch = dict[str, jax.Array]
 # (arrays that stay on the device, batch) -> images float or uint8 0-255, labels
 PrepareFn = Callable[[Batch, Batch], tuple[jax.Array, jax.Array]]
-# (model, normalised images) -> output
+# (model, normalized images) -> output
 ForwardFn = Callable[[Any, jax.Array], Any]
 # (output, labels) -> loss, parts
 LossFn = Callable[[Any, jax.Array], tuple[jax.Array, dict[str, jax.Array]]]
@@ -36,12 +36,12 @@ def make_train_step(
     loss: LossFn,
     info: DatasetInfo,
     forward: ForwardFn = lambda model, images: model(images),
-    accumulate_steps: int = 1,
+    grad_accum_steps: int = 1,
 ) -> StepFn:
     """Returns the jitted step: state, resident arrays, batch -> state, metrics.
 
     The resident arrays hold the `seed` of dropout, so that runs of other seeds share
-    the compiled program. The state is donated. With `accumulate_steps` above 1 the
+    the compiled program. The state is donated. With `grad_accum_steps` above 1 the
     batch passes the network in so many parts, one after the other; their gradients are
     averaged, and the running statistics see each part.
     """
@@ -59,13 +59,13 @@ def make_train_step(
     def train_step(state: TrainState, resident: Batch, batch: Batch):
         images, labels = prepare(resident, batch)
         key = jax.random.fold_in(jax.random.key(resident["seed"]), state.step)
-        if accumulate_steps == 1:
+        if grad_accum_steps == 1:
             grads, (batch_stats, metrics) = gradient(
                 state.params, state.batch_stats, images, labels, key
             )
         else:
             grads, batch_stats, metrics = _accumulated(
-                gradient, state, images, labels, key, accumulate_steps
+                gradient, state, images, labels, key, grad_accum_steps
             )
         updates, opt_state = tx.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)

@@ -8,19 +8,23 @@ from flax import nnx
 from ml_collections import ConfigDict
 
 from encnet_jax.data.dataset_info import DatasetInfo
-from encnet_jax.data.datasets import Source
+from encnet_jax.data.datasets import Dataset
 from encnet_jax.errors import UserError
 from encnet_jax.evaluate.classification import (
     evaluate_classes,
+    local_indices,
     make_classify_fn,
-    own_numbers,
 )
-from encnet_jax.evaluate.evaluator import ScoreFn, evaluate, score_fn_by_config
+from encnet_jax.evaluate.evaluator import (
+    PredictBatchesFn,
+    evaluate,
+    predict_fn_from_config,
+)
 from encnet_jax.losses import classification_loss, segmentation_loss
 from encnet_jax.models.cifar import CIFAR_MODELS, CifarResNet14, ClassifierOutput
 from encnet_jax.models.encnet import SegmentationModel, SegmentationOutput
 from encnet_jax.run.state import PureDict
-from encnet_jax.run.workdir import metric_of
+from encnet_jax.run.workdir import best_metric_name
 from encnet_jax.train.step import ForwardFn, LossFn
 from encnet_jax.train.trainer import ValidateFn, Validation
 from encnet_jax.visualize.overlay import class_panel, prediction_panel
@@ -45,7 +49,7 @@ class Task(NamedTuple):
     validate: ValidateFn
 
 
-def create_task(config: ConfigDict, model: nnx.Module, validation: Source) -> Task:
+def create_task(config: ConfigDict, model: nnx.Module, validation: Dataset) -> Task:
     """Returns the task that fits a data set.
 
     Args:
@@ -59,11 +63,11 @@ def create_task(config: ConfigDict, model: nnx.Module, validation: Source) -> Ta
         validate: ValidateFn = functools.partial(
             _validate_classes, config, validation, classify
         )
-        return Task(metric_of(info), _whole, classification_loss, validate)
-    score = score_fn_by_config(config, config, model, info)
+        return Task(best_metric_name(info), _whole, classification_loss, validate)
+    score = predict_fn_from_config(config, config, model, info)
     validate = functools.partial(_validate_pixels, config, validation, score)
     loss = _pixel_loss(config, info)
-    return Task(metric_of(info), _forward_low_res, loss, validate)
+    return Task(best_metric_name(info), _forward_low_res, loss, validate)
 
 
 def check_task(config: ConfigDict, info: DatasetInfo) -> None:
@@ -106,15 +110,15 @@ def _pixel_loss(config: ConfigDict, info: DatasetInfo) -> LossFn:
         se_weight=settings.se_weight,
         aux_weight=settings.aux_weight,
         class_weights=tuple(settings.class_weights) or None,
-        average=settings.average,
+        normalize_by=settings.normalize_by,
         align_corners=config.model.align_corners,
     )
 
 
 def _validate_pixels(
     config: ConfigDict,
-    source: Source,
-    score: ScoreFn,
+    dataset: Dataset,
+    score: PredictBatchesFn,
     params: PureDict,
     batch_stats: PureDict,
 ) -> Validation:
@@ -122,33 +126,33 @@ def _validate_pixels(
         score,
         params,
         batch_stats,
-        source,
+        dataset,
         batch_size=config.evaluation.batch_size,
-        absent=config.evaluation.absent,
+        absent_classes=config.evaluation.absent_classes,
         keep=_PANEL_ROWS,
     )
     rows = [(e.image, e.labels, predicted) for e, predicted in examples]
     return Validation(
         {key: results[key] for key in ("mean_iou", "pixel_accuracy")},
         results["images"],
-        prediction_panel(rows, source.info.colors),
+        prediction_panel(rows, dataset.info.colors),
     )
 
 
 def _validate_classes(
     config: ConfigDict,
-    source: Source,
+    dataset: Dataset,
     classify,
     params: PureDict,
     batch_stats: PureDict,
 ) -> Validation:
     results, predictions = evaluate_classes(
-        classify, params, batch_stats, source, batch_size=config.evaluation.batch_size
+        classify, params, batch_stats, dataset, batch_size=config.evaluation.batch_size
     )
-    shown = [source.example(n) for n in own_numbers(source)[:_PANEL_IMAGES]]
+    shown = [dataset[n] for n in local_indices(dataset)[:_PANEL_IMAGES]]
     rows = [(e.image, int(e.labels), int(p)) for e, p in zip(shown, predictions)]
     return Validation(
         {key: results[key] for key in ("accuracy", "error")},
         results["images"],
-        class_panel(rows, source.info.class_names),
+        class_panel(rows, dataset.info.class_names),
     )

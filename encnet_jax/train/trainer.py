@@ -19,7 +19,7 @@ from encnet_jax.data.prefetch import prefetched
 from encnet_jax.errors import UserError
 from encnet_jax.run.checkpoint import Checkpoints
 from encnet_jax.run.metric_writer import MetricWriter
-from encnet_jax.run.preemption import StopRequest
+from encnet_jax.run.preemption import SigtermHandler
 from encnet_jax.run.progress import Progress
 from encnet_jax.run.sharding import batch_sharded, replicated
 from encnet_jax.run.state import PureDict, TrainState
@@ -63,7 +63,7 @@ class Validation(NamedTuple):
 ValidateFn = Callable[[PureDict, PureDict], Validation]
 
 
-class Loop:
+class Trainer:
     """Steps, and what is due between them: metrics, evaluation, checkpoints.
 
     Args:
@@ -115,7 +115,7 @@ class Loop:
         self.losses: list[jax.Array] = []  # of the steps that were not looked at yet
         scores: dict[str, float] | None = None
         try:
-            with StopRequest() as stop:
+            with SigtermHandler() as stop:
                 for step in range(start + 1, config.total_steps + 1):
                     batch = next(batches)
                     with jax.transfer_guard("disallow"):

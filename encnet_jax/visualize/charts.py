@@ -19,8 +19,8 @@ def save_class_bars(scores: dict[str, Any], info: DatasetInfo, path: Path) -> No
     """Draws the IoU of every class, the best on top, and the mean.
 
     Args:
-        scores: What `metrics.scores` returned.
-        info: Names and colours of the classes.
+        scores: What `metrics.segmentation_metrics` returned.
+        info: Names and colors of the classes.
         path: The PNG to write.
     """
     iou = np.asarray(scores["per_class_iou"])
@@ -91,7 +91,7 @@ def save_pictures(
 
     Args:
         rows: Captions, examples and predictions, uint8 (h, w).
-        info: Colours of the classes.
+        info: Colors of the classes.
         path: The PNG to write.
     """
     heights = [

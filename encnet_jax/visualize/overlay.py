@@ -35,14 +35,14 @@ def overlay(
     opacity: float = 0.55,
     legend: bool = True,
 ) -> Image.Image:
-    """Returns the image under its colours, with a legend of the classes in it.
+    """Returns the image under its colors, with a legend of the classes in it.
 
     Args:
         image: uint8 (h, w, 3).
         labels: Integers (h, w); where `IGNORE_LABEL` the image shows unchanged.
         colors: One RGB triple a class.
         class_names: One name a class.
-        opacity: Of the colours, 0 to 1.
+        opacity: Of the colors, 0 to 1.
         legend: Add names and shares of the classes, largest first, on the right.
     """
     painted = np.asarray(palette_image(labels, colors).convert("RGB"))

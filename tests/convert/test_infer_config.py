@@ -88,7 +88,7 @@ def bare(case, prefix):
     return {name.removeprefix(prefix): array for name, array in kept.items()}
 
 
-def test_bare_backbones_of_both_originals_are_recognised():
+def test_bare_backbones_of_both_originals_are_recognized():
     encoding = describe_torch_weights(bare("encnet_resnet50s_ade20k", "pretrained."))
     assert (encoding.source, encoding.settings["stem_width"]) == (
         "pytorch_encoding",

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from flax import nnx
 from torch_networks import (
-    drawn,
     fcn_weights,
     full_shapes,
+    random_module,
     small_shapes,
     small_weights,
 )
@@ -58,7 +58,7 @@ def ade_model():
     shapes = small_shapes(ADE)
     fewer = {n: tuple(6 if d == 150 else d for d in s) for n, s in shapes.items()}
     # Sooner there than by `create_model`.
-    model, _ = load_torch_model(drawn(fewer, seed=1))
+    model, _ = load_torch_model(random_module(fewer, seed=1))
     return model
 
 
@@ -160,8 +160,8 @@ def test_originals_full_networks_fit_what_is_told_of_them(case):
         for name, shape in full_shapes(case).items()
     }
     model = abstract_model(weights)
-    account = pretrained.Plan(
-        model, weights, pretrained.naming_of(weights, "auto", ""), "strict"
+    account = pretrained.LoadPlan(
+        model, weights, pretrained.key_mapping_of(weights, "auto", ""), "strict"
     )
     assert account.faults() == []
     assert set(account.loaded) | set(account.dropped) == set(weights)
@@ -195,7 +195,7 @@ def test_bare_resnet_takes_the_backbone_of_a_whole_network_when_asked():
     model = nnx.eval_shape(lambda: ResNet("tiny", **options, rngs=nnx.Rngs(0)))
     with pytest.raises(UserError, match="entries match nothing: decode_head"):
         load_torch_weights(model, weights)
-    account = load_torch_weights(model, weights, head="fresh")
+    account = load_torch_weights(model, weights, head="skip")
     assert set(account.loaded) | set(account.dropped) == set(weights)
     assert account.dropped["decode_head.conv_seg.bias"].startswith(
         "not of the backbone"
@@ -270,7 +270,7 @@ def test_classifiers_of_other_classes_stay_fresh_when_asked(ade_model):
     model = nnx.clone(ade_model)
     with pytest.raises(UserError, match="6 of a wrong shape: head.encmodule.selayer"):
         load_torch_weights(model, weights)
-    account = load_torch_weights(model, weights, head="reinitialise")
+    account = load_torch_weights(model, weights, head="reinitialize")
     assert_complete(account, weights, model)
     reasons = {n: why for n, why in account.dropped.items() if "classes" in why}
     assert set(reasons.values()) == {"150 classes there, 6 here"} and len(reasons) == 6
@@ -280,16 +280,16 @@ def test_classifiers_of_other_classes_stay_fresh_when_asked(ade_model):
         np.testing.assert_array_equal(values[path], before[path])
 
 
-def test_reinitialise_keeps_classifiers_that_fit():
+def test_reinitialize_keeps_classifiers_that_fit():
     weights = small_weights(MMSEG)
-    account = load_torch_weights(abstract_model(weights), weights, head="reinitialise")
+    account = load_torch_weights(abstract_model(weights), weights, head="reinitialize")
     assert account.fresh == ()
 
 
 def test_fresh_head_takes_the_backbone_alone(ade_model):
     weights = small_weights(ADE)
     model = nnx.clone(ade_model)
-    account = load_torch_weights(model, weights, head="fresh")
+    account = load_torch_weights(model, weights, head="skip")
     assert_complete(account, weights, model)
     assert all(path.startswith("backbone.") for path in account.loaded.values())
 
@@ -315,7 +315,7 @@ def test_branch_that_the_weights_have_not_is_an_error():
 
 
 def test_unknown_options_are_named(ade_model):
-    with pytest.raises(UserError, match="head='no'.*strict, reinitialise, fresh"):
+    with pytest.raises(UserError, match="head='no'.*strict, reinitialize, fresh"):
         load_torch_weights(ade_model, {}, head="no")
     with pytest.raises(UserError, match="source='keras'.*mmseg"):
         load_torch_weights(ade_model, {}, source="keras")

@@ -163,7 +163,7 @@ def test_pickle_protocol_4_is_read(form):
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("quantised", "torch.QInt8Storage"),
+        ("quantized", "torch.QInt8Storage"),
         ("sparse", "_rebuild_sparse_tensor"),
         ("module", "torch.nn.modules.linear.Linear"),
     ],

@@ -12,8 +12,8 @@ from encnet_jax.errors import UserError
 from tests.data import geometry
 
 
-class ListSource:
-    """A source of given examples."""
+class ListDataset:
+    """A dataset of given examples."""
 
     info = SCENES
 
@@ -23,16 +23,19 @@ class ListSource:
     def __len__(self):
         return len(self.pairs)
 
-    def example(self, number):
-        return Example(*self.pairs[number], f"picture {number}")
+    def __getitem__(self, index):
+        return Example(*self.pairs[index], f"picture {index}")
 
 
-def augmented(pairs, how, numbers, epochs, seed=0):
+def augmented(pairs, augmentation, indices, epochs, seed=0):
     """Returns the images and labels that a compiled step would see."""
-    batch = {"number": np.array(numbers, np.int32), "epoch": np.array(epochs, np.int32)}
-    apply = jax.jit(augmented_batch, static_argnames="how")
+    batch = {"index": np.array(indices, np.int32), "epoch": np.array(epochs, np.int32)}
+    apply = jax.jit(augmented_batch, static_argnames="augmentation")
     images, labels = apply(
-        load_arrays(ListSource(pairs)), batch, np.uint32(seed), how=how
+        load_arrays(ListDataset(pairs)),
+        batch,
+        np.uint32(seed),
+        augmentation=augmentation,
     )
     assert images.dtype == np.float32 and labels.dtype == np.uint8
     return np.asarray(images), np.asarray(labels)
@@ -40,7 +43,7 @@ def augmented(pairs, how, numbers, epochs, seed=0):
 
 def pictures(count):
     rng = np.random.default_rng(0)
-    return [geometry.labelled_by_color(rng) for _ in range(count)]
+    return [geometry.labeled_by_color(rng) for _ in range(count)]
 
 
 def test_labels_and_colors_agree_to_the_pixel():
@@ -92,19 +95,21 @@ def test_identity_settings_return_the_source():
         )
         for _ in range(3)
     ]
-    how = Augmentation(base_size=24, crop_size=24, scale_range=(1.0, 1.0), flip=False)
-    images, labels = augmented(pairs, how, [2, 0, 1], [0, 1, 2])
-    for row, number in enumerate((2, 0, 1)):
-        np.testing.assert_array_equal(images[row], pairs[number][0])
-        np.testing.assert_array_equal(labels[row], pairs[number][1])
+    augmentation = Augmentation(
+        base_size=24, crop_size=24, scale_range=(1.0, 1.0), flip=False
+    )
+    images, labels = augmented(pairs, augmentation, [2, 0, 1], [0, 1, 2])
+    for row, index in enumerate((2, 0, 1)):
+        np.testing.assert_array_equal(images[row], pairs[index][0])
+        np.testing.assert_array_equal(labels[row], pairs[index][1])
 
 
 def test_color_jitter_changes_colors_and_no_labels():
     pairs = pictures(1)
     settings = dict(base_size=44, crop_size=44, scale_range=(1.0, 1.0), flip=False)
     plain = augmented(pairs, Augmentation(**settings), [0] * 20, range(20))
-    how = Augmentation(**settings, color_jitter=0.4)
-    images, labels = augmented(pairs, how, [0] * 20, range(20))
+    augmentation = Augmentation(**settings, color_jitter=0.4)
+    images, labels = augmented(pairs, augmentation, [0] * 20, range(20))
     np.testing.assert_array_equal(labels, plain[1])
     assert (np.abs(images - plain[0]).mean((1, 2, 3)) > 2).any()
     assert images.min() >= 0 and images.max() <= 255
@@ -117,5 +122,7 @@ def test_images_of_two_sizes_name_an_example():
         geometry.ramp(),
         (np.zeros((4, 4, 3), np.uint8), np.zeros((4, 4), np.uint8)),
     ]
-    with pytest.raises(UserError, match=r"picture 1 .*\(4, 4, 3\).*data.in_memory"):
-        load_arrays(ListSource(pairs))
+    with pytest.raises(
+        UserError, match=r"picture 1 .*\(4, 4, 3\).*data.cache_on_device"
+    ):
+        load_arrays(ListDataset(pairs))

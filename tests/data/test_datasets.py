@@ -1,12 +1,12 @@
-"""Tests of the sources, on a made-up folder in the layout of CamVid."""
+"""Tests of the datasets, on a made-up folder in the layout of CamVid."""
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from encnet_jax.data.dataset_info import CAMVID, IGNORE_LABEL
-from encnet_jax.data.datasets import DrawnSource, FileSource, pair_files
-from encnet_jax.data.registry import open_source
+from encnet_jax.data.datasets import FileDataset, SyntheticScenes, pair_files
+from encnet_jax.data.registry import open_dataset
 from encnet_jax.errors import UserError
 
 RNG = np.random.default_rng(0)
@@ -36,23 +36,23 @@ def camvid(tmp_path):
 def one_line_error(folder, split="train"):
     """Returns the message with which opening a split ends."""
     with pytest.raises(UserError) as raised:
-        open_source("camvid", split, str(folder))
+        open_dataset("camvid", split, str(folder))
     assert "\n" not in str(raised.value)
     return str(raised.value)
 
 
 def test_camvid_pairs_files_sorted_by_name(camvid):
-    source = open_source("camvid", "train", str(camvid))
-    assert len(source) == 2 and source.info is CAMVID
-    names = [source.example(number).name for number in range(2)]
+    dataset = open_dataset("camvid", "train", str(camvid))
+    assert len(dataset) == 2 and dataset.info is CAMVID
+    names = [dataset[index].name for index in range(2)]
     assert names == ["0001", "0002"]
 
 
 def test_camvid_maps_void_to_the_ignored_label_and_nothing_else(camvid):
-    source = open_source("camvid", "train", str(camvid))
-    for number, name in enumerate(("0001", "0002")):
+    dataset = open_dataset("camvid", "train", str(camvid))
+    for index, name in enumerate(("0001", "0002")):
         stored = np.asarray(Image.open(camvid / "trainannot" / f"{name}.png"))
-        example = source.example(number)
+        example = dataset[index]
         expected = np.where(stored == 11, IGNORE_LABEL, stored)
         assert (stored == 11).any() and example.labels.dtype == np.uint8
         np.testing.assert_array_equal(example.labels, expected)
@@ -62,29 +62,29 @@ def test_camvid_maps_void_to_the_ignored_label_and_nothing_else(camvid):
 
 
 def test_encoded_image_is_that_of_the_file(camvid):
-    source = open_source("camvid", "train", str(camvid))
-    encoded, labels = source.encoded(0)
+    dataset = open_dataset("camvid", "train", str(camvid))
+    encoded, labels = dataset.encoded(0)
     assert encoded == (camvid / "train" / "0001.JPG").read_bytes()
-    np.testing.assert_array_equal(labels, source.example(0).labels)
+    np.testing.assert_array_equal(labels, dataset[0].labels)
 
 
 def test_ignored_label_in_the_file_stays(camvid):
     write(camvid, "0003", np.full((4, 4), IGNORE_LABEL))
-    labels = open_source("camvid", "train", str(camvid)).example(2).labels
+    labels = open_dataset("camvid", "train", str(camvid)).example(2).labels
     assert (labels == IGNORE_LABEL).all()
 
 
 def test_camvid_folder_is_found_by_the_environment(camvid, monkeypatch):
     monkeypatch.setenv("ENCNET_CAMVID", str(camvid))
-    assert len(open_source("camvid", "train")) == 2
+    assert len(open_dataset("camvid", "train")) == 2
     monkeypatch.setenv("ENCNET_CAMVID", "/nowhere")
-    assert len(open_source("camvid", "train", str(camvid))) == 2  # data_dir wins.
+    assert len(open_dataset("camvid", "train", str(camvid))) == 2  # data_dir wins.
 
 
 def test_no_camvid_folder_names_both_ways_to_give_it(monkeypatch):
     monkeypatch.delenv("ENCNET_CAMVID", raising=False)
     with pytest.raises(UserError, match="data.data_dir.*ENCNET_CAMVID"):
-        open_source("camvid", "train")
+        open_dataset("camvid", "train")
 
 
 def test_missing_label_file_is_named_with_its_image(camvid):
@@ -143,25 +143,25 @@ def test_file_that_vanished_is_named(camvid):
     pairs, _ = pair_files(camvid / "train", camvid / "trainannot")
     pairs[0][0].unlink()
     with pytest.raises(UserError, match=f"{pairs[0][0]}: cannot be read"):
-        FileSource(CAMVID, pairs).example(0)
+        FileDataset(CAMVID, pairs).example(0)
 
 
 def test_unknown_data_set_and_split_name_the_known_ones():
     with pytest.raises(UserError, match="data.name='cityscape': allowed are scenes"):
-        open_source("cityscape", "train")
+        open_dataset("cityscape", "train")
     with pytest.raises(
         UserError, match="split 'valid' of camvid: allowed are train, val"
     ):
-        open_source("camvid", "valid")
+        open_dataset("camvid", "valid")
 
 
 def test_drawn_splits_have_their_sizes_and_share_no_picture():
-    sources = [
-        open_source("scenes", split, drawn=True)
+    datasets = [
+        open_dataset("scenes", split, drawn=True)
         for split in ("train", "validation", "test")
     ]
-    assert [len(source) for source in sources] == [4000, 400, 400]
-    first = [source.example(0) for source in sources]
+    assert [len(dataset) for dataset in datasets] == [4000, 400, 400]
+    first = [dataset[0] for dataset in datasets]
     names = [example.name for example in first]
     assert names == ["scenes_0_000000", "scenes_0_004000", "scenes_0_004400"]
     assert (first[0].image != first[1].image).any()
@@ -169,7 +169,7 @@ def test_drawn_splits_have_their_sizes_and_share_no_picture():
 
 def test_drawn_pictures_are_those_of_their_seed():
     one, same, other = (
-        DrawnSource(open_source("scenes", "train", drawn=True).info, "train", seed)
+        SyntheticScenes(open_dataset("scenes", "train", drawn=True).info, "train", seed)
         for seed in (0, 0, 1)
     )
     np.testing.assert_array_equal(one.example(3).image, same.example(3).image)

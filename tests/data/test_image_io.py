@@ -70,7 +70,7 @@ def test_exif_orientation_of_a_jpeg_is_undone():
     assert result[:14].min() > 200 and result[18:].max() < 50
 
 
-def test_grey_has_three_equal_channels():
+def test_gray_has_three_equal_channels():
     np.testing.assert_array_equal(decoded(RGB[..., 0]), np.stack([RGB[..., 0]] * 3, -1))
 
 
@@ -113,13 +113,13 @@ def test_transparency_is_laid_over_white():
     np.testing.assert_allclose(decoded(image), expected, atol=1)
 
 
-def test_grey_with_transparency_is_laid_over_white():
+def test_gray_with_transparency_is_laid_over_white():
     image = Image.fromarray(np.array([[[100, 255], [100, 0]]], np.uint8))
     assert image.mode == "LA"
     np.testing.assert_array_equal(decoded(image), [[[100] * 3, [255] * 3]])
 
 
-def test_16_bit_grey_is_scaled_to_8_bits():
+def test_16_bit_gray_is_scaled_to_8_bits():
     values = np.array([[0, 257, 128 * 257, 65535, 257 + 100, 257 + 200]], np.uint16)
     expected = np.array([0, 1, 128, 255, 1, 2])[None, :, None].repeat(3, -1)
     np.testing.assert_array_equal(decoded(values), expected)
@@ -142,7 +142,7 @@ def test_image_of_too_many_pixels_is_named(monkeypatch):
 
 
 @pytest.mark.parametrize("mode", ["L", "P"])
-def test_labels_are_grey_values_or_palette_indices(mode):
+def test_labels_are_gray_values_or_palette_indices(mode):
     labels = np.arange(256, dtype=np.uint8).reshape(16, 16)
     image = Image.fromarray(labels)
     if mode == "P":

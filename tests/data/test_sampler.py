@@ -17,26 +17,26 @@ def numbers_and_epochs(seed, size, batch_size, steps):
 @pytest.mark.parametrize("size, batch_size", [(7, 3), (7, 7), (5, 16), (12, 4), (1, 2)])
 def test_every_example_comes_exactly_once_an_epoch(size, batch_size):
     steps = -(-4 * size // batch_size)
-    numbers, epochs = numbers_and_epochs(3, size, batch_size, steps)
-    assert len(numbers) == steps * batch_size
+    indices, epochs = numbers_and_epochs(3, size, batch_size, steps)
+    assert len(indices) == steps * batch_size
     np.testing.assert_array_equal(epochs, np.arange(len(epochs)) // size)
     for epoch in range(4):
-        assert sorted(numbers[epochs == epoch]) == list(range(size))
+        assert sorted(indices[epochs == epoch]) == list(range(size))
 
 
 def test_order_differs_by_seed_and_epoch_and_is_not_that_of_the_files():
-    numbers, _ = numbers_and_epochs(0, 50, 50, 3)
+    indices, _ = numbers_and_epochs(0, 50, 50, 3)
     others, _ = numbers_and_epochs(1, 50, 50, 3)
-    orders = [*numbers.reshape(3, 50), *others.reshape(3, 50), np.arange(50)]
+    orders = [*indices.reshape(3, 50), *others.reshape(3, 50), np.arange(50)]
     for one, other in itertools.combinations(orders, 2):
         assert (one == other).mean() < 0.2
 
 
 def test_any_batch_is_a_function_of_its_step_alone():
-    numbers, epochs = numbers_and_epochs(5, 7, 3, 30)
+    indices, epochs = numbers_and_epochs(5, 7, 3, 30)
     for step in (29, 4, 17, 0, 4):
         alone = batch_indices(5, 7, 3, step)
-        np.testing.assert_array_equal(alone[0], numbers[3 * step : 3 * step + 3])
+        np.testing.assert_array_equal(alone[0], indices[3 * step : 3 * step + 3])
         np.testing.assert_array_equal(alone[1], epochs[3 * step : 3 * step + 3])
 
 
@@ -61,7 +61,7 @@ def taken(count, **settings):
 def test_index_batches_resume_at_a_step():
     whole, resumed = taken(9), taken(4, start_step=5)
     for one, other in zip(whole[5:], resumed):
-        assert one.keys() == {"number", "epoch"}
+        assert one.keys() == {"index", "epoch"}
         for key, value in one.items():
             assert value.dtype == np.int32
             np.testing.assert_array_equal(value, other[key])

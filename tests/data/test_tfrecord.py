@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from encnet_jax.data.augmentation import Augmentation
-from encnet_jax.data.datasets import RecordSource
+from encnet_jax.data.datasets import TFRecordDataset
 from encnet_jax.data.sampler import batch_indices
 from encnet_jax.errors import UserError
 from tests.data.test_loader import INFO, stored
@@ -51,7 +51,7 @@ def reads(monkeypatch):
 
 def contents(paths):
     found = records.Records(paths)
-    return [found[number] for number in range(len(found))]
+    return [found[index] for index in range(len(found))]
 
 
 def in_order(paths):
@@ -145,12 +145,12 @@ def test_remote_files_are_searched_in_blocks(shards, monkeypatch, block):
     assert found[7] == in_order(shards)[7]
 
 
-def example(number, image):
+def example(index, image):
     """Returns a record of an image whose labels are all one class."""
     fields = {
         "image": image,
-        "label": LABELS[number % 12],
-        "id": str(number).encode(),
+        "label": LABELS[index % 12],
+        "id": str(index).encode(),
     }
     features = {
         key: tf.train.Feature(bytes_list=tf.train.BytesList(value=[value]))
@@ -173,18 +173,20 @@ def test_far_step_of_a_set_as_large_as_ade20k_takes_few_reads(tmp_path, reads):
     split = SimpleNamespace(filepaths=paths)
     builder = SimpleNamespace(info=SimpleNamespace(splits={"train": split}))
     total = sum(map(os.path.getsize, paths))
-    RecordSource(INFO, builder, "train")
+    TFRecordDataset(INFO, builder, "train")
     # The first start goes through the files a block at a time.
     assert len(reads) <= 1.3 * total / 4096
     reads.clear()
-    source = RecordSource(INFO, builder, "train")
-    how = Augmentation(base_size=2, crop_size=2, scale_range=(1.0, 1.0))
+    dataset = TFRecordDataset(INFO, builder, "train")
+    augmentation = Augmentation(base_size=2, crop_size=2, scale_range=(1.0, 1.0))
     step = 123_456
-    made = pipeline.train_batches(source, how, batch_size=16, seed=0, start_step=step)
+    made = pipeline.train_batches(
+        dataset, augmentation, batch_size=16, seed=0, start_step=step
+    )
     (batch,) = itertools.islice(made, 1)
     made.close()
-    assert len(source) == count and 16 <= len(reads) <= 16 * 20
-    numbers, _ = batch_indices(0, count, 16, step)
+    assert len(dataset) == count and 16 <= len(reads) <= 16 * 20
+    indices, _ = batch_indices(0, count, 16, step)
     written = [i for n in range(shards) for i in range(n, count, shards)]
-    expected = [written[number] % 12 for number in numbers]
+    expected = [written[index] % 12 for index in indices]
     np.testing.assert_array_equal(batch["labels"][:, 0, 0], expected)

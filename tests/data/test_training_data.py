@@ -18,7 +18,7 @@ from encnet_jax.run.sharding import batch_sharded, create_mesh, replicated
 from encnet_jax.run.state import create_train_state, split_model
 from encnet_jax.train.run import training_data
 from encnet_jax.train.step import make_train_step
-from tests.data.test_loader import INFO, ListSource, pictures
+from tests.data.test_loader import INFO, ListDataset, pictures
 
 pytest.importorskip("tensorflow")
 
@@ -43,9 +43,9 @@ def losses(resize, steps=3):
     config.data.update(base_size=44, crop_size=40, resize=resize)
     mesh = create_mesh(-1)
     model_def, params, batch_stats = split_model(OneLayer())
-    tx = create_optimizer(lambda step: 0.01, head_factor=1.0)
+    tx = create_optimizer(lambda step: 0.01, head_lr_mult=1.0)
     state = create_train_state(params, batch_stats, tx)
-    data = training_data(config, ListSource(pictures(6)))
+    data = training_data(config, ListDataset(pictures(6)))
     step_fn = make_train_step(
         model_def,
         tx,
@@ -71,15 +71,15 @@ def test_training_is_the_same_wherever_crops_are_resized():
     np.testing.assert_allclose(host, device, rtol=2e-3)
 
 
-@pytest.mark.parametrize("in_memory", [False, True])
-def test_order_does_not_know_of_parts_and_devices(in_memory):
+@pytest.mark.parametrize("cache_on_device", [False, True])
+def test_order_does_not_know_of_parts_and_devices(cache_on_device):
     taken = []
     for parts, devices in ((1, 1), (4, 1), (2, 8)):
         config = default()
-        config.batch_size, config.accumulate_steps = 16, parts
+        config.batch_size, config.grad_accum_steps = 16, parts
         config.mesh.data = devices
-        config.data.update(base_size=44, crop_size=40, in_memory=in_memory)
-        made = training_data(config, ListSource(pictures(6))).batches(3)
+        config.data.update(base_size=44, crop_size=40, cache_on_device=cache_on_device)
+        made = training_data(config, ListDataset(pictures(6))).batches(3)
         taken.append(list(itertools.islice(made, 4)))
         made.close()
     for other in taken[1:]:

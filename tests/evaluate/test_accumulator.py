@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 
-from encnet_jax.evaluate.accumulator import ImageMetrics, Tally
+from encnet_jax.evaluate.accumulator import ImageMetrics, MetricAccumulator
 
 
-def record_of(number, matrix, presence=None, by_size=None):
-    return ImageMetrics(number, np.asarray(matrix, np.int64), presence, by_size)
+def record_of(index, matrix, presence=None, by_size=None):
+    return ImageMetrics(index, np.asarray(matrix, np.int64), presence, by_size)
 
 
 def test_record_comes_back_from_its_line_bit_by_bit():
@@ -19,7 +19,7 @@ def test_record_comes_back_from_its_line_bit_by_bit():
     line = record.to_json()
     assert "\n" not in line
     back = ImageMetrics.from_json(line, 150)
-    assert back.number == 7
+    assert back.index == 7
     for old, new in zip(record[1:], back[1:]):
         np.testing.assert_array_equal(old, new)
         assert old.dtype == new.dtype
@@ -28,10 +28,10 @@ def test_record_comes_back_from_its_line_bit_by_bit():
 
 
 def test_results_are_of_the_summed_matrix_and_every_image_has_its_own():
-    tally = Tally(2, 2)
-    tally.add(record_of(1, [[3, 1], [0, 0]]))
-    tally.add(record_of(0, [[1, 0], [2, 1]]))
-    total = tally.over_hosts()
+    accumulator = MetricAccumulator(2, 2)
+    accumulator.add(record_of(1, [[3, 1], [0, 0]]))
+    accumulator.add(record_of(0, [[1, 0], [2, 1]]))
+    total = accumulator.over_hosts()
     np.testing.assert_array_equal(total.matrix, [[4, 1], [2, 1]])
     np.testing.assert_allclose(total.image_iou, [(1 / 3 + 1 / 3) / 2, (3 / 4 + 0) / 2])
     results = total.results("skip")
@@ -40,21 +40,21 @@ def test_results_are_of_the_summed_matrix_and_every_image_has_its_own():
     assert "by_object_size" not in results
 
 
-@pytest.mark.parametrize("numbers", [[0], [0, 1, 1]])
-def test_image_that_is_missed_or_scored_twice_is_an_error(numbers):
-    tally = Tally(2, 2)
-    for number in numbers:
-        tally.add(record_of(number, [[1, 0], [0, 1]]))
-    with pytest.raises(RuntimeError, match=f"image 1 was scored {len(numbers) - 1}"):
-        tally.over_hosts()
+@pytest.mark.parametrize("indices", [[0], [0, 1, 1]])
+def test_image_that_is_missed_or_scored_twice_is_an_error(indices):
+    accumulator = MetricAccumulator(2, 2)
+    for index in indices:
+        accumulator.add(record_of(index, [[1, 0], [0, 1]]))
+    with pytest.raises(RuntimeError, match=f"image 1 was scored {len(indices) - 1}"):
+        accumulator.over_hosts()
 
 
 def test_presence_is_ranked_against_the_classes_in_the_labels():
-    tally = Tally(3, 2)
+    accumulator = MetricAccumulator(3, 2)
     matrices = ([[1, 0], [0, 0]], [[1, 0], [0, 1]], [[0, 0], [0, 1]])
-    for number, matrix in enumerate(matrices):
-        presence = np.array([0.5 - number / 10, number / 10], np.float32)
-        tally.add(record_of(number, matrix, presence))
-    results = tally.results("skip")
+    for index, matrix in enumerate(matrices):
+        presence = np.array([0.5 - index / 10, index / 10], np.float32)
+        accumulator.add(record_of(index, matrix, presence))
+    results = accumulator.results("skip")
     assert results["presence_average_precision"] == 1
     np.testing.assert_array_equal(results["per_class_presence_average_precision"], 1)

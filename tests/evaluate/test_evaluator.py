@@ -17,16 +17,16 @@ from encnet_jax.data.datasets import Example
 from encnet_jax.evaluate.accumulator import ImageMetrics
 from encnet_jax.evaluate.evaluator import (
     evaluate,
-    make_score_fn,
-    make_window_score_fn,
-    score_fn_by_config,
+    make_whole_image_fn,
+    make_window_fn,
+    predict_fn_from_config,
 )
 from encnet_jax.inference.tta import MmsegProtocol, PyTorchEncodingProtocol
 from encnet_jax.models import create_model
 from encnet_jax.models.encnet import SegmentationModel, SegmentationOutput
 from encnet_jax.run.sharding import mesh_of
 from encnet_jax.run.state import split_model
-from tests.random_module import drawn
+from tests.random_module import random_module
 
 INFO = DatasetInfo("made up", ("a", "b", "c"), ((0, 0, 0),) * 3, {})
 COMPILED = "/jax/core/compile/backend_compile_duration"
@@ -54,23 +54,23 @@ class Made:
     def __init__(self, sizes):
         rng = np.random.default_rng(0)
         self.examples = []
-        for number, (h, w) in enumerate(sizes):
+        for index, (h, w) in enumerate(sizes):
             image = rng.integers(0, 256, (h, w, 3), np.uint8)
             labels = rng.integers(0, 3, (h, w)).astype(np.uint8)
             labels[0] = 255
-            self.examples.append(Example(image, labels, str(number)))
+            self.examples.append(Example(image, labels, str(index)))
 
     def __len__(self):
         return len(self.examples)
 
-    def example(self, number):
-        return self.examples[number]
+    def __getitem__(self, index):
+        return self.examples[index]
 
 
-def matrix_by_hand(source):
+def matrix_by_hand(dataset):
     matrix = np.zeros((3, 3), np.int64)
     mean, std = np.array(INFO.mean), np.array(INFO.std)
-    for example in source.examples:
+    for example in dataset.examples:
         predicted = ((example.image / 255 - mean) / std).argmax(-1)
         valid = example.labels != 255
         np.add.at(matrix, (example.labels[valid], predicted[valid]), 1)
@@ -93,33 +93,33 @@ def encoding(**settings):
     )
 
 
-def run(score, model, source, batch_size=2, **settings):
+def run(score, model, dataset, batch_size=2, **settings):
     _, params, batch_stats = split_model(model)
     return evaluate(
-        score, params, batch_stats, source, batch_size=batch_size, **settings
+        score, params, batch_stats, dataset, batch_size=batch_size, **settings
     )
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 5])
 def test_every_image_counts_once_whatever_the_batches(batch_size):
-    source = Made([(5, 7), (6, 4), (5, 7), (5, 7), (6, 4)])
+    dataset = Made([(5, 7), (6, 4), (5, 7), (5, 7), (6, 4)])
     model, done = Brightest(), []
-    score = make_score_fn(model, INFO, mesh=mesh_of(jax.devices()[:1]))
-    results, kept = run(score, model, source, batch_size, progress=done.append, keep=2)
-    np.testing.assert_array_equal(results["confusion_matrix"], matrix_by_hand(source))
+    score = make_whole_image_fn(model, INFO, mesh=mesh_of(jax.devices()[:1]))
+    results, kept = run(score, model, dataset, batch_size, progress=done.append, keep=2)
+    np.testing.assert_array_equal(results["confusion_matrix"], matrix_by_hand(dataset))
     assert results["images"] == 5 and done == [1, 2, 3, 4, 5]
     assert [example.name for example, _ in kept] == ["0", "4"]
     assert kept[1][1].shape == (6, 4)
 
 
 def test_one_scale_in_one_window_is_the_whole_image():
-    source, model = Made([(12, 16), (16, 9), (16, 16)]), Brightest()
-    score = make_window_score_fn(model, INFO, encoding())
-    results, _ = run(score, model, source)
-    np.testing.assert_array_equal(results["confusion_matrix"], matrix_by_hand(source))
+    dataset, model = Made([(12, 16), (16, 9), (16, 16)]), Brightest()
+    score = make_window_fn(model, INFO, encoding())
+    results, _ = run(score, model, dataset)
+    np.testing.assert_array_equal(results["confusion_matrix"], matrix_by_hand(dataset))
 
 
-def compilations(score, model, source):
+def compilations(score, model, dataset):
     """Returns how many programs an evaluation compiles."""
     seen = []
 
@@ -129,7 +129,7 @@ def compilations(score, model, source):
 
     jax.monitoring.register_event_duration_secs_listener(listen)
     try:
-        run(score, model, source, batch_size=16)
+        run(score, model, dataset, batch_size=16)
     finally:
         jax.monitoring.unregister_event_duration_listener(listen)
     return len(seen)
@@ -144,13 +144,13 @@ def test_hundred_sizes_at_six_scales_compile_four_programs(rules):
     else:
         fields = vars(encoding(base_size=4000, **settings))
         protocol = MmsegProtocol(short_size=48, **fields)
-    source = Made([(60 + n, 160 - n) for n in range(100)])
-    score = make_window_score_fn(model, INFO, protocol, mesh_of(jax.devices()[:1]))
-    assert 1 <= compilations(score, model, source) <= 4
+    dataset = Made([(60 + n, 160 - n) for n in range(100)])
+    score = make_window_fn(model, INFO, protocol, mesh_of(jax.devices()[:1]))
+    assert 1 <= compilations(score, model, dataset) <= 4
 
 
 def small_encnet():
-    return drawn(
+    return random_module(
         create_model,
         "encnet",
         num_classes=3,
@@ -165,17 +165,17 @@ def small_encnet():
 def score_fns(model, devices):
     mesh = mesh_of(jax.local_devices()[:devices])
     protocol = encoding(base_size=40, crop_size=32, scales=(0.5, 1.0, 1.5))
-    whole = make_score_fn(model, INFO, mesh=mesh)
+    whole = make_whole_image_fn(model, INFO, mesh=mesh)
     return {
         "whole": whole,
-        "windows": make_window_score_fn(model, INFO, protocol, mesh),
+        "windows": make_window_fn(model, INFO, protocol, mesh),
     }
 
 
 @pytest.mark.parametrize("way", ["whole", "windows"])
 def test_devices_share_the_work_and_change_no_count(way):
-    model, source = small_encnet(), Made([(33, 40), (40, 33), (33, 40)])
-    results = [run(score_fns(model, n)[way], model, source)[0] for n in (1, 2, 8)]
+    model, dataset = small_encnet(), Made([(33, 40), (40, 33), (33, 40)])
+    results = [run(score_fns(model, n)[way], model, dataset)[0] for n in (1, 2, 8)]
     assert results[0]["confusion_matrix"].sum() == 2 * 32 * 40 + 39 * 33
     for other in results[1:]:
         for key in ("confusion_matrix", "presence_average_precision", "image_iou"):
@@ -190,11 +190,11 @@ process, port, out = sys.argv[1:]
 jax.config.update("jax_num_cpu_devices", 2)
 jax.distributed.initialize(f"localhost:{port}", 2, int(process))
 from tests.evaluate import test_evaluator as shared
-source, model = shared.Made(shared.SHARED), shared.small_encnet()
+dataset, model = shared.Made(shared.SHARED), shared.small_encnet()
 seen = []
 for way, score in shared.score_fns(model, None).items():
     results, _ = shared.run(
-        score, model, source, on_image=lambda image, record: seen.append(image.number)
+        score, model, dataset, on_image=lambda image, record: seen.append(image.index)
     )
     for key in shared.COMPARED:
         np.save(f"{out}/{process}-{way}-{key}.npy", results[key])
@@ -221,9 +221,9 @@ def test_two_processes_share_the_images_and_agree_with_one(tmp_path):
     for host in hosts:
         _, text = host.communicate(timeout=200)
         assert host.returncode == 0, text
-    model, source = small_encnet(), Made(SHARED)
+    model, dataset = small_encnet(), Made(SHARED)
     for way, score in score_fns(model, 1).items():
-        alone, _ = run(score, model, source)
+        alone, _ = run(score, model, dataset)
         for process in "01":
             for key in COMPARED:
                 stored = np.load(tmp_path / f"{process}-{way}-{key}.npy")
@@ -233,18 +233,18 @@ def test_two_processes_share_the_images_and_agree_with_one(tmp_path):
 
 
 def test_finished_images_are_counted_but_not_scored_again():
-    source, model, records = Made([(5, 7), (6, 4), (5, 7)]), Brightest(), []
-    score = make_score_fn(model, INFO)
+    dataset, model, records = Made([(5, 7), (6, 4), (5, 7)]), Brightest(), []
+    score = make_whole_image_fn(model, INFO)
     whole, _ = run(
-        score, model, source, on_image=lambda image, record: records.append(record)
+        score, model, dataset, on_image=lambda image, record: records.append(record)
     )
     again = []
     results, _ = run(
         score,
         model,
-        source,
-        done=[ImageMetrics.from_json(r.to_json(), 3) for r in records if r.number != 1],
-        on_image=lambda image, record: again.append(image.number),
+        dataset,
+        done=[ImageMetrics.from_json(r.to_json(), 3) for r in records if r.index != 1],
+        on_image=lambda image, record: again.append(image.index),
     )
     assert again == [1]
     for key in COMPARED:
@@ -254,14 +254,14 @@ def test_finished_images_are_counted_but_not_scored_again():
 def test_presence_of_windows_is_the_mean_of_the_image_s():
     image = np.zeros((16, 32, 3), np.uint8)
     image[:, 16:] = 255
-    source, model = Made([(1, 1)]), Brightest()
-    source.examples = [Example(image, np.zeros((16, 32), np.uint8), "half")]
+    dataset, model = Made([(1, 1)]), Brightest()
+    dataset.examples = [Example(image, np.zeros((16, 32), np.uint8), "half")]
     protocol = encoding(base_size=32, flip=False, stride=16)
     found = []
     run(
-        make_window_score_fn(model, INFO, protocol),
+        make_window_fn(model, INFO, protocol),
         model,
-        source,
+        dataset,
         on_image=lambda scored, _: found.append(scored.presence),
     )
     black, white = (
@@ -293,6 +293,6 @@ def test_configuration_says_what_the_network_sees(settings, shape):
     config.mesh.data = 1
     config.data.base_size = 12
     config.evaluation.update(settings)
-    score = score_fn_by_config(config, config, Counting(), INFO)
+    score = predict_fn_from_config(config, config, Counting(), INFO)
     results, _ = run(score, Counting(), Made([(18, 15)]))
     assert set(shapes) == {shape} and results["images"] == 1

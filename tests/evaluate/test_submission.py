@@ -8,7 +8,7 @@ from encnet_jax.data.dataset_info import DATASETS
 from encnet_jax.errors import UserError
 from encnet_jax.evaluate.submission import (
     Submission,
-    UnlabelledSource,
+    UnlabeledDataset,
     published_labels,
 )
 
@@ -47,9 +47,9 @@ def test_voc_has_palette_images_in_the_folders_of_its_archive(tmp_path):
 def test_of_several_labels_of_a_class_the_least_is_published():
     info = DATASETS["coco_voc"]
     labels = published_labels(info)
-    for number, label in enumerate(labels):
-        assert info.label_map[label] == number
-        assert label == min(k for k, v in info.label_map.items() if v == number)
+    for index, label in enumerate(labels):
+        assert info.label_map[label] == index
+        assert label == min(k for k, v in info.label_map.items() if v == index)
 
 
 def test_folders_of_images_are_read_through_and_bad_ones_named(tmp_path):
@@ -57,15 +57,15 @@ def test_folders_of_images_are_read_through_and_bad_ones_named(tmp_path):
     for name in ("b/two.png", "a/one.jpg"):
         (tmp_path / name).parent.mkdir()
         Image.fromarray(pixels).save(tmp_path / name)
-    source = UnlabelledSource(DATASETS["ade20k"], tmp_path)
-    assert [source.example(n).name for n in range(len(source))] == ["one", "two"]
-    example = source.example(1)
+    dataset = UnlabeledDataset(DATASETS["ade20k"], tmp_path)
+    assert [dataset[n].name for n in range(len(dataset))] == ["one", "two"]
+    example = dataset[1]
     np.testing.assert_array_equal(example.image, pixels)
     assert example.labels.shape == (6, 9) and (example.labels == 255).all()
     Image.fromarray(pixels).save(tmp_path / "b" / "one.png")
     with pytest.raises(UserError, match="two images for one one.png"):
-        UnlabelledSource(DATASETS["ade20k"], tmp_path)
+        UnlabeledDataset(DATASETS["ade20k"], tmp_path)
     empty = tmp_path / "empty"
     empty.mkdir()
     with pytest.raises(UserError, match="no .jpg, .jpeg, .png in it"):
-        UnlabelledSource(DATASETS["ade20k"], empty)
+        UnlabeledDataset(DATASETS["ade20k"], empty)

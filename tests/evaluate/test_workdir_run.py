@@ -15,14 +15,14 @@ from encnet_jax import config as configuration
 from encnet_jax import optimizer
 from encnet_jax.config import load_config, save_config
 from encnet_jax.data.dataset_info import CAMVID, save_info
-from encnet_jax.evaluate.progress_log import Journal
-from encnet_jax.evaluate.workdir_run import choose, evaluate_workdir
+from encnet_jax.evaluate.progress_log import EvalProgressLog
+from encnet_jax.evaluate.workdir_run import evaluate_workdir, select_examples
 from encnet_jax.models import create_model
 from encnet_jax.run.checkpoint import Checkpoints
 from encnet_jax.run.model_config import model_settings
 from encnet_jax.run.state import create_train_state, split_model
 from tests.commands import ROOT, command, environment, errors, run, start_two
-from tests.random_module import drawn
+from tests.random_module import random_module
 
 SIZES = [(36, 48), (30, 40), (36, 48), (41, 37), (36, 50), (36, 48), (33, 48)]
 WINDOWS = ["--scales=0.5,1", "--flip", "--config.evaluation.object_sizes"]
@@ -30,15 +30,15 @@ WINDOWS = ["--scales=0.5,1", "--flip", "--config.evaluation.object_sizes"]
 
 @pytest.fixture(scope="module")
 def camvid(tmp_path_factory):
-    """Labelled images of several sizes in the layout of CamVid."""
+    """Labeled images of several sizes in the sharding of CamVid."""
     root, rng = tmp_path_factory.mktemp("camvid"), np.random.default_rng(0)
     for split in ("train", "val", "test"):
         (root / split).mkdir()
         (root / f"{split}annot").mkdir()
-        for number, (h, w) in enumerate(SIZES if split == "test" else SIZES[:2]):
+        for index, (h, w) in enumerate(SIZES if split == "test" else SIZES[:2]):
             labels = rng.integers(0, 12, (9, 9)).repeat(6, 0).repeat(6, 1)[:h, :w]
             image = np.stack([labels * 20, 255 - labels * 20, labels * 7], -1)
-            name = f"{number:04}.png"
+            name = f"{index:04}.png"
             Image.fromarray(image.astype(np.uint8)).save(root / split / name)
             Image.fromarray(labels.astype(np.uint8)).save(root / f"{split}annot" / name)
     return root
@@ -58,7 +58,7 @@ def write_run(workdir, seed=0):
     )
     settings = model_settings(config)
     name = settings.pop("name")
-    model = drawn(create_model, name, num_classes=11, seed=seed, **settings)
+    model = random_module(create_model, name, num_classes=11, seed=seed, **settings)
     _, params, batch_stats = split_model(model)
     state = create_train_state(
         params, batch_stats, optimizer.create_optimizer(lambda step: 0.0)
@@ -138,22 +138,25 @@ def test_killed_evaluation_goes_on_and_scores_the_same(whole, trained, camvid):
         stderr=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
     )
-    journal, deadline = path.with_name("test-ms.partial-0.jsonl"), time.time() + 200
+    progress_log, deadline = (
+        path.with_name("test-ms.partial-0.jsonl"),
+        time.time() + 200,
+    )
     while time.time() < deadline and process.poll() is None:
-        if journal.exists() and journal.read_text().count("\n") >= 3:
+        if progress_log.exists() and progress_log.read_text().count("\n") >= 3:
             break
         time.sleep(0.001)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    done = journal.read_text().count("\n") - 1
+    done = progress_log.read_text().count("\n") - 1
     assert 2 <= done < 7, "killed too late"
-    with journal.open("a") as file:
-        file.write('{"number": 6, "matrix": [[')  # cut off by the kill
+    with progress_log.open("a") as file:
+        file.write('{"index": 6, "matrix": [[')  # cut off by the kill
     result = run(*arguments(trained, camvid, *WINDOWS))
     assert result.returncode == 0, result.stderr
     assert f"{done} of 7 images are done" in result.stderr
     assert path.read_text() == expected
-    assert not journal.exists()
+    assert not progress_log.exists()
 
 
 def test_two_hosts_share_an_evaluation_and_one_tells_and_writes_it(
@@ -176,10 +179,10 @@ def test_two_hosts_share_an_evaluation_and_one_tells_and_writes_it(
     assert "mean IoU" in texts[0] and "mean IoU" not in texts[1]
     found = json.loads(path.read_text())
     assert found["images"] == 7
-    labelled = np.sum(expected["confusion_matrix"])
+    labeled = np.sum(expected["confusion_matrix"])
     moved = np.abs(np.subtract(found["confusion_matrix"], expected["confusion_matrix"]))
     # Windows in other batches are rounded otherwise: few pixels change their class.
-    assert moved.sum() <= 2e-3 * labelled == 2e-3 * np.sum(found["confusion_matrix"])
+    assert moved.sum() <= 2e-3 * labeled == 2e-3 * np.sum(found["confusion_matrix"])
     assert found["presence_average_precision"] == pytest.approx(
         expected["presence_average_precision"], abs=1e-3
     )
@@ -192,7 +195,7 @@ def test_journal_of_other_weights_is_not_used(
     trained, config, tmp_path, caplog, monkeypatch
 ):
     caplog.set_level(logging.INFO, "encnet_jax")
-    monkeypatch.setattr(Journal, "remove", lambda self: None)
+    monkeypatch.setattr(EvalProgressLog, "remove", lambda self: None)
     evaluate_workdir(config, trained, "test")
     name = Path("evaluation") / "test.partial-0.jsonl"
     left = (trained / name).read_text()
@@ -256,7 +259,7 @@ def test_what_does_not_fit_is_said_before_anything_starts(
     trained, camvid, more, message
 ):
     before = sorted(trained.rglob("*"))
-    extra = ["--config.data.in_memory"] if "scenes" in more[0] else []
+    extra = ["--config.data.cache_on_device"] if "scenes" in more[0] else []
     result = run(*arguments(trained, camvid, *more, *extra))
     assert result.returncode == 2 and len(errors(result)) == 1, result.stderr
     assert message in errors(result)[0]
@@ -265,9 +268,9 @@ def test_what_does_not_fit_is_said_before_anything_starts(
 
 def test_best_median_and_worst_images_are_chosen_once():
     scores = np.array([0.1, 0.9, 0.5, 0.4, 0.8, 0.2, 0.6])
-    words = choose(scores)
+    words = select_examples(scores)
     assert words == {1: "best", 4: "best", 2: "median", 6: "median"} | {
         5: "worst",
         0: "worst",
     }
-    assert choose(np.array([0.3])) == {0: "best"}
+    assert select_examples(np.array([0.3])) == {0: "best"}

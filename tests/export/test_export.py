@@ -1,4 +1,4 @@
-"""Exported models: they run without the package and equal the model in JAX."""
+"""ExportSpec models: they run without the package and equal the model in JAX."""
 
 import importlib.util
 import re
@@ -14,9 +14,9 @@ import pytest
 from encnet_jax.config import default, save_config
 from encnet_jax.data.dataset_info import (
     DatasetInfo,
-    distinct_colors,
     load_info,
     save_info,
+    voc_colormap,
 )
 from encnet_jax.errors import UserError
 from encnet_jax.evaluate.classification import make_classify_fn
@@ -32,7 +32,7 @@ from encnet_jax.run.model_config import model_settings
 from encnet_jax.run.state import create_train_state, split_model
 from encnet_jax.run.workdir import load_workdir
 from tests.commands import environment, errors, run
-from tests.random_module import drawn
+from tests.random_module import random_module
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:'.value' access is now deprecated:DeprecationWarning:jax2onnx"
@@ -48,7 +48,7 @@ def write_workdir(workdir, task="segmentation", **settings):
     config = default()
     config.total_steps = 1
     config.model.update(settings)
-    model = drawn(create_model, num_classes=3, **model_settings(config))
+    model = random_module(create_model, num_classes=3, **model_settings(config))
     _, params, batch_stats = split_model(model)
     state = create_train_state(params, batch_stats, create_optimizer(lambda step: 0.0))
     checkpoints = Checkpoints(workdir)
@@ -56,7 +56,7 @@ def write_workdir(workdir, task="segmentation", **settings):
     checkpoints.close()
     save_config(config, workdir / "config.json")
     names = ("road", "car", "sky")
-    info = DatasetInfo("mine", names, distinct_colors(3), {}, mean=MEAN, std=STD)
+    info = DatasetInfo("mine", names, voc_colormap(3), {}, mean=MEAN, std=STD)
     save_info(
         DatasetInfo(**{**vars(info), "task": task}),
         workdir / "classes.json",

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from encnet_jax.losses import class_presence, se_loss, segmentation_loss
-from encnet_jax.metrics import confusion_matrix, scores
+from encnet_jax.metrics import confusion_matrix, segmentation_metrics
 from encnet_jax.models.encnet import SegmentationOutput
 from encnet_jax.optimizer import cosine_schedule, poly_schedule
 
@@ -69,13 +69,13 @@ def test_se_loss_of_extreme_logits_matches(check):
     check(case, "extreme_se_term", cost)
 
 
-@pytest.mark.parametrize("average", ["all", "labelled"])
+@pytest.mark.parametrize("average", ["all", "valid"])
 def test_losses_of_mmsegmentation_match(average, check):
     case = load_case("losses_mmseg")
     # The logits and labels are those of the other case, but for the ignored label.
     arrays = load_case("losses").arrays
     total, parts, grads = _scored(
-        arrays, se_weight=0.2, aux_weight=0.4, average=average
+        arrays, se_weight=0.2, aux_weight=0.4, normalize_by=average
     )
     suffix = "" if average == "all" else "_avg_non_ignore"
     check(case, f"loss{suffix}", total)
@@ -97,18 +97,18 @@ def test_scores_match_after_each_batch(check):
         correct = np.diag(total)
         union = total.sum(0) + total.sum(1) - correct
         exact = {
-            "correct_labelled": (correct.sum(), total.sum()),
+            "correct_labeled": (correct.sum(), total.sum()),
             "inter": correct,
             "union": union,
         }
         for name, value in exact.items():
             np.testing.assert_array_equal(value, arrays[f"after{i}_{name}"])
-        found = scores(total, absent="zero")
+        found = segmentation_metrics(total, absent_classes="zero")
         pair = (found["pixel_accuracy"], found["mean_iou"])
         # Ratios of integers in float64; the original adds 2e-16 to its unions.
         check(case, f"after{i}_pixAcc_mIoU", pair, allowed=1e-12)
     check(case, "iou_per_class", found["per_class_iou"], allowed=1e-12)
-    skipped = scores(total, absent="skip")["mean_iou"]
+    skipped = segmentation_metrics(total, absent_classes="skip")["mean_iou"]
     check(case, "miou_over_classes_with_union", skipped, allowed=1e-12)
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from encnet_jax.convert.load import Account, load_torch_weights
+from encnet_jax.convert.load import LoadReport, load_torch_weights
 from encnet_jax.models import create_model
 
 from .cases import load_case, nchw, nhwc
@@ -36,7 +36,7 @@ def test_network_matches(name, check):
             check(case, entry, _part(found, entry))
 
 
-def _check_account(account: Account, name: str) -> None:
+def _check_account(account: LoadReport, name: str) -> None:
     """Asserts that each entry went where the table of the tests says."""
     mmseg = name.startswith("mmseg")
     assert account.source == ("mmseg" if mmseg else "pytorch_encoding")

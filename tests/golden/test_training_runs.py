@@ -47,17 +47,17 @@ _RECIPES = {
     "training_run": Recipe(
         PYTORCH_ENCODING,
         dict(align_corners=True, unbiased_running_var=False),
-        dict(se_weight=0.2, aux_weight=0.2, average="labelled"),
-        dict(weight_decay=1e-4, head_factor=10.0),
+        dict(se_weight=0.2, aux_weight=0.2, normalize_by="valid"),
+        dict(weight_decay=1e-4, head_lr_mult=10.0),
         poly_schedule(2.5e-4, _STEPS),
     ),
     "training_run_mmseg": Recipe(
         MMSEG,
         dict(stem_width=32, align_corners=False, unbiased_running_var=True),
-        dict(se_weight=0.2, aux_weight=0.4, average="all"),
-        dict(weight_decay=5e-4, head_factor=1.0),
+        dict(se_weight=0.2, aux_weight=0.4, normalize_by="all"),
+        dict(weight_decay=5e-4, head_lr_mult=1.0),
         # The last step already has the minimum.
-        poly_schedule(8e-4, _STEPS - 1, minimum=1e-4),
+        poly_schedule(8e-4, _STEPS - 1, min_learning_rate=1e-4),
     ),
 }
 
@@ -146,7 +146,7 @@ def _step_fn(recipe: Recipe, model_def: ModelDef, tx):
         found = named_results(output, spied.log)
         return total, parts | {key: found[key] for key in wanted}
 
-    # The images come normalised; these numbers leave them alone.
+    # The images come normalized; these numbers leave them alone.
     info = DatasetInfo("", (), (), {}, mean=(0.0,) * 3, std=(1 / 255,) * 3)
     return make_train_step(
         spied,
@@ -230,7 +230,7 @@ def _check_outputs(check, case: Case, prefix: str, found: dict[str, jax.Array]) 
 def _check_rates(check, case: Case, recipe: Recipe) -> None:
     rates = np.array([recipe.schedule(i) for i in range(_STEPS)])
     if case.arrays["lr"].ndim == 2:  # backbone, head, aux_head head
-        factor = recipe.optimizer["head_factor"]
+        factor = recipe.optimizer["head_lr_mult"]
         rates = rates[:, None] * [1, factor, factor]
     check(case, "lr", rates)
 

@@ -10,21 +10,21 @@ from encnet_jax.data.dataset_info import IMAGENET_MEAN, IMAGENET_STD
 from encnet_jax.inference.predict_fn import (
     InferenceModel,
     make_predict_fn,
+    resized_shape,
     whole_image_logits,
-    working_size,
 )
 from encnet_jax.models import create_model
 from encnet_jax.models.encnet import SegmentationOutput
 from encnet_jax.ops.normalize import normalize
 from encnet_jax.ops.resize import resize_bilinear
 from encnet_jax.run.state import split_model
-from tests.random_module import drawn
+from tests.random_module import random_module
 
 NORMALISATION = dict(mean=IMAGENET_MEAN, std=IMAGENET_STD)
 
 
 def small_model(name="encnet"):
-    model = drawn(
+    model = random_module(
         create_model,
         name,
         num_classes=3,
@@ -45,7 +45,7 @@ def images_of(*size):
     return np.random.default_rng(0).integers(0, 256, (*size, 3), np.uint8)
 
 
-def test_normalise_gives_the_values_worked_out_by_hand():
+def test_normalize_gives_the_values_worked_out_by_hand():
     images = np.array([0, 51, 255], np.uint8).reshape(1, 1, 1, 3)
     actual = normalize(jnp.asarray(images), (0.5, 0.1, 0.25), (0.5, 0.2, 0.25))
     np.testing.assert_allclose(actual.ravel(), [-1, 0.5, 3], atol=1e-6)
@@ -63,7 +63,7 @@ def test_normalise_gives_the_values_worked_out_by_hand():
     ],
 )
 def test_working_size_has_the_long_side_asked_for(size, base_size, expected):
-    assert working_size(size, base_size) == expected
+    assert resized_shape(size, base_size) == expected
 
 
 @pytest.fixture(scope="module")
@@ -92,7 +92,9 @@ def test_predict_fn_equals_the_model_in_eval_mode(predict):
 
 
 def test_folded_model_has_no_norms_and_no_heads_for_training():
-    model = drawn(create_model, "encnet", num_classes=3, backbone="tiny", width=2)
+    model = random_module(
+        create_model, "encnet", num_classes=3, backbone="tiny", width=2
+    )
     _, *trained = split_model(model)
     folded = InferenceModel(model)
     arrays = folded.arrays(*trained)

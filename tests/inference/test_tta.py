@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from encnet_jax.inference.score_map import Layout, ScoreMapPool
-from encnet_jax.inference.sliding_window import finished_images, joined
+from encnet_jax.inference.score_map import ScoreMapPool, ScoreMapSharding
+from encnet_jax.inference.sliding_window import merge_hflip, run_sliding_window
 from encnet_jax.inference.tta import MmsegProtocol, PyTorchEncodingProtocol, resized
 from encnet_jax.ops.resize import interpolation_matrix
 from encnet_jax.run.sharding import batch_sharded, mesh_of
@@ -63,19 +63,19 @@ def mmseg_by_hand(image, sizes, crop, stride, flip):
 def scores_of(protocol, images, batch_size=3, devices=1):
     """Returns the scores of images, and the shapes that the network saw."""
     mesh = mesh_of(jax.devices()[:devices])
-    layout = Layout(4, protocol.softmax, mesh)
+    sharding = ScoreMapSharding(4, protocol.softmax, mesh)
     shapes = []
 
     @jax.jit
     def apply(windows):
         shapes.append(windows.shape)
-        return joined(network(windows), None, False, layout)
+        return merge_hflip(network(windows), None, False, sharding)
 
-    finished = finished_images(
+    finished = run_sliding_window(
         enumerate(images),
         lambda windows: apply(jax.device_put(windows, batch_sharded(mesh))),
         protocol,
-        ScoreMapPool(layout),
+        ScoreMapPool(sharding),
         batch_size,
     )
     return [image.score_map.scores() for image in finished], shapes

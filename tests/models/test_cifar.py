@@ -17,7 +17,7 @@ from encnet_jax.models.cifar import (
 )
 from encnet_jax.models.encoding import Encoding
 from encnet_jax.run.state import split_model
-from tests.random_module import drawn
+from tests.random_module import random_module
 
 RNG = np.random.default_rng(0)
 OPTIONS = dict(unbiased_running_var=False, dtype=jnp.float32)
@@ -106,7 +106,7 @@ def test_any_size_gives_float32_logits(name, size):
 
 
 def test_stages_halve_the_size_twice():
-    model = drawn(create_model, "resnet14", **TINY)
+    model = random_module(create_model, "resnet14", **TINY)
     x, shapes = normals(1, 12, 12, 8), []
     for block in model.blocks:
         x = block(x)
@@ -137,7 +137,7 @@ def sigmoid(x):
 
 
 def test_baseline_block_norms_before_it_convolves():
-    block = drawn(PreActivationBlock, 3, 4, 2, **OPTIONS)
+    block = random_module(PreActivationBlock, 3, 4, 2, **OPTIONS)
     block.shortcut.bias[...] = jnp.arange(4.0)
     x = normals(2, 6, 6, 3)
     y = convolve(relu(norm(x)), block.conv1.kernel[...], stride=2)
@@ -148,12 +148,12 @@ def test_baseline_block_norms_before_it_convolves():
 
 
 def test_shortcut_is_the_identity_where_the_shape_stays():
-    assert drawn(PreActivationBlock, 4, 4, 1, **OPTIONS).shortcut is None
-    assert drawn(PreActivationBlock, 4, 4, 2, **OPTIONS).shortcut is not None
+    assert random_module(PreActivationBlock, 4, 4, 1, **OPTIONS).shortcut is None
+    assert random_module(PreActivationBlock, 4, 4, 2, **OPTIONS).shortcut is not None
 
 
 def test_attention_block_attends_before_the_sum_and_ends_with_relu():
-    block = drawn(
+    block = random_module(
         lambda rngs: AttentionBlock(4, 4, 1, Half(), rngs=rngs, **OPTIONS),
     )
     x = normals(2, 6, 6, 4)
@@ -168,7 +168,7 @@ class Half(nnx.Module):
 
 
 def test_squeeze_excitation_gates_by_the_mean():
-    module = drawn(SqueezeExcitation, 16)
+    module = random_module(SqueezeExcitation, 16)
     module.squeeze.bias[...] = jnp.ones(1)
     x = normals(2, 3, 5, 16)
     hidden = relu(x.mean((1, 2)) @ np.asarray(module.squeeze.kernel[...]) + 1)
@@ -179,7 +179,7 @@ def test_squeeze_excitation_gates_by_the_mean():
 def test_gate_has_the_value_worked_out_by_hand():
     # Two pixels of 8 channels, which the convolution maps to the features (3, 1) and
     # (0, 2); batch norm is set to leave them as they are.
-    module = drawn(EncodingAttention, 8, num_codes=2, drop=False, **OPTIONS)
+    module = random_module(EncodingAttention, 8, num_codes=2, drop=False, **OPTIONS)
     module.eval()
     kernel = np.zeros((1, 1, 8, 2), np.float32)
     kernel[0, 0, 0], kernel[0, 0, 1] = [3, 0], [0, 1]
@@ -203,7 +203,7 @@ def test_gate_has_the_value_worked_out_by_hand():
 
 
 def test_encoding_enters_the_gate_with_length_one():
-    module = drawn(EncodingAttention, 8, num_codes=3, drop=False, **OPTIONS)
+    module = random_module(EncodingAttention, 8, num_codes=3, drop=False, **OPTIONS)
     x = 30 * normals(4, 5, 5, 8)
     # The linear layer shows its input, as six of the eight channels.
     module.linear.kernel[...] = jnp.eye(6, 8)
@@ -214,7 +214,7 @@ def test_encoding_enters_the_gate_with_length_one():
 
 def test_gradient_of_an_encoding_that_is_zero_is_finite():
     # All features and the only codeword are zero, and so are the residuals.
-    module = drawn(EncodingAttention, 4, num_codes=1, drop=False, **OPTIONS)
+    module = random_module(EncodingAttention, 4, num_codes=1, drop=False, **OPTIONS)
     module.encoding.codewords[...] = jnp.zeros((1, 1))
     module.eval()
     gradient = jax.grad(lambda x: module.gate(x).sum())(jnp.zeros((1, 2, 2, 4)))
@@ -222,8 +222,8 @@ def test_gradient_of_an_encoding_that_is_zero_is_finite():
 
 
 def test_drawn_scales_are_minus_one_half_in_eval_mode():
-    drop = drawn(DropEncoding, 5, 3)
-    fixed = drawn(Encoding, 5, 3)
+    drop = random_module(DropEncoding, 5, 3)
+    fixed = random_module(Encoding, 5, 3)
     fixed.codewords[...] = drop.codewords[...]
     fixed.scale[...] = jnp.full(3, -0.5)
     assert "scale" not in nnx.to_pure_dict(nnx.state(drop, nnx.Param))
@@ -236,13 +236,13 @@ def test_drawn_scales_are_minus_one_half_in_eval_mode():
 
 
 def test_drawn_scales_are_uniform_and_one_for_each_codeword():
-    scales = np.asarray(drawn(DropEncoding, 1, 4000)._scales())
+    scales = np.asarray(random_module(DropEncoding, 1, 4000)._scales())
     assert -1 <= scales.min() < -0.99 and -0.01 < scales.max() < 0
     np.testing.assert_allclose(np.histogram(scales, 4)[0], 1000, atol=120)
 
 
 def test_each_step_and_each_layer_draws_its_own_scales():
-    model = drawn(create_model, "encnet14", scale_drop=True, **TINY)
+    model = random_module(create_model, "encnet14", scale_drop=True, **TINY)
     model_def, params, batch_stats = split_model(model)
     images = normals(4, 8, 8, 3)
 
@@ -266,7 +266,7 @@ def test_every_weight_of_an_attention_block_learns_with_drawn_scales():
         attention = EncodingAttention(8, num_codes=2, drop=True, rngs=rngs, **OPTIONS)
         return AttentionBlock(4, 8, 2, attention, rngs=rngs, **OPTIONS)
 
-    graphdef, params, rest = nnx.split(drawn(create), nnx.Param, ...)
+    graphdef, params, rest = nnx.split(random_module(create), nnx.Param, ...)
     x = normals(3, 6, 6, 4)
 
     @jax.jit

@@ -8,7 +8,7 @@ from flax import nnx
 
 from encnet_jax.errors import UserError
 from encnet_jax.models import create_model
-from tests.random_module import drawn
+from tests.random_module import random_module
 
 TINY = dict(
     num_classes=5, backbone="tiny", stem="plain", width=2, head_channels=4, num_codes=2
@@ -62,7 +62,7 @@ def test_bfloat16_keeps_presence_in_float32():
 def encnet():
     """Returns a function of the mode and the key of dropout: logits, presence."""
     settings = {**TINY, "aux_head": False, "dropout": 0.5}
-    model = drawn(create_model, "encnet", **settings)
+    model = random_module(create_model, "encnet", **settings)
     images = np.random.default_rng(0).standard_normal((2, 24, 40, 3), np.float32)
 
     def run(training, key):

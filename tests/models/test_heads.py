@@ -14,7 +14,7 @@ from encnet_jax.errors import UserError
 from encnet_jax.models import create_model
 from encnet_jax.models.heads import BASELINES, DeepLabV3Head, PSPHead
 from encnet_jax.ops.resize import adaptive_average_pool
-from tests.random_module import drawn
+from tests.random_module import random_module
 
 TINY = dict(num_classes=5, backbone="tiny", stem="plain", width=2, head_channels=4)
 
@@ -105,7 +105,7 @@ def test_narrowest_deeplab_is_named():
 
 @pytest.mark.parametrize("head", [PSPHead, DeepLabV3Head])
 def test_every_weight_of_a_head_learns(head):
-    model = drawn(head, 16, 8, 3, dropout=0.0)
+    model = random_module(head, 16, 8, 3, dropout=0.0)
     graphdef, params, rest = nnx.split(model, nnx.Param, ...)
     x = np.random.default_rng(0).standard_normal((2, 15, 13, 16), np.float32)
 
@@ -121,7 +121,9 @@ def test_every_weight_of_a_head_learns(head):
 
 def test_dropout_of_deeplab_is_off_with_that_of_the_classifier():
     x = np.random.default_rng(0).standard_normal((1, 5, 5, 8), np.float32)
-    on, off = (drawn(DeepLabV3Head, 8, 16, 3, dropout=rate) for rate in (1e-6, 0.0))
+    on, off = (
+        random_module(DeepLabV3Head, 8, 16, 3, dropout=rate) for rate in (1e-6, 0.0)
+    )
     assert np.abs(on(x) - on(x)).max() > 0.01
     np.testing.assert_allclose(off(x), off(x), atol=1e-5)  # of other running means
     on.eval()

@@ -17,7 +17,7 @@ from encnet_jax.ops.conv import (
     space_to_batch,
 )
 from encnet_jax.ops.winograd import transform_kernel, winograd
-from tests.random_module import drawn
+from tests.random_module import random_module
 
 RNG = np.random.default_rng(0)
 
@@ -36,7 +36,7 @@ def ones_convolution(image, **settings):
 @pytest.mark.parametrize("stride", [1, 2])
 def test_1x1_convolution_equals_that_of_lax(stride):
     x = normals(2, 5, 6, 3)
-    conv = drawn(Conv, 3, 4, stride=stride, use_bias=True)
+    conv = random_module(Conv, 3, 4, stride=stride, use_bias=True)
     conv.bias[...] = jnp.arange(4.0)
     expected = jax.lax.conv_general_dilated(
         x,
@@ -51,7 +51,7 @@ def test_1x1_convolution_equals_that_of_lax(stride):
 
 
 def test_strided_convolution_pads_both_sides_alike():
-    # Centred on pixels 0 and 2. TensorFlow's "SAME" would centre on 1 and 3.
+    # Centerd on pixels 0 and 2. TensorFlow's "SAME" would center on 1 and 3.
     result = ones_convolution(np.arange(16).reshape(4, 4), stride=2)
     np.testing.assert_array_equal(result, [[10, 24], [51, 90]])
 
@@ -65,7 +65,7 @@ def test_dilated_convolution_keeps_the_size():
 
 def of_form(impl, features=(32, 33), **settings):
     """Returns a 3x3 convolution; with these features every impl applies."""
-    conv = drawn(Conv, *features, 3, **settings)
+    conv = random_module(Conv, *features, 3, **settings)
     set_conv_impl(conv, impl)
     return conv
 
@@ -131,7 +131,7 @@ def test_kernel_is_summed_alike_by_numpy():
 @pytest.mark.parametrize("impl", ["lax", "space_to_batch", "winograd"])
 def test_folded_layer_gives_the_numbers_of_its_parts(impl):
     x = normals(2, 9, 7, 128)
-    layer = drawn(ConvBN, 128, 128, 3, dilation=2)
+    layer = random_module(ConvBN, 128, 128, 3, dilation=2)
     layer.norm.mean[...], layer.norm.var[...] = normals(128), normals(128) ** 2 + 0.1
     layer.norm.scale[...], layer.norm.bias[...] = normals(128), normals(128)
     layer.eval()

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from safetensors.numpy import save_file
-from torch_networks import drawn, small_shapes, small_weights
+from torch_networks import random_module, small_shapes, small_weights
 
 from encnet_jax import Segmenter, UserError
 from encnet_jax.convert.workdir import write_workdir
@@ -96,7 +96,9 @@ def test_imported_workdir_is_taken_by_evaluate_and_predict(tmp_path):
         for name, shape in shapes.items()
     }
     path, workdir = tmp_path / "encnet.safetensors", tmp_path / "imported"
-    save_file({k: np.ascontiguousarray(v) for k, v in drawn(eleven).items()}, path)
+    save_file(
+        {k: np.ascontiguousarray(v) for k, v in random_module(eleven).items()}, path
+    )
     write_workdir(path, workdir, dataset="camvid")
     camvid = make_camvid(tmp_path / "camvid")
     scored = run(

@@ -55,7 +55,7 @@ def one_device(request, camvid, tmp_path_factory):
     more = []
     if request.param == "arrays in parts":
         # A part is one image a device.
-        more = ["data.in_memory=True", "batch_size=16", "accumulate_steps=2"]
+        more = ["data.cache_on_device=True", "batch_size=16", "grad_accum_steps=2"]
     more = [f"--config.{setting}" for setting in more]
     workdir = tmp_path_factory.mktemp("one") / "run"
     finish(start(*arguments(camvid, workdir, *more), devices=1))

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from encnet_jax.errors import UserError
-from encnet_jax.run.preemption import sole_run
+from encnet_jax.run.preemption import lock_workdir
 from encnet_jax.train.run import train
 from tests.commands import (
     ROOT,
@@ -32,7 +32,7 @@ def train_arguments(camvid, workdir, *more):
         "train.py",
         "--config=configs/camvid.py:cpu",
         f"--config.data.data_dir={camvid}",
-        "--config.data.in_memory",
+        "--config.data.cache_on_device",
         f"--workdir={workdir}",
         *SMALL,
         *more,
@@ -90,7 +90,7 @@ def test_sigterm_saves_and_ends_well_and_the_same_command_goes_on(camvid, tmp_pa
 def test_second_run_on_a_workdir_is_refused(camvid, tmp_path):
     workdir = tmp_path / "run"
     workdir.mkdir()
-    with sole_run(workdir):
+    with lock_workdir(workdir):
         result = run(*train_arguments(camvid, workdir))
     assert result.returncode == 2
     (line,) = errors(result)
@@ -100,8 +100,8 @@ def test_second_run_on_a_workdir_is_refused(camvid, tmp_path):
 
 def test_lock_ends_with_its_run(tmp_path):
     for _ in range(2):
-        with sole_run(tmp_path), pytest.raises(UserError, match="another run"):
-            with sole_run(tmp_path):
+        with lock_workdir(tmp_path), pytest.raises(UserError, match="another run"):
+            with lock_workdir(tmp_path):
                 raise AssertionError("two runs at once")
 
 

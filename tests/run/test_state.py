@@ -15,14 +15,14 @@ from encnet_jax.ops.conv import Conv
 from encnet_jax.optimizer import create_optimizer
 from encnet_jax.run.state import create_train_state, pure_batch_stats, split_model
 from encnet_jax.train.step import make_train_step
-from tests.random_module import drawn
+from tests.random_module import random_module
 
 INFO = DatasetInfo("two", ("dark", "light"), ((0, 0, 0), (255, 255, 255)), {})
 RNG = np.random.default_rng(0)
 
 
 def small_model(**settings):
-    return drawn(
+    return random_module(
         create_model,
         "encnet",
         num_classes=2,
@@ -65,7 +65,7 @@ class Run:
     def __init__(self, model, rates, **settings):
         self.traces = 0
         self.model_def, params, batch_stats = split_model(model)
-        tx = create_optimizer(lambda step: rates(step), head_factor=1.0)
+        tx = create_optimizer(lambda step: rates(step), head_lr_mult=1.0)
         self.state = create_train_state(params, batch_stats, tx)
         self.resident = {"seed": jnp.uint32(0)}
 
@@ -200,8 +200,8 @@ def test_accumulated_parts_give_the_gradient_of_the_whole():
     # batch statistics and losses equal those of the two alone.
     batch = two_images()
     twice = {key: value.repeat(2, 0) for key, value in batch.items()}
-    whole = Run(drawn(OneLayer), lambda step: 0.05)
-    parts = Run(drawn(OneLayer), lambda step: 0.05, accumulate_steps=2)
+    whole = Run(random_module(OneLayer), lambda step: 0.05)
+    parts = Run(random_module(OneLayer), lambda step: 0.05, grad_accum_steps=2)
     expected, actual = whole.step(batch), parts.step(twice)
     for key in ("loss", "pixel_loss", "se_loss"):
         assert actual[key] == pytest.approx(expected[key], rel=1e-5)

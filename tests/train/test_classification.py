@@ -10,7 +10,7 @@ from PIL import Image
 from configs.cifar10 import EPOCH, get_config
 from encnet_jax.data.dataset_info import CIFAR10
 from encnet_jax.data.datasets import Example
-from encnet_jax.data.registry import open_source
+from encnet_jax.data.registry import open_dataset
 from encnet_jax.errors import UserError
 from encnet_jax.evaluate.classification import evaluate_classes
 from encnet_jax.losses import classification_loss
@@ -53,9 +53,9 @@ def workdir(cifar, tmp_path_factory):
 
 
 def test_source_reads_images_and_classes(cifar):
-    source = open_source("cifar10", "train", str(cifar))
-    assert len(source) == 40 and source.info is CIFAR10
-    examples = [source.example(number) for number in range(40)]
+    dataset = open_dataset("cifar10", "train", str(cifar))
+    assert len(dataset) == 40 and dataset.info is CIFAR10
+    examples = [dataset[number] for number in range(40)]
     assert {e.image.shape for e in examples} == {(32, 32, 3)}
     # Class 0 too, which records store as nothing.
     assert sorted(int(e.labels) for e in examples) == sorted(list(range(10)) * 4)
@@ -78,10 +78,10 @@ class FourImages:
     def __len__(self):
         return 5
 
-    def example(self, number):
-        label = np.asarray([0, 0, 1, 9, 9][number], np.uint8)
-        image = np.full((2, 2, 3), [0, 3, 1, 9, 9][number], np.uint8)
-        return Example(image, label, str(number))
+    def __getitem__(self, index):
+        label = np.asarray([0, 0, 1, 9, 9][index], np.uint8)
+        image = np.full((2, 2, 3), [0, 3, 1, 9, 9][index], np.uint8)
+        return Example(image, label, str(index))
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 5, 8])
@@ -100,7 +100,7 @@ def test_scores_by_hand_do_not_depend_on_the_batch(batch_size):
     assert results["per_class_accuracy"][[0, 1, 9]].tolist() == [0.5, 1, 1]
 
 
-def test_small_images_are_learnt_and_scored(workdir, cifar):
+def test_small_images_are_learned_and_scored(workdir, cifar):
     lines = (workdir / "metrics.jsonl").read_text().splitlines()
     lines = [json.loads(line) for line in lines]
     assert lines[0]["loss"] > 2 > 1 > lines[-2]["loss"]
@@ -123,12 +123,12 @@ def test_small_images_are_learnt_and_scored(workdir, cifar):
     assert (workdir / "evaluation" / "test-confusion.png").exists()
 
 
-def test_images_that_are_not_in_memory_are_learnt_too(cifar, tmp_path):
+def test_images_that_are_not_in_memory_are_learned_too(cifar, tmp_path):
     result = run(
         "train.py",
         "--config=configs/cifar10.py:encnet_2k16d-drop",
         f"--config.data.data_dir={cifar}",
-        "--config.data.in_memory=False",
+        "--config.data.cache_on_device=False",
         f"--workdir={tmp_path}",
         *SMALL,
     )
@@ -139,7 +139,7 @@ def test_images_that_are_not_in_memory_are_learnt_too(cifar, tmp_path):
 
 
 def test_predict_classifies_pictures_of_any_size(workdir, cifar, tmp_path):
-    example = open_source("cifar10", "test", str(cifar)).example(3)
+    example = open_dataset("cifar10", "test", str(cifar)).example(3)
     classifier = Classifier.from_workdir(workdir)
     expected = classifier(example.image)
     assert expected.probabilities.sum() == pytest.approx(1, abs=1e-5)

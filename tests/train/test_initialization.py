@@ -6,14 +6,14 @@ import pytest
 from flax import nnx
 
 from encnet_jax.config import default, save_config
-from encnet_jax.data.dataset_info import DatasetInfo, distinct_colors, save_info
+from encnet_jax.data.dataset_info import DatasetInfo, save_info, voc_colormap
 from encnet_jax.errors import UserError
 from encnet_jax.models import create_model
 from encnet_jax.optimizer import create_optimizer
 from encnet_jax.run.checkpoint import Checkpoints
 from encnet_jax.run.model_config import model_settings
 from encnet_jax.run.state import create_train_state, split_model
-from encnet_jax.train.initialization import load_start
+from encnet_jax.train.initialization import load_initial_weights
 
 NAMES = ("road", "car", "sky")
 
@@ -54,7 +54,7 @@ def earlier(tmp_path_factory):
     checkpoints.save(state, 7)
     checkpoints.close()
     save_config(settings(), workdir / "config.json")
-    info = DatasetInfo("mine", NAMES, distinct_colors(3), {})
+    info = DatasetInfo("mine", NAMES, voc_colormap(3), {})
     save_info(info, workdir / "classes.json")
     return workdir, leaves(model_def.merge(params, batch_stats))
 
@@ -62,7 +62,7 @@ def earlier(tmp_path_factory):
 def test_same_classes_take_every_array(earlier):
     workdir, expected = earlier
     model = model_of(2)
-    text = load_start(model, str(workdir), NAMES)
+    text = load_initial_weights(model, str(workdir), NAMES)
     found = leaves(model)
     assert found.keys() == expected.keys() and "step 7" in text
     for path, array in found.items():
@@ -74,7 +74,7 @@ def test_other_classes_leave_the_classifiers_alone(earlier, names):
     workdir, expected = earlier
     model = model_of(2, len(names))
     before = leaves(model)
-    text = load_start(model, str(workdir), names)
+    text = load_initial_weights(model, str(workdir), names)
     classifiers = set()
     for path, array in leaves(model).items():
         if "classifier" in path or "se_head" in path:
@@ -87,7 +87,7 @@ def test_other_classes_leave_the_classifiers_alone(earlier, names):
 
 
 def test_part_that_the_model_has_not_is_told(earlier):
-    text = load_start(model_of(2, aux_head=False), str(earlier[0]), NAMES)
+    text = load_initial_weights(model_of(2, aux_head=False), str(earlier[0]), NAMES)
     assert "without a place here: aux_head." in text
 
 
@@ -95,11 +95,11 @@ def test_another_model_is_refused_and_nothing_changes(earlier):
     model = model_of(2, width=8)
     before = leaves(model)
     with pytest.raises(UserError, match="model.weights=.*another shape.*backbone"):
-        load_start(model, str(earlier[0]), NAMES)
+        load_initial_weights(model, str(earlier[0]), NAMES)
     for path, array in leaves(model).items():
         np.testing.assert_array_equal(array, before[path], err_msg=path)
 
 
 def test_folder_without_a_run_is_named(tmp_path):
     with pytest.raises(UserError, match=f"{tmp_path}.*is .* the workdir"):
-        load_start(model_of(2), str(tmp_path), NAMES)
+        load_initial_weights(model_of(2), str(tmp_path), NAMES)

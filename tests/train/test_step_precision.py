@@ -17,7 +17,7 @@ from encnet_jax.ops.conv import Conv
 from encnet_jax.optimizer import create_optimizer, poly_schedule
 from encnet_jax.run.state import create_train_state, split_model
 from encnet_jax.train.step import make_train_step
-from tests.random_module import drawn
+from tests.random_module import random_module
 
 INFO = DatasetInfo("two", ("dark", "light"), ((0, 0, 0), (255, 255, 255)), {})
 
@@ -96,7 +96,7 @@ def test_logarithms_exponentials_and_roots_are_in_float32(traced):
 
 
 def test_encoding_of_bfloat16_features_is_computed_in_float32():
-    layer = drawn(Encoding, 8, 4)
+    layer = random_module(Encoding, 8, 4)
     features = jax.ShapeDtypeStruct((2, 6, 8), jnp.bfloat16)
     traced = jax.make_jaxpr(layer)(features)
     assert traced.out_avals[0].dtype == jnp.float32
@@ -110,7 +110,7 @@ def test_encoding_of_bfloat16_features_is_computed_in_float32():
 
 def test_gradient_of_a_bias_is_summed_in_float32():
     # 8192 pixels of 1: in bfloat16 a sum of ones ends at 256.
-    conv = drawn(Conv, 1, 1, use_bias=True, dtype=jnp.bfloat16)
+    conv = random_module(Conv, 1, 1, use_bias=True, dtype=jnp.bfloat16)
     graphdef, state = nnx.split(conv)
 
     @jax.jit

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from encnet_jax.data.dataset_info import IGNORE_LABEL, distinct_colors
+from encnet_jax.data.dataset_info import IGNORE_LABEL, voc_colormap
 from encnet_jax.visualize.overlay import overlay, palette_image, panel, prediction_panel
 
 RED, GREEN, BLUE = (255, 0, 0), (0, 255, 0), (0, 0, 255)
@@ -24,7 +24,7 @@ def stored(picture):
 @pytest.mark.parametrize("dtype", [np.uint8, np.int32, np.int64])
 def test_palette_image_keeps_every_label_through_png(dtype):
     labels = np.arange(256, dtype=dtype).reshape(16, 16)
-    colors = distinct_colors(150)
+    colors = voc_colormap(150)
     picture = stored(palette_image(labels, colors))
     assert picture.mode == "P"
     np.testing.assert_array_equal(np.asarray(picture), labels)
@@ -77,9 +77,7 @@ def test_legend_shows_the_colors_of_the_classes_there_are():
 def test_legend_makes_the_picture_taller_if_it_must():
     labels = np.arange(30).repeat(2).reshape(6, 10)
     names = [f"class {number}" for number in range(30)]
-    picture = overlay(
-        np.zeros((6, 10, 3), np.uint8), labels, distinct_colors(30), names
-    )
+    picture = overlay(np.zeros((6, 10, 3), np.uint8), labels, voc_colormap(30), names)
     assert picture.height > 30 * 12
 
 

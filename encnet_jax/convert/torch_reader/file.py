@@ -22,7 +22,12 @@ from typing import Any
 import numpy as np
 
 from encnet_jax.convert.torch_reader.formats import ALLOWED, load_legacy, load_zip
-from encnet_jax.convert.torch_reader.tensors import DTYPES, Placeholder, Refusal, line
+from encnet_jax.convert.torch_reader.tensors import (
+    DTYPES,
+    Placeholder,
+    UnsupportedFileError,
+    one_line,
+)
 from encnet_jax.errors import UserError
 
 __all__ = ["Placeholder", "load_file", "read_state_dict", "state_dict_of"]
@@ -97,7 +102,7 @@ def load_file(path: str | os.PathLike[str]) -> Any:
     file = pathlib.Path(path)
     try:
         if file.exists() and not file.is_file():
-            raise Refusal(f"is not a file; allowed: {ALLOWED}")
+            raise UnsupportedFileError(f"is not a file; allowed: {ALLOWED}")
         if file.suffix == ".safetensors":
             return _load_safetensors(file)
         stream, data = _open(file)
@@ -106,13 +111,13 @@ def load_file(path: str | os.PathLike[str]) -> Any:
         return load_legacy(stream, data)
     except UserError:
         raise
-    except Refusal as error:
+    except UnsupportedFileError as error:
         raise UserError(f"{file}: {error}") from error
     except _MALFORMED as error:
         reason = error.strerror if isinstance(error, OSError) else None
         reason = reason or f"{type(error).__name__}: {error}"
         raise UserError(
-            f"{file}: cannot be read ({line(reason)}); it is missing, truncated or"
+            f"{file}: cannot be read ({one_line(reason)}); it is missing, truncated or"
             f" damaged; allowed: {ALLOWED}"
         ) from error
 
@@ -206,7 +211,7 @@ def _open(file: pathlib.Path) -> tuple[mmap.mmap | io.BytesIO, np.ndarray]:
     """Returns the file as a stream and as read-only uint8 [size], without copying."""
     with file.open("rb") as opened:
         if os.fstat(opened.fileno()).st_size == 0:
-            raise Refusal(f"is empty; allowed: {ALLOWED}")
+            raise UnsupportedFileError(f"is empty; allowed: {ALLOWED}")
         try:
             stream = mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ)
             return stream, np.frombuffer(stream, np.uint8)
@@ -235,14 +240,14 @@ def _kind(data: np.ndarray) -> str:
         "safetensors; give it the suffix .safetensors": head[8:10] == b'{"',
     }
     what = next((name for name, matches in known.items() if matches), None)
-    raise Refusal(f"is {what or 'not a torch file'}; allowed: {ALLOWED}")
+    raise UnsupportedFileError(f"is {what or 'not a torch file'}; allowed: {ALLOWED}")
 
 
 def _load_safetensors(file: pathlib.Path) -> dict[str, np.ndarray]:
     try:
         import safetensors
     except ImportError as error:
-        raise Refusal(
+        raise UnsupportedFileError(
             "needs the package safetensors: python -m pip install safetensors"
         ) from error
     arrays = {}
@@ -251,8 +256,8 @@ def _load_safetensors(file: pathlib.Path) -> dict[str, np.ndarray]:
         for name, entry in safetensors.deserialize(file.read_bytes()):
             dtype = _SAFETENSORS_DTYPES.get(entry["dtype"])
             if dtype is None:
-                raise Refusal(
-                    f"has a tensor of {line(entry['dtype'])}; allowed:"
+                raise UnsupportedFileError(
+                    f"has a tensor of {one_line(entry['dtype'])}; allowed:"
                     f" {', '.join(_SAFETENSORS_DTYPES)}"
                 )
             array = np.frombuffer(entry["data"], DTYPES[dtype])
@@ -260,6 +265,7 @@ def _load_safetensors(file: pathlib.Path) -> dict[str, np.ndarray]:
             arrays[name] = array.reshape(entry["shape"])
         return arrays
     except safetensors.SafetensorError as error:
-        raise Refusal(
-            f"is not a readable safetensors file ({line(error)}); allowed: {ALLOWED}"
+        raise UnsupportedFileError(
+            f"is not a readable safetensors file ({one_line(error)}); "
+            f"allowed: {ALLOWED}"
         ) from error

@@ -52,7 +52,7 @@ STORAGES = {
 }
 
 
-class Refusal(ValueError):
+class UnsupportedFileError(ValueError):
     """Carries a reason, in words for the user, to `load_file`."""
 
 
@@ -124,34 +124,37 @@ class Tensors:
         """Returns the storage of a persistent id; the arguments are its parts.
 
         Raises:
-            Refusal: The id is malformed, or asks for more bytes than there are.
+            UnsupportedFileError: The id is malformed, or asks for more bytes than there
+                are.
         """
         if not isinstance(cls, StorageType):
             name = getattr(cls, "name", type(cls).__name__)
-            raise Refusal(
+            raise UnsupportedFileError(
                 f"holds a storage of {name}; allowed: float, bfloat16, complex, integer"
-                " and bool storages of torch, not quantised ones"
+                " and bool storages of torch, not quantized ones"
             )
         if not isinstance(key, str) or not is_size(numel):
-            raise Refusal("has a storage with a strange key or size")
+            raise UnsupportedFileError("has a storage with a strange key or size")
         if self.storage_types.setdefault(key, cls.dtype) != cls.dtype:
-            raise Refusal(f"gives storage {line(key)!r} two types")
+            raise UnsupportedFileError(f"gives storage {one_line(key)!r} two types")
         if key not in self.raws:
             self.raws[key] = self.lookup(key, cls.dtype)
         raw, width = self.raws[key], cls.dtype.itemsize
         if raw is not None and numel * width > raw.size:
-            raise Refusal(
-                f"asks for {numel * width} bytes of storage {line(key)!r}, which has"
-                f" {raw.size}"
+            raise UnsupportedFileError(
+                f"asks for {numel * width} bytes of storage {one_line(key)!r}, "
+                f"which has {raw.size}"
             )
         if view is None:
             return Storage(raw, cls.dtype, numel)
         # torch until 0.4: (key of the view, its offset and size in elements)
         if not isinstance(view, tuple) or len(view) != 3 or not are_sizes(view[1:]):
-            raise Refusal("has a strange view of a storage")
+            raise UnsupportedFileError("has a strange view of a storage")
         _, offset, size = view
         if offset + size > numel:
-            raise Refusal(f"has a view that leaves storage {line(key)!r}")
+            raise UnsupportedFileError(
+                f"has a view that leaves storage {one_line(key)!r}"
+            )
         part = raw if raw is None else raw[offset * width : (offset + size) * width]
         return Storage(part, cls.dtype, size)
 
@@ -159,26 +162,31 @@ class Tensors:
         """Returns the tensor of `_rebuild_tensor` and `_rebuild_tensor_v2`.
 
         Raises:
-            Refusal: It reaches out of its storage, or its sizes are no sizes.
+            UnsupportedFileError: It reaches out of its storage, or its sizes are no
+                sizes.
         """
         if len(args) < 4 or not isinstance(args[0], Storage):
-            raise Refusal("has a tensor without a storage")
+            raise UnsupportedFileError("has a tensor without a storage")
         return self._view(args[:4], args[0].dtype, args[6] if args[6:] else None)
 
     def build_v3(self, args: tuple[Any, ...]) -> np.ndarray | None:
         """Returns the tensor of `_rebuild_tensor_v3`, which has a type of its own.
 
         Raises:
-            Refusal: As `build`, or the type is not known.
+            UnsupportedFileError: As `build`, or the type is not known.
         """
         if len(args) < 7 or not isinstance(args[0], Storage):
-            raise Refusal("has a tensor without a storage")
+            raise UnsupportedFileError("has a tensor without a storage")
         dtype = args[6]
         if not isinstance(dtype, np.dtype):
             name = getattr(dtype, "name", type(dtype).__name__)
-            raise Refusal(f"has a tensor of {name}; allowed: {', '.join(DTYPES)}")
+            raise UnsupportedFileError(
+                f"has a tensor of {name}; allowed: {', '.join(DTYPES)}"
+            )
         if self.swap and dtype.itemsize > 1 and dtype != args[0].dtype:
-            raise Refusal(f"has {dtype} in the other byte order: not supported")
+            raise UnsupportedFileError(
+                f"has {dtype} in the other byte order: not supported"
+            )
         return self._view(args[:4], dtype, args[7] if args[7:] else None)
 
     def _view(
@@ -187,22 +195,28 @@ class Tensors:
         """Returns a read-only view of a storage; None while its bytes are unknown."""
         storage, offset, shape, strides = args
         if not (is_size(offset) and are_sizes(shape) and are_sizes(strides)):
-            raise Refusal("has a tensor whose shape, strides or offset are no sizes")
+            raise UnsupportedFileError(
+                "has a tensor whose shape, strides or offset are no sizes"
+            )
         if len(shape) != len(strides):
-            raise Refusal("has a tensor with more strides than dimensions, or fewer")
+            raise UnsupportedFileError(
+                "has a tensor with more strides than dimensions, or fewer"
+            )
         if isinstance(metadata, dict) and (metadata.get("conj") or metadata.get("neg")):
-            raise Refusal("has a lazily conjugated tensor; save resolve_conj() of it")
+            raise UnsupportedFileError(
+                "has a lazily conjugated tensor; save resolve_conj() of it"
+            )
         if storage.raw is None:
             return None
         available = storage.numel * storage.dtype.itemsize // dtype.itemsize
         last = offset + sum((n - 1) * s for n, s in zip(shape, strides, strict=True))
         if 0 not in shape and last >= available:
-            raise Refusal(
+            raise UnsupportedFileError(
                 f"has a tensor that reaches element {last} of a storage of {available}"
             )
         self.total_bytes += math.prod(shape) * dtype.itemsize
         if self.total_bytes > 16 * self.file_size + _SPARE_BYTES:
-            raise Refusal("has tensors over 16 times larger than the file")
+            raise UnsupportedFileError("has tensors over 16 times larger than the file")
         if 0 in shape:
             empty = np.empty(shape, dtype)
             empty.flags.writeable = False
@@ -211,7 +225,7 @@ class Tensors:
         return np.ndarray(shape, dtype, storage.raw, offset * dtype.itemsize, steps)
 
 
-def line(text: object) -> str:
+def one_line(text: object) -> str:
     """Returns text as one printable line of at most 160 characters."""
     words = " ".join(str(text)[:400].split())
     if not words.isprintable():

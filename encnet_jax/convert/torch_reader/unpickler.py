@@ -21,11 +21,11 @@ from encnet_jax.convert.torch_reader.tensors import (
     DTYPES,
     STORAGES,
     Placeholder,
-    Refusal,
     StorageType,
     Tensors,
+    UnsupportedFileError,
     are_sizes,
-    line,
+    one_line,
 )
 
 # What one file may cost. Real checkpoints stay far below: a ResNet-101 with its
@@ -34,7 +34,7 @@ _MAX_STEPS = 3_000_000  # pickle instructions and copied items
 _MAX_NAME = 300  # characters of "module.name"
 
 _STORAGE_MODULES = ("torch", "torch.cuda", "torch.storage")
-# Names that stand for something to build, with the method of `Machine` that does.
+# Names that stand for something to build, with the method of `SafeUnpickler` that does.
 _BUILDERS = {
     ("collections", "OrderedDict"): "_build_dict",
     ("collections", "defaultdict"): "_build_defaultdict",
@@ -86,7 +86,7 @@ class _Builder(Placeholder):
         self.method = method
 
 
-class Machine:
+class SafeUnpickler:
     """Runs one pickle over a closed set of values.
 
     Methods `_op_*` are the instructions, by their names in `pickletools`; those
@@ -122,14 +122,18 @@ class Machine:
                 # The name is one of pickletools' own table, not the file's choice.
                 method = getattr(self, f"_op_{name.lower()}", None)
                 if method is None:
-                    raise Refusal(f"uses the pickle instruction {name}: not allowed")
+                    raise UnsupportedFileError(
+                        f"uses the pickle instruction {name}: not allowed"
+                    )
                 method(arg)
-        raise Refusal("ends inside a pickle; it is truncated")
+        raise UnsupportedFileError("ends inside a pickle; it is truncated")
 
     def _spend(self, steps: int) -> None:
         self.steps += steps
         if self.steps > _MAX_STEPS:
-            raise Refusal(f"takes more than {_MAX_STEPS} pickle instructions")
+            raise UnsupportedFileError(
+                f"takes more than {_MAX_STEPS} pickle instructions"
+            )
 
     def _pop_mark(self) -> list[Any]:
         items, self.stack = self.stack, self.outer.pop()
@@ -158,7 +162,7 @@ class Machine:
 
     def _op_put(self, arg: int) -> None:
         if arg >= 2**32:  # chosen to share a hash value, they would fill memo slowly
-            raise Refusal("has a memo index beyond 32 bits")
+            raise UnsupportedFileError("has a memo index beyond 32 bits")
         self.memo[arg] = self.stack[-1]
 
     _op_binput = _op_long_binput = _op_put
@@ -205,7 +209,9 @@ class Machine:
         if isinstance(target, list):
             target.extend(items)
         elif not isinstance(target, Placeholder):
-            raise Refusal(f"appends to a {type(target).__name__}: not allowed")
+            raise UnsupportedFileError(
+                f"appends to a {type(target).__name__}: not allowed"
+            )
 
     def _op_additems(self, arg: None) -> None:
         items = self._pop_mark()
@@ -213,7 +219,9 @@ class Machine:
         if isinstance(target, set):
             target.update(map(_key, items))
         elif not isinstance(target, Placeholder):
-            raise Refusal(f"adds to a {type(target).__name__}: not allowed")
+            raise UnsupportedFileError(
+                f"adds to a {type(target).__name__}: not allowed"
+            )
 
     def _op_setitem(self, arg: None) -> None:
         value = self.stack.pop()
@@ -228,7 +236,9 @@ class Machine:
             for name, value in zip(items[::2], items[1::2], strict=True):
                 target[_key(name)] = value
         elif not isinstance(target, Placeholder):
-            raise Refusal(f"sets items of a {type(target).__name__}: not allowed")
+            raise UnsupportedFileError(
+                f"sets items of a {type(target).__name__}: not allowed"
+            )
 
     def _op_build(self, arg: None) -> None:
         # Attributes (a state dict's _metadata, an object's __dict__) are dropped.
@@ -241,7 +251,7 @@ class Machine:
     def _op_stack_global(self, arg: None) -> None:
         name, module = self.stack.pop(), self.stack.pop()
         if not isinstance(name, str) or not isinstance(module, str):
-            raise Refusal("names a class by something other than strings")
+            raise UnsupportedFileError("names a class by something other than strings")
         self.stack.append(_resolve(module, name))
 
     def _op_inst(self, arg: str) -> None:
@@ -265,16 +275,18 @@ class Machine:
 
     def _call(self, function: Any, args: Any) -> Any:
         if not isinstance(function, Placeholder):
-            raise Refusal(f"calls a {type(function).__name__}: not allowed")
+            raise UnsupportedFileError(
+                f"calls a {type(function).__name__}: not allowed"
+            )
         if not isinstance(function, _Builder):
             return Placeholder(function.name)
         if not function.method:
-            raise Refusal(
+            raise UnsupportedFileError(
                 f"holds a tensor of {function.name}, which cannot be read; allowed:"
-                " dense tensors that are not quantised"
+                " dense tensors that are not quantized"
             )
         if not isinstance(args, tuple):
-            raise Refusal(f"gives {function.name} no tuple of arguments")
+            raise UnsupportedFileError(f"gives {function.name} no tuple of arguments")
         if function.method == "_build_tensor":
             return self.tensors.build(args)
         if function.method == "_build_tensor_v3":
@@ -291,15 +303,17 @@ class Machine:
         elif isinstance(kind, str) and kind == "storage" and len(pid) in (5, 6):
             self.stack.append(self.tensors.storage(*pid[1:]))
         else:
-            raise Refusal("refers to something other than a storage of torch")
+            raise UnsupportedFileError(
+                "refers to something other than a storage of torch"
+            )
 
     def _build_dict(self, args: tuple[Any, ...]) -> dict[Any, Any]:
         pairs = args[0] if args else []  # Python 2 gives the items to the constructor
         if not isinstance(pairs, list):
-            raise Refusal("builds an OrderedDict from no list of pairs")
+            raise UnsupportedFileError("builds an OrderedDict from no list of pairs")
         self._spend(len(pairs))
         if not all(isinstance(p, list | tuple) and len(p) == 2 for p in pairs):
-            raise Refusal("builds an OrderedDict from no list of pairs")
+            raise UnsupportedFileError("builds an OrderedDict from no list of pairs")
         return {_key(name): value for name, value in pairs}
 
     def _build_defaultdict(self, args: tuple[Any, ...]) -> dict[Any, Any]:
@@ -307,26 +321,28 @@ class Machine:
 
     def _build_size(self, args: tuple[Any, ...]) -> tuple[int, ...]:
         if len(args) != 1 or not are_sizes(args[0]):
-            raise Refusal("has a torch.Size of something other than sizes")
+            raise UnsupportedFileError("has a torch.Size of something other than sizes")
         return args[0]
 
     def _build_parameter(self, args: tuple[Any, ...]) -> Any:
         if not args or not isinstance(args[0], np.ndarray | Placeholder | None):
-            raise Refusal("has a parameter without a tensor")
+            raise UnsupportedFileError("has a parameter without a tensor")
         return args[0]
 
     def _build_from_type(self, args: tuple[Any, ...]) -> Any:
         # A tensor of a subclass, or with attributes: (function, class, args, state).
         if len(args) != 4 or getattr(args[0], "method", None) == "_build_from_type":
-            raise Refusal("has a tensor subclass that is built in a strange way")
+            raise UnsupportedFileError(
+                "has a tensor subclass that is built in a strange way"
+            )
         return self._call(args[0], args[2])
 
 
 def _resolve(module: str, name: str) -> Any:
     """Returns what a class or function named in the file stands for here."""
     if len(module) + len(name) > _MAX_NAME:
-        raise Refusal(f"names a class with over {_MAX_NAME} characters")
-    full = line(f"{module}.{name}")
+        raise UnsupportedFileError(f"names a class with over {_MAX_NAME} characters")
+    full = one_line(f"{module}.{name}")
     if method := _BUILDERS.get((module, name)):
         return _Builder(full, method)
     if module == "torch._utils" and name in _UNREADABLE_TENSORS:

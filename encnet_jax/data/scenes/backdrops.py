@@ -48,7 +48,7 @@ def draw_backdrop(drawing: Drawing, rng: np.random.Generator, kind: int) -> None
 
 
 def _draw_sky(drawing: Drawing, rng: np.random.Generator, sky: Sequence[Color]) -> None:
-    """Draws a sky, from its top colour to that of its foot, with a sun and clouds."""
+    """Draws a sky, from its top color to that of its foot, with a sun and clouds."""
     # No labels in this function: a fresh drawing holds class 0, the sky.
     top, foot = (mix(c, _WHITE, rng.uniform(0, 0.25)) for c in sky)
     drawing.add("rectangle", foot, (0, 0, IMAGE_SIZE, CUE_ROWS))

@@ -1,4 +1,4 @@
-"""The drawing of `scenes`: forms painted and labelled in one go."""
+"""The drawing of `scenes`: forms painted and labeled in one go."""
 
 from collections.abc import Sequence
 
@@ -11,11 +11,11 @@ _SCALE = 2  # Drawn this much larger, then averaged: smooth edges.
 _CONTOUR_X = np.linspace(-1, IMAGE_SIZE + 1, 27)
 
 Color = tuple[int, int, int]
-Part = tuple[str, Color, Sequence[float]]  # Form, colour, points: `Drawing.add`.
+Part = tuple[str, Color, Sequence[float]]  # Form, color, points: `Drawing.add`.
 
 
 def colors_of(text: str) -> tuple[Color, ...]:
-    """Returns the RGB colours written in `text` as hexadecimal numbers."""
+    """Returns the RGB colors written in `text` as hexadecimal numbers."""
     codes = (bytes.fromhex(code) for code in text.split())
     return tuple((red, green, blue) for red, green, blue in codes)
 
@@ -72,7 +72,7 @@ class Drawing:
 
 
 def mix(a: Color, b: Color, share: float) -> Color:
-    """Returns the colour `share` (0 to 1) of the way from `a` to `b`."""
+    """Returns the color `share` (0 to 1) of the way from `a` to `b`."""
     red, green, blue = (int(p + (q - p) * share) for p, q in zip(a, b, strict=True))
     return red, green, blue
 

@@ -8,10 +8,10 @@ boat on water. At least 45 rows of meadow lie between the two, more than half th
 receptive field of the demo's backbone, so a network without a view of the whole
 picture can only guess.
 
-City and harbour differ in colour and texture at large. Farm and winter village do not:
+City and harbour differ in color and texture at large. Farm and winter village do not:
 under the same sky both show the same hills and houses in the same red and cream, once
 as red roofs on cream walls and once as snow on the roofs of red walls, so that the mean
-colour is the same and only the combination tells.
+color is the same and only the combination tells.
 
 Nothing here needs TensorFlow; `builders/scenes.py` wraps it for TFDS.
 """
@@ -133,10 +133,10 @@ def draw(seed: int, index: int, *, kind: int | None = None) -> Scene:
 def _light(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Returns the image under a soft light that varies a little with the picture."""
     line = np.linspace(-1, 1, IMAGE_SIZE)
-    centre, strength, *tint = rng.uniform(
+    center, strength, *tint = rng.uniform(
         (-0.7, 0.02, *[0.97] * 3), (0.7, 0.06, 1, 1, 1)
     )
-    across = np.outer(1 - strength * (line - centre) ** 2, tint)
+    across = np.outer(1 - strength * (line - center) ** 2, tint)
     down = 256 - 96 * strength * line**2
     gains = (down[:, None, None] * across).astype(np.uint16)  # 256 leaves as it is.
     return (image * gains >> 8).astype(np.uint8)
@@ -236,4 +236,4 @@ def _wedge(color: Color) -> Sequence[Part]:
 
 
 _PARTS = (_body, _ring, _wedge)
-_FEET = (0.7, 1, 0.85)  # How far below its centre a shape stands, in radii.
+_FEET = (0.7, 1, 0.85)  # How far below its center a shape stands, in radii.
