@@ -1,7 +1,7 @@
 """EncNet: a dilated residual network under the Context Encoding Module."""
 
 import functools
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -31,7 +31,7 @@ class SegmentationOutput(NamedTuple):
     aux_logits: jax.Array | None = None
     stage3_se_logits: jax.Array | None = None
 
-    def resized(self, size: tuple[int, int], align_corners: bool) -> Self:
+    def resized(self, size: tuple[int, int], align_corners: bool) -> "SegmentationOutput":
         """Returns the same with logits of another size; see `resize_bilinear`."""
         resize = functools.partial(
             resize_bilinear, size=size, align_corners=align_corners
