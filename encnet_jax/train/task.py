@@ -4,20 +4,19 @@ import functools
 from typing import NamedTuple
 
 import jax
+import numpy as np
 from flax import nnx
 from ml_collections import ConfigDict
 
 from encnet_jax.data.dataset_info import DatasetInfo
 from encnet_jax.data.datasets import Dataset
 from encnet_jax.errors import UserError
-from encnet_jax.evaluate.classification import (
-    evaluate_classes,
-    local_indices,
-    make_classify_fn,
-)
+from encnet_jax.evaluate.accumulator import ImageMetrics, MetricAccumulator
+from encnet_jax.evaluate.classification import classification_scores
 from encnet_jax.evaluate.evaluator import (
     PredictBatchesFn,
-    evaluate,
+    local_indices,
+    predict_dataset,
     predict_fn_from_config,
 )
 from encnet_jax.losses import classification_loss, segmentation_loss
@@ -27,7 +26,7 @@ from encnet_jax.run.state import PureDict
 from encnet_jax.run.workdir import best_metric_name
 from encnet_jax.train.step import ForwardFn, LossFn
 from encnet_jax.train.trainer import ValidateFn, Validation
-from encnet_jax.visualize.overlay import class_panel, prediction_panel
+from encnet_jax.visualize.panels import class_panel, prediction_panel
 
 _PANEL_ROWS = 4
 _PANEL_IMAGES = 64  # small ones, of a classification
@@ -58,14 +57,13 @@ def create_task(config: ConfigDict, model: nnx.Module, validation: Dataset) -> T
         validation: The split that is scored while training.
     """
     info = validation.info
+    predict_batches = predict_fn_from_config(config, config, model, info)
     if info.task == "classification":
-        classify = make_classify_fn(model, info)
         validate: ValidateFn = functools.partial(
-            _validate_classes, config, validation, classify
+            _validate_classes, config, validation, predict_batches
         )
         return Task(best_metric_name(info), _whole, classification_loss, validate)
-    score = predict_fn_from_config(config, config, model, info)
-    validate = functools.partial(_validate_pixels, config, validation, score)
+    validate = functools.partial(_validate_pixels, config, validation, predict_batches)
     loss = _pixel_loss(config, info)
     return Task(best_metric_name(info), _forward_low_res, loss, validate)
 
@@ -118,39 +116,52 @@ def _pixel_loss(config: ConfigDict, info: DatasetInfo) -> LossFn:
 def _validate_pixels(
     config: ConfigDict,
     dataset: Dataset,
-    score: PredictBatchesFn,
+    predict_batches: PredictBatchesFn,
     params: PureDict,
     batch_stats: PureDict,
 ) -> Validation:
-    results, examples = evaluate(
-        score,
-        params,
-        batch_stats,
-        dataset,
-        batch_size=config.evaluation.batch_size,
-        absent_classes=config.evaluation.absent_classes,
-        keep=_PANEL_ROWS,
-    )
-    rows = [(e.image, e.labels, predicted) for e, predicted in examples]
+    info, settings = dataset.info, config.evaluation
+    own = local_indices(dataset)
+    spread = np.linspace(0, len(own) - 1, _PANEL_ROWS if own else 0).astype(int)
+    shown = dict.fromkeys(own[place] for place in spread)
+    rows = {}
+    accumulator = MetricAccumulator(len(dataset), info.num_classes)
+    for prediction in predict_dataset(
+        predict_batches, params, batch_stats, dataset, batch_size=settings.batch_size
+    ):
+        accumulator.add(ImageMetrics.of(prediction, info.num_classes))
+        if prediction.index in shown:
+            example = prediction.example
+            rows[prediction.index] = (example.image, example.labels, prediction.labels)
+    results = accumulator.over_hosts().results(settings.absent_classes)
     return Validation(
         {key: results[key] for key in ("mean_iou", "pixel_accuracy")},
         results["images"],
-        prediction_panel(rows, dataset.info.colors),
+        prediction_panel([rows[index] for index in sorted(rows)], info.colors),
     )
 
 
 def _validate_classes(
     config: ConfigDict,
     dataset: Dataset,
-    classify,
+    predict_batches: PredictBatchesFn,
     params: PureDict,
     batch_stats: PureDict,
 ) -> Validation:
-    results, predictions = evaluate_classes(
-        classify, params, batch_stats, dataset, batch_size=config.evaluation.batch_size
+    predictions = list(
+        predict_dataset(
+            predict_batches,
+            params,
+            batch_stats,
+            dataset,
+            batch_size=config.evaluation.batch_size,
+        )
     )
-    shown = [dataset[n] for n in local_indices(dataset)[:_PANEL_IMAGES]]
-    rows = [(e.image, int(e.labels), int(p)) for e, p in zip(shown, predictions)]
+    results = classification_scores(predictions, dataset.info.num_classes)
+    rows = [
+        (p.example.image, int(p.example.labels), int(p.labels))
+        for p in predictions[:_PANEL_IMAGES]
+    ]
     return Validation(
         {key: results[key] for key in ("accuracy", "error")},
         results["images"],

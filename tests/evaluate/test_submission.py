@@ -63,7 +63,7 @@ def test_folders_of_images_are_read_through_and_bad_ones_named(tmp_path):
     np.testing.assert_array_equal(example.image, pixels)
     assert example.labels.shape == (6, 9) and (example.labels == 255).all()
     Image.fromarray(pixels).save(tmp_path / "b" / "one.png")
-    with pytest.raises(UserError, match="two images for one one.png"):
+    with pytest.raises(UserError, match="both would be one.png"):
         UnlabeledDataset(DATASETS["ade20k"], tmp_path)
     empty = tmp_path / "empty"
     empty.mkdir()

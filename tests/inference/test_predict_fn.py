@@ -7,8 +7,8 @@ import pytest
 from flax import nnx
 
 from encnet_jax.data.dataset_info import IMAGENET_MEAN, IMAGENET_STD
+from encnet_jax.inference.folding import InferenceModel
 from encnet_jax.inference.predict_fn import (
-    InferenceModel,
     make_predict_fn,
     resized_shape,
     whole_image_logits,

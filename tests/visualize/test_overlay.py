@@ -7,7 +7,8 @@ import pytest
 from PIL import Image
 
 from encnet_jax.data.dataset_info import IGNORE_LABEL, voc_colormap
-from encnet_jax.visualize.overlay import overlay, palette_image, panel, prediction_panel
+from encnet_jax.visualize.overlay import overlay, palette_image
+from encnet_jax.visualize.panels import panel, prediction_panel
 
 RED, GREEN, BLUE = (255, 0, 0), (0, 255, 0), (0, 0, 255)
 COLORS = (RED, GREEN, BLUE)

@@ -16,7 +16,7 @@ from encnet_jax import optimizer
 from encnet_jax.config import load_config, save_config
 from encnet_jax.data.dataset_info import CAMVID, save_info
 from encnet_jax.evaluate.progress_log import EvalProgressLog
-from encnet_jax.evaluate.workdir_run import evaluate_workdir, select_examples
+from encnet_jax.evaluate.run import evaluate_workdir, select_examples
 from encnet_jax.models import create_model
 from encnet_jax.run.checkpoint import Checkpoints
 from encnet_jax.run.model_config import model_settings

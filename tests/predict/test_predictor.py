@@ -8,7 +8,7 @@ from torch_networks import random_module, small_shapes, small_weights
 
 from encnet_jax import Segmenter, UserError
 from encnet_jax.convert.workdir import write_workdir
-from encnet_jax.predict.segmenter import find_images
+from encnet_jax.predict.write import find_images
 from encnet_jax.run.workdir import load_workdir
 from tests.commands import SMALL, make_camvid, run
 
