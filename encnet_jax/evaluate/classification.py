@@ -1,6 +1,6 @@
 """Scores of image classification, the task of the paper's CIFAR-10 experiments."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +11,42 @@ from ml_collections import ConfigDict
 from encnet_jax.data.registry import open_dataset
 from encnet_jax.evaluate.evaluator import (
     ImagePrediction,
+    IndexedExample,
+    PredictBatchesFn,
+    batches_of_one_size,
     predict_dataset,
-    predict_fn_from_config,
+    stack_padded,
 )
 from encnet_jax.evaluate.progress import show_progress
 from encnet_jax.evaluate.report import save_scores
+from encnet_jax.inference.predict_fn import ClassifyFn, make_classify_fn
 from encnet_jax.metrics import confusion_matrix_np
 from encnet_jax.run.distributed import sum_over_hosts
+from encnet_jax.run.state import PureDict
 from encnet_jax.run.workdir import load_workdir
+
+
+def make_class_fn(classify: ClassifyFn) -> PredictBatchesFn:
+    """Returns a function that classifies whole images of one size in batches.
+
+    Args:
+        classify: See `make_classify_fn`.
+    """
+
+    def predict_batches(
+        params: PureDict,
+        batch_stats: PureDict,
+        examples: Iterable[IndexedExample],
+        batch_size: int,
+    ) -> Iterator[ImagePrediction]:
+        for batch in batches_of_one_size(examples, batch_size):
+            images = stack_padded(batch, batch_size)
+            probabilities = np.asarray(classify(params, batch_stats, images))
+            labels = probabilities[: len(batch)].argmax(-1).astype(np.uint8)
+            for (index, example), label in zip(batch, labels):
+                yield ImagePrediction(index, example, np.asarray(label))
+
+    return predict_batches
 
 
 def classification_scores(
@@ -59,8 +87,9 @@ def evaluate_classes_workdir(
     """
     dataset = open_dataset(config.data.name, split, config.data.data_dir)
     run = load_workdir(workdir, step, dataset=dataset.info)
+    classify = make_classify_fn(run.model, mean=run.info.mean, std=run.info.std)
     predictions = predict_dataset(
-        predict_fn_from_config(config, run.config, run.model, run.info),
+        make_class_fn(classify),
         run.params,
         run.batch_stats,
         dataset,

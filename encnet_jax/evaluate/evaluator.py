@@ -19,12 +19,7 @@ from ml_collections import ConfigDict
 from encnet_jax.data.dataset_info import DatasetInfo
 from encnet_jax.data.datasets import Dataset, Example
 from encnet_jax.inference.folding import InferenceModel
-from encnet_jax.inference.predict_fn import (
-    ClassifyFn,
-    Prediction,
-    make_classify_fn,
-    make_label_fn,
-)
+from encnet_jax.inference.predict_fn import Prediction, make_label_fn
 from encnet_jax.inference.score_map import Labels, ScoreMapPool, ScoreMapSharding
 from encnet_jax.inference.sliding_window import (
     add_hflip,
@@ -40,7 +35,7 @@ from encnet_jax.run.sharding import batch_sharded, local_mesh, replicated
 from encnet_jax.run.state import PureDict
 
 _Item = TypeVar("_Item")
-_IndexedExample = tuple[int, Example]
+IndexedExample = tuple[int, Example]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,7 +58,7 @@ class ImagePrediction:
 # (params, batch_stats, indexed examples, batch size per device) -> each of them once,
 # in any order.
 PredictBatchesFn = Callable[
-    [PureDict, PureDict, Iterable[_IndexedExample], int], Iterator[ImagePrediction]
+    [PureDict, PureDict, Iterable[IndexedExample], int], Iterator[ImagePrediction]
 ]
 
 
@@ -100,16 +95,14 @@ def local_indices(dataset: Dataset, skip: Collection[int] = ()) -> list[int]:
 def predict_fn_from_config(
     config: ConfigDict, trained: ConfigDict, model: nnx.Module, info: DatasetInfo
 ) -> PredictBatchesFn:
-    """Returns the prediction function that `config.evaluation` describes.
+    """Returns the segmentation function that `config.evaluation` describes.
 
     Args:
         config: Settings of the evaluation.
         trained: Configuration of the training; its resizing conventions apply.
-        model: A model of the data set's task, or an abstract one.
+        model: A segmentation model, or an abstract one.
         info: The data set.
     """
-    if info.task == "classification":
-        return make_class_fn(make_classify_fn(model, mean=info.mean, std=info.std))
     settings, mesh = config.evaluation, local_mesh(config.mesh.data)
     align_corners = trained.evaluation.align_corners
     windows: dict[str, Any] = dict(
@@ -172,17 +165,17 @@ def make_whole_image_fn(
     def predict_batches(
         params: PureDict,
         batch_stats: PureDict,
-        examples: Iterable[_IndexedExample],
+        examples: Iterable[IndexedExample],
         batch_size: int,
     ) -> Iterator[ImagePrediction]:
         params, batch_stats = jax.device_put(
             folded.arrays(params, batch_stats), replicated(mesh)
         )
 
-        def results() -> Iterator[tuple[list[_IndexedExample], Prediction]]:
+        def results() -> Iterator[tuple[list[IndexedExample], Prediction]]:
             size = batch_size * mesh.size
-            for batch in _batches_of_one_size(examples, size):
-                images = jax.device_put(_stack(batch, size), batch_sharded(mesh))
+            for batch in batches_of_one_size(examples, size):
+                images = jax.device_put(stack_padded(batch, size), batch_sharded(mesh))
                 yield batch, label(params, batch_stats, images)
 
         for batch, result in _one_behind(results()):
@@ -226,7 +219,7 @@ def make_window_fn(
     def predict_batches(
         params: PureDict,
         batch_stats: PureDict,
-        examples: Iterable[_IndexedExample],
+        examples: Iterable[IndexedExample],
         batch_size: int,
     ) -> Iterator[ImagePrediction]:
         params, batch_stats = jax.device_put(
@@ -249,30 +242,7 @@ def make_window_fn(
     return predict_batches
 
 
-def make_class_fn(classify: ClassifyFn) -> PredictBatchesFn:
-    """Returns a function that classifies whole images of one size in batches.
-
-    Args:
-        classify: See `make_classify_fn`.
-    """
-
-    def predict_batches(
-        params: PureDict,
-        batch_stats: PureDict,
-        examples: Iterable[_IndexedExample],
-        batch_size: int,
-    ) -> Iterator[ImagePrediction]:
-        for batch in _batches_of_one_size(examples, batch_size):
-            images = _stack(batch, batch_size)
-            probabilities = np.asarray(classify(params, batch_stats, images))
-            labels = probabilities[: len(batch)].argmax(-1).astype(np.uint8)
-            for (index, example), label in zip(batch, labels):
-                yield ImagePrediction(index, example, np.asarray(label))
-
-    return predict_batches
-
-
-def _stack(batch: Sequence[_IndexedExample], size: int) -> np.ndarray:
+def stack_padded(batch: Sequence[IndexedExample], size: int) -> np.ndarray:
     """Stacks images, padded to `size` by repeating the last."""
     images = [example.image for _, example in batch]
     return np.stack(images + [images[-1]] * (size - len(images)))
@@ -289,7 +259,7 @@ def _one_behind(results: Iterable[_Item]) -> Iterator[_Item]:
 
 
 def _unbatch(
-    batch: Sequence[_IndexedExample], result: Prediction
+    batch: Sequence[IndexedExample], result: Prediction
 ) -> Iterator[ImagePrediction]:
     labels, presence = jax.device_get(result)
     for row, (index, example) in enumerate(batch):
@@ -298,7 +268,7 @@ def _unbatch(
 
 
 def _fetch(
-    indexed: _IndexedExample, labels: Labels, presence: list[tuple[jax.Array, int]]
+    indexed: IndexedExample, labels: Labels, presence: list[tuple[jax.Array, int]]
 ) -> ImagePrediction:
     """Fetches labels; the presence of the image is the mean over its windows."""
     rows = [np.asarray(array)[row] for array, row in presence]
@@ -306,11 +276,11 @@ def _fetch(
     return ImagePrediction(*indexed, labels.fetch(), mean)
 
 
-def _batches_of_one_size(
-    examples: Iterable[_IndexedExample], size: int
-) -> Iterator[list[_IndexedExample]]:
+def batches_of_one_size(
+    examples: Iterable[IndexedExample], size: int
+) -> Iterator[list[IndexedExample]]:
     """Yields batches of `size` examples of one image size; the last are smaller."""
-    waiting: dict[tuple[int, ...], list[_IndexedExample]] = {}
+    waiting: dict[tuple[int, ...], list[IndexedExample]] = {}
     for index, example in examples:
         batch = waiting.setdefault(example.image.shape, [])
         batch.append((index, example))
@@ -321,7 +291,7 @@ def _batches_of_one_size(
 
 def _read_ahead(
     dataset: Dataset, indices: Sequence[int], ahead: int
-) -> Iterator[_IndexedExample]:
+) -> Iterator[IndexedExample]:
     """Yields examples in order while threads decode the next ones."""
     with ThreadPoolExecutor(max_workers=8) as pool:
         pending = deque(pool.submit(dataset.__getitem__, n) for n in indices[:ahead])

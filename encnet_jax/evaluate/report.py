@@ -37,7 +37,7 @@ def add_dataset_metrics(scores: dict[str, Any], info: DatasetInfo) -> dict[str, 
 
 def save_scores(scores: dict[str, Any], path: Path, **more: Any) -> None:
     """Writes scores as JSON, one key per line; NaN (an absent class) becomes null."""
-    items = _plain({**more, **scores}).items()
+    items = _json_value({**more, **scores}).items()
     lines = ",\n".join(f"  {json.dumps(k)}: {json.dumps(v)}" for k, v in items)
     path.parent.mkdir(parents=True, exist_ok=True)
     new = path.with_suffix(".new")
@@ -71,13 +71,14 @@ def _percent(value: float) -> str:
     return "-" if math.isnan(value) else f"{100 * value:.2f}"
 
 
-def _plain(value: Any) -> Any:
+def _json_value(value: Any) -> Any:
+    """Converts arrays to lists and NaN to None, at any depth."""
     if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
+        return {key: _json_value(item) for key, item in value.items()}
     if isinstance(value, np.ndarray):
-        return _plain(value.tolist())
+        return _json_value(value.tolist())
     if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
+        return [_json_value(item) for item in value]
     if isinstance(value, float) and math.isnan(value):
         return None
     return value

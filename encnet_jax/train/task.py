@@ -12,13 +12,14 @@ from encnet_jax.data.dataset_info import DatasetInfo
 from encnet_jax.data.datasets import Dataset
 from encnet_jax.errors import UserError
 from encnet_jax.evaluate.accumulator import ImageMetrics, MetricAccumulator
-from encnet_jax.evaluate.classification import classification_scores
+from encnet_jax.evaluate.classification import classification_scores, make_class_fn
 from encnet_jax.evaluate.evaluator import (
     PredictBatchesFn,
     local_indices,
     predict_dataset,
     predict_fn_from_config,
 )
+from encnet_jax.inference.predict_fn import make_classify_fn
 from encnet_jax.losses import classification_loss, segmentation_loss
 from encnet_jax.models.cifar import CIFAR_MODELS, CifarResNet14, ClassifierOutput
 from encnet_jax.models.encnet import SegmentationModel, SegmentationOutput
@@ -57,12 +58,15 @@ def create_task(config: ConfigDict, model: nnx.Module, validation: Dataset) -> T
         validation: The split that is scored while training.
     """
     info = validation.info
-    predict_batches = predict_fn_from_config(config, config, model, info)
     if info.task == "classification":
+        predict_batches = make_class_fn(
+            make_classify_fn(model, mean=info.mean, std=info.std)
+        )
         validate: ValidateFn = functools.partial(
             _validate_classes, config, validation, predict_batches
         )
         return Task(best_metric_name(info), _whole, classification_loss, validate)
+    predict_batches = predict_fn_from_config(config, config, model, info)
     validate = functools.partial(_validate_pixels, config, validation, predict_batches)
     loss = _pixel_loss(config, info)
     return Task(best_metric_name(info), _forward_low_res, loss, validate)

@@ -12,8 +12,8 @@ from encnet_jax.data.dataset_info import CIFAR10
 from encnet_jax.data.datasets import Example
 from encnet_jax.data.registry import open_dataset
 from encnet_jax.errors import UserError
-from encnet_jax.evaluate.classification import classification_scores
-from encnet_jax.evaluate.evaluator import make_class_fn, predict_dataset
+from encnet_jax.evaluate.classification import classification_scores, make_class_fn
+from encnet_jax.evaluate.evaluator import predict_dataset
 from encnet_jax.losses import classification_loss
 from encnet_jax.models.cifar import ClassifierOutput
 from encnet_jax.predict.predictor import Classifier
