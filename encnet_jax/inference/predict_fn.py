@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Float32, Int32, UInt8
@@ -51,8 +52,8 @@ def resized_shape(size: tuple[int, int], base_size: int) -> tuple[int, int]:
 
 
 def whole_image_logits(
-    model: Any,
-    images: UInt8[Array, "b h w 3"],
+    model: Callable[[Float32[Array, "b H W 3"]], SegmentationOutput],
+    images: UInt8[Array | np.ndarray, "b h w 3"],
     *,
     mean: Sequence[float],
     std: Sequence[float],
@@ -165,14 +166,14 @@ def make_classify_fn(
 
 
 def _preprocess(
-    images: UInt8[Array, "b h w 3"],
+    images: UInt8[Array | np.ndarray, "b h w 3"],
     mean: Sequence[float],
     std: Sequence[float],
     base_size: int,
     align_corners: bool,
 ) -> Float32[Array, "b H W 3"]:
     inputs = resize_bilinear(
-        images.astype(jnp.float32),
+        jnp.asarray(images, jnp.float32),
         resized_shape(_size(images), base_size),
         align_corners=align_corners,
         antialias=not align_corners,
@@ -180,7 +181,7 @@ def _preprocess(
     return normalize(inputs, mean, std)
 
 
-def _size(images: Array) -> tuple[int, int]:
+def _size(images: Array | np.ndarray) -> tuple[int, int]:
     return images.shape[1], images.shape[2]
 
 

@@ -192,9 +192,9 @@ def _cut(values: np.ndarray, tile: int) -> np.ndarray:
 def _add(
     tile: jax.Array,
     scores: jax.Array,
-    index: np.ndarray,
-    pixels: np.ndarray,
-    weights: np.ndarray,
+    index: jax.Array,
+    pixels: jax.Array,
+    weights: jax.Array,
 ) -> jax.Array:
     (upper, lower), (left, right) = pixels
     (above, below), (before, after) = weights

@@ -96,7 +96,7 @@ def load_font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
 
 def _present_classes(counts: np.ndarray) -> list[int]:
     """Returns the classes with a pixel, largest first."""
-    return [k for k in np.argsort(-counts) if counts[k]]
+    return [k for k in np.argsort(-counts).tolist() if counts[k]]
 
 
 def _with_borders(image: np.ndarray, labels: np.ndarray) -> np.ndarray:

@@ -250,7 +250,7 @@ def test_submission_has_published_ids_at_the_size_of_the_image(
         (["--images=/no/such"], "needs --submission"),
         (["--images=/no/such", "--submission"], "/no/such: no such folder"),
         (["--step=3"], "step 3: not in"),
-        (["--config.evaluation.protocol=voc"], "allowed are encoding, mmseg"),
+        (["--config.evaluation.protocol=voc"], "allowed are pytorch_encoding, mmseg"),
         (["--config.evaluation.stride=40"], "windows of 32 pixels would leave gaps"),
         (["--config.data.name=scenes", "--split=test"], "has other 20"),
     ],
