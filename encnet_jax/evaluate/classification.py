@@ -10,8 +10,8 @@ from ml_collections import ConfigDict
 
 from encnet_jax.data.registry import open_dataset
 from encnet_jax.evaluate.evaluator import (
+    Examples,
     ImagePrediction,
-    IndexedExample,
     PredictBatchesFn,
     batches_of_one_size,
     predict_dataset,
@@ -34,10 +34,7 @@ def make_class_fn(classify: ClassifyFn) -> PredictBatchesFn:
     """
 
     def predict_batches(
-        params: PureDict,
-        batch_stats: PureDict,
-        examples: Iterable[IndexedExample],
-        batch_size: int,
+        params: PureDict, batch_stats: PureDict, examples: Examples, batch_size: int
     ) -> Iterator[ImagePrediction]:
         for batch in batches_of_one_size(examples, batch_size):
             images = stack_padded(batch, batch_size)

@@ -36,6 +36,7 @@ from encnet_jax.run.state import PureDict
 
 _Item = TypeVar("_Item")
 IndexedExample = tuple[int, Example]
+Examples = Iterable[IndexedExample]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,7 +59,7 @@ class ImagePrediction:
 # (params, batch_stats, indexed examples, batch size per device) -> each of them once,
 # in any order.
 PredictBatchesFn = Callable[
-    [PureDict, PureDict, Iterable[IndexedExample], int], Iterator[ImagePrediction]
+    [PureDict, PureDict, Examples, int], Iterator[ImagePrediction]
 ]
 
 
@@ -113,25 +114,24 @@ def predict_fn_from_config(
         mean=info.mean,
         std=info.std,
     )
-    protocol: TTAProtocol
     if settings.protocol == "mmseg":
         if settings.mode == "whole":
             windows["crop_size"] = 0
-        protocol = MmsegProtocol(
+        mmseg = MmsegProtocol(
             base_size=settings.base_size,
             short_size=settings.short_size,
             align_corners=align_corners,
             **windows,
         )
-    elif settings.mode == "slide" or settings.scales:
-        protocol = PyTorchEncodingProtocol(
+        return make_window_fn(model, info, mmseg, mesh)
+    if settings.mode == "slide" or settings.scales:
+        pytorch_encoding = PyTorchEncodingProtocol(
             base_size=settings.base_size or config.data.base_size,
             align_corners=trained.model.align_corners,
             **windows,
         )
-    else:
-        return make_whole_image_fn(model, info, settings.base_size, align_corners, mesh)
-    return make_window_fn(model, info, protocol, mesh)
+        return make_window_fn(model, info, pytorch_encoding, mesh)
+    return make_whole_image_fn(model, info, settings.base_size, align_corners, mesh)
 
 
 def make_whole_image_fn(
@@ -163,10 +163,7 @@ def make_whole_image_fn(
     )
 
     def predict_batches(
-        params: PureDict,
-        batch_stats: PureDict,
-        examples: Iterable[IndexedExample],
-        batch_size: int,
+        params: PureDict, batch_stats: PureDict, examples: Examples, batch_size: int
     ) -> Iterator[ImagePrediction]:
         params, batch_stats = jax.device_put(
             folded.arrays(params, batch_stats), replicated(mesh)
@@ -217,10 +214,7 @@ def make_window_fn(
         return merge_hflip(output.logits, output.se_logits, mirror, sharding)
 
     def predict_batches(
-        params: PureDict,
-        batch_stats: PureDict,
-        examples: Iterable[IndexedExample],
-        batch_size: int,
+        params: PureDict, batch_stats: PureDict, examples: Examples, batch_size: int
     ) -> Iterator[ImagePrediction]:
         params, batch_stats = jax.device_put(
             folded.arrays(params, batch_stats), replicated(mesh)
@@ -277,7 +271,7 @@ def _fetch(
 
 
 def batches_of_one_size(
-    examples: Iterable[IndexedExample], size: int
+    examples: Examples, size: int
 ) -> Iterator[list[IndexedExample]]:
     """Yields batches of `size` examples of one image size; the last are smaller."""
     waiting: dict[tuple[int, ...], list[IndexedExample]] = {}

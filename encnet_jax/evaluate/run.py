@@ -195,21 +195,13 @@ def _save_figures(
         results["confusion_matrix"], info, Path(f"{prefix}-confusion.png")
     )
     selected = select_examples(image_iou)
+    rows: dict[int, Any] = dict.fromkeys(selected)  # in this order
     examples = ((index, dataset[index]) for index in selected)
-    predictions = {
-        prediction.index: prediction
-        for prediction in predict_batches(run.params, run.batch_stats, examples, 1)
-    }
-    rows = [
-        (
-            f"{rank}, IoU {100 * image_iou[index]:.1f}: "
-            f"{predictions[index].example.name}",
-            predictions[index].example,
-            predictions[index].labels,
-        )
-        for index, rank in selected.items()
-    ]
-    charts.save_examples(rows, info, Path(f"{prefix}-pictures.png"))
+    for p in predict_batches(run.params, run.batch_stats, examples, 1):
+        iou = f"IoU {100 * image_iou[p.index]:.1f}"
+        caption = f"{selected[p.index]}, {iou}: {p.example.name}"
+        rows[p.index] = (caption, p.example, p.labels)
+    charts.save_examples(list(rows.values()), info, Path(f"{prefix}-pictures.png"))
 
 
 def select_examples(image_iou: np.ndarray) -> dict[int, str]:

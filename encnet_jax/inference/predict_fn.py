@@ -132,15 +132,9 @@ def make_predict_fn(
     """
     model_def, *arrays = fold_model(model)
     label = make_label_fn(model_def, **settings)
-    params, batch_stats = jax.device_put(arrays)
-
-    @jax.jit
-    def predict(
-        params: PureDict, batch_stats: PureDict, images: UInt8[Array, "b h w 3"]
-    ) -> Int32[Array, "b h w"]:
-        return label(params, batch_stats, images).labels.astype(jnp.int32)
-
-    return functools.partial(predict, params, batch_stats)
+    # The weights are arguments, so that they are no constants of the program.
+    predict = jax.jit(lambda *inputs: label(*inputs).labels.astype(jnp.int32))
+    return functools.partial(predict, *jax.device_put(arrays))
 
 
 def make_classify_fn(

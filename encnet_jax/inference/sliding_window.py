@@ -112,7 +112,7 @@ def run_sliding_window(
         pool: Source of score maps.
         batch_size: Windows per batch; a multiple of the number of devices.
     """
-    full = (protocol.window_size, protocol.window_size, 3)
+    full = (protocol.crop_size, protocol.crop_size, 3)
     running: deque[jax.Array] = deque()
     waiting: list[_Window] = []
 

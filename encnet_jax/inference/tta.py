@@ -9,7 +9,7 @@ independent of the image size.
 import dataclasses
 import math
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple, Protocol
+from typing import ClassVar, NamedTuple
 
 import numpy as np
 from jaxtyping import Float32, Int32, Num, UInt8
@@ -50,44 +50,21 @@ class TTAView(NamedTuple):
     columns: tuple[WindowPlacement, ...]
 
 
-class TTAProtocol(Protocol):
-    """The rules of a sliding-window evaluation.
-
-    Attributes:
-        window_size: Height and width of a window; only windows of images smaller than
-            that are smaller.
-        mirror_windows: Whether each window is also mirrored, and the logits added.
-        softmax: Whether the scores of a view are the softmax of its averaged logits;
-            otherwise they are the average of the windows' exponentials.
-        views: Yields the views of an image, uint8 (h, w, 3).
-    """
-
-    @property
-    def window_size(self) -> int: ...  # noqa: D102
-    @property
-    def mirror_windows(self) -> bool: ...  # noqa: D102
-    @property
-    def softmax(self) -> bool: ...  # noqa: D102
-    def views(self, image: np.ndarray) -> Iterator[TTAView]: ...  # noqa: D102
-
-
 @dataclasses.dataclass(frozen=True)
-class PyTorchEncodingProtocol:
-    """PyTorch-Encoding's evaluation (`MultiEvalModule` of its encoding/models/base.py).
-
-    At each scale the long side is resized to `base_size` times the scale. The scores of
-    a window are exponentials of logits, summed with those of the mirrored window before
-    the exponential; they are averaged over windows and summed over scales.
+class TTAProtocol:
+    """The rules of a sliding-window evaluation; the settings its subclasses share.
 
     Attributes:
         base_size: Long side at scale 1, in pixels.
         crop_size: Height and width of a window, in pixels.
-        scales: Factors of `base_size`.
-        flip: Whether to add the logits of the mirrored window.
+        scales: Factors of the size at scale 1.
+        flip: Whether to evaluate mirrored as well.
         stride: Pixels between windows; 0 is two thirds of `crop_size`.
-        align_corners: How the image and its scores are resized.
-        mean: Channel means on the scale 0 to 1; padding is black.
+        align_corners: How scores are resized to the image.
+        mean: Channel means on the scale 0 to 1.
         std: Channel standard deviations on the same scale.
+        softmax: Whether the scores of a view are the softmax of its averaged logits;
+            otherwise they are the average of the windows' exponentials.
     """
 
     base_size: int
@@ -98,16 +75,33 @@ class PyTorchEncodingProtocol:
     align_corners: bool
     mean: tuple[float, ...]
     std: tuple[float, ...]
-    softmax = False
-
-    @property
-    def window_size(self) -> int:
-        """The size of every window."""
-        return self.crop_size
+    softmax: ClassVar[bool] = True
 
     @property
     def mirror_windows(self) -> bool:
-        """Windows are mirrored, not images."""
+        """Whether each window is mirrored as well, and the logits added."""
+        return False
+
+    def views(self, image: UInt8[np.ndarray, "h w 3"]) -> Iterator[TTAView]:
+        """Yields the views of an image, RGB 0-255."""
+        raise NotImplementedError
+
+
+@dataclasses.dataclass(frozen=True)
+class PyTorchEncodingProtocol(TTAProtocol):
+    """PyTorch-Encoding's evaluation (`MultiEvalModule` of its encoding/models/base.py).
+
+    At each scale the long side is resized to `base_size` times the scale. The scores of
+    a window are exponentials of logits, summed with those of the mirrored window before
+    the exponential; they are averaged over windows and summed over scales. Windows that
+    reach beyond the image are padded with black. `align_corners` applies to the image
+    as well.
+    """
+
+    softmax: ClassVar[bool] = False
+
+    @property
+    def mirror_windows(self) -> bool:  # noqa: D102
         return self.flip
 
     def views(
@@ -137,46 +131,23 @@ class PyTorchEncodingProtocol:
 
 
 @dataclasses.dataclass(frozen=True)
-class MmsegProtocol:
+class MmsegProtocol(TTAProtocol):
     """mmsegmentation's evaluation: modes `whole` and `slide`, with its flip TTA.
 
     Images are resized within bounds on the long and short side, without antialiasing
     and rounded to 8 bits. The last windows are shifted inwards instead of padded. Their
     logits are averaged and resized, and the softmax is averaged over scales and mirror
-    images.
+    images. A `crop_size` of 0 is the whole image.
 
     Attributes:
         base_size: Upper bound on the long side at scale 1; 0 is no bound.
         short_size: Upper bound on the short side at scale 1; 0 is no bound. Without
             bounds, scales are relative to the image's own size.
-        crop_size: Height and width of a window, in pixels; 0 is the whole image.
-        scales: Factors of the size at scale 1.
-        flip: Whether to average with the mirror image, which has its own windows.
-        stride: Pixels between windows; 0 is two thirds of `crop_size`.
-        align_corners: How logits are resized.
-        mean: Channel means on the scale 0 to 1.
-        std: Channel standard deviations on the same scale.
     """
 
-    base_size: int
-    short_size: int
-    crop_size: int
-    scales: tuple[float, ...]
-    flip: bool
-    stride: int
-    align_corners: bool
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    softmax = True
-    mirror_windows = False
+    short_size: int = 0
 
-    @property
-    def window_size(self) -> int:
-        """0 for whole images."""
-        return self.crop_size
-
-    def views(self, image: UInt8[np.ndarray, "h w 3"]) -> Iterator[TTAView]:
-        """Yields the views of an image."""
+    def views(self, image: UInt8[np.ndarray, "h w 3"]) -> Iterator[TTAView]:  # noqa: D102
         for scale in self.scales:
             size = self._scaled_size(image.shape[:2], scale)
             pixels = np.rint(resized(image, size, align_corners=False))
@@ -244,10 +215,7 @@ def _neighbors(
 
 
 def _placements(
-    grid: Sequence[slice],
-    source: int,
-    target: int,
-    protocol: PyTorchEncodingProtocol | MmsegProtocol,
+    grid: Sequence[slice], source: int, target: int, protocol: TTAProtocol
 ) -> tuple[WindowPlacement, ...]:
     """Places the windows of a view of `source` pixels on an image of `target`."""
     index, weight = _neighbors(source, target, protocol.align_corners)

@@ -71,7 +71,7 @@ def flowing_legend(
     ]
     if counts[IGNORE_LABEL]:
         entries.append(("void", (255, 255, 255), counts[IGNORE_LABEL]))
-    font, line, box = load_font(12), 17, 10
+    font, line, box = ImageFont.load_default(12), 17, 10
     cells, x, y = [], 0, 4
     for name, color, count in entries:
         share = count / labels.size
@@ -87,11 +87,6 @@ def flowing_legend(
         draw.rectangle((x, y + 3, x + box, y + 3 + box), color, "black")
         draw.text((x + box + 4, y), text, "black", font)
     return legend
-
-
-def load_font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
-    """Returns Pillow's default font at a size in pixels."""
-    return ImageFont.load_default(size)
 
 
 def _present_classes(counts: np.ndarray) -> list[int]:
@@ -116,7 +111,7 @@ def _with_legend(
     counts = np.bincount(labels.ravel(), minlength=256)[: len(class_names)]
     present = _present_classes(counts)
     scale = max(1, round(image.height / 400))
-    font = load_font(13 * scale)
+    font = ImageFont.load_default(13 * scale)
     line = 20 * scale
     lines = [f"{class_names[k]}  {counts[k] / labels.size:.0%}" for k in present]
     width = int(max((font.getlength(text) for text in lines), default=0)) + 2 * line

@@ -3,13 +3,12 @@
 from collections.abc import Sequence
 
 import numpy as np
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageFont
 
 from encnet_jax.data.datasets import Example
 from encnet_jax.visualize.overlay import (
     Color,
     flowing_legend,
-    load_font,
     overlay,
     palette_image,
 )
@@ -27,7 +26,7 @@ def panel(
         titles: Titles of the columns.
         width: Width of each image in pixels; resized by nearest neighbor.
     """
-    font = load_font(16)
+    font = ImageFont.load_default(16)
     scaled = [[_fit(image, width) for image in row] for row in rows]
     heights = [max(image.height for image in row) for row in scaled]
     top = 26
@@ -77,7 +76,7 @@ def class_panel(
     rows = -(-len(examples) // columns)
     size = (columns * (side + _GAP) + _GAP, rows * (side + line + _GAP) + _GAP)
     result = Image.new("RGB", size, "white")
-    draw, font = ImageDraw.Draw(result), load_font(13)
+    draw, font = ImageDraw.Draw(result), ImageFont.load_default(13)
     for index, (image, label, predicted) in enumerate(examples):
         left = _GAP + index % columns * (side + _GAP)
         top = _GAP + index // columns * (side + line + _GAP)
@@ -139,7 +138,7 @@ def _cell(
     top = 20
     cell = Image.new("RGB", (legend.width, top + size[1] + legend.height), "white")
     title = f"{example.name}   {length}x{height}"
-    ImageDraw.Draw(cell).text((0, 2), title, "black", load_font(13))
+    ImageDraw.Draw(cell).text((0, 2), title, "black", ImageFont.load_default(13))
     cell.paste(image, (0, top))
     cell.paste(overlaid, (size[0] + _GAP, top))
     cell.paste(legend, (0, top + size[1]))
