@@ -12,7 +12,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Integer
 
 from encnet_jax.ops import cross_entropy_one_pass as one_pass
 from encnet_jax.ops import cross_entropy_scan as scan
@@ -21,7 +21,7 @@ from encnet_jax.ops import cross_entropy_scan as scan
 @partial(jax.custom_vjp, nondiff_argnums=(3, 4))
 def resized_cross_entropy_sum(
     logits: Float[Array, "b h w n"],
-    labels: Int[Array, "b H W"],
+    labels: Integer[Array, "b H W"],
     weights: Float[Array, "b H W"],
     align_corners: bool = True,
     impl: str = "auto",
@@ -61,7 +61,7 @@ resized_cross_entropy_sum.defvjp(_sum_forward, _sum_backward)
 @partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def resized_cross_entropy(
     logits: Float[Array, "b h w n"],
-    labels: Int[Array, "b H W"],
+    labels: Integer[Array, "b H W"],
     align_corners: bool = True,
     impl: str = "auto",
 ) -> Float[Array, "b H W"]:

@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Integer
 
 from encnet_jax.models.resizing import interpolation_matrix
 
@@ -20,7 +20,7 @@ _product = partial(jnp.einsum, precision="highest")
 def total_and_gradient(
     align_corners: bool,
     logits: Float[Array, "b h w n"],
-    labels: Int[Array, "b H W"],
+    labels: Integer[Array, "b H W"],
     weights: Float[Array, "b H W"],
 ) -> tuple[Float[Array, ""], Float[Array, "b h w n"]]:
     """Returns the sum of weights times cross-entropy, and its gradient.
@@ -49,7 +49,9 @@ def total_and_gradient(
 
 
 def norm_and_own(
-    align_corners: bool, logits: Float[Array, "b h w n"], labels: Int[Array, "b H W"]
+    align_corners: bool,
+    logits: Float[Array, "b h w n"],
+    labels: Integer[Array, "b H W"],
 ) -> tuple[Float[Array, "b H W"], Float[Array, "b H W"]]:
     """Returns the log of the softmax's sum, and the label's logit (0: no class)."""
     rows, columns, blocks = _blocks(align_corners, logits, labels)
@@ -69,7 +71,7 @@ def norm_and_own(
 def gradient(
     align_corners: bool,
     logits: Float[Array, "b h w n"],
-    labels: Int[Array, "b H W"],
+    labels: Integer[Array, "b H W"],
     norm: Float[Array, "b H W"],
     weights: Float[Array, "b H W"],
 ) -> Float[Array, "b h w n"]:

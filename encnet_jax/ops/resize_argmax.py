@@ -12,11 +12,12 @@ from encnet_jax.models.resizing import interpolation_matrix
 from encnet_jax.ops.taps import interpolate_grid, taps_of
 
 Matrix = np.ndarray | jax.Array
+Size = Any  # an int, or in export an expression of free sizes
 
 
 def resize_argmax(
     x: Float[Array, "b h w n"],
-    sizes: Sequence[tuple[int, int]],
+    sizes: Sequence[tuple[Size, Size]],
     align_corners: Sequence[bool],
     impl: str = "auto",
 ) -> UInt8[Array, "b H W"]:
@@ -63,7 +64,7 @@ def resize_argmax(
     )
 
 
-def _composed(source: int, targets: Sequence[int], aligned: Sequence[bool]) -> Matrix:
+def _composed(source: Size, targets: Sequence[Size], aligned: Sequence[bool]) -> Matrix:
     """Returns the weights (targets[-1], source) of resizes one after the other."""
     weights = interpolation_matrix(source, targets[0], aligned[0])
     for before, target, align in zip(targets, targets[1:], aligned[1:]):

@@ -50,7 +50,8 @@ def drawn(size, dtype=jnp.float32, scale=3.0):
     labels = rng.integers(0, 7, (2, *size), np.uint8)
     labels[0, :2] = labels[1, :, -1:] = 255
     classes = np.array([1, 0, 2, 0.5, 3, 1, 1], np.float32)
-    return logits, labels, np.where(labels < 7, classes[labels % 7], 0)
+    weights = np.where(labels < 7, classes[labels % 7], 0)
+    return logits, jnp.asarray(labels), jnp.asarray(weights)
 
 
 def error(found, expected):
@@ -125,7 +126,7 @@ def test_gradient_is_that_of_the_plain_way(impl):
 def test_costs_have_the_values_worked_out_by_hand(impl):
     # Between (0, 0) and (0, log 3): a third of the way 3 ** (1/3).
     logits = jnp.log(jnp.asarray([[[[1.0, 1.0], [1.0, 3.0]]]]))
-    labels = np.array([[[0, 0, 1, 1]]], np.int32)
+    labels = jnp.asarray([[[0, 0, 1, 1]]])
     costs = resized_cross_entropy(logits, labels, True, impl)
     third = 3 ** (1 / 3)
     shares = [1 / 2, 1 / (1 + third), third**2 / (1 + third**2), 3 / 4]
@@ -138,8 +139,9 @@ def test_neighbors_may_differ_by_hundreds(impl, dtype):
     # In the middle all are 0, as far below both neighbors' largest as can be.
     height = 500.0
     logits = jnp.asarray([[[[height, -height], [-height, height]]]], dtype)
+    labels = jnp.zeros((1, 1, 3), int)
     costs, back = jax.vjp(
-        lambda x: resized_cross_entropy(x, np.zeros((1, 1, 3), int), True, impl), logits
+        lambda x: resized_cross_entropy(x, labels, True, impl), logits
     )
     np.testing.assert_allclose(costs, [[[0, np.log(2), 2 * height]]], rtol=1e-6)
     (gradient,) = back(jnp.asarray([[[0.0, 1.0, 0.0]]]))
@@ -168,8 +170,8 @@ def test_logits_of_hundreds_cost_what_they_do_in_float64(impl, dtype):
 @BOTH
 def test_pixels_without_a_class_cost_nothing(impl, none):
     logits, labels, _ = drawn((12, 9))
-    labels = np.full(labels.shape, none, np.int32)
-    weights = np.zeros(labels.shape, np.float32)
+    labels = jnp.full(labels.shape, none, np.int32)
+    weights = jnp.zeros(labels.shape)
 
     def pixels(x):
         return resized_cross_entropy(x, labels, True, impl).sum()
