@@ -14,7 +14,7 @@ from typing import Any
 from absl import flags
 from ml_collections import config_flags
 
-from encnet_jax import command
+from encnet_jax import cli
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "File under configs/.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; runs/NAME if none.")
@@ -30,15 +30,15 @@ flags.mark_flag_as_required("config")
 
 def main(arguments: list[str]) -> None:
     """Runs the evaluation."""
-    from encnet_jax.distributed import connect_hosts
-    from encnet_jax.workdir_evaluation import evaluate_workdir
+    from encnet_jax.evaluate.workdir_run import evaluate_workdir
+    from encnet_jax.run.distributed import connect_hosts
 
-    command.no_arguments(arguments)
+    cli.reject_positional(arguments)
     connect_hosts(_DISTRIBUTED.value)
     protocol: dict[str, Any] = {"flip": True} if _FLIP.value else {}
     if _SCALES.value:
-        protocol["scales"] = command.numbers("scales", _SCALES.value)
-    config, workdir = command.config_and_workdir(_CONFIG, _WORKDIR.value, protocol)
+        protocol["scales"] = cli.numbers("scales", _SCALES.value)
+    config, workdir = cli.config_and_workdir(_CONFIG, _WORKDIR.value, protocol)
     split = _SPLIT.value or config.evaluation.split
     text = evaluate_workdir(
         config,
@@ -48,8 +48,8 @@ def main(arguments: list[str]) -> None:
         submission=_SUBMISSION.value,
         images=Path(_IMAGES.value) if _IMAGES.value else None,
     )
-    command.tell(text)
+    cli.print_on_host0(text)
 
 
 if __name__ == "__main__":
-    command.run(main)
+    cli.run(main)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from absl import flags
 
-from encnet_jax import command
+from encnet_jax import cli
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.", required=True)
 _OUTPUT = flags.DEFINE_string("output", None, "Folder to write.", required=True)
@@ -19,9 +19,9 @@ _SIZE = flags.DEFINE_string("size", "", "ONNX for one image of HEIGHTxWIDTH alon
 
 def main(arguments: list[str]) -> None:
     """Runs the export."""
-    from encnet_jax.export import export_workdir
+    from encnet_jax.export.workdir_run import export_workdir
 
-    command.no_arguments(arguments)
+    cli.reject_positional(arguments)
     text = export_workdir(
         Path(_WORKDIR.value),
         Path(_OUTPUT.value),
@@ -33,4 +33,4 @@ def main(arguments: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    command.run(main)
+    cli.run(main)

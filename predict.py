@@ -9,7 +9,7 @@ from pathlib import Path
 
 from absl import flags
 
-from encnet_jax import command
+from encnet_jax import cli
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.", required=True)
 _OUTPUT = flags.DEFINE_string("output", None, "Folder for the results.", required=True)
@@ -18,10 +18,10 @@ _STEP = flags.DEFINE_string("step", "best", "Checkpoint: best, latest or a numbe
 
 def main(arguments: list[str]) -> int:
     """Runs the prediction; returns 2 if an image could not be read."""
-    from encnet_jax.classifier import Classifier, write_classes
-    from encnet_jax.data.classes import load_info
+    from encnet_jax.data.dataset_info import load_info
     from encnet_jax.errors import UserError
-    from encnet_jax.segmenter import Segmenter, find_images, write_predictions
+    from encnet_jax.predict.classifier import Classifier, write_classes
+    from encnet_jax.predict.segmenter import Segmenter, find_images, write_predictions
 
     if not arguments:
         raise UserError("no image: give files, folders or globs after the flags")
@@ -36,4 +36,4 @@ def main(arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    command.run(main)
+    cli.run(main)

@@ -7,7 +7,7 @@ same command again goes on where the run stands.
 from absl import flags
 from ml_collections import config_flags
 
-from encnet_jax import command
+from encnet_jax import cli
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "File under configs/.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; runs/NAME if none.")
@@ -17,18 +17,18 @@ flags.mark_flag_as_required("config")
 
 def main(arguments: list[str]) -> None:
     """Runs the training."""
-    from encnet_jax.distributed import connect_hosts
-    from encnet_jax.training import train
+    from encnet_jax.run.distributed import connect_hosts
+    from encnet_jax.train.run import train
 
-    command.no_arguments(arguments)
+    cli.reject_positional(arguments)
     connect_hosts(_DISTRIBUTED.value)
-    config, workdir = command.config_and_workdir(_CONFIG, _WORKDIR.value)
+    config, workdir = cli.config_and_workdir(_CONFIG, _WORKDIR.value)
     scores = train(config, workdir)
     if scores is not None:
         (metric, value), *_ = scores.items()
         name = metric.replace("_iou", " IoU")
-        command.tell(f"{name} {value:.4f}; everything is in {workdir}")
+        cli.print_on_host0(f"{name} {value:.4f}; everything is in {workdir}")
 
 
 if __name__ == "__main__":
-    command.run(main)
+    cli.run(main)

@@ -3,7 +3,7 @@
     python -m benchmarks.accelerator [--minutes=8] [--output=FILE.json] [--resume]
 
 Training and inference of EncNet-50 and -101 in bfloat16, dilated stages computed in
-either form, the encoding layer alone. Needs one accelerator and nothing but the
+either impl, the encoding layer alone. Needs one accelerator and nothing but the
 repository; where torch is installed (the extra `bench`) and sees the device too, the
 same network in plain torch is measured in turns with ours.
 
@@ -23,8 +23,8 @@ from pathlib import Path
 from absl import flags
 
 from benchmarks.measurements import FULL, PARTS, SMALL, measure
-from benchmarks.record import Record
-from encnet_jax import command
+from benchmarks.record import BenchmarkRecord
+from encnet_jax import cli
 
 _OUTPUT = flags.DEFINE_string(
     "output", "benchmarks/results/accelerator.json", "The JSON file to write."
@@ -41,8 +41,8 @@ _ROOT = Path(__file__).parents[1]
 
 def main(arguments: list[str]) -> int:
     """Measures all parts in the time there is; returns 1 if one of them failed."""
-    command.no_arguments(arguments)
-    record = Record(Path(_OUTPUT.value).absolute())
+    cli.reject_positional(arguments)
+    record = BenchmarkRecord(Path(_OUTPUT.value).absolute())
     if _PART.value:
         measure(_PART.value, record, SMALL if _SMALL.value else FULL, _TORCH.value)
         return 0
@@ -91,7 +91,7 @@ def report(data: dict) -> str:
     lines = [f"{key}: {value}" for key, value in data.get("device", {}).items()]
     lines += [
         "",
-        "| network | work | batch | side | images/s | of the product rate "
+        "| network | work | batch | candidate | images/s | of the product rate "
         "| peak, GiB |",
         "|---|---|---|---|---|---|---|",
     ]
@@ -99,16 +99,16 @@ def report(data: dict) -> str:
         share, peak = row["share"], row["peak_bytes"]
         lines.append(
             f"| {row['backbone']} {row['height']}x{row['width']} | {row['work']} "
-            f"| {row['batch']} | {row['side']} | {row['images_per_second']:.1f} "
+            f"| {row['batch']} | {row['candidate']} | {row['images_per_second']:.1f} "
             f"| {'' if share is None else f'{share:.0%}'} "
             f"| {'' if peak is None else f'{peak / 2**30:.1f}'} |"
         )
-    lines += ["", "| layers | form | forward, ms | with gradients, ms |"]
+    lines += ["", "| layers | impl | forward, ms | with gradients, ms |"]
     lines.append("|---|---|---|---|")
     for layers in ("dilated_stages", "encoding"):
-        for form, row in data.get(layers, {}).items():
+        for impl, row in data.get(layers, {}).items():
             both = f"{row['forward_ms']:.2f} | {row['gradients_ms']:.2f}"
-            lines.append(f"| {layers.replace('_', ' ')} | {form} | {both} |")
+            lines.append(f"| {layers.replace('_', ' ')} | {impl} | {both} |")
     for kind in ("left_out", "failed"):
         for part, why in data[kind].items():
             lines.append(f"\n{part}: {kind.replace('_', ' ')}, {why}")
@@ -116,4 +116,4 @@ def report(data: dict) -> str:
 
 
 if __name__ == "__main__":
-    command.run(main)
+    cli.run(main)

@@ -2,16 +2,16 @@
 
     python -m benchmarks.cifar [--models=resnet14,encnet14] [--output=FILE]
 
-The whole step on both sides, in turns, float32: normalisation, forward, backward, SGD
-with momentum and weight decay, on one batch of crops that stays in memory. Both sides
-have the same weights and threads (as many as this process may use; `taskset` gives
-fewer); logits in training mode and the losses of the first steps are compared before
-anything is timed. Torch has channels_last and fused SGD, eager and by `torch.compile`
-(`--nocompile` leaves that out); the quicker counts.
+The whole step on both candidates, in turns, float32: normalization, forward, backward,
+SGD with momentum and weight decay, on one batch of crops that stays in memory. Both
+candidates have the same weights and threads (as many as this process may use; `taskset`
+gives fewer); logits in training mode and the losses of the first steps are compared
+before anything is timed. Torch has channels_last and fused SGD, eager and by
+`torch.compile` (`--nocompile` leaves that out); the quicker counts.
 
-Crop and mirror are left out on both sides: torch would do them in other processes.
-`augmented` is the step as `data.in_memory` really takes it, with both inside; it has no
-counterpart in torch. Needs the extra `bench`.
+Crop and mirror are left out on both candidates: torch would do them in other processes.
+`augmented` is the step as `data.cache_on_device` really takes it, with both inside; it
+has no counterpart in torch. Needs the extra `bench`.
 """
 
 import gc
@@ -28,26 +28,26 @@ from absl import flags
 from flax import nnx
 
 from benchmarks import torch_cifar
-from benchmarks.record import Record
-from benchmarks.timing import Side, medians
-from encnet_jax import command
-from encnet_jax.data.arrays import augmented_batch
+from benchmarks.record import BenchmarkRecord
+from benchmarks.timing import Candidate, medians
+from encnet_jax import cli
+from encnet_jax.data.augment_device import augmented_batch
 from encnet_jax.data.augmentation import Augmentation
-from encnet_jax.data.classes import CIFAR10
+from encnet_jax.data.dataset_info import CIFAR10
 from encnet_jax.errors import UserError
-from encnet_jax.inference import normalise
 from encnet_jax.losses import classification_loss
 from encnet_jax.models import create_model
-from encnet_jax.models.classifiers import CLASSIFIERS
+from encnet_jax.models.cifar import CIFAR_MODELS
+from encnet_jax.ops.normalize import normalize
 from encnet_jax.optimizer import create_optimizer
-from encnet_jax.train_state import create_train_state, split_model
-from encnet_jax.train_step import PrepareFn, make_train_step
+from encnet_jax.run.state import create_train_state, split_model
+from encnet_jax.train.step import PrepareFn, make_train_step
 
-_MODELS = flags.DEFINE_list("models", list(CLASSIFIERS), "What is trained.")
+_MODELS = flags.DEFINE_list("models", list(CIFAR_MODELS), "What is trained.")
 _WIDTH = flags.DEFINE_integer("width", 64, "Channels of the first stage.")
 _CODES = flags.DEFINE_integer("codes", 16, "Codewords of encnet14.")
 _BATCH = flags.DEFINE_integer("batch", 128, "Images a step.")
-_ROUNDS = flags.DEFINE_integer("rounds", 5, "Turns of every side.")
+_ROUNDS = flags.DEFINE_integer("rounds", 5, "Turns of every candidate.")
 _SECONDS = flags.DEFINE_float("seconds", 4.0, "Length of a turn; at least one step.")
 _COMPILE = flags.DEFINE_bool("compile", True, "Time torch.compile too.")
 _OUTPUT = flags.DEFINE_string("output", None, "JSON file for the results.")
@@ -61,7 +61,7 @@ class Ours:
     """Steps of a classifier by the training step of the package.
 
     Args:
-        model: With its weights; the sides share them.
+        model: With its weights; the candidates share them.
         resident: Arrays of the device; beside `seed` what `prepare` needs.
         batch: What a step gets.
         prepare: See `make_train_step`.
@@ -74,20 +74,20 @@ class Ours:
         batch: dict[str, jax.Array],
         prepare: PrepareFn,
     ):
-        self.definition, params, stats = split_model(model)
+        self.model_def, params, batch_stats = split_model(model)
         tx = create_optimizer(
             lambda step: _SGD["rate"],
             momentum=_SGD["momentum"],
             weight_decay=_SGD["decay"],
-            head_factor=1.0,
+            head_lr_mult=1.0,
         )
         # The step is given its state to overwrite: a copy.
-        params, stats = jax.tree.map(jnp.copy, (params, stats))
-        self.state = create_train_state(params, stats, tx)
+        params, batch_stats = jax.tree.map(jnp.copy, (params, batch_stats))
+        self.state = create_train_state(params, batch_stats, tx)
         self.resident = {"seed": jnp.uint32(0), **resident}
         self.batch, self.prepare = batch, prepare
         self.take = make_train_step(
-            self.definition,
+            self.model_def,
             tx,
             prepare=prepare,
             loss=classification_loss,
@@ -98,10 +98,10 @@ class Ours:
         """Returns the logits of the batch in training mode."""
 
         @jax.jit
-        def forward(params, stats):
+        def forward(params, batch_stats):
             images, _ = self.prepare(self.resident, self.batch)
-            model = self.definition.merge(params, stats)
-            return model(normalise(images, CIFAR10.mean, CIFAR10.std)).logits
+            model = self.model_def.merge(params, batch_stats)
+            return model(normalize(images, CIFAR10.mean, CIFAR10.std)).logits
 
         return np.asarray(forward(self.state.params, self.state.batch_stats))
 
@@ -110,9 +110,9 @@ class Ours:
         self.state, metrics = self.take(self.state, self.resident, self.batch)
         return metrics["loss"]
 
-    def side(self) -> Side:
+    def candidate(self) -> Candidate:
         """Returns the step as what is timed."""
-        return Side(self.step, jax.block_until_ready)
+        return Candidate(self.step, jax.block_until_ready)
 
 
 def plain_and_augmented(
@@ -145,11 +145,11 @@ def check_equal(ours: Ours, theirs: torch_cifar.Training) -> None:
     shown = ", ".join(f"{mine:.5f} {other:.5f}" for mine, other in losses)
     print(f"  largest difference of logits {error:.1e} of the largest; losses {shown}")
     if error > 1e-3 or any(abs(a - b) > 1e-3 * abs(b) for a, b in losses):
-        raise RuntimeError("the sides differ")
+        raise RuntimeError("the candidates differ")
 
 
 def measure(name: str) -> dict[str, float]:
-    """Compares and times one model; returns the images per second of each side."""
+    """Compares and times one model; returns the images per second of each candidate."""
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (_BATCH.value, _SIZE, _SIZE, 3), np.uint8)
     labels = rng.integers(0, CIFAR10.num_classes, _BATCH.value).astype(np.uint8)
@@ -165,23 +165,23 @@ def measure(name: str) -> dict[str, float]:
     eager = training(compiled=False)
     print(f"{name}:")
     check_equal(plain, eager)
-    sides = {"encnet_jax": plain.side(), "augmented": augmented.side()}
-    sides["torch"] = eager.side()
+    candidates = {"encnet_jax": plain.candidate(), "augmented": augmented.candidate()}
+    candidates["torch"] = eager.candidate()
     if _COMPILE.value:
-        sides["torch.compile"] = training(compiled=True).side()
-    seconds = medians(sides, rounds=_ROUNDS.value, seconds=_SECONDS.value)
-    return {side: _BATCH.value / value for side, value in seconds.items()}
+        candidates["torch.compile"] = training(compiled=True).candidate()
+    seconds = medians(candidates, rounds=_ROUNDS.value, seconds=_SECONDS.value)
+    return {candidate: _BATCH.value / value for candidate, value in seconds.items()}
 
 
 def table(results: dict[str, dict[str, float]]) -> str:
     """Returns images per second, and ours by the better of torch, in Markdown."""
-    sides = list(next(iter(results.values())))
+    candidates = list(next(iter(results.values())))
     lines = [
-        f"| model | {' | '.join(sides)} | ratio |",
-        f"|{'---|' * (len(sides) + 2)}",
+        f"| model | {' | '.join(candidates)} | ratio |",
+        f"|{'---|' * (len(candidates) + 2)}",
     ]
     for name, rates in results.items():
-        best = max(rate for side, rate in rates.items() if "torch" in side)
+        best = max(rate for candidate, rate in rates.items() if "torch" in candidate)
         cells = " | ".join(f"{rate:.1f}" for rate in rates.values())
         lines.append(f"| {name} | {cells} | {rates['encnet_jax'] / best:.2f} |")
     return "\n".join(lines)
@@ -189,10 +189,10 @@ def table(results: dict[str, dict[str, float]]) -> str:
 
 def main(arguments: list[str]) -> None:
     """Measures, prints a table, and writes the file."""
-    command.no_arguments(arguments)
+    cli.reject_positional(arguments)
     for name in _MODELS.value:
-        if name not in CLASSIFIERS:
-            allowed = ", ".join(CLASSIFIERS)
+        if name not in CIFAR_MODELS:
+            allowed = ", ".join(CIFAR_MODELS)
             raise UserError(f"--models={name}: allowed are {allowed}")
     threads = len(os.sched_getaffinity(0))
     torch.set_num_threads(threads)
@@ -206,7 +206,7 @@ def main(arguments: list[str]) -> None:
     print(f"\nImages a second, batch {_BATCH.value}, width {_WIDTH.value}:\n")
     print(table(results))
     if _OUTPUT.value:
-        record = Record(Path(_OUTPUT.value))
+        record = BenchmarkRecord(Path(_OUTPUT.value))
         record.start(resume=False)
         versions = {"jax": jax.__version__, "torch": torch.__version__}
         for key, value in {**settings, "threads": threads, **versions}.items():
@@ -216,4 +216,4 @@ def main(arguments: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    command.run(main)
+    cli.run(main)

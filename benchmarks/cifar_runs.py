@@ -31,16 +31,16 @@ from absl import flags
 from flax import nnx
 from ml_collections import ConfigDict
 
-from benchmarks.record import Record
+from benchmarks.record import BenchmarkRecord
 from configs.cifar10 import get_config
-from encnet_jax import command
-from encnet_jax.config import model_settings, validate
-from encnet_jax.data.arrays import ArraySource, load_arrays
-from encnet_jax.data.catalogue import open_source
-from encnet_jax.data.classes import CIFAR10
-from encnet_jax.data.sources import Source
+from encnet_jax import cli
+from encnet_jax.data.augment_device import ArrayDataset, load_arrays
+from encnet_jax.data.dataset_info import CIFAR10
+from encnet_jax.data.datasets import Dataset
+from encnet_jax.data.registry import open_dataset
 from encnet_jax.errors import UserError
 from encnet_jax.models import create_model
+from encnet_jax.run.model_config import check_config, model_settings
 
 _OUTPUT = flags.DEFINE_string("output", None, "Folder for results.", required=True)
 _DATA = flags.DEFINE_string("data_dir", None, "Folder of prepared TFDS sets.")
@@ -75,17 +75,17 @@ def config_of(model: str, seed: int) -> ConfigDict:
     config.total_steps = _STEPS.value
     config.eval_every = config.checkpoint_every = max(1, -(-_STEPS.value // _SCORED))
     config.log_every = max(1, _STEPS.value // 100)
-    validate(config)
+    check_config(config)
     return config
 
 
 def run_once(
-    config: ConfigDict, workdir: Path, sources: tuple[Source, Source]
+    config: ConfigDict, workdir: Path, datasets: tuple[Dataset, Dataset]
 ) -> dict[str, Any] | None:
     """Trains one network with one seed; returns None if SIGTERM ended it early."""
-    from encnet_jax.training import train
+    from encnet_jax.train.run import train
 
-    scores = train(config, workdir, sources)
+    scores = train(config, workdir, datasets)
     if scores is None:
         return None
     lines = (workdir / "metrics.jsonl").read_text().splitlines()
@@ -101,13 +101,15 @@ def run_once(
     }
 
 
-def run_in_torch(config: ConfigDict, sources: tuple[Source, Source]) -> dict[str, Any]:
+def run_in_torch(
+    config: ConfigDict, datasets: tuple[Dataset, Dataset]
+) -> dict[str, Any]:
     """As `run_once`, in plain PyTorch."""
     import torch
 
     from benchmarks.torch_cifar_runs import train
 
-    curve, seconds = train(config, sources)
+    curve, seconds = train(config, datasets)
     on_gpu = torch.cuda.is_available()
     return {
         "error": curve[-1][1],
@@ -126,20 +128,20 @@ def parameters(config: ConfigDict) -> int:
     return sum(leaf.size for leaf in jax.tree.leaves(nnx.state(model, nnx.Param)))
 
 
-def in_memory(split: str) -> ArraySource:
+def cache_on_device(split: str) -> ArrayDataset:
     """Returns a split that all runs share."""
     if _IMAGES.value:
         names = f"{split}_images", f"{split}_labels"
         try:
             with np.load(_IMAGES.value) as arrays:
-                return ArraySource(CIFAR10, *(arrays[name] for name in names))
+                return ArrayDataset(CIFAR10, *(arrays[name] for name in names))
         except (OSError, ValueError, KeyError) as error:
             raise UserError(
                 f"--images={_IMAGES.value}: no arrays {' and '.join(names)} in a file "
                 f"of NumPy: {error}"
             ) from error
-    source = open_source(CIFAR10.name, split, _DATA.value)
-    return ArraySource(source.info, **load_arrays(source))
+    dataset = open_dataset(CIFAR10.name, split, _DATA.value)
+    return ArrayDataset(dataset.info, **load_arrays(dataset))
 
 
 def table(results: dict[str, dict[str, Any]]) -> str:
@@ -160,7 +162,7 @@ def table(results: dict[str, dict[str, Any]]) -> str:
 
 
 def plot(results: dict[str, dict[str, Any]], path: Path) -> None:
-    """Draws the test error over the steps: a line a run, a colour a network."""
+    """Draws the test error over the steps: a line a run, a color a network."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -184,14 +186,14 @@ def plot(results: dict[str, dict[str, Any]], path: Path) -> None:
 
 def main(arguments: list[str]) -> None:
     """Makes the runs that are missing and writes the results."""
-    command.no_arguments(arguments)
+    cli.reject_positional(arguments)
     output = Path(_OUTPUT.value)
     runs = [
         (model, seed, config_of(model, int(seed)))
         for seed in _SEEDS.value
         for model in _MODELS.value
     ]
-    record = Record(output / "cifar.json")
+    record = BenchmarkRecord(output / "cifar.json")
     record.start(resume=True)
     settings = {flag.name: flag.value for flag in (_WIDTH, _CODES, _STEPS, _BATCH)}
     for name, value in settings.items():
@@ -202,15 +204,15 @@ def main(arguments: list[str]) -> None:
                 "another --output"
             )
         record.put("settings", name, value)
-    sources: tuple[Source, Source] | None = None
+    datasets: tuple[Dataset, Dataset] | None = None
     for model, seed, config in runs:
         if record.has(model, seed):
             continue
-        sources = sources or (in_memory("train"), in_memory("test"))
+        datasets = datasets or (cache_on_device("train"), cache_on_device("test"))
         if model.startswith(_TORCH):
-            found = run_in_torch(config, sources)
+            found = run_in_torch(config, datasets)
         else:
-            found = run_once(config, output / f"{model}-{seed}", sources)
+            found = run_once(config, output / f"{model}-{seed}", datasets)
         if found is None:
             return
         record.put(model, seed, found)
@@ -222,4 +224,4 @@ def main(arguments: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    command.run(main)
+    cli.run(main)

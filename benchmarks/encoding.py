@@ -1,8 +1,8 @@
-"""The encoding layer against its literal form, in JAX and in PyTorch.
+"""The encoding layer against its literal impl, in JAX and in PyTorch.
 
     python -m benchmarks.encoding [--pixels=900,3600] [--codes=32] [--output=FILE]
 
-The literal form makes a tensor (b, n, k, c) of the residuals of every pixel to every
+The literal impl makes a tensor (b, n, k, c) of the residuals of every pixel to every
 codeword, as the paper's equations read; ours needs matrix products of (n, c) and (k, c)
 alone. For growing numbers of pixels n and codewords k the table has the milliseconds
 forward and with all gradients, the temporary memory with gradients (by XLA's analysis;
@@ -23,23 +23,23 @@ import torch
 from absl import flags
 from flax import nnx
 
-from benchmarks.record import Record
-from benchmarks.timing import Side, medians
-from encnet_jax import command
+from benchmarks.record import BenchmarkRecord
+from benchmarks.timing import Candidate, medians
+from encnet_jax import cli
 from encnet_jax.models.encoding import Encoding
 
 _BATCH = flags.DEFINE_integer("batch", 4, "Images b.")
 _PIXELS = flags.DEFINE_list("pixels", ["900", "3600", "14400"], "Pixels n; k is 32.")
 _CODES = flags.DEFINE_list("codes", ["8", "32", "128"], "Codewords k; n is 3600.")
 _CHANNELS = flags.DEFINE_integer("channels", 512, "Channels c.")
-_MOST = flags.DEFINE_float("most", 2.0, "GiB of residuals that the literal form gets.")
-_ROUNDS = flags.DEFINE_integer("rounds", 3, "Turns of each side.")
+_MOST = flags.DEFINE_float("most", 2.0, "GiB of residuals that the literal impl gets.")
+_ROUNDS = flags.DEFINE_integer("rounds", 3, "Turns of each candidate.")
 _SECONDS = flags.DEFINE_float("seconds", 0.5, "Length of a turn; at least one call.")
 _OUTPUT = flags.DEFINE_string("output", None, "JSON file for the results.")
 
 
 class Arrays(NamedTuple):
-    """What all sides get, float32.
+    """What all candidates get, float32.
 
     Attributes:
         x: Features (b, n, c).
@@ -63,8 +63,8 @@ class Form(NamedTuple):
         memory: Temporary bytes with gradients.
     """
 
-    forward: Side
-    gradients: Side
+    forward: Candidate
+    gradients: Candidate
     memory: int
 
 
@@ -112,8 +112,8 @@ def _in_jax(encode: Callable[..., jax.Array], given: Arrays) -> Form:
     both = jax.jit(gradients).lower(*inputs, change).compile()
     memory: Any = both.memory_analysis()
     return Form(
-        Side(lambda: forward(*inputs), jax.block_until_ready),
-        Side(lambda: both(*inputs, change), jax.block_until_ready),
+        Candidate(lambda: forward(*inputs), jax.block_until_ready),
+        Candidate(lambda: both(*inputs, change), jax.block_until_ready),
         memory.temp_size_in_bytes,
     )
 
@@ -136,8 +136,10 @@ def literal_torch(given: Arrays) -> Form:
         result = encode(*varied)
         return result, torch.autograd.grad(result, varied, change)
 
-    sides = (Side(call, lambda result: result) for call in (forward, gradients))
-    return Form(*sides, _growth(gradients))
+    candidates = (
+        Candidate(call, lambda result: result) for call in (forward, gradients)
+    )
+    return Form(*candidates, _growth(gradients))
 
 
 def _growth(call: Callable[[], Any]) -> int:
@@ -169,23 +171,23 @@ def exact(given: Arrays) -> np.ndarray:
 
 
 def measure(batch: int, pixels: int, codes: int, channels: int) -> dict[str, Any]:
-    """Returns for each form its times, memory and error."""
+    """Returns for each impl its times, memory and error."""
     given = arrays(batch, pixels, codes, channels)
-    forms = {"encnet_jax": ours(given)}
+    impls = {"encnet_jax": ours(given)}
     if 4 * batch * pixels * codes * channels <= _MOST.value * 2**30:
-        forms |= {"literal": literal(given), "literal torch": literal_torch(given)}
+        impls |= {"literal": literal(given), "literal torch": literal_torch(given)}
     wanted = exact(given)
     found: dict[str, Any] = {}
-    for name, form in forms.items():
-        result = np.asarray(form.forward.wait(form.forward.call()))[0]
+    for name, impl in impls.items():
+        result = np.asarray(impl.forward.wait(impl.forward.call()))[0]
         error = abs(result - wanted).max() / abs(wanted).max()
         if error > 1e-4:
             raise RuntimeError(f"{name}: differs from float64 by {error:.1e}")
-        found[name] = dict(error=error, temporary_bytes=form.memory)
+        found[name] = dict(error=error, temporary_bytes=impl.memory)
     timing: dict[str, Any] = dict(rounds=_ROUNDS.value, seconds=_SECONDS.value)
     for part in ("forward", "gradients"):
-        sides = {name: getattr(form, part) for name, form in forms.items()}
-        for name, seconds in medians(sides, **timing).items():
+        candidates = {name: getattr(impl, part) for name, impl in impls.items()}
+        for name, seconds in medians(candidates, **timing).items():
             found[name][part] = seconds
     return found
 
@@ -208,14 +210,14 @@ def rows(case: str, found: dict[str, Any]) -> str:
 
 def main(arguments: list[str]) -> None:
     """Measures, prints a table, and writes the file."""
-    command.no_arguments(arguments)
+    cli.reject_positional(arguments)
     torch.set_num_threads(len(os.sched_getaffinity(0)))
     cases = [(int(pixels), 32) for pixels in _PIXELS.value]
     cases += [(3600, int(codes)) for codes in _CODES.value]
-    record = Record(Path(_OUTPUT.value)) if _OUTPUT.value else None
+    record = BenchmarkRecord(Path(_OUTPUT.value)) if _OUTPUT.value else None
     if record:
         record.start(resume=True)
-    print("| n, k | form | forward | with gradients | | temporary memory | | error |")
+    print("| n, k | impl | forward | with gradients | | temporary memory | | error |")
     print("|---|---|---|---|---|---|---|---|")
     for pixels, codes in dict.fromkeys(cases):
         found = measure(_BATCH.value, pixels, codes, _CHANNELS.value)
@@ -226,4 +228,4 @@ def main(arguments: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    command.run(main)
+    cli.run(main)

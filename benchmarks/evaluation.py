@@ -1,9 +1,9 @@
 """Multi-scale evaluation against plain PyTorch: python -m benchmarks.evaluation.
 
 EncNet-50 of 150 classes with windows of 480 pixels, by PyTorch-Encoding's protocol: the
-same weights and images on both sides, in turns, outputs compared first. Needs the extra
-`bench`. Also prints how much of the time passes outside the network: resizing, adding
-up, arg max and the confusion matrix.
+same weights and images on both candidates, in turns, outputs compared first. Needs the
+extra `bench`. Also prints how much of the time passes outside the network: resizing,
+adding up, arg max and the confusion matrix.
 """
 
 import math
@@ -18,26 +18,30 @@ from flax import nnx
 from torch.nn import functional as F
 
 from benchmarks.torch_encnet import EncNet, random_weights
-from encnet_jax import command
-from encnet_jax.canvas import CanvasFactory, Layout
-from encnet_jax.data.classes import ADE20K
-from encnet_jax.data.sources import Example
-from encnet_jax.evaluation import evaluate, make_window_score_fn
-from encnet_jax.inference import FoldedModel
-from encnet_jax.metrics import count_pixels, scores
+from encnet_jax import cli
+from encnet_jax.convert.load import load_torch_weights
+from encnet_jax.data.dataset_info import ADE20K
+from encnet_jax.data.datasets import Example
+from encnet_jax.evaluate.evaluator import evaluate, make_window_fn
+from encnet_jax.inference.predict_fn import InferenceModel
+from encnet_jax.inference.score_map import ScoreMapPool, ScoreMapSharding
+from encnet_jax.inference.sliding_window import (
+    add_hflip,
+    merge_hflip,
+    run_sliding_window,
+)
+from encnet_jax.inference.tta import PyTorchEncodingProtocol
+from encnet_jax.metrics import confusion_matrix_np, segmentation_metrics
 from encnet_jax.models import create_model
-from encnet_jax.pretrained import load_torch_weights
-from encnet_jax.sharding import mesh_of
-from encnet_jax.sliding import finished_images, joined, paired
-from encnet_jax.train_state import split_model
-from encnet_jax.windows import EncodingProtocol
+from encnet_jax.run.sharding import mesh_of
+from encnet_jax.run.state import split_model
 
 _IMAGES = flags.DEFINE_integer("images", 2, "Images, of as many sizes.")
 _SCALES = flags.DEFINE_list("scales", "0.5,0.75,1,1.25,1.5,1.75", "Scales.")
 _BATCH = flags.DEFINE_integer(
     "batch", 4, "Windows and mirror images that pass at once."
 )
-_ROUNDS = flags.DEFINE_integer("rounds", 1, "Turns of both sides.")
+_ROUNDS = flags.DEFINE_integer("rounds", 1, "Turns of both candidates.")
 _BASE, _CROP = 520, 480
 _SIZES = ((512, 683), (683, 512), (480, 640), (375, 500))  # frequent in ADE20K
 
@@ -52,8 +56,8 @@ class Images:
         self.examples = []
         for number in range(count):
             h, w = _SIZES[number % len(_SIZES)]
-            coarse = rng.integers(0, 256, (h // 16 + 1, w // 16 + 1, 3), np.uint8)
-            image = coarse.repeat(16, 0).repeat(16, 1)[:h, :w]
+            low_res = rng.integers(0, 256, (h // 16 + 1, w // 16 + 1, 3), np.uint8)
+            image = low_res.repeat(16, 0).repeat(16, 1)[:h, :w]
             blocks = rng.integers(0, 150, (h // 64 + 1, w // 64 + 1))
             labels = blocks.repeat(64, 0).repeat(64, 1)[:h, :w].astype(np.uint8)
             self.examples.append(Example(np.ascontiguousarray(image), labels, ""))
@@ -61,8 +65,8 @@ class Images:
     def __len__(self):
         return len(self.examples)
 
-    def example(self, number):
-        return self.examples[number]
+    def __getitem__(self, index):
+        return self.examples[index]
 
 
 class TorchEvaluation:
@@ -108,16 +112,16 @@ class TorchEvaluation:
             total += F.interpolate(averaged[None], (height, width), **options)[0]
         return total.argmax(0).numpy()
 
-    def run(self, source):
+    def run(self, dataset):
         matrix = np.zeros(150 * 150, np.int64)
-        for example in source.examples:
+        for example in dataset.examples:
             cells = example.labels.astype(np.int64) * 150 + self(example.image)
             matrix += np.bincount(cells.ravel(), minlength=150 * 150)
-        return scores(matrix.reshape(150, 150))
+        return segmentation_metrics(matrix.reshape(150, 150))
 
 
 def protocol_of(scales):
-    return EncodingProtocol(
+    return PyTorchEncodingProtocol(
         base_size=_BASE,
         crop_size=_CROP,
         scales=scales,
@@ -129,24 +133,24 @@ def protocol_of(scales):
     )
 
 
-def share_outside(model, params, stats, source, scales):
+def share_outside(model, params, batch_stats, dataset, scales):
     """Returns the part of the time that passes outside the network, one after other."""
     protocol = protocol_of(scales)
-    folded = FoldedModel(model)
-    arrays = jax.device_put(folded.arrays(params, stats))
-    layout = Layout(150, protocol.softmax, mesh_of(jax.local_devices()[:1]))
-    canvases = CanvasFactory(layout)
+    folded = InferenceModel(model)
+    arrays = jax.device_put(folded.arrays(params, batch_stats))
+    sharding = ScoreMapSharding(150, protocol.softmax, mesh_of(jax.local_devices()[:1]))
+    score_maps = ScoreMapPool(sharding)
     spent = 0.0
 
     @jax.jit
-    def network(params, stats, windows):
-        return folded.definition.merge(params, stats)(windows).logits
+    def network(params, batch_stats, windows):
+        return folded.model_def.merge(params, batch_stats)(windows).logits
 
-    join = jax.jit(lambda logits: joined(logits, None, True, layout)[0])
+    join = jax.jit(lambda logits: merge_hflip(logits, None, True, sharding)[0])
 
     def apply(windows):
         nonlocal spent
-        windows = jax.block_until_ready(jax.device_put(paired(windows, True)))
+        windows = jax.block_until_ready(jax.device_put(add_hflip(windows, True)))
         started = time.perf_counter()
         logits = network(*arrays, windows).block_until_ready()
         spent += time.perf_counter() - started
@@ -154,48 +158,48 @@ def share_outside(model, params, stats, source, scales):
 
     def run(examples):
         images = ((example, example.image) for example in examples)
-        for image in finished_images(
-            images, apply, protocol, canvases, _BATCH.value // 2
+        for image in run_sliding_window(
+            images, apply, protocol, score_maps, _BATCH.value // 2
         ):
-            count_pixels(image.key.labels, image.canvas.labels().fetch(), 150)
+            confusion_matrix_np(image.key.labels, image.score_map.labels().fetch(), 150)
 
-    run(source.examples[:1])  # compiles
+    run(dataset.examples[:1])  # compiles
     spent, started = 0.0, time.perf_counter()
-    run(source.examples)
+    run(dataset.examples)
     return 1 - spent / (time.perf_counter() - started)
 
 
 def main(arguments):
-    command.no_arguments(arguments)
-    scales = command.numbers("scales", _SCALES.value)
+    cli.reject_positional(arguments)
+    scales = cli.numbers("scales", _SCALES.value)
     torch.set_num_threads(os.cpu_count())
     plain = EncNet(150)
     weights = random_weights(plain)
     plain = plain.eval().to(memory_format=torch.channels_last)
     model = create_model("encnet", num_classes=150, aux_head=False, rngs=nnx.Rngs(0))
-    load_torch_weights(model, weights, source="pytorch-encoding")
-    _, params, stats = split_model(model)
+    load_torch_weights(model, weights, dataset="pytorch_encoding")
+    _, params, batch_stats = split_model(model)
     mesh = mesh_of(jax.local_devices()[:1])
-    score = make_window_score_fn(model, ADE20K, protocol_of(scales), mesh)
-    source, small = Images(_IMAGES.value), Images(1)
+    score = make_window_fn(model, ADE20K, protocol_of(scales), mesh)
+    dataset, small = Images(_IMAGES.value), Images(1)
 
-    def ours(source):
-        return evaluate(score, params, stats, source, batch_size=_BATCH.value)[0]
+    def ours(dataset):
+        return evaluate(score, params, batch_stats, dataset, batch_size=_BATCH.value)[0]
 
     with torch.inference_mode():
         theirs = TorchEvaluation(plain, scales)
         expected = theirs(small.examples[0].image)  # also warms both up
-        mine = next(score(params, stats, [(0, small.examples[0])], _BATCH.value))
+        mine = next(score(params, batch_stats, [(0, small.examples[0])], _BATCH.value))
         print(f"pixels that agree: {(mine.predictions == expected).mean():.5f}")
         assert (mine.predictions == expected).mean() > 0.999
-        ratios, count = [], len(source)
+        ratios, count = [], len(dataset)
         for _ in range(_ROUNDS.value):
             started = time.perf_counter()
-            theirs.run(source)
+            theirs.run(dataset)
             middle = time.perf_counter()
-            ours(source)
+            ours(dataset)
             ended = time.perf_counter()
-            outside = share_outside(model, params, stats, source, scales)
+            outside = share_outside(model, params, batch_stats, dataset, scales)
             seconds = ended - middle
             ratios.append((middle - started) / seconds)
             print(
@@ -206,4 +210,4 @@ def main(arguments):
 
 
 if __name__ == "__main__":
-    command.run(main)
+    cli.run(main)

@@ -13,10 +13,10 @@ import jax
 from absl import flags
 from flax import nnx
 
-from encnet_jax import command
+from encnet_jax import cli
 from encnet_jax.models import create_model
 from encnet_jax.optimizer import create_optimizer, poly_schedule
-from encnet_jax.train_state import TrainState, create_train_state, split_model
+from encnet_jax.run.state import TrainState, create_train_state, split_model
 
 _BACKBONE = flags.DEFINE_string("backbone", "resnet50", "Whose state.")
 _CALLS = flags.DEFINE_integer("calls", 200, "Calls that are timed.")
@@ -24,16 +24,16 @@ _CALLS = flags.DEFINE_integer("calls", 200, "Calls that are timed.")
 
 def main(arguments: list[str]) -> None:
     """Prints the median over the calls."""
-    command.no_arguments(arguments)
+    cli.reject_positional(arguments)
     model = nnx.eval_shape(
         lambda: create_model("encnet", num_classes=150, backbone=_BACKBONE.value)
     )
-    _, params, stats = split_model(model)
-    params, stats = jax.tree.map(
-        lambda leaf: jax.numpy.zeros(leaf.shape, leaf.dtype), (params, stats)
+    _, params, batch_stats = split_model(model)
+    params, batch_stats = jax.tree.map(
+        lambda leaf: jax.numpy.zeros(leaf.shape, leaf.dtype), (params, batch_stats)
     )
     tx = create_optimizer(poly_schedule(0.01, 1000))
-    state = create_train_state(params, stats, tx)
+    state = create_train_state(params, batch_stats, tx)
 
     @functools.partial(jax.jit, donate_argnums=0)
     def step(state: TrainState) -> TrainState:
@@ -53,4 +53,4 @@ def main(arguments: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    command.run(main)
+    cli.run(main)

@@ -7,9 +7,9 @@ Draws pictures with the statistics of photographs, stores them as prepared data 
 turns, in one run:
 
 - `PIL`: the steps of PyTorch-Encoding, one after the other in one process: decode,
-  mirror, resize the whole picture, pad, crop, normalise in float32, stack the batch. Of
+  mirror, resize the whole picture, pad, crop, normalize in float32, stack the batch. Of
   its filters the cheaper one, bilinear as here; later versions take the bicubic;
-- `host`: our pipeline; normalising is left to the device, where it is part of the step;
+- `host`: our pipeline; normalizing is left to the device, where it is part of the step;
 - `device`: our pipeline with data.resize=device; what the device then does is timed
   apart, on the device that JAX finds;
 - `decode`: decoding the whole JPEG or PNG and its labels by PIL, and nothing else.
@@ -37,12 +37,12 @@ import numpy as np
 from absl import flags
 from PIL import Image, ImageOps
 
-from benchmarks.photographs import CountingSource, make_source
-from encnet_jax import command
-from encnet_jax.data.arrays import resized_batch
+from benchmarks.photographs import CountingDataset, make_dataset
+from encnet_jax import cli
+from encnet_jax.data.augment_device import resized_batch
 from encnet_jax.data.augmentation import Augmentation
-from encnet_jax.data.classes import ADE20K, CITYSCAPES, DatasetInfo
-from encnet_jax.data.sources import label_table
+from encnet_jax.data.dataset_info import ADE20K, CITYSCAPES, DatasetInfo
+from encnet_jax.data.datasets import label_table
 
 _IMAGES = flags.DEFINE_integer("images", 64, "Of 683x512; a quarter of 2048x1024.")
 _REPEATS = flags.DEFINE_integer("repeats", 9, "Turns of each way.")
@@ -52,18 +52,18 @@ _WAYS = "PIL", "host", "device", "decode"
 
 
 class Case(NamedTuple):
-    """Pictures of one kind, and how crops are made of them."""
+    """Pictures of one kind, and augmentation crops are made of them."""
 
     name: str
     info: DatasetInfo
     size: tuple[int, int]
     stored: dict[str, Any]
-    how: Augmentation
-    canvas_size: int
+    augmentation: Augmentation
+    padded_size: int
 
 
-# Crops as in configs/ade20k.py and configs/cityscapes.py. At this quality the small
-# JPEGs have 50 kB; those of ADE20K have about 40.
+# HostResizer as in configs/ade20k.py and configs/cityscapes.py. At this quality the
+# small JPEGs have 50 kB; those of ADE20K have about 40.
 _JPEG = dict(format="JPEG", quality=90)
 _LARGE = CITYSCAPES, (1024, 2048)
 CASES = (
@@ -75,14 +75,14 @@ CASES = (
 
 def main(arguments: list[str]) -> None:
     """Measures every case, prints each, and writes what was asked for."""
-    command.no_arguments(arguments)
+    cli.reject_positional(arguments)
     results = {}
     for case in CASES:
         count = max(_IMAGES.value // (1 if case.size[0] < 1000 else 4), _BATCH)
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "records"
-            source = make_source(path, case.info, case.size, count, **case.stored)
-            results[case.name] = measure(case, source)
+            dataset = make_dataset(path, case.info, case.size, count, **case.stored)
+            results[case.name] = measure(case, dataset)
         print(report(case, results[case.name]), flush=True)
     if _JSON.value:
         written = {"machine": machine(), "repeats": _REPEATS.value, "cases": results}
@@ -90,9 +90,9 @@ def main(arguments: list[str]) -> None:
         Path(_JSON.value).write_text(json.dumps(written, indent=2) + "\n")
 
 
-def decode(source: CountingSource, number: int) -> tuple[Image.Image, Image.Image]:
+def decode(dataset: CountingDataset, number: int) -> tuple[Image.Image, Image.Image]:
     """Returns an image and its labels, whole."""
-    fields = source.records.features(number)
+    fields = dataset.records.features(number)
     image = Image.open(io.BytesIO(fields["image"])).convert("RGB")
     labels = Image.open(io.BytesIO(fields["label"]))
     labels.load()
@@ -100,15 +100,19 @@ def decode(source: CountingSource, number: int) -> tuple[Image.Image, Image.Imag
 
 
 def pil_example(
-    case: Case, source: CountingSource, table: np.ndarray, number: int
+    case: Case, dataset: CountingDataset, table: np.ndarray, number: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """Does what PyTorch-Encoding does, in its order."""
-    image, labels = decode(source, number)
-    crop, rng = case.how.crop_size, np.random.default_rng(number)
+    image, labels = decode(dataset, number)
+    crop, rng = case.augmentation.crop_size, np.random.default_rng(number)
     if rng.random() < 0.5:
         image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
         labels = labels.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-    scale = rng.uniform(*case.how.scale_range) * case.how.base_size / max(image.size)
+    scale = (
+        rng.uniform(*case.augmentation.scale_range)
+        * case.augmentation.base_size
+        / max(image.size)
+    )
     width, height = (round(length * scale) for length in image.size)
     image = image.resize((width, height), Image.Resampling.BILINEAR)
     labels = labels.resize((width, height), Image.Resampling.NEAREST)
@@ -123,57 +127,57 @@ def pil_example(
     return (pixels / 255 - mean) / std, table[np.asarray(labels.crop(box))]
 
 
-def run_pil(case: Case, source: CountingSource) -> int:
+def run_pil(case: Case, dataset: CountingDataset) -> int:
     """Makes an epoch of batches by PIL; returns the number of examples."""
     table = label_table(case.info).astype(np.int64)  # what PyTorch's loss takes
-    for first in range(0, len(source), _BATCH):
-        numbers = range(first, min(first + _BATCH, len(source)))
-        examples = [pil_example(case, source, table, number) for number in numbers]
+    for first in range(0, len(dataset), _BATCH):
+        numbers = range(first, min(first + _BATCH, len(dataset)))
+        examples = [pil_example(case, dataset, table, number) for number in numbers]
         for part in zip(*examples):
             np.stack(part)
-    return len(source)
+    return len(dataset)
 
 
-def run_decode(source: CountingSource) -> int:
+def run_decode(dataset: CountingDataset) -> int:
     """Decodes every example; returns their number."""
-    for number in range(len(source)):
-        decode(source, number)
-    return len(source)
+    for number in range(len(dataset)):
+        decode(dataset, number)
+    return len(dataset)
 
 
 def our_batches(
-    case: Case, source: CountingSource, canvas_size: int | None
+    case: Case, dataset: CountingDataset, padded_size: int | None
 ) -> Iterator[dict[str, np.ndarray]]:
     """Returns our batches: of crops, or with a size of canvases."""
-    from encnet_jax.data.pipeline import train_batches
+    from encnet_jax.data.loader import train_batches
 
     return train_batches(
-        source, case.how, batch_size=_BATCH, seed=0, canvas_size=canvas_size
+        dataset, case.augmentation, batch_size=_BATCH, seed=0, padded_size=padded_size
     )
 
 
-def run_ours(case: Case, source: CountingSource, canvas_size: int | None) -> int:
+def run_ours(case: Case, dataset: CountingDataset, padded_size: int | None) -> int:
     """Makes an epoch; returns the number of examples, with those begun ahead."""
-    source.started.clear()
-    batches = our_batches(case, source, canvas_size)
-    for _ in itertools.islice(batches, len(source) // _BATCH):
+    dataset.started.clear()
+    batches = our_batches(case, dataset, padded_size)
+    for _ in itertools.islice(batches, len(dataset) // _BATCH):
         pass
     batches.close()  # waits for those begun
-    return len(source.started)
+    return len(dataset.started)
 
 
-def measure(case: Case, source: CountingSource) -> dict[str, Any]:
+def measure(case: Case, dataset: CountingDataset) -> dict[str, Any]:
     """Returns memory, rates, and ratios to the rate of PIL."""
-    canvas_sizes = {"host": None, "device": case.canvas_size}
+    canvas_sizes = {"host": None, "device": case.padded_size}
     memory = {
-        name: memory_by_epoch(our_batches(case, source, size), len(source))
+        name: memory_by_epoch(our_batches(case, dataset, size), len(dataset))
         for name, size in canvas_sizes.items()
     }
     ways: dict[str, Callable[[], int]] = {
-        "PIL": functools.partial(run_pil, case, source),
-        "decode": functools.partial(run_decode, source),
+        "PIL": functools.partial(run_pil, case, dataset),
+        "decode": functools.partial(run_decode, dataset),
         **{
-            name: functools.partial(run_ours, case, source, size)
+            name: functools.partial(run_ours, case, dataset, size)
             for name, size in canvas_sizes.items()
         },
     }
@@ -189,14 +193,14 @@ def measure(case: Case, source: CountingSource) -> dict[str, Any]:
         name: [rate / pil for rate, pil in zip(per_core[name], per_core["PIL"])]
         for name in _WAYS
     }
-    size = sum(len(source.records[number]) for number in range(len(source)))
+    size = sum(len(dataset.records[number]) for number in range(len(dataset)))
     return {
-        "images": len(source),
-        "kilobytes": round(size / len(source) / 1000),
+        "images": len(dataset),
+        "kilobytes": round(size / len(dataset) / 1000),
         "images_per_core_second": medians(per_core),
         "times_pil": medians(ratios),
         "images_per_second": medians(by_clock),
-        "device_milliseconds": device_time(case, source),
+        "device_milliseconds": device_time(case, dataset),
         "megabytes_by_epoch": memory,
     }
 
@@ -219,12 +223,12 @@ def memory_by_epoch(batches: Iterator[Any], count: int) -> list[int]:
     return most
 
 
-def device_time(case: Case, source: CountingSource) -> float:
+def device_time(case: Case, dataset: CountingDataset) -> float:
     """Returns the milliseconds an image that making the crop takes on the device."""
-    batches = our_batches(case, source, case.canvas_size)
+    batches = our_batches(case, dataset, case.padded_size)
     batch = jax.device_put(next(batches))
     batches.close()
-    resize = jax.jit(functools.partial(resized_batch, how=case.how))
+    resize = jax.jit(functools.partial(resized_batch, augmentation=case.augmentation))
     jax.block_until_ready(resize(batch))
     times = []
     for _ in range(5):
@@ -236,8 +240,9 @@ def device_time(case: Case, source: CountingSource) -> float:
 
 def report(case: Case, result: dict[str, Any]) -> str:
     lines = [
-        f"{case.name}, {result['kilobytes']} kB a record, base {case.how.base_size}, "
-        f"crop {case.how.crop_size}: {result['images']} images",
+        f"{case.name}, {result['kilobytes']} kB a record, "
+        f"base {case.augmentation.base_size}, crop {case.augmentation.crop_size}: "
+        f"{result['images']} images",
         f"  {'':8}{'images/s a core':>16}{'times PIL':>11}{'images/s':>10}",
     ]
     keys = "images_per_core_second", "times_pil", "images_per_second"
@@ -269,4 +274,4 @@ def machine() -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    command.run(main)
+    cli.run(main)

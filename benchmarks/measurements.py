@@ -12,10 +12,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks import programs
+from benchmarks import compiled as programs
 from benchmarks.model_costs import model_costs
-from benchmarks.record import Record
-from benchmarks.timing import Side, medians
+from benchmarks.record import BenchmarkRecord
+from benchmarks.timing import Candidate, medians
 from encnet_jax.errors import UserError
 
 WORKS = ("inference", "training")
@@ -91,7 +91,7 @@ SMALL = Sizes(
 PARTS = (*FULL.parts, *SMALL.networks)
 
 
-def measure(part: str, record: Record, sizes: Sizes, torch: str) -> None:
+def measure(part: str, record: BenchmarkRecord, sizes: Sizes, torch: str) -> None:
     """Measures a part and puts the results into the record.
 
     Args:
@@ -149,23 +149,23 @@ def _torch_side(how: str) -> tuple[Any, str]:
     return Torch(device, compiled), f"{facts}, {'compiled' if compiled else 'eager'}"
 
 
-def _layers(record: Record, sizes: Sizes, torch: Any) -> None:
+def _layers(record: BenchmarkRecord, sizes: Sizes, torch: Any) -> None:
     timing: dict[str, Any] = dict(rounds=sizes.rounds, seconds=sizes.seconds)
     n = sizes.product
     a = jnp.asarray(np.random.default_rng(0).standard_normal((n, n)), jnp.bfloat16)
-    product = Side(lambda: _product(a, a), jax.block_until_ready)
+    product = Candidate(lambda: _product(a, a), jax.block_until_ready)
     rate = 2 * n**3 / medians({"jax": product}, **timing)["jax"]
     record.put("device", "products_per_second", rate)
     _log.info("matrix products: %.3g teraflops", rate / 1e12)
-    sides = {
-        form: tuple(map(_side, programs.dilated_stages(form, **sizes.stages)))
-        for form in ("direct", "phases")
+    candidates = {
+        impl: tuple(map(_side, programs.dilated_stages(impl, **sizes.stages)))
+        for impl in ("lax", "space_to_batch")
     }
-    _put_both(record, "dilated_stages", sides, timing)
-    sides = {"jax": tuple(map(_side, programs.encoding(**sizes.encoding)))}
+    _put_both(record, "dilated_stages", candidates, timing)
+    candidates = {"jax": tuple(map(_side, programs.encoding(**sizes.encoding)))}
     if torch is not None:
-        sides["torch"] = torch.encoding(**sizes.encoding)
-    _put_both(record, "encoding", sides, timing)
+        candidates["torch"] = torch.encoding(**sizes.encoding)
+    _put_both(record, "encoding", candidates, timing)
 
 
 @jax.jit
@@ -173,75 +173,78 @@ def _product(a: jax.Array, b: jax.Array) -> jax.Array:
     return a @ b
 
 
-def _side(program: programs.Program) -> Side:
+def _side(program: programs.Program) -> Candidate:
     compiled = program.compile()
     arguments = programs.random_arrays(program.arguments)
-    return Side(lambda: compiled(*arguments), jax.block_until_ready)
+    return Candidate(lambda: compiled(*arguments), jax.block_until_ready)
 
 
 def _put_both(
-    record: Record, section: str, sides: dict[str, Any], timing: dict[str, Any]
+    record: BenchmarkRecord,
+    section: str,
+    candidates: dict[str, Any],
+    timing: dict[str, Any],
 ) -> None:
-    """Times pairs of sides, forward and with gradients."""
-    forward = medians({name: pair[0] for name, pair in sides.items()}, **timing)
-    gradients = medians({name: pair[1] for name, pair in sides.items()}, **timing)
-    for name in sides:
+    """Times pairs of candidates, forward and with gradients."""
+    forward = medians({name: pair[0] for name, pair in candidates.items()}, **timing)
+    gradients = medians({name: pair[1] for name, pair in candidates.items()}, **timing)
+    for name in candidates:
         times = (1e3 * forward[name], 1e3 * gradients[name])
         record.put(section, name, dict(zip(("forward_ms", "gradients_ms"), times)))
         _log.info("%s, %s: %.2f and %.2f ms", section, name, *times)
 
 
-def _network(part: str, record: Record, sizes: Sizes, torch: Any) -> None:
+def _network(part: str, record: BenchmarkRecord, sizes: Sizes, torch: Any) -> None:
     """Measures inference and training: alone at first, then in turns with torch."""
     network = sizes.networks[part]
     timing: dict[str, Any] = dict(rounds=sizes.rounds, seconds=sizes.seconds)
     stages = record.data.get("dilated_stages", {})
-    # The networks take the form that was quicker in this run.
-    form = min(stages, key=lambda f: stages[f]["gradients_ms"], default="auto")
+    # The networks take the impl that was quicker in this run.
+    impl = min(stages, key=lambda f: stages[f]["gradients_ms"], default="auto")
     rate = record.data["device"].get("products_per_second")
-    ours: dict[str, Side] = {}
+    ours: dict[str, Candidate] = {}
     facts: dict[str, dict[str, Any]] = {}
 
-    def put(work: str, side: str, seconds: float, more: dict[str, Any]) -> None:
-        row = {**_row(network, work, seconds, rate), "side": side, **more}
-        record.put("networks", f"{part} {work} {side}", row)
-        _log.info("%s %s, %s: %.1f ms", part, work, side, 1e3 * seconds)
+    def put(work: str, candidate: str, seconds: float, more: dict[str, Any]) -> None:
+        row = {**_row(network, work, seconds, rate), "candidate": candidate, **more}
+        record.put("networks", f"{part} {work} {candidate}", row)
+        _log.info("%s %s, %s: %.1f ms", part, work, candidate, 1e3 * seconds)
 
     # Inference first: the device counts its peak of memory from the start.
     for work in WORKS:
-        program = _program(work, network, form)
+        program = _program(work, network, impl)
         compiled = program.compile()
         ours[work] = _stepping(work, compiled, program.arguments)
         seconds = medians({"jax": ours[work]}, **timing)["jax"]
-        facts[work] = {"convolution": form, **_peak(compiled)}
+        facts[work] = {"conv_impl": impl, **_peak(compiled)}
         put(work, "jax", seconds, facts[work])
     if torch is None:
         return
     for work in WORKS:
         torch.start_peak()
         images = _images(network.batch(work), network.size)
-        theirs = torch.side(work, network.backbone, *images)
+        theirs = torch.candidate(work, network.backbone, *images)
         both = medians({"jax": ours[work], "torch": theirs}, **timing)
         put(work, "jax", both["jax"], facts[work])
         put(work, "torch", both["torch"], dict(peak_bytes=torch.peak_bytes()))
 
 
-def _program(work: str, network: Network, form: str) -> programs.Program:
+def _program(work: str, network: Network, impl: str) -> programs.Program:
     make = programs.training if work == "training" else programs.inference
     return make(
         size=network.size,
         batch=network.batch(work),
         dtype=jnp.bfloat16,
         backbone=network.backbone,
-        convolution=form,
+        conv_impl=impl,
     )
 
 
-def _stepping(work: str, compiled: jax.stages.Compiled, shapes: Any) -> Side:
-    """Returns a side that calls a program; training goes on with its own state."""
+def _stepping(work: str, compiled: jax.stages.Compiled, shapes: Any) -> Candidate:
+    """Returns a candidate that calls a program; training goes on with its own state."""
     first, *others = programs.random_arrays(shapes)
     if work == "inference":
-        return Side(lambda: compiled(first, *others), jax.block_until_ready)
+        return Candidate(lambda: compiled(first, *others), jax.block_until_ready)
     state = first
 
     def step() -> Any:
@@ -249,7 +252,7 @@ def _stepping(work: str, compiled: jax.stages.Compiled, shapes: Any) -> Side:
         state, metrics = compiled(state, *others)
         return metrics
 
-    return Side(step, jax.block_until_ready)
+    return Candidate(step, jax.block_until_ready)
 
 
 def _images(batch: int, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:

@@ -1,7 +1,7 @@
 """Memory of one training step: python -m benchmarks.memory [--small] [--only=...].
 
 EncNet-101 with 150 classes at crop 576, batch 16, by settings of `model.dtype`,
-`model.remat` and `accumulate_steps`. Each step is compiled for shapes alone, so that no
+`model.remat` and `grad_accum_steps`. Each step is compiled for shapes alone, so that no
 memory is needed to ask for it, and the compiler tells what it would take. Nothing runs.
 
 Compiled is for the first device: what the table says holds for its platform. On CPU
@@ -18,8 +18,8 @@ from typing import Any
 import jax
 from absl import flags
 
-from benchmarks.programs import Memory, compiled_memory, training
-from encnet_jax import command
+from benchmarks.compiled import Memory, compiled_memory, training
+from encnet_jax import cli
 from encnet_jax.errors import UserError
 
 _ONLY = flags.DEFINE_list("only", [], "Names of settings, of all that are listed.")
@@ -41,7 +41,7 @@ SETTINGS = {
 
 def main(arguments: list[str]) -> None:
     """Prints a row as each setting is compiled."""
-    command.no_arguments(arguments)
+    cli.reject_positional(arguments)
     for name in _ONLY.value:
         if name not in SETTINGS:
             raise UserError(f"--only={name}: allowed are {', '.join(SETTINGS)}")
@@ -80,7 +80,7 @@ def step_memory(name: str, *, crop: int, batch: int, **settings: Any) -> Memory:
         batch=batch,
         dtype=dtype,
         remat=remat,
-        accumulate_steps=parts,
+        grad_accum_steps=parts,
         **settings,
     )
     return compiled_memory(step.compile())
@@ -97,4 +97,4 @@ def _earlier_rows(facts: dict[str, Any]) -> dict[str, dict[str, int]]:
 
 
 if __name__ == "__main__":
-    command.run(main)
+    cli.run(main)

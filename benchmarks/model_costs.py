@@ -4,12 +4,12 @@
 
 Prints a Markdown table. Nothing runs or compiles: operations are read off the traced
 network. Counted are convolutions and matrix products, with the zeros of the padding, as
-torchvision counts what it publishes (`tests/models/test_baselines.py` compares the two;
+torchvision counts what it publishes (`tests/models/test_heads.py` compares the two;
 XLA's own `cost_analysis` leaves the padding out and adds norms and activations). What
 resizing and pooling cost is apart: they are small matrix products here, which others do
 not count.
 
-The network is that of prediction, without the auxiliary head. EncNet has 32 codewords
+The network is that of prediction, without the aux_head head. EncNet has 32 codewords
 and no lateral links; with `--stem=plain` the stem is one 7x7 convolution.
 """
 
@@ -22,9 +22,9 @@ from absl import flags
 from flax import nnx
 from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
 
-from encnet_jax import command
+from encnet_jax import cli
 from encnet_jax.models import create_model
-from encnet_jax.models.factory import SEGMENTATION_MODELS
+from encnet_jax.models.registry import SEGMENTATION_MODELS
 
 _SIZE = flags.DEFINE_integer("size", 480, "Height and width of the image.")
 _CLASSES = flags.DEFINE_integer("classes", 150, "Number of classes.")
@@ -54,7 +54,7 @@ def model_costs(name: str, *, size: int, **settings: Any) -> Costs:
         size: Height and width in pixels.
         **settings: Of `create_model`.
     """
-    model = nnx.eval_shape(lambda: create_model(name, convolution="direct", **settings))
+    model = nnx.eval_shape(lambda: create_model(name, conv_impl="lax", **settings))
     model.eval()
     graphdef, state = nnx.split(model)
 
@@ -145,7 +145,7 @@ def table(
 
 def main(arguments: list[str]) -> None:
     """Prints the table."""
-    command.no_arguments(arguments)
+    cli.reject_positional(arguments)
     print(
         table(
             size=_SIZE.value,
@@ -157,4 +157,4 @@ def main(arguments: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    command.run(main)
+    cli.run(main)

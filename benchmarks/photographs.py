@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from encnet_jax.data.classes import DatasetInfo
-from encnet_jax.data.sources import RecordSource, label_table
+from encnet_jax.data.dataset_info import DatasetInfo
+from encnet_jax.data.datasets import TFRecordDataset, label_table
 
 
-class CountingSource(RecordSource):
+class CountingDataset(TFRecordDataset):
     """Records that know how many examples were read."""
 
     def __init__(self, info: DatasetInfo, path: Path):
@@ -23,16 +23,16 @@ class CountingSource(RecordSource):
         self.started: list[int] = []
 
     def encoded(
-        self, number: int, *, published: bool = False
+        self, number: int, *, raw_labels: bool = False
     ) -> tuple[bytes, np.ndarray]:
         """Reads an example."""
         self.started.append(number)
-        return super().encoded(number, published=published)
+        return super().encoded(number, raw_labels=raw_labels)
 
 
-def make_source(
+def make_dataset(
     path: Path, info: DatasetInfo, size: tuple[int, int], count: int, **stored: Any
-) -> CountingSource:
+) -> CountingDataset:
     """Writes so many pictures and opens them.
 
     Args:
@@ -60,7 +60,7 @@ def make_source(
             }
             example = tf.train.Example(features=tf.train.Features(feature=features))
             writer.write(example.SerializeToString())
-    return CountingSource(info, path)
+    return CountingDataset(info, path)
 
 
 def draw(

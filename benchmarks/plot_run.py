@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from absl import flags
 
-from encnet_jax import command
+from encnet_jax import cli
 from encnet_jax.errors import UserError
 
 _OUTPUT = flags.DEFINE_string("output", None, "The picture to write.", required=True)
@@ -67,4 +67,4 @@ def main(arguments: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    command.run(main)
+    cli.run(main)

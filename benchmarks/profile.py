@@ -6,7 +6,7 @@ Runs EncNet-50 with 150 classes under JAX's profiler. Each operation of the comp
 program belongs to the innermost of our functions that made it, gradients to the layer
 that they are of. Beside it stand the limits of the machine, measured in the same run:
 matrix products a second, and the time that all products take at that rate in their
-direct form; Winograd's form needs fewer.
+direct impl; Winograd's impl needs fewer.
 """
 
 import collections
@@ -22,40 +22,40 @@ import jax.numpy as jnp
 import numpy as np
 from absl import flags
 
-from benchmarks import programs
+from benchmarks import compiled as programs
 from benchmarks.model_costs import model_costs
-from benchmarks.timing import Side, medians
-from encnet_jax import command
+from benchmarks.timing import Candidate, medians
+from encnet_jax import cli
 
 _WORK = flags.DEFINE_enum("work", "inference", ["inference", "training"], "What runs.")
 _BACKBONE = flags.DEFINE_string("backbone", "resnet50", "Backbone.")
 _CROP = flags.DEFINE_integer("crop", 480, "Height and width of the images.")
 _BATCH = flags.DEFINE_integer("batch", 2, "Images.")
 _DTYPE = flags.DEFINE_string("dtype", "float32", "Dtype of the computation.")
-_CONVOLUTION = flags.DEFINE_string("convolution", "auto", "See `use_form`.")
+_CONVOLUTION = flags.DEFINE_string("conv_impl", "auto", "See `set_conv_impl`.")
 
 # The innermost function that stands here tells the group.
 GROUPS = {
     "products of convolutions": ("Conv.__call__", "_convolution"),
-    "sums of Winograd's form, phases": (
-        *("winograd", "trained_winograd", "_winograd_gradients"),
-        *("_gathered", "split_phases", "join_phases"),
+    "sums of Winograd's impl, phases": (
+        *("winograd", "winograd_conv", "_winograd_gradients"),
+        *("im2col_conv", "space_to_batch", "batch_to_space"),
     ),
     "batch norm, ReLU, residual sums": (
         *("BatchNorm.__call__", "BatchNorm._batch_statistics", "BatchNorm.affine"),
-        *("BatchNorm._update_statistics", "ConvNorm.__call__", "Block.__call__"),
+        *("BatchNorm._update_statistics", "ConvBN.__call__", "Block.__call__"),
     ),
     "max pooling": ("max_pool",),
     "encoding and attention": (
         *("Encoding.__call__", "ContextEncoding.encode", "ContextEncoding.__call__"),
     ),
     "resizing and loss": ("pixel_cross_entropy", "segmentation_loss"),
-    "resizing and arg max": ("argmax_resized", "resize_bilinear"),
+    "resizing and arg max": ("resize_argmax", "resize_bilinear"),
     "optimizer": ("apply_updates", "chain.<locals>.update_fn"),
 }
 _GROUP_OF = {name: group for group, names in GROUPS.items() for name in names}
 _WITH_PRODUCTS = {"Conv.__call__", "winograd", "_winograd_gradients"}
-_PRODUCTS = ("dot", "convolution", "ynn_fusion", "custom-call")
+_PRODUCTS = ("dot", "conv_impl", "ynn_fusion", "custom-call")
 _RATE = 2048  # rows and columns of the products that tell the machine's limit
 
 
@@ -119,7 +119,7 @@ def seconds_by_group(
     for plane in data.planes:
         for line in plane.lines:
             for event in line.events:
-                operation = dict(event.stats).get("hlo_op")
+                operation = dict(event.batch_stats).get("hlo_op")
                 # A loop's time is that of what it runs.
                 if operation and not str(operation).startswith("while"):
                     group = groups.get(str(operation), "rest")
@@ -131,13 +131,13 @@ def products_per_second() -> float:
     """Returns the rate of float32 matrix products, two operations a multiply-add."""
     a = jnp.asarray(np.random.default_rng(0).standard_normal((_RATE, _RATE)), "float32")
     product = jax.jit(jnp.matmul)
-    side = Side(lambda: product(a, a), jax.block_until_ready)
-    return 2 * _RATE**3 / medians({"": side}, rounds=3, seconds=0.5)[""]
+    candidate = Candidate(lambda: product(a, a), jax.block_until_ready)
+    return 2 * _RATE**3 / medians({"": candidate}, rounds=3, seconds=0.5)[""]
 
 
 def main(arguments: list[str]) -> None:
     """Measures and prints a table."""
-    command.no_arguments(arguments)
+    cli.reject_positional(arguments)
     training = _WORK.value == "training"
     make = programs.training if training else programs.inference
     settings: dict[str, Any] = dict(backbone=_BACKBONE.value)
@@ -145,7 +145,7 @@ def main(arguments: list[str]) -> None:
         size=(_CROP.value, _CROP.value),
         batch=_BATCH.value,
         dtype=_DTYPE.value,
-        convolution=_CONVOLUTION.value,
+        conv_impl=_CONVOLUTION.value,
         **settings,
     )
     compiled = program.compile()
@@ -174,7 +174,7 @@ def main(arguments: list[str]) -> None:
     rate = products_per_second()
     print(
         f"{seconds:.2f} s; {rate / 1e9:.0f} billion operations a second in matrix "
-        f"products, at which the {count / 1e9:.0f} billion of the direct form take "
+        f"products, at which the {count / 1e9:.0f} billion of the direct impl take "
         f"{count / rate:.2f} s\n\n| group | share |\n|---|---|"
     )
     for group, part in sorted(found.items(), key=lambda item: -item[1]):
@@ -182,4 +182,4 @@ def main(arguments: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    command.run(main)
+    cli.run(main)

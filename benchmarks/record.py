@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 
-class Record:
+class BenchmarkRecord:
     """Results by section and name, in a file that several processes add to in turn."""
 
     def __init__(self, path: Path):

@@ -21,16 +21,16 @@ from absl import flags
 from flax import nnx
 
 from configs.scenes import get_config
-from encnet_jax import command
-from encnet_jax.checkpoint import Checkpoints
-from encnet_jax.config import model_settings
+from encnet_jax import cli
 from encnet_jax.data import scenes
-from encnet_jax.data.classes import SCENES
-from encnet_jax.data.sources import DrawnSource
-from encnet_jax.evaluation import evaluate, make_score_fn
-from encnet_jax.metrics import confusion_matrix, scores
+from encnet_jax.data.dataset_info import SCENES
+from encnet_jax.data.datasets import SyntheticScenes
+from encnet_jax.evaluate.evaluator import evaluate, make_whole_image_fn
+from encnet_jax.metrics import confusion_matrix, segmentation_metrics
 from encnet_jax.models import create_model
-from encnet_jax.train_state import split_model
+from encnet_jax.run.checkpoint import Checkpoints
+from encnet_jax.run.model_config import model_settings
+from encnet_jax.run.state import split_model
 
 _OUTPUT = flags.DEFINE_string("output", None, "Folder for results.", required=True)
 _SEEDS = flags.DEFINE_list("seeds", ["0", "1", "2"], "Seeds of weights and order.")
@@ -57,11 +57,11 @@ scenes.draw = functools.cache(scenes.draw)
 
 def run_once(variant: str, seed: int, workdir: Path) -> dict[str, float]:
     """Trains and scores one variant with one seed."""
-    from encnet_jax.training import train
+    from encnet_jax.train.run import train
 
     config = get_config()
     config.seed = seed
-    config.data.in_memory = True
+    config.data.cache_on_device = True
     config.model.dtype = "float32"
     config.total_steps = _STEPS.value or config.total_steps
     config.eval_every = config.checkpoint_every = config.total_steps
@@ -72,36 +72,40 @@ def run_once(variant: str, seed: int, workdir: Path) -> dict[str, float]:
     train(config, workdir)
     seconds = time.perf_counter() - started
     model = create_model(num_classes=20, rngs=nnx.Rngs(0), **model_settings(config))
-    _, params, stats = split_model(model)
-    params, stats, _ = Checkpoints(workdir).restore_model(params, stats, "latest")
-    source = DrawnSource(SCENES, "test")
+    _, params, batch_stats = split_model(model)
+    params, batch_stats, _ = Checkpoints(workdir).restore_model(
+        params, batch_stats, "latest"
+    )
+    dataset = SyntheticScenes(SCENES, "test")
     results, examples = evaluate(
-        make_score_fn(model, SCENES),
+        make_whole_image_fn(model, SCENES),
         params,
-        stats,
-        source,
+        batch_stats,
+        dataset,
         batch_size=16,
-        keep=len(source),
+        keep=len(dataset),
     )
     return {
         "mean_iou": results["mean_iou"],
         "ambiguous": float(np.mean(results["per_class_iou"][list(scenes.AMBIGUOUS)])),
-        "small": small_object_iou(source, [predicted for _, predicted in examples]),
+        "small": small_object_iou(dataset, [predicted for _, predicted in examples]),
         "pixel_accuracy": results["pixel_accuracy"],
         "seconds": seconds,
     }
 
 
-def small_object_iou(source: DrawnSource, predictions: list[np.ndarray]) -> float:
+def small_object_iou(dataset: SyntheticScenes, predictions: list[np.ndarray]) -> float:
     """Mean IoU of the objects' classes over the boxes of small objects alone."""
     total = np.zeros((20, 20), np.int64)
     for number, predicted in enumerate(predictions):
-        scene = scenes.draw(source.seed, source.start + number)
+        scene = scenes.draw(dataset.seed, dataset.start + number)
         for _, left, top, right, bottom in scene.boxes:
             if right - left <= scenes.SMALL_SIZE:
                 box = np.s_[top:bottom, left:right]
                 total += _count(scene.labels[box], predicted[box])
-    return float(np.nanmean(scores(total)["per_class_iou"][list(OBJECTS)]))
+    return float(
+        np.nanmean(segmentation_metrics(total)["per_class_iou"][list(OBJECTS)])
+    )
 
 
 def _count(labels: np.ndarray, predicted: np.ndarray) -> np.ndarray:
@@ -132,7 +136,7 @@ def table(results: dict[str, dict[str, dict[str, float]]]) -> str:
 
 
 def plot(results: dict[str, dict[str, dict[str, float]]], path: Path) -> None:
-    """Draws the ablation, the sweep of alpha and that of K side by side."""
+    """Draws the ablation, the sweep of alpha and that of K candidate by candidate."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -182,7 +186,7 @@ def plot(results: dict[str, dict[str, dict[str, float]]], path: Path) -> None:
 
 def main(arguments: list[str]) -> None:
     """Runs what is missing and writes the results."""
-    command.no_arguments(arguments)
+    cli.reject_positional(arguments)
     output = Path(_OUTPUT.value)
     output.mkdir(parents=True, exist_ok=True)
     path = output / "ablation.json"
@@ -203,4 +207,4 @@ def main(arguments: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    command.run(main)
+    cli.run(main)

@@ -19,13 +19,14 @@ import numpy as np
 from absl import flags
 from PIL import Image
 
-from encnet_jax import command
-from encnet_jax.checkpoint import Checkpoints
-from encnet_jax.config import default, model_settings, save_config
-from encnet_jax.data.classes import ADE20K, save_info
+from encnet_jax import cli
+from encnet_jax.config import default, save_config
+from encnet_jax.data.dataset_info import ADE20K, save_info
 from encnet_jax.models import create_model
 from encnet_jax.optimizer import create_optimizer
-from encnet_jax.train_state import create_train_state, split_model
+from encnet_jax.run.checkpoint import Checkpoints
+from encnet_jax.run.model_config import model_settings
+from encnet_jax.run.state import create_train_state, split_model
 
 _BACKBONE = flags.DEFINE_string("backbone", "resnet50", "Backbone.")
 _SIZE = flags.DEFINE_integer("size", 480, "Height and width of the picture.")
@@ -39,10 +40,10 @@ def write_workdir(workdir: Path) -> None:
     config.total_steps = 1
     config.model.backbone = _BACKBONE.value
     model = create_model(num_classes=ADE20K.num_classes, **model_settings(config))
-    _, params, stats = split_model(model)
+    _, params, batch_stats = split_model(model)
     checkpoints = Checkpoints(workdir)
     tx = create_optimizer(lambda step: 0.0)
-    checkpoints.save(create_train_state(params, stats, tx), 1)
+    checkpoints.save(create_train_state(params, batch_stats, tx), 1)
     checkpoints.close()
     save_config(config, workdir / "config.json")
     save_info(ADE20K, workdir / "classes.json")
@@ -60,7 +61,7 @@ def seconds_of(*arguments: str, cache: Path | None = None) -> float:
 
 def main(arguments: list[str]) -> None:
     """Measures and prints a table."""
-    command.no_arguments(arguments)
+    cli.reject_positional(arguments)
     with tempfile.TemporaryDirectory() as folder:
         scratch = Path(folder)
         write_workdir(scratch / "run")
@@ -89,4 +90,4 @@ def main(arguments: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    command.run(main)
+    cli.run(main)

@@ -1,4 +1,4 @@
-"""Times of several sides in turns, so that what disturbs one disturbs all."""
+"""Times of several candidates in turns, so that what disturbs one disturbs all."""
 
 import statistics
 import time
@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 _MOST_CALLS = 100  # of one turn
 
 
-class Side(NamedTuple):
+class Candidate(NamedTuple):
     """What is timed.
 
     Attributes:
@@ -21,37 +21,37 @@ class Side(NamedTuple):
 
 
 def medians(
-    sides: Mapping[str, Side], *, rounds: int, seconds: float
+    candidates: Mapping[str, Candidate], *, rounds: int, seconds: float
 ) -> dict[str, float]:
-    """Returns the median seconds a call of each side.
+    """Returns the median seconds a call of each candidate.
 
-    Every side is called twice to warm up. Then in each round every side has its turn of
-    as many calls as take about `seconds`, one after the other without a pause, as a
-    loop over batches has them. One more before them is not timed: it finds memory and
-    caches as the side before has left them, which no loop does.
+    Every candidate is called twice to warm up. Then in each round every candidate has
+    its turn of as many calls as take about `seconds`, one after the other without a
+    pause, as a loop over batches has them. One more before them is not timed: it finds
+    memory and caches as the candidate before has left them, which no loop does.
 
     Args:
-        sides: Name -> what is timed.
-        rounds: Turns of each side.
+        candidates: Name -> what is timed.
+        rounds: Turns of each candidate.
         seconds: Length of a turn; at least one call.
     """
-    calls = {name: _calls(side, seconds) for name, side in sides.items()}
-    times: dict[str, list[float]] = {name: [] for name in sides}
+    calls = {name: _calls(candidate, seconds) for name, candidate in candidates.items()}
+    times: dict[str, list[float]] = {name: [] for name in candidates}
     for _ in range(rounds):
-        for name, side in sides.items():
-            side.wait(side.call())
-            times[name].append(_turn(side, calls[name]))
+        for name, candidate in candidates.items():
+            candidate.wait(candidate.call())
+            times[name].append(_turn(candidate, calls[name]))
     return {name: statistics.median(values) for name, values in times.items()}
 
 
-def _calls(side: Side, seconds: float) -> int:
-    side.wait(side.call())
-    return max(1, min(_MOST_CALLS, int(seconds / _turn(side, 1))))
+def _calls(candidate: Candidate, seconds: float) -> int:
+    candidate.wait(candidate.call())
+    return max(1, min(_MOST_CALLS, int(seconds / _turn(candidate, 1))))
 
 
-def _turn(side: Side, calls: int) -> float:
+def _turn(candidate: Candidate, calls: int) -> float:
     started = time.perf_counter()
     for _ in range(calls):
-        result = side.call()
-    side.wait(result)
+        result = candidate.call()
+    candidate.wait(result)
     return (time.perf_counter() - started) / calls

@@ -1,6 +1,6 @@
-"""The 14-layer classifiers in plain PyTorch, for side-by-side measurements.
+"""The 14-layer classifiers in plain PyTorch, for candidate-by-candidate measurements.
 
-Layers have the names of those in `encnet_jax.models.classifiers`, whose weights they
+Layers have the names of those in `encnet_jax.models.cifar`, whose weights they
 take. channels_last, PyTorch's fused SGD and, if asked for, `torch.compile`.
 """
 
@@ -8,10 +8,10 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from benchmarks.timing import Side
+from benchmarks.timing import Candidate
 from benchmarks.torch_encnet import Encoding
-from benchmarks.torch_training import Normalised
-from encnet_jax.data.classes import CIFAR10
+from benchmarks.torch_training import Normalized
+from encnet_jax.data.dataset_info import CIFAR10
 
 
 class SqueezeExcitation(nn.Module):
@@ -74,8 +74,8 @@ class Block(nn.Module):
         return F.relu(y, inplace=True)
 
 
-class Classifier14(nn.Module):
-    """Maps normalised images (b, 3, h, w) to logits."""
+class CifarResNet14(nn.Module):
+    """Maps normalized images (b, 3, h, w) to logits."""
 
     def __init__(self, name, width, codes):
         super().__init__()
@@ -107,12 +107,12 @@ def network(name, width, codes, weights):
     """Returns a classifier in training mode with weights of ours.
 
     Args:
-        name: See `encnet_jax.models.classifiers.CLASSIFIERS`.
+        name: See `encnet_jax.models.cifar.CIFAR_MODELS`.
         width: Channels of the first stage.
         codes: Codewords.
         weights: The nested dicts of parameters, as arrays.
     """
-    classifier = Classifier14(name, width, codes)
+    classifier = CifarResNet14(name, width, codes)
     loaded = {}
     for path, values in _leaves(weights):
         values, kind = torch.tensor(values), path[-1]
@@ -141,7 +141,7 @@ class Training:
 
     Args:
         classifier: From `network`.
-        images: uint8 (b, h, w, 3); normalised in every step.
+        images: uint8 (b, h, w, 3); normalized in every step.
         labels: Integers (b,).
         rate: Learning rate.
         momentum: Of SGD.
@@ -152,7 +152,7 @@ class Training:
     def __init__(
         self, classifier, images, labels, *, rate, momentum, decay, compiled=False
     ):
-        self.network = Normalised(classifier, CIFAR10)
+        self.network = Normalized(classifier, CIFAR10)
         self.images = torch.from_numpy(images)
         self.labels = torch.from_numpy(labels).long()
         self.sgd = torch.optim.SGD(
@@ -177,9 +177,9 @@ class Training:
         self.sgd.step()
         return loss.detach()
 
-    def side(self):
+    def candidate(self):
         """Returns the step as what is timed."""
-        return Side(self.step, lambda loss: loss.item())
+        return Candidate(self.step, lambda loss: loss.item())
 
     def _loss(self):
         return F.cross_entropy(self.network(self.images), self.labels)

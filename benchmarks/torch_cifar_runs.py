@@ -12,11 +12,11 @@ import torch
 from ml_collections import ConfigDict
 from torch.nn import functional as F
 
-from benchmarks.torch_cifar import Classifier14
+from benchmarks.torch_cifar import CifarResNet14
 from benchmarks.torch_encnet import Encoding
-from benchmarks.torch_training import Normalised
-from encnet_jax.data.classes import CIFAR10
-from encnet_jax.data.sources import Source
+from benchmarks.torch_training import Normalized
+from encnet_jax.data.dataset_info import CIFAR10
+from encnet_jax.data.datasets import Dataset
 
 _EAGER = 3  # steps before a graph is recorded: they make momenta and choose kernels
 
@@ -25,13 +25,13 @@ class Images:
     """A split on the device.
 
     Args:
-        source: With `images` and `labels` in memory.
+        dataset: With `images` and `labels` in memory.
         device: Where.
     """
 
-    def __init__(self, source: Source, device: torch.device):
-        self.images = torch.from_numpy(source.images).to(device)
-        self.labels = torch.from_numpy(source.labels).long().to(device)
+    def __init__(self, dataset: Dataset, device: torch.device):
+        self.images = torch.from_numpy(dataset.images).to(device)
+        self.labels = torch.from_numpy(dataset.labels).long().to(device)
 
     def cropped(self, numbers: torch.Tensor, pad: int) -> torch.Tensor:
         """Returns some of the images with a black border, cropped and mirrored."""
@@ -50,7 +50,7 @@ class Images:
 class Step:
     """Forward, backward, update on the batch that stands in `images` and `labels`."""
 
-    def __init__(self, network: Normalised, data: Images, config: ConfigDict):
+    def __init__(self, network: Normalized, data: Images, config: ConfigDict):
         self.images = data.images[: config.batch_size].clone()
         self.labels = data.labels[: config.batch_size].clone()
         rate = float(config.learning_rate)
@@ -99,7 +99,7 @@ class Step:
 
 
 def train(
-    config: ConfigDict, sources: tuple[Source, Source]
+    config: ConfigDict, datasets: tuple[Dataset, Dataset]
 ) -> tuple[list[tuple[int, float]], float]:
     """Trains one network as `config` says.
 
@@ -109,9 +109,9 @@ def train(
     """
     torch.manual_seed(config.seed)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    network = Normalised(created(config), CIFAR10)
+    network = Normalized(created(config), CIFAR10)
     network.to(device, memory_format=torch.channels_last)
-    data, test = (Images(source, device) for source in sources)
+    data, test = (Images(dataset, device) for dataset in datasets)
     step = Step(network, data, config)
     size, batch = len(data.images), config.batch_size
     curve, seconds, numbers = [], 0.0, torch.empty(0)
@@ -135,10 +135,10 @@ def train(
     return curve, seconds / config.total_steps
 
 
-def created(config: ConfigDict) -> Classifier14:
+def created(config: ConfigDict) -> CifarResNet14:
     """Returns a network with PyTorch's initial weights, and the paper's encodings."""
     model = config.model
-    network = Classifier14(model.name, model.width, model.num_codes)
+    network = CifarResNet14(model.name, model.width, model.num_codes)
     for layer in network.modules():
         if isinstance(layer, Encoding):
             bound = layer.codewords.numel() ** -0.5
@@ -148,7 +148,7 @@ def created(config: ConfigDict) -> Classifier14:
 
 
 @torch.no_grad()
-def error(network: Normalised, data: Images, batch: int) -> float:
+def error(network: Normalized, data: Images, batch: int) -> float:
     """Returns the share of a split that is taken for another class, in float32."""
     network.eval()
     wrong = 0

@@ -1,7 +1,7 @@
-"""EncNet on ResNet-50 in plain PyTorch, for side-by-side measurements.
+"""EncNet on ResNet-50 in plain PyTorch, for candidate-by-candidate measurements.
 
 Written for the benchmarks from the paper and from the names of PyTorch-Encoding's state
-dicts, which `encnet_jax.pretrained` reads: both sides get the same weights.
+dicts, which `encnet_jax.convert.load` reads: both candidates get the same weights.
 """
 
 import torch
@@ -110,7 +110,7 @@ class ContextEncoding(nn.Module):
 
 
 class EncNet(nn.Module):
-    """Maps normalised images (b, 3, h, w) to logits of their size."""
+    """Maps normalized images (b, 3, h, w) to logits of their size."""
 
     def __init__(self, classes, codes=32):
         super().__init__()

@@ -1,4 +1,4 @@
-"""Training and inference of EncNet in plain PyTorch: the other side of the timings.
+"""Training and inference of EncNet in plain PyTorch: the other side of timings.
 
 channels_last, autocast to bfloat16 (or float32) and, if asked for, `torch.compile`:
 what one gets without kernels of one's own.
@@ -8,10 +8,10 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from benchmarks.timing import Side
+from benchmarks.timing import Candidate
 from benchmarks.torch_encnet import EncNet, Encoding
-from encnet_jax.data.classes import ADE20K, IGNORE_LABEL
-from encnet_jax.models.resnet import BACKBONES, stage_layout
+from encnet_jax.data.dataset_info import ADE20K, IGNORE_LABEL
+from encnet_jax.models.resnet import BACKBONES, stage_strides_and_dilations
 
 CLASSES = ADE20K.num_classes
 
@@ -19,17 +19,17 @@ CLASSES = ADE20K.num_classes
 class TrainedEncNet(EncNet):
     """EncNet on any ResNet of bottlenecks, with what training needs.
 
-    Maps normalised images (b, 3, h, w) to logits of their size, presence and, in
+    Maps normalized images (b, 3, h, w) to logits of their size, presence and, in
     training, the logits of the auxiliary head.
     """
 
     def __init__(self, backbone, classes=CLASSES):
         super().__init__(classes)
         depth, channels = BACKBONES[backbone], 128
-        layout = stage_layout(8, depth.dilated)
-        for number, (blocks, how) in enumerate(zip(depth.blocks, layout)):
+        layout = stage_strides_and_dilations(8, depth.dilated)
+        for number, (blocks, augmentation) in enumerate(zip(depth.blocks, layout)):
             planes = 64 * 2**number
-            stage = self.pretrained._stage(channels, planes, blocks, *how)
+            stage = self.pretrained._stage(channels, planes, blocks, *augmentation)
             setattr(self.pretrained, f"layer{number + 1}", stage)
             channels = 4 * planes
         self.auxlayer = nn.Module()
@@ -61,7 +61,7 @@ class TrainedEncNet(EncNet):
         )
 
 
-class Normalised(nn.Module):
+class Normalized(nn.Module):
     """A network for images as they are: uint8 (b, h, w, 3)."""
 
     def __init__(self, network, info=ADE20K):
@@ -77,7 +77,7 @@ class Normalised(nn.Module):
         return self.network(images * self.scale - self.offset)
 
 
-class Labels(Normalised):
+class Labels(Normalized):
     """Maps images, uint8 (b, h, w, 3), to labels, uint8 (b, h, w)."""
 
     def forward(self, images):
@@ -93,7 +93,7 @@ class Torch:
         # Sizes do not change: let cuDNN try what is quickest.
         torch.backends.cudnn.benchmark = True
 
-    def side(self, work, backbone, images, labels):
+    def candidate(self, work, backbone, images, labels):
         """Returns training or inference of a new EncNet.
 
         Args:
@@ -111,7 +111,7 @@ class Torch:
         """Returns steps of SGD with the losses of the paper."""
         network.train().to(self.device, memory_format=torch.channels_last)
         images, labels = (torch.from_numpy(a).to(self.device) for a in (images, labels))
-        whole = Normalised(network).to(self.device)
+        whole = Normalized(network).to(self.device)
         head = [p for n, p in network.named_parameters() if "pretrained" not in n]
         groups = [
             {"params": network.pretrained.parameters(), "lr": 0.01},
@@ -128,7 +128,7 @@ class Torch:
             sgd.step()
             return total
 
-        return Side(step, self.wait)
+        return Candidate(step, self.wait)
 
     def inference(self, network, images):
         """Returns the labels of whole images; what a call returns are these."""
@@ -140,7 +140,7 @@ class Torch:
             with torch.inference_mode(), self._autocast():
                 return labels(images)
 
-        return Side(call, self.wait)
+        return Candidate(call, self.wait)
 
     def encoding(self, *, batch, pixels, channels):
         """Returns the encoding layer, forward, and with its gradients."""
@@ -161,7 +161,7 @@ class Torch:
                 result, [x, *layer.parameters()], torch.ones_like(result)
             )
 
-        return Side(forward, self.wait), Side(gradients, self.wait)
+        return Candidate(forward, self.wait), Candidate(gradients, self.wait)
 
     def start_peak(self):
         """Counts the peak of memory from now on."""

@@ -3,7 +3,7 @@
     python -m benchmarks.training [--sizes=240,480] [--batch=4] [--output=FILE]
 
 float32, 150 classes, all three losses, SGD; uint8 images and labels are in memory. Both
-sides have the same weights and threads (as many as this process may use; `taskset`
+candidates have the same weights and threads (as many as this process may use; `taskset`
 gives fewer), and no dropout: the losses of the first step are compared before anything
 is timed. Needs the extra `bench`.
 """
@@ -20,27 +20,27 @@ import torch
 import torch._inductor.config
 from absl import flags
 
-from benchmarks import programs
-from benchmarks.record import Record
-from benchmarks.timing import Side, medians
+from benchmarks import compiled as programs
+from benchmarks.record import BenchmarkRecord
+from benchmarks.timing import Candidate, medians
 from benchmarks.torch_encnet import random_weights
 from benchmarks.torch_training import Torch, TrainedEncNet
-from encnet_jax import command
+from encnet_jax import cli
+from encnet_jax.convert.load import load_torch_weights
 from encnet_jax.models import create_model
 from encnet_jax.optimizer import create_optimizer, poly_schedule
-from encnet_jax.pretrained import load_torch_weights
-from encnet_jax.train_state import create_train_state, split_model
+from encnet_jax.run.state import create_train_state, split_model
 
 _BACKBONE = flags.DEFINE_string("backbone", "resnet50", "Backbone.")
 _SIZES = flags.DEFINE_list("sizes", ["240", "480"], "Heights and widths.")
 _BATCH = flags.DEFINE_integer("batch", 4, "Images a step.")
-_ROUNDS = flags.DEFINE_integer("rounds", 3, "Turns of each side.")
+_ROUNDS = flags.DEFINE_integer("rounds", 3, "Turns of each candidate.")
 _SECONDS = flags.DEFINE_float("seconds", 1.0, "Length of a turn; at least one step.")
 _OUTPUT = flags.DEFINE_string("output", None, "JSON file for the results.")
 
 
-def sides(backbone: str, size: int, batch: int) -> dict[str, Side]:
-    """Returns all sides; a call takes a step and returns its loss."""
+def candidates(backbone: str, size: int, batch: int) -> dict[str, Candidate]:
+    """Returns all candidates; a call takes a step and returns its loss."""
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (batch, size, size, 3), np.uint8)
     labels = rng.integers(0, programs.CLASSES, (batch, size, size), np.int32)
@@ -56,16 +56,18 @@ def sides(backbone: str, size: int, batch: int) -> dict[str, Side]:
     return found
 
 
-def _ours(backbone: str, weights: dict, images: np.ndarray, labels: np.ndarray) -> Side:
+def _ours(
+    backbone: str, weights: dict, images: np.ndarray, labels: np.ndarray
+) -> Candidate:
     settings: dict[str, Any] = dict(backbone=backbone, dropout=0.0)
     batch, *size, _ = images.shape
     program = programs.training(size=size, batch=batch, dtype="float32", **settings)
     step = program.compile()
     model = create_model("encnet", num_classes=programs.CLASSES, **settings)
-    load_torch_weights(model, weights, source="pytorch-encoding")
-    _, params, stats = split_model(model)
+    load_torch_weights(model, weights, dataset="pytorch_encoding")
+    _, params, batch_stats = split_model(model)
     tx = create_optimizer(poly_schedule(0.01, 1000))
-    state = create_train_state(params, stats, tx)
+    state = create_train_state(params, batch_stats, tx)
 
     def call() -> jax.Array:
         nonlocal state
@@ -74,12 +76,15 @@ def _ours(backbone: str, weights: dict, images: np.ndarray, labels: np.ndarray) 
         )
         return metrics["loss"]
 
-    return Side(call, jax.block_until_ready)
+    return Candidate(call, jax.block_until_ready)
 
 
-def check(found: dict[str, Side]) -> None:
-    """Raises `RuntimeError` unless the first steps of all sides have the same loss."""
-    losses = {name: float(side.wait(side.call())) for name, side in found.items()}
+def check(found: dict[str, Candidate]) -> None:
+    """Raises `RuntimeError` unless all first steps have the same loss."""
+    losses = {
+        name: float(candidate.wait(candidate.call()))
+        for name, candidate in found.items()
+    }
     first = losses["encnet_jax"]
     if any(abs(loss - first) > 1e-4 * abs(first) for loss in losses.values()):
         raise RuntimeError(f"the losses of the first step differ: {losses}")
@@ -87,16 +92,16 @@ def check(found: dict[str, Side]) -> None:
 
 def main(arguments: list[str]) -> None:
     """Measures, prints a table, and writes the file."""
-    command.no_arguments(arguments)
+    cli.reject_positional(arguments)
     torch.set_num_threads(len(os.sched_getaffinity(0)))
     # Its processes that compile would be forks of one that runs JAX.
     torch._inductor.config.compile_threads = 1
-    record = Record(Path(_OUTPUT.value)) if _OUTPUT.value else None
+    record = BenchmarkRecord(Path(_OUTPUT.value)) if _OUTPUT.value else None
     if record:
         record.start(resume=True)
     print("| batch, size | encnet_jax | torch | torch.compile |\n|---|---|---|---|")
     for size in map(int, _SIZES.value):
-        found = sides(_BACKBONE.value, size, _BATCH.value)
+        found = candidates(_BACKBONE.value, size, _BATCH.value)
         check(found)
         times = medians(found, rounds=_ROUNDS.value, seconds=_SECONDS.value)
         ours = times.pop("encnet_jax")
@@ -110,4 +115,4 @@ def main(arguments: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    command.run(main)
+    cli.run(main)

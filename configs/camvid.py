@@ -35,7 +35,7 @@ def get_config(size: str = "gpu") -> ConfigDict:
     config = default()
     config.data.name = "camvid"
     config.data.color_jitter = 0.3  # test has dusk frames; training few
-    config.optimizer.head_factor = 1.0  # nothing is pretrained
+    config.optimizer.head_lr_mult = 1.0  # nothing is pretrained
     config.evaluation.split = "val"
     if size == "cpu":
         return _cpu(config)
@@ -53,7 +53,7 @@ def get_config(size: str = "gpu") -> ConfigDict:
     config.model.lateral = True
     config.data.base_size = 480  # the images are 480x360
     config.data.crop_size = 360
-    config.data.in_memory = True
+    config.data.cache_on_device = True
     return config
 
 

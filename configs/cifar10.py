@@ -22,7 +22,7 @@ Test error in per cent (paper, table 5):
 | encnet_32k128d | 16.79 M | 3.45 (3.35 with the published weights) |
 
 The set is read by TFDS's own builder, which downloads it, or finds a prepared copy in
-`data.data_dir`; with `data.in_memory` it stays on the device.
+`data.data_dir`; with `data.cache_on_device` it stays on the device.
 """
 
 import re
@@ -60,10 +60,10 @@ def get_config(name: str = "encnet_16k64d") -> ConfigDict:
     config.data.name = "cifar10"
     config.data.base_size = config.data.crop_size = 32
     config.data.pad = 4
-    config.data.in_memory = True
+    config.data.cache_on_device = True
     config.optimizer.schedule = "cosine"
     config.optimizer.weight_decay = 5e-4
-    config.optimizer.head_factor = 1.0  # there is no backbone
+    config.optimizer.head_lr_mult = 1.0  # there is no backbone
     config.evaluation.split = "test"  # the set has no third
     config.evaluation.batch_size = 500
     return config

@@ -8,7 +8,7 @@ ResNet-50 from ImageNet (`r18`, `r101` likewise), 20,000 steps: about 300 epochs
 thousand images. What most often needs another value: `total_steps`; `data.base_size`,
 the long side of your pictures; `data.crop_size`; `learning_rate`, 0.001 for few
 pictures, 0.01 for large sets; `batch_size` with less memory (scale `learning_rate` with
-it, or keep both and set `accumulate_steps`).
+it, or keep both and set `grad_accum_steps`).
 """
 
 from ml_collections import ConfigDict

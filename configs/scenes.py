@@ -44,7 +44,7 @@ def get_config(model: str = "encnet") -> ConfigDict:
     config.data.scale_range = (1.0, 1.0)
 
     # Faster than the backbone, as in the originals; ten times is too fast from scratch.
-    config.optimizer.head_factor = 5.0
+    config.optimizer.head_lr_mult = 5.0
     config.evaluation.split = "validation"
     config.evaluation.batch_size = 16
     return config

@@ -9,10 +9,23 @@ from typing import Any
 
 from encnet_jax.errors import UserError
 
-__all__ = ["Classifier", "Segmenter", "UserError", "fit"]
+__all__ = [
+    "Classifier",
+    "Segmenter",
+    "UserError",
+    "create_model",
+    "fit",
+    "load_torch_weights",
+]
 
 # Imported when they are asked for: importing JAX takes a second.
-_LAZY = {"Classifier": "classifier", "Segmenter": "segmenter", "fit": "fitting"}
+_LAZY = {
+    "Classifier": "predict.classifier",
+    "Segmenter": "predict.segmenter",
+    "create_model": "models.registry",
+    "fit": "fit_arrays",
+    "load_torch_weights": "convert.load",
+}
 
 
 def __getattr__(name: str) -> Any:

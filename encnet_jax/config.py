@@ -5,15 +5,14 @@ line overrides that: `--config.learning_rate=0.02`.
 """
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 from ml_collections import ConfigDict, config_dict
 
 from encnet_jax.errors import UserError
-from encnet_jax.models.factory import check_model_settings
+from encnet_jax.migrations import CONFIG_KEYS, CONFIG_VALUES, migrate_config
 
 # ImageNet weights of the networks here: deep stem of 64 channels for 50 and 101 (timm's
 # copies of GluonCV's v1s, which PyTorch-Encoding's own agree with in every shape).
@@ -30,7 +29,7 @@ def default() -> ConfigDict:
     config.seed = 0  # of weights, order, augmentation and dropout
     config.total_steps = 0  # optimizer steps; every config sets it
     config.batch_size = 16  # images an optimizer step, over all devices and hosts
-    config.accumulate_steps = 1  # equal parts in which a batch passes the network
+    config.grad_accum_steps = 1  # equal parts in which a batch passes the network
     config.learning_rate = 0.01  # at the start
     config.log_every = 10  # steps between lines of metrics
     config.eval_every = 1000  # steps between evaluations; the last step always is one
@@ -57,7 +56,7 @@ def default() -> ConfigDict:
     model.dropout = 0.1  # before the classifiers
     # How 3x3 convolutions are computed: direct, phases (the dilated ones), winograd;
     # auto: by platform.
-    model.convolution = "auto"
+    model.conv_impl = "auto"
     model.scale_drop = False  # encnet14: draw the scales anew in every step
     model.unbiased_running_var = False  # mmsegmentation: True
     # Where training starts: a .pth or .safetensors file or hf://... for the backbone,
@@ -66,7 +65,9 @@ def default() -> ConfigDict:
     model.dtype = "auto"  # bfloat16 on accelerators, float32 on CPU; or one of the two
 
     config.data = data = ConfigDict()
-    data.name = ""  # a key of encnet_jax.data.classes.DATASETS; every config sets it
+    data.name = (
+        ""  # a key of encnet_jax.data.dataset_info.DATASETS; every config sets it
+    )
     data.data_dir = config_dict.placeholder(str)  # where; see docs/data.md
     data.train_split = "train"  # split to train on
     data.base_size = 520  # pixels of the long side at scale 1
@@ -75,31 +76,31 @@ def default() -> ConfigDict:
     data.flip = True  # mirror left and right with probability 1/2
     data.color_jitter = 0.0  # brightness, contrast, saturation by 1 -+ this
     data.pad = 0  # black border, pixels, of images in classes; CIFAR: 4
-    data.in_memory = False  # keep the set on the device and augment there
+    data.cache_on_device = False  # keep the set on the device and augment there
     data.resize = "host"  # where other crops are resized; device: from canvases
-    data.canvas_size = 0  # pixels, height and width of these; 0: enough for any picture
+    data.padded_size = 0  # pixels, height and width of these; 0: enough for any picture
 
     config.loss = loss = ConfigDict()
     loss.se_weight = 0.2  # alpha of the paper
     loss.aux_weight = 0.2  # PyTorch-Encoding; mmsegmentation: 0.4
     loss.class_weights = ()  # one a class, or none
-    loss.average = "labelled"  # pixels the mean is over; mmsegmentation: all
+    loss.normalize_by = "valid"  # pixels the mean is over; mmsegmentation: all
 
     config.optimizer = optimizer = ConfigDict()
     optimizer.schedule = "poly"  # or cosine
     optimizer.power = 0.9  # of poly
     optimizer.warmup_steps = 0  # of linear rise before it
-    optimizer.minimum = 0.0  # of poly; mmsegmentation: 1e-4
+    optimizer.min_learning_rate = 0.0  # of poly; mmsegmentation: 1e-4
     optimizer.momentum = 0.9
     optimizer.nesterov = False
     optimizer.weight_decay = 1e-4  # of every parameter
-    optimizer.head_factor = 10.0  # rate of all but the backbone, relative to it
+    optimizer.head_lr_mult = 10.0  # rate of all but the backbone, relative to it
 
     config.evaluation = evaluation = ConfigDict()
     evaluation.split = "val"  # scored while training, and by evaluate.py
     evaluation.batch_size = 8  # images or windows together on a device; mirrored count
     # encoding: windows of many scales as PyTorch-Encoding; mmseg: as mmsegmentation.
-    evaluation.protocol = "encoding"
+    evaluation.protocol = "pytorch_encoding"
     # whole: images as they are, compiled for each size; slide: windows of one shape,
     # for sets of many sizes. With scales `encoding` always takes windows.
     evaluation.mode = "whole"
@@ -115,40 +116,27 @@ def default() -> ConfigDict:
     evaluation.crop_size = 0  # pixels of a window; 0: data.crop_size
     evaluation.stride = 0  # pixels between windows; 0: two thirds of crop_size
     evaluation.object_sizes = False  # evaluate.py scores small and large objects too
-    evaluation.absent = "skip"  # classes in neither labels nor predictions; or zero
+    evaluation.absent_classes = (
+        "skip"  # classes in neither labels nor predictions; or zero
+    )
 
     config.mesh = mesh = ConfigDict()
     mesh.data = -1  # devices that share the batch; -1: all
     return config
 
 
-def model_settings(config: ConfigDict) -> dict[str, Any]:
-    """Returns the arguments of `create_model` but `num_classes` and `rngs`."""
-    settings = config.model.to_dict()
-    del settings["weights"]  # not of the model, but of where training starts
-    settings["se_stages"] = tuple(settings["se_stages"])
-    settings["remat"] = tuple(settings["remat"])
-    settings["dtype"] = resolve_dtype(settings["dtype"])
-    return settings
-
-
-def resolve_dtype(name: str) -> Any:
-    """Returns the dtype of the computation; `auto` depends on the platform."""
-    if name == "auto":
-        name = "float32" if jax.default_backend() == "cpu" else "bfloat16"
-    return jnp.dtype(name)
-
-
 def validate(config: ConfigDict) -> None:
-    """Raises `UserError` for the first value out of range; reads no data."""
+    """Raises `UserError` for the first value out of range; reads no data.
+
+    The settings of the model are checked by `run.model_config.check_config`.
+    """
+    _check_names(config)
     _check_numbers(config)
     _check_choices(config)
-    # How many classes is not known before the data set is.
-    check_model_settings(num_classes=2, **model_settings(config))
-    if config.batch_size % config.accumulate_steps:
+    if config.batch_size % config.grad_accum_steps:
         raise UserError(
             f"batch_size={config.batch_size}: must be a multiple of "
-            f"accumulate_steps={config.accumulate_steps}"
+            f"grad_accum_steps={config.grad_accum_steps}"
         )
     low, high = (*config.data.scale_range, 0.0)[:2]
     if len(config.data.scale_range) != 2 or not 0 < low <= high:
@@ -164,11 +152,32 @@ def validate(config: ConfigDict) -> None:
         )
 
 
+def _check_names(config: ConfigDict) -> None:
+    """Raises for a key that is unknown, or was renamed, and for a renamed value."""
+    known = dict(_leaves(default()))
+    for key, value in _leaves(config):
+        if key not in known:
+            if key in CONFIG_KEYS:
+                raise UserError(f"{key}: is now called {CONFIG_KEYS[key]}")
+            raise UserError(f"{key}: no such key of the configuration")
+        values = CONFIG_VALUES.get(key, {})
+        if isinstance(value, str) and value in values:
+            raise UserError(f"{key}={value!r}: is now {values[value]!r}")
+
+
+def _leaves(config: ConfigDict, group: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in config.items():
+        if isinstance(value, ConfigDict):
+            yield from _leaves(value, f"{group}{key}.")
+        else:
+            yield f"{group}{key}", value
+
+
 def _check_evaluation(config: ConfigDict) -> None:
     settings = config.evaluation
     if any(scale <= 0 for scale in settings.scales):
         raise UserError(f"evaluation.scales={tuple(settings.scales)}: must be above 0")
-    encoding = settings.protocol == "encoding"
+    encoding = settings.protocol == "pytorch_encoding"
     if encoding and settings.mode == "whole" and settings.flip and not settings.scales:
         raise UserError(
             "evaluation.flip=True: needs evaluation.scales, such as (1.0,), or "
@@ -192,21 +201,21 @@ def _check_numbers(config: ConfigDict) -> None:
         "seed": 0,
         "total_steps": 1,
         "batch_size": 1,
-        "accumulate_steps": 1,
+        "grad_accum_steps": 1,
         "log_every": 1,
         "eval_every": 1,
         "checkpoint_every": 1,
         "data.base_size": 1,
         "data.crop_size": 1,
-        "data.canvas_size": 0,
+        "data.padded_size": 0,
         "data.pad": 0,
         "loss.se_weight": 0,
         "loss.aux_weight": 0,
         "optimizer.power": 0,
         "optimizer.warmup_steps": 0,
-        "optimizer.minimum": 0,
+        "optimizer.min_learning_rate": 0,
         "optimizer.weight_decay": 0,
-        "optimizer.head_factor": 0,
+        "optimizer.head_lr_mult": 0,
         "evaluation.batch_size": 1,
         "evaluation.base_size": 0,
         "evaluation.short_size": 0,
@@ -232,11 +241,11 @@ def _check_choices(config: ConfigDict) -> None:
     choices = {
         "data.resize": ("host", "device"),
         "model.dtype": ("auto", "float32", "bfloat16"),
-        "loss.average": ("labelled", "all"),
+        "loss.normalize_by": ("valid", "all"),
         "optimizer.schedule": ("poly", "cosine"),
-        "evaluation.protocol": ("encoding", "mmseg"),
+        "evaluation.protocol": ("pytorch_encoding", "mmseg"),
         "evaluation.mode": ("whole", "slide"),
-        "evaluation.absent": ("skip", "zero"),
+        "evaluation.absent_classes": ("skip", "zero"),
     }
     for key, allowed in choices.items():
         if _get(config, key) not in allowed:
@@ -269,7 +278,7 @@ def load_config(path: Path) -> ConfigDict:
         raise UserError(f"{path}: not JSON: {error}") from error
     config = default()
     config.unlock()
-    config.update(stored)
+    config.update(migrate_config(stored))
     return config.lock()
 
 

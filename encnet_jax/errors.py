@@ -1,5 +1,10 @@
 """The one error a user of the command line is meant to read."""
 
+import errno
+
+# Error numbers of a disk without space, and of a user's quota used up.
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
+
 
 class UserError(ValueError):
     """A mistake in what the user gave: a config key, a file, a folder, a flag.

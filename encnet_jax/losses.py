@@ -9,9 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from encnet_jax.models.classifiers import Classification
+from encnet_jax.models.cifar import ClassifierOutput
 from encnet_jax.models.encnet import SegmentationOutput
-from encnet_jax.models.resizing import interpolation_matrix
+from encnet_jax.ops.resize import interpolation_matrix
 
 
 def segmentation_loss(
@@ -23,7 +23,7 @@ def segmentation_loss(
     se_weight: float = 0.2,
     aux_weight: float = 0.2,
     class_weights: Sequence[float] | None = None,
-    average: str = "labelled",
+    normalize_by: str = "valid",
     align_corners: bool = True,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """Returns the loss of EncNet, and its parts before their weights.
@@ -34,14 +34,15 @@ def segmentation_loss(
 
     Args:
         output: What the model returned. Logits of another size than the labels, as
-            those of `coarse`, are resized to it, without ever being held whole.
+            those of `forward_low_res`, are resized to it, without ever being held
+            whole.
         labels: Integers (b, h, w), 0 to num_classes - 1 or `ignore_label`.
         num_classes: Number of classes n.
         ignore_label: Label of pixels that count nowhere.
         se_weight: alpha of the paper; 0.2 in all published recipes.
         aux_weight: 0.2 in PyTorch-Encoding, 0.4 in mmsegmentation.
         class_weights: One weight a class, or None for equal ones.
-        average: See `pixel_cross_entropy`.
+        normalize_by: See `pixel_cross_entropy`.
         align_corners: See `resize_bilinear`.
 
     Returns:
@@ -50,25 +51,25 @@ def segmentation_loss(
     options: dict[str, Any] = dict(
         ignore_label=ignore_label,
         class_weights=class_weights,
-        average=average,
+        normalize_by=normalize_by,
         align_corners=align_corners,
     )
     parts = {"pixel_loss": pixel_cross_entropy(output.logits, labels, **options)}
     loss = parts["pixel_loss"]
-    branches = [p for p in (output.presence, output.stage3_presence) if p is not None]
+    branches = [p for p in (output.se_logits, output.stage3_se_logits) if p is not None]
     if branches:
         target = class_presence(labels, num_classes)
-        costs = [presence_loss(branch, target) for branch in branches]
+        costs = [se_loss(branch, target) for branch in branches]
         parts["se_loss"] = jnp.stack(costs).sum()
         loss = loss + se_weight * parts["se_loss"]
-    if output.auxiliary is not None:
-        parts["aux_loss"] = pixel_cross_entropy(output.auxiliary, labels, **options)
+    if output.aux_logits is not None:
+        parts["aux_loss"] = pixel_cross_entropy(output.aux_logits, labels, **options)
         loss = loss + aux_weight * parts["aux_loss"]
     return loss, parts
 
 
 def classification_loss(
-    output: Classification, labels: jax.Array
+    output: ClassifierOutput, labels: jax.Array
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """Returns the mean cross-entropy of whole images, and the share of wrong ones.
 
@@ -90,7 +91,7 @@ def pixel_cross_entropy(
     *,
     ignore_label: int = 255,
     class_weights: Sequence[float] | None = None,
-    average: str = "labelled",
+    normalize_by: str = "valid",
     align_corners: bool = True,
 ) -> jax.Array:
     """Returns the mean cross-entropy of the pixels, a float32 scalar.
@@ -100,13 +101,13 @@ def pixel_cross_entropy(
         labels: Integers (b, h, w); other values than 0 to n - 1 must be `ignore_label`.
         ignore_label: Label of pixels that cost nothing.
         class_weights: Weights of the classes; the mean is then a weighted one.
-        average: `"labelled"` divides by the (weighted) number of labelled pixels, at
+        normalize_by: `"valid"` divides by the (weighted) number of labeled pixels, at
             least 1, as PyTorch-Encoding; `"all"` by the number of all pixels, as
             mmsegmentation does by default.
         align_corners: See `resize_bilinear`.
     """
-    if average not in ("labelled", "all"):
-        raise ValueError(f"average={average!r}: allowed are 'labelled', 'all'")
+    if normalize_by not in ("valid", "all"):
+        raise ValueError(f"normalize_by={normalize_by!r}: allowed are 'valid', 'all'")
     valid = labels != ignore_label
     weights = valid.astype(jnp.float32)
     if class_weights is not None:
@@ -122,7 +123,7 @@ def pixel_cross_entropy(
         total = jnp.where(valid, costs * weights, 0).sum()
     else:
         total = _resized_total(logits, labels, weights, align_corners)
-    count = jnp.maximum(weights.sum(), 1.0) if average == "labelled" else labels.size
+    count = jnp.maximum(weights.sum(), 1.0) if normalize_by == "valid" else labels.size
     return total / count
 
 
@@ -143,8 +144,8 @@ def _resized_total_forward(logits, labels, weights, align_corners):
     return _total_and_gradient(logits, labels, weights, align_corners)
 
 
-def _resized_total_backward(align_corners, gradient, change):
-    return (change * gradient).astype(gradient.dtype), None, None
+def _resized_total_backward(align_corners, gradient, cotangent):
+    return (cotangent * gradient).astype(gradient.dtype), None, None
 
 
 _resized_total.defvjp(_resized_total_forward, _resized_total_backward)
@@ -167,13 +168,13 @@ def _total_and_gradient(
         _row_blocks(weights, taken, missing),
     )
     product = functools.partial(jnp.einsum, precision="highest")
-    coarse = logits.astype(jnp.float32)
+    low_res = logits.astype(jnp.float32)
 
     def add(sums: tuple[jax.Array, jax.Array], block: Any) -> Any:
         rows, labels, weights = block
         total, gradient = sums
         # Columns last: what is done for every class runs along them.
-        resized = product("rh,bhwn->brnw", rows, coarse)
+        resized = product("rh,bhwn->brnw", rows, low_res)
         resized = product("brnw,cw->brnc", resized, columns)
         chosen = labels[:, :, None] == jnp.arange(num_classes)[:, None]
         resized -= resized.max(2, keepdims=True)
@@ -181,11 +182,11 @@ def _total_and_gradient(
         norm = powers.sum(2, keepdims=True)
         costs = jnp.log(norm[:, :, 0]) - jnp.where(chosen, resized, 0).sum(2)
         total += (costs * weights).sum()
-        change = (powers / norm - chosen) * weights[:, :, None]
-        change = product("brnc,cw->brnw", change, columns)
-        return (total, gradient + product("brnw,rh->bhwn", change, rows)), None
+        cotangent = (powers / norm - chosen) * weights[:, :, None]
+        cotangent = product("brnc,cw->brnw", cotangent, columns)
+        return (total, gradient + product("brnw,rh->bhwn", cotangent, rows)), None
 
-    start = (jnp.zeros(()), jnp.zeros_like(coarse))
+    start = (jnp.zeros(()), jnp.zeros_like(low_res))
     (total, gradient), _ = jax.lax.scan(add, start, blocks)
     return total, gradient.astype(logits.dtype)
 
@@ -213,10 +214,10 @@ def class_presence(labels: jax.Array, num_classes: int) -> jax.Array:
     return (pixels == jnp.arange(num_classes)).any(1).astype(jnp.float32)
 
 
-def presence_loss(presence: jax.Array, target: jax.Array) -> jax.Array:
+def se_loss(se_logits: jax.Array, target: jax.Array) -> jax.Array:
     """Returns the binary cross-entropy of logits (b, n), mean over images and classes.
 
-    Every image counts, also one without a labelled pixel.
+    Every image counts, also one without a labeled pixel.
     """
-    costs = jax.nn.softplus(presence) - presence * target
+    costs = jax.nn.softplus(se_logits) - se_logits * target
     return costs.mean()

@@ -41,7 +41,7 @@ def confusion_matrix(
     return jnp.bincount(cells, length=outside).reshape(num_classes, num_classes)
 
 
-def count_pixels(
+def confusion_matrix_np(
     labels: np.ndarray, predictions: np.ndarray, num_classes: int
 ) -> np.ndarray:
     """Returns what `confusion_matrix` does, int64, on the host: compiles nothing.
@@ -57,40 +57,44 @@ def count_pixels(
     return counts.reshape(num_classes, num_classes)
 
 
-def scores(matrix: ArrayLike, absent: str = "skip") -> dict[str, Any]:
+def segmentation_metrics(
+    matrix: ArrayLike, absent_classes: str = "skip"
+) -> dict[str, Any]:
     """Returns what papers report, from a summed confusion matrix.
 
     Args:
         matrix: Integers (n, n), rows true classes, columns predicted ones.
-        absent: A class absent from labels and predictions alike is left out of the
-            means with `"skip"` (its own score is NaN), and counts 0 with `"zero"`
-            (PyTorch-Encoding's rule).
+        absent_classes: A class absent from labels and predictions alike is left
+            out of the means with `"skip"` (its own score is NaN), and counts 0 with
+            `"zero"` (PyTorch-Encoding's rule).
 
     Returns:
         `pixel_accuracy`, `mean_iou`, `mean_accuracy`, `frequency_weighted_iou` and
         `ade_score`, the mean of the first two (floats, 0 to 1); `per_class_iou` and
-        `per_class_accuracy` (float64, (n,)). The accuracy of a class without a labelled
+        `per_class_accuracy` (float64, (n,)). The accuracy of a class without a labeled
         pixel is NaN or 0 by the same rule.
     """
-    if absent not in ("skip", "zero"):
-        raise ValueError(f"absent={absent!r}: allowed are 'skip', 'zero'")
+    if absent_classes not in ("skip", "zero"):
+        raise ValueError(
+            f"absent_classes={absent_classes!r}: allowed are 'skip', 'zero'"
+        )
     matrix = np.asarray(matrix).astype(np.float64)
     correct = np.diag(matrix)
-    labelled, predicted = matrix.sum(1), matrix.sum(0)
-    union = labelled + predicted - correct
-    total = max(labelled.sum(), 1.0)
-    missing = np.nan if absent == "skip" else 0.0
+    labeled, predicted = matrix.sum(1), matrix.sum(0)
+    union = labeled + predicted - correct
+    total = max(labeled.sum(), 1.0)
+    missing = np.nan if absent_classes == "skip" else 0.0
     iou = np.full(len(matrix), missing)
     np.divide(correct, union, out=iou, where=union > 0)
     accuracy = np.full(len(matrix), missing)
-    np.divide(correct, labelled, out=accuracy, where=labelled > 0)
+    np.divide(correct, labeled, out=accuracy, where=labeled > 0)
     pixel_accuracy, mean_iou = float(correct.sum() / total), _mean(iou)
     return {
         "pixel_accuracy": pixel_accuracy,
         "mean_iou": mean_iou,
         "ade_score": (pixel_accuracy + mean_iou) / 2,
         "mean_accuracy": _mean(accuracy),
-        "frequency_weighted_iou": float(np.nansum(labelled * iou) / total),
+        "frequency_weighted_iou": float(np.nansum(labeled * iou) / total),
         "per_class_iou": iou,
         "per_class_accuracy": accuracy,
     }

@@ -14,13 +14,14 @@ def poly_schedule(
     power: float = 0.9,
     *,
     warmup_steps: int = 0,
-    minimum: float = 0.0,
+    min_learning_rate: float = 0.0,
 ) -> optax.Schedule:
-    """Learning rate (base - minimum) * (1 - step / total_steps)^power + minimum.
+    """Learning rate (base - m) * (1 - step / total_steps)^power + m, m the minimum.
 
     Stepped every iteration (PyTorch-Encoding and the paper). With `warmup_steps` the
     rate first rises linearly from 0 to `base`, and the decay spans the steps left.
-    mmsegmentation reaches `minimum` 1e-4 in its last step: pass its steps less one.
+    mmsegmentation reaches `min_learning_rate` 1e-4 in its last step: pass its steps
+    less one.
     """
     if total_steps < 1 or not 0 <= warmup_steps < total_steps:
         raise ValueError(
@@ -31,7 +32,7 @@ def poly_schedule(
 
     def schedule(step):
         left = 1.0 - jnp.clip((step - warmup_steps) / length, 0.0, 1.0)
-        decay = (base - minimum) * left**power + minimum
+        decay = (base - min_learning_rate) * left**power + min_learning_rate
         if not warmup_steps:
             return decay
         return jnp.where(step < warmup_steps, base * step / warmup_steps, decay)
@@ -54,18 +55,18 @@ def create_optimizer(
     momentum: float = 0.9,
     nesterov: bool = False,
     weight_decay: float = 1e-4,
-    head_factor: float = 10.0,
+    head_lr_mult: float = 10.0,
 ) -> optax.GradientTransformation:
     """SGD with PyTorch's momentum, decay on every parameter, a faster head.
 
     For a weight w: d = gradient + weight_decay * w; v = momentum * v + d;
-    w = w - rate * v, where the rate is `head_factor` times the schedule's for all that
+    w = w - rate * v, where the rate is `head_lr_mult` times the schedule's for all that
     is not under the top-level key `backbone`.
     """
     return optax.chain(
         optax.add_decayed_weights(weight_decay),
         optax.trace(momentum, nesterov=nesterov),
-        scale_by_path(lambda path: 1.0 if path[0].key == "backbone" else head_factor),
+        scale_by_path(lambda path: 1.0 if path[0].key == "backbone" else head_lr_mult),
         optax.scale_by_learning_rate(schedule),
     )
 

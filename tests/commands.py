@@ -10,7 +10,7 @@ import jax
 import numpy as np
 from PIL import Image
 
-from encnet_jax.workdir import load_workdir
+from encnet_jax.run.workdir import load_workdir
 
 ROOT = Path(__file__).parents[1]
 # One step of this takes milliseconds and compiles in seconds.

@@ -3,9 +3,14 @@
 import os
 
 import jax
+import jaxtyping
 import pytest
 
-from tests.commands import make_camvid
+# Before anything imports them: the shapes in the signatures of these are checked.
+CHECKED = ["encnet_jax.ops", "encnet_jax.models", "encnet_jax.losses"]
+jaxtyping.install_import_hook([*CHECKED, "encnet_jax.metrics"], "beartype.beartype")
+
+from tests.commands import make_camvid  # noqa: E402
 
 jax.config.update("jax_num_cpu_devices", 8)
 # What takes long to compile is kept: workers of one run share it, and so do runs.

@@ -6,8 +6,8 @@ import jax
 from ml_collections import ConfigDict
 
 from configs.camvid import get_config
-from encnet_jax.config import validate
-from encnet_jax.training import train
+from encnet_jax.run.model_config import check_config
+from encnet_jax.train.run import train
 from tests.commands import SMALL
 
 
@@ -22,9 +22,9 @@ def interrupted_config(data: str) -> ConfigDict:
             part = part[group]
         part[name] = type(part[name])(value)
     config.data.data_dir = data
-    config.data.in_memory = True
+    config.data.cache_on_device = True
     config.mesh.data = 1
-    validate(config)
+    check_config(config)
     return config
 
 

@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from encnet_jax.data.arrays import ArraySource, load_arrays
-from encnet_jax.data.catalogue import open_source
-from encnet_jax.data.classes import CIFAR10
+from encnet_jax.data.augment_device import ArrayDataset, load_arrays
+from encnet_jax.data.dataset_info import CIFAR10
+from encnet_jax.data.registry import open_dataset
 from encnet_jax.models import create_model
-from encnet_jax.train_state import split_model
+from encnet_jax.run.state import split_model
 from tests.commands import errors, run
-from tests.drawn import drawn
+from tests.random_module import random_module
 
 
 def bench(name, *arguments):
@@ -26,14 +26,14 @@ def test_network_in_torch_is_the_same(name):
     torch = pytest.importorskip("torch")
     from benchmarks.torch_cifar import network
 
-    model = drawn(create_model, name, num_classes=10, width=16, num_codes=3)
-    definition, params, stats = split_model(model)
+    model = random_module(create_model, name, num_classes=10, width=16, num_codes=3)
+    model_def, params, batch_stats = split_model(model)
     images = np.random.default_rng(0).standard_normal((3, 8, 12, 3), np.float32)
-    ours = jax.jit(lambda *arrays: definition.merge(*arrays)(images).logits)
+    ours = jax.jit(lambda *arrays: model_def.merge(*arrays)(images).logits)
     theirs = network(name, 16, 3, jax.tree.map(np.asarray, params))
     with torch.no_grad():
         expected = theirs(torch.from_numpy(images).permute(0, 3, 1, 2)).numpy()
-    actual = ours(params, stats)
+    actual = ours(params, batch_stats)
     np.testing.assert_allclose(actual, expected, atol=1e-4 * abs(expected).max())
 
 
@@ -66,7 +66,7 @@ def test_unknown_model_is_named():
 
 @pytest.fixture(scope="module")
 def cifar(tmp_path_factory):
-    made_up = pytest.importorskip("tests.made_up_cifar")
+    made_up = pytest.importorskip("tests.fake_cifar")
     return made_up.prepare(tmp_path_factory.mktemp("tfds"))
 
 
@@ -80,7 +80,7 @@ def images(cifar):
     """The same set as a file of NumPy."""
     path, arrays = cifar / "cifar.npz", {}
     for split in ("train", "test"):
-        loaded = load_arrays(open_source("cifar10", split, str(cifar)))
+        loaded = load_arrays(open_dataset("cifar10", split, str(cifar)))
         arrays |= {f"{split}_{name}": array for name, array in loaded.items()}
     np.savez(path, **arrays)
     return path
@@ -163,7 +163,7 @@ def test_crops_in_torch_are_those_of_a_black_border():
     from benchmarks.torch_cifar_runs import Images
 
     image = np.arange(1, 4 * 4 * 3 + 1, dtype=np.uint8).reshape(1, 4, 4, 3)
-    data = Images(ArraySource(CIFAR10, image, np.zeros(1)), torch.device("cpu"))
+    data = Images(ArrayDataset(CIFAR10, image, np.zeros(1)), torch.device("cpu"))
     torch.manual_seed(0)
     crops = data.cropped(torch.zeros(300, dtype=torch.long), pad=1).numpy()
     padded = np.pad(image[0], ((1, 1), (1, 1), (0, 0)))

@@ -11,10 +11,10 @@ import pytest
 from flax import nnx
 
 from benchmarks import timing
+from encnet_jax.convert.load import load_torch_weights
 from encnet_jax.models import create_model
-from encnet_jax.pretrained import load_torch_weights
 from tests.commands import ROOT, environment, errors
-from tests.drawn import drawn
+from tests.random_module import random_module
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +57,7 @@ def test_small_run_has_every_measurement(measured):
     assert found["device"]["torch"] == "not asked for"
     assert found["device"]["products_per_second"] > 0
     layers = {**found["dilated_stages"], "encoding": found["encoding"]["jax"]}
-    assert layers.keys() == {"direct", "phases", "encoding"}
+    assert layers.keys() == {"lax", "space_to_batch", "encoding"}
     for times in layers.values():
         assert times["forward_ms"] > 0 and times["gradients_ms"] > 0
     rows = found["networks"]
@@ -65,7 +65,7 @@ def test_small_run_has_every_measurement(measured):
     for row in rows.values():
         assert row["images_per_second"] > 0 and row["share"] > 0
         assert row["peak_bytes"] > 2**20
-        assert row["convolution"] in ("direct", "phases")
+        assert row["conv_impl"] in ("lax", "space_to_batch")
         assert f"| tiny 32x48 | {row['work']} | 2 | jax | " in printed
 
 
@@ -147,7 +147,7 @@ def test_course_of_a_run_has_the_errors_of_its_evaluations_alone(bench, tmp_path
 def test_sides_take_turns_and_the_median_counts(monkeypatch):
     now, log = 0.0, []
 
-    def side(name, durations):
+    def candidate(name, durations):
         durations = iter(durations)
 
         def call():
@@ -155,16 +155,16 @@ def test_sides_take_turns_and_the_median_counts(monkeypatch):
             now += next(durations)
             log.append(name)
 
-        return timing.Side(call, lambda result: None)
+        return timing.Candidate(call, lambda result: None)
 
     monkeypatch.setattr(timing.time, "perf_counter", lambda: now)
     # Two calls to warm up, the second of which says how many make a turn. The first of
     # a turn (70) does not count.
-    sides = {
-        "slow": side("slow", [9, 4, 70, 1, 70, 8, 70, 3]),
-        "quick": side("quick", [9, 2, 70, 1, 3, 70, 5, 5, 70, 1, 1]),
+    candidates = {
+        "slow": candidate("slow", [9, 4, 70, 1, 70, 8, 70, 3]),
+        "quick": candidate("quick", [9, 2, 70, 1, 3, 70, 5, 5, 70, 1, 1]),
     }
-    assert timing.medians(sides, rounds=3, seconds=4) == {"slow": 3, "quick": 2}
+    assert timing.medians(candidates, rounds=3, seconds=4) == {"slow": 3, "quick": 2}
     assert log[4:] == (["slow"] * 2 + ["quick"] * 3) * 3
 
 
@@ -176,8 +176,8 @@ def networks():
     from benchmarks.torch_training import TrainedEncNet
 
     theirs = TrainedEncNet("tiny", 5)
-    ours = drawn(create_model, "encnet", num_classes=5, backbone="tiny")
-    load_torch_weights(ours, random_weights(theirs), "pytorch-encoding")
+    ours = random_module(create_model, "encnet", num_classes=5, backbone="tiny")
+    load_torch_weights(ours, random_weights(theirs), "pytorch_encoding")
     return ours, theirs
 
 
@@ -194,7 +194,7 @@ def test_network_in_torch_is_the_same(networks):
     output = jax.jit(lambda s, x: nnx.merge(graphdef, s)(x))(state, image)
     for actual, expected in (
         (output.logits, logits.permute(0, 2, 3, 1)),
-        (output.presence, presence),
+        (output.se_logits, presence),
     ):
         expected = expected.numpy()
         np.testing.assert_allclose(actual, expected, atol=1e-4 * abs(expected).max())
@@ -224,8 +224,8 @@ def test_torch_side_runs(work):
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (2, 32, 32, 3), np.uint8)
     labels = rng.integers(0, 150, (2, 32, 32), np.int32)
-    side = Torch("cpu", compiled=False).side(work, "tiny", images, labels)
-    first, second = side.call(), side.call()
+    candidate = Torch("cpu", compiled=False).candidate(work, "tiny", images, labels)
+    first, second = candidate.call(), candidate.call()
     if work == "inference":
         assert first.shape == (2, 32, 32)
     else:
@@ -241,6 +241,10 @@ def test_encoding_is_compared_with_its_literal_forms(bench, tmp_path):
     found = json.loads((tmp_path / "out.json").read_text())["done"]
     assert found.keys() == {"40, 32", "3600, 3"}
     for forms in found.values():
-        assert forms.keys() == {"encnet_jax", "literal", "literal torch"}
+        assert forms.keys() == {
+            "encnet_jax",
+            "naive_reference",
+            "naive_reference torch",
+        }
         for row in forms.values():
             assert row["forward"] > 0 and row["gradients"] > 0 and row["error"] < 1e-5

@@ -10,19 +10,13 @@ import jax
 import pytest
 from flax import nnx
 
-from encnet_jax.config import (
-    default,
-    default_workdir,
-    load_config,
-    model_settings,
-    save_config,
-    validate,
-)
-from encnet_jax.data.classes import DATASETS
+from encnet_jax.config import default, default_workdir, load_config, save_config
+from encnet_jax.data.dataset_info import DATASETS
 from encnet_jax.errors import UserError
 from encnet_jax.models import create_model
-from encnet_jax.tasks import check_task
-from encnet_jax.train_state import split_model
+from encnet_jax.run.model_config import check_config, model_settings
+from encnet_jax.run.state import split_model
+from encnet_jax.train.task import check_task
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = {
@@ -60,7 +54,7 @@ def test_every_file_is_in_this_test():
 
 @pytest.mark.parametrize("config", list(configs()))
 def test_every_config_is_valid_and_builds_its_model(config):
-    validate(config)
+    check_config(config)
     if config.data.name != "folder":
         info = DATASETS[config.data.name]
         assert config.data.train_split in info.splits
@@ -88,15 +82,15 @@ def test_unknown_argument_is_named_with_those_allowed(name):
 @pytest.mark.parametrize("key", list(leaves(default())))
 def test_every_key_is_read_by_the_package(key):
     name = key.rpartition(".")[2]
-    sources = [p for p in (ROOT / "encnet_jax").rglob("*.py") if p.name != "config.py"]
+    datasets = [p for p in (ROOT / "encnet_jax").rglob("*.py") if p.name != "config.py"]
     pattern = re.compile(rf"\b{name}\b")
-    assert any(pattern.search(path.read_text()) for path in sources), key
+    assert any(pattern.search(path.read_text()) for path in datasets), key
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"batch_size": 6, "accumulate_steps": 4}, "multiple of accumulate_steps=4"),
+        ({"batch_size": 6, "grad_accum_steps": 4}, "multiple of grad_accum_steps=4"),
         ({"learning_rate": 0.0}, "learning_rate=0.0: must be above 0"),
         ({"total_steps": 0}, "total_steps=0: must be at least 1"),
         ({"seed": 2**32}, r"seed=4294967296: must be below 2\^32"),
@@ -117,7 +111,7 @@ def test_value_out_of_range_is_named_with_what_is_allowed(changes, message):
     config.total_steps = 9
     config.update_from_flattened_dict(changes)
     with pytest.raises(UserError, match=message):
-        validate(config)
+        check_config(config)
 
 
 def test_stored_config_is_read_back(tmp_path):

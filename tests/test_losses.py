@@ -8,11 +8,11 @@ import pytest
 from encnet_jax.losses import (
     class_presence,
     pixel_cross_entropy,
-    presence_loss,
+    se_loss,
     segmentation_loss,
 )
 from encnet_jax.models.encnet import SegmentationOutput
-from encnet_jax.models.resizing import resize_bilinear
+from encnet_jax.ops.resize import resize_bilinear
 
 # Probabilities of three classes in two pixels.
 PROBABILITIES = np.array([[0.5, 0.25, 0.25], [0.1, 0.2, 0.7]], np.float32)
@@ -28,7 +28,7 @@ def labels(*values):
     [
         ((0, 2), {}, -(np.log(0.5) + np.log(0.7)) / 2),
         ((0, 255), {}, -np.log(0.5)),
-        ((0, 255), dict(average="all"), -np.log(0.5) / 2),
+        ((0, 255), dict(normalize_by="all"), -np.log(0.5) / 2),
         ((0, 1), dict(ignore_label=1), -np.log(0.5)),
         ((255, 255), {}, 0.0),
         (
@@ -38,7 +38,7 @@ def labels(*values):
         ),
         (
             (1, 255),
-            dict(class_weights=(9.0, 3.0, 1.0), average="all"),
+            dict(class_weights=(9.0, 3.0, 1.0), normalize_by="all"),
             -3 * np.log(0.25) / 2,
         ),
     ],
@@ -77,8 +77,8 @@ def test_bfloat16_logits_are_summed_in_float32():
 
 
 def test_unknown_average_raises():
-    with pytest.raises(ValueError, match="average='mean': allowed are 'labelled'"):
-        pixel_cross_entropy(LOGITS, labels(0, 0), average="mean")
+    with pytest.raises(ValueError, match="normalize_by='mean': allowed are 'labeled'"):
+        pixel_cross_entropy(LOGITS, labels(0, 0), normalize_by="mean")
 
 
 @pytest.mark.parametrize("size", [(40, 56), (37, 9)])
@@ -86,7 +86,7 @@ def test_unknown_average_raises():
     "settings",
     [
         {},
-        dict(align_corners=False, average="all"),
+        dict(align_corners=False, normalize_by="all"),
         dict(class_weights=(1.0, 0.0, 2.0, 0.5, 3.0, 1.0, 1.0), ignore_label=6),
     ],
 )
@@ -127,25 +127,25 @@ def test_class_presence_finds_single_pixels_and_no_ignored_ones():
     np.testing.assert_array_equal(class_presence(pixels, 4), expected)
 
 
-def test_presence_loss_is_the_mean_over_images_and_classes():
+def test_se_loss_is_the_mean_over_images_and_classes():
     presence = jnp.log(jnp.array([[1.0, 3.0], [1.0, 1 / 3]]))  # 1/2, 3/4; 1/2, 1/4
     target = jnp.array([[1.0, 1.0], [0.0, 1.0]])
     expected = -np.mean(np.log([0.5, 0.75, 0.5, 0.25]))
-    np.testing.assert_allclose(presence_loss(presence, target), expected, rtol=1e-6)
+    np.testing.assert_allclose(se_loss(presence, target), expected, rtol=1e-6)
 
 
-def test_presence_loss_of_large_logits_is_finite():
+def test_se_loss_of_large_logits_is_finite():
     presence = jnp.array([[1000.0, -1000.0]])
-    assert presence_loss(presence, jnp.array([[1.0, 0.0]])) == 0
-    assert presence_loss(presence, jnp.array([[0.0, 1.0]])) == 1000
+    assert se_loss(presence, jnp.array([[1.0, 0.0]])) == 0
+    assert se_loss(presence, jnp.array([[0.0, 1.0]])) == 1000
 
 
 def test_segmentation_loss_is_the_weighted_sum_of_its_parts():
     output = SegmentationOutput(
         LOGITS,
-        presence=jnp.zeros((1, 3)),
-        auxiliary=jnp.zeros((1, 1, 2, 3)),
-        stage3_presence=jnp.full((1, 3), np.log(3.0)),
+        se_logits=jnp.zeros((1, 3)),
+        aux_logits=jnp.zeros((1, 1, 2, 3)),
+        stage3_se_logits=jnp.full((1, 3), np.log(3.0)),
     )
     loss, parts = segmentation_loss(
         output, labels(0, 255), num_classes=3, se_weight=0.5, aux_weight=0.25
@@ -169,13 +169,13 @@ def test_segmentation_loss_without_branches_is_that_of_the_pixels():
 
 
 def test_weights_of_classes_and_average_reach_both_heads():
-    output = SegmentationOutput(LOGITS, auxiliary=LOGITS)
+    output = SegmentationOutput(LOGITS, aux_logits=LOGITS)
     _, parts = segmentation_loss(
         output,
         labels(1, 255),
         num_classes=3,
         class_weights=(9.0, 3.0, 1.0),
-        average="all",
+        normalize_by="all",
     )
     for key in ("pixel_loss", "aux_loss"):
         np.testing.assert_allclose(parts[key], 3 * np.log(4) / 2, rtol=1e-5)

@@ -7,9 +7,9 @@ import pytest
 from encnet_jax.metrics import (
     average_precision,
     confusion_matrix,
-    count_pixels,
+    confusion_matrix_np,
     mean_iou_with_background,
-    scores,
+    segmentation_metrics,
 )
 
 # Rows are true classes. Classes 0, 1 and 2 have 4, 3 and 5 pixels.
@@ -51,7 +51,7 @@ def test_different_numbers_of_pixels_raise():
 
 
 def test_scores_are_those_worked_out_by_hand():
-    actual = scores(MATRIX)
+    actual = segmentation_metrics(MATRIX)
     iou = [3 / 6, 2 / 4, 3 / 6]
     assert actual["pixel_accuracy"] == pytest.approx(8 / 12)
     np.testing.assert_allclose(actual["per_class_iou"], iou)
@@ -62,14 +62,14 @@ def test_scores_are_those_worked_out_by_hand():
 
 
 def test_frequency_weights_are_those_of_the_labels():
-    actual = scores([[6, 0], [1, 1]])
+    actual = segmentation_metrics([[6, 0], [1, 1]])
     expected = (6 * 6 / 7 + 2 * 1 / 2) / 8
     assert actual["frequency_weighted_iou"] == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("absent, iou, count", [("skip", np.nan, 2), ("zero", 0.0, 3)])
 def test_absent_class_is_skipped_or_zero(absent, iou, count):
-    actual = scores([[1, 0, 0], [0, 0, 0], [1, 0, 2]], absent)
+    actual = segmentation_metrics([[1, 0, 0], [0, 0, 0], [1, 0, 2]], absent)
     np.testing.assert_allclose(actual["per_class_iou"], [1 / 2, iou, 2 / 3])
     np.testing.assert_allclose(actual["per_class_accuracy"], [1, iou, 2 / 3])
     assert actual["mean_iou"] == pytest.approx((1 / 2 + 2 / 3) / count)
@@ -78,7 +78,7 @@ def test_absent_class_is_skipped_or_zero(absent, iou, count):
 
 @pytest.mark.parametrize("absent", ["skip", "zero"])
 def test_class_that_is_only_predicted_has_an_iou_of_zero(absent):
-    actual = scores([[1, 1], [0, 0]], absent)
+    actual = segmentation_metrics([[1, 1], [0, 0]], absent)
     np.testing.assert_allclose(actual["per_class_iou"], [0.5, 0])
     assert actual["mean_iou"] == 0.25
     # Of its accuracy nothing is known.
@@ -87,33 +87,37 @@ def test_class_that_is_only_predicted_has_an_iou_of_zero(absent):
 
 @pytest.mark.parametrize("absent", ["skip", "zero"])
 def test_no_pixel_at_all_scores_zero(absent):
-    actual = scores(np.zeros((2, 2), int), absent)
+    actual = segmentation_metrics(np.zeros((2, 2), int), absent)
     assert actual["pixel_accuracy"] == actual["mean_iou"] == 0
     assert actual["mean_accuracy"] == actual["frequency_weighted_iou"] == 0
 
 
 def test_sums_beyond_32_bits_are_exact():
-    actual = scores(np.array([[3, 1], [0, 4]], np.int64) * 2**40)
+    actual = segmentation_metrics(np.array([[3, 1], [0, 4]], np.int64) * 2**40)
     np.testing.assert_allclose(actual["per_class_iou"], [3 / 4, 4 / 5])
 
 
 def test_unknown_rule_for_absent_classes_raises():
-    with pytest.raises(ValueError, match="absent='drop': allowed are 'skip', 'zero'"):
-        scores(MATRIX, "drop")
+    with pytest.raises(
+        ValueError, match="absent_classes='drop': allowed are 'skip', 'zero'"
+    ):
+        segmentation_metrics(MATRIX, "drop")
 
 
 def test_host_counts_as_the_device_does():
     rng = np.random.default_rng(0)
     labels = rng.choice(np.array([0, 1, 2, 3, 9, 255], np.uint8), (50, 40))
     predictions = rng.integers(0, 4, (50, 40)).astype(np.uint8)
-    actual = count_pixels(labels, predictions, 4)
+    actual = confusion_matrix_np(labels, predictions, 4)
     assert actual.dtype == np.int64
     expected = confusion_matrix(labels, predictions, 4)
     np.testing.assert_array_equal(actual, expected)
 
 
 def test_ade_score_is_the_mean_of_pixel_accuracy_and_mean_iou():
-    assert scores(MATRIX)["ade_score"] == pytest.approx((8 / 12 + 0.5) / 2)
+    assert segmentation_metrics(MATRIX)["ade_score"] == pytest.approx(
+        (8 / 12 + 0.5) / 2
+    )
 
 
 def test_background_that_is_always_wrong_is_one_more_class_of_zero():

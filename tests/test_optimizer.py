@@ -19,7 +19,9 @@ def test_poly_schedule_has_the_values_worked_out_by_hand(step, expected):
 
 def test_poly_schedule_stays_at_its_end():
     assert poly_schedule(0.01, 100)(250) == 0
-    np.testing.assert_allclose(poly_schedule(0.01, 100, minimum=1e-4)(250), 1e-4)
+    np.testing.assert_allclose(
+        poly_schedule(0.01, 100, min_learning_rate=1e-4)(250), 1e-4
+    )
 
 
 @pytest.mark.parametrize(
@@ -35,7 +37,7 @@ def test_warmup_rises_to_the_base_and_the_decay_spans_the_rest(step, expected):
     "step, expected", [(0, 0.01), (50, 0.0099 * 0.5**0.9 + 1e-4), (100, 1e-4)]
 )
 def test_minimum_is_where_the_decay_ends(step, expected):
-    schedule = poly_schedule(0.01, 100, minimum=1e-4)
+    schedule = poly_schedule(0.01, 100, min_learning_rate=1e-4)
     np.testing.assert_allclose(schedule(step), expected, rtol=1e-5)
 
 
@@ -86,7 +88,7 @@ def test_two_steps_have_the_values_worked_out_by_hand(nesterov, factor, expected
             gradients,
             momentum=0.9,
             weight_decay=0.1,
-            head_factor=factor,
+            head_lr_mult=factor,
             nesterov=nesterov,
         )
         np.testing.assert_allclose(moved["head"]["bias"], value, rtol=1e-5)

@@ -6,13 +6,13 @@ from flax import nnx
 
 from benchmarks.profile import group_of, operations, seconds_by_group
 from encnet_jax.losses import pixel_cross_entropy
-from encnet_jax.models.layers import ConvNorm, max_pool
-from tests.drawn import drawn
+from encnet_jax.models.layers import ConvBN, max_pool
+from tests.random_module import random_module
 
 
 def compiled_gradient():
     """Returns a compiled step of two layers and the loss, and its arguments."""
-    layer = drawn(ConvNorm, 3, 4, 3)
+    layer = random_module(ConvBN, 3, 4, 3)
     graphdef, state = nnx.split(layer)
 
     def cost(state, images, labels):
@@ -39,7 +39,7 @@ def test_time_is_that_of_the_layers_that_were_run():
 
 
 def test_innermost_function_tells_the_group():
-    stack = ["winograd", "Conv.__call__", "ConvNorm.__call__", "Block.__call__"]
+    stack = ["winograd", "Conv.__call__", "ConvBN.__call__", "Block.__call__"]
     assert group_of("add.1", "add", stack) == "sums of Winograd's form, phases"
     assert group_of("dot.1", "dot_general", stack) == "products of convolutions"
     assert group_of("add.1", "add", stack[2:]) == "batch norm, ReLU, residual sums"

@@ -18,8 +18,8 @@ from configs import (  # noqa: E402
 from encnet_jax.config import validate  # noqa: E402
 from encnet_jax.data import builders  # noqa: E402
 from encnet_jax.data.builders.segmentation import find_pairs  # noqa: E402
-from encnet_jax.data.catalogue import open_source  # noqa: E402
-from encnet_jax.training import train  # noqa: E402
+from encnet_jax.data.registry import open_dataset  # noqa: E402
+from encnet_jax.train.run import train  # noqa: E402
 from tests.data.builders import (  # noqa: E402
     test_ade20k,
     test_cityscapes,
@@ -106,13 +106,13 @@ def test_recipe_takes_a_step_on_its_published_files(name, tmp_path):
     unpack(manual, files())
     if name != "folder":
         data_dir = tmp_path / "data"
-        open_source(config.data.name, "train", str(data_dir), manual_dir=str(manual))
+        open_dataset(config.data.name, "train", str(data_dir), manual_dir=str(manual))
     config.data.data_dir = str(data_dir)
     scores = scores_of_two_steps(config, tmp_path / "run")
     assert 0 <= scores["mean_iou"] <= 1
     if name == "voc2012-aug":
         last = shrunk(voc2012.get_config("finetune-r50"))
-        open_source("voc2012", "train", str(data_dir), manual_dir=str(manual))
+        open_dataset("voc2012", "train", str(data_dir), manual_dir=str(manual))
         last.data.data_dir = str(data_dir)
         last.model.weights = str(tmp_path / "run")
         scores_of_two_steps(last, tmp_path / "last")

@@ -33,7 +33,7 @@ def small_shapes(case: str) -> dict[str, tuple[int, ...]]:
 
 
 def _small(name: str, shape: tuple[int, ...], plain: bool) -> tuple[int, ...]:
-    # Classes, codewords, colours and kernel sizes are no multiples of 64.
+    # Classes, codewords, colors and kernel sizes are no multiples of 64.
     small = tuple(n // 8 if n % 64 == 0 else n for n in shape)
     if plain:
         return small
@@ -44,20 +44,22 @@ def _small(name: str, shape: tuple[int, ...], plain: bool) -> tuple[int, ...]:
     return small
 
 
-def drawn(shapes: dict[str, tuple[int, ...]], seed: int = 7) -> dict[str, np.ndarray]:
+def random_module(
+    shapes: dict[str, tuple[int, ...]], seed: int = 7
+) -> dict[str, np.ndarray]:
     """Returns name -> pseudo-random array, float32, or int64 for counters."""
     return {name: draw(name, shape, seed) for name, shape in shapes.items()}
 
 
 def small_weights(case: str) -> dict[str, np.ndarray]:
     """Returns the pseudo-random weights of a small network."""
-    return drawn(small_shapes(case))
+    return random_module(small_shapes(case))
 
 
 def fcn_weights() -> dict[str, np.ndarray]:
     """Returns the weights of a small FCN of PyTorch-Encoding.
 
-    Its head is named as the auxiliary one; no state dict of it was at hand.
+    Its head is named as the aux_head one; no state dict of it was at hand.
     """
     shapes = small_shapes("encnet_resnet50s_ade20k")
     fcn = {k: v for k, v in shapes.items() if not k.startswith("head.")}
@@ -65,4 +67,4 @@ def fcn_weights() -> dict[str, np.ndarray]:
         if name.startswith("auxlayer."):
             wider = tuple({128: 256, 32: 64}.get(n, n) for n in shape)
             fcn[name.replace("auxlayer.", "head.")] = wider
-    return drawn(fcn)
+    return random_module(fcn)

@@ -1,10 +1,10 @@
 """Shows and checks a data set: python -m encnet_jax.data configs/NAME.py.
 
 Prepares the set if it needs that, and reads every example of the splits. Prints for
-each the sizes and how frequent the classes are, for training also weights by that, and
-writes SPLIT.png, a contact sheet of examples under their labels. What cannot be used is
-named, line by line; the exit code is then 2. Keys of the configuration can be given as
-for training: `--config.data.data_dir=DIR`.
+each the sizes and how frequent the classes are, for training also weights by
+that, and writes SPLIT.png, a contact sheet of examples under their labels. What cannot
+be used is named, line by line; the exit code is then 2. Keys of the configuration can
+be given as for training: `--config.data.data_dir=DIR`.
 """
 
 import sys
@@ -14,19 +14,19 @@ from pathlib import Path
 from absl import flags
 from ml_collections import config_flags
 
-from encnet_jax import command
-from encnet_jax.data.catalogue import open_source
-from encnet_jax.data.sources import Source
+from encnet_jax import cli
+from encnet_jax.data.datasets import Dataset
+from encnet_jax.data.registry import open_dataset
 from encnet_jax.data.statistics import (
     Statistics,
     describe,
     median_frequency_weights,
     spread,
-    survey,
+    summarize,
 )
 from encnet_jax.errors import UserError
-from encnet_jax.progress import Counter
-from encnet_jax.visualize import contact_sheet
+from encnet_jax.run.progress import Counter
+from encnet_jax.visualize.overlay import contact_sheet
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "File under configs/.")
 _SPLIT = flags.DEFINE_list(
@@ -44,57 +44,57 @@ _SHOWN = 12  # examples on a contact sheet
 
 def main(arguments: list[str]) -> int:
     """Runs the command; returns 2 if something in the set cannot be used."""
-    command.no_arguments(arguments)
+    cli.reject_positional(arguments)
     if _CONFIG.value is None:
         raise UserError("no configuration: give one, such as configs/folder.py")
-    config, workdir = command.config_and_workdir(_CONFIG, None)
+    config, workdir = cli.config_and_workdir(_CONFIG, None)
     if _MANUAL_DIR.value and not Path(_MANUAL_DIR.value).is_dir():
         raise UserError(f"--manual_dir={_MANUAL_DIR.value}: no such folder")
     splits = _SPLIT.value or [config.data.train_split, config.evaluation.split]
-    sources = {
-        split: open_source(
+    datasets = {
+        split: open_dataset(
             config.data.name,
             split,
             config.data.data_dir,
-            drawn=config.data.in_memory,
+            drawn=config.data.cache_on_device,
             check=False,
             manual_dir=_MANUAL_DIR.value,
         )
         for split in splits
     }
     output = Path(_OUTPUT.value or workdir / "data")
-    faults = 0
-    for split, source in sources.items():
-        found = _read(source, _LIMIT.value)
-        faults += len(found.faults)
-        _print(split, source, found)
-        if found.numbers and split == config.data.train_split:
+    problems = 0
+    for split, dataset in datasets.items():
+        found = _read(dataset, _LIMIT.value)
+        problems += len(found.problems)
+        _print(split, dataset, found)
+        if found.indices and split == config.data.train_split:
             _print_weights(found)
-        if found.numbers:
-            print(f"contact sheet: {_save_sheet(source, found, output, split)}\n")
-    return 2 if faults else 0
+        if found.indices:
+            print(f"contact sheet: {_save_sheet(dataset, found, output, split)}\n")
+    return 2 if problems else 0
 
 
-def _read(source: Source, limit: int | None) -> Statistics:
-    numbers = spread(range(len(source)), limit or len(source))
-    counter = Counter(len(numbers), "images")
-    found = survey(source, numbers, counter.show)
+def _read(dataset: Dataset, limit: int | None) -> Statistics:
+    indices = spread(range(len(dataset)), limit or len(dataset))
+    counter = Counter(len(indices), "images")
+    found = summarize(dataset, indices, counter.show)
     counter.close()
     return found
 
 
-def _print(split: str, source: Source, found: Statistics) -> None:
-    for fault in found.faults:
-        print(f"error: {fault}", file=sys.stderr)
+def _print(split: str, dataset: Dataset, found: Statistics) -> None:
+    for problem in found.problems:
+        print(f"error: {problem}", file=sys.stderr)
     sys.stderr.flush()
-    published = source.info.splits[split]
+    published = dataset.info.splits[split]
     print(
-        f"{source.info.name}, {split}: {len(source)} images"
+        f"{dataset.info.name}, {split}: {len(dataset)} images"
         + (f" ({published} published)" if published else "")
-        + f"; {len(found.numbers)} read, {len(found.faults)} faults"
+        + f"; {len(found.indices)} read, {len(found.problems)} problems"
     )
-    if found.numbers:
-        print(describe(found, source.info))
+    if found.indices:
+        print(describe(found, dataset.info))
 
 
 def _print_weights(found: Statistics) -> None:
@@ -108,11 +108,11 @@ def _print_weights(found: Statistics) -> None:
     )
 
 
-def _save_sheet(source: Source, found: Statistics, output: Path, split: str) -> Path:
-    examples = [source.example(number) for number in spread(found.numbers, _SHOWN)]
+def _save_sheet(dataset: Dataset, found: Statistics, output: Path, split: str) -> Path:
+    examples = [dataset[number] for number in spread(found.indices, _SHOWN)]
     output.mkdir(parents=True, exist_ok=True)
     path = output / f"{split}.png"
-    contact_sheet(examples, source.info.colors, source.info.class_names).save(path)
+    contact_sheet(examples, dataset.info.colors, dataset.info.class_names).save(path)
     return path
 
 
@@ -130,4 +130,4 @@ def _name_config(arguments: list[str]) -> list[str]:
 
 if __name__ == "__main__":
     sys.argv[1:] = _name_config(sys.argv[1:])
-    command.run(main)
+    cli.run(main)

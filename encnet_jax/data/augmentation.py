@@ -33,7 +33,7 @@ class Augmentation:
     pad: int = 0
 
 
-class Span(NamedTuple):
+class CropAxis(NamedTuple):
     """Where a crop lies along one axis of a picture.
 
     Attributes:
@@ -67,16 +67,16 @@ class Span(NamedTuple):
         )
 
     def nearest(self) -> np.ndarray:
-        """Returns the stored pixel under the centre of each pixel of the crop."""
+        """Returns the stored pixel under the center of each pixel of the crop."""
         centers = (np.arange(self.start, self.start + self.shown) + 0.5) * self.step
         return np.minimum(centers.astype(np.int64), self.length - 1)
 
 
-class Choice(NamedTuple):
-    """What was drawn for one example: a crop, and three draws in 0 to 1 of colour."""
+class CropParams(NamedTuple):
+    """What was drawn for one example: a crop, and three draws in 0 to 1 of color."""
 
-    rows: Span
-    columns: Span
+    rows: CropAxis
+    columns: CropAxis
     mirrored: bool
     colors: np.ndarray
 
@@ -94,52 +94,56 @@ class Choice(NamedTuple):
         return labels[self.rows.nearest()].take(columns, axis=1)
 
 
-def choose(
-    how: Augmentation, original: tuple[int, int], rng: np.random.Generator
-) -> Choice:
-    """Draws scale, place, mirroring and colours for a picture of a height and width.
+def sample_crop(
+    augmentation: Augmentation, original: tuple[int, int], rng: np.random.Generator
+) -> CropParams:
+    """Draws scale, place, mirroring and colors for a picture of a height and width.
 
     `arrays.py` draws the same, in distribution, on the device.
     """
     draws = rng.random(7).tolist()
-    low, high = how.scale_range
-    long_side = round((low + (high - low) * draws[0]) * how.base_size)
+    low, high = augmentation.scale_range
+    long_side = round((low + (high - low) * draws[0]) * augmentation.base_size)
 
-    def span(length: int, draw: float) -> Span:
+    def span(length: int, draw: float) -> CropAxis:
         size = max(round(length * long_side / max(original)), 1)
-        room = max(size - how.crop_size, 0)
+        room = max(size - augmentation.crop_size, 0)
         start = min(int(draw * (room + 1)), room)
-        return Span(length, size, start, min(size, how.crop_size))
+        return CropAxis(length, size, start, min(size, augmentation.crop_size))
 
-    return Choice(
+    return CropParams(
         rows=span(original[0], draws[1]),
         columns=span(original[1], draws[2]),
-        mirrored=how.flip and draws[3] < 0.5,
+        mirrored=augmentation.flip and draws[3] < 0.5,
         colors=np.array(draws[4:], np.float32),
     )
 
 
-def room_in_border(how: Augmentation, size: tuple[int, ...]) -> tuple[int, int]:
+def room_in_border(
+    augmentation: Augmentation, size: tuple[int, ...]
+) -> tuple[int, int]:
     """Returns how many rows and columns the crop can move in an image with its border.
 
     Args:
-        how: The augmentation.
+        augmentation: The augmentation.
         size: Of the image in a class: height, width.
 
     Raises:
         UserError: The crop is larger.
     """
-    height, width = (length + 2 * how.pad - how.crop_size for length in size[:2])
+    height, width = (
+        length + 2 * augmentation.pad - augmentation.crop_size for length in size[:2]
+    )
     if min(height, width) < 0:
         raise UserError(
-            f"data.crop_size={how.crop_size}: an image is {size[1]}x{size[0]} pixels, "
-            f"with a border of data.pad={how.pad} on every side"
+            f"data.crop_size={augmentation.crop_size}: an image is {size[1]}x{size[0]} "
+            f"pixels, with a border of data.pad={augmentation.pad} on every side"
         )
     return height, width
 
 
 def padded_crop(
-    image: np.ndarray, how: Augmentation, rng: np.random.Generator
+    image: np.ndarray, augmentation: Augmentation, rng: np.random.Generator
 ) -> np.ndarray:
     """Takes a crop at random out of an image with a black border, and mirrors it.
 
@@ -147,22 +151,24 @@ def padded_crop(
 
     Args:
         image: uint8 (h, w, 3).
-        how: The augmentation.
+        augmentation: The augmentation.
         rng: Source of the draws.
 
     Returns:
         uint8 (crop, crop, 3).
     """
     draws = rng.random(6, np.float32)
-    rooms = room_in_border(how, image.shape)
+    rooms = room_in_border(augmentation, image.shape)
     top, left = (min(int(d * (room + 1)), room) for d, room in zip(draws, rooms))
-    border = (how.pad, how.pad)
+    border = (augmentation.pad, augmentation.pad)
     padded = np.pad(image, (border, border, (0, 0)))
-    crop = padded[top : top + how.crop_size, left : left + how.crop_size]
-    if how.flip and draws[2] < 0.5:
+    crop = padded[
+        top : top + augmentation.crop_size, left : left + augmentation.crop_size
+    ]
+    if augmentation.flip and draws[2] < 0.5:
         crop = crop[:, ::-1]
-    if how.color_jitter:
-        pixels = jitter(crop.astype(np.float32), draws[3:], how.color_jitter)
+    if augmentation.color_jitter:
+        pixels = jitter(crop.astype(np.float32), draws[3:], augmentation.color_jitter)
         crop = np.clip(pixels, 0, 255).round().astype(np.uint8)
     return crop
 
@@ -179,5 +185,5 @@ def jitter(pixels: Any, draws: Any, strength: float) -> Any:
     pixels = pixels * factors[0]
     pixels = (pixels - pixels.mean()) * factors[1] + pixels.mean()
     luma = np.array([0.299, 0.587, 0.114], np.float32)
-    grey = (pixels * luma).sum(-1, keepdims=True)
-    return (pixels - grey) * factors[2] + grey
+    gray = (pixels * luma).sum(-1, keepdims=True)
+    return (pixels - gray) * factors[2] + gray

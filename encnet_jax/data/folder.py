@@ -12,7 +12,7 @@ Instead of a folder, a split may be a file: `DIR/train.txt` lists images below
 
 where `color` ([128, 64, 128] will do) and `label`, the value in label files, may be
 left out: then a class is the value of its place, 0 the first. `ignore` holds further
-values and colours; 255 always is ignored.
+values and colors; 255 always is ignored.
 """
 
 import json
@@ -21,8 +21,8 @@ from collections.abc import Hashable, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
-from encnet_jax.data.classes import IGNORE_LABEL, DatasetInfo, distinct_colors
-from encnet_jax.data.sources import FileSource, files_below, is_image, pair_files
+from encnet_jax.data.dataset_info import IGNORE_LABEL, DatasetInfo, voc_colormap
+from encnet_jax.data.datasets import FileDataset, files_below, is_image, pair_files
 from encnet_jax.errors import UserError
 
 Color = tuple[int, int, int]
@@ -47,7 +47,7 @@ def read_info(root: Path) -> DatasetInfo:
         name="folder",
         class_names=tuple(item.name for item in classes),
         colors=tuple(item.color for item in classes if item.color)
-        or distinct_colors(len(classes)),
+        or voc_colormap(len(classes)),
         splits=dict.fromkeys(_splits(root)),
         label_map={
             **{item.label: number for number, item in enumerate(classes)},
@@ -60,7 +60,7 @@ def read_info(root: Path) -> DatasetInfo:
     )
 
 
-def open_split(info: DatasetInfo, split: str, root: Path) -> FileSource:
+def open_split(info: DatasetInfo, split: str, root: Path) -> FileDataset:
     """Opens the images that `SPLIT.txt` lists, or those of the folder `SPLIT`.
 
     Raises:
@@ -68,10 +68,10 @@ def open_split(info: DatasetInfo, split: str, root: Path) -> FileSource:
     """
     images, labels, listing = root / "images", root / "labels", root / f"{split}.txt"
     if listing.is_file():
-        pairs, faults = _pair_listed(listing, images, labels)
+        pairs, problems = _pair_listed(listing, images, labels)
     else:
-        pairs, faults = pair_files(images / split, labels / split)
-    return FileSource(info, pairs, faults)
+        pairs, problems = pair_files(images / split, labels / split)
+    return FileDataset(info, pairs, problems)
 
 
 def _splits(root: Path) -> list[str]:
@@ -100,7 +100,7 @@ def _pair_listed(
             for key in (relative, relative.with_suffix("")):
                 known.setdefault(key.as_posix(), []).append(path)
     pairs: dict[Path, tuple[Path, Path]] = {}
-    faults = []
+    problems = []
     for number, line in enumerate(_read_text(listing).splitlines(), 1):
         if not line.strip():
             continue
@@ -109,18 +109,18 @@ def _pair_listed(
         where = f"{listing} line {number}: {entry}"
         if len(found) != 1:
             what = f"{found[0].name} or {found[1].name}" if found else "no such image"
-            faults.append(f"{where}: {what} in {images}")
+            problems.append(f"{where}: {what} in {images}")
             continue
         label = labels / found[0].relative_to(images).with_suffix(".png")
         if label in pairs:
-            faults.append(f"{where}: listed before")
+            problems.append(f"{where}: listed before")
         elif not label.is_file():
-            faults.append(f"{label}: missing, the label file of {found[0]}")
+            problems.append(f"{label}: missing, the label file of {found[0]}")
         else:
             pairs[label] = (found[0], label)
-    if not pairs and not faults:
+    if not pairs and not problems:
         raise UserError(f"{listing}: empty; it should list images, one a line")
-    return list(pairs.values()), faults
+    return list(pairs.values()), problems
 
 
 def _read_text(path: Path) -> str:
@@ -134,7 +134,7 @@ def _read_text(path: Path) -> str:
 
 
 def _read_classes(path: Path) -> tuple[list[_Class], list[int | Color]]:
-    """Returns the classes of `classes.json`, and the labels and colours to ignore."""
+    """Returns the classes of `classes.json`, and the labels and colors to ignore."""
     if not path.is_file():
         raise UserError(f"{path}: missing; it gives the classes: docs/data.md says how")
     try:

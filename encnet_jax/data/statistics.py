@@ -5,8 +5,8 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from encnet_jax.data.classes import IGNORE_LABEL, DatasetInfo
-from encnet_jax.data.sources import Example, FileSource, Source, examine
+from encnet_jax.data.dataset_info import IGNORE_LABEL, DatasetInfo
+from encnet_jax.data.datasets import Dataset, Example, FileDataset, map_examples
 from encnet_jax.errors import UserError
 
 
@@ -21,8 +21,8 @@ class Statistics:
         void: Pixels to ignore.
         void_images: Images with such.
         sizes: Height and width of each image.
-        numbers: Of the examples, in order.
-        faults: A line for each example or file that cannot be used.
+        indices: Of the examples, in order.
+        problems: A line for each example or file that cannot be used.
     """
 
     pixels: np.ndarray
@@ -31,8 +31,8 @@ class Statistics:
     void: int = 0
     void_images: int = 0
     sizes: list[tuple[int, int]] = dataclasses.field(default_factory=list)
-    numbers: list[int] = dataclasses.field(default_factory=list)
-    faults: list[str] = dataclasses.field(default_factory=list)
+    indices: list[int] = dataclasses.field(default_factory=list)
+    problems: list[str] = dataclasses.field(default_factory=list)
 
     @classmethod
     def of_classes(cls, count: int) -> "Statistics":
@@ -40,7 +40,7 @@ class Statistics:
         zeros = np.zeros((3, count), np.int64)
         return cls(pixels=zeros[0], pixels_beside=zeros[1], images=zeros[2])
 
-    def add(self, number: int, counts: np.ndarray, size: tuple[int, int]) -> None:
+    def add(self, index: int, counts: np.ndarray, size: tuple[int, int]) -> None:
         """Adds an image by its pixels of each label, int64 (256,)."""
         pixels = counts[: len(self.pixels)]
         self.pixels += pixels
@@ -49,30 +49,30 @@ class Statistics:
         self.void += int(counts[IGNORE_LABEL])
         self.void_images += bool(counts[IGNORE_LABEL])
         self.sizes.append(size)
-        self.numbers.append(number)
+        self.indices.append(index)
 
 
-def survey(
-    source: Source,
-    numbers: Sequence[int],
+def summarize(
+    dataset: Dataset,
+    indices: Sequence[int],
     progress: Callable[[int], None] = lambda done: None,
 ) -> Statistics:
-    """Reads examples and counts; those that cannot be used become `faults`.
+    """Reads examples and counts; those that cannot be used become `problems`.
 
     Args:
-        source: Where they are read.
-        numbers: Of the examples.
-        progress: Called with the number of examples done so far.
+        dataset: Where they are read.
+        indices: Of the examples.
+        progress: Called with the index of examples done so far.
     """
-    result = Statistics.of_classes(source.info.num_classes)
-    if isinstance(source, FileSource):
-        result.faults += source.faults
-    findings = examine(source, numbers, _measure)
-    for done, (number, found) in enumerate(zip(numbers, findings), 1):
+    result = Statistics.of_classes(dataset.info.num_classes)
+    if isinstance(dataset, FileDataset):
+        result.problems += dataset.problems
+    findings = map_examples(dataset, indices, _measure)
+    for done, (index, found) in enumerate(zip(indices, findings), 1):
         if isinstance(found, UserError):
-            result.faults.append(str(found))
+            result.problems.append(str(found))
         else:
-            result.add(number, *found)
+            result.add(index, *found)
         progress(done)
     return result
 
@@ -82,11 +82,11 @@ def _measure(example: Example) -> tuple[np.ndarray, tuple[int, int]]:
     return np.bincount(example.labels.ravel(), minlength=256), (height, width)
 
 
-def spread(numbers: Sequence[int], count: int) -> list[int]:
-    """Returns `count` of the numbers, evenly spread; all if they are fewer."""
-    if len(numbers) <= count:
-        return list(numbers)
-    return [numbers[place * len(numbers) // count] for place in range(count)]
+def spread(indices: Sequence[int], count: int) -> list[int]:
+    """Returns `count` of the indices, evenly spread; all if they are fewer."""
+    if len(indices) <= count:
+        return list(indices)
+    return [indices[place * len(indices) // count] for place in range(count)]
 
 
 def median_frequency_weights(statistics: Statistics) -> np.ndarray:
@@ -117,15 +117,15 @@ def describe(statistics: Statistics, info: DatasetInfo) -> str:
         share, presence = 100 * pixels / max(of, 1), 100 * images / count
         return f"{name:<{indent}}  {share:>8.3f}  {presence:>8.2f}"
 
-    labelled = int(statistics.pixels.sum())
-    total = labelled + statistics.void
+    labeled = int(statistics.pixels.sum())
+    total = labeled + statistics.void
     rows = zip(info.class_names, statistics.pixels, statistics.images)
     return "\n".join(
         [
             f"sizes: smallest {smallest}, median {median}, largest {largest}",
             f"{'class':<{indent}}  {'pixels %':>8}  {'images %':>8}",
-            *(line(name, pixels, labelled, images) for name, pixels, images in rows),
+            *(line(name, pixels, labeled, images) for name, pixels, images in rows),
             line("void", statistics.void, total, statistics.void_images),
-            "Pixels are shares of the labelled ones, those of void of all.",
+            "Pixels are shares of the labeled ones, those of void of all.",
         ]
     )

@@ -1,18 +1,18 @@
 """EncNet: a dilated residual network under the Context Encoding Module."""
 
 import functools
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 
-from encnet_jax.models.convolution import Conv
 from encnet_jax.models.encoding import ContextEncoding
-from encnet_jax.models.layers import ConvNorm, uniform_fan_in
-from encnet_jax.models.resizing import resize_bilinear
+from encnet_jax.models.layers import ConvBN, uniform_fan_in
 from encnet_jax.models.resnet import ResNet
+from encnet_jax.ops.conv import Conv
+from encnet_jax.ops.resize import resize_bilinear
 
 
 class SegmentationOutput(NamedTuple):
@@ -20,24 +20,24 @@ class SegmentationOutput(NamedTuple):
 
     Attributes:
         logits: (b, h, w, n) at the size of the input.
-        presence: (b, n), float32, before the sigmoid: is the class in the image? None
+        se_logits: (b, n), float32, before the sigmoid: is the class in the image? None
             without the semantic encoding branch.
-        auxiliary: (b, h, w, n) of the auxiliary head on stage 3, or None.
-        stage3_presence: (b, n) of the second branch, on stage 3, or None.
+        aux_logits: (b, h, w, n) of the auxiliary head on stage 3, or None.
+        stage3_se_logits: (b, n) of the second branch, on stage 3, or None.
     """
 
     logits: jax.Array
-    presence: jax.Array | None = None
-    auxiliary: jax.Array | None = None
-    stage3_presence: jax.Array | None = None
+    se_logits: jax.Array | None = None
+    aux_logits: jax.Array | None = None
+    stage3_se_logits: jax.Array | None = None
 
-    def resized(self, size: tuple[int, int], align_corners: bool) -> Self:
+    def resized(self, size: tuple[int, int], align_corners: bool) -> "SegmentationOutput":
         """Returns the same with logits of another size; see `resize_bilinear`."""
         resize = functools.partial(
             resize_bilinear, size=size, align_corners=align_corners
         )
-        auxiliary = None if self.auxiliary is None else resize(self.auxiliary)
-        return self._replace(logits=resize(self.logits), auxiliary=auxiliary)
+        aux_logits = None if self.aux_logits is None else resize(self.aux_logits)
+        return self._replace(logits=resize(self.logits), aux_logits=aux_logits)
 
 
 class SegmentationModel(nnx.Module):
@@ -50,16 +50,16 @@ class SegmentationModel(nnx.Module):
     align_corners: bool
 
     def __call__(self, images: jax.Array) -> SegmentationOutput:
-        """Segments normalised images (b, h, w, 3); see `SegmentationOutput`."""
+        """Segments normalized images (b, h, w, 3); see `SegmentationOutput`."""
         size = (images.shape[1], images.shape[2])
-        return self.coarse(images).resized(size, self.align_corners)
+        return self.forward_low_res(images).resized(size, self.align_corners)
 
-    def coarse(self, images: jax.Array) -> SegmentationOutput:
+    def forward_low_res(self, images: jax.Array) -> SegmentationOutput:
         """As calling the model, with logits still at the size of the features."""
         raise NotImplementedError
 
 
-class Classifier(nnx.Module):
+class ClassifierHead(nnx.Module):
     """Dropout and a 1x1 convolution with bias: features to logits."""
 
     def __init__(self, features, num_classes, *, dropout, dtype, rngs):
@@ -99,7 +99,7 @@ class FCNHead(nnx.Module):
         unbiased_running_var: bool = False,
         rngs: nnx.Rngs,
     ):
-        self.project = ConvNorm(
+        self.reduce = ConvBN(
             features,
             channels,
             3,
@@ -107,13 +107,13 @@ class FCNHead(nnx.Module):
             dtype=dtype,
             rngs=rngs,
         )
-        self.classifier = Classifier(
+        self.classifier = ClassifierHead(
             channels, num_classes, dropout=dropout, dtype=dtype, rngs=rngs
         )
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps (b, h, w, features) to logits (b, h, w, num_classes)."""
-        return self.classifier(self.project(x))
+        return self.classifier(self.reduce(x))
 
 
 class EncodingHead(nnx.Module):
@@ -131,7 +131,7 @@ class EncodingHead(nnx.Module):
         *,
         lateral: bool,
         num_codes: int,
-        presence: bool,
+        se_loss: bool,
         dropout: float,
         dtype: DTypeLike = jnp.float32,
         unbiased_running_var: bool = False,
@@ -140,34 +140,34 @@ class EncodingHead(nnx.Module):
         options: dict[str, Any] = dict(
             unbiased_running_var=unbiased_running_var, dtype=dtype, rngs=rngs
         )
-        self.project = ConvNorm(stage_features[3], channels, 3, **options)
+        self.reduce = ConvBN(stage_features[3], channels, 3, **options)
         self.lateral = nnx.data(None)
         self.fuse = nnx.data(None)
         if lateral:
             self.lateral = nnx.List(
-                [ConvNorm(c, channels, **options) for c in stage_features[1:3]]
+                [ConvBN(c, channels, **options) for c in stage_features[1:3]]
             )
-            self.fuse = ConvNorm(3 * channels, channels, 3, **options)
+            self.fuse = ConvBN(3 * channels, channels, 3, **options)
         self.context = ContextEncoding(
             channels,
             num_codes=num_codes,
-            num_classes=num_classes if presence else None,
+            num_classes=num_classes if se_loss else None,
             **options,
         )
-        self.classifier = Classifier(
+        self.classifier = ClassifierHead(
             channels, num_classes, dropout=dropout, dtype=dtype, rngs=rngs
         )
 
     def __call__(self, stages: list[jax.Array]) -> tuple[jax.Array, jax.Array | None]:
-        """Maps the four stages to logits at the size of the last, and presence."""
-        x = self.project(stages[3])
+        """Maps the four stages to logits at the size of the last, and SE logits."""
+        x = self.reduce(stages[3])
         if self.lateral is not None and self.fuse is not None:
             links = [link(stage) for link, stage in zip(self.lateral, stages[1:3])]
             # At output stride 16 or 32 stage 2 is larger than the head's features.
             links = [resize_bilinear(link, (x.shape[1], x.shape[2])) for link in links]
             x = self.fuse(jnp.concatenate([x, *links], axis=-1))
-        x, presence = self.context(x)
-        return self.classifier(x), presence
+        x, se_logits = self.context(x)
+        return self.classifier(x), se_logits
 
 
 class EncNet(SegmentationModel):
@@ -217,31 +217,31 @@ class EncNet(SegmentationModel):
             num_classes,
             lateral=lateral,
             num_codes=num_codes,
-            presence=se_loss and 4 in se_stages,
+            se_loss=se_loss and 4 in se_stages,
             dropout=dropout,
             **options,
         )
         features = backbone.features[2]
-        self.auxiliary = nnx.data(
+        self.aux_head = nnx.data(
             FCNHead(features, features // 4, num_classes, dropout=dropout, **options)
             if aux_head
             else None
         )
         self.stage3_context = nnx.data(None)
         if se_loss and 3 in se_stages:
-            self.stage3_project = ConvNorm(features, head_channels, 3, **options)
+            self.stage3_reduce = ConvBN(features, head_channels, 3, **options)
             self.stage3_context = ContextEncoding(
                 head_channels, num_codes=num_codes, num_classes=num_classes, **options
             )
         self.align_corners = align_corners
 
-    def coarse(self, images: jax.Array) -> SegmentationOutput:
+    def forward_low_res(self, images: jax.Array) -> SegmentationOutput:
         """As calling the model, with logits still at the size of the features."""
         stages = self.backbone(images)
-        logits, presence = self.head(stages)
-        auxiliary = stage3_presence = None
-        if self.auxiliary is not None:
-            auxiliary = self.auxiliary(stages[2])
+        logits, se_logits = self.head(stages)
+        aux_logits = stage3_se_logits = None
+        if self.aux_head is not None:
+            aux_logits = self.aux_head(stages[2])
         if self.stage3_context is not None:
-            _, stage3_presence = self.stage3_context(self.stage3_project(stages[2]))
-        return SegmentationOutput(logits, presence, auxiliary, stage3_presence)
+            _, stage3_se_logits = self.stage3_context(self.stage3_reduce(stages[2]))
+        return SegmentationOutput(logits, se_logits, aux_logits, stage3_se_logits)

@@ -7,11 +7,11 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 
-from encnet_jax.models.layers import BatchNorm, ConvNorm, uniform_fan_in
+from encnet_jax.models.layers import BatchNorm, ConvBN, uniform_fan_in
 
 
 class Encoding(nnx.Module):
-    """Residual encoding of features over learnt codewords.
+    """Residual encoding of features over learned codewords.
 
     With codewords d_k, scales s_k and features x_i, the assignment of x_i is the
     softmax over k of s_k |x_i - d_k|^2, and the result e_k sums the residuals
@@ -47,8 +47,8 @@ class Encoding(nnx.Module):
         x = x.reshape(x.shape[0], -1, x.shape[-1]).astype(jnp.float32)
         codewords = self.codewords[...]
         # The result does not depend on a shift of both; hence no gradient through it.
-        centre = jax.lax.stop_gradient(codewords.mean(0))
-        x, codewords = x - centre, codewords - centre
+        center = jax.lax.stop_gradient(codewords.mean(0))
+        x, codewords = x - center, codewords - center
         assignment = jax.nn.softmax(self._logits(x, codewords), axis=-1)
         weighted = jnp.einsum("bnk,bnc->bkc", assignment, x, precision="highest")
         return weighted - assignment.sum(1)[:, :, None] * codewords
@@ -68,7 +68,7 @@ class ContextEncoding(nnx.Module):
 
     1x1 convolution, batch norm, ReLU, encoding, batch norm over the codewords, ReLU and
     the mean over them give one vector e per image; then the features under attention,
-    `relu(x + x * sigmoid(linear(e)))`, and the presence logits `linear(e)`. The paper
+    `relu(x + x * sigmoid(linear(e)))`, and the SE logits `linear(e)`. The paper
     sums over the codewords and has no ReLU or identity around the product; both
     originals do as written here.
 
@@ -92,7 +92,7 @@ class ContextEncoding(nnx.Module):
         dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
     ):
-        self.project = ConvNorm(
+        self.reduce = ConvBN(
             features,
             features,
             unbiased_running_var=unbiased_running_var,
@@ -111,27 +111,27 @@ class ContextEncoding(nnx.Module):
             )
         linear: dict[str, Any] = dict(kernel_init=uniform_fan_in, rngs=rngs)
         self.gate = nnx.Linear(features, features, **linear)
-        self.presence = nnx.data(
+        self.se_head = nnx.data(
             nnx.Linear(features, num_classes, **linear) if num_classes else None
         )
 
     def encode(self, x: jax.Array) -> jax.Array:
         """Returns the vector (b, c), float32, that stands for each whole image."""
-        x = self.project(x)
+        x = self.reduce(x)
         if self.encoding is None or self.norm is None:
             return x.astype(jnp.float32).mean((1, 2))
         return jax.nn.relu(self.norm(self.encoding(x))).mean(1)
 
     def __call__(self, x: jax.Array) -> tuple[jax.Array, jax.Array | None]:
-        """Returns the features (b, h, w, c) under attention, and the presence logits.
+        """Returns the features (b, h, w, c) under attention, and the SE logits.
 
-        The presence logits (b, num_classes), float32 and before the sigmoid, are None
+        The SE logits (b, num_classes), float32 and before the sigmoid, are None
         without the branch.
         """
         encoded = self.encode(x)
         gate = jax.nn.sigmoid(self.gate(encoded))
-        presence = None if self.presence is None else self.presence(encoded)
+        se_logits = None if self.se_head is None else self.se_head(encoded)
         # In float32: so is the sum over the pixels that is the gradient of the gate.
         features = x.astype(jnp.float32)
         features = jax.nn.relu(features + features * gate[:, None, None, :])
-        return features.astype(x.dtype), presence
+        return features.astype(x.dtype), se_logits

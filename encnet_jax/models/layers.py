@@ -1,4 +1,4 @@
-"""Layers that several models share: normalisation, pooling.
+"""Layers that several models share: normalization, pooling.
 
 Feature maps are (b, h, w, c) throughout. Parameters and statistics are float32;
 `dtype` is the dtype of the computation and of the result.
@@ -9,22 +9,22 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 
-from encnet_jax.models.convolution import Conv
+from encnet_jax.ops.conv import Conv
 
 # PyTorch's default for convolution and linear weights: uniform in +-1/sqrt(fan_in).
 uniform_fan_in = nnx.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
 
 
 class BatchNorm(nnx.BatchNorm):
-    """Batch normalisation with the originals' momentum, epsilon and one-pass variance.
+    """Batch normalization with the originals' momentum, epsilon and one-pass variance.
 
     Under `jax.jit` the statistics are those of the global batch on any mesh, which is
-    the paper's synchronised batch normalisation. Over channels the variance is taken in
+    the paper's synchronized batch normalization. Over channels the variance is taken in
     one pass over the features minus the running mean, so nothing cancels once the
     running mean is near the mean, however large the mean is against the deviation.
 
     Args:
-        num_features: Size of the normalised axis.
+        num_features: Size of the normalized axis.
         axis: The axis that keeps its own statistics.
         unbiased_running_var: Feed n/(n-1) times the batch variance into the running
             variance, as torch.nn.BatchNorm2d and with it mmsegmentation. By default the
@@ -48,7 +48,7 @@ class BatchNorm(nnx.BatchNorm):
         self.unbiased_running_var = unbiased_running_var
 
     def __call__(self, x: jax.Array) -> jax.Array:  # type: ignore[override]
-        """Normalises x over all axes but `axis`; updates the statistics in training."""
+        """Normalizes x over all axes but `axis`; updates the statistics in training."""
         axis = self.axis % x.ndim
         reduced = tuple(i for i in range(x.ndim) if i != axis)
         shape = [1] * x.ndim
@@ -98,8 +98,8 @@ class BatchNorm(nnx.BatchNorm):
         self.var[...] = jax.lax.stop_gradient(keep * self.var[...] + (1 - keep) * var)
 
 
-class ConvNorm(nnx.Module):
-    """Convolution without bias, batch normalisation and, by default, ReLU."""
+class ConvBN(nnx.Module):
+    """Convolution without bias, batch normalization and, by default, ReLU."""
 
     def __init__(
         self,

@@ -8,11 +8,11 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 
-from encnet_jax.models.layers import ConvNorm, max_pool
+from encnet_jax.models.layers import ConvBN, max_pool
 
 
 @dataclasses.dataclass(frozen=True)
-class Depth:
+class ResNetSpec:
     """What the name of a backbone stands for.
 
     Attributes:
@@ -28,16 +28,18 @@ class Depth:
 
 
 BACKBONES = {
-    "tiny": Depth((1, 1, 1, 1), dilated=False),
-    "resnet18": Depth((2, 2, 2, 2), bottleneck=False),
-    "resnet34": Depth((3, 4, 6, 3), bottleneck=False),
-    "resnet50": Depth((3, 4, 6, 3)),
-    "resnet101": Depth((3, 4, 23, 3)),
-    "resnet152": Depth((3, 8, 36, 3)),
+    "tiny": ResNetSpec((1, 1, 1, 1), dilated=False),
+    "resnet18": ResNetSpec((2, 2, 2, 2), bottleneck=False),
+    "resnet34": ResNetSpec((3, 4, 6, 3), bottleneck=False),
+    "resnet50": ResNetSpec((3, 4, 6, 3)),
+    "resnet101": ResNetSpec((3, 4, 23, 3)),
+    "resnet152": ResNetSpec((3, 8, 36, 3)),
 }
 
 
-def stage_layout(output_stride: int, dilated: bool) -> list[tuple[int, int, int]]:
+def stage_strides_and_dilations(
+    output_stride: int, dilated: bool
+) -> list[tuple[int, int, int]]:
     """(stride, dilation of the first block, dilation of the others) of each stage.
 
     A stage that would pass `output_stride` keeps its resolution; its first block then
@@ -62,7 +64,7 @@ class Shortcut(nnx.Module):
     def __init__(self, features_in, features_out, stride, avg_down, **options):
         self.pool = stride if avg_down else 1
         stride = 1 if avg_down else stride
-        self.projection = ConvNorm(
+        self.projection = ConvBN(
             features_in, features_out, stride=stride, relu=False, **options
         )
 
@@ -99,17 +101,17 @@ class Block(nnx.Module):
         middle: dict[str, Any] = dict(stride=stride, dilation=dilation, **options)
         if bottleneck:
             layers = [
-                ConvNorm(features_in, width, **options),
-                ConvNorm(width, width, 3, **middle),
-                ConvNorm(width, features_out, relu=False, **options),
+                ConvBN(features_in, width, **options),
+                ConvBN(width, width, 3, **middle),
+                ConvBN(width, features_out, relu=False, **options),
             ]
         else:
             # The second convolution has the dilation of the stage also in its first
             # block (PyTorch-Encoding; mmsegmentation never dilates it).
             last: dict[str, Any] = dict(dilation=stage_dilation, relu=False, **options)
             layers = [
-                ConvNorm(features_in, width, 3, **middle),
-                ConvNorm(width, width, 3, **last),
+                ConvBN(features_in, width, 3, **middle),
+                ConvBN(width, width, 3, **last),
             ]
         self.layers = nnx.List(layers)
         projects = stride != 1 or features_in != features_out
@@ -136,7 +138,7 @@ class ResNet(nnx.Module):
         stem: `"plain"`, one 7x7 convolution, or `"deep"`, three 3x3 ones.
         stem_width: Channels of the first two convolutions of the deep stem (the third
             has twice as many): 64 as PyTorch-Encoding's resnet50s, 32 as ResNetV1c/d.
-        avg_down: Strided shortcuts average before they project (the D variant).
+        avg_down: Strided shortcuts average before they reduce (the D variant).
         output_stride: 8, 16 or 32: input pixels a feature of the last stage stands for.
         width: Channels of the first stage before expansion; 64 in every published net.
         remat: Stages, 1 to 4, whose blocks are computed again in the backward pass:
@@ -165,20 +167,20 @@ class ResNet(nnx.Module):
             unbiased_running_var=unbiased_running_var, dtype=dtype, rngs=rngs
         )
         if stem == "plain":
-            stem_layers = [ConvNorm(3, width, 7, stride=2, **options)]
+            stem_layers = [ConvBN(3, width, 7, stride=2, **options)]
             features = width
         else:
             stem_layers = [
-                ConvNorm(3, stem_width, 3, stride=2, **options),
-                ConvNorm(stem_width, stem_width, 3, **options),
-                ConvNorm(stem_width, 2 * stem_width, 3, **options),
+                ConvBN(3, stem_width, 3, stride=2, **options),
+                ConvBN(stem_width, stem_width, 3, **options),
+                ConvBN(stem_width, 2 * stem_width, 3, **options),
             ]
             features = 2 * stem_width
         self.stem = nnx.List(stem_layers)
         stages: list[nnx.List] = []
         stage_features: list[int] = []
         for i, (stride, first, others) in enumerate(
-            stage_layout(output_stride, depth.dilated)
+            stage_strides_and_dilations(output_stride, depth.dilated)
         ):
             blocks = []
             for j in range(depth.blocks[i]):
@@ -202,7 +204,7 @@ class ResNet(nnx.Module):
         self.remat = tuple(remat)
 
     def __call__(self, images: jax.Array) -> list[jax.Array]:
-        """Returns the outputs of stages 1 to 4 for normalised images (b, h, w, 3)."""
+        """Returns the outputs of stages 1 to 4 for normalized images (b, h, w, 3)."""
         x = images
         for layer in self.stem:
             x = layer(x)

@@ -3,7 +3,7 @@
 import numpy as np
 
 from encnet_jax.data.augmentation import Augmentation
-from encnet_jax.data.classes import IGNORE_LABEL
+from encnet_jax.data.dataset_info import IGNORE_LABEL
 
 SIZE = 36, 44  # pixels
 # All that can happen: padding, crops, shrinking, growing, mirroring.
@@ -17,7 +17,7 @@ COLORS = Augmentation(base_size=40, crop_size=40, scale_range=(1, 1), color_jitt
 DARK, LIGHT, COLORED = 60, 180, (180, 120, 60)
 
 
-def labelled_by_color(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+def labeled_by_color(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
     """Returns an image of irregular fields, black where 0 and white where 1."""
 
     def stripes(length):
@@ -36,7 +36,7 @@ def ramp() -> tuple[np.ndarray, np.ndarray]:
 
 
 def fields() -> tuple[np.ndarray, np.ndarray]:
-    """Returns an image of a dark, a light and a coloured field, one below the other."""
+    """Returns an image of a dark, a light and a colored field, one below the other."""
     image = np.full((40, 40, 3), DARK, np.uint8)
     image[12:26] = LIGHT
     image[26:] = COLORED
@@ -44,9 +44,9 @@ def fields() -> tuple[np.ndarray, np.ndarray]:
 
 
 def check_labels_follow_colors(images: np.ndarray, labels: np.ndarray) -> None:
-    """Asserts that every pixel has the class whose colour is the nearer one.
+    """Asserts that every pixel has the class whose color is the nearer one.
 
-    Interpolated colours pass the middle exactly where the nearest label changes.
+    Interpolated colors pass the middle exactly where the nearest label changes.
     """
     images = images.astype(float)
     valid = labels != IGNORE_LABEL
@@ -108,7 +108,7 @@ def check_colors(images: np.ndarray) -> None:
     """Asserts what `COLORS` promises, of many results for `fields()`."""
     images = images.astype(float)
     dark, light, colored = images[:, 2, 20], images[:, 18, 20], images[:, 36, 20]
-    # Grey stays grey: saturation is last. Contrast is about the mean, which stays.
+    # Gray stays gray: saturation is last. Contrast is about the mean, which stays.
     assert (np.ptp(dark, 1) == 0).all() and (np.ptp(light, 1) == 0).all()
     mean = fields()[0].mean()
     share = (LIGHT - mean) / (LIGHT - DARK)

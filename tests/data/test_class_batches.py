@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from encnet_jax.data.arrays import augmented_batch, index_batches
+from encnet_jax.data.augment_device import augmented_batch, index_batches
 from encnet_jax.data.augmentation import Augmentation
-from encnet_jax.data.classes import CIFAR10
-from encnet_jax.data.sources import Example
+from encnet_jax.data.dataset_info import CIFAR10
+from encnet_jax.data.datasets import Example
 from encnet_jax.errors import UserError
 
 PLAIN = Augmentation(base_size=4, crop_size=4, flip=False)
@@ -22,12 +22,12 @@ BORDER = Augmentation(base_size=4, crop_size=4, pad=1)
 
 
 class Images:
-    """Images of random pixels stored as PNG; that of number n is in class n modulo 10.
+    """Images of random pixels stored as PNG; that of index n is in class n modulo 10.
 
     Args:
         count: How many.
         shape: Height and width.
-        bad: The number of one that cannot be decoded.
+        bad: The index of one that cannot be decoded.
     """
 
     info = CIFAR10
@@ -40,33 +40,35 @@ class Images:
     def __len__(self):
         return len(self.images)
 
-    def label(self, number):
-        return np.asarray(number % 10, np.uint8)
+    def label(self, index):
+        return np.asarray(index % 10, np.uint8)
 
-    def encoded(self, number, *, published=False):
+    def encoded(self, index, *, raw_labels=False):
         file = io.BytesIO()
-        Image.fromarray(self.images[number]).save(file, "PNG")
+        Image.fromarray(self.images[index]).save(file, "PNG")
         content = file.getvalue()
-        return content[: 40 if number == self.bad else None], self.label(number)
+        return content[: 40 if index == self.bad else None], self.label(index)
 
-    def example(self, number):
-        if number == self.bad:
-            raise UserError(f"image {number} is bad")
-        return Example(self.images[number], self.label(number), str(number))
+    def __getitem__(self, index):
+        if index == self.bad:
+            raise UserError(f"image {index} is bad")
+        return Example(self.images[index], self.label(index), str(index))
 
 
-def host_batches(source, how, *, batch_size=4, seed=0, **settings):
-    pipeline = pytest.importorskip("encnet_jax.data.pipeline")
+def host_batches(dataset, augmentation, *, batch_size=4, seed=0, **settings):
+    pipeline = pytest.importorskip("encnet_jax.data.loader")
     options = dict(batch_size=batch_size, seed=seed, **settings)
-    yield from pipeline.train_batches(source, how, **options)
+    yield from pipeline.train_batches(dataset, augmentation, **options)
 
 
-def device_batches(source, how, *, batch_size=4, seed=0, **settings):
-    labels = np.stack([source.label(number) for number in range(len(source))])
-    arrays = {"images": jnp.asarray(source.images), "labels": jnp.asarray(labels)}
-    finish = jax.jit(functools.partial(augmented_batch, seed=seed, how=how))
+def device_batches(dataset, augmentation, *, batch_size=4, seed=0, **settings):
+    labels = np.stack([dataset.label(index) for index in range(len(dataset))])
+    arrays = {"images": jnp.asarray(dataset.images), "labels": jnp.asarray(labels)}
+    finish = jax.jit(
+        functools.partial(augmented_batch, seed=seed, augmentation=augmentation)
+    )
     options = dict(batch_size=batch_size, seed=seed, **settings)
-    for batch in index_batches(len(source), **options):
+    for batch in index_batches(len(dataset), **options):
         images, labels = finish(arrays, batch)
         yield {"images": np.asarray(images), "labels": np.asarray(labels)}
 
@@ -86,21 +88,21 @@ def taken(count, made):
 
 @PLACES
 def test_without_augmentation_images_come_as_they_are(batches):
-    source = Images(10)
-    images, labels = taken(5, batches(source, PLAIN))
+    dataset = Images(10)
+    images, labels = taken(5, batches(dataset, PLAIN))
     assert labels.shape == (20,) and labels.dtype == np.uint8
     # Two epochs, the images in random order.
     assert sorted(labels[:10]) == sorted(labels[10:]) == list(range(10))
     assert labels[:10].tolist() != labels[10:].tolist()
-    np.testing.assert_array_equal(images, source.images[labels])
+    np.testing.assert_array_equal(images, dataset.images[labels])
 
 
 @PLACES
 def test_crops_are_pieces_of_the_bordered_image_each_place_alike(batches):
-    source, count = Images(1), 3600
-    crops, labels = taken(count // 300, batches(source, BORDER, batch_size=300))
+    dataset, count = Images(1), 3600
+    crops, labels = taken(count // 300, batches(dataset, BORDER, batch_size=300))
     assert (labels == 0).all() and labels.shape == (count,)
-    bordered = np.pad(source.images[0], ((1, 1), (1, 1), (0, 0)))
+    bordered = np.pad(dataset.images[0], ((1, 1), (1, 1), (0, 0)))
     places = {
         (top, left, mirrored): bordered[top : top + 4, left : left + 4][
             :, :: -1 if mirrored else 1
@@ -118,10 +120,10 @@ def test_crops_are_pieces_of_the_bordered_image_each_place_alike(batches):
 
 @PLACES
 def test_larger_images_are_cropped_without_a_border(batches):
-    source = Images(1, shape=(5, 7))
-    crops, _ = taken(4, batches(source, PLAIN, batch_size=50))
+    dataset = Images(1, shape=(5, 7))
+    crops, _ = taken(4, batches(dataset, PLAIN, batch_size=50))
     windows = {
-        source.images[0, top : top + 4, left : left + 4].tobytes()
+        dataset.images[0, top : top + 4, left : left + 4].tobytes()
         for top in range(2)
         for left in range(4)
     }
@@ -129,36 +131,36 @@ def test_larger_images_are_cropped_without_a_border(batches):
 
 
 @PLACES
-def test_colours_are_jittered_on_both_ways_alike(batches):
-    how = dataclasses.replace(PLAIN, color_jitter=0.5)
-    source = Images(1)
-    crops, _ = taken(4, batches(source, how, batch_size=500))
+def test_colors_are_jittered_on_both_ways_alike(batches):
+    augmentation = dataclasses.replace(PLAIN, color_jitter=0.5)
+    dataset = Images(1)
+    crops, _ = taken(4, batches(dataset, augmentation, batch_size=500))
     # Brightness by 0.5 to 1.5 uniformly, and what exceeds 255 is lost; the reference
     # draws the same with NumPy.
-    image, rng = source.images[0].astype(np.float64), np.random.default_rng(1)
+    image, rng = dataset.images[0].astype(np.float64), np.random.default_rng(1)
     brightness, contrast, saturation = rng.uniform(0.5, 1.5, (3, 2000, 1, 1, 1))
     expected = image * brightness
     mean = expected.mean((1, 2, 3), keepdims=True)
     expected = (expected - mean) * contrast + mean
-    grey = (expected * [0.299, 0.587, 0.114]).sum(-1, keepdims=True)
-    expected = ((expected - grey) * saturation + grey).clip(0, 255)
+    gray = (expected * [0.299, 0.587, 0.114]).sum(-1, keepdims=True)
+    expected = ((expected - gray) * saturation + gray).clip(0, 255)
     assert abs(crops.mean() - expected.mean()) < 4
     assert abs(crops.std() - expected.std()) < 4
 
 
 def test_a_run_goes_on_with_the_batches_it_would_have_had():
-    source = Images(7)
-    whole, labels = taken(4, host_batches(source, BORDER, seed=3))
-    rest, rest_labels = taken(2, host_batches(source, BORDER, seed=3, start_step=2))
+    dataset = Images(7)
+    whole, labels = taken(4, host_batches(dataset, BORDER, seed=3))
+    rest, rest_labels = taken(2, host_batches(dataset, BORDER, seed=3, start_step=2))
     np.testing.assert_array_equal(rest, whole[8:])
     np.testing.assert_array_equal(rest_labels, labels[8:])
 
 
 def test_hosts_together_make_the_batches_of_one():
-    source = Images(6)
-    whole, _ = taken(1, host_batches(source, BORDER))
+    dataset = Images(6)
+    whole, _ = taken(1, host_batches(dataset, BORDER))
     shares = [
-        taken(1, host_batches(source, BORDER, process_index=i, process_count=2))[0]
+        taken(1, host_batches(dataset, BORDER, process_index=i, process_count=2))[0]
         for i in range(2)
     ]
     np.testing.assert_array_equal(np.concatenate(shares), whole)
@@ -166,9 +168,9 @@ def test_hosts_together_make_the_batches_of_one():
 
 @PLACES
 def test_crop_larger_than_the_bordered_image_is_refused(batches):
-    how = Augmentation(base_size=8, crop_size=8, pad=1)
+    augmentation = Augmentation(base_size=8, crop_size=8, pad=1)
     with pytest.raises(UserError, match="crop_size=8: an image is 7x5 pixels.*pad=1"):
-        next(batches(Images(4, shape=(5, 7)), how))
+        next(batches(Images(4, shape=(5, 7)), augmentation))
 
 
 def test_image_that_cannot_be_read_is_named():

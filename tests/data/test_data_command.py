@@ -9,18 +9,18 @@ import pytest
 import tensorflow as tf
 from PIL import Image
 
-from encnet_jax.data.catalogue import open_source
-from encnet_jax.data.classes import IGNORE_LABEL, DatasetInfo
-from encnet_jax.data.sources import Example, RecordSource, examine
+from encnet_jax.data.dataset_info import IGNORE_LABEL, DatasetInfo
+from encnet_jax.data.datasets import Example, TFRecordDataset, map_examples
+from encnet_jax.data.registry import open_dataset
 from encnet_jax.data.statistics import (
     Statistics,
     describe,
     median_frequency_weights,
     spread,
-    survey,
+    summarize,
 )
 from encnet_jax.errors import UserError
-from encnet_jax.visualize import contact_sheet
+from encnet_jax.visualize.overlay import contact_sheet
 from tests.commands import errors, run
 
 V = IGNORE_LABEL
@@ -44,19 +44,19 @@ class HandSource:
     def __len__(self):
         return len(self.labels)
 
-    def encoded(self, number):
+    def encoded(self, index):
         raise NotImplementedError
 
-    def example(self, number):
-        labels = self.labels[number]
+    def __getitem__(self, index):
+        labels = self.labels[index]
         if labels is None:
-            raise UserError(f"file {number} is bad")
-        return Example(np.zeros((*labels.shape, 3), np.uint8), labels, f"n{number}")
+            raise UserError(f"file {index} is bad")
+        return Example(np.zeros((*labels.shape, 3), np.uint8), labels, f"n{index}")
 
 
 @pytest.fixture
 def counted():
-    return survey(HandSource(LABELS), range(3))
+    return summarize(HandSource(LABELS), range(3))
 
 
 def test_survey_counts_pixels_images_and_sizes(counted):
@@ -64,27 +64,27 @@ def test_survey_counts_pixels_images_and_sizes(counted):
     assert counted.images.tolist() == [2, 2, 1, 0]
     assert counted.pixels_beside.tolist() == [10, 14, 4, 0]
     assert (counted.void, counted.void_images) == (1, 1)
-    assert counted.sizes == [(2, 3), (2, 2), (1, 8)] and counted.numbers == [0, 1, 2]
-    assert not counted.faults
+    assert counted.sizes == [(2, 3), (2, 2), (1, 8)] and counted.indices == [0, 1, 2]
+    assert not counted.problems
 
 
 def test_survey_keeps_every_fault_and_counts_the_rest():
     labels = (None, LABELS[0], None, LABELS[1], LABELS[2], None)
     done = []
-    found = survey(HandSource(labels), range(6), done.append)
-    assert found.faults == [f"file {number} is bad" for number in (0, 2, 5)]
-    assert found.numbers == [1, 3, 4] and found.pixels.tolist() == [5, 9, 3, 0]
+    found = summarize(HandSource(labels), range(6), done.append)
+    assert found.problems == [f"file {index} is bad" for index in (0, 2, 5)]
+    assert found.indices == [1, 3, 4] and found.pixels.tolist() == [5, 9, 3, 0]
     assert done == [1, 2, 3, 4, 5, 6]
 
 
 def test_survey_of_some_numbers_reads_only_them():
-    found = survey(HandSource((None, *LABELS)), [1, 3])
-    assert found.numbers == [1, 3] and found.pixels.tolist() == [4, 9, 0, 0]
+    found = summarize(HandSource((None, *LABELS)), [1, 3])
+    assert found.indices == [1, 3] and found.pixels.tolist() == [4, 9, 0, 0]
 
 
 def test_examine_goes_on_past_one_round_of_threads_in_order():
-    source = HandSource([[[0] * (1 + n % 5)] for n in range(1100)])
-    sizes = list(examine(source, range(1100), lambda e: e.labels.size))
+    dataset = HandSource([[[0] * (1 + n % 5)] for n in range(1100)])
+    sizes = list(map_examples(dataset, range(1100), lambda e: e.labels.size))
     assert sizes == [1 + n % 5 for n in range(1100)]
 
 
@@ -95,13 +95,13 @@ def test_median_frequency_weights_by_hand(counted):
 
 
 def test_median_of_an_even_number_of_classes_lies_between_two():
-    weights = median_frequency_weights(survey(HandSource(LABELS[:1]), range(1)))
+    weights = median_frequency_weights(summarize(HandSource(LABELS[:1]), range(1)))
     # 4/6 and 1/6: the median is 5/12.
     np.testing.assert_allclose(weights, [5 / 8, 5 / 2, 1, 1])
 
 
 def test_weights_without_labels_are_one():
-    found = survey(HandSource([[[V, V]]]), range(1))
+    found = summarize(HandSource([[[V, V]]]), range(1))
     assert median_frequency_weights(found).tolist() == [1, 1, 1, 1]
     assert median_frequency_weights(Statistics.of_classes(2)).tolist() == [1, 1]
 
@@ -132,7 +132,7 @@ def example(height, width, name="one"):
 
 
 def has(picture, color):
-    """Tells where a picture has a colour, (h, w)."""
+    """Tells where a picture has a color, (h, w)."""
     return (np.asarray(picture) == color).all(-1)
 
 
@@ -140,10 +140,10 @@ def test_contact_sheet_shows_images_labels_and_legends():
     examples = [example(8, 8), example(4, 8), example(8, 2), example(8, 8)]
     sheet = contact_sheet(examples, INFO.colors, INFO.class_names, width=160)
     assert sheet.width < 3 * (2 * 160 + 40) and sheet.height > 2 * 160
-    # Areas of the grey images: squares of 160, halves and quarters of that.
-    grey = has(sheet, (100, 100, 100)).sum()
+    # Areas of the gray images: squares of 160, halves and quarters of that.
+    gray = has(sheet, (100, 100, 100)).sum()
     least = 160 * 160 * (1 + 1 / 2 + 1 / 4 + 1)
-    assert least <= grey < 1.05 * least
+    assert least <= gray < 1.05 * least
     # 100 * 0.45 + 250 * 0.55 = 182.5: half of each overlay is a `house`.
     mixed = has(sheet, (45, 182, 45)).sum() / (160 * 160)
     assert 1.2 < mixed <= 2.75 / 2
@@ -190,11 +190,11 @@ def test_records_that_do_not_fit_are_faults_with_their_names(tmp_path):
             writer.write(record.SerializeToString())
     split = SimpleNamespace(filepaths=[path])
     builder = SimpleNamespace(info=SimpleNamespace(splits={"train": split}))
-    found = survey(RecordSource(INFO, builder, "train"), range(3))
-    assert found.numbers == [0] and found.pixels.tolist() == [4, 1, 0, 0]
-    assert found.faults[0].startswith("differs is 2x2 pixels and its label is 3x2")
-    assert found.faults[1].startswith("unknown: label 9; allowed are 0 to 3")
-    assert len(found.faults) == 2
+    found = summarize(TFRecordDataset(INFO, builder, "train"), range(3))
+    assert found.indices == [0] and found.pixels.tolist() == [4, 1, 0, 0]
+    assert found.problems[0].startswith("differs is 2x2 pixels and its label is 3x2")
+    assert found.problems[1].startswith("unknown: label 9; allowed are 0 to 3")
+    assert len(found.problems) == 2
 
 
 @pytest.fixture(scope="module")
@@ -207,8 +207,8 @@ def folder(tmp_path_factory):
     for split, count in (("train", 6), ("val", 1)):
         for kind in content:
             (root / kind / split).mkdir(parents=True)
-            for number in range(count):
-                (root / kind / split / f"{number}.png").write_bytes(content[kind])
+            for index in range(count):
+                (root / kind / split / f"{index}.png").write_bytes(content[kind])
     return root
 
 
@@ -221,8 +221,8 @@ def data_command(folder, output, *more):
 def test_command_shows_both_splits_of_the_config(folder, tmp_path):
     result = data_command(folder, tmp_path / "out")
     assert result.returncode == 0, result.stderr
-    assert "folder, train: 6 images; 6 read, 0 faults" in result.stdout
-    assert "folder, val: 1 images; 1 read, 0 faults" in result.stdout
+    assert "folder, train: 6 images; 6 read, 0 problems" in result.stdout
+    assert "folder, val: 1 images; 1 read, 0 problems" in result.stdout
     rows = [line.split() for line in result.stdout.splitlines()]
     assert rows.count(["sky", "80.000", "100.00"]) == 2
     assert rows.count(["void", "16.667", "100.00"]) == 2
@@ -232,7 +232,7 @@ def test_command_shows_both_splits_of_the_config(folder, tmp_path):
     assert result.stdout.count("class_weights") == 1
     for split in ("train", "val"):
         with Image.open(tmp_path / "out" / f"{split}.png") as sheet:
-            assert has(sheet, (128, 0, 0)).any()  # the colour of `sky`
+            assert has(sheet, (128, 0, 0)).any()  # the color of `sky`
 
 
 def test_command_lists_all_that_cannot_be_used_and_exits_with_2(folder, tmp_path):
@@ -261,10 +261,10 @@ def test_command_lists_all_that_cannot_be_used_and_exits_with_2(folder, tmp_path
     assert len(found) == len(expected)
     for line, (path, what) in zip(found, expected):
         assert str(path) in line and what in line
-    assert "train: 5 images; 2 read, 5 faults" in result.stdout
+    assert "train: 5 images; 2 read, 5 problems" in result.stdout
     assert "sky" in result.stdout and (tmp_path / "out" / "train.png").is_file()
     with pytest.raises(UserError, match="missing, the label file"):
-        open_source("folder", "train", str(root))
+        open_dataset("folder", "train", str(root))
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Tests of the data set `folder`: classes.json, layouts, colours, and all faults."""
+"""Tests of the data set `folder`: classes.json, layouts, colors, and all problems."""
 
 import json
 
@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from encnet_jax.data.catalogue import dataset_info, open_source
-from encnet_jax.data.classes import IGNORE_LABEL, distinct_colors
+from encnet_jax.data.dataset_info import IGNORE_LABEL, voc_colormap
 from encnet_jax.data.folder import read_info
-from encnet_jax.data.images import color_table, decode_labels
+from encnet_jax.data.image_io import color_table, decode_labels
+from encnet_jax.data.registry import dataset_info, open_dataset
 from encnet_jax.errors import UserError
 
 NAMES = ["road", "car", "tree"]
@@ -57,49 +57,49 @@ def folder(tmp_path):
 def one_line_error(root, split="train"):
     """Returns the message with which opening a split ends."""
     with pytest.raises(UserError) as raised:
-        open_source("folder", split, str(root))
+        open_dataset("folder", split, str(root))
     assert "\n" not in str(raised.value)
     return str(raised.value)
 
 
-def names_of(source):
-    return [source.example(number).name for number in range(len(source))]
+def names_of(dataset):
+    return [dataset[index].name for index in range(len(dataset))]
 
 
 def test_list_of_names_gives_labels_by_place(folder):
     info = dataset_info("folder", str(folder))
     assert info.name == "folder" and info.class_names == ("road", "car", "tree")
     assert info.label_map == {0: 0, 1: 1, 2: 2} and not info.label_colors
-    assert info.colors == distinct_colors(3)
+    assert info.colors == voc_colormap(3)
     assert dict(info.splits) == {"train": None, "val": None}
 
 
 def test_subfolders_are_read_at_any_depth_sorted(folder):
-    source = open_source("folder", "train", str(folder))
-    assert [str(image.relative_to(folder)) for image, _ in source.pairs] == [
+    dataset = open_dataset("folder", "train", str(folder))
+    assert [str(image.relative_to(folder)) for image, _ in dataset.pairs] == [
         "images/train/a.v2/x.png",
         "images/train/b.jpg",
     ]
-    np.testing.assert_array_equal(source.example(1).labels, LABELS)
-    assert source.example(1).image.shape == (2, 3, 3)
-    assert len(open_source("folder", "val", str(folder))) == 1
+    np.testing.assert_array_equal(dataset[1].labels, LABELS)
+    assert dataset[1].image.shape == (2, 3, 3)
+    assert len(open_dataset("folder", "val", str(folder))) == 1
 
 
 def test_environment_names_the_folder(folder, monkeypatch):
     monkeypatch.setenv("ENCNET_FOLDER", str(folder))
-    assert len(open_source("folder", "train")) == 2
+    assert len(open_dataset("folder", "train")) == 2
     monkeypatch.delenv("ENCNET_FOLDER")
     with pytest.raises(UserError, match="data.data_dir.*ENCNET_FOLDER"):
-        open_source("folder", "train")
+        open_dataset("folder", "train")
     with pytest.raises(UserError, match="data.data_dir=gs://b: .* local folder"):
-        open_source("folder", "train", "gs://b")
+        open_dataset("folder", "train", "gs://b")
 
 
 def test_hidden_files_and_other_files_are_left_alone(folder):
     for name in ("images/train/.DS_Store", "labels/train/._b.png", "images/train/a.db"):
         (folder / name).write_bytes(b"?")
     write_image(folder, "train/.ipynb_checkpoints/b-checkpoint.jpg")
-    assert len(open_source("folder", "train", str(folder))) == 2
+    assert len(open_dataset("folder", "train", str(folder))) == 2
 
 
 def test_split_files_list_stems_or_paths(folder):
@@ -108,11 +108,11 @@ def test_split_files_list_stems_or_paths(folder):
     lines = ["\ufeffval/a", "", "./c.v2", "train/b.jpg  ", "d.jpeg"]
     (folder / "mix.txt").write_text("\r\n".join(lines), encoding="utf-8")
     (folder / "train.txt").write_text("d\n")
-    source = open_source("folder", "mix", str(folder))
-    assert names_of(source) == ["a", "c.v2", "b", "d"]
-    np.testing.assert_array_equal(source.example(3).labels, LABELS[::-1])
+    dataset = open_dataset("folder", "mix", str(folder))
+    assert names_of(dataset) == ["a", "c.v2", "b", "d"]
+    np.testing.assert_array_equal(dataset[3].labels, LABELS[::-1])
     # A file goes before the folder of that name.
-    assert names_of(open_source("folder", "train", str(folder))) == ["d"]
+    assert names_of(open_dataset("folder", "train", str(folder))) == ["d"]
     assert set(read_info(folder).splits) == {"mix", "train", "val"}
 
 
@@ -121,9 +121,9 @@ def test_published_labels_are_mapped_and_ignored_ones_are_void(folder):
     write_classes(folder, {"classes": classes, "ignore": [3, 255]})
     write_label(folder, "train/b.png", [[7, 0, 2], [3, 255, 2]])
     write_label(folder, "train/a.v2/x.png", [[2, 2, 2], [2, 2, 2]])
-    source = open_source("folder", "train", str(folder))
+    dataset = open_dataset("folder", "train", str(folder))
     ignored = IGNORE_LABEL
-    assert source.example(1).labels.tolist() == [[0, 1, 2], [ignored, ignored, 2]]
+    assert dataset[1].labels.tolist() == [[0, 1, 2], [ignored, ignored, 2]]
 
 
 def test_palette_files_are_read_by_index_not_by_color(folder):
@@ -131,13 +131,13 @@ def test_palette_files_are_read_by_index_not_by_color(folder):
     palette.putpalette([9, 9, 9] * 256)
     assert palette.mode == "P"
     palette.save(folder / "labels/train/b.png")
-    source = open_source("folder", "train", str(folder))
-    np.testing.assert_array_equal(source.example(1).labels, LABELS)
+    dataset = open_dataset("folder", "train", str(folder))
+    np.testing.assert_array_equal(dataset[1].labels, LABELS)
 
 
 @pytest.fixture
 def colored(folder):
-    """Returns the folder with label files in colours; black is to be ignored."""
+    """Returns the folder with label files in colors; black is to be ignored."""
     classes = [{"name": name, "color": COLORS[name]} for name in NAMES]
     write_classes(folder, {"classes": classes, "ignore": ["#000000"]})
     painted = PAINT[[[0, 1, 3], [2, 2, 1]]]
@@ -148,14 +148,14 @@ def colored(folder):
 
 
 def test_colors_tell_the_classes_of_rgb_files(colored):
-    source = open_source("folder", "train", str(colored))
-    assert source.info.colors == ((128, 64, 128), (0, 0, 142), (107, 142, 35))
-    for number in range(2):
-        labels = source.example(number).labels
+    dataset = open_dataset("folder", "train", str(colored))
+    assert dataset.info.colors == ((128, 64, 128), (0, 0, 142), (107, 142, 35))
+    for index in range(2):
+        labels = dataset[index].labels
         assert labels.dtype == np.uint8
         assert labels.tolist() == [[0, 1, IGNORE_LABEL], [2, 2, 1]]
     # Beside them, files with values.
-    assert open_source("folder", "val", str(colored)).example(0).labels[0, 2] == 2
+    assert open_dataset("folder", "val", str(colored)).example(0).labels[0, 2] == 2
 
 
 def test_colors_give_published_labels_that_are_then_mapped(colored):
@@ -164,9 +164,9 @@ def test_colors_give_published_labels_that_are_then_mapped(colored):
         {"name": "rest", "color": "#804080", "label": 4},
     ]
     write_classes(colored, {"classes": classes, "ignore": ["#000000", [0, 0, 142]]})
-    source = open_source("folder", "train", str(colored))
+    dataset = open_dataset("folder", "train", str(colored))
     void = IGNORE_LABEL
-    assert source.example(0).labels.tolist() == [[1, void, void], [0, 0, void]]
+    assert dataset[0].labels.tolist() == [[1, void, void], [0, 0, void]]
 
 
 def test_unknown_color_names_file_color_and_place(colored):
@@ -174,7 +174,7 @@ def test_unknown_color_names_file_color_and_place(colored):
     painted[1, :2] = (1, 2, 171)
     path = write_label(colored, "train/b.png", painted)
     message = one_line_error(colored)
-    assert f"{path}: the colour #0102ab at x=0, y=1" in message
+    assert f"{path}: the color #0102ab at x=0, y=1" in message
     assert "2 pixels" in message
 
 
@@ -187,7 +187,7 @@ def test_color_table_keeps_apart_what_swapped_channels_would_mix():
 def test_colors_without_a_table_are_refused(folder):
     path = write_label(folder, "train/b.png", PAINT[LABELS])
     message = one_line_error(folder)
-    assert str(path) in message and "mode RGB; allowed are 8-bit grey" in message
+    assert str(path) in message and "mode RGB; allowed are 8-bit gray" in message
 
 
 def test_label_file_of_16_bits_is_refused(colored):
@@ -213,8 +213,8 @@ def test_label_file_of_16_bits_is_refused(colored):
         ([1, "car"], r"classes\[0\]: 1: needs to be an object or a name"),
         (["road", " "], r"classes\[1\].name=' ': a name is needed"),
         (["road", {"label": 1}], r"classes\[1\].name=None"),
-        (["road", {"name": "car", "colour": "#000000"}], "key 'colour': allowed are"),
-        (["road", {"name": "car", "label": 255}], "label=255: must be a number from 0"),
+        (["road", {"name": "car", "color": "#000000"}], "key 'color': allowed are"),
+        (["road", {"name": "car", "label": 255}], "label=255: must be a index from 0"),
         (["road", {"name": "car", "label": -1}], "label=-1: must be"),
         (["road", {"name": "car", "label": True}], "label=True: must be"),
         (["road", {"name": "car", "label": "1"}], "label='1': must be"),
@@ -225,7 +225,7 @@ def test_label_file_of_16_bits_is_refused(colored):
         (["road", "road"], "the name 'road' is given twice"),
         (["road", {"name": "car", "label": 0}], "0 is given twice"),
         ({"classes": NAMES, "ignore": [2]}, "2 is given twice"),
-        ({"classes": NAMES, "ignore": [256]}, r"ignore\[0\]=256: must be a number"),
+        ({"classes": NAMES, "ignore": [256]}, r"ignore\[0\]=256: must be a index"),
         (
             [{"name": n, "color": c} for n, c in (("a", "#010203"), ("b", [1, 2, 3]))],
             r"\(1, 2, 3\) is given twice",
@@ -244,9 +244,9 @@ def test_fault_in_classes_names_file_and_what_is_allowed(folder, content, messag
 def test_255_classes_are_allowed(folder):
     write_classes(folder, [f"class {n}" for n in range(255)])
     write_label(folder, "train/b.png", [[254, 0, 255], [0, 0, 0]])
-    source = open_source("folder", "train", str(folder))
-    assert source.info.num_classes == 255
-    assert source.example(1).labels[0].tolist() == [254, 0, IGNORE_LABEL]
+    dataset = open_dataset("folder", "train", str(folder))
+    assert dataset.info.num_classes == 255
+    assert dataset[1].labels[0].tolist() == [254, 0, IGNORE_LABEL]
 
 
 def test_missing_parts_of_the_folder_are_named(tmp_path):
@@ -268,14 +268,14 @@ def test_missing_parts_of_the_folder_are_named(tmp_path):
 def test_image_without_label_and_label_without_image_are_all_found(folder):
     image = write_image(folder, "train/lonely.jpg")
     label = write_label(folder, "train/a.v2/left.png")
-    source = open_source("folder", "train", str(folder), check=False)
-    assert len(source) == 2
+    dataset = open_dataset("folder", "train", str(folder), check=False)
+    assert len(dataset) == 2
     missing = folder / "labels/train/lonely.png"
-    assert source.faults == [
+    assert dataset.problems == [
         f"{missing}: missing, the label file of {image}",
         f"{label}: a label file without an image",
     ]
-    assert one_line_error(folder) == source.faults[0]
+    assert one_line_error(folder) == dataset.problems[0]
 
 
 def test_two_images_for_one_label_are_named(folder):
@@ -289,15 +289,15 @@ def test_lines_of_a_split_file_that_name_no_image_are_all_found(folder):
     image = write_image(folder, "train/new.jpg")
     listing = folder / "dev.txt"
     listing.write_text("train/b\nval/a\nval/b\nval/a.webp\ntrain/new\ntrain/b.jpg\n")
-    source = open_source("folder", "dev", str(folder), check=False)
-    assert names_of(source) == ["a", "b"]
-    assert source.faults == [
+    dataset = open_dataset("folder", "dev", str(folder), check=False)
+    assert names_of(dataset) == ["a", "b"]
+    assert dataset.problems == [
         f"{listing} line 1: train/b: b.jpg or b.png in {folder / 'images'}",
         f"{listing} line 3: val/b: no such image in {folder / 'images'}",
         f"{listing} line 4: val/a.webp: listed before",
         f"{folder / 'labels/train/new.png'}: missing, the label file of {image}",
     ]
-    assert one_line_error(folder, "dev") == source.faults[0]
+    assert one_line_error(folder, "dev") == dataset.problems[0]
 
 
 def test_empty_split_file_is_named(folder):

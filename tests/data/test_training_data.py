@@ -8,17 +8,17 @@ import pytest
 from flax import nnx
 
 from encnet_jax.config import default
-from encnet_jax.data.device import prefetched
+from encnet_jax.data.prefetch import prefetched
 from encnet_jax.losses import segmentation_loss
-from encnet_jax.models.convolution import Conv
 from encnet_jax.models.encnet import SegmentationOutput
-from encnet_jax.models.layers import ConvNorm
+from encnet_jax.models.layers import ConvBN
+from encnet_jax.ops.conv import Conv
 from encnet_jax.optimizer import create_optimizer
-from encnet_jax.sharding import batch_sharded, create_mesh, replicated
-from encnet_jax.train_state import create_train_state, split_model
-from encnet_jax.train_step import make_train_step
-from encnet_jax.training import training_data
-from tests.data.test_pipeline import INFO, ListSource, pictures
+from encnet_jax.run.sharding import batch_sharded, create_mesh, replicated
+from encnet_jax.run.state import create_train_state, split_model
+from encnet_jax.train.run import training_data
+from encnet_jax.train.step import make_train_step
+from tests.data.test_loader import INFO, ListDataset, pictures
 
 pytest.importorskip("tensorflow")
 
@@ -28,7 +28,7 @@ class OneLayer(nnx.Module):
 
     def __init__(self):
         rngs = nnx.Rngs(0)
-        self.backbone = ConvNorm(3, 4, 3, rngs=rngs)
+        self.backbone = ConvBN(3, 4, 3, rngs=rngs)
         self.head = Conv(4, 12, use_bias=True, rngs=rngs)
 
     def __call__(self, images):
@@ -42,12 +42,12 @@ def losses(resize, steps=3):
     config.batch_size = 8
     config.data.update(base_size=44, crop_size=40, resize=resize)
     mesh = create_mesh(-1)
-    definition, params, stats = split_model(OneLayer())
-    tx = create_optimizer(lambda step: 0.01, head_factor=1.0)
-    state = create_train_state(params, stats, tx)
-    data = training_data(config, ListSource(pictures(6)))
+    model_def, params, batch_stats = split_model(OneLayer())
+    tx = create_optimizer(lambda step: 0.01, head_lr_mult=1.0)
+    state = create_train_state(params, batch_stats, tx)
+    data = training_data(config, ListDataset(pictures(6)))
     step_fn = make_train_step(
-        definition,
+        model_def,
         tx,
         prepare=data.prepare,
         loss=lambda output, labels: segmentation_loss(output, labels, num_classes=12),
@@ -71,15 +71,15 @@ def test_training_is_the_same_wherever_crops_are_resized():
     np.testing.assert_allclose(host, device, rtol=2e-3)
 
 
-@pytest.mark.parametrize("in_memory", [False, True])
-def test_order_does_not_know_of_parts_and_devices(in_memory):
+@pytest.mark.parametrize("cache_on_device", [False, True])
+def test_order_does_not_know_of_parts_and_devices(cache_on_device):
     taken = []
     for parts, devices in ((1, 1), (4, 1), (2, 8)):
         config = default()
-        config.batch_size, config.accumulate_steps = 16, parts
+        config.batch_size, config.grad_accum_steps = 16, parts
         config.mesh.data = devices
-        config.data.update(base_size=44, crop_size=40, in_memory=in_memory)
-        made = training_data(config, ListSource(pictures(6))).batches(3)
+        config.data.update(base_size=44, crop_size=40, cache_on_device=cache_on_device)
+        made = training_data(config, ListDataset(pictures(6))).batches(3)
         taken.append(list(itertools.islice(made, 4)))
         made.close()
     for other in taken[1:]:

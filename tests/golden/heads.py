@@ -2,7 +2,7 @@
 
 The heads were written in plain torch for this, after the shapes and the order of layers
 in PyTorch-Encoding, torchvision and mmsegmentation, which share both but for what the
-docstrings in `encnet_jax.models.baselines` name.
+docstrings in `encnet_jax.models.heads` name.
 """
 
 from pathlib import Path

@@ -3,8 +3,8 @@
     python -m tests.golden.make_data GOLDEN_FOLDER
 
 GOLDEN_FOLDER holds NAME.npz and NAME.json of each case, and the README that says how
-they were made. Weights and most inputs are drawn again by the recipe, so they are not
-copied.
+they were made. Weights and most inputs are drawn again by the recipe, so they
+are not copied.
 """
 
 import json

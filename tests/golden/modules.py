@@ -15,7 +15,7 @@ def _stem_layer(index: int) -> str:
 
 
 # What replaces what, in this order, to come from a name of an original to one of ours.
-# Written from the originals' state dicts, apart from `encnet_jax.pretrained`.
+# Written from the originals' state dicts, apart from `encnet_jax.convert.load`.
 _COMMON = (
     (r"layer(\d)\.(\d+)\.(conv|bn)(\d)", r"stages.-\1.\2.layers.-\4.\3"),
     (r"layer(\d)\.(\d+)\.downsample\.0", r"stages.-\1.\2.shortcut.projection.conv"),
@@ -27,34 +27,34 @@ PYTORCH_ENCODING = (
     (r"^pretrained\.", "backbone."),
     (r"conv1\.(\d)\.", lambda match: _stem_layer(int(match[1]))),
     (r"^backbone\.bn1\.", "backbone.stem.2.bn."),
-    (r"conv5\.0\.", "project.conv."),
-    (r"conv5\.1\.", "project.bn."),
+    (r"conv5\.0\.", "reduce.conv."),
+    (r"conv5\.1\.", "reduce.bn."),
     (r"connect\.(\d)\.0\.", r"lateral.\1.conv."),
     (r"connect\.(\d)\.1\.", r"lateral.\1.bn."),
     (r"fusion\.0\.", "fuse.conv."),
     (r"fusion\.1\.", "fuse.bn."),
     (r"encmodule\.", "context."),
-    (r"encoding\.0\.", "project.conv."),
-    (r"encoding\.1\.", "project.bn."),
+    (r"encoding\.0\.", "reduce.conv."),
+    (r"encoding\.1\.", "reduce.bn."),
     (r"encoding\.3\.", "encoding."),
     (r"encoding\.4\.", "bn."),
     (r"fc\.0\.", "gate."),
-    (r"selayer\.", "presence."),
-    (r"^auxlayer\.", "auxiliary."),
+    (r"selayer\.", "se_head."),
+    (r"^auxlayer\.", "aux_head."),
     (r"conv5\.4\.|conv6\.1\.", "classifier.conv."),
     *_COMMON,
 )
 MMSEG = (
     (r"stem\.(\d)\.", lambda match: _stem_layer(int(match[1]))),
     (r"^decode_head\.", "head."),
-    (r"^auxiliary_head\.", "auxiliary."),
-    (r"bottleneck\.|convs\.0\.", "project."),
+    (r"^auxiliary_head\.", "aux_head."),
+    (r"bottleneck\.|convs\.0\.", "reduce."),
     (r"encoding\.0\.", "encoding."),
     (r"encoding\.1\.", "bn."),
-    (r"enc_module\.encoding_project\.", "context.project."),
+    (r"enc_module\.encoding_project\.", "context.reduce."),
     (r"enc_module\.", "context."),
     (r"fc\.0\.", "gate."),
-    (r"se_layer\.", "context.presence."),
+    (r"se_layer\.", "context.se_head."),
     (r"conv_seg\.", "classifier.conv."),
     *_COMMON,
 )

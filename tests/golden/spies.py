@@ -31,7 +31,7 @@ def spy_on_head(head: EncodingHead) -> Log:
     log: Log = {}
     _replace(head.context, "encode", log, "encoded")
     _replace(head.context, "gate", log, "gate")
-    _replace(head, "project", log, "project")
+    _replace(head, "reduce", log, "reduce")
     if head.fuse is not None:
         _replace(head, "fuse", log, "fuse")
     return log
@@ -46,7 +46,7 @@ def spy_on(model: EncNet) -> Log:
     log = spy_on_head(model.head)
     _replace(model, "backbone", log, "stages")
     _replace(model, "head", log, "head")
-    _replace(model, "auxiliary", log, "aux_low")
+    _replace(model, "aux_head", log, "aux_low")
     return log
 
 
@@ -57,10 +57,10 @@ def named_results(output: Any, log: Log) -> dict[str, jax.Array]:
         **stages,
         main=output.logits,
         main_low=log["head"][0],
-        aux=output.auxiliary,
+        aux=output.aux_logits,
         aux_low=log["aux_low"],
-        se_logits=output.presence,
-        head_feature=log.get("fuse", log["project"]),
+        se_logits=output.se_logits,
+        head_feature=log.get("fuse", log["reduce"]),
         encoded=log["encoded"],
         gamma=jax.nn.sigmoid(log["gate"]),
     )

@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from encnet_jax.convert.load import load_torch_weights
 from encnet_jax.models.layers import max_pool
 from encnet_jax.models.resnet import ResNet
-from encnet_jax.pretrained import load_torch_weights
 
 from .cases import Case, load_case, nchw, nhwc
 from .modules import empty

@@ -4,12 +4,14 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from encnet_jax.models.baselines import DeepLabV3Head, PSPHead
+from encnet_jax.models.heads import DeepLabV3Head, PSPHead
 
 from .cases import nchw, nhwc
 from .heads import CASES, CHANNELS, CLASSES, FEATURES, STORED, features, weights
 from .modules import empty, fill
 
+# The stored weights were drawn by their names, which are of torch's modules.
+RULES = ((r"^project\.", "reduce."), (r"^join\.", "fuse."))
 HEADS = {"psp": PSPHead, "aspp": DeepLabV3Head}
 
 
@@ -18,7 +20,7 @@ HEADS = {"psp": PSPHead, "aspp": DeepLabV3Head}
 def test_head_matches_torch(case, mode):
     name, settings = CASES[case]
     head = empty(HEADS[name], FEATURES, CHANNELS, CLASSES, dropout=0.0, **settings)
-    fill(head, weights(name), ())
+    fill(head, weights(name), RULES)
     head.train() if mode == "train" else head.eval()
     actual = nchw(nnx.jit(lambda head, x: head(x))(head, nhwc(features(name))))
     with np.load(STORED) as stored:

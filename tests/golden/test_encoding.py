@@ -47,7 +47,7 @@ def offset_features() -> np.ndarray:
     "variant, allowed",
     # Near: the bound that tells differences formed after a shift, as here, from squares
     # of the features themselves (0.09). Far: every pixel falls to one codeword and the
-    # sum of 3600 residuals near 30 is 1e5, where neighbours in float32 are 0.008 apart;
+    # sum of 3600 residuals near 30 is 1e5, where neighbors in float32 are 0.008 apart;
     # 20 times what the original's direct form loses.
     [("near", 0.01), ("far", 20 * 0.022)],
 )
@@ -120,33 +120,33 @@ def test_context_encoding_in_eval_mode_matches(check):
 def test_context_encoding_in_train_mode_matches(unbiased, check):
     case = load_case("enc_module")
     module = _module(case, unbiased_running_var=unbiased)
-    definition, params, rest = nnx.split(module, nnx.Param, ...)
+    model_def, params, rest = nnx.split(module, nnx.Param, ...)
 
     @jax.jit
     def gradient(params, x):
         def objective(params, x):
-            module = nnx.merge(definition, params, rest, copy=True)
-            feature, presence = module(x)
+            module = nnx.merge(model_def, params, rest, copy=True)
+            feature, se_logits = module(x)
             total = jnp.vdot(feature, nhwc(case.input("cotangent_feature")))
-            total += jnp.vdot(presence, case.input("cotangent_se"))
-            stats = nnx.to_pure_dict(nnx.state(module, nnx.BatchStat))
-            return total, (feature, presence, stats)
+            total += jnp.vdot(se_logits, case.input("cotangent_se"))
+            batch_stats = nnx.to_pure_dict(nnx.state(module, nnx.BatchStat))
+            return total, (feature, se_logits, batch_stats)
 
         return jax.grad(objective, argnums=(0, 1), has_aux=True)(params, x)
 
-    (grads, grad_x), (feature, presence, stats) = gradient(
+    (grads, grad_x), (feature, se_logits, batch_stats) = gradient(
         params, nhwc(case.input("x"))
     )
     check(case, "train_feature", nchw(feature))
-    check(case, "train_se_logits", presence)
+    check(case, "train_se_logits", se_logits)
     check(case, "train_grad_x", nchw(grad_x))
-    grads, stats = flat(nnx.to_pure_dict(grads)), flat(stats)
+    grads, batch_stats = flat(nnx.to_pure_dict(grads)), flat(batch_stats)
     kind = "unbiased" if unbiased else "biased"
     for theirs in case.facts["state_dict"]:
         ours = our_name(theirs, PYTORCH_ENCODING)
         if ours in grads:
             check(case, f"train_grad.{theirs}", to_theirs(ours, grads[ours]))
         elif theirs.endswith("running_mean"):
-            check(case, f"train_new.{theirs}", stats[ours])
+            check(case, f"train_new.{theirs}", batch_stats[ours])
         elif theirs.endswith("running_var"):
-            check(case, f"train_new.{theirs}_{kind}", stats[ours])
+            check(case, f"train_new.{theirs}_{kind}", batch_stats[ours])

@@ -21,7 +21,7 @@ def test_head_matches(lateral, check):
         13,
         lateral=lateral,
         num_codes=32,
-        presence=True,
+        se_loss=True,
         dropout=0.1,
     )
     fill(head, case.weights(), PYTORCH_ENCODING)
@@ -33,13 +33,13 @@ def test_head_matches(lateral, check):
     def apply(state, stages):
         head = nnx.merge(graphdef, state)
         log = spy_on_head(head)
-        logits, presence = head([None, *stages])
-        return logits, presence, log
+        logits, se_logits = head([None, *stages])
+        return logits, se_logits, log
 
-    logits, presence, log = apply(state, (c2, c3, c4))
+    logits, se_logits, log = apply(state, (c2, c3, c4))
     check(case, "logits", nchw(logits))
-    check(case, "se_logits", presence)
-    check(case, "conv5_channels_0_to_504_step_8", nchw(log["project"])[:, ::8])
+    check(case, "se_logits", se_logits)
+    check(case, "conv5_channels_0_to_504_step_8", nchw(log["reduce"])[:, ::8])
     if lateral:
         check(case, "fused_channels_0_to_504_step_8", nchw(log["fuse"])[:, ::8])
     check(case, "encoded", log["encoded"])

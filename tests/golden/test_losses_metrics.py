@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from encnet_jax.losses import class_presence, presence_loss, segmentation_loss
-from encnet_jax.metrics import confusion_matrix, scores
+from encnet_jax.losses import class_presence, se_loss, segmentation_loss
+from encnet_jax.metrics import confusion_matrix, segmentation_metrics
 from encnet_jax.models.encnet import SegmentationOutput
 from encnet_jax.optimizer import cosine_schedule, poly_schedule
 
@@ -35,8 +35,8 @@ def _scored(arrays, **settings):
 
 def _check_gradients(check, case, grads, suffix=""):
     check(case, f"grad_main_logits{suffix}", nchw(grads.logits))
-    check(case, f"grad_se_logits{suffix}", grads.presence)
-    check(case, f"grad_aux_logits{suffix}", nchw(grads.auxiliary))
+    check(case, f"grad_se_logits{suffix}", grads.se_logits)
+    check(case, f"grad_aux_logits{suffix}", nchw(grads.aux_logits))
 
 
 def test_losses_of_pytorch_encoding_match(check):
@@ -60,22 +60,22 @@ def test_class_presence_matches():
     np.testing.assert_array_equal(class_presence(labels, 7), arrays["se_target"])
 
 
-def test_presence_loss_of_extreme_logits_matches(check):
+def test_se_loss_of_extreme_logits_matches(check):
     # The original clips logarithms at -100: a logit of 300 on the wrong side costs 100
     # there and 300 here. With logits up to 100 the two agree.
     case = load_case("losses")
     logits = case.arrays["extreme_se_logits"].clip(-100, 100)
-    cost = presence_loss(jnp.asarray(logits), case.arrays["se_target"])
+    cost = se_loss(jnp.asarray(logits), case.arrays["se_target"])
     check(case, "extreme_se_term", cost)
 
 
-@pytest.mark.parametrize("average", ["all", "labelled"])
+@pytest.mark.parametrize("average", ["all", "valid"])
 def test_losses_of_mmsegmentation_match(average, check):
     case = load_case("losses_mmseg")
     # The logits and labels are those of the other case, but for the ignored label.
     arrays = load_case("losses").arrays
     total, parts, grads = _scored(
-        arrays, se_weight=0.2, aux_weight=0.4, average=average
+        arrays, se_weight=0.2, aux_weight=0.4, normalize_by=average
     )
     suffix = "" if average == "all" else "_avg_non_ignore"
     check(case, f"loss{suffix}", total)
@@ -97,18 +97,18 @@ def test_scores_match_after_each_batch(check):
         correct = np.diag(total)
         union = total.sum(0) + total.sum(1) - correct
         exact = {
-            "correct_labelled": (correct.sum(), total.sum()),
+            "correct_labeled": (correct.sum(), total.sum()),
             "inter": correct,
             "union": union,
         }
         for name, value in exact.items():
             np.testing.assert_array_equal(value, arrays[f"after{i}_{name}"])
-        found = scores(total, absent="zero")
+        found = segmentation_metrics(total, absent_classes="zero")
         pair = (found["pixel_accuracy"], found["mean_iou"])
         # Ratios of integers in float64; the original adds 2e-16 to its unions.
         check(case, f"after{i}_pixAcc_mIoU", pair, allowed=1e-12)
     check(case, "iou_per_class", found["per_class_iou"], allowed=1e-12)
-    skipped = scores(total, absent="skip")["mean_iou"]
+    skipped = segmentation_metrics(total, absent_classes="skip")["mean_iou"]
     check(case, "miou_over_classes_with_union", skipped, allowed=1e-12)
 
 

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from encnet_jax.convert.load import LoadReport, load_torch_weights
 from encnet_jax.models import create_model
-from encnet_jax.pretrained import Account, load_torch_weights
 
 from .cases import load_case, nchw, nhwc
 from .modules import MMSEG, PYTORCH_ENCODING, empty, our_name
@@ -36,10 +36,10 @@ def test_network_matches(name, check):
             check(case, entry, _part(found, entry))
 
 
-def _check_account(account: Account, name: str) -> None:
+def _check_account(account: LoadReport, name: str) -> None:
     """Asserts that each entry went where the table of the tests says."""
     mmseg = name.startswith("mmseg")
-    assert account.source == ("mmseg" if mmseg else "pytorch-encoding")
+    assert account.source == ("mmseg" if mmseg else "pytorch_encoding")
     assert not account.fresh
     assert all(k.endswith("num_batches_tracked") for k in account.dropped)
     rules = MMSEG if mmseg else PYTORCH_ENCODING

@@ -1,4 +1,4 @@
-"""The stored cases: weights drawn again to the last bit, small, and in the docs."""
+"""The stored cases: weights drawn again bit for bit, small, and in the docs."""
 
 import pytest
 

@@ -8,13 +8,13 @@ import numpy as np
 import optax
 import pytest
 
-from encnet_jax.data.classes import DatasetInfo
-from encnet_jax.inference import eval_definition
+from encnet_jax.data.dataset_info import DatasetInfo
+from encnet_jax.inference.predict_fn import eval_model_def
 from encnet_jax.losses import segmentation_loss
 from encnet_jax.models import create_model
 from encnet_jax.optimizer import create_optimizer, poly_schedule
-from encnet_jax.train_state import ModelDef, create_train_state, split_model
-from encnet_jax.train_step import make_train_step
+from encnet_jax.run.state import ModelDef, create_train_state, split_model
+from encnet_jax.train.step import make_train_step
 
 from .cases import Case, load_case, nchw, nhwc
 from .modules import (
@@ -47,26 +47,26 @@ _RECIPES = {
     "training_run": Recipe(
         PYTORCH_ENCODING,
         dict(align_corners=True, unbiased_running_var=False),
-        dict(se_weight=0.2, aux_weight=0.2, average="labelled"),
-        dict(weight_decay=1e-4, head_factor=10.0),
+        dict(se_weight=0.2, aux_weight=0.2, normalize_by="valid"),
+        dict(weight_decay=1e-4, head_lr_mult=10.0),
         poly_schedule(2.5e-4, _STEPS),
     ),
     "training_run_mmseg": Recipe(
         MMSEG,
         dict(stem_width=32, align_corners=False, unbiased_running_var=True),
-        dict(se_weight=0.2, aux_weight=0.4, average="all"),
-        dict(weight_decay=5e-4, head_factor=1.0),
+        dict(se_weight=0.2, aux_weight=0.4, normalize_by="all"),
+        dict(weight_decay=5e-4, head_lr_mult=1.0),
         # The last step already has the minimum.
-        poly_schedule(8e-4, _STEPS - 1, minimum=1e-4),
+        poly_schedule(8e-4, _STEPS - 1, min_learning_rate=1e-4),
     ),
 }
 
 
 class _SpiedModel:
-    """A model definition whose models tell what passes between their parts."""
+    """A model model_def whose models tell what passes between their parts."""
 
-    def __init__(self, definition: ModelDef):
-        self._definition = definition
+    def __init__(self, model_def: ModelDef):
+        self._definition = model_def
         self.log: dict[str, Any] = {}
 
     def merge(self, params, batch_stats):
@@ -115,11 +115,11 @@ def test_training_run_matches(name, check):
 
 def _evaluator(model, images):
     """Returns a function of parameters and statistics to all results in eval mode."""
-    definition = eval_definition(model)
+    model_def = eval_model_def(model)
 
     @jax.jit
-    def evaluate(params, stats):
-        model = definition.merge(params, stats)
+    def evaluate(params, batch_stats):
+        model = model_def.merge(params, batch_stats)
         log = spy_on(model)
         return named_results(model(images), log)
 
@@ -134,8 +134,8 @@ def _recorder() -> optax.GradientTransformation:
     )
 
 
-def _step_fn(recipe: Recipe, definition: ModelDef, tx):
-    spied = _SpiedModel(definition)
+def _step_fn(recipe: Recipe, model_def: ModelDef, tx):
+    spied = _SpiedModel(model_def)
     wanted = ("main_low", "aux_low", "se_logits")
 
     def loss(output, labels):
@@ -146,13 +146,13 @@ def _step_fn(recipe: Recipe, definition: ModelDef, tx):
         found = named_results(output, spied.log)
         return total, parts | {key: found[key] for key in wanted}
 
-    # The images come normalised; these numbers leave them alone.
+    # The images come normalized; these numbers leave them alone.
     info = DatasetInfo("", (), (), {}, mean=(0.0,) * 3, std=(1 / 255,) * 3)
     return make_train_step(
         spied,
         tx,
         prepare=lambda resident, batch: (batch["images"], batch["labels"]),
-        forward=lambda model, images: model.coarse(images),
+        forward=lambda model, images: model.forward_low_res(images),
         loss=loss,
         info=info,
     )
@@ -160,12 +160,12 @@ def _step_fn(recipe: Recipe, definition: ModelDef, tx):
 
 def _train(case: Case, recipe: Recipe, model) -> tuple[Run, Any, Any]:
     """Returns what happened, and the parameters and statistics at the end."""
-    definition, params, stats = split_model(model)
+    model_def, params, batch_stats = split_model(model)
     tx = optax.chain(_recorder(), create_optimizer(recipe.schedule, **recipe.optimizer))
-    step_fn = _step_fn(recipe, definition, tx)
+    step_fn = _step_fn(recipe, model_def, tx)
     names = _Names(case, recipe.rules)
-    start = names.entries(params, stats)
-    state = create_train_state(params, stats, tx)
+    start = names.entries(params, batch_stats)
+    state = create_train_state(params, batch_stats, tx)
     seed = {"seed": np.uint32(0)}  # of dropout, which is off
     metrics, gradients, norms = [], [], []
     labels = case.arrays["target"].astype(np.int32)
@@ -229,8 +229,8 @@ def _check_outputs(check, case: Case, prefix: str, found: dict[str, jax.Array]) 
 
 def _check_rates(check, case: Case, recipe: Recipe) -> None:
     rates = np.array([recipe.schedule(i) for i in range(_STEPS)])
-    if case.arrays["lr"].ndim == 2:  # backbone, head, auxiliary head
-        factor = recipe.optimizer["head_factor"]
+    if case.arrays["lr"].ndim == 2:  # backbone, head, aux_head head
+        factor = recipe.optimizer["head_lr_mult"]
         rates = rates[:, None] * [1, factor, factor]
     check(case, "lr", rates)
 

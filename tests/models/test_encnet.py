@@ -8,12 +8,12 @@ from flax import nnx
 
 from encnet_jax.errors import UserError
 from encnet_jax.models import create_model
-from tests.drawn import drawn
+from tests.random_module import random_module
 
 TINY = dict(
     num_classes=5, backbone="tiny", stem="plain", width=2, head_channels=4, num_codes=2
 )
-BRANCHES = ("presence", "auxiliary", "stage3_presence")
+BRANCHES = ("se_logits", "aux_logits", "stage3_se_logits")
 
 
 def abstract_outputs(*arguments, size=(33, 49), **settings):
@@ -29,16 +29,16 @@ def abstract_outputs(*arguments, size=(33, 49), **settings):
 @pytest.mark.parametrize(
     "name, settings, branches",
     [
-        ("encnet", {}, {"presence", "auxiliary"}),
-        ("encnet", dict(lateral=True), {"presence", "auxiliary"}),
-        ("encnet", dict(aux_head=False), {"presence"}),
-        ("encnet", dict(se_loss=False), {"auxiliary"}),
+        ("encnet", {}, {"se_logits", "aux_logits"}),
+        ("encnet", dict(lateral=True), {"se_logits", "aux_logits"}),
+        ("encnet", dict(aux_head=False), {"se_logits"}),
+        ("encnet", dict(se_loss=False), {"aux_logits"}),
         ("encnet", dict(se_stages=(3, 4)), set(BRANCHES)),
-        ("encnet", dict(se_stages=(3,)), {"auxiliary", "stage3_presence"}),
-        ("encnet", dict(se_stages=(3, 4), se_loss=False), {"auxiliary"}),
-        ("encnet", dict(num_codes=0), {"presence", "auxiliary"}),
-        ("encnet", dict(lateral=True, output_stride=32), {"presence", "auxiliary"}),
-        ("fcn", {}, {"auxiliary"}),
+        ("encnet", dict(se_stages=(3,)), {"aux_logits", "stage3_se_logits"}),
+        ("encnet", dict(se_stages=(3, 4), se_loss=False), {"aux_logits"}),
+        ("encnet", dict(num_codes=0), {"se_logits", "aux_logits"}),
+        ("encnet", dict(lateral=True, output_stride=32), {"se_logits", "aux_logits"}),
+        ("fcn", {}, {"aux_logits"}),
         ("fcn", dict(aux_head=False, se_stages=(3, 4), lateral=True), set()),
     ],
     ids=lambda value: str(value).replace(" ", "") if isinstance(value, dict) else "",
@@ -48,21 +48,21 @@ def test_outputs_are_those_asked_for(name, settings, branches):
     assert output.logits.shape == (2, 33, 49, 5)
     assert {b for b in BRANCHES if getattr(output, b) is not None} == branches
     for branch in branches:
-        expected = (2, 33, 49, 5) if branch == "auxiliary" else (2, 5)
+        expected = (2, 33, 49, 5) if branch == "aux_logits" else (2, 5)
         assert getattr(output, branch).shape == expected
 
 
 def test_bfloat16_keeps_presence_in_float32():
     output = abstract_outputs("encnet", dtype=jnp.bfloat16)
-    assert output.logits.dtype == output.auxiliary.dtype == jnp.bfloat16
-    assert output.presence.dtype == jnp.float32
+    assert output.logits.dtype == output.aux_logits.dtype == jnp.bfloat16
+    assert output.se_logits.dtype == jnp.float32
 
 
 @pytest.fixture(scope="module")
 def encnet():
     """Returns a function of the mode and the key of dropout: logits, presence."""
     settings = {**TINY, "aux_head": False, "dropout": 0.5}
-    model = drawn(create_model, "encnet", **settings)
+    model = random_module(create_model, "encnet", **settings)
     images = np.random.default_rng(0).standard_normal((2, 24, 40, 3), np.float32)
 
     def run(training, key):
@@ -93,7 +93,7 @@ def test_dropout_in_train_mode_follows_the_key(encnet):
     np.testing.assert_array_equal(first.logits, again.logits)
     assert np.abs(first.logits - second.logits).max() > 0.01
     # Dropout comes after the encoding.
-    np.testing.assert_array_equal(first.presence, second.presence)
+    np.testing.assert_array_equal(first.se_logits, second.se_logits)
 
 
 @pytest.mark.parametrize(

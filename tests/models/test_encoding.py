@@ -7,12 +7,12 @@ import pytest
 from flax import nnx
 
 from encnet_jax.models.encoding import ContextEncoding, Encoding
-from tests.drawn import drawn
+from tests.random_module import random_module
 
 RNG = np.random.default_rng(0)
 
 
-def literal(x, codewords, scale):
+def naive_reference(x, codewords, scale):
     """Returns the encoding by its formula, in float64, residual by residual."""
     residuals = x[:, :, None, :] - codewords
     logits = scale * np.square(residuals).sum(-1)
@@ -47,7 +47,7 @@ def test_two_pixels_and_two_codewords_have_the_values_worked_out_by_hand():
 
 def test_encoding_equals_the_literal_form():
     x, codewords, scale = features(2, 4, 6, 8), features(5, 8), -RNG.random(5)
-    expected = literal(x.reshape(2, 24, 8).astype(np.float64), codewords, scale)
+    expected = naive_reference(x.reshape(2, 24, 8).astype(np.float64), codewords, scale)
     actual = applied(x, codewords, scale.astype(np.float32))
     assert actual.shape == (2, 5, 8) and actual.dtype == jnp.float32
     np.testing.assert_allclose(actual, expected, atol=5e-5)
@@ -76,7 +76,7 @@ def test_gradients_equal_differences_of_the_literal_form():
             for step in (1e-5, -1e-5):
                 moved = [a.copy() for a in exact]
                 moved[number][place] += step
-                values.append((literal(*moved) * cotangent).sum())
+                values.append((naive_reference(*moved) * cotangent).sum())
             expected = (values[0] - values[1]) / 2e-5
             np.testing.assert_allclose(gradient[place], expected, rtol=1e-3, atol=1e-4)
 
@@ -96,39 +96,39 @@ def test_less_than_one_codeword_raises():
 
 
 def test_context_without_codewords_is_average_pooling():
-    module = drawn(ContextEncoding, 4, num_codes=0, num_classes=3)
+    module = random_module(ContextEncoding, 4, num_codes=0, num_classes=3)
     module.eval()
     x = features(2, 3, 5, 4)
-    kernel = np.asarray(module.project.conv.kernel[...])[0, 0]
+    kernel = np.asarray(module.reduce.conv.kernel[...])[0, 0]
     expected = np.maximum(x @ kernel / np.sqrt(1 + 1e-5), 0).mean((1, 2))
     np.testing.assert_allclose(module.encode(x), expected, atol=1e-5)
     state = nnx.to_pure_dict(nnx.state(module, nnx.Param))
-    assert sorted(state) == ["gate", "presence", "project"]
+    assert sorted(state) == ["gate", "reduce", "se_head"]
 
 
 def test_context_takes_the_mean_of_the_rectified_codewords():
-    module = drawn(ContextEncoding, 4, num_codes=3, num_classes=None)
+    module = random_module(ContextEncoding, 4, num_codes=3, num_classes=None)
     module.eval()
     module.norm.bias[...] = jnp.array([0.0, 0.5, -0.5])
     x = features(2, 3, 5, 4)
-    kernel = np.asarray(module.project.conv.kernel[...])[0, 0]
+    kernel = np.asarray(module.reduce.conv.kernel[...])[0, 0]
     pixels = np.maximum(x @ kernel / np.sqrt(1 + 1e-5), 0).reshape(2, 15, 4)
-    codes = literal(
+    codes = naive_reference(
         pixels.astype(np.float64),
         np.asarray(module.encoding.codewords),
         np.asarray(module.encoding.scale),
     )
-    normalised = codes / np.sqrt(1 + 1e-5) + [[[0.0], [0.5], [-0.5]]]
-    expected = np.maximum(normalised, 0).mean(1)
+    normalized = codes / np.sqrt(1 + 1e-5) + [[[0.0], [0.5], [-0.5]]]
+    expected = np.maximum(normalized, 0).mean(1)
     np.testing.assert_allclose(module.encode(x), expected, atol=1e-4)
 
 
 def test_attention_multiplies_by_one_plus_the_gate():
-    module = drawn(ContextEncoding, 2, num_codes=0, num_classes=3)
+    module = random_module(ContextEncoding, 2, num_codes=0, num_classes=3)
     module.gate.kernel[...] = jnp.zeros((2, 2))
     module.gate.bias[...] = jnp.array([0.0, np.log(3.0)])  # Gates of 1/2 and 3/4.
-    module.presence.kernel[...] = jnp.zeros((2, 3))
-    module.presence.bias[...] = jnp.array([1.0, -2.0, 3.0])
+    module.se_head.kernel[...] = jnp.zeros((2, 3))
+    module.se_head.bias[...] = jnp.array([1.0, -2.0, 3.0])
     x = features(2, 3, 5, 2)
     attended, presence = module(x)
     np.testing.assert_allclose(attended, np.maximum(x * [1.5, 1.75], 0), rtol=1e-5)

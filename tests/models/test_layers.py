@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from encnet_jax.models.layers import BatchNorm, ConvNorm, max_pool
-from encnet_jax.sharding import batch_sharded, create_mesh
-from tests.drawn import drawn
+from encnet_jax.models.layers import BatchNorm, ConvBN, max_pool
+from encnet_jax.run.sharding import batch_sharded, create_mesh
+from tests.random_module import random_module
 
 RNG = np.random.default_rng(0)
 
@@ -18,7 +18,7 @@ def normals(*shape):
 
 
 def test_bfloat16_layer_keeps_float32_weights_and_statistics():
-    layer = drawn(ConvNorm, 3, 4, 3, dtype=jnp.bfloat16)
+    layer = random_module(ConvBN, 3, 4, 3, dtype=jnp.bfloat16)
     assert layer(jnp.ones((1, 4, 4, 3))).dtype == jnp.bfloat16
     variables = nnx.state(layer, (nnx.Param, nnx.BatchStat))
     assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {np.dtype("f4")}
@@ -26,7 +26,9 @@ def test_bfloat16_layer_keeps_float32_weights_and_statistics():
 
 def test_conv_norm_without_relu_keeps_negative_values():
     x = normals(2, 4, 4, 3)
-    plain, rectified = (drawn(ConvNorm, 3, 4, relu=relu)(x) for relu in (False, True))
+    plain, rectified = (
+        random_module(ConvBN, 3, 4, relu=relu)(x) for relu in (False, True)
+    )
     assert plain.min() < -0.5
     np.testing.assert_array_equal(np.maximum(plain, 0), rectified)
 
@@ -40,8 +42,8 @@ def test_batch_norm_has_the_values_worked_out_by_hand(unbiased, running_var):
     norm = BatchNorm(2, unbiased_running_var=unbiased, rngs=nnx.Rngs(0))
     norm.scale[...], norm.bias[...] = jnp.array([1.0, 3.0]), jnp.array([0.0, 5.0])
     x = jnp.array([[1.0, 2.0], [3.0, 6.0]]).reshape(2, 1, 1, 2)
-    normalised = norm(x).reshape(2, 2)
-    np.testing.assert_allclose(normalised, [[-1, 2], [1, 8]], atol=2e-5)
+    normalized = norm(x).reshape(2, 2)
+    np.testing.assert_allclose(normalized, [[-1, 2], [1, 8]], atol=2e-5)
     np.testing.assert_allclose(norm.mean[...], [0.2, 0.4], rtol=1e-6)
     np.testing.assert_allclose(norm.var[...], running_var, rtol=1e-6)
 

@@ -9,8 +9,8 @@ from flax import nnx
 from encnet_jax.data import scenes
 from encnet_jax.errors import UserError
 from encnet_jax.models import create_model
-from encnet_jax.models.resnet import ResNet, Shortcut, stage_layout
-from tests.drawn import drawn
+from encnet_jax.models.resnet import ResNet, Shortcut, stage_strides_and_dilations
+from tests.random_module import random_module
 
 
 def shapes(module, size):
@@ -39,7 +39,7 @@ def count(create):
     ],
 )
 def test_stage_layout_is_that_of_the_original(output_stride, dilated, expected):
-    assert stage_layout(output_stride, dilated) == expected
+    assert stage_strides_and_dilations(output_stride, dilated) == expected
 
 
 def test_blocks_have_the_strides_and_dilations_of_the_layout():
@@ -107,7 +107,7 @@ def test_encnet_has_as_many_weights_as_the_original(settings, millions):
 
 def backbone_loss(remat):
     """Returns the loss of a backbone with its statistics, and its parameters."""
-    backbone = drawn(ResNet, "tiny", stem="plain", width=4, remat=remat)
+    backbone = random_module(ResNet, "tiny", stem="plain", width=4, remat=remat)
     graphdef, params, rest = nnx.split(backbone, nnx.Param, ...)
 
     def loss(params, images):
@@ -156,7 +156,7 @@ def test_remat_keeps_less_for_each_stage():
 @pytest.mark.parametrize(
     "settings, message",
     [
-        (dict(convolution="fast"), "convolution='fast': allowed are auto, direct"),
+        (dict(conv_impl="fast"), "conv_impl='fast': allowed are auto, lax"),
         (dict(remat=(0, 5)), r"remat=\(0, 5\): stages are 1, 2, 3, 4"),
     ],
 )
@@ -168,7 +168,7 @@ def test_other_forms_and_stages_are_refused(settings, message):
 def test_average_of_a_strided_shortcut_leaves_out_what_is_outside():
     shortcut = Shortcut(1, 1, 2, True, rngs=nnx.Rngs(0))
     shortcut.projection.conv.kernel[...] = jnp.ones((1, 1, 1, 1))
-    shortcut.eval()  # Mean 0 and variance 1: normalising changes nothing.
+    shortcut.eval()  # Mean 0 and variance 1: normalizing changes nothing.
     image = jnp.arange(9.0).reshape(1, 3, 3, 1)
     np.testing.assert_allclose(
         shortcut(image)[0, :, :, 0], [[2, 3.5], [6.5, 8]], rtol=1e-4
@@ -183,7 +183,7 @@ def seen_rows():
     pixels in a pooling window one of many in a row wins by chance.
     """
     size = scenes.IMAGE_SIZE
-    model = drawn(
+    model = random_module(
         create_model,
         "fcn",
         num_classes=2,

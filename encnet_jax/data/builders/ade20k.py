@@ -7,7 +7,7 @@ import tensorflow_datasets as tfds
 
 from encnet_jax.data.builders.archives import Archive, unpacked
 from encnet_jax.data.builders.segmentation import SegmentationBuilder, find_pairs
-from encnet_jax.data.classes import ADE20K
+from encnet_jax.data.dataset_info import ADE20K
 
 # Digest: PyTorch-Encoding, GluonCV.
 SCENES = Archive(

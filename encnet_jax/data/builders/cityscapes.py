@@ -7,7 +7,7 @@ import tensorflow_datasets as tfds
 
 from encnet_jax.data.builders.archives import Archive, unpacked
 from encnet_jax.data.builders.segmentation import SegmentationBuilder, find_pairs
-from encnet_jax.data.classes import CITYSCAPES
+from encnet_jax.data.dataset_info import CITYSCAPES
 
 _DOWNLOADS = "https://www.cityscapes-dataset.com/downloads"
 IMAGES = Archive(

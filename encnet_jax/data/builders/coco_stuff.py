@@ -8,7 +8,7 @@ import tensorflow_datasets as tfds
 
 from encnet_jax.data.builders.archives import Archive, unpacked
 from encnet_jax.data.builders.segmentation import SegmentationBuilder, find_pairs
-from encnet_jax.data.classes import COCO_STUFF, COCO_VOC, IGNORE_LABEL
+from encnet_jax.data.dataset_info import COCO_STUFF, COCO_VOC, IGNORE_LABEL
 
 _COCO = "http://images.cocodataset.org/zips"
 _CALVIN = "http://calvin.inf.ed.ac.uk/wp-content/uploads/data/cocostuffdataset"

@@ -17,7 +17,7 @@ from encnet_jax.data.builders.segmentation import (
     read,
     warn_of_counts,
 )
-from encnet_jax.data.classes import PASCAL_CONTEXT, read_rows
+from encnet_jax.data.dataset_info import PASCAL_CONTEXT, read_rows
 
 # Digest: torchvision.
 IMAGES = Archive(

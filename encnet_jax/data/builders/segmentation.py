@@ -10,9 +10,9 @@ import numpy as np
 import tensorflow_datasets as tfds
 from PIL import Image
 
-from encnet_jax.data.classes import DatasetInfo
-from encnet_jax.data.images import decode_labels, image_size, plain_rgb
-from encnet_jax.data.sources import map_labels
+from encnet_jax.data.dataset_info import DatasetInfo
+from encnet_jax.data.datasets import map_labels
+from encnet_jax.data.image_io import decode_labels, ensure_rgb_bytes, image_size
 from encnet_jax.errors import UserError
 
 _log = logging.getLogger(__name__)
@@ -71,7 +71,7 @@ class SegmentationBuilder(tfds.core.GeneratorBasedBuilder):
         # keys from 0 upwards would bring a whole split into memory at once.
         step = 2**128 // max(len(pairs), 1)
         for number, (name, image_path, label) in enumerate(pairs):
-            image = plain_rgb(read(image_path), str(image_path))
+            image = ensure_rgb_bytes(read(image_path), str(image_path))
             where = str(label) if isinstance(label, Path) else name
             content = label if isinstance(label, bytes) else self.read_label(label)
             labels = decode_labels(content, where)
@@ -151,9 +151,9 @@ def read(path: Path) -> bytes:
 
 
 def encode_labels(labels: Any) -> bytes:
-    """Returns uint8 labels (h, w) as a grey PNG.
+    """Returns uint8 labels (h, w) as a gray PNG.
 
-    Not as a palette one: TensorFlow would decode that to the brightness of its colours.
+    Not as a palette one: TensorFlow would decode that to the brightness of its colors.
     """
     file = io.BytesIO()
     Image.fromarray(labels).save(file, "PNG")

@@ -16,7 +16,7 @@ from encnet_jax.data.builders.segmentation import (
     read,
     warn_of_counts,
 )
-from encnet_jax.data.classes import VOC2012, VOC2012_AUG
+from encnet_jax.data.dataset_info import VOC2012, VOC2012_AUG
 
 # Digests: torchvision.
 VOC = Archive(

@@ -40,13 +40,13 @@ def unpack(folder: Path, files: Files) -> None:
         (folder / name).write_bytes(content)
 
 
-def jpeg(height: int, width: int, grey: int = 128) -> bytes:
-    """Returns a JPEG of one grey."""
-    return _saved(Image.new("RGB", (width, height), (grey, grey, grey)), "JPEG")
+def jpeg(height: int, width: int, gray: int = 128) -> bytes:
+    """Returns a JPEG of one gray."""
+    return _saved(Image.new("RGB", (width, height), (gray, gray, gray)), "JPEG")
 
 
 def png(labels: np.ndarray, palette: bool = False) -> bytes:
-    """Returns uint8 labels (h, w) as a grey PNG, or as indices of a palette."""
+    """Returns uint8 labels (h, w) as a gray PNG, or as indices of a palette."""
     image = Image.fromarray(labels.astype(np.uint8))
     if palette:
         image.putpalette([(37 * n) % 256 for n in range(768)])
@@ -71,7 +71,7 @@ def prepare(builder: Any, manual: Path) -> None:
     builder.download_and_prepare(download_config=config)
 
 
-def fault(builder: Any, manual: Path) -> str:
+def problem(builder: Any, manual: Path) -> str:
     """Returns the line with which preparing ends; nothing must be left of it.
 
     The data set is to be prepared in a folder beside that of its archives.

@@ -11,14 +11,14 @@ from tensorflow_datasets.core import shuffle  # noqa: E402
 
 from encnet_jax.data.builders import ade20k  # noqa: E402
 from encnet_jax.data.builders.ade20k import SCENES, Ade20k  # noqa: E402
-from encnet_jax.data.catalogue import open_source  # noqa: E402
-from encnet_jax.data.classes import ADE20K, DATASETS, IGNORE_LABEL  # noqa: E402
+from encnet_jax.data.dataset_info import ADE20K, DATASETS, IGNORE_LABEL  # noqa: E402
+from encnet_jax.data.registry import open_dataset  # noqa: E402
 from tests.data.builders.archives import (  # noqa: E402
-    fault,
     jpeg,
     pack,
     png,
     prepare,
+    problem,
     unpack,
 )
 
@@ -30,7 +30,7 @@ LABELS = np.array([[0, 1, 2, 150], [149, 75, 1, 0], [12, 13, 14, 15]], np.uint8)
 
 
 def files():
-    """Returns the files of the archive; the grey of an image tells it from others."""
+    """Returns the files of the archive; the gray of an image tells it from others."""
     found = {f"{ROOT}/objectInfo150.txt": b"Idx", f"{ROOT}/sceneCategories.txt": b""}
     for folder, names in (("training", TRAIN), ("validation", VAL)):
         for number, name in enumerate(names):
@@ -74,10 +74,10 @@ def test_examples_are_those_of_the_archive_in_the_order_of_their_names(tmp_path)
             assert abs(int(example["image"][0, 0, 0]) - 40 * number) <= 2
 
 
-def test_catalogue_opens_an_unpacked_folder_and_maps_the_labels(tmp_path):
+def test_catalog_opens_an_unpacked_folder_and_maps_the_labels(tmp_path):
     content = files()
     unpack(tmp_path / "downloads/manual", content)
-    source = open_source("ade20k", "train", str(tmp_path))
+    source = open_dataset("ade20k", "train", str(tmp_path))
     assert len(source) == 3 and source.info is ADE20K
     image, labels = source.encoded(0)
     assert image == content[f"{ROOT}/images/training/{TRAIN[0]}.jpg"]
@@ -111,7 +111,7 @@ def test_classes_are_the_150_of_the_challenge():
 def test_missing_label_file_is_named_with_its_image(tmp_path):
     content = files()
     del content[f"{ROOT}/annotations/validation/{VAL[1]}.png"]
-    message = fault(*packed(tmp_path, content))
+    message = problem(*packed(tmp_path, content))
     assert f"annotations/validation/{VAL[1]}.png: missing" in message
     assert f"images/validation/{VAL[1]}.jpg" in message
 
@@ -119,7 +119,7 @@ def test_missing_label_file_is_named_with_its_image(tmp_path):
 def test_missing_images_are_noticed_by_their_number(tmp_path):
     content = files()
     del content[f"{ROOT}/images/training/{TRAIN[2]}.jpg"]
-    message = fault(*packed(tmp_path, content))
+    message = problem(*packed(tmp_path, content))
     assert "images/training: 2 images; 3 are published" in message
 
 
@@ -135,13 +135,13 @@ def test_missing_images_are_noticed_by_their_number(tmp_path):
 )
 def test_bad_label_file_is_named(tmp_path, content, word):
     path = f"{ROOT}/annotations/training/{TRAIN[1]}.png"
-    message = fault(*packed(tmp_path, files() | {path: content}))
+    message = problem(*packed(tmp_path, files() | {path: content}))
     assert path in message and word in message
 
 
 def test_archive_is_checked_by_its_published_digest(tmp_path, monkeypatch):
     monkeypatch.setattr(ade20k, "SCENES", SCENES)
-    message = fault(*packed(tmp_path))
+    message = problem(*packed(tmp_path))
     assert SCENES.file in message
     assert "published is 219e1696abb36c8ba3a3afe7fb2f4b4606a897c7" in message
 

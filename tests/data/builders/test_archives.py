@@ -32,7 +32,7 @@ def assert_whole(folder):
         assert (folder / name).read_bytes() == content
 
 
-def fault(manager, tmp_path, archive=SET):
+def problem(manager, tmp_path, archive=SET):
     """Returns the line that is said of an archive; nothing must be left of it."""
     with pytest.raises(UserError) as raised:
         unpacked(manager, archive)
@@ -89,7 +89,7 @@ def test_failed_download_names_the_address(manager, tmp_path, monkeypatch, error
         raise error("HTTP code: 404.\nSorry.")
 
     monkeypatch.setattr(manager, "download", download)
-    message = fault(manager, tmp_path)
+    message = problem(manager, tmp_path)
     assert message == (
         f"{SET.url}: cannot be downloaded: HTTP code: 404. Sorry.; set.zip can also be "
         f"put into {tmp_path / 'downloads/manual'}"
@@ -100,7 +100,7 @@ def test_archive_without_an_address_must_be_got_by_hand(manager, tmp_path):
     archive = Archive("set.zip", "set", homepage="https://example.org")
     place = tmp_path / "downloads/manual"
     expected = "set.zip: must be got by hand, from https://example.org, and put into "
-    assert fault(manager, tmp_path, archive) == expected + str(place)
+    assert problem(manager, tmp_path, archive) == expected + str(place)
 
 
 @pytest.mark.parametrize("algorithm", ["md5", "sha1", "sha256"])
@@ -110,7 +110,7 @@ def test_archive_is_compared_with_its_digest(manager, tmp_path, algorithm):
     digest = hashlib.new(algorithm, path.read_bytes()).hexdigest()
     archive = dataclasses.replace(SET, digest=f"{algorithm}:{digest}")
     path.write_bytes(path.read_bytes() + b"!")
-    message = fault(manager, tmp_path, archive)
+    message = problem(manager, tmp_path, archive)
     assert f"{path}: {algorithm}" in message and f"published is {digest}" in message
     path.write_bytes(path.read_bytes()[:-1])
     assert_whole(unpacked(manager, archive))
@@ -124,7 +124,7 @@ def test_damaged_archive_is_named(manager, tmp_path, file, harm):
     content = path.read_bytes()
     harmed = {"cut": content[: len(content) // 4], "other": b"<html>", "empty": b""}
     path.write_bytes(harmed[harm])
-    message = fault(manager, tmp_path, dataclasses.replace(SET, file=file))
+    message = problem(manager, tmp_path, dataclasses.replace(SET, file=file))
     assert message.startswith(f"{path}: damaged: ")
 
 
@@ -135,14 +135,14 @@ def test_flipped_bit_is_noticed_by_the_checksum_of_the_format(manager, tmp_path,
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
     path.write_bytes(content)
-    message = fault(manager, tmp_path, dataclasses.replace(SET, file=file))
+    message = problem(manager, tmp_path, dataclasses.replace(SET, file=file))
     assert message.startswith(f"{path}: damaged: ")
 
 
 def test_archive_of_another_set_is_named_and_not_kept(manager, tmp_path):
     path = tmp_path / "manual" / SET.file
     pack(path, {"readme.txt": b"something else"})
-    assert fault(manager, tmp_path) == f"{path}: lacks set; is it set.zip?"
+    assert problem(manager, tmp_path) == f"{path}: lacks set; is it set.zip?"
 
 
 @pytest.mark.parametrize("file", KINDS)

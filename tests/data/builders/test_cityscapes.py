@@ -12,15 +12,15 @@ from encnet_jax.data.builders.cityscapes import (  # noqa: E402
     LABELS,
     Cityscapes,
 )
-from encnet_jax.data.catalogue import open_source  # noqa: E402
-from encnet_jax.data.classes import CITYSCAPES, DATASETS, IGNORE_LABEL  # noqa: E402
+from encnet_jax.data.dataset_info import CITYSCAPES, DATASETS, IGNORE_LABEL  # noqa: E402
+from encnet_jax.data.registry import open_dataset  # noqa: E402
 from encnet_jax.errors import UserError  # noqa: E402
 from tests.data.builders.archives import (  # noqa: E402
-    fault,
     jpeg,
     pack,
     png,
     prepare,
+    problem,
     unpack,
 )
 
@@ -35,7 +35,7 @@ CLASSES = [[255, 255, 0, 1], [2, 11, 255, 18], [255, 255, 255, 10]]
 
 
 def image_files():
-    """Returns the files of the archive of images; the grey of one tells it apart."""
+    """Returns the files of the archive of images; the gray of one tells it apart."""
     pictures = [np.full((3, 4), 40 * n) for n in range(3)]
     return {
         f"leftImg8bit/{split}/{name.split('_')[0]}/{name}_leftImg8bit.png": png(picture)
@@ -87,14 +87,14 @@ def test_examples_are_those_of_train_and_val_with_published_names(tmp_path):
             )
 
 
-def test_catalogue_opens_unpacked_folders_and_maps_the_labels(tmp_path):
+def test_catalog_opens_unpacked_folders_and_maps_the_labels(tmp_path):
     unpack(tmp_path / "downloads/manual", image_files() | label_files())
-    source = open_source("cityscapes", "train", str(tmp_path))
+    source = open_dataset("cityscapes", "train", str(tmp_path))
     assert len(source) == 3 and source.info is CITYSCAPES
     np.testing.assert_array_equal(source.example(2).labels, CLASSES)
     assert source.example(2).image[0, 0, 0] == 80
     with pytest.raises(UserError, match="split 'test' of cityscapes"):
-        open_source("cityscapes", "test", str(tmp_path))
+        open_dataset("cityscapes", "test", str(tmp_path))
 
 
 def test_classes_are_the_19_of_the_benchmark():
@@ -123,16 +123,16 @@ def test_classes_are_the_19_of_the_benchmark():
 def test_missing_archive_is_named_with_where_to_get_and_put_it(tmp_path, archive):
     builder, manual = packed(tmp_path)
     (manual / archive.file).unlink()
-    assert fault(builder, manual) == (
+    assert problem(builder, manual) == (
         f"{archive.file}: must be got by hand, from "
         f"https://www.cityscapes-dataset.com/downloads, and put into {manual}"
     )
     assert archive.file in Cityscapes.MANUAL_DOWNLOAD_INSTRUCTIONS
 
 
-def test_missing_manual_folder_is_named_by_the_catalogue(tmp_path):
+def test_missing_manual_folder_is_named_by_the_catalog(tmp_path):
     with pytest.raises(UserError) as raised:
-        open_source("cityscapes", "train", str(tmp_path))
+        open_dataset("cityscapes", "train", str(tmp_path))
     assert f"put into {tmp_path / 'downloads/manual'}" in str(raised.value)
 
 
@@ -140,14 +140,14 @@ def test_missing_label_file_is_named_with_its_image(tmp_path):
     labels = label_files()
     path = "gtFine/val/frankfurt/frankfurt_000000_000294_gtFine_labelIds.png"
     del labels[path]
-    message = fault(*packed(tmp_path, labels=labels))
+    message = problem(*packed(tmp_path, labels=labels))
     assert f"{path}: missing" in message
     assert "frankfurt_000000_000294_leftImg8bit.png" in message
 
 
 def test_missing_city_is_noticed_by_the_number_of_images(tmp_path):
     images = {k: v for k, v in image_files().items() if "hamburg" not in k}
-    message = fault(*packed(tmp_path, images=images))
+    message = problem(*packed(tmp_path, images=images))
     assert "leftImg8bit/train: 1 images; 3 are published" in message
 
 
@@ -163,5 +163,5 @@ def test_missing_city_is_noticed_by_the_number_of_images(tmp_path):
 )
 def test_bad_label_file_is_named(tmp_path, content, word):
     path = "gtFine/train/hamburg/hamburg_000000_000042_gtFine_labelIds.png"
-    message = fault(*packed(tmp_path, labels=label_files() | {path: content}))
+    message = problem(*packed(tmp_path, labels=label_files() | {path: content}))
     assert path in message and word in message

@@ -14,19 +14,19 @@ from encnet_jax.data.builders.coco_stuff import (  # noqa: E402
     VAL,
     CocoStuff,
 )
-from encnet_jax.data.catalogue import open_source  # noqa: E402
-from encnet_jax.data.classes import (  # noqa: E402
+from encnet_jax.data.dataset_info import (  # noqa: E402
     COCO_STUFF,
     COCO_VOC,
     DATASETS,
     IGNORE_LABEL,
 )
+from encnet_jax.data.registry import open_dataset  # noqa: E402
 from tests.data.builders.archives import (  # noqa: E402
-    fault,
     jpeg,
     pack,
     png,
     prepare,
+    problem,
     unpack,
 )
 
@@ -35,7 +35,7 @@ GIRAFFE, PIZZA, COUCH, TV, SKY = 24, 58, 62, 71, 156  # 24 to 71 are things
 
 
 def picture(*parts):
-    """Returns labels (40, 50): (label, pixels) in turn, then unlabelled."""
+    """Returns labels (40, 50): (label, pixels) in turn, then unlabeled."""
     labels = np.full(SHAPE, IGNORE_LABEL, np.uint8)
     start = 0
     for label, pixels in parts:
@@ -118,16 +118,16 @@ def test_voc_has_images_with_more_than_1000_pixels_of_its_classes(tmp_path):
     assert_examples(builder, {"train": names, "val": ["000000000139"]})
 
 
-def test_catalogue_opens_both_from_one_unpacked_folder(tmp_path):
+def test_catalog_opens_both_from_one_unpacked_folder(tmp_path):
     manual = tmp_path / "downloads/manual"
     unpack(manual / "images", image_files("train") | image_files("val"))
     unpack(manual / "annotations", label_files())
-    source = open_source("coco_stuff", "val", str(tmp_path))
+    source = open_dataset("coco_stuff", "val", str(tmp_path))
     labels = source.example(0).labels.ravel()
     assert list(labels[:4]) == [79, 80, 170, 0] and source.info is COCO_STUFF
-    source = open_source("coco_voc", "train", str(tmp_path))
+    source = open_dataset("coco_voc", "train", str(tmp_path))
     labels = source.example(0).labels.ravel()
-    # tvmonitor, sky as background, person, pizza as background, unlabelled
+    # tvmonitor, sky as background, person, pizza as background, unlabeled
     assert list(labels[[0, 1000, 1400, 1401, 1410]]) == [20, 0, 15, 0, IGNORE_LABEL]
     assert len(source) == 2 and source.info is COCO_VOC
 
@@ -163,7 +163,7 @@ def test_classes_for_voc_are_found_by_their_ids_in_coco():
 def test_missing_label_file_is_named_with_its_image(tmp_path):
     labels = label_files()
     del labels["val2017/000000000139.png"]
-    message = fault(*packed(tmp_path, labels=labels))
+    message = problem(*packed(tmp_path, labels=labels))
     assert "val2017/000000000139.png: missing" in message
     assert "val2017/000000000139.jpg" in message
 
@@ -172,7 +172,7 @@ def test_missing_label_file_is_named_with_its_image(tmp_path):
 def test_missing_images_are_noticed_by_their_number(tmp_path, config):
     builder, manual = packed(tmp_path, config)
     pack(manual / TRAIN.file, dict(list(image_files("train").items())[1:]))
-    message = fault(builder, manual)
+    message = problem(builder, manual)
     assert "train2017: 3 images; 4 are published" in message
 
 
@@ -190,7 +190,7 @@ def test_missing_images_are_noticed_by_their_number(tmp_path, config):
 def test_bad_label_file_is_named(tmp_path, config, content, word):
     path = "train2017/000000000030.png"
     labels = label_files() | {path: content}
-    message = fault(*packed(tmp_path, config, labels))
+    message = problem(*packed(tmp_path, config, labels))
     assert path in message and word in message
 
 
@@ -199,5 +199,5 @@ def test_archives_of_images_are_checked_by_their_digests(
     tmp_path, monkeypatch, archive
 ):
     monkeypatch.setattr(coco_stuff, "TRAIN" if archive is TRAIN else "VAL", archive)
-    message = fault(*packed(tmp_path))
+    message = problem(*packed(tmp_path))
     assert archive.file in message and archive.digest.split(":")[1] in message

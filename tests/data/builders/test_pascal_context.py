@@ -14,14 +14,14 @@ from encnet_jax.data.builders.pascal_context import (  # noqa: E402
     LABELS,
     PascalContext,
 )
-from encnet_jax.data.catalogue import open_source  # noqa: E402
-from encnet_jax.data.classes import (  # noqa: E402
+from encnet_jax.data.dataset_info import (  # noqa: E402
     DATASETS,
     PASCAL_CONTEXT,
     PASCAL_CONTEXT_60,
     PASCAL_CONTEXT_SORTED,
     read_rows,
 )
+from encnet_jax.data.registry import open_dataset  # noqa: E402
 from encnet_jax.errors import UserError  # noqa: E402
 from tests.data.builders.archives import jpeg, mat, names, pack, unpack  # noqa: E402
 
@@ -103,10 +103,10 @@ def test_prepared_set_is_loaded_by_its_name_without_the_archives(tmp_path):
         ("pascal_context_60", [[1, 2, 37, 59], [0] * 4]),
     ],
 )
-def test_catalogue_opens_every_order_of_the_same_records(tmp_path, name, expected):
+def test_catalog_opens_every_order_of_the_same_records(tmp_path, name, expected):
     unpack(tmp_path / "downloads/manual", image_files())
     unpack(tmp_path / "downloads/manual", label_files())
-    source = open_source(name, "train", str(tmp_path))
+    source = open_dataset(name, "train", str(tmp_path))
     assert source.info is DATASETS[name] and len(source) == 2
     np.testing.assert_array_equal(source.example(0).labels, expected)
     assert [path.name for path in tmp_path.iterdir() if path.name != "downloads"] == [
@@ -161,7 +161,7 @@ def test_counts_that_are_not_the_official_ones_are_logged(tmp_path, caplog):
     ]
 
 
-def fault(folder, images=None, labels=None):
+def problem(folder, images=None, labels=None):
     """Returns the message with which preparing ends; nothing must be left of it."""
     with pytest.raises(UserError) as raised:
         prepared(folder, images, labels)
@@ -179,7 +179,7 @@ def test_missing_file_is_named(tmp_path, ending):
     for files in (images, labels):
         for path in [path for path in files if path.endswith(ending)]:
             del files[path]
-    message = fault(tmp_path, images, labels)
+    message = problem(tmp_path, images, labels)
     assert ending in message and "No such file" in message
 
 
@@ -198,16 +198,16 @@ def test_missing_file_is_named(tmp_path, ending):
 )
 def test_bad_label_file_is_named(tmp_path, content, word):
     path = f"{LABELS.contents}/2008_000002.mat"
-    message = fault(tmp_path, labels=label_files() | {path: content})
+    message = problem(tmp_path, labels=label_files() | {path: content})
     assert path in message and word in message
 
 
 def test_images_are_checked_by_their_published_digest(tmp_path, monkeypatch):
     monkeypatch.setattr(pascal_context, "IMAGES", IMAGES)
-    assert "published is da459979d0c395079b5c75ee67908abb" in fault(tmp_path)
+    assert "published is da459979d0c395079b5c75ee67908abb" in problem(tmp_path)
 
 
 def test_labels_of_another_archive_of_that_name_are_refused(tmp_path):
     # PASCAL-Part calls its archive trainval.tar.gz, too.
-    message = fault(tmp_path, labels={"Annotations_Part/2008_000002.mat": b""})
+    message = problem(tmp_path, labels={"Annotations_Part/2008_000002.mat": b""})
     assert f"lacks {LABELS.contents}; is it {LABELS.file}?" in message

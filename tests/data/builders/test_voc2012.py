@@ -11,8 +11,8 @@ tfds = pytest.importorskip("tensorflow_datasets")
 
 from encnet_jax.data.builders import voc2012  # noqa: E402
 from encnet_jax.data.builders.voc2012 import SBD, VOC, Voc2012  # noqa: E402
-from encnet_jax.data.catalogue import open_source  # noqa: E402
-from encnet_jax.data.classes import DATASETS, VOC2012, VOC2012_AUG  # noqa: E402
+from encnet_jax.data.dataset_info import DATASETS, VOC2012, VOC2012_AUG  # noqa: E402
+from encnet_jax.data.registry import open_dataset  # noqa: E402
 from encnet_jax.errors import UserError  # noqa: E402
 from tests.data.builders.archives import jpeg, mat, names, pack, png, unpack  # noqa: E402
 
@@ -54,7 +54,7 @@ def voc_files():
         for split, listed in LISTS.items()
     }
     for name, labels in VOC_LABELS.items():
-        files[f"{root}/JPEGImages/{name}.jpg"] = jpeg(*SHAPE, grey=50)
+        files[f"{root}/JPEGImages/{name}.jpg"] = jpeg(*SHAPE, gray=50)
         files[f"{root}/SegmentationClass/{name}.png"] = png(rows(labels), palette=True)
     return files
 
@@ -68,7 +68,7 @@ def sbd_files():
         for number in range(20):
             borders[number, 0] = csc_array(SHAPE)
         struct = {"Boundaries": borders, "Segmentation": rows(labels)}
-        files[f"{root}/img/{name}.jpg"] = jpeg(*SHAPE, grey=200)
+        files[f"{root}/img/{name}.jpg"] = jpeg(*SHAPE, gray=200)
         files[f"{root}/cls/{name}.mat"] = mat(GTcls=struct)
     return files
 
@@ -105,7 +105,7 @@ def test_voc_has_its_lists_in_their_order_and_labels_as_published(tmp_path):
         found = examples(builder, split)
         assert tuple(found) == listed
         for name, (image, labels) in found.items():
-            # Indices, not the colours of the palette; the border is still there.
+            # Indices, not the colors of the palette; the border is still there.
             np.testing.assert_array_equal(labels, rows(VOC_LABELS[name]))
             assert image.shape == (*SHAPE, 3)
 
@@ -135,16 +135,16 @@ def test_prepared_set_is_loaded_by_its_name_without_the_archives(tmp_path):
     assert "Everingham" in info.citation and "Hariharan" in info.citation
 
 
-def test_catalogue_opens_both_from_unpacked_folders_and_ignores_borders(tmp_path):
+def test_catalog_opens_both_from_unpacked_folders_and_ignores_borders(tmp_path):
     unpack(tmp_path / "downloads/manual", voc_files())
     unpack(tmp_path / "downloads/manual", sbd_files())
-    source = open_source("voc2012", "train", str(tmp_path))
+    source = open_dataset("voc2012", "train", str(tmp_path))
     np.testing.assert_array_equal(source.example(0).labels, rows((0, 1, 255, 15)))
-    assert len(open_source("voc2012", "trainval", str(tmp_path))) == 3
-    source = open_source("voc2012_aug", "train", str(tmp_path))
+    assert len(open_dataset("voc2012", "trainval", str(tmp_path))) == 3
+    source = open_dataset("voc2012_aug", "train", str(tmp_path))
     np.testing.assert_array_equal(source.example(3).labels, rows((13, 13, 15, 0)))
     with pytest.raises(UserError, match="split 'trainval' of voc2012_aug"):
-        open_source("voc2012_aug", "trainval", str(tmp_path))
+        open_dataset("voc2012_aug", "trainval", str(tmp_path))
 
 
 def test_classes_and_colors_are_those_of_voc():
@@ -153,7 +153,7 @@ def test_classes_and_colors_are_those_of_voc():
         assert info.class_names[0] == "background"
         assert info.class_names[15] == "person"
         assert info.label_map == {n: n for n in range(21)}
-        # The colour is spelt by the bits of the label, from the lowest: R, G, B, R...
+        # The color is spelt by the bits of the label, from the lowest: R, G, B, R...
         assert info.colors[0] == (0, 0, 0) and info.colors[1] == (128, 0, 0)
         assert info.colors[15] == (192, 128, 128) and info.colors[20] == (0, 64, 128)
 
@@ -182,7 +182,7 @@ def without(files, ending):
     return {name: files[name] for name in files if name != path}, path
 
 
-def fault(folder, config="aug", voc=None, sbd=None):
+def problem(folder, config="aug", voc=None, sbd=None):
     """Returns the message with which preparing ends; nothing must be left of it."""
     with pytest.raises(UserError) as raised:
         prepared(folder, config, voc, sbd)
@@ -198,7 +198,7 @@ def fault(folder, config="aug", voc=None, sbd=None):
 )
 def test_missing_file_of_voc_is_named(tmp_path, ending):
     files, path = without(voc_files(), ending)
-    message = fault(tmp_path, "voc", voc=files)
+    message = problem(tmp_path, "voc", voc=files)
     assert path in message and "No such file" in message
 
 
@@ -207,7 +207,7 @@ def test_missing_file_of_voc_is_named(tmp_path, ending):
 )
 def test_missing_file_of_sbd_is_named(tmp_path, ending):
     files, path = without(sbd_files(), ending)
-    message = fault(tmp_path, sbd=files)
+    message = problem(tmp_path, sbd=files)
     assert path in message and "No such file" in message
 
 
@@ -226,7 +226,7 @@ def test_missing_file_of_sbd_is_named(tmp_path, ending):
 )
 def test_bad_label_file_of_sbd_is_named(tmp_path, content, word):
     path = f"{SBD.contents}/cls/2008_000008.mat"
-    message = fault(tmp_path, sbd=sbd_files() | {path: content})
+    message = problem(tmp_path, sbd=sbd_files() | {path: content})
     assert path in message and word in message
 
 
@@ -239,12 +239,12 @@ def test_bad_label_file_of_sbd_is_named(tmp_path, content, word):
 )
 def test_bad_label_file_of_voc_is_named(tmp_path, content, word):
     path = f"{VOC.contents}/SegmentationClass/2007_000039.png"
-    message = fault(tmp_path, "voc", voc=voc_files() | {path: content})
+    message = problem(tmp_path, "voc", voc=voc_files() | {path: content})
     assert path in message and word in message
 
 
 def test_archives_are_checked_by_their_published_digests(tmp_path, monkeypatch):
     monkeypatch.setattr(voc2012, "SBD", SBD)
-    assert "published is 82b4d87ceb2ed10f6038a1cba92111cb" in fault(tmp_path)
+    assert "published is 82b4d87ceb2ed10f6038a1cba92111cb" in problem(tmp_path)
     monkeypatch.setattr(voc2012, "VOC", VOC)
-    assert "published is 6cd6e144f989b92b3379bac3b3de84fd" in fault(tmp_path)
+    assert "published is 6cd6e144f989b92b3379bac3b3de84fd" in problem(tmp_path)

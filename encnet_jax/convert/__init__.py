@@ -1,0 +1,1 @@
+"""PyTorch weights, read without PyTorch."""

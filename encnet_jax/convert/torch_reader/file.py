@@ -1,0 +1,271 @@
+"""PyTorch checkpoint files read without torch, and without running anything in them.
+
+Their pickles run on a stack machine of our own (`torch_pickle`). Sizes are checked
+against the bytes that the file really holds before any array is made, and arrays are
+read-only views of the memory-mapped file.
+
+Both formats of torch.save are read: the zip archive (torch 1.6 and later) and the
+older one, a row of pickles with the raw storages behind them (2018 to 2020).
+"""
+
+from __future__ import annotations
+
+import io
+import mmap
+import os
+import pathlib
+import struct
+import zipfile
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from encnet_jax.convert.torch_reader.formats import ALLOWED, load_legacy, load_zip
+from encnet_jax.convert.torch_reader.tensors import (
+    DTYPES,
+    Placeholder,
+    UnsupportedFileError,
+    one_line,
+)
+from encnet_jax.errors import UserError
+
+__all__ = ["Placeholder", "load_file", "read_state_dict", "state_dict_of"]
+
+_SAFETENSORS_DTYPES = {
+    "F64": "float64",
+    "F32": "float32",
+    "F16": "float16",
+    "BF16": "bfloat16",
+    "F8_E4M3": "float8_e4m3fn",
+    "F8_E5M2": "float8_e5m2",
+    "I8": "int8",
+    "I16": "int16",
+    "I32": "int32",
+    "I64": "int64",
+    "U8": "uint8",
+    "U16": "uint16",
+    "U32": "uint32",
+    "U64": "uint64",
+    "BOOL": "bool",
+    "C64": "complex64",
+}
+_WRAPPERS = (
+    "state_dict",
+    "model_state_dict",
+    "model_state",
+    "model",
+    "net",
+    "network",
+    "module",
+    "weights",
+)
+_PREFIXES = ("module.", "_orig_mod.")  # DataParallel, torch.compile
+# What parsing damaged bytes raises; anything else would be a bug of this module.
+_MALFORMED = (
+    ValueError,
+    TypeError,
+    LookupError,
+    OverflowError,
+    EOFError,
+    NotImplementedError,
+    MemoryError,
+    OSError,
+    struct.error,
+    zipfile.BadZipFile,
+    DeprecationWarning,  # of odd escapes in strings, where warnings are errors
+)
+
+
+def load_file(path: str | os.PathLike[str]) -> Any:
+    """Returns what a PyTorch checkpoint holds, with NumPy arrays for its tensors.
+
+    Mappings come as dict, other containers as list, tuple and (from pickle protocol
+    4) set; parameters as plain arrays; torch.dtype as np.dtype; objects of all other
+    classes (optimizers, configs, NumPy objects, dates) as `Placeholder`. Attributes
+    set on containers are left out.
+
+    Args:
+        path: a file of torch.save, or a `.safetensors` file.
+
+    Returns:
+        The nested structure. Arrays from torch.save are read-only views of the
+        memory-mapped file (of a copy, where its byte order is not this machine's),
+        so the file must not be rewritten while they are in use; copy what has to
+        outlive it. Tensors that shared a storage share it here, and strides are
+        kept. Arrays from `.safetensors` are read-only copies.
+
+    Raises:
+        UserError: if the file is missing, truncated, of another kind, or asks for
+            something that is not allowed.
+    """
+    file = pathlib.Path(path)
+    try:
+        if file.exists() and not file.is_file():
+            raise UnsupportedFileError(f"is not a file; allowed: {ALLOWED}")
+        if file.suffix == ".safetensors":
+            return _load_safetensors(file)
+        stream, data = _open(file)
+        if _kind(data) == "zip":
+            return load_zip(file, data)
+        return load_legacy(stream, data)
+    except UserError:
+        raise
+    except UnsupportedFileError as error:
+        raise UserError(f"{file}: {error}") from error
+    except _MALFORMED as error:
+        reason = error.strerror if isinstance(error, OSError) else None
+        reason = reason or f"{type(error).__name__}: {error}"
+        raise UserError(
+            f"{file}: cannot be read ({one_line(reason)}); it is missing, truncated or"
+            f" damaged; allowed: {ALLOWED}"
+        ) from error
+
+
+def read_state_dict(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
+    """Returns the tensors of a checkpoint file by name: `load_file`, `state_dict_of`.
+
+    Args:
+        path: a file of torch.save, or a `.safetensors` file.
+
+    Returns:
+        Arrays by parameter name, in the file's order; read-only as `load_file` says.
+
+    Raises:
+        UserError: if the file cannot be read or holds no state dict.
+    """
+    return state_dict_of(load_file(path), source=str(path))
+
+
+def state_dict_of(
+    checkpoint: Any, source: str = "the checkpoint"
+) -> dict[str, np.ndarray]:
+    """Returns the mapping from parameter names to arrays inside a checkpoint.
+
+    That is what lies under "state_dict", "model", "net" and the like, else the top
+    level itself, else the only mapping in it that holds arrays. A prefix "module."
+    (DataParallel) or "_orig_mod." (torch.compile) common to all names is removed.
+    Entries that are no arrays are left out.
+
+    Args:
+        checkpoint: what `load_file` returned.
+        source: what error messages call the checkpoint.
+
+    Returns:
+        Arrays by parameter name, in the file's order.
+
+    Raises:
+        UserError: if there is no such mapping, or more than one candidate.
+    """
+    node = checkpoint
+    for _ in range(4):  # bounded: a hostile mapping can contain itself
+        inner = _wrapped(node)
+        if inner is None:
+            break
+        node = inner
+    arrays = _arrays(node)
+    if not arrays:
+        raise UserError(
+            f"{source}: holds no state dict but {_contents(node)}; allowed: a mapping"
+            f" from names to tensors, itself or under one of {', '.join(_WRAPPERS)}"
+        )
+    for prefix in _PREFIXES:
+        if all(name.startswith(prefix) for name in arrays):
+            arrays = {name.removeprefix(prefix): a for name, a in arrays.items()}
+    return arrays
+
+
+def _arrays(node: Any) -> dict[str, np.ndarray]:
+    if not isinstance(node, Mapping):
+        return {}
+    return {
+        name: value
+        for name, value in node.items()
+        if isinstance(name, str) and isinstance(value, np.ndarray)
+    }
+
+
+def _wrapped(node: Any) -> Any:
+    """Returns the mapping inside node that holds the state dict; None: node itself."""
+    if not isinstance(node, Mapping):
+        return None
+    for name in _WRAPPERS:
+        if isinstance(node.get(name), Mapping) and node[name]:
+            return node[name]
+    if _arrays(node):
+        return None
+    candidates = [value for value in node.values() if _arrays(value)]
+    return candidates[0] if len(candidates) == 1 else None
+
+
+def _contents(node: Any) -> str:
+    if isinstance(node, Placeholder):
+        return f"a whole object of class {node.name!r}: save its state_dict() instead"
+    if not isinstance(node, Mapping):
+        return f"a {type(node).__name__}"
+    names = [repr(name)[:40] for name in node if isinstance(name, str)][:8]
+    return f"a mapping with the entries {', '.join(names)}" if names else "no names"
+
+
+def _open(file: pathlib.Path) -> tuple[mmap.mmap | io.BytesIO, np.ndarray]:
+    """Returns the file as a stream and as read-only uint8 [size], without copying."""
+    with file.open("rb") as opened:
+        if os.fstat(opened.fileno()).st_size == 0:
+            raise UnsupportedFileError(f"is empty; allowed: {ALLOWED}")
+        try:
+            stream = mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ)
+            return stream, np.frombuffer(stream, np.uint8)
+        except OSError:  # some network file systems cannot map
+            content = opened.read()
+            return io.BytesIO(content), np.frombuffer(content, np.uint8)
+
+
+def _kind(data: np.ndarray) -> str:
+    """Returns "zip" or "legacy"; names what else the file is."""
+    head = data[:512].tobytes()
+    if head.startswith(b"PK\x03\x04"):
+        return "zip"
+    if head.startswith((b"\x80", b"\x8a")):  # PROTO, or LONG1 of the magic number
+        return "legacy"
+    known = {
+        "a Git LFS pointer; fetch the real file with `git lfs pull`": (
+            head.startswith(b"version https://git-lfs")
+        ),
+        "a web page, so the download went wrong": head.lstrip()[:1] == b"<",
+        "an HDF5 file": head.startswith(b"\x89HDF"),
+        "compressed with gzip; unpack it first": head.startswith(b"\x1f\x8b"),
+        "a tar archive (torch before 0.1.10 or a packed file)": (
+            head[257:262] == b"ustar"
+        ),
+        "safetensors; give it the suffix .safetensors": head[8:10] == b'{"',
+    }
+    what = next((name for name, matches in known.items() if matches), None)
+    raise UnsupportedFileError(f"is {what or 'not a torch file'}; allowed: {ALLOWED}")
+
+
+def _load_safetensors(file: pathlib.Path) -> dict[str, np.ndarray]:
+    try:
+        import safetensors
+    except ImportError as error:
+        raise UnsupportedFileError(
+            "needs the package safetensors: python -m pip install safetensors"
+        ) from error
+    arrays = {}
+    try:
+        # Not safetensors.numpy, which knows no bfloat16.
+        for name, entry in safetensors.deserialize(file.read_bytes()):
+            dtype = _SAFETENSORS_DTYPES.get(entry["dtype"])
+            if dtype is None:
+                raise UnsupportedFileError(
+                    f"has a tensor of {one_line(entry['dtype'])}; allowed:"
+                    f" {', '.join(_SAFETENSORS_DTYPES)}"
+                )
+            array = np.frombuffer(entry["data"], DTYPES[dtype])
+            array.flags.writeable = False
+            arrays[name] = array.reshape(entry["shape"])
+        return arrays
+    except safetensors.SafetensorError as error:
+        raise UnsupportedFileError(
+            f"is not a readable safetensors file ({one_line(error)}); "
+            f"allowed: {ALLOWED}"
+        ) from error

@@ -1,0 +1,99 @@
+"""A workdir as training writes it, around a network of PyTorch's."""
+
+import json
+from pathlib import Path
+
+from encnet_jax import config, optimizer
+from encnet_jax.convert.infer_config import ModelDescription, Weights
+from encnet_jax.convert.load import load_torch_model
+from encnet_jax.data.dataset_info import (
+    DATASETS,
+    DatasetInfo,
+    save_info,
+    voc_colormap,
+)
+from encnet_jax.errors import UserError
+from encnet_jax.run.checkpoint import Checkpoints
+from encnet_jax.run.state import create_train_state, split_model
+
+
+def write_workdir(
+    weights: Weights, workdir: Path, *, classes: str = "", dataset: str = ""
+) -> str:
+    """Writes a workdir as training does, around the network that a file holds.
+
+    Args:
+        weights: As `load_torch_model`.
+        workdir: A folder that holds no run yet; made if it is missing.
+        classes: Names of the classes: a JSON file with a list, or joined by commas.
+        dataset: A key of `data.dataset_info.DATASETS`, for its names and colors.
+            With neither, classes are called by their numbers.
+
+    Returns:
+        What was written, in words.
+
+    Raises:
+        UserError: As `load_torch_model`; the number of names is not that of the
+            network's classes; the folder holds a run.
+    """
+    for name in ("config.json", "checkpoints"):
+        if (workdir / name).exists():
+            raise UserError(f"{workdir / name}: exists; give a folder without a run")
+    model, description = load_torch_model(weights)
+    info = _class_info(description, classes, dataset)
+    settings = config.default()
+    settings.total_steps = 1  # of a training that starts from here; 0 is not valid
+    settings.data.name = dataset
+    network = {k: v for k, v in description.settings.items() if k != "num_classes"}
+    settings.model.update(network)
+    settings.evaluation.align_corners = description.resize_align_corners
+    workdir.mkdir(parents=True, exist_ok=True)
+    _, params, batch_stats = split_model(model)
+    tx = optimizer.create_optimizer(lambda step: 0.0)
+    checkpoints = Checkpoints(workdir)
+    checkpoints.save(create_train_state(params, batch_stats, tx), 0)
+    checkpoints.close()
+    save_info(info, workdir / "classes.json")
+    config.save_config(settings, workdir / "config.json")
+    return f"{description} -> {workdir}"
+
+
+def _class_info(
+    description: ModelDescription, classes: str, dataset: str
+) -> DatasetInfo:
+    """Returns names, colors and normalization for the classes of a network."""
+    count = description.settings["num_classes"]
+    colors = voc_colormap(count)
+    if classes:
+        names, origin = _class_names(classes), f"--classes={classes}"
+    elif dataset:
+        if dataset not in DATASETS:
+            raise UserError(f"--dataset={dataset}: allowed are {', '.join(DATASETS)}")
+        names, origin = DATASETS[dataset].class_names, f"--dataset={dataset}"
+        colors = DATASETS[dataset].colors
+    else:
+        names, origin = tuple(f"class {i}" for i in range(count)), ""
+    if len(names) != count:
+        raise UserError(f"{origin}: {len(names)} classes; the network has {count}")
+    return DatasetInfo(
+        name=dataset,
+        class_names=names,
+        colors=colors,
+        splits={},
+        mean=description.mean,
+        std=description.std,
+    )
+
+
+def _class_names(classes: str) -> tuple[str, ...]:
+    if not classes.endswith(".json"):
+        return tuple(name.strip() for name in classes.split(","))
+    try:
+        names = json.loads(Path(classes).read_text())
+    except OSError as error:
+        raise UserError(f"--classes={classes}: {error.strerror}") from error
+    except ValueError as error:
+        raise UserError(f"--classes={classes}: not JSON: {error}") from error
+    if not isinstance(names, list) or not all(isinstance(n, str) for n in names):
+        raise UserError(f"--classes={classes}: a list of names is needed")
+    return tuple(names)

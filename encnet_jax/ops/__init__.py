@@ -1,0 +1,1 @@
+"""How operations are computed: convolution, resizing, losses on resized logits."""

@@ -1,0 +1,155 @@
+"""Resizing and pooling to a grid as matrix products, for sizes known or free."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+
+def adaptive_average_pool(x: jax.Array, bins: int) -> jax.Array:
+    """Averages (b, h, w, c) over a grid of cells: (b, bins, bins, c).
+
+    Cell i has the rows from floor(i h / bins) up to, not including,
+    ceil((i + 1) h / bins), and columns alike, as in PyTorch: cells overlap where the
+    size is no multiple of `bins`, and repeat pixels where it is smaller.
+    """
+    rows, columns = (_cells(size, bins) for size in x.shape[1:3])
+    # Sums by zeros and ones, which are exact in bfloat16; then one division in float32.
+    sums: dict[str, Any] = dict(precision="highest", preferred_element_type=jnp.float32)
+    total = jnp.einsum("ih,bhwc->biwc", jnp.asarray(rows, x.dtype), x, **sums)
+    total = jnp.einsum(
+        "jw,biwc->bijc", jnp.asarray(columns, jnp.float32), total, **sums
+    )
+    area = rows.sum(1)[:, None] * columns.sum(1)
+    return (total / area[:, :, None]).astype(x.dtype)
+
+
+def _cells(size: int, bins: int) -> np.ndarray | jax.Array:
+    """Which cell (bins, size) has which pixel; NumPy where the size is known."""
+    xp = np if isinstance(size, int) else jnp
+    pixel = _index(size)
+    return xp.stack(
+        [
+            (pixel >= i * size // bins) & (pixel < ((i + 1) * size + bins - 1) // bins)
+            for i in range(bins)
+        ]
+    )
+
+
+def resize_bilinear(
+    x: jax.Array,
+    size: tuple[int, int],
+    *,
+    align_corners: bool = True,
+    antialias: bool = False,
+) -> jax.Array:
+    """Resizes (b, h, w, c) bilinearly to (b, *size, c) by two small matrix products.
+
+    Args:
+        x: Floating point features or images.
+        size: Output height and width.
+        align_corners: Put the centers of the corner pixels on each other
+            (PyTorch-Encoding); otherwise the corners of the images (mmsegmentation's
+            published configs, PIL).
+        antialias: Widen the kernel where the image shrinks, as PIL does; only with
+            `align_corners=False`.
+    """
+    if antialias and align_corners:
+        raise ValueError("antialias needs align_corners=False")
+    height, width = x.shape[1:3]
+    out = x
+    # The smaller intermediate result first.
+    if height != size[0]:
+        rows = interpolation_matrix(height, size[0], align_corners, antialias)
+        out = _product("oh,bhwc->bowc", rows, out)
+    if width != size[1]:
+        columns = interpolation_matrix(width, size[1], align_corners, antialias)
+        out = _product("ow,bhwc->bhoc", columns, out)
+    return out
+
+
+def resize_argmax(
+    x: jax.Array, sizes: Sequence[tuple[int, int]], align_corners: Sequence[bool]
+) -> jax.Array:
+    """Resizes (b, h, w, c) once or several times; returns its largest channels.
+
+    On CPU one channel after the other is resized and compared with the best so far: a
+    third of the time of a resized array and its arg max, and the array, which for 150
+    classes is the largest of a prediction, is never held.
+
+    Args:
+        x: Floating point logits.
+        sizes: Heights and widths, one after the other.
+        align_corners: For each; see `resize_bilinear`.
+
+    Returns:
+        uint8 (b, *sizes[-1]); of equal channels the first.
+    """
+    rows: Any = np.eye(x.shape[1])
+    columns: Any = np.eye(x.shape[2])
+    for (height, width), align in zip(sizes, align_corners):
+        rows = interpolation_matrix(len(rows), height, align) @ rows
+        columns = interpolation_matrix(len(columns), width, align) @ columns
+    x = x.astype(jnp.float32)
+
+    def at_once(x: jax.Array) -> jax.Array:
+        x = _product("ow,bhwc->bhoc", columns, _product("oh,bhwc->bowc", rows, x))
+        return x.argmax(-1).astype(jnp.uint8)
+
+    def by_channel(x: jax.Array) -> jax.Array:
+        def compare(best: tuple[jax.Array, ...], channel: jax.Array) -> Any:
+            value, label, number = best
+            resized = _product("ow,bhw->bho", columns, channel)
+            better = resized > value
+            value = jnp.where(better, resized, value)
+            return (value, jnp.where(better, number, label), number + 1), None
+
+        channels = _product("oh,bhwc->cbow", rows, x)
+        shape = (x.shape[0], len(rows), len(columns))
+        start = (jnp.full(shape, -jnp.inf), jnp.zeros(shape, jnp.uint8), jnp.uint8(0))
+        return jax.lax.scan(compare, start, channels)[0][1]
+
+    return jax.lax.platform_dependent(x, cpu=by_channel, default=at_once)
+
+
+def _product(equation: str, matrix: np.ndarray | jax.Array, x: jax.Array) -> jax.Array:
+    # Weights such as 0.625 are exact in bfloat16, others are not: full precision keeps
+    # float32 features right on units that multiply in less by default.
+    precision = jax.lax.Precision.HIGHEST if x.dtype == jnp.float32 else None
+    return jnp.einsum(equation, jnp.asarray(matrix, x.dtype), x, precision=precision)
+
+
+def interpolation_matrix(
+    source: int, target: int, align_corners: bool = True, antialias: bool = False
+) -> np.ndarray | jax.Array:
+    """Weights (target, source), float32, of one-dimensional linear interpolation.
+
+    NumPy where both sizes are known.
+    """
+    # Float64 on the host where the sizes are known (always but in export with free
+    # sizes): positions near 1000 in float32 would cost the weights four digits.
+    known = isinstance(source, int) and isinstance(target, int)
+    xp = np if known else jnp
+    i, j = _index(target)[:, None], _index(source)[None, :]
+    if align_corners:
+        step = (source - 1) / max(target - 1, 1)
+        position = i * step
+    else:
+        step = source / target
+        position = xp.clip((i + 0.5) * step - 0.5, 0, source - 1)
+        if antialias:
+            position = (i + 0.5) * step - 0.5
+    reach = max(step, 1.0) if antialias else 1.0
+    weights = xp.maximum(0.0, 1.0 - abs(position - j) / reach)
+    weights = weights / weights.sum(1, keepdims=True)
+    return weights.astype(np.float32)
+
+
+def _index(size: int) -> np.ndarray | jax.Array:
+    """Numbers from 0 to size - 1; NumPy where the size is known."""
+    if isinstance(size, int):
+        return np.arange(size)
+    # Not `jnp.arange`: jax2onnx makes no array of a free size of it.
+    return jax.lax.iota(np.int32, size)

@@ -1,0 +1,34 @@
+"""From a configuration to the arguments of its model."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from ml_collections import ConfigDict
+
+from encnet_jax.config import validate
+from encnet_jax.models.registry import check_model_settings
+
+
+def check_config(config: ConfigDict) -> None:
+    """Raises `UserError` for the first value out of range, those of the model too."""
+    validate(config)
+    # The number of classes is not known before the data set is.
+    check_model_settings(num_classes=2, **model_settings(config))
+
+
+def model_settings(config: ConfigDict) -> dict[str, Any]:
+    """Returns the arguments of `create_model` but `num_classes` and `rngs`."""
+    settings = config.model.to_dict()
+    del settings["weights"]  # not of the model, but of where training starts
+    settings["se_stages"] = tuple(settings["se_stages"])
+    settings["remat"] = tuple(settings["remat"])
+    settings["dtype"] = resolve_dtype(settings["dtype"])
+    return settings
+
+
+def resolve_dtype(name: str) -> Any:
+    """Returns the dtype of the computation; `auto` depends on the platform."""
+    if name == "auto":
+        name = "float32" if jax.default_backend() == "cpu" else "bfloat16"
+    return jnp.dtype(name)

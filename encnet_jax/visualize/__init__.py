@@ -1,0 +1,1 @@
+"""Label maps and scores as images and charts."""

@@ -1,0 +1,121 @@
+"""Scores as pictures: bars of classes, the confusion matrix, good and bad images."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from encnet_jax.data.dataset_info import IGNORE_LABEL, DatasetInfo
+from encnet_jax.data.datasets import Example
+from encnet_jax.visualize.overlay import palette_image
+
+_WIDEST = 28  # classes up to which cells show their numbers
+
+
+def save_class_bars(scores: dict[str, Any], info: DatasetInfo, path: Path) -> None:
+    """Draws the IoU of every class, the best on top, and the mean.
+
+    Args:
+        scores: What `metrics.segmentation_metrics` returned.
+        info: Names and colors of the classes.
+        path: The PNG to write.
+    """
+    iou = np.asarray(scores["per_class_iou"])
+    order = np.argsort(np.nan_to_num(iou, nan=-1.0), kind="stable")
+    figure = Figure((7, 1.2 + 0.19 * len(iou)), layout="constrained")
+    axes = figure.add_subplot()
+    places = np.arange(len(iou))
+    colors = [np.asarray(info.colors[k]) / 255 for k in order]
+    axes.barh(
+        places, 100 * np.nan_to_num(iou[order]), color=colors, edgecolor="0.4", lw=0.5
+    )
+    for place, value in enumerate(iou[order]):
+        text = "absent" if np.isnan(value) else f"{100 * value:.1f}"
+        x = 100 * np.nan_to_num(value) + 0.7
+        axes.text(x, place, text, va="center", fontsize=7)
+    axes.axvline(100 * scores["mean_iou"], color="black", ls="--", lw=0.8)
+    axes.set_yticks(places, [info.class_names[k] for k in order], fontsize=8)
+    axes.set_ylim(-0.7, len(iou) - 0.3)
+    axes.set_xlim(0, 108)
+    axes.set_xlabel("IoU, %")
+    axes.set_title(f"mean IoU {100 * scores['mean_iou']:.2f} % (dashed)")
+    _save(figure, path)
+
+
+def save_confusion(matrix: np.ndarray, info: DatasetInfo, path: Path) -> None:
+    """Draws where the pixels of each class go, in percent of the class.
+
+    Args:
+        matrix: Integers (n, n), rows true classes.
+        info: Names of the classes.
+        path: The PNG to write.
+    """
+    count = len(matrix)
+    share = 100 * matrix / np.maximum(matrix.sum(1, keepdims=True), 1)
+    side = max(6.0, 1.5 + (0.36 if count <= _WIDEST else 0.15) * count)
+    figure = Figure((side + 1, side), layout="constrained")
+    axes = figure.add_subplot()
+    # By the square root, so that small shares of wrong pixels show.
+    picture = axes.imshow(np.sqrt(share), cmap="magma_r", vmin=0, vmax=10)
+    size = 8 if count <= _WIDEST else 7
+    axes.set_xticks(range(count), info.class_names, rotation=90, fontsize=size)
+    axes.set_yticks(range(count), info.class_names, fontsize=size)
+    axes.set_xlabel("predicted")
+    axes.set_ylabel("true")
+    if count <= _WIDEST:
+        for i, j in zip(*np.nonzero(share >= 0.5)):
+            color = "white" if share[i, j] > 35 else "black"
+            text = f"{share[i, j]:.0f}"
+            axes.text(j, i, text, ha="center", va="center", fontsize=7, color=color)
+    else:
+        axes.tick_params(length=0)
+        axes.set_xticks(np.arange(count + 1) - 0.5, minor=True)
+        axes.set_yticks(np.arange(count + 1) - 0.5, minor=True)
+        axes.grid(which="minor", color="0.9", lw=0.3)
+        axes.tick_params(which="minor", length=0)
+    bar = figure.colorbar(picture, shrink=0.6)
+    bar.set_ticks(
+        [0, 1, 10**0.5, 5, 50**0.5, 10], labels=["0", "1", "10", "25", "50", "100"]
+    )
+    bar.set_label("% of the true class's pixels")
+    _save(figure, path)
+
+
+def save_pictures(
+    rows: Sequence[tuple[str, Example, np.ndarray]], info: DatasetInfo, path: Path
+) -> None:
+    """Draws images, labels, predictions and where they differ, a row each.
+
+    Args:
+        rows: Captions, examples and predictions, uint8 (h, w).
+        info: Colors of the classes.
+        path: The PNG to write.
+    """
+    heights = [
+        example.image.shape[0] / example.image.shape[1] for _, example, _ in rows
+    ]
+    figure = Figure((13, 3.1 * sum(heights) + 0.4 * len(rows)), layout="constrained")
+    grid = figure.subplots(len(rows), 4, squeeze=False, height_ratios=heights)
+    for axes, (caption, example, predictions) in zip(grid, rows):
+        wrong = (example.labels != predictions) & (example.labels != IGNORE_LABEL)
+        faded = 255 - (255 - example.image.mean(-1, keepdims=True)) * 0.3
+        errors = np.where(wrong[..., None], (200, 0, 0), faded).astype(np.uint8)
+        panels = {
+            caption: example.image,
+            "label": palette_image(example.labels, info.colors).convert("RGB"),
+            "prediction": palette_image(predictions, info.colors).convert("RGB"),
+            f"wrong: {100 * wrong.mean():.1f} % of pixels": errors,
+        }
+        for cell, (title, picture) in zip(axes, panels.items()):
+            cell.imshow(picture, interpolation="nearest")
+            cell.set_title(title, fontsize=9)
+            cell.set_axis_off()
+    _save(figure, path)
+
+
+def _save(figure: Figure, path: Path) -> None:
+    FigureCanvasAgg(figure)
+    figure.savefig(path, dpi=110)

@@ -1,0 +1,178 @@
+"""Tests of the datasets, on a made-up folder in the layout of CamVid."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from encnet_jax.data.dataset_info import CAMVID, IGNORE_LABEL
+from encnet_jax.data.datasets import FileDataset, SyntheticScenes, pair_files
+from encnet_jax.data.registry import open_dataset
+from encnet_jax.errors import UserError
+
+RNG = np.random.default_rng(0)
+
+
+def write(root, name, labels, suffix="png", split="train", size=None):
+    """Writes a pair; the image shows its labels. Returns both paths."""
+    for folder in (split, f"{split}annot"):
+        (root / folder).mkdir(exist_ok=True)
+    image = np.repeat(labels[..., None] * 20, 3, -1).astype(np.uint8)
+    if size:
+        image = np.zeros((*size, 3), np.uint8)
+    paths = root / split / f"{name}.{suffix}", root / f"{split}annot" / f"{name}.png"
+    Image.fromarray(image).save(paths[0])
+    Image.fromarray(labels.astype(np.uint8)).save(paths[1])
+    return paths
+
+
+@pytest.fixture
+def camvid(tmp_path):
+    """Returns a folder of two training images, a PNG and a JPEG, with all classes."""
+    for name, suffix in (("0002", "png"), ("0001", "JPG")):
+        write(tmp_path, name, RNG.integers(0, 12, (6, 8)), suffix)
+    return tmp_path
+
+
+def one_line_error(folder, split="train"):
+    """Returns the message with which opening a split ends."""
+    with pytest.raises(UserError) as raised:
+        open_dataset("camvid", split, str(folder))
+    assert "\n" not in str(raised.value)
+    return str(raised.value)
+
+
+def test_camvid_pairs_files_sorted_by_name(camvid):
+    dataset = open_dataset("camvid", "train", str(camvid))
+    assert len(dataset) == 2 and dataset.info is CAMVID
+    names = [dataset[index].name for index in range(2)]
+    assert names == ["0001", "0002"]
+
+
+def test_camvid_maps_void_to_the_ignored_label_and_nothing_else(camvid):
+    dataset = open_dataset("camvid", "train", str(camvid))
+    for index, name in enumerate(("0001", "0002")):
+        stored = np.asarray(Image.open(camvid / "trainannot" / f"{name}.png"))
+        example = dataset[index]
+        expected = np.where(stored == 11, IGNORE_LABEL, stored)
+        assert (stored == 11).any() and example.labels.dtype == np.uint8
+        np.testing.assert_array_equal(example.labels, expected)
+    np.testing.assert_array_equal(
+        example.image, np.repeat(stored[..., None] * 20, 3, -1)
+    )
+
+
+def test_encoded_image_is_that_of_the_file(camvid):
+    dataset = open_dataset("camvid", "train", str(camvid))
+    encoded, labels = dataset.encoded(0)
+    assert encoded == (camvid / "train" / "0001.JPG").read_bytes()
+    np.testing.assert_array_equal(labels, dataset[0].labels)
+
+
+def test_ignored_label_in_the_file_stays(camvid):
+    write(camvid, "0003", np.full((4, 4), IGNORE_LABEL))
+    labels = open_dataset("camvid", "train", str(camvid)).example(2).labels
+    assert (labels == IGNORE_LABEL).all()
+
+
+def test_camvid_folder_is_found_by_the_environment(camvid, monkeypatch):
+    monkeypatch.setenv("ENCNET_CAMVID", str(camvid))
+    assert len(open_dataset("camvid", "train")) == 2
+    monkeypatch.setenv("ENCNET_CAMVID", "/nowhere")
+    assert len(open_dataset("camvid", "train", str(camvid))) == 2  # data_dir wins.
+
+
+def test_no_camvid_folder_names_both_ways_to_give_it(monkeypatch):
+    monkeypatch.delenv("ENCNET_CAMVID", raising=False)
+    with pytest.raises(UserError, match="data.data_dir.*ENCNET_CAMVID"):
+        open_dataset("camvid", "train")
+
+
+def test_missing_label_file_is_named_with_its_image(camvid):
+    label = camvid / "trainannot" / "0001.png"
+    label.unlink()
+    message = one_line_error(camvid)
+    assert str(label) in message and str(camvid / "train" / "0001.JPG") in message
+
+
+def test_different_sizes_name_both_files(camvid):
+    image, label = write(camvid, "0003", np.zeros((4, 6), int), size=(5, 7))
+    message = one_line_error(camvid)
+    assert f"{image} is 7x5" in message and f"{label} is 6x4" in message
+
+
+@pytest.mark.parametrize("value", [12, 100, 254])
+def test_label_outside_the_classes_names_file_and_value(camvid, value):
+    labels = np.zeros((4, 6), int)
+    labels[2, 3] = value
+    _, label = write(camvid, "0003", labels)
+    message = one_line_error(camvid)
+    assert str(label) in message and f"label {value};" in message
+    assert "0 to 10" in message and "11, 255" in message
+
+
+def test_label_image_in_colors_is_named(camvid):
+    label = camvid / "trainannot" / "0001.png"
+    Image.new("RGB", (8, 6)).save(label)
+    message = one_line_error(camvid)
+    assert str(label) in message and "mode RGB" in message
+
+
+@pytest.mark.parametrize("content", [b"", b"no image", "truncated"])
+@pytest.mark.parametrize("folder", ["train", "trainannot"])
+def test_unreadable_file_is_named(camvid, content, folder):
+    path = camvid / folder / "0002.png"
+    path.write_bytes(path.read_bytes()[:60] if content == "truncated" else content)
+    assert f"{path}: cannot be decoded" in one_line_error(camvid)
+
+
+def test_empty_split_names_its_folder(camvid):
+    (camvid / "val").mkdir()
+    (camvid / "valannot").mkdir()
+    (camvid / "val" / "notes.txt").write_text("no image")
+    assert one_line_error(camvid, "val").startswith(f"{camvid / 'val'}: no images")
+
+
+@pytest.mark.parametrize("missing", ["test", "testannot"])
+def test_missing_folder_is_named(camvid, missing):
+    other = {"test": "testannot", "testannot": "test"}[missing]
+    (camvid / other).mkdir()
+    assert one_line_error(camvid, "test") == f"{camvid / missing}: no such folder"
+
+
+def test_file_that_vanished_is_named(camvid):
+    pairs, _ = pair_files(camvid / "train", camvid / "trainannot")
+    pairs[0][0].unlink()
+    with pytest.raises(UserError, match=f"{pairs[0][0]}: cannot be read"):
+        FileDataset(CAMVID, pairs).example(0)
+
+
+def test_unknown_data_set_and_split_name_the_known_ones():
+    with pytest.raises(UserError, match="data.name='cityscape': allowed are scenes"):
+        open_dataset("cityscape", "train")
+    with pytest.raises(
+        UserError, match="split 'valid' of camvid: allowed are train, val"
+    ):
+        open_dataset("camvid", "valid")
+
+
+def test_drawn_splits_have_their_sizes_and_share_no_picture():
+    datasets = [
+        open_dataset("scenes", split, drawn=True)
+        for split in ("train", "validation", "test")
+    ]
+    assert [len(dataset) for dataset in datasets] == [4000, 400, 400]
+    first = [dataset[0] for dataset in datasets]
+    names = [example.name for example in first]
+    assert names == ["scenes_0_000000", "scenes_0_004000", "scenes_0_004400"]
+    assert (first[0].image != first[1].image).any()
+
+
+def test_drawn_pictures_are_those_of_their_seed():
+    one, same, other = (
+        SyntheticScenes(open_dataset("scenes", "train", drawn=True).info, "train", seed)
+        for seed in (0, 0, 1)
+    )
+    np.testing.assert_array_equal(one.example(3).image, same.example(3).image)
+    assert (one.example(3).image != other.example(3).image).any()
+    with pytest.raises(TypeError, match="example"):
+        one.encoded(0)

@@ -1,0 +1,289 @@
+"""Tests of training batches from a dataset, finished on the host or on the device."""
+
+import collections
+import io
+import itertools
+import threading
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+from encnet_jax.data.augment_device import resized_batch
+from encnet_jax.data.augmentation import Augmentation
+from encnet_jax.data.dataset_info import DatasetInfo
+from encnet_jax.data.datasets import Example, map_labels
+from encnet_jax.data.sampler import batch_indices
+from encnet_jax.errors import UserError
+from tests.data import geometry
+
+pipeline = pytest.importorskip("encnet_jax.data.loader")
+
+PLAIN = Augmentation(base_size=24, crop_size=24, scale_range=(1.0, 1.0), flip=False)
+# Published label n + 100 is class n, but label 7 is to be ignored.
+INFO = DatasetInfo(
+    "indices",
+    tuple(map(str, range(12))),
+    ((0, 0, 0),) * 12,
+    {},
+    {**{n + 100: n for n in range(12)}, 7: 255},
+)
+MODES = pytest.mark.parametrize("padded_size", [None, 0], ids=["host", "device"])
+
+
+def stored(image, kind="PNG", **settings):
+    file = io.BytesIO()
+    Image.fromarray(image).save(file, kind, **settings)
+    return file.getvalue()
+
+
+class ListDataset:
+    """A dataset of given examples, stored as PNG; remembers what was read."""
+
+    info = INFO
+
+    def __init__(self, pairs):
+        self.pairs = pairs
+        self.read = []
+
+    def __len__(self):
+        return len(self.pairs)
+
+    def encoded(self, index, *, raw_labels):
+        assert raw_labels
+        self.read.append(index)
+        image, labels = self.pairs[index]
+        labels = np.where(labels == 255, 7, labels + np.uint8(100)).astype(np.uint8)
+        return stored(image) if isinstance(image, np.ndarray) else image, labels
+
+    def __getitem__(self, index):
+        image, labels = self.pairs[index]
+        if not isinstance(image, np.ndarray):
+            raise UserError(f"picture {index} is bad")
+        labels = map_labels(labels + np.uint8(100), INFO, f"picture {index}")
+        return Example(image, labels, f"picture {index}")
+
+
+def batches(count, pairs, augmentation=PLAIN, *, batch_size=4, seed=0, **settings):
+    """Returns batches; those of canvases as the device finishes them."""
+    dataset = pairs if isinstance(pairs, ListDataset) else ListDataset(pairs)
+    made = pipeline.train_batches(
+        dataset, augmentation, batch_size=batch_size, seed=seed, **settings
+    )
+    found = list(itertools.islice(made, count))
+    made.close()
+    if "canvas" not in found[0]:
+        return found
+    finish = jax.jit(resized_batch, static_argnames="augmentation")
+    finished = [finish(batch, augmentation=augmentation) for batch in found]
+    return [
+        {"images": np.asarray(images).astype("u1"), "labels": np.asarray(labels)}
+        for images, labels in finished
+    ]
+
+
+def joined(found):
+    """Returns the images and labels of some batches, one after the other."""
+    return tuple(
+        np.concatenate([b[key] for b in found]) for key in ("images", "labels")
+    )
+
+
+def pictures(count):
+    rng = np.random.default_rng(0)
+    return [geometry.labeled_by_color(rng) for _ in range(count)]
+
+
+def squares(count):
+    """Returns pictures of 24x24 random pixels that tell their index by label 0, 0."""
+    rng = np.random.default_rng(0)
+    pairs = []
+    for index in range(count):
+        labels = rng.integers(0, 12, (24, 24)).astype(np.uint8)
+        labels[0, 0] = index
+        pairs.append((rng.integers(0, 256, (24, 24, 3), np.uint8), labels))
+    return pairs
+
+
+def assert_equal(first, second):
+    assert len(first) == len(second)
+    for one, other in zip(first, second):
+        assert one.keys() == other.keys() == {"images", "labels"}
+        for key in one:
+            np.testing.assert_array_equal(one[key], other[key])
+
+
+@MODES
+def test_identity_settings_return_every_example(padded_size):
+    pairs = squares(6)
+    images, labels = joined(batches(3, pairs, padded_size=padded_size))
+    assert images.dtype == labels.dtype == np.uint8
+    for row, index in enumerate(labels[:, 0, 0]):
+        np.testing.assert_array_equal(images[row], pairs[index][0])
+        np.testing.assert_array_equal(labels[row], pairs[index][1])
+
+
+@MODES
+@pytest.mark.parametrize("hosts", [1, 2, 4])
+def test_hosts_share_every_example_exactly_once_an_epoch(hosts, padded_size):
+    pairs, settings = squares(10), dict(padded_size=padded_size, process_count=hosts)
+    shares = [batches(5, pairs, **settings, process_index=i) for i in range(hosts)]
+    assert [len(batch["labels"]) for share in shares for batch in share] == (
+        [4 // hosts] * 5 * hosts
+    )
+    indices = [
+        share[step]["labels"][row, 0, 0]
+        for step in range(5)
+        for share in shares
+        for row in range(4 // hosts)
+    ]
+    assert sorted(indices[:10]) == sorted(indices[10:]) == list(range(10))
+
+
+@MODES
+def test_hosts_together_make_the_batches_of_one(padded_size):
+    pairs = pictures(5)
+    settings = dict(augmentation=geometry.GEOMETRY, seed=7, padded_size=padded_size)
+    whole = batches(3, pairs, **settings)
+    shares = [
+        batches(3, pairs, **settings, process_index=i, process_count=2)
+        for i in range(2)
+    ]
+    put_together = [
+        {key: np.concatenate([one[key], other[key]]) for key in one}
+        for one, other in zip(*shares)
+    ]
+    assert_equal(whole, put_together)
+
+
+@MODES
+@pytest.mark.parametrize("step", [1, 3])
+def test_resumed_batches_are_those_of_an_uninterrupted_run(step, padded_size):
+    pairs, augmentation = pictures(5), geometry.GEOMETRY
+    settings = dict(seed=7, padded_size=padded_size)
+    whole = batches(5, pairs, augmentation, **settings)
+    resumed = batches(5 - step, pairs, augmentation, start_step=step, **settings)
+    assert_equal(whole[step:], resumed)
+
+
+def test_resuming_reads_nothing_of_the_steps_before(monkeypatch):
+    monkeypatch.setattr(pipeline, "_cores", lambda: 3)
+    dataset = ListDataset(squares(12) * 50)
+    found = batches(1, dataset, start_step=123_456, batch_size=4)
+    ahead = [batch_indices(0, 600, 4, step)[0] for step in range(123_456, 123_456 + 3)]
+    assert not collections.Counter(dataset.read) - collections.Counter(
+        np.concatenate(ahead).tolist()
+    )
+    expected = [index % 12 for index in ahead[0]]
+    np.testing.assert_array_equal(found[0]["labels"][:, 0, 0], expected)
+
+
+@MODES
+def test_labels_and_colors_agree_to_the_pixel(padded_size):
+    found = batches(8, pictures(4), geometry.GEOMETRY, padded_size=padded_size)
+    geometry.check_labels_follow_colors(*joined(found))
+
+
+@pytest.mark.parametrize("jitter", [0.0, 0.4])
+def test_both_modes_make_the_same_crops(jitter):
+    rng = np.random.default_rng(1)
+    size = geometry.SIZE
+    pairs = [
+        (rng.integers(0, 256, (*size, 3), np.uint8), rng.integers(0, 12, size, "u1"))
+        for _ in range(4)
+    ]
+    augmentation = Augmentation(44, 40, (0.5, 2.0), color_jitter=jitter)
+    images, labels = joined(batches(8, pairs, augmentation))
+    other, same = joined(batches(8, pairs, augmentation, padded_size=0))
+    np.testing.assert_array_equal(labels, same)
+    # PIL rounds after each of its two passes, the device at the end. Jitter multiplies
+    # that by up to 1.4 for brightness, contrast and saturation each.
+    error = np.abs(images.astype(int) - other)
+    assert error.max() <= (1 if not jitter else 3)
+    assert error.mean() < 0.5
+    assert not images[labels == 255].any() and not other[labels == 255].any()
+
+
+def test_published_labels_become_classes_and_survive():
+    rng = np.random.default_rng(0)
+    values = np.array([0, 7, 11, 255], np.uint8)
+    labels = rng.params(values, (36, 44))
+    image = np.zeros((36, 44, 3), np.uint8)
+    _, found = joined(batches(4, [(image, labels)], geometry.GEOMETRY))
+    assert set(np.unique(found)) == set(values)
+
+
+def test_seeds_and_epochs_augment_differently():
+    pair = [geometry.ramp()]
+    augmentation = geometry.DIFFERENT
+    images, _ = joined(
+        batches(2, pair, augmentation) + batches(2, pair, augmentation, seed=1)
+    )
+    for one, other in itertools.combinations(images.astype(float), 2):
+        assert np.abs(one - other).mean() > 1
+
+
+def test_scales_and_mirroring_are_distributed_as_promised():
+    found = batches(4, [geometry.ramp()], geometry.SCALES, batch_size=100)
+    geometry.check_scales(*joined(found))
+
+
+def test_crops_are_distributed_as_promised():
+    found = batches(4, [geometry.ramp()], geometry.CROPS, batch_size=100)
+    geometry.check_crops(*joined(found))
+
+
+@MODES
+def test_colors_are_distributed_as_promised(padded_size):
+    settings = dict(batch_size=100, padded_size=padded_size)
+    found = batches(4, [geometry.fields()], geometry.COLORS, **settings)
+    geometry.check_colors(joined(found)[0])
+
+
+@MODES
+def test_color_jitter_changes_colors_and_no_labels(padded_size):
+    settings = dict(base_size=44, crop_size=44, scale_range=(1.0, 1.0), flip=False)
+    pairs, mode = pictures(1), dict(padded_size=padded_size)
+    plain, expected = joined(batches(5, pairs, Augmentation(**settings), **mode))
+    augmentation = Augmentation(**settings, color_jitter=0.4)
+    images, labels = joined(batches(5, pairs, augmentation, **mode))
+    np.testing.assert_array_equal(labels, expected)
+    assert (np.abs(images.astype(float) - plain).mean((1, 2, 3)) > 2).any()
+    # Padding stays black.
+    assert not images[labels == 255].any()
+
+
+@pytest.mark.parametrize("problem", [b"no image", "truncated"])
+@MODES
+def test_bad_example_is_named(problem, padded_size):
+    pairs = squares(3)
+    if problem == "truncated":
+        problem = stored(pairs[1][0], "JPEG")[:-200]
+    pairs[1] = problem, pairs[1][1]
+    with pytest.raises(UserError, match="picture 1 is bad"):
+        batches(3, pairs, padded_size=padded_size)
+
+
+def test_unknown_label_is_named():
+    pairs = squares(3)
+    pairs[1][1][5, 5] = 12
+    with pytest.raises(UserError, match="picture 1: label 112; allowed are 100 to 111"):
+        batches(3, pairs)
+
+
+def test_labels_of_another_size_are_named():
+    pairs = squares(3)
+    pairs[1] = pairs[1][0], pairs[1][1][:20]
+    with pytest.raises(UserError, match="example 1: the image is 24x24 .* 24x20"):
+        batches(3, pairs)
+
+
+def test_closing_ends_the_threads():
+    made = pipeline.train_batches(ListDataset(squares(3)), PLAIN, batch_size=2, seed=0)
+    next(made)
+    names = [thread.name for thread in threading.enumerate()]
+    assert any(name.startswith("encnet-input") for name in names)
+    made.close()
+    names = [thread.name for thread in threading.enumerate()]
+    assert not any(name.startswith("encnet-input") for name in names)

@@ -1,0 +1,192 @@
+"""Tests of random access to records, and of the index that makes starts quick."""
+
+import itertools
+import os
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from encnet_jax.data.augmentation import Augmentation
+from encnet_jax.data.datasets import TFRecordDataset
+from encnet_jax.data.sampler import batch_indices
+from encnet_jax.errors import UserError
+from tests.data.test_loader import INFO, stored
+
+tf = pytest.importorskip("tensorflow")
+records = pytest.importorskip("encnet_jax.data.tfrecord")
+pipeline = pytest.importorskip("encnet_jax.data.loader")
+
+
+def write(path, contents):
+    with tf.io.TFRecordWriter(str(path)) as writer:
+        for content in contents:
+            writer.write(content)
+    return str(path)
+
+
+@pytest.fixture
+def shards(tmp_path):
+    """Returns three files with 5, 0 and 3 records of 0 to 30,000 bytes."""
+    rng = np.random.default_rng(0)
+    lengths = [[0, 1, 30_000, 12, 7000], [], [5000, 4096, 3]]
+    return [
+        write(tmp_path / f"{n}.tfrecord", [rng.bytes(length) for length in part])
+        for n, part in enumerate(lengths)
+    ]
+
+
+@pytest.fixture
+def reads(monkeypatch):
+    """Returns a list that grows with each read of a local file."""
+    counted, pread = [], os.pread
+
+    def counting(descriptor, count, offset):
+        counted.append((offset, count))
+        return pread(descriptor, count, offset)
+
+    monkeypatch.setattr(os, "pread", counting)
+    return counted
+
+
+def contents(paths):
+    found = records.Records(paths)
+    return [found[index] for index in range(len(found))]
+
+
+def in_order(paths):
+    """Returns the records as TensorFlow reads them."""
+    return [record.numpy() for record in tf.data.TFRecordDataset(paths)]
+
+
+def test_records_are_those_that_tensorflow_reads_in_order(shards):
+    assert contents(shards) == in_order(shards)
+    assert contents(shards) == in_order(shards)  # now by the stored index
+    assert contents(shards[2:] + shards[:1]) == in_order(shards[2:] + shards[:1])
+
+
+def test_second_start_reads_the_index_and_no_record(shards, reads):
+    records.Records(shards)
+    assert reads
+    reads.clear()
+    found = records.Records(shards)
+    assert len(found) == 8 and not reads
+    found[6]
+    assert len(reads) == 1
+
+
+@pytest.mark.parametrize("change", ["more", "fewer files", "no index", "cut"])
+def test_index_of_other_files_is_made_again(shards, change):
+    records.Records(shards)
+    index = f"{shards[0]}.index"
+    if change == "more":
+        write(shards[2], [b"first", b"second"])
+    elif change == "fewer files":
+        shards = shards[:1]
+    else:
+        with open(index, "rb") as file:
+            content = file.read()
+        with open(index, "wb") as file:
+            file.write(b"no index" if change == "no index" else content[:-100])
+    assert contents(shards) == in_order(shards)
+    assert contents(shards) == in_order(shards)
+
+
+def test_place_where_no_index_can_be_written_is_read_all_the_same(shards, tmp_path):
+    os.mkdir(f"{shards[0]}.index")
+    assert contents(shards) == in_order(shards)
+    names = {path.name for path in tmp_path.iterdir()}
+    assert names == {f"{n}.tfrecord" for n in range(3)} | {"0.tfrecord.index"}
+
+
+def test_file_that_changed_behind_its_index_is_named(shards):
+    records.Records(shards)
+    write(shards[2], [b"x" * 4096, b"y" * 5000, b"abc"])  # as many bytes
+    found = records.Records(shards)
+    with pytest.raises(UserError, match=f"{shards[2]}: .* delete {shards[0]}.index"):
+        found[5]
+
+
+@pytest.mark.parametrize("kept", [-1, 5, 20])
+def test_truncated_file_is_named(shards, kept):
+    with open(shards[0], "rb") as file:
+        content = file.read()
+    with open(shards[0], "wb") as file:
+        file.write(content[:kept])
+    with pytest.raises(UserError, match=f"{shards[0]}: not a whole TFRecord file"):
+        records.Records(shards)
+
+
+def test_missing_file_is_named(tmp_path):
+    with pytest.raises(UserError, match="none.tfrecord: cannot be read: No such file"):
+        records.Records([str(tmp_path / "none.tfrecord")])
+
+
+@pytest.mark.parametrize("block", [2**25, 64])
+def test_remote_files_are_searched_in_blocks(shards, monkeypatch, block):
+    paths = []
+    for path in shards:
+        paths.append(f"ram://{block}/{os.path.basename(path)}")
+        tf.io.gfile.copy(path, paths[-1])
+    monkeypatch.setattr(records, "_REMOTE_BLOCK", block)
+    opened, gfile = [], tf.io.gfile.GFile
+
+    def counting(path, mode):
+        opened.append((path, mode))
+        return gfile(path, mode)
+
+    monkeypatch.setattr(tf.io.gfile, "GFile", counting)
+    assert contents(paths) == in_order(shards)
+    # Each file once to search and read it, whatever its records; then the index.
+    assert len([path for path, _ in opened if path in paths]) <= 2 * len(paths)
+    opened.clear()
+    found = records.Records(paths)
+    assert opened == [(f"{paths[0]}.index", "rb")]
+    assert found[7] == in_order(shards)[7]
+
+
+def example(index, image):
+    """Returns a record of an image whose labels are all one class."""
+    fields = {
+        "image": image,
+        "label": LABELS[index % 12],
+        "id": str(index).encode(),
+    }
+    features = {
+        key: tf.train.Feature(bytes_list=tf.train.BytesList(value=[value]))
+        for key, value in fields.items()
+    }
+    message = tf.train.Example(features=tf.train.Features(feature=features))
+    return message.SerializeToString()
+
+
+LABELS = [stored(np.full((2, 2), label + 100, np.uint8)) for label in range(12)]
+
+
+def test_far_step_of_a_set_as_large_as_ade20k_takes_few_reads(tmp_path, reads):
+    count, shards = 20_210, 4
+    image = stored(np.zeros((2, 2, 3), np.uint8))
+    paths = [
+        write(tmp_path / f"{n}", (example(i, image) for i in range(n, count, shards)))
+        for n in range(shards)
+    ]
+    split = SimpleNamespace(filepaths=paths)
+    builder = SimpleNamespace(info=SimpleNamespace(splits={"train": split}))
+    total = sum(map(os.path.getsize, paths))
+    TFRecordDataset(INFO, builder, "train")
+    # The first start goes through the files a block at a time.
+    assert len(reads) <= 1.3 * total / 4096
+    reads.clear()
+    dataset = TFRecordDataset(INFO, builder, "train")
+    augmentation = Augmentation(base_size=2, crop_size=2, scale_range=(1.0, 1.0))
+    step = 123_456
+    made = pipeline.train_batches(
+        dataset, augmentation, batch_size=16, seed=0, start_step=step
+    )
+    (batch,) = itertools.islice(made, 1)
+    made.close()
+    assert len(dataset) == count and 16 <= len(reads) <= 16 * 20
+    indices, _ = batch_indices(0, count, 16, step)
+    written = [i for n in range(shards) for i in range(n, count, shards)]
+    expected = [written[index] % 12 for index in indices]
+    np.testing.assert_array_equal(batch["labels"][:, 0, 0], expected)

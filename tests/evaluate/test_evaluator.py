@@ -1,0 +1,298 @@
+"""Evaluation: every image once, whatever the batches, devices and hosts."""
+
+import os
+import socket
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from encnet_jax import config as configuration
+from encnet_jax.data.dataset_info import DatasetInfo
+from encnet_jax.data.datasets import Example
+from encnet_jax.evaluate.accumulator import ImageMetrics
+from encnet_jax.evaluate.evaluator import (
+    evaluate,
+    make_whole_image_fn,
+    make_window_fn,
+    predict_fn_from_config,
+)
+from encnet_jax.inference.tta import MmsegProtocol, PyTorchEncodingProtocol
+from encnet_jax.models import create_model
+from encnet_jax.models.encnet import SegmentationModel, SegmentationOutput
+from encnet_jax.run.sharding import mesh_of
+from encnet_jax.run.state import split_model
+from tests.random_module import random_module
+
+INFO = DatasetInfo("made up", ("a", "b", "c"), ((0, 0, 0),) * 3, {})
+COMPILED = "/jax/core/compile/backend_compile_duration"
+
+
+class Brightest(SegmentationModel):
+    """Says of each pixel which channel is the brightest; a pixel sees only itself."""
+
+    align_corners = True
+
+    def __init__(self):
+        self.factor = nnx.Param(jnp.ones(()))
+
+    def forward_low_res(self, images):
+        # The class of channel 0 is present if the left part is bright.
+        presence = images[:, :, 0].mean((1, 2))[:, None] * jnp.ones(3)
+        return SegmentationOutput(images * self.factor[...], presence)
+
+
+class Made:
+    """Images of several sizes with labels that are partly wrong and partly ignored."""
+
+    info = INFO
+
+    def __init__(self, sizes):
+        rng = np.random.default_rng(0)
+        self.examples = []
+        for index, (h, w) in enumerate(sizes):
+            image = rng.integers(0, 256, (h, w, 3), np.uint8)
+            labels = rng.integers(0, 3, (h, w)).astype(np.uint8)
+            labels[0] = 255
+            self.examples.append(Example(image, labels, str(index)))
+
+    def __len__(self):
+        return len(self.examples)
+
+    def __getitem__(self, index):
+        return self.examples[index]
+
+
+def matrix_by_hand(dataset):
+    matrix = np.zeros((3, 3), np.int64)
+    mean, std = np.array(INFO.mean), np.array(INFO.std)
+    for example in dataset.examples:
+        predicted = ((example.image / 255 - mean) / std).argmax(-1)
+        valid = example.labels != 255
+        np.add.at(matrix, (example.labels[valid], predicted[valid]), 1)
+    return matrix
+
+
+def encoding(**settings):
+    return PyTorchEncodingProtocol(
+        **dict(
+            base_size=16,
+            crop_size=16,
+            scales=(1.0,),
+            flip=True,
+            stride=0,
+            align_corners=True,
+            mean=INFO.mean,
+            std=INFO.std,
+        )
+        | settings
+    )
+
+
+def run(score, model, dataset, batch_size=2, **settings):
+    _, params, batch_stats = split_model(model)
+    return evaluate(
+        score, params, batch_stats, dataset, batch_size=batch_size, **settings
+    )
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 5])
+def test_every_image_counts_once_whatever_the_batches(batch_size):
+    dataset = Made([(5, 7), (6, 4), (5, 7), (5, 7), (6, 4)])
+    model, done = Brightest(), []
+    score = make_whole_image_fn(model, INFO, mesh=mesh_of(jax.devices()[:1]))
+    results, kept = run(score, model, dataset, batch_size, progress=done.append, keep=2)
+    np.testing.assert_array_equal(results["confusion_matrix"], matrix_by_hand(dataset))
+    assert results["images"] == 5 and done == [1, 2, 3, 4, 5]
+    assert [example.name for example, _ in kept] == ["0", "4"]
+    assert kept[1][1].shape == (6, 4)
+
+
+def test_one_scale_in_one_window_is_the_whole_image():
+    dataset, model = Made([(12, 16), (16, 9), (16, 16)]), Brightest()
+    score = make_window_fn(model, INFO, encoding())
+    results, _ = run(score, model, dataset)
+    np.testing.assert_array_equal(results["confusion_matrix"], matrix_by_hand(dataset))
+
+
+def compilations(score, model, dataset):
+    """Returns how many programs an evaluation compiles."""
+    seen = []
+
+    def listen(event, duration, **_):
+        if event == COMPILED:
+            seen.append(event)
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    try:
+        run(score, model, dataset, batch_size=16)
+    finally:
+        jax.monitoring.unregister_event_duration_listener(listen)
+    return len(seen)
+
+
+@pytest.mark.parametrize("rules", ["encoding", "mmseg"])
+def test_hundred_sizes_at_six_scales_compile_four_programs(rules):
+    settings = dict(crop_size=24, scales=(0.5, 0.75, 1.0, 1.25, 1.5, 1.75))
+    model = Brightest()
+    if rules == "encoding":
+        protocol = encoding(base_size=26, **settings)
+    else:
+        fields = vars(encoding(base_size=4000, **settings))
+        protocol = MmsegProtocol(short_size=48, **fields)
+    dataset = Made([(60 + n, 160 - n) for n in range(100)])
+    score = make_window_fn(model, INFO, protocol, mesh_of(jax.devices()[:1]))
+    assert 1 <= compilations(score, model, dataset) <= 4
+
+
+def small_encnet():
+    return random_module(
+        create_model,
+        "encnet",
+        num_classes=3,
+        backbone="tiny",
+        stem="plain",
+        width=2,
+        head_channels=4,
+        num_codes=2,
+    )
+
+
+def score_fns(model, devices):
+    mesh = mesh_of(jax.local_devices()[:devices])
+    protocol = encoding(base_size=40, crop_size=32, scales=(0.5, 1.0, 1.5))
+    whole = make_whole_image_fn(model, INFO, mesh=mesh)
+    return {
+        "whole": whole,
+        "windows": make_window_fn(model, INFO, protocol, mesh),
+    }
+
+
+@pytest.mark.parametrize("way", ["whole", "windows"])
+def test_devices_share_the_work_and_change_no_count(way):
+    model, dataset = small_encnet(), Made([(33, 40), (40, 33), (33, 40)])
+    results = [run(score_fns(model, n)[way], model, dataset)[0] for n in (1, 2, 8)]
+    assert results[0]["confusion_matrix"].sum() == 2 * 32 * 40 + 39 * 33
+    for other in results[1:]:
+        for key in ("confusion_matrix", "presence_average_precision", "image_iou"):
+            np.testing.assert_array_equal(other[key], results[0][key])
+
+
+HOST = """
+import sys
+import jax
+import numpy as np
+process, port, out = sys.argv[1:]
+jax.config.update("jax_num_cpu_devices", 2)
+jax.distributed.initialize(f"localhost:{port}", 2, int(process))
+from tests.evaluate import test_evaluator as shared
+dataset, model = shared.Made(shared.SHARED), shared.small_encnet()
+seen = []
+for way, score in shared.score_fns(model, None).items():
+    results, _ = shared.run(
+        score, model, dataset, on_image=lambda image, record: seen.append(image.index)
+    )
+    for key in shared.COMPARED:
+        np.save(f"{out}/{process}-{way}-{key}.npy", results[key])
+np.save(f"{out}/{process}-seen.npy", seen)
+"""
+SHARED = [(33, 40), (40, 33), (33, 40), (40, 33), (33, 40)]
+COMPARED = ("confusion_matrix", "presence_average_precision", "image_iou")
+
+
+def test_two_processes_share_the_images_and_agree_with_one(tmp_path):
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = str(free.getsockname()[1])
+    kept = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
+    hosts = [
+        subprocess.Popen(
+            [sys.executable, "-c", HOST, process, port, str(tmp_path)],
+            env={**kept, "JAX_PLATFORMS": "cpu", "PYTHONPATH": os.getcwd()},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for process in "01"
+    ]
+    for host in hosts:
+        _, text = host.communicate(timeout=200)
+        assert host.returncode == 0, text
+    model, dataset = small_encnet(), Made(SHARED)
+    for way, score in score_fns(model, 1).items():
+        alone, _ = run(score, model, dataset)
+        for process in "01":
+            for key in COMPARED:
+                stored = np.load(tmp_path / f"{process}-{way}-{key}.npy")
+                np.testing.assert_array_equal(stored, alone[key])
+    seen = [sorted(set(np.load(tmp_path / f"{p}-seen.npy"))) for p in "01"]
+    assert seen == [[0, 2, 4], [1, 3]]
+
+
+def test_finished_images_are_counted_but_not_scored_again():
+    dataset, model, records = Made([(5, 7), (6, 4), (5, 7)]), Brightest(), []
+    score = make_whole_image_fn(model, INFO)
+    whole, _ = run(
+        score, model, dataset, on_image=lambda image, record: records.append(record)
+    )
+    again = []
+    results, _ = run(
+        score,
+        model,
+        dataset,
+        done=[ImageMetrics.from_json(r.to_json(), 3) for r in records if r.index != 1],
+        on_image=lambda image, record: again.append(image.index),
+    )
+    assert again == [1]
+    for key in COMPARED:
+        np.testing.assert_array_equal(results[key], whole[key])
+
+
+def test_presence_of_windows_is_the_mean_of_the_image_s():
+    image = np.zeros((16, 32, 3), np.uint8)
+    image[:, 16:] = 255
+    dataset, model = Made([(1, 1)]), Brightest()
+    dataset.examples = [Example(image, np.zeros((16, 32), np.uint8), "half")]
+    protocol = encoding(base_size=32, flip=False, stride=16)
+    found = []
+    run(
+        make_window_fn(model, INFO, protocol),
+        model,
+        dataset,
+        on_image=lambda scored, _: found.append(scored.presence),
+    )
+    black, white = (
+        1 / (1 + np.exp(-np.mean((v - np.array(INFO.mean)) / INFO.std))) for v in (0, 1)
+    )
+    np.testing.assert_allclose(found, [[(black + white) / 2] * 3], rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("settings", "shape"),
+    [
+        (dict(mode="slide", crop_size=12), (2, 12, 12, 3)),
+        (dict(scales=(1.0,), crop_size=12), (2, 12, 12, 3)),
+        (dict(scales=(1.0,), flip=True, crop_size=12), (2, 12, 12, 3)),
+        (dict(mode="whole", base_size=10), (2, 10, 8, 3)),
+        (dict(mode="whole", protocol="mmseg", short_size=10), (1, 12, 10, 3)),
+        (dict(mode="slide", protocol="mmseg", crop_size=6), (2, 6, 6, 3)),
+    ],
+)
+def test_configuration_says_what_the_network_sees(settings, shape):
+    shapes = []
+
+    class Counting(Brightest):
+        def forward_low_res(self, images):
+            shapes.append(images.shape)
+            return super().forward_low_res(images)
+
+    config = configuration.default()
+    config.mesh.data = 1
+    config.data.base_size = 12
+    config.evaluation.update(settings)
+    score = predict_fn_from_config(config, config, Counting(), INFO)
+    results, _ = run(score, Counting(), Made([(18, 15)]))
+    assert set(shapes) == {shape} and results["images"] == 1

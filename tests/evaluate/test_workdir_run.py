@@ -1,0 +1,276 @@
+"""evaluate.py on a small run: killed, resumed, misused, and for test servers."""
+
+import json
+import logging
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from encnet_jax import config as configuration
+from encnet_jax import optimizer
+from encnet_jax.config import load_config, save_config
+from encnet_jax.data.dataset_info import CAMVID, save_info
+from encnet_jax.evaluate.progress_log import EvalProgressLog
+from encnet_jax.evaluate.workdir_run import evaluate_workdir, select_examples
+from encnet_jax.models import create_model
+from encnet_jax.run.checkpoint import Checkpoints
+from encnet_jax.run.model_config import model_settings
+from encnet_jax.run.state import create_train_state, split_model
+from tests.commands import ROOT, command, environment, errors, run, start_two
+from tests.random_module import random_module
+
+SIZES = [(36, 48), (30, 40), (36, 48), (41, 37), (36, 50), (36, 48), (33, 48)]
+WINDOWS = ["--scales=0.5,1", "--flip", "--config.evaluation.object_sizes"]
+
+
+@pytest.fixture(scope="module")
+def camvid(tmp_path_factory):
+    """Labeled images of several sizes in the sharding of CamVid."""
+    root, rng = tmp_path_factory.mktemp("camvid"), np.random.default_rng(0)
+    for split in ("train", "val", "test"):
+        (root / split).mkdir()
+        (root / f"{split}annot").mkdir()
+        for index, (h, w) in enumerate(SIZES if split == "test" else SIZES[:2]):
+            labels = rng.integers(0, 12, (9, 9)).repeat(6, 0).repeat(6, 1)[:h, :w]
+            image = np.stack([labels * 20, 255 - labels * 20, labels * 7], -1)
+            name = f"{index:04}.png"
+            Image.fromarray(image.astype(np.uint8)).save(root / split / name)
+            Image.fromarray(labels.astype(np.uint8)).save(root / f"{split}annot" / name)
+    return root
+
+
+def write_run(workdir, seed=0):
+    """Writes what a training leaves: a small EncNet of random weights at step 7."""
+    config = configuration.default()
+    config.data.name = "camvid"
+    config.data.base_size, config.data.crop_size = 48, 32
+    config.total_steps = 7
+    config.mesh.data = 1
+    config.evaluation.split = "test"
+    config.evaluation.batch_size = 2
+    config.model.update(
+        backbone="tiny", stem="plain", width=4, head_channels=8, num_codes=4
+    )
+    settings = model_settings(config)
+    name = settings.pop("name")
+    model = random_module(create_model, name, num_classes=11, seed=seed, **settings)
+    _, params, batch_stats = split_model(model)
+    state = create_train_state(
+        params, batch_stats, optimizer.create_optimizer(lambda step: 0.0)
+    )
+    workdir.mkdir(parents=True)
+    save_config(config, workdir / "config.json")
+    save_info(CAMVID, workdir / "classes.json")
+    checkpoints = Checkpoints(workdir)
+    checkpoints.save(state, 7)
+    checkpoints.close()
+    return workdir
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    return write_run(tmp_path_factory.mktemp("runs") / "run")
+
+
+@pytest.fixture
+def config(trained, camvid):
+    config = load_config(trained / "config.json")
+    config.unlock()
+    config.data.data_dir = str(camvid)
+    config.evaluation.mode = "slide"
+    return config
+
+
+def arguments(trained, camvid, *more):
+    return [
+        "evaluate.py",
+        "--config=configs/camvid.py:cpu",
+        f"--config.data.data_dir={camvid}",
+        f"--workdir={trained}",
+        "--split=test",
+        "--config.data.base_size=48",
+        "--config.data.crop_size=32",
+        "--config.evaluation.base_size=0",
+        "--config.evaluation.batch_size=2",
+        *more,
+    ]
+
+
+@pytest.fixture(scope="module")
+def whole(trained, camvid):
+    """The scores of an evaluation that nobody disturbed."""
+    result = run(*arguments(trained, camvid, *WINDOWS))
+    assert result.returncode == 0, result.stderr
+    return result, trained / "evaluation" / "test-ms.json"
+
+
+def test_scores_are_told_written_and_drawn(whole):
+    result, path = whole
+    scores = json.loads(path.read_text())
+    assert scores["images"] == 7 and scores["step"] == 7
+    assert 0 <= scores["mean_iou"] <= 1 and len(scores["per_class_iou"]) == 11
+    expected = (scores["pixel_accuracy"] + scores["mean_iou"]) / 2
+    assert scores["ade_score"] == pytest.approx(expected)
+    assert 0 < scores["presence_average_precision"] <= 1
+    assert scores["by_object_size"].keys() == {"small", "medium", "large"}
+    assert scores["evaluation"]["scales"] == [0.5, 1.0]
+    for word in ("Bicyclist", "ADE score", "small objects", "presence"):
+        assert word in result.stdout
+    for kind in ("classes", "confusion", "pictures"):
+        with Image.open(path.with_name(f"test-ms-{kind}.png")) as picture:
+            assert picture.width > 300
+    assert not list(path.parent.glob("*.partial*"))
+
+
+def test_killed_evaluation_goes_on_and_scores_the_same(whole, trained, camvid):
+    _, path = whole
+    expected = path.read_text()
+    path.unlink()
+    process = subprocess.Popen(
+        command(*arguments(trained, camvid, *WINDOWS)),
+        cwd=ROOT,
+        env=environment(),
+        stderr=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+    )
+    progress_log, deadline = (
+        path.with_name("test-ms.partial-0.jsonl"),
+        time.time() + 200,
+    )
+    while time.time() < deadline and process.poll() is None:
+        if progress_log.exists() and progress_log.read_text().count("\n") >= 3:
+            break
+        time.sleep(0.001)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    done = progress_log.read_text().count("\n") - 1
+    assert 2 <= done < 7, "killed too late"
+    with progress_log.open("a") as file:
+        file.write('{"index": 6, "matrix": [[')  # cut off by the kill
+    result = run(*arguments(trained, camvid, *WINDOWS))
+    assert result.returncode == 0, result.stderr
+    assert f"{done} of 7 images are done" in result.stderr
+    assert path.read_text() == expected
+    assert not progress_log.exists()
+
+
+def test_two_hosts_share_an_evaluation_and_one_tells_and_writes_it(
+    whole, trained, camvid
+):
+    alone, path = whole
+    expected = json.loads(path.read_text())
+    path.unlink()
+    for picture in path.parent.glob("test-ms-*.png"):
+        picture.unlink()
+    processes = start_two(
+        *arguments(trained, camvid, *WINDOWS), devices=2, stdout=subprocess.PIPE
+    )
+    texts = []
+    for process in processes:
+        stdout, stderr = process.communicate(timeout=200)
+        assert process.returncode == 0, stderr
+        texts.append(stdout)
+    assert texts[0].splitlines()[-2:] == alone.stdout.splitlines()[-2:]
+    assert "mean IoU" in texts[0] and "mean IoU" not in texts[1]
+    found = json.loads(path.read_text())
+    assert found["images"] == 7
+    labeled = np.sum(expected["confusion_matrix"])
+    moved = np.abs(np.subtract(found["confusion_matrix"], expected["confusion_matrix"]))
+    # Windows in other batches are rounded otherwise: few pixels change their class.
+    assert moved.sum() <= 2e-3 * labeled == 2e-3 * np.sum(found["confusion_matrix"])
+    assert found["presence_average_precision"] == pytest.approx(
+        expected["presence_average_precision"], abs=1e-3
+    )
+    names = sorted(p.name for p in path.parent.iterdir() if "test-ms" in p.name)
+    kinds = ("classes", "confusion", "pictures")
+    assert names == sorted([f"test-ms-{kind}.png" for kind in kinds] + [path.name])
+
+
+def test_journal_of_other_weights_is_not_used(
+    trained, config, tmp_path, caplog, monkeypatch
+):
+    caplog.set_level(logging.INFO, "encnet_jax")
+    monkeypatch.setattr(EvalProgressLog, "remove", lambda self: None)
+    evaluate_workdir(config, trained, "test")
+    name = Path("evaluation") / "test.partial-0.jsonl"
+    left = (trained / name).read_text()
+    evaluate_workdir(config, trained, "test")
+    assert caplog.messages.count("7 of 7 images are done") == 1
+    other = write_run(tmp_path / "other", seed=1)
+    (other / "evaluation").mkdir()
+    (other / name).write_text(left)
+    evaluate_workdir(config, other, "test")
+    assert caplog.messages.count("7 of 7 images are done") == 1
+    first, second = (run / "evaluation" / "test.json" for run in (trained, other))
+    assert first.read_text() != second.read_text()
+    (trained / name).unlink()
+
+
+def test_whole_images_and_windows_by_mmsegmentation_s_rules_are_scored(trained, config):
+    config.evaluation.protocol = "mmseg"
+    config.evaluation.crop_size = 24
+    for mode in ("whole", "slide"):
+        config.evaluation.mode = mode
+        text = evaluate_workdir(config, trained, "val")
+        assert "2 images, step 7" in text
+
+
+def test_submission_has_published_ids_at_the_size_of_the_image(
+    trained, config, camvid, tmp_path
+):
+    folder = tmp_path / "images" / "city"
+    folder.mkdir(parents=True)
+    Image.open(camvid / "test" / "0003.png").save(folder / "a_000.png")
+    Image.open(camvid / "test" / "0000.png").save(folder / "b_000.jpg")
+    text = evaluate_workdir(
+        config, trained, "test", submission=True, images=tmp_path / "images"
+    )
+    assert "2 images" in text and "mean IoU" not in text
+    output = trained / "submission" / "images"
+    assert sorted(p.name for p in output.iterdir()) == ["a_000.png", "b_000.png"]
+    with Image.open(output / "a_000.png") as image:
+        assert image.mode == "L" and image.size == (37, 41)
+        assert np.asarray(image).max() < 11
+    # Of a split: the same files, and scores.
+    text = evaluate_workdir(config, trained, "test", submission=True)
+    assert "mean IoU" in text
+    written = np.asarray(Image.open(trained / "submission" / "test" / "0003.png"))
+    np.testing.assert_array_equal(written, np.asarray(Image.open(output / "a_000.png")))
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--split=dev"], "split 'dev' of camvid: allowed are train, val, test"),
+        (["--images=/no/such"], "needs --submission"),
+        (["--images=/no/such", "--submission"], "/no/such: no such folder"),
+        (["--step=3"], "step 3: not in"),
+        (["--config.evaluation.protocol=voc"], "allowed are encoding, mmseg"),
+        (["--config.evaluation.stride=40"], "windows of 32 pixels would leave gaps"),
+        (["--config.data.name=scenes", "--split=test"], "has other 20"),
+    ],
+)
+def test_what_does_not_fit_is_said_before_anything_starts(
+    trained, camvid, more, message
+):
+    before = sorted(trained.rglob("*"))
+    extra = ["--config.data.cache_on_device"] if "scenes" in more[0] else []
+    result = run(*arguments(trained, camvid, *more, *extra))
+    assert result.returncode == 2 and len(errors(result)) == 1, result.stderr
+    assert message in errors(result)[0]
+    assert sorted(trained.rglob("*")) == before
+
+
+def test_best_median_and_worst_images_are_chosen_once():
+    scores = np.array([0.1, 0.9, 0.5, 0.4, 0.8, 0.2, 0.6])
+    words = select_examples(scores)
+    assert words == {1: "best", 4: "best", 2: "median", 6: "median"} | {
+        5: "worst",
+        0: "worst",
+    }
+    assert select_examples(np.array([0.3])) == {0: "best"}

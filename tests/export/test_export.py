@@ -1,0 +1,315 @@
+"""ExportSpec models: they run without the package and equal the model in JAX."""
+
+import importlib.util
+import re
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import onnxruntime
+import pytest
+
+from encnet_jax.config import default, save_config
+from encnet_jax.data.dataset_info import (
+    DatasetInfo,
+    load_info,
+    save_info,
+    voc_colormap,
+)
+from encnet_jax.errors import UserError
+from encnet_jax.evaluate.classification import make_classify_fn
+from encnet_jax.export import formats as export_formats
+from encnet_jax.export.workdir_run import compare, export_workdir, load_trained
+from encnet_jax.inference.predict_fn import make_predict_fn
+from encnet_jax.models import create_model
+from encnet_jax.models.layers import max_pool
+from encnet_jax.ops.resize import adaptive_average_pool, resize_bilinear
+from encnet_jax.optimizer import create_optimizer
+from encnet_jax.run.checkpoint import Checkpoints
+from encnet_jax.run.model_config import model_settings
+from encnet_jax.run.state import create_train_state, split_model
+from encnet_jax.run.workdir import load_workdir
+from tests.commands import environment, errors, run
+from tests.random_module import random_module
+
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:'.value' access is now deprecated:DeprecationWarning:jax2onnx"
+)
+
+MEAN, STD = (0.4, 0.5, 0.6), (0.3, 0.2, 0.25)
+SHAPES = [(1, 9, 9), (2, 33, 47), (3, 64, 40)]
+TINY = dict(backbone="tiny", stem="plain", width=4, head_channels=8, num_codes=2)
+
+
+def write_workdir(workdir, task="segmentation", **settings):
+    """Writes what a training leaves; returns the model."""
+    config = default()
+    config.total_steps = 1
+    config.model.update(settings)
+    model = random_module(create_model, num_classes=3, **model_settings(config))
+    _, params, batch_stats = split_model(model)
+    state = create_train_state(params, batch_stats, create_optimizer(lambda step: 0.0))
+    checkpoints = Checkpoints(workdir)
+    checkpoints.save(state, 7)
+    checkpoints.close()
+    save_config(config, workdir / "config.json")
+    names = ("road", "car", "sky")
+    info = DatasetInfo("mine", names, voc_colormap(3), {}, mean=MEAN, std=STD)
+    save_info(
+        DatasetInfo(**{**vars(info), "task": task}),
+        workdir / "classes.json",
+    )
+    return model
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """Returns a workdir and its model's labels of images of several shapes."""
+    workdir = tmp_path_factory.mktemp("run")
+    predict = make_predict_fn(write_workdir(workdir, **TINY), mean=MEAN, std=STD)
+    return workdir, [np.asarray(predict(images_of(*shape))) for shape in SHAPES]
+
+
+@pytest.fixture(scope="module")
+def stablehlo(trained, tmp_path_factory):
+    """Returns the folder that the command wrote."""
+    output = tmp_path_factory.mktemp("stablehlo") / "new" / "model"
+    result = run("export.py", f"--workdir={trained[0]}", f"--output={output}")
+    assert result.returncode == 0, result.stderr
+    assert "0 of 12610 labels differ" in result.stdout
+    return output
+
+
+@pytest.fixture(scope="module")
+def onnx(trained, tmp_path_factory):
+    output = tmp_path_factory.mktemp("onnx") / "model"
+    export_workdir(trained[0], output, "onnx")
+    return output
+
+
+def images_of(*shape):
+    return np.random.default_rng(0).integers(0, 256, (*shape, 3), np.uint8)
+
+
+def code_of(folder):
+    (code,) = re.findall(
+        "```python\n(.*?)```", (folder / "README.md").read_text(), re.S
+    )
+    return code
+
+
+def test_stablehlo_runs_by_its_readme_with_jax_alone(trained, stablehlo, tmp_path):
+    assert len(np.unique(np.concatenate([a.ravel() for a in trained[1]]))) > 1
+    np.savez(tmp_path / "in.npz", *[images_of(*shape) for shape in SHAPES])
+    # The code of the page, and then more images by what it made.
+    program = (
+        code_of(stablehlo).replace("520", "24")
+        + f"""
+import sys
+assert labels.shape == (1, 24, 24) and "encnet_jax" not in sys.modules
+given = np.load({str(tmp_path / "in.npz")!r})
+found = [run(given[name])["labels"] for name in given]
+np.savez({str(tmp_path / "out.npz")!r}, *found)
+"""
+    )
+    # Neither the project nor its folder is on the path.
+    environ = {k: v for k, v in environment().items() if k != "PYTHONPATH"}
+    subprocess.run(
+        [sys.executable, "-c", program], cwd=stablehlo, env=environ, check=True
+    )
+    found = np.load(tmp_path / "out.npz")
+    for name, expected in zip(found, trained[1]):
+        np.testing.assert_array_equal(found[name], expected)
+
+
+def test_stablehlo_is_for_all_platforms_and_refuses_small_images(stablehlo):
+    data = (stablehlo / "model.stablehlo").read_bytes()
+    exported = jax.export.deserialize(bytearray(data))
+    assert exported.platforms == ("cpu", "cuda", "tpu")
+    with pytest.raises(ValueError, match="refining shapes"):
+        exported.call(images_of(1, 8, 9))
+
+
+def test_folder_tells_classes_and_arrays(stablehlo):
+    info = load_info(stablehlo / "classes.json")
+    assert info.class_names == ("road", "car", "sky") and info.mean == MEAN
+    text = (stablehlo / "README.md").read_text()
+    for row in (
+        "| in | `images` | uint8 (b, h, w, 3) | RGB, 0 to 255 |",
+        "| out | `labels` | uint8 (b, h, w) |",
+        "| out | `presence` | float32 (b, 3) |",
+        "| 1 | car | #008000 |",
+        "mean (0.4, 0.5, 0.6) and std (0.3, 0.2, 0.25)",
+        "step 7",
+    ):
+        assert row in text, row
+    assert "logits" not in text
+
+
+def test_onnx_takes_images_of_any_size(trained, onnx, monkeypatch):
+    monkeypatch.chdir(onnx)
+    scope = {}
+    exec(code_of(onnx).replace("520", "24"), scope)
+    assert scope["labels"].shape == (1, 24, 24)
+    predict = jax.jit(load_trained(trained[0]).predict)
+    for shape, expected in zip(SHAPES, trained[1]):
+        images = images_of(*shape)
+        found = scope["session"].run(
+            ["labels", "logits", "presence"], {"images": images}
+        )
+        np.testing.assert_array_equal(found[0], expected)
+        wanted = predict(images)
+        scale = np.abs(wanted["logits"]).max()
+        np.testing.assert_allclose(found[1], wanted["logits"], atol=1e-5 * scale)
+        np.testing.assert_allclose(found[2], wanted["presence"], atol=1e-5)
+
+
+def test_onnx_of_one_size_has_that_size(trained, tmp_path):
+    text = export_workdir(trained[0], tmp_path / "out", "onnx", size="33x40")
+    assert "0 of 1320 labels differ" in text
+    session = onnxruntime.InferenceSession(tmp_path / "out" / "model.onnx")
+    assert session.get_inputs()[0].shape == [1, 33, 40, 3]
+    assert "uint8 (1, 33, 40, 3)" in (tmp_path / "out" / "README.md").read_text()
+
+
+def test_classifier_gives_probabilities(tmp_path):
+    workdir, output = tmp_path / "run", tmp_path / "out"
+    workdir.mkdir()
+    write_workdir(workdir, "classification", name="resnet14", width=2)
+    export_workdir(workdir, output)
+    images = images_of(2, 32, 32)
+    found = export_formats.read_stablehlo(output / "model.stablehlo")(images)
+    trained = load_workdir(workdir)
+    model = trained.model_def.merge(trained.params, trained.batch_stats)
+    classify = make_classify_fn(model, trained.info)
+    expected = np.asarray(classify(trained.params, trained.batch_stats, images))
+    np.testing.assert_allclose(found["probabilities"], expected, atol=1e-6)
+    np.testing.assert_array_equal(found["labels"], expected.argmax(-1))
+    assert load_info(output / "classes.json").task == "classification"
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        dict(stem="deep", avg_down=True, lateral=True, output_stride=16),
+        dict(backbone="resnet18", align_corners=False, se_stages=(3, 4)),
+        dict(num_codes=0, se_loss=False, output_stride=32),
+        dict(name="fcn"),
+        dict(name="pspnet", output_stride=32),
+        dict(name="deeplabv3"),
+    ],
+    ids=lambda settings: settings.get("name", "encnet-" + next(iter(settings))),
+)
+def test_every_model_can_be_traced_with_free_sizes(settings, tmp_path):
+    write_workdir(tmp_path, **(TINY | settings))
+    trained = load_trained(tmp_path)
+    least = [f"{side} >= {trained.smallest}" for side in "hw"]
+    sizes = jax.export.symbolic_shape("b, h, w", constraints=least)
+    images = jax.ShapeDtypeStruct((*sizes, 3), jnp.uint8)
+    outputs = jax.eval_shape(trained.predict, images)
+    assert outputs["labels"].shape == sizes
+    assert outputs["logits"].shape == (*sizes, 3)
+
+
+def test_layers_of_free_sizes_compute_what_those_of_known_ones_do():
+    def layers(x):
+        larger = (2 * x.shape[1] + 1, 3 * x.shape[2])
+        return [
+            max_pool(x),
+            adaptive_average_pool(x, 3),
+            resize_bilinear(x, larger),
+            resize_bilinear(x, larger, align_corners=False),
+        ]
+
+    sizes = jax.export.symbolic_shape("h, w", constraints=["h >= 2", "w >= 2"])
+    free = jax.ShapeDtypeStruct((2, *sizes, 3), jnp.float32)
+    exported = jax.export.export(jax.jit(layers))(free)
+    for size in ((7, 10), (20, 4)):
+        x = np.random.default_rng(0).normal(size=(2, *size, 3)).astype(np.float32)
+        for found, expected in zip(exported.call(x), jax.jit(layers)(x)):
+            # Weights of free sizes are float32 throughout, of known ones float64 first.
+            np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+LOGITS = np.array([[[[1.0, 3.0, 2.0], [5.0, -9.0, 5.0005]]]], np.float32)
+
+
+@pytest.mark.parametrize(
+    "changes, fault",
+    [
+        ({}, None),
+        ({"labels": np.array([[[1, 0]]])}, None),  # a tie, nearly
+        ({"labels": np.array([[[2, 2]]])}, "1 of 2 labels differ"),
+        ({"logits": LOGITS + 5e-4}, None),
+        ({"logits": LOGITS + 2e-3}, "logits by 2e-04"),
+        ({"logits": np.full_like(LOGITS, np.nan)}, "logits by nan"),
+        ({"presence": np.array([1e-12, 0.5002])}, "presence by 2e-04"),
+        ({"presence": np.array([0, 0.5])}, None),
+    ],
+)
+def test_comparison_finds_what_is_more_than_rounding(changes, fault):
+    expected = dict(
+        labels=np.array([[[1, 2]]]), logits=LOGITS, presence=np.array([1e-12, 0.5])
+    )
+    if fault is None:
+        assert "0 of 2 labels" in compare(expected | changes, expected)
+    else:
+        with pytest.raises(UserError, match=fault):
+            compare(expected | changes, expected)
+
+
+def test_export_that_is_wrong_leaves_nothing(trained, tmp_path, monkeypatch):
+    def read(path):
+        return lambda images: {"labels": np.full(images.shape[:3], 9)}
+
+    monkeypatch.setitem(export_formats.READERS, "stablehlo", read)
+    with pytest.raises(UserError, match="labels differ.*nothing was written"):
+        export_workdir(trained[0], tmp_path / "out")
+    assert not list(tmp_path.iterdir())
+
+
+def test_missing_packages_are_named_with_the_extra(trained, tmp_path, monkeypatch):
+    find = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util,
+        "find_spec",
+        lambda name: None if name == "jax2onnx" else find(name),
+    )
+    with pytest.raises(UserError, match=r"jax2onnx is not installed.*\[export\]"):
+        export_workdir(trained[0], tmp_path / "out", "onnx")
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (dict(file_format="pb"), "--format=pb: allowed are stablehlo, onnx"),
+        (dict(size="32x32"), "--size=32x32: only of --format=onnx"),
+        (dict(file_format="onnx", size="32"), "--size=32: HEIGHTxWIDTH"),
+        (dict(file_format="onnx", size="8x32"), "--size=8x32: at least 9 pixels"),
+        (dict(step="3"), "3"),
+    ],
+)
+def test_mistake_is_named_and_nothing_is_written(trained, tmp_path, arguments, message):
+    with pytest.raises(UserError, match=message):
+        export_workdir(trained[0], tmp_path / "out", **arguments)
+    assert not list(tmp_path.iterdir())
+
+
+def test_folder_in_use_is_left_alone(trained, tmp_path):
+    (tmp_path / "mine.txt").write_text("mine")
+    for output in (tmp_path, tmp_path / "mine.txt"):
+        with pytest.raises(UserError, match=f"--output={output}: is"):
+            export_workdir(trained[0], output)
+    with pytest.raises(
+        UserError, match="--output=.*out: (File exists|Not a directory)"
+    ):
+        export_workdir(trained[0], tmp_path / "mine.txt" / "out")
+    assert (tmp_path / "mine.txt").read_text() == "mine"
+
+
+def test_command_without_a_workdir_ends_with_one_line(tmp_path):
+    result = run("export.py", f"--workdir={tmp_path}", f"--output={tmp_path / 'out'}")
+    assert result.returncode == 2 and len(errors(result)) == 1
+    assert "config.json: missing" in errors(result)[0]

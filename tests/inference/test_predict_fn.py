@@ -1,0 +1,178 @@
+"""Tests of prediction: the function people call equals the model in eval mode."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from encnet_jax.data.dataset_info import IMAGENET_MEAN, IMAGENET_STD
+from encnet_jax.inference.predict_fn import (
+    InferenceModel,
+    make_predict_fn,
+    resized_shape,
+    whole_image_logits,
+)
+from encnet_jax.models import create_model
+from encnet_jax.models.encnet import SegmentationOutput
+from encnet_jax.ops.normalize import normalize
+from encnet_jax.ops.resize import resize_bilinear
+from encnet_jax.run.state import split_model
+from tests.random_module import random_module
+
+NORMALISATION = dict(mean=IMAGENET_MEAN, std=IMAGENET_STD)
+
+
+def small_model(name="encnet"):
+    model = random_module(
+        create_model,
+        name,
+        num_classes=3,
+        backbone="tiny",
+        stem="plain",
+        width=2,
+        head_channels=4,
+        num_codes=2,
+        aux_head=False,
+        dropout=0.5,
+    )
+    # Statistics that are not those of any batch.
+    model.head.reduce.norm.mean[...] += 0.1
+    return model
+
+
+def images_of(*size):
+    return np.random.default_rng(0).integers(0, 256, (*size, 3), np.uint8)
+
+
+def test_normalize_gives_the_values_worked_out_by_hand():
+    images = np.array([0, 51, 255], np.uint8).reshape(1, 1, 1, 3)
+    actual = normalize(jnp.asarray(images), (0.5, 0.1, 0.25), (0.5, 0.2, 0.25))
+    np.testing.assert_allclose(actual.ravel(), [-1, 0.5, 3], atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "size, base_size, expected",
+    [
+        ((360, 480), 0, (360, 480)),
+        ((360, 480), 240, (180, 240)),
+        ((480, 361), 240, (240, 181)),
+        ((5, 7), 14, (10, 14)),
+        ((100, 1), 10, (10, 1)),
+        ((1, 1), 10, (10, 10)),
+    ],
+)
+def test_working_size_has_the_long_side_asked_for(size, base_size, expected):
+    assert resized_shape(size, base_size) == expected
+
+
+@pytest.fixture(scope="module")
+def predict():
+    """Returns a model in training mode, a copy's results in eval mode, and more."""
+    model = small_model()
+    images = images_of(2, 33, 47)
+    function = make_predict_fn(model)
+    was_training = not model.head.reduce.norm.use_running_average
+    reference = small_model()
+    reference.eval()
+    inputs = (images / 255 - IMAGENET_MEAN) / IMAGENET_STD
+    apply = nnx.jit(lambda model, inputs: model(inputs).logits)
+    logits = np.asarray(apply(reference, jnp.asarray(inputs, jnp.float32)))
+    return model, was_training, function, images, logits
+
+
+def test_predict_fn_equals_the_model_in_eval_mode(predict):
+    _, _, function, images, logits = predict
+    labels = function(images)
+    assert labels.shape == (2, 33, 47) and labels.dtype == jnp.int32
+    ordered = np.sort(logits, -1)
+    clear = ordered[..., -1] - ordered[..., -2] > 1e-4
+    assert clear.mean() > 0.99 and len(np.unique(logits.argmax(-1))) > 1
+    np.testing.assert_array_equal(labels[clear], logits.argmax(-1)[clear])
+
+
+def test_folded_model_has_no_norms_and_no_heads_for_training():
+    model = random_module(
+        create_model, "encnet", num_classes=3, backbone="tiny", width=2
+    )
+    _, *trained = split_model(model)
+    folded = InferenceModel(model)
+    arrays = folded.arrays(*trained)
+    assert model.aux_head is not None and model.head.reduce.norm is not None
+    assert jax.tree.map(np.shape, arrays) == jax.tree.map(np.shape, folded.shapes())
+    # As host arrays: nothing was compiled, nothing is on a device.
+    assert all(isinstance(leaf, np.ndarray) for leaf in jax.tree.leaves(arrays))
+    names = {str(path[0]) for path, _ in jax.tree.flatten_with_path(arrays[0])[0]}
+    assert names == {"['backbone']", "['head']"}
+    # The one norm left is that over the codewords, which no convolution precedes.
+    assert len(jax.tree.leaves(arrays[1])) == 2
+
+
+def test_predict_fn_leaves_the_model_alone_and_keeps_its_weights(predict):
+    model, was_training, function, images, _ = predict
+    assert was_training
+    before = function(images)
+    kernel = model.head.classifier.conv.kernel
+    old = kernel[...]
+    kernel[...] = -old
+    np.testing.assert_array_equal(function(images), before)
+    kernel[...] = old
+
+
+def test_one_image_alone_has_the_labels_it_has_in_a_batch(predict):
+    _, _, function, images, _ = predict
+    agreeing = function(images[:1]) == function(images)[:1]
+    assert agreeing.mean() > 0.99
+
+
+@pytest.mark.parametrize("size", [(1, 1), (7, 200), (65, 33), (97, 1)])
+@pytest.mark.parametrize("base_size", [0, 40])
+def test_any_size_gives_labels_of_that_size(size, base_size):
+    function = make_predict_fn(small_model("fcn"), base_size=base_size)
+    labels = jax.eval_shape(function, jax.ShapeDtypeStruct((1, *size, 3), jnp.uint8))
+    assert labels.shape == (1, *size)
+
+
+def test_base_size_works_at_that_size_and_answers_at_the_image_s():
+    seen = []
+
+    def model(images):
+        seen.append(images)
+        odds = jnp.array([[1.0, 3.0, 1 / 3]])
+        return SegmentationOutput(images, se_logits=jnp.log(odds))
+
+    images = np.zeros((1, 20, 40, 3), np.uint8)
+    images[:, :, 20:] = 255
+    logits, presence = whole_image_logits(model, images, **NORMALISATION, base_size=10)
+    assert seen[0].shape == (1, 5, 10, 3) and logits.shape == (1, 20, 40, 3)
+    # Left and right halves of black and white, resized twice.
+    expected = [(value - IMAGENET_MEAN[0]) / IMAGENET_STD[0] for value in (0, 1)]
+    np.testing.assert_allclose(logits[0, :, [0, -1], 0].T, [expected] * 20, rtol=1e-5)
+    np.testing.assert_allclose(presence, [[0.5, 0.75, 0.25]], rtol=1e-5)
+
+
+def test_model_without_presence_gives_none():
+    _, presence = whole_image_logits(
+        SegmentationOutput, np.zeros((1, 2, 2, 3), np.uint8), **NORMALISATION
+    )
+    assert presence is None
+
+
+@pytest.mark.parametrize("align_corners", [False, True])
+def test_image_and_logits_are_resized_by_the_convention_that_is_asked(align_corners):
+    class Same(nnx.Module):
+        def __call__(self, images):
+            return SegmentationOutput(images)
+
+    image = np.random.default_rng(0).integers(0, 256, (1, 6, 9, 3), np.uint8)
+    mean, std = (0.0, 0.0, 0.0), (1 / 255,) * 3
+    logits, _ = whole_image_logits(
+        Same(), image, mean=mean, std=std, base_size=18, align_corners=align_corners
+    )
+    options = {"align_corners": align_corners}
+    larger = resize_bilinear(image.astype(np.float32), (12, 18), **options)
+    expected = resize_bilinear(larger, (6, 9), **options)
+    np.testing.assert_allclose(logits, expected, atol=1e-3)
+    # The corner pixels stay what they are only if they lie on each other.
+    kept = np.allclose(logits[0, 0, 0], image[0, 0, 0], atol=1e-3)
+    assert kept == align_corners

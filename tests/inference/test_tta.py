@@ -1,0 +1,170 @@
+"""Windows against plain implementations: every step written out, for one image."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from encnet_jax.inference.score_map import ScoreMapPool, ScoreMapSharding
+from encnet_jax.inference.sliding_window import merge_hflip, run_sliding_window
+from encnet_jax.inference.tta import MmsegProtocol, PyTorchEncodingProtocol, resized
+from encnet_jax.ops.resize import interpolation_matrix
+from encnet_jax.run.sharding import batch_sharded, mesh_of
+
+MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)
+KERNEL = np.random.default_rng(5).normal(0, 1, (5, 5, 3, 4)).astype(np.float32)
+
+
+def network(images):
+    """Looks at 5x5 pixels, beyond the border of a window at zeros."""
+    numbers = ("NHWC", "HWIO", "NHWC")
+    return jax.lax.conv_general_dilated(
+        jnp.asarray(images), KERNEL, (1, 1), "SAME", dimension_numbers=numbers
+    )
+
+
+def image_of(height, width):
+    return np.random.default_rng(height).integers(0, 256, (height, width, 3), np.uint8)
+
+
+def resize(image, size, align_corners=False):
+    rows = interpolation_matrix(image.shape[0], size[0], align_corners)
+    columns = interpolation_matrix(image.shape[1], size[1], align_corners)
+    return np.einsum("ah,hwc,bw->abc", rows, image.astype(np.float64), columns)
+
+
+def mmseg_by_hand(image, sizes, crop, stride, flip):
+    """Softmax scores of views of the given sizes, averaged; crop 0: whole images."""
+    total = np.zeros((*image.shape[:2], 4))
+    for size in sizes:
+        picture = (np.rint(resize(image, size)) / 255 - MEAN) / STD
+        for mirrored in (False, True)[: 1 + flip]:
+            logits = np.zeros((*size, 4))
+            count = np.zeros((*size, 1))
+            view = picture[:, ::-1] if mirrored else picture
+            height, width = (min(crop or s, s) for s in size)
+            for i in range(max(math.ceil((size[0] - height) / stride), 0) + 1):
+                for j in range(max(math.ceil((size[1] - width) / stride), 0) + 1):
+                    bottom = min(i * stride + height, size[0])
+                    right = min(j * stride + width, size[1])
+                    box = np.s_[bottom - height : bottom, right - width : right]
+                    window = np.asarray(view[box], np.float32)
+                    logits[box] += np.asarray(network(window[None])[0])
+                    count[box] += 1
+            logits /= count
+            logits = resize(logits[:, ::-1] if mirrored else logits, image.shape[:2])
+            odds = np.exp(logits - logits.max(-1, keepdims=True))
+            total += odds / odds.sum(-1, keepdims=True)
+    return total
+
+
+def scores_of(protocol, images, batch_size=3, devices=1):
+    """Returns the scores of images, and the shapes that the network saw."""
+    mesh = mesh_of(jax.devices()[:devices])
+    sharding = ScoreMapSharding(4, protocol.softmax, mesh)
+    shapes = []
+
+    @jax.jit
+    def apply(windows):
+        shapes.append(windows.shape)
+        return merge_hflip(network(windows), None, False, sharding)
+
+    finished = run_sliding_window(
+        enumerate(images),
+        lambda windows: apply(jax.device_put(windows, batch_sharded(mesh))),
+        protocol,
+        ScoreMapPool(sharding),
+        batch_size,
+    )
+    return [image.score_map.scores() for image in finished], shapes
+
+
+def mmseg(**settings):
+    defaults = dict(
+        base_size=0,
+        short_size=0,
+        crop_size=0,
+        scales=(1.0,),
+        flip=False,
+        stride=0,
+        align_corners=False,
+        mean=MEAN,
+        std=STD,
+    )
+    return MmsegProtocol(**{**defaults, **settings})
+
+
+def test_slide_moves_the_last_windows_inwards_and_averages_softmax():
+    image = image_of(45, 61)
+    protocol = mmseg(crop_size=24, stride=16, scales=(1.0, 1.49), flip=True)
+    (actual,), shapes = scores_of(protocol, [image])
+    expected = mmseg_by_hand(image, [(45, 61), (67, 91)], 24, 16, True)
+    np.testing.assert_allclose(actual, expected, atol=2e-5)
+    assert shapes == [(3, 24, 24, 3)]
+
+
+def test_slide_takes_two_thirds_of_the_window_as_stride():
+    image = image_of(40, 50)
+    (actual,), _ = scores_of(mmseg(crop_size=32), [image])
+    expected = mmseg_by_hand(image, [(40, 50)], 32, 21, False)
+    np.testing.assert_allclose(actual, expected, atol=2e-5)
+
+
+def test_windows_smaller_than_the_crop_are_not_padded_nor_mixed_with_others():
+    images = [image_of(20, 50), image_of(40, 33), image_of(20, 50)]
+    actual, shapes = scores_of(mmseg(crop_size=32, stride=20), images)
+    for image, scores in zip(images, actual):
+        expected = mmseg_by_hand(image, [image.shape[:2]], 32, 20, False)
+        np.testing.assert_allclose(scores, expected, atol=2e-5)
+    assert sorted(shapes) == [(2, 20, 32, 3), (3, 32, 32, 3)]
+
+
+def test_whole_images_pass_in_one_piece_within_both_bounds():
+    image = image_of(30, 90)
+    # At most 80 and 20 pixels: the short side binds, 90 * 20 / 30 = 60.
+    protocol = mmseg(base_size=80, short_size=20, scales=(1.0, 2.0), flip=True)
+    (actual,), shapes = scores_of(protocol, [image])
+    expected = mmseg_by_hand(image, [(20, 60), (40, 120)], 0, 1, True)
+    np.testing.assert_allclose(actual, expected, atol=2e-5)
+    assert shapes == [(2, 20, 60, 3), (2, 40, 120, 3)]
+
+
+@pytest.mark.parametrize("devices", [2, 8])
+def test_scores_are_the_same_bits_on_many_devices(devices):
+    images = [image_of(45, 61), image_of(300, 270)]
+    protocol = mmseg(crop_size=24, stride=16, flip=True)
+    one, _ = scores_of(protocol, images, batch_size=2)
+    many, _ = scores_of(protocol, images, batch_size=2 * devices, devices=devices)
+    for a, b in zip(one, many):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_images_in_one_stream_have_the_scores_they_have_alone():
+    protocol = PyTorchEncodingProtocol(
+        base_size=40,
+        crop_size=24,
+        scales=(0.5, 1.0, 1.75),
+        flip=False,
+        stride=0,
+        align_corners=True,
+        mean=MEAN,
+        std=STD,
+    )
+    images = [image_of(h, w) for h, w in ((30, 50), (3, 2), (264, 31), (1, 1))]
+    together, shapes = scores_of(protocol, images, batch_size=5)
+    assert shapes == [(5, 24, 24, 3)]
+    for image, scores in zip(images, together):
+        (alone,), _ = scores_of(protocol, [image], batch_size=1)
+        np.testing.assert_allclose(scores, alone, rtol=1e-5)
+
+
+@pytest.mark.parametrize("align_corners", [False, True])
+@pytest.mark.parametrize("size", [(7, 5), (1, 40), (23, 11), (60, 1)])
+def test_resized_is_the_interpolation_written_as_matrices(size, align_corners):
+    image = image_of(23, 11)
+    actual = resized(image, size, align_corners)
+    assert actual.dtype == np.float32
+    expected = resize(image, size, align_corners)
+    np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-4)

@@ -1,0 +1,116 @@
+"""The segmenter around imported weights: names, sizes, kinds of picture."""
+
+import numpy as np
+import pytest
+from PIL import Image
+from safetensors.numpy import save_file
+from torch_networks import random_module, small_shapes, small_weights
+
+from encnet_jax import Segmenter, UserError
+from encnet_jax.convert.workdir import write_workdir
+from encnet_jax.predict.segmenter import find_images
+from encnet_jax.run.workdir import load_workdir
+from tests.commands import SMALL, make_camvid, run
+
+
+@pytest.fixture(scope="module")
+def weights_file(tmp_path_factory):
+    path = tmp_path_factory.mktemp("weights") / "encnet.safetensors"
+    weights = small_weights("mmseg_encnet_r50_d8")
+    save_file({k: np.ascontiguousarray(v) for k, v in weights.items()}, path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def segmenter(weights_file):
+    return Segmenter.from_torch(weights_file, base_size=33)
+
+
+def test_picture_of_any_kind_gives_labels_of_its_own_size(segmenter, tmp_path):
+    rng = np.random.default_rng(0)
+    pixels = rng.integers(0, 255, (40, 52, 3), np.uint8)
+    result = segmenter(pixels)
+    classes = len(result.class_names)
+    assert result.labels.shape == (40, 52) and result.labels.dtype == np.uint8
+    assert result.labels.max() < classes
+    assert result.presence.shape == (classes,)
+    assert ((result.presence >= 0) & (result.presence <= 1)).all()
+    assert result.overlay().height >= 40
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    for other in (tmp_path / "a.png", str(tmp_path / "a.png"), Image.fromarray(pixels)):
+        np.testing.assert_array_equal(segmenter(other).labels, result.labels)
+
+
+def test_array_of_another_dtype_is_refused(segmenter):
+    with pytest.raises(TypeError, match="float64 .*uint8"):
+        segmenter(np.zeros((4, 4, 3)))
+
+
+def test_wrong_number_of_class_names_is_refused(weights_file):
+    with pytest.raises(UserError, match="2 names were given"):
+        Segmenter.from_torch(weights_file, ["a", "b"])
+
+
+def test_files_folders_and_globs_are_found_once(tmp_path):
+    for name in ("b.png", "a.jpg", "notes.txt"):
+        (tmp_path / name).touch()
+    found = find_images([str(tmp_path), str(tmp_path / "*.png")])
+    assert [path.name for path in found] == ["a.jpg", "b.png"]
+    with pytest.raises(UserError, match="c.png: no such image"):
+        find_images([str(tmp_path / "c.png")])
+
+
+def test_training_starts_from_the_backbone_of_a_file(tmp_path):
+    weights = small_weights("torchvision_resnet18")
+    path = tmp_path / "backbone.safetensors"
+    save_file({k: np.ascontiguousarray(v) for k, v in weights.items()}, path)
+    width = weights["conv1.weight"].shape[0]
+    workdir = tmp_path / "run"
+    small = [a for a in SMALL if "backbone" not in a and "width" not in a]
+    result = run(
+        "train.py",
+        "--config=configs/camvid.py:cpu",
+        f"--config.data.data_dir={make_camvid(tmp_path / 'camvid')}",
+        f"--workdir={workdir}",
+        *small,
+        "--config.model.backbone=resnet18",
+        f"--config.model.width={width}",
+        f"--config.model.weights={path}",
+        "--config.total_steps=1",
+        "--config.learning_rate=1e-20",  # keeps the weights
+    )
+    assert result.returncode == 0, result.stderr
+    assert "torchvision" in result.stderr
+    kernel = np.asarray(
+        load_workdir(workdir).params["backbone"]["stem"][0]["conv"]["kernel"]
+    )
+    expected = weights["conv1.weight"].transpose(2, 3, 1, 0)
+    np.testing.assert_array_equal(kernel, expected)
+
+
+def test_imported_workdir_is_taken_by_evaluate_and_predict(tmp_path):
+    shapes = small_shapes("mmseg_encnet_r50_d8")
+    classes = shapes["decode_head.conv_seg.bias"][0]
+    eleven = {
+        name: tuple(11 if size == classes else size for size in shape)
+        for name, shape in shapes.items()
+    }
+    path, workdir = tmp_path / "encnet.safetensors", tmp_path / "imported"
+    save_file(
+        {k: np.ascontiguousarray(v) for k, v in random_module(eleven).items()}, path
+    )
+    write_workdir(path, workdir, dataset="camvid")
+    camvid = make_camvid(tmp_path / "camvid")
+    scored = run(
+        "evaluate.py",
+        "--config=configs/camvid.py:cpu",
+        f"--config.data.data_dir={camvid}",
+        f"--workdir={workdir}",
+        "--split=test",
+    )
+    assert scored.returncode == 0 and "3 images, step 0" in scored.stdout, scored.stderr
+    image = next((camvid / "test").iterdir())
+    output = tmp_path / "out"
+    predicted = run("predict.py", f"--workdir={workdir}", f"--output={output}", image)
+    assert predicted.returncode == 0, predicted.stderr
+    assert (output / f"{image.stem}-overlay.png").is_file()

@@ -1,0 +1,117 @@
+"""Checkpoints: exact, the right ones kept, and damage met with the one before."""
+
+import gc
+import logging
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from encnet_jax.errors import UserError
+from encnet_jax.models import create_model
+from encnet_jax.optimizer import create_optimizer, poly_schedule
+from encnet_jax.run.checkpoint import Checkpoints
+from encnet_jax.run.state import create_train_state, split_model
+
+HERE = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+
+
+def make_state(width):
+    model = create_model(
+        "fcn",
+        num_classes=3,
+        backbone="tiny",
+        stem="plain",
+        width=width,
+        head_channels=4,
+        rngs=nnx.Rngs(0),
+    )
+    _, params, batch_stats = split_model(model)
+    tx = create_optimizer(poly_schedule(0.1, 10))
+    return create_train_state(params, batch_stats, tx)
+
+
+@pytest.fixture(scope="module")
+def state():
+    return make_state(2)
+
+
+def at_step(state, step):
+    shifted = jax.tree.map(lambda p: p + step, state.params)
+    return state._replace(step=jnp.asarray(step, jnp.int32), params=shifted)
+
+
+def save_all(folder, state, scores):
+    checkpoints = Checkpoints(folder)
+    for step, score in scores.items():
+        result = None if score is None else {"mean_iou": score}
+        checkpoints.save(at_step(state, step), step, result)
+    checkpoints.close()
+    return checkpoints
+
+
+def test_latest_two_and_best_are_kept_and_restored(tmp_path, state):
+    scores = {1: None, 2: 0.9, 3: 0.3, 4: None, 5: 0.5, 6: None}
+    save_all(tmp_path, state, scores)
+    checkpoints = Checkpoints(tmp_path)  # as a new process sees it
+    assert checkpoints.steps() == [2, 5, 6]
+    restored = checkpoints.restore_latest(state, HERE)
+    expected = at_step(state, 6)
+    assert jax.tree.structure(restored) == jax.tree.structure(expected)
+    for a, b in zip(jax.tree.leaves(restored), jax.tree.leaves(expected)):
+        np.testing.assert_array_equal(a, b)
+    params, batch_stats = state.params, state.batch_stats
+    assert checkpoints.restore_model(params, batch_stats, "best")[2] == 2
+    assert checkpoints.restore_model(params, batch_stats, "latest")[2] == 6
+    assert checkpoints.restore_model(params, batch_stats, "5")[2] == 5
+    with pytest.raises(UserError, match="step 3.*there are 2, 5, 6"):
+        checkpoints.restore_model(params, batch_stats, 3)
+
+
+@pytest.fixture
+def no_leftovers():
+    """Collects what a failed read leaves behind before another test meets it."""
+    yield
+    gc.collect()
+
+
+# Orbax leaves the reads that were under way behind, each with its exception.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize("damage", ["truncate", "remove"])
+def test_damaged_checkpoint_is_set_aside_for_the_one_before(
+    tmp_path, state, damage, caplog, no_leftovers
+):
+    save_all(tmp_path, state, {1: None, 2: None})
+    files = [p for p in (tmp_path / "checkpoints/2/params").rglob("*") if p.is_file()]
+    largest = max(files, key=lambda p: p.stat().st_size)
+    if damage == "truncate":
+        largest.write_bytes(largest.read_bytes()[: largest.stat().st_size // 2])
+    else:
+        largest.unlink()
+    checkpoints = Checkpoints(tmp_path)
+    with caplog.at_level(logging.WARNING):
+        restored = checkpoints.restore_latest(state, HERE)
+    assert int(restored.step) == 1
+    assert "checkpoints/2" in caplog.text and "damaged" in caplog.text
+    assert checkpoints.steps() == [1]
+    caplog.clear()
+    gc.collect()
+    # The step can be saved again.
+    checkpoints.save(at_step(state, 2), 2)
+    checkpoints.close()
+    assert int(Checkpoints(tmp_path).restore_latest(state, HERE).step) == 2
+
+
+def test_checkpoint_of_another_model_is_refused_by_name(tmp_path, state):
+    save_all(tmp_path, state, {1: None})
+    with pytest.raises(UserError, match="of another model: .*shape"):
+        Checkpoints(tmp_path).restore_latest(make_state(3), HERE)
+    assert Checkpoints(tmp_path).steps() == [1]
+
+
+def test_no_checkpoint_is_none_to_training_and_an_error_to_prediction(tmp_path, state):
+    assert Checkpoints(tmp_path).restore_latest(state, HERE) is None
+    with pytest.raises(UserError, match="no checkpoint"):
+        Checkpoints(tmp_path).restore_model(state.params, state.batch_stats)

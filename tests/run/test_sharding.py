@@ -1,0 +1,39 @@
+"""Tests of the mesh."""
+
+import jax
+import pytest
+
+from encnet_jax.errors import UserError
+from encnet_jax.run.sharding import create_mesh
+
+
+class Chip:
+    """A device of a pod, as far as a mesh looks at it."""
+
+    def __init__(self, number, process_index):
+        self.id = number
+        self.process_index = process_index
+
+
+@pytest.fixture
+def pod(monkeypatch):
+    """Two rows of four chips; a host has two columns, numbers go by rows."""
+    chips = [Chip(number, number // 2 % 2) for number in range(8)]
+    monkeypatch.setattr(jax, "devices", lambda: chips)
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+
+
+@pytest.mark.parametrize(
+    ("data", "numbers"),
+    [(-1, [0, 1, 4, 5, 2, 3, 6, 7]), (4, [0, 1, 2, 3]), (2, [0, 2])],
+)
+def test_chips_of_a_host_lie_next_to_each_other(pod, data, numbers):
+    mesh = create_mesh(data)
+    assert [chip.id for chip in mesh.devices] == numbers
+    assert mesh.axis_names == ("data",)
+
+
+@pytest.mark.parametrize("data", [3, 10, 0])
+def test_mesh_that_hosts_cannot_share_alike_is_refused(pod, data):
+    with pytest.raises(UserError, match=f"mesh.data={data}: allowed are -1 .all. and"):
+        create_mesh(data)

@@ -1,0 +1,236 @@
+"""The commands as a user runs them: one after the other, killed, and misused."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from encnet_jax import Segmenter
+from tests.commands import (
+    ROOT,
+    SMALL,
+    command,
+    environment,
+    errors,
+    run,
+    trained_arrays,
+)
+
+
+def train_arguments(camvid, workdir, *more):
+    return [
+        "train.py",
+        "--config=configs/camvid.py:cpu",
+        f"--config.data.data_dir={camvid}",
+        f"--workdir={workdir}",
+        *SMALL,
+        *more,
+    ]
+
+
+@pytest.fixture(scope="module")
+def workdir(camvid, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs") / "whole"
+    result = run(*train_arguments(camvid, folder))
+    assert result.returncode == 0, result.stderr
+    return folder
+
+
+def read_metrics(workdir):
+    text = (workdir / "metrics.jsonl").read_text()
+    return [json.loads(line) for line in text.splitlines()]
+
+
+def test_train_writes_metrics_checkpoints_and_pictures(workdir):
+    lines = read_metrics(workdir)
+    steps = [line["step"] for line in lines if "loss" in line]
+    assert steps == [1, 2, 3, 4, 5, 6]
+    wanted = {"loss", "pixel_loss", "se_loss", "aux_loss", "learning_rate"}
+    assert wanted | {"images_per_second"} <= lines[0].keys()
+    # Poly from 0.04 over six steps.
+    assert lines[3]["learning_rate"] == pytest.approx(0.04 * (1 - 3 / 6) ** 0.9)
+    assert lines[-1].keys() == {"step", "pixel_accuracy", "mean_iou"}
+    assert sorted(os.listdir(workdir / "checkpoints")) == ["4", "6"]
+    assert list((workdir / "tensorboard").glob("events.*"))
+    with Image.open(workdir / "predictions.png") as panel:
+        assert panel.width > 3 * 300  # image, label, prediction
+    config = json.loads((workdir / "config.json").read_text())
+    assert config["model"]["width"] == 4
+
+
+def test_train_again_takes_no_step_and_reports(workdir, camvid):
+    before = trained_arrays(workdir)
+    result = run(*train_arguments(camvid, workdir))
+    assert result.returncode == 0 and "all 6 steps are done" in result.stderr
+    for old, new in zip(before, trained_arrays(workdir)):
+        np.testing.assert_array_equal(old, new)
+
+
+def test_evaluate_scores_the_split_and_agrees_with_prediction(workdir, camvid):
+    result = run(
+        "evaluate.py",
+        "--config=configs/camvid.py:cpu",
+        f"--config.data.data_dir={camvid}",
+        f"--workdir={workdir}",
+        "--split=test",
+    )
+    assert result.returncode == 0, result.stderr
+    scores = json.loads((workdir / "evaluation" / "test.json").read_text())
+    assert scores["images"] == 3 and len(scores["per_class_iou"]) == 11
+    assert "Bicyclist" in result.stdout
+    # The same by hand: predict each image and count.
+    segmenter = Segmenter.from_workdir(workdir)
+    right = labeled = 0
+    for path in sorted((camvid / "test").iterdir()):
+        truth = np.asarray(Image.open(camvid / "testannot" / path.name))
+        labels = segmenter(path).labels
+        right += int(((labels == truth) & (truth < 11)).sum())
+        labeled += int((truth < 11).sum())
+    assert scores["pixel_accuracy"] == pytest.approx(right / labeled)
+
+
+def test_evaluate_at_many_scales_writes_a_file_of_its_own(workdir, camvid):
+    result = run(
+        "evaluate.py",
+        "--config=configs/camvid.py:cpu",
+        f"--config.data.data_dir={camvid}",
+        f"--workdir={workdir}",
+        "--split=test",
+        "--scales=0.5,1",
+        "--flip",
+        "--config.evaluation.base_size=48",
+        "--config.evaluation.crop_size=32",
+    )
+    assert result.returncode == 0, result.stderr
+    scores = json.loads((workdir / "evaluation" / "test-ms.json").read_text())
+    assert scores["images"] == 3 and 0 <= scores["mean_iou"] <= 1
+
+
+@pytest.mark.parametrize("flag", ["--scales=0.5,big", "--flip"])
+def test_evaluate_refuses_scales_it_cannot_use(workdir, camvid, flag):
+    result = run(
+        "evaluate.py",
+        "--config=configs/camvid.py:cpu",
+        f"--config.data.data_dir={camvid}",
+        f"--workdir={workdir}",
+        flag,
+    )
+    assert result.returncode == 2 and len(errors(result)) == 1
+    assert "scales" in errors(result)[0]
+
+
+def test_predict_writes_results_and_names_what_it_cannot_read(workdir, tmp_path):
+    images = tmp_path / "images"
+    images.mkdir()
+    rng = np.random.default_rng(1)
+    photo = Image.fromarray(rng.integers(0, 255, (40, 50, 3), np.uint8))
+    photo.save(images / "photo.jpg")
+    photo.convert("L").save(images / "gray.png")
+    (images / "broken.jpg").write_bytes((images / "photo.jpg").read_bytes()[:300])
+    output = tmp_path / "out"
+    result = run("predict.py", f"--workdir={workdir}", f"--output={output}", images)
+    assert result.returncode == 2
+    assert len(errors(result)) == 1 and "broken.jpg" in errors(result)[0]
+    names = {"photo.png", "photo-overlay.png", "gray.png", "gray-overlay.png"}
+    assert {p.name for p in output.iterdir()} == names
+    with Image.open(output / "photo.png") as labels:
+        assert labels.mode == "P" and labels.size == (50, 40)
+        assert np.asarray(labels).max() < 11
+
+
+@pytest.mark.parametrize("moment", [3, 5])
+def test_killed_run_resumes_to_the_same_parameters(workdir, camvid, tmp_path, moment):
+    folder = tmp_path / "killed"
+    process = subprocess.Popen(
+        command(*train_arguments(camvid, folder)),
+        cwd=ROOT,
+        env=environment(),
+        stderr=subprocess.DEVNULL,
+    )
+    metrics, deadline = folder / "metrics.jsonl", time.monotonic() + 200
+    while time.monotonic() < deadline and process.poll() is None:
+        if metrics.exists() and len(metrics.read_text().splitlines()) >= moment:
+            break
+        time.sleep(0.002)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    result = run(*train_arguments(camvid, folder))
+    assert result.returncode == 0, result.stderr
+    for whole, resumed in zip(trained_arrays(workdir), trained_arrays(folder)):
+        np.testing.assert_array_equal(whole, resumed)
+    steps = [line["step"] for line in read_metrics(folder)]
+    assert steps == [1, 2, 3, 4, 5, 6, 6]
+
+
+@pytest.mark.parametrize(
+    ("argument", "message"),
+    [
+        ("--config.modle.width=4", "modle"),
+        ("--config.batch_size=0", "batch_size=0: must be at least 1"),
+        ("--config.model.backbone=resnet51", "allowed are tiny, resnet18"),
+        ("--config.total_steps=many", "total_steps"),
+        ("--config.data.data_dir=/no/such/folder", "/no/such/folder/train"),
+        ("--config.evaluation.split=dev", "allowed are train, val, test"),
+    ],
+)
+def test_mistake_is_one_line_and_leaves_nothing(camvid, tmp_path, argument, message):
+    folder = tmp_path / "run"
+    result = run(*train_arguments(camvid, folder, argument))
+    assert result.returncode == 2
+    assert len(errors(result)) == 1 and message in errors(result)[0]
+    assert "Traceback" not in result.stderr
+    assert not folder.exists()
+
+
+def test_missing_config_file_is_named():
+    result = run("train.py", "--config=configs/no_such.py")
+    assert result.returncode == 2 and len(errors(result)) == 1
+    assert "no_such.py" in errors(result)[0]
+
+
+def test_other_model_in_the_workdir_is_refused(workdir, camvid):
+    result = run(*train_arguments(camvid, workdir, "--config.model.width=8"))
+    assert result.returncode == 2
+    assert "model.width=8" in errors(result)[0] and "4" in errors(result)[0]
+
+
+def test_loss_that_is_not_finite_stops_and_names_the_step(camvid, tmp_path):
+    folder = tmp_path / "run"
+    result = run(*train_arguments(camvid, folder, "--config.learning_rate=1e30"))
+    assert result.returncode == 1
+    assert len(errors(result)) == 1
+    assert "at step" in errors(result)[0] and "learning_rate" in errors(result)[0]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="glibc")
+@pytest.mark.parametrize("setting", [None, "glibc.malloc.check=0"])
+def test_command_starts_over_with_large_pages_of_memory(setting):
+    program = (
+        "import os, sys\n"
+        "print('started', flush=True)\n"
+        "from encnet_jax import command\n"
+        "main = lambda arguments: print(os.environ['GLIBC_TUNABLES'], *arguments)\n"
+        "cli.run(main)\n"
+    )
+    given = environment()
+    given.pop("GLIBC_TUNABLES", None)
+    if setting:
+        given["GLIBC_TUNABLES"] = setting
+    result = subprocess.run(
+        [*command("-c", program), "one argument"],
+        cwd=ROOT,
+        env=given,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert result.returncode == 0, result.stderr
+    *starts, last = result.stdout.splitlines()
+    assert starts == ["started"] * (1 if setting else 2)
+    assert last == f"{setting or 'glibc.malloc.hugetlb=1'} one argument"

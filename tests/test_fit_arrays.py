@@ -1,0 +1,149 @@
+"""Training from arrays: what people do in a notebook."""
+
+import subprocess
+import sys
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import encnet_jax
+from encnet_jax.errors import UserError
+from encnet_jax.fit_arrays import small_config
+from encnet_jax.run.preemption import SigtermHandler
+from tests.commands import ROOT, environment, trained_arrays
+
+RNG = np.random.default_rng(0)
+
+
+def squares(count=12, size=32):
+    """Returns pictures of a bright square on dark ground, and where it is."""
+    images = RNG.integers(0, 60, (count, size, size, 3), np.uint8)
+    labels = np.zeros((count, size, size), np.uint8)
+    for number in range(count):
+        top, left = RNG.integers(0, size // 2, 2)
+        box = np.s_[number, top : top + size // 2, left : left + size // 2]
+        images[box] += 150
+        labels[box] = 1
+    labels[:, 0, 0] = 255
+    return images, labels
+
+
+def tiny(config):
+    config.model.update(
+        dict(backbone="tiny", stem="plain", width=8, head_channels=16, num_codes=4)
+    )
+    config.mesh.data = 1
+    config.total_steps = config.eval_every = config.checkpoint_every = 40
+    config.batch_size = 8
+    config.optimizer.warmup_steps = 5
+    config.data.scale_range = (1.0, 1.0)
+    return config
+
+
+def test_three_lines_from_pictures_to_predictions(tmp_path):
+    images, labels = squares()
+    config = tiny(small_config(images, labels))
+    segmenter = encnet_jax.fit(
+        images, labels, config, class_names=("ground", "square"), workdir=tmp_path
+    )
+    found = np.stack([segmenter(image).labels for image in images])
+    known = labels != 255
+    assert (found == labels)[known].mean() > 0.9
+    assert segmenter.info.class_names == ("ground", "square")
+    assert (tmp_path / "metrics.jsonl").exists()
+
+
+@pytest.mark.parametrize(
+    ("images", "labels", "message"),
+    [
+        (np.zeros((2, 8, 8, 3)), np.zeros((2, 8, 8), int), "images: float64"),
+        (np.zeros((2, 8, 8), np.uint8), np.zeros((2, 8, 8), int), "images: uint8"),
+        (np.zeros((2, 8, 8, 3), np.uint8), np.zeros((2, 8, 9), int), "labels: "),
+        (np.zeros((2, 8, 8, 3), np.uint8), np.zeros((2, 8, 8)), "labels: float64"),
+        (np.zeros((2, 8, 8, 3), np.uint8), np.full((2,), -1), "labels: int64, -1"),
+        (np.zeros((0, 8, 8, 3), np.uint8), np.zeros((0,), int), "at least one"),
+    ],
+)
+def test_arrays_that_do_not_fit_are_named(images, labels, message, tmp_path):
+    with pytest.raises(UserError, match=message):
+        encnet_jax.fit(images, labels, workdir=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("where", ["training", "validation"])
+def test_class_without_a_name_is_refused(where, tmp_path):
+    images, labels = squares(2)
+    other = labels.copy()
+    other[0, 5, 5] = 2
+    pair = [labels, other] if where == "validation" else [other, labels]
+    with pytest.raises(UserError, match="class 2; there are 2 names"):
+        encnet_jax.fit(
+            images,
+            pair[0],
+            class_names=("a", "b"),
+            validation=(images, pair[1]),
+            workdir=tmp_path,
+        )
+
+
+def test_interrupted_fit_goes_on_to_the_very_weights(tmp_path, monkeypatch):
+    images, labels = squares()
+    config = tiny(small_config(images, labels))
+    config.total_steps = config.eval_every = config.checkpoint_every = 12
+    config.data.scale_range = (0.5, 2.0)
+    config.data.color_jitter = 0.2
+    whole = tmp_path / "whole"
+    encnet_jax.fit(images, labels, config, workdir=whole)
+    # Of JAX, as what comes out of other computations.
+    arrays = jnp.asarray(images), jnp.asarray(labels)
+    folder = tmp_path / "interrupted"
+    monkeypatch.setattr(SigtermHandler, "due", lambda self, step: step == 5)
+    with pytest.raises(UserError, match="told to stop; call again to go on"):
+        encnet_jax.fit(*arrays, config, workdir=folder)
+    monkeypatch.undo()
+    encnet_jax.fit(*arrays, config, workdir=folder)
+    pairs = zip(trained_arrays(whole), trained_arrays(folder), strict=True)
+    for expected, found in pairs:
+        np.testing.assert_array_equal(expected, found)
+    # Other arrays would go on from what was learned of these.
+    images[0, 0, 0] += 1
+    with pytest.raises(UserError, match="data.name='arrays .*another --workdir"):
+        encnet_jax.fit(images, labels, config, workdir=folder)
+
+
+THREE_LINES = """
+import sys
+sys.modules.update(dict.fromkeys({missing}))  # as if they were not installed
+import numpy as np
+import encnet_jax
+from tests.test_fit_arrays import small_config, squares, tiny
+images, labels = squares()
+config = tiny(small_config(images, labels))
+config.total_steps = config.eval_every = 6
+segmenter = encnet_jax.fit(images, labels, config, workdir="{workdir}")
+print(segmenter(images[0]).labels.shape)
+"""
+
+
+def test_bare_installation_is_enough(tmp_path):
+    missing = ["tensorflow", "tensorflow_datasets", "matplotlib", "safetensors"]
+    missing += ["tensorboardX", "tqdm"]
+    lines = THREE_LINES.format(missing=missing, workdir=tmp_path / "run")
+    result = subprocess.run(
+        [sys.executable, "-c", lines],
+        cwd=ROOT,
+        env={**environment(), "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.splitlines()[-1] == "(32, 32)"
+
+
+def test_images_in_classes_get_a_classifier_config():
+    images, labels = squares(4)
+    config = small_config(images, np.arange(4))
+    assert config.model.name == "encnet14" and config.data.pad == 4
+    assert small_config(images, labels).model.name == "encnet"

@@ -1,0 +1,73 @@
+"""Packages import downwards only; the order is read off the imports themselves."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1] / "encnet_jax"
+# From the bottom up; a file imports from its own entry and from those before it.
+ORDER = (
+    "errors",
+    "migrations",
+    "ops",
+    "config",
+    "data",
+    "models",
+    "losses",
+    "metrics",
+    "optimizer",
+    "visualize",
+    "run",
+    "inference",
+    "evaluate",
+    "convert",
+    "train",
+    "predict",
+    "export",
+    "fit_arrays",
+    "cli",
+)
+FILES = sorted(ROOT.rglob("*.py"))
+
+
+def entry_of(module: str) -> str:
+    """Returns the entry of `ORDER` that a dotted module name belongs to."""
+    return module.split(".")[1]
+
+
+def imported_modules(tree: ast.AST) -> set[str]:
+    """Returns the modules of this package that a file imports, at any depth."""
+    found = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "absolute imports only"
+            module = node.module or ""
+            found |= (
+                {f"{module}.{alias.name}" for alias in node.names}
+                if module == "encnet_jax"
+                else {module}
+            )
+    return {name for name in found if name.startswith("encnet_jax.")}
+
+
+def test_every_module_has_its_place():
+    entries = {path.relative_to(ROOT).parts[0].removesuffix(".py") for path in FILES}
+    assert entries - {"__init__", "__main__"} == set(ORDER)
+    loose = [path for path in FILES if path.parent == ROOT]
+    assert len(loose) <= 12
+
+
+@pytest.mark.parametrize(
+    "path", FILES, ids=lambda path: str(path.relative_to(ROOT).with_suffix(""))
+)
+def test_imports_run_one_way(path):
+    entry = path.relative_to(ROOT).parts[0].removesuffix(".py")
+    if entry == "__init__":
+        return  # lazy: names only
+    # A `__main__.py` is a command, and counts with `cli.py`.
+    own = ORDER.index("cli" if path.name == "__main__.py" else entry)
+    for module in imported_modules(ast.parse(path.read_text())):
+        assert ORDER.index(entry_of(module)) <= own, f"{path} imports {module}"

@@ -1,0 +1,199 @@
+"""Whole images in classes: data, augmentation, loss, and the commands end to end."""
+
+import json
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from PIL import Image
+
+from configs.cifar10 import EPOCH, get_config
+from encnet_jax.data.dataset_info import CIFAR10
+from encnet_jax.data.datasets import Example
+from encnet_jax.data.registry import open_dataset
+from encnet_jax.errors import UserError
+from encnet_jax.evaluate.classification import evaluate_classes
+from encnet_jax.losses import classification_loss
+from encnet_jax.models.cifar import ClassifierOutput
+from encnet_jax.predict.classifier import Classifier
+from encnet_jax.run.model_config import check_config
+from encnet_jax.train.task import check_task
+from tests.commands import errors, run
+
+SMALL = [
+    "--config.total_steps=30",
+    "--config.batch_size=20",
+    "--config.log_every=1",
+    "--config.eval_every=30",
+    "--config.checkpoint_every=30",
+    "--config.learning_rate=0.05",
+    "--config.evaluation.batch_size=8",
+]
+
+
+@pytest.fixture(scope="module")
+def cifar(tmp_path_factory):
+    made_up = pytest.importorskip("tests.fake_cifar")
+    return made_up.prepare(tmp_path_factory.mktemp("tfds"))
+
+
+@pytest.fixture(scope="module")
+def workdir(cifar, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs") / "run"
+    result = run(
+        "train.py",
+        "--config=configs/cifar10.py:encnet_2k16d-drop",
+        f"--config.data.data_dir={cifar}",
+        f"--workdir={folder}",
+        *SMALL,
+    )
+    assert result.returncode == 0, result.stderr
+    assert "accuracy" in result.stdout
+    return folder
+
+
+def test_source_reads_images_and_classes(cifar):
+    dataset = open_dataset("cifar10", "train", str(cifar))
+    assert len(dataset) == 40 and dataset.info is CIFAR10
+    examples = [dataset[number] for number in range(40)]
+    assert {e.image.shape for e in examples} == {(32, 32, 3)}
+    # Class 0 too, which records store as nothing.
+    assert sorted(int(e.labels) for e in examples) == sorted(list(range(10)) * 4)
+    for example in examples:
+        number = int(example.name.split("_")[1])
+        assert int(example.labels) == number % 10
+
+
+def test_loss_and_error_by_hand():
+    logits = jnp.log(jnp.asarray([[0.5, 0.25, 0.25], [0.1, 0.8, 0.1]]))
+    labels = jnp.asarray([0, 2], jnp.uint8)
+    loss, parts = classification_loss(ClassifierOutput(logits), labels)
+    assert float(loss) == pytest.approx(-(np.log(0.5) + np.log(0.1)) / 2)
+    assert float(parts["error"]) == 0.5
+
+
+class FourImages:
+    info = CIFAR10
+
+    def __len__(self):
+        return 5
+
+    def __getitem__(self, index):
+        label = np.asarray([0, 0, 1, 9, 9][index], np.uint8)
+        image = np.full((2, 2, 3), [0, 3, 1, 9, 9][index], np.uint8)
+        return Example(image, label, str(index))
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 5, 8])
+def test_scores_by_hand_do_not_depend_on_the_batch(batch_size):
+    def classify(params, batch_stats, images):
+        assert images.shape == (batch_size, 2, 2, 3)
+        return np.eye(10)[images[:, 0, 0, 0]]
+
+    results, predictions = evaluate_classes(
+        classify, {}, {}, FourImages(), batch_size=batch_size
+    )
+    assert predictions.tolist() == [0, 3, 1, 9, 9] and results["images"] == 5
+    assert results["accuracy"] == pytest.approx(0.8)
+    assert results["error"] == pytest.approx(0.2)
+    assert results["confusion_matrix"][0, 3] == 1
+    assert results["per_class_accuracy"][[0, 1, 9]].tolist() == [0.5, 1, 1]
+
+
+def test_small_images_are_learned_and_scored(workdir, cifar):
+    lines = (workdir / "metrics.jsonl").read_text().splitlines()
+    lines = [json.loads(line) for line in lines]
+    assert lines[0]["loss"] > 2 > 1 > lines[-2]["loss"]
+    assert {"loss", "error", "learning_rate"} <= lines[0].keys()
+    assert lines[-1].keys() == {"step", "accuracy", "error"}
+    assert (workdir / "predictions.png").exists()
+    result = run(
+        "evaluate.py",
+        "--config=configs/cifar10.py:encnet_2k16d-drop",
+        f"--config.data.data_dir={cifar}",
+        f"--workdir={workdir}",
+        "--config.evaluation.batch_size=8",
+    )
+    assert result.returncode == 0, result.stderr
+    scores = json.loads((workdir / "evaluation" / "test.json").read_text())
+    assert scores["images"] == 20
+    assert scores["accuracy"] == pytest.approx(lines[-1]["accuracy"])
+    assert np.sum(scores["confusion_matrix"]) == 20
+    assert "error" in result.stdout and "truck" in result.stdout
+    assert (workdir / "evaluation" / "test-confusion.png").exists()
+
+
+def test_images_that_are_not_in_memory_are_learned_too(cifar, tmp_path):
+    result = run(
+        "train.py",
+        "--config=configs/cifar10.py:encnet_2k16d-drop",
+        f"--config.data.data_dir={cifar}",
+        "--config.data.cache_on_device=False",
+        f"--workdir={tmp_path}",
+        *SMALL,
+    )
+    assert result.returncode == 0, result.stderr
+    lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    losses = [json.loads(line)["loss"] for line in lines[:-1]]
+    assert losses[0] > 2 > 1 > losses[-1]
+
+
+def test_predict_classifies_pictures_of_any_size(workdir, cifar, tmp_path):
+    example = open_dataset("cifar10", "test", str(cifar)).example(3)
+    classifier = Classifier.from_workdir(workdir)
+    expected = classifier(example.image)
+    assert expected.probabilities.sum() == pytest.approx(1, abs=1e-5)
+    picture = Image.fromarray(example.image)
+    picture.resize((64, 64), Image.Resampling.NEAREST).save(tmp_path / "photo.png")
+    (tmp_path / "broken.jpg").write_bytes(b"no image")
+    output = tmp_path / "out"
+    result = run(
+        "predict.py",
+        f"--workdir={workdir}",
+        f"--output={output}",
+        tmp_path / "photo.png",
+        tmp_path / "broken.jpg",
+    )
+    assert result.returncode == 2
+    assert len(errors(result)) == 1 and "broken.jpg" in errors(result)[0]
+    found = json.loads((output / "classes.json").read_text())
+    assert list(found) == ["photo"]
+    assert found["photo"]["class"] == CIFAR10.class_names[expected.label]
+    assert len(found["photo"]["probabilities"]) == 10
+
+
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [
+        ("encnet_16k64d", ("encnet14", 64, 16, False)),
+        ("encnet_32k128d-drop", ("encnet14", 128, 32, True)),
+        ("resnet_64d", ("resnet14", 64, 32, False)),
+        ("se_resnet_32d", ("se_resnet14", 32, 32, False)),
+    ],
+)
+def test_names_of_networks_are_those_of_the_paper(name, settings):
+    config = get_config(name)
+    check_config(config)
+    model = config.model
+    assert (model.name, model.width, model.num_codes, model.scale_drop) == settings
+    assert config.total_steps == 600 * EPOCH == 234_000
+
+
+@pytest.mark.parametrize("name", ["encnet_64d", "resnet_16k64d", "resnet_64d-drop", ""])
+def test_other_names_are_refused(name):
+    with pytest.raises(ValueError, match="cifar10.py:"):
+        get_config(name)
+
+
+def test_resize_of_images_in_classes_is_refused():
+    config = get_config()
+    config.data.resize = "device"
+    with pytest.raises(UserError, match="data.resize='device': .* allowed is 'host'"):
+        check_task(config, CIFAR10)
+
+
+def test_model_of_the_other_task_is_refused():
+    config = get_config()
+    config.model.name = "fcn"
+    with pytest.raises(UserError, match="'fcn': classifies pixels; .* classification"):
+        check_task(config, CIFAR10)

@@ -1,0 +1,105 @@
+"""Starting from an earlier run: what is taken, what stays as it was drawn."""
+
+import jax
+import numpy as np
+import pytest
+from flax import nnx
+
+from encnet_jax.config import default, save_config
+from encnet_jax.data.dataset_info import DatasetInfo, save_info, voc_colormap
+from encnet_jax.errors import UserError
+from encnet_jax.models import create_model
+from encnet_jax.optimizer import create_optimizer
+from encnet_jax.run.checkpoint import Checkpoints
+from encnet_jax.run.model_config import model_settings
+from encnet_jax.run.state import create_train_state, split_model
+from encnet_jax.train.initialization import load_initial_weights
+
+NAMES = ("road", "car", "sky")
+
+
+def settings(**changes):
+    config = default()
+    config.total_steps = 1
+    config.model.update(
+        dict(backbone="tiny", stem="plain", width=4, head_channels=8, num_codes=2)
+    )
+    config.model.update(changes)
+    return config
+
+
+def model_of(seed, classes=3, **changes):
+    return create_model(
+        num_classes=classes, rngs=nnx.Rngs(seed), **model_settings(settings(**changes))
+    )
+
+
+def leaves(model):
+    return {
+        ".".join(str(key.key) for key in path): np.asarray(leaf)
+        for tree in split_model(model)[1:]
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+    }
+
+
+@pytest.fixture(scope="module")
+def earlier(tmp_path_factory):
+    """Returns a workdir of an earlier run, and its arrays."""
+    workdir = tmp_path_factory.mktemp("earlier")
+    model = model_of(1)
+    model_def, params, batch_stats = split_model(model)
+    batch_stats = jax.tree.map(lambda x: x + 0.5, batch_stats)
+    state = create_train_state(params, batch_stats, create_optimizer(lambda step: 0.0))
+    checkpoints = Checkpoints(workdir)
+    checkpoints.save(state, 7)
+    checkpoints.close()
+    save_config(settings(), workdir / "config.json")
+    info = DatasetInfo("mine", NAMES, voc_colormap(3), {})
+    save_info(info, workdir / "classes.json")
+    return workdir, leaves(model_def.merge(params, batch_stats))
+
+
+def test_same_classes_take_every_array(earlier):
+    workdir, expected = earlier
+    model = model_of(2)
+    text = load_initial_weights(model, str(workdir), NAMES)
+    found = leaves(model)
+    assert found.keys() == expected.keys() and "step 7" in text
+    for path, array in found.items():
+        np.testing.assert_array_equal(array, expected[path], err_msg=path)
+
+
+@pytest.mark.parametrize("names", [("a", "b", "c"), ("road", "car", "sky", "sea")])
+def test_other_classes_leave_the_classifiers_alone(earlier, names):
+    workdir, expected = earlier
+    model = model_of(2, len(names))
+    before = leaves(model)
+    text = load_initial_weights(model, str(workdir), names)
+    classifiers = set()
+    for path, array in leaves(model).items():
+        if "classifier" in path or "se_head" in path:
+            classifiers.add(path)
+            np.testing.assert_array_equal(array, before[path], err_msg=path)
+        else:
+            np.testing.assert_array_equal(array, expected[path], err_msg=path)
+    # Kernel and bias of the main, the auxiliary and the presence classifier.
+    assert len(classifiers) == 6 and "left as they were" in text
+
+
+def test_part_that_the_model_has_not_is_told(earlier):
+    text = load_initial_weights(model_of(2, aux_head=False), str(earlier[0]), NAMES)
+    assert "without a place here: aux_head." in text
+
+
+def test_another_model_is_refused_and_nothing_changes(earlier):
+    model = model_of(2, width=8)
+    before = leaves(model)
+    with pytest.raises(UserError, match="model.weights=.*another shape.*backbone"):
+        load_initial_weights(model, str(earlier[0]), NAMES)
+    for path, array in leaves(model).items():
+        np.testing.assert_array_equal(array, before[path], err_msg=path)
+
+
+def test_folder_without_a_run_is_named(tmp_path):
+    with pytest.raises(UserError, match=f"{tmp_path}.*is .* the workdir"):
+        load_initial_weights(model_of(2), str(tmp_path), NAMES)
