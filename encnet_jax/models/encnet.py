@@ -9,9 +9,8 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from encnet_jax.models.encoding import ContextEncoding
-from encnet_jax.models.layers import ConvBN, uniform_fan_in
+from encnet_jax.models.layers import Conv, ConvBN, uniform_fan_in
 from encnet_jax.models.resnet import ResNet
-from encnet_jax.ops.conv import Conv
 from encnet_jax.ops.resize import resize_bilinear
 
 
@@ -31,7 +30,9 @@ class SegmentationOutput(NamedTuple):
     aux_logits: jax.Array | None = None
     stage3_se_logits: jax.Array | None = None
 
-    def resized(self, size: tuple[int, int], align_corners: bool) -> "SegmentationOutput":
+    def resized(
+        self, size: tuple[int, int], align_corners: bool
+    ) -> "SegmentationOutput":
         """Returns the same with logits of another size; see `resize_bilinear`."""
         resize = functools.partial(
             resize_bilinear, size=size, align_corners=align_corners

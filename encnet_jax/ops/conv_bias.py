@@ -9,9 +9,14 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
+from encnet_jax.ops.dispatch import dispatch
+
 
 def add_bias(
-    y: Float[Array, "*pixels c"], bias: Float[Array, " c"], dtype: DTypeLike
+    y: Float[Array, "*pixels c"],
+    bias: Float[Array, " c"],
+    dtype: DTypeLike,
+    impl: str = "auto",
 ) -> Float[Array, "*pixels c"]:
     """Adds the bias of each channel: in float32, but on GPU in the dtype asked for.
 
@@ -22,19 +27,15 @@ def add_bias(
         y: What a convolution returned.
         bias: float32.
         dtype: Of the result.
+        impl: `"float32"`, `"compute_dtype"` or `"auto"`: by platform as said above.
     """
-    if jnp.dtype(dtype) == jnp.float32:  # the same everywhere: nothing to choose
-        return _add_in_float32(y, bias, dtype)
-
-    def in_float32(y: jax.Array, bias: jax.Array) -> jax.Array:
-        return _add_in_float32(y, bias, dtype)
-
-    def in_dtype(y: jax.Array, bias: jax.Array) -> jax.Array:
-        return _add_in_its_dtype(y.astype(dtype), bias)
-
-    return jax.lax.platform_dependent(
-        y, bias, cuda=in_dtype, rocm=in_dtype, default=in_float32
-    )
+    if jnp.dtype(dtype) == jnp.float32:
+        impl = "float32"  # the same everywhere
+    impls = {
+        "float32": lambda y, bias: _add_in_float32(y, bias, dtype),
+        "compute_dtype": lambda y, bias: _add_in_its_dtype(y.astype(dtype), bias),
+    }
+    return dispatch("add_bias", impls, impl, y, bias)
 
 
 def count_fused_convolutions(hlo: str) -> int:
@@ -59,10 +60,10 @@ def _forward(y: jax.Array, bias: jax.Array) -> tuple[jax.Array, None]:
     return _add_in_its_dtype(y, bias), None
 
 
-def _backward(_: None, change: jax.Array) -> tuple[jax.Array, jax.Array]:
+def _backward(_: None, cotangent: jax.Array) -> tuple[jax.Array, jax.Array]:
     # Left to JAX, the sum over the pixels would be one of the rounded dtype.
-    pixels = tuple(range(change.ndim - 1))
-    return change, change.astype(jnp.float32).sum(pixels)
+    pixels = tuple(range(cotangent.ndim - 1))
+    return cotangent, cotangent.astype(jnp.float32).sum(pixels)
 
 
 _add_in_its_dtype.defvjp(_forward, _backward)

@@ -1,6 +1,6 @@
 """Cross-entropy of resized logits with the interpolation inside its reductions: GPU.
 
-The coarse logits are interpolated to the rows of the labels, an array of (b, H, w, n)
+The low-resolution logits are interpolated to the rows of the labels, an array of (b, H, w, n)
 in their dtype; the columns are interpolated where they are used. So one kernel reads
 the rows and leaves two numbers a pixel, and another writes the gradient of the resized
 logits, once and in the dtype of the logits, which two products pull back: by tensor
@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Integer
 
-from encnet_jax.models.resizing import interpolation_matrix
+from encnet_jax.ops.resize import interpolation_matrix
 from encnet_jax.ops.taps import interpolate_grid, taps_of
 
 
@@ -55,9 +55,9 @@ def gradient(
         weights: What comes back to each pixel.
     """
     resized = _resized(align_corners, logits, labels)
-    change = jnp.exp(resized - norm[..., None]) - _chosen(labels, resized)
-    change = (change * weights[..., None]).astype(logits.dtype)
-    return _pulled_back(change, *_matrices(align_corners, logits, labels))
+    cotangent = jnp.exp(resized - norm[..., None]) - _chosen(labels, resized)
+    cotangent = (cotangent * weights[..., None]).astype(logits.dtype)
+    return _pulled_back(cotangent, *_matrices(align_corners, logits, labels))
 
 
 def _matrices(
@@ -84,7 +84,7 @@ def _reduced(resized: jax.Array, own: jax.Array) -> tuple[jax.Array, jax.Array]:
 
     In one pass: partial sums carry the largest logit that they are relative to, and
     where two meet, that of the smaller is brought to the larger. A shift known
-    beforehand would save this: the interpolated maximum of the coarse logits is never
+    beforehand would save this: the interpolated maximum of the low-resolution logits is never
     below that of the resized ones. But where neighbors differ by hundreds it is
     hundreds above, all powers are zero, and the loss is infinite.
     """
@@ -105,15 +105,17 @@ def _reduced(resized: jax.Array, own: jax.Array) -> tuple[jax.Array, jax.Array]:
     return top + jnp.log(total), own
 
 
-def _pulled_back(change: jax.Array, rows: np.ndarray, columns: np.ndarray) -> jax.Array:
-    """Maps the gradient of resized logits to that of the coarse ones, in its dtype."""
+def _pulled_back(
+    cotangent: jax.Array, rows: np.ndarray, columns: np.ndarray
+) -> jax.Array:
+    """Maps the gradient of resized logits to that of the low-resolution ones, in its dtype."""
     for equation, matrix in (("bHWn,Hh->bhWn", rows), ("bhWn,Ww->bhwn", columns)):
         total = jnp.einsum(
             equation,
-            change,
-            jnp.asarray(matrix, change.dtype),
-            precision="highest" if change.dtype == jnp.float32 else None,
+            cotangent,
+            jnp.asarray(matrix, cotangent.dtype),
+            precision="highest" if cotangent.dtype == jnp.float32 else None,
             preferred_element_type=jnp.float32,
         )
-        change = total.astype(change.dtype)
-    return change
+        cotangent = total.astype(cotangent.dtype)
+    return cotangent

@@ -1,6 +1,6 @@
 """Cross-entropy of resized logits, a few rows of them at a time: for CPU and TPU.
 
-All arithmetic is float32. Names of axes: b images, h w coarse rows and columns, n
+All arithmetic is float32. Names of axes: b images, h w low-resolution rows and columns, n
 classes, r rows of a block, c columns of the labels.
 """
 
@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Integer
 
-from encnet_jax.models.resizing import interpolation_matrix
+from encnet_jax.ops.resize import interpolation_matrix
 
 _product = partial(jnp.einsum, precision="highest")
 
@@ -28,22 +28,22 @@ def total_and_gradient(
     Both in one go: on CPU that takes 0.4 of the time of the plain way.
     """
     rows, columns, blocks = _blocks(align_corners, logits, labels, weights)
-    coarse = logits.astype(jnp.float32)
+    low_res = logits.astype(jnp.float32)
 
     def add(sums: tuple[jax.Array, jax.Array], block: Any) -> Any:
         rows, labels, weights = block
         total, gradient = sums
-        resized = _resized(coarse, rows, columns)
+        resized = _resized(low_res, rows, columns)
         chosen = _chosen(labels, resized)
         resized -= resized.max(2, keepdims=True)
         powers = jnp.exp(resized)
         norm = powers.sum(2, keepdims=True)
         costs = jnp.log(norm[:, :, 0]) - jnp.where(chosen, resized, 0).sum(2)
         total += (costs * weights).sum()
-        change = (powers / norm - chosen) * weights[:, :, None]
-        return (total, gradient + _pulled_back(change, rows, columns)), None
+        cotangent = (powers / norm - chosen) * weights[:, :, None]
+        return (total, gradient + _pulled_back(cotangent, rows, columns)), None
 
-    start = (jnp.zeros(()), jnp.zeros_like(coarse))
+    start = (jnp.zeros(()), jnp.zeros_like(low_res))
     (total, gradient), _ = jax.lax.scan(add, start, (rows, *blocks))
     return total, gradient.astype(logits.dtype)
 
@@ -55,11 +55,11 @@ def norm_and_own(
 ) -> tuple[Float[Array, "b H W"], Float[Array, "b H W"]]:
     """Returns the log of the softmax's sum, and the label's logit (0: no class)."""
     rows, columns, blocks = _blocks(align_corners, logits, labels)
-    coarse = logits.astype(jnp.float32)
+    low_res = logits.astype(jnp.float32)
 
     def reduced(block: Any) -> tuple[jax.Array, jax.Array]:
         rows, labels = block
-        resized = _resized(coarse, rows, columns)
+        resized = _resized(low_res, rows, columns)
         own = jnp.where(_chosen(labels, resized), resized, 0).sum(2)
         return jax.nn.logsumexp(resized, axis=2), own
 
@@ -85,28 +85,30 @@ def gradient(
         weights: What comes back to each pixel.
     """
     rows, columns, blocks = _blocks(align_corners, logits, labels, norm, weights)
-    coarse = logits.astype(jnp.float32)
+    low_res = logits.astype(jnp.float32)
 
     def add(gradient: jax.Array, block: Any) -> tuple[jax.Array, None]:
         rows, labels, norm, weights = block
-        resized = _resized(coarse, rows, columns)
-        change = jnp.exp(resized - norm[:, :, None]) - _chosen(labels, resized)
-        change *= weights[:, :, None]
-        return gradient + _pulled_back(change, rows, columns), None
+        resized = _resized(low_res, rows, columns)
+        cotangent = jnp.exp(resized - norm[:, :, None]) - _chosen(labels, resized)
+        cotangent *= weights[:, :, None]
+        return gradient + _pulled_back(cotangent, rows, columns), None
 
-    start = jnp.zeros_like(coarse)
+    start = jnp.zeros_like(low_res)
     return jax.lax.scan(add, start, (rows, *blocks))[0].astype(logits.dtype)
 
 
-def _resized(coarse: jax.Array, rows: jax.Array, columns: np.ndarray) -> jax.Array:
+def _resized(low_res: jax.Array, rows: jax.Array, columns: np.ndarray) -> jax.Array:
     # Columns last: what is done for every class runs along them.
-    resized = _product("rh,bhwn->brnw", rows, coarse)
+    resized = _product("rh,bhwn->brnw", rows, low_res)
     return _product("brnw,cw->brnc", resized, columns)
 
 
-def _pulled_back(change: jax.Array, rows: jax.Array, columns: np.ndarray) -> jax.Array:
-    change = _product("brnc,cw->brnw", change, columns)
-    return _product("brnw,rh->bhwn", change, rows)
+def _pulled_back(
+    cotangent: jax.Array, rows: jax.Array, columns: np.ndarray
+) -> jax.Array:
+    cotangent = _product("brnc,cw->brnw", cotangent, columns)
+    return _product("brnw,rh->bhwn", cotangent, rows)
 
 
 def _chosen(labels: jax.Array, resized: jax.Array) -> jax.Array:

@@ -1,6 +1,5 @@
 """Resizing and pooling to a grid as matrix products, for sizes known or free."""
 
-from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -68,50 +67,6 @@ def resize_bilinear(
         columns = interpolation_matrix(width, size[1], align_corners, antialias)
         out = _product("ow,bhwc->bhoc", columns, out)
     return out
-
-
-def resize_argmax(
-    x: jax.Array, sizes: Sequence[tuple[int, int]], align_corners: Sequence[bool]
-) -> jax.Array:
-    """Resizes (b, h, w, c) once or several times; returns its largest channels.
-
-    On CPU one channel after the other is resized and compared with the best so far: a
-    third of the time of a resized array and its arg max, and the array, which for 150
-    classes is the largest of a prediction, is never held.
-
-    Args:
-        x: Floating point logits.
-        sizes: Heights and widths, one after the other.
-        align_corners: For each; see `resize_bilinear`.
-
-    Returns:
-        uint8 (b, *sizes[-1]); of equal channels the first.
-    """
-    rows: Any = np.eye(x.shape[1])
-    columns: Any = np.eye(x.shape[2])
-    for (height, width), align in zip(sizes, align_corners):
-        rows = interpolation_matrix(len(rows), height, align) @ rows
-        columns = interpolation_matrix(len(columns), width, align) @ columns
-    x = x.astype(jnp.float32)
-
-    def at_once(x: jax.Array) -> jax.Array:
-        x = _product("ow,bhwc->bhoc", columns, _product("oh,bhwc->bowc", rows, x))
-        return x.argmax(-1).astype(jnp.uint8)
-
-    def by_channel(x: jax.Array) -> jax.Array:
-        def compare(best: tuple[jax.Array, ...], channel: jax.Array) -> Any:
-            value, label, number = best
-            resized = _product("ow,bhw->bho", columns, channel)
-            better = resized > value
-            value = jnp.where(better, resized, value)
-            return (value, jnp.where(better, number, label), number + 1), None
-
-        channels = _product("oh,bhwc->cbow", rows, x)
-        shape = (x.shape[0], len(rows), len(columns))
-        start = (jnp.full(shape, -jnp.inf), jnp.zeros(shape, jnp.uint8), jnp.uint8(0))
-        return jax.lax.scan(compare, start, channels)[0][1]
-
-    return jax.lax.platform_dependent(x, cpu=by_channel, default=at_once)
 
 
 def _product(equation: str, matrix: np.ndarray | jax.Array, x: jax.Array) -> jax.Array:

@@ -1,4 +1,4 @@
-"""Linear interpolation by the few neighbours that have a weight, without a product.
+"""Linear interpolation by the few neighbors that have a weight, without a product.
 
 A row of an interpolation matrix has two weights, or up to four where two resizes were
 composed. On GPU gathering these few is what the compiler can put inside the reduction

@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-
 from encnet_jax.models.resizing import resize_bilinear
+
 from encnet_jax.ops.cross_entropy import (
     resized_cross_entropy,
     resized_cross_entropy_sum,
