@@ -5,6 +5,7 @@ Feature maps are (b, h, w, c) throughout. Parameters and statistics are float32;
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -107,8 +108,9 @@ class FoldedConv(nnx.Module):
         if self.impl == "winograd":
             y = winograd_conv2d(x, kernel, dilation=self.dilation)
         else:
-            options = dict(stride=self.stride, dilation=self.dilation)
-            y = conv2d(x, kernel, impl=self.impl, **options)
+            y = conv2d(
+                x, kernel, stride=self.stride, dilation=self.dilation, impl=self.impl
+            )
         return add_bias(y, self.bias[...], self.dtype)
 
 
@@ -163,7 +165,9 @@ class BatchNorm(nnx.BatchNorm):
         """Normalizes x over all axes but `axis`; updates the statistics in training."""
         assert self.scale is not None and self.bias is not None  # always made above
         axis = self.axis % x.ndim
-        options = dict(epsilon=self.epsilon, dtype=self.dtype or jnp.float32)
+        options: dict[str, Any] = dict(
+            epsilon=self.epsilon, dtype=self.dtype or jnp.float32
+        )
         if not self.use_running_average and axis == x.ndim - 1:
             y, mean, var = batch_norm(
                 x, self.scale[...], self.bias[...], self.mean[...], **options

@@ -1,6 +1,7 @@
 """Batch normalization over channels, in training."""
 
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +15,8 @@ _Result = tuple[
     Float[Array, " c"],
     Float[Array, " c"],
 ]
+
+_Arrays = tuple[jax.Array, ...]
 
 
 def batch_norm(
@@ -76,25 +79,34 @@ def _autodiff(
     shift: jax.Array,
     epsilon: float,
     dtype: DTypeLike,
-) -> tuple[jax.Array, jax.Array, jax.Array]:
+) -> _Arrays:
     pixels = tuple(range(x.ndim - 1))
     shifted = x.astype(jnp.float32) - shift
     offset = shifted.mean(pixels)
     var = jnp.square(shifted).mean(pixels) - jnp.square(offset)
     mean, var = shift + offset, jnp.maximum(var, 0.0)
-    options = dict(epsilon=epsilon, dtype=dtype)
+    options: dict[str, Any] = dict(epsilon=epsilon, dtype=dtype)
     return normalize_features(x, mean, var, scale, bias, **options), mean, var
 
 
 _fused_grad = partial(jax.custom_vjp, nondiff_argnums=(4, 5))(_autodiff)
 
 
-def _fused_grad_forward(x, scale, bias, shift, epsilon, dtype):
+def _fused_grad_forward(
+    x: jax.Array,
+    scale: jax.Array,
+    bias: jax.Array,
+    shift: jax.Array,
+    epsilon: float,
+    dtype: DTypeLike,
+) -> tuple[_Arrays, _Arrays]:
     y, mean, var = _autodiff(x, scale, bias, shift, epsilon, dtype)
     return (y, mean, var), (x, scale, mean, jax.lax.rsqrt(var + epsilon))
 
 
-def _fused_grad_backward(epsilon, dtype, residuals, cotangents):
+def _fused_grad_backward(
+    epsilon: float, dtype: DTypeLike, residuals: _Arrays, cotangents: _Arrays
+) -> _Arrays:
     x, scale, mean, inverse_std = residuals
     cotangent = cotangents[0].astype(jnp.float32)
     centered = x.astype(jnp.float32) - mean
@@ -111,10 +123,10 @@ def _fused_grad_backward(epsilon, dtype, residuals, cotangents):
     return x_grad.astype(x.dtype), scale_grad, bias_grad, jnp.zeros_like(mean)
 
 
-def _add(one, other):
+def _add(one: _Arrays, other: _Arrays) -> _Arrays:
     return one[0] + other[0], one[1] + other[1]
 
 
 _fused_grad.defvjp(_fused_grad_forward, _fused_grad_backward)
 
-_IMPLS = {"autodiff": _autodiff, "fused_grad": _fused_grad}
+_IMPLS: dict[str, Any] = {"autodiff": _autodiff, "fused_grad": _fused_grad}

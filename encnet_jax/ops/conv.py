@@ -46,8 +46,9 @@ def conv2d(
         ValueError: An unknown `impl`.
     """
     if impl == "auto":
-        settings = dict(stride=stride, dilation=dilation)
-        impl = select_conv_impl(impl, kernel.shape, dtype=x.dtype, **settings)
+        impl = select_conv_impl(
+            impl, kernel.shape, stride=stride, dilation=dilation, dtype=x.dtype
+        )
     check_impl(impl, _IMPLS)
     return _IMPLS[impl](x, kernel, stride, dilation)
 

@@ -7,6 +7,7 @@ dtype of the logits.
 """
 
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -45,12 +46,20 @@ def resized_cross_entropy_sum(
     return _sum_forward(logits, labels, weights, align_corners, impl)[0]
 
 
-def _sum_forward(logits, labels, weights, align_corners, impl):
+def _sum_forward(
+    logits: jax.Array,
+    labels: jax.Array,
+    weights: jax.Array,
+    align_corners: bool,
+    impl: str,
+) -> tuple[jax.Array, jax.Array]:
     arrays = (logits, labels, weights)
     return _dispatch(impl, "total_and_gradient", align_corners, *arrays)
 
 
-def _sum_backward(align_corners, impl, gradient, cotangent):
+def _sum_backward(
+    align_corners: bool, impl: str, gradient: jax.Array, cotangent: jax.Array
+) -> tuple[jax.Array, None, None]:
     return (cotangent * gradient).astype(gradient.dtype), None, None
 
 
@@ -81,13 +90,20 @@ def resized_cross_entropy(
     return _costs_forward(logits, labels, align_corners, impl)[0]
 
 
-def _costs_forward(logits, labels, align_corners, impl):
+def _costs_forward(
+    logits: jax.Array, labels: jax.Array, align_corners: bool, impl: str
+) -> tuple[jax.Array, tuple[jax.Array, ...]]:
     norm, own = _dispatch(impl, "norm_and_own", align_corners, logits, labels)
     costs = jnp.where(_known(logits, labels), norm - own, 0)
     return costs, (logits, labels, norm)
 
 
-def _costs_backward(align_corners, impl, residuals, cotangent):
+def _costs_backward(
+    align_corners: bool,
+    impl: str,
+    residuals: tuple[jax.Array, ...],
+    cotangent: jax.Array,
+) -> tuple[jax.Array, None]:
     logits, labels, norm = residuals
     weights = jnp.where(_known(logits, labels), cotangent, 0)
     arrays = (logits, labels, norm, weights)
@@ -102,7 +118,7 @@ def _known(logits: jax.Array, labels: jax.Array) -> jax.Array:
     return (labels >= 0) & (labels < logits.shape[-1])
 
 
-def _dispatch(impl: str, function: str, align_corners: bool, *arrays: jax.Array):
+def _dispatch(impl: str, function: str, align_corners: bool, *arrays: jax.Array) -> Any:
     """Calls a function of the implementation asked for, or of the platform's."""
     impls = {
         name: partial(getattr(module, function), align_corners)

@@ -1,10 +1,10 @@
 """Cross-entropy of resized logits with the interpolation inside its reductions: GPU.
 
-The low-resolution logits are interpolated to the rows of the labels, an array of (b, H, w, n)
-in their dtype; the columns are interpolated where they are used. So one kernel reads
-the rows and leaves two numbers a pixel, and another writes the gradient of the resized
-logits, once and in the dtype of the logits, which two products pull back: by tensor
-cores where that is bfloat16, at full precision where it is float32.
+The low-resolution logits are interpolated to the rows of the labels, an array of
+(b, H, w, n) in their dtype; the columns are interpolated where they are used. So one
+kernel reads the rows and leaves two numbers a pixel, and another writes the gradient of
+the resized logits, once and in the dtype of the logits, which two products pull back:
+by tensor cores where that is bfloat16, at full precision where it is float32.
 """
 
 import jax
@@ -84,8 +84,8 @@ def _reduced(resized: jax.Array, own: jax.Array) -> tuple[jax.Array, jax.Array]:
 
     In one pass: partial sums carry the largest logit that they are relative to, and
     where two meet, that of the smaller is brought to the larger. A shift known
-    beforehand would save this: the interpolated maximum of the low-resolution logits is never
-    below that of the resized ones. But where neighbors differ by hundreds it is
+    beforehand would save this: the interpolated maximum of the low-resolution logits is
+    never below that of the resized ones. But where neighbors differ by hundreds it is
     hundreds above, all powers are zero, and the loss is infinite.
     """
 
@@ -108,7 +108,7 @@ def _reduced(resized: jax.Array, own: jax.Array) -> tuple[jax.Array, jax.Array]:
 def _pulled_back(
     cotangent: jax.Array, rows: np.ndarray, columns: np.ndarray
 ) -> jax.Array:
-    """Maps the gradient of resized logits to that of the low-resolution ones, in its dtype."""
+    """Maps the gradient of resized logits to that of the low-resolution ones."""
     for equation, matrix in (("bHWn,Hh->bhWn", rows), ("bhWn,Ww->bhwn", columns)):
         total = jnp.einsum(
             equation,

@@ -1,7 +1,7 @@
 """Cross-entropy of resized logits, a few rows of them at a time: for CPU and TPU.
 
-All arithmetic is float32. Names of axes: b images, h w low-resolution rows and columns, n
-classes, r rows of a block, c columns of the labels.
+All arithmetic is float32. Names of axes: b images, h w rows and columns of the logits,
+n classes, r rows of a block, c columns of the labels.
 """
 
 from functools import partial

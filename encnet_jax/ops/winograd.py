@@ -144,8 +144,8 @@ def _winograd_backward(arguments: _Arguments, cotangent: jax.Array) -> _Argument
     chunks = (split_chunks(x, size), split_chunks(cotangent, size))
     zeros = jax.tree.map(jnp.zeros_like, _transform_kernel_taps(kernel))
     total, x_grad = jax.lax.scan(step, zeros, chunks)
-    kernel_grad = _transform_grid(_transforms(_TRAINING_TILE).G.T, total)
-    kernel_grad = jnp.stack([jnp.stack(line) for line in kernel_grad])
+    taps = _transform_grid(_transforms(_TRAINING_TILE).G.T, total)
+    kernel_grad = jnp.stack([jnp.stack(line) for line in taps])
     return x_grad.reshape(x.shape), kernel_grad
 
 
