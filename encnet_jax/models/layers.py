@@ -16,6 +16,7 @@ from jaxtyping import Array, Float
 from encnet_jax.ops.batch_norm import batch_norm, normalize_features
 from encnet_jax.ops.conv import conv2d, select_conv_impl, winograd_conv2d
 from encnet_jax.ops.conv_bias import add_bias
+from encnet_jax.ops.resize import AnyArray
 from encnet_jax.ops.winograd import PREDICTION_TILE, transform_kernel
 
 # He initialization by fan-out, as the residual networks of both originals.
@@ -54,10 +55,10 @@ class Conv(nnx.Module):
         self.dtype = dtype
         self.set_impl("lax")
 
-    def __call__(self, x: Float[Array, "b h w in"]) -> Float[Array, "b H W out"]:
+    def __call__(self, x: Float[AnyArray, "b h w in"]) -> Float[Array, "b H W out"]:
         """Convolves features; H = ceil(h / stride), W likewise."""
         y = conv2d(
-            x.astype(self.dtype),
+            jnp.asarray(x, self.dtype),
             self.kernel[...].astype(self.dtype),
             stride=self.stride,
             dilation=self.dilation,
@@ -102,9 +103,9 @@ class FoldedConv(nnx.Module):
         self.dilation = conv.dilation
         self.dtype = conv.dtype
 
-    def __call__(self, x: Float[Array, "b h w in"]) -> Float[Array, "b H W out"]:
+    def __call__(self, x: Float[AnyArray, "b h w in"]) -> Float[Array, "b H W out"]:
         """Convolves features; H = ceil(h / stride), W likewise."""
-        x, kernel = x.astype(self.dtype), self.kernel[...]
+        x, kernel = jnp.asarray(x, self.dtype), self.kernel[...]
         if self.impl == "winograd":
             y = winograd_conv2d(x, kernel, dilation=self.dilation)
         else:
@@ -160,10 +161,11 @@ class BatchNorm(nnx.BatchNorm):
         self.unbiased_running_var = unbiased_running_var
 
     def __call__(  # type: ignore[override]
-        self, x: Float[Array, "*shape"]
+        self, x: Float[AnyArray, "*shape"]
     ) -> Float[Array, "*shape"]:
         """Normalizes x over all axes but `axis`; updates the statistics in training."""
         assert self.scale is not None and self.bias is not None  # always made above
+        x = jnp.asarray(x)
         axis = self.axis % x.ndim
         options: dict[str, Any] = dict(
             epsilon=self.epsilon, dtype=self.dtype or jnp.float32
@@ -244,7 +246,7 @@ class ConvBN(nnx.Module):
         )
         self.relu = relu
 
-    def __call__(self, x: Float[Array, "b h w in"]) -> Float[Array, "b H W out"]:
+    def __call__(self, x: Float[AnyArray, "b h w in"]) -> Float[Array, "b H W out"]:
         """Convolves, normalizes and rectifies; H = ceil(h / stride), W likewise."""
         x = self.conv(x)
         if self.norm is not None:
@@ -258,7 +260,7 @@ class ConvBN(nnx.Module):
         self.norm = nnx.data(None)
 
 
-def max_pool(x: Float[Array, "b h w c"]) -> Float[Array, "b H W c"]:
+def max_pool(x: Float[AnyArray, "b h w c"]) -> Float[Array, "b H W c"]:
     """3x3 max pooling with stride 2 and padding 1.
 
     A maximum of nine shifted slices: on CPU 9 times faster with its gradient than

@@ -5,10 +5,16 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Float
+
+Size = Any  # an int, or in export an expression of free sizes
+AnyArray = jax.Array | np.ndarray
 
 
-def adaptive_average_pool(x: jax.Array, bins: int) -> jax.Array:
-    """Averages (b, h, w, c) over a grid of cells: (b, bins, bins, c).
+def adaptive_average_pool(
+    x: Float[AnyArray, "b h w c"], bins: int
+) -> Float[Array, "b {bins} {bins} c"]:
+    """Averages over a grid of cells.
 
     Cell i has the rows from floor(i h / bins) up to, not including,
     ceil((i + 1) h / bins), and columns alike, as in PyTorch: cells overlap where the
@@ -25,7 +31,7 @@ def adaptive_average_pool(x: jax.Array, bins: int) -> jax.Array:
     return (total / area[:, :, None]).astype(x.dtype)
 
 
-def _cells(size: int, bins: int) -> np.ndarray | jax.Array:
+def _cells(size: Size, bins: int) -> AnyArray:
     """Which cell (bins, size) has which pixel; NumPy where the size is known."""
     xp = np if isinstance(size, int) else jnp
     pixel = _index(size)
@@ -38,13 +44,13 @@ def _cells(size: int, bins: int) -> np.ndarray | jax.Array:
 
 
 def resize_bilinear(
-    x: jax.Array,
-    size: tuple[int, int],
+    x: Float[AnyArray, "b h w c"],
+    size: tuple[Size, Size],
     *,
     align_corners: bool = True,
     antialias: bool = False,
-) -> jax.Array:
-    """Resizes (b, h, w, c) bilinearly to (b, *size, c) by two small matrix products.
+) -> Float[Array, "b H W c"]:
+    """Resizes features bilinearly by two small matrix products.
 
     Args:
         x: Floating point features or images.
@@ -58,7 +64,7 @@ def resize_bilinear(
     if antialias and align_corners:
         raise ValueError("antialias needs align_corners=False")
     height, width = x.shape[1:3]
-    out = x
+    out = jnp.asarray(x)
     # The smaller intermediate result first.
     if height != size[0]:
         rows = interpolation_matrix(height, size[0], align_corners, antialias)
@@ -69,7 +75,7 @@ def resize_bilinear(
     return out
 
 
-def _product(equation: str, matrix: np.ndarray | jax.Array, x: jax.Array) -> jax.Array:
+def _product(equation: str, matrix: AnyArray, x: AnyArray) -> jax.Array:
     # Weights such as 0.625 are exact in bfloat16, others are not: full precision keeps
     # float32 features right on units that multiply in less by default.
     precision = jax.lax.Precision.HIGHEST if x.dtype == jnp.float32 else None
@@ -77,8 +83,8 @@ def _product(equation: str, matrix: np.ndarray | jax.Array, x: jax.Array) -> jax
 
 
 def interpolation_matrix(
-    source: int, target: int, align_corners: bool = True, antialias: bool = False
-) -> np.ndarray | jax.Array:
+    source: Size, target: Size, align_corners: bool = True, antialias: bool = False
+) -> AnyArray:
     """Weights (target, source), float32, of one-dimensional linear interpolation.
 
     NumPy where both sizes are known.
@@ -102,7 +108,7 @@ def interpolation_matrix(
     return weights.astype(np.float32)
 
 
-def _index(size: int) -> np.ndarray | jax.Array:
+def _index(size: Size) -> AnyArray:
     """Numbers from 0 to size - 1; NumPy where the size is known."""
     if isinstance(size, int):
         return np.arange(size)

@@ -9,11 +9,9 @@ import numpy as np
 from jaxtyping import Array, Float, UInt8
 
 from encnet_jax.ops.dispatch import dispatch
-from encnet_jax.ops.resize import interpolation_matrix
+from encnet_jax.ops.resize import AnyArray, Size, interpolation_matrix
 from encnet_jax.ops.taps import interpolate, taps_of
 
-_Matrix = np.ndarray | jax.Array
-_Size = Any  # an int, or in export an expression of free sizes
 # XLA has one GPU thread loop over a reduced axis shorter than a warp's 32; a longer one
 # is shared out over a warp, whose shuffles take longer than these few comparisons.
 _LOOP = 30
@@ -21,7 +19,7 @@ _LOOP = 30
 
 def resize_argmax(
     x: Float[Array, "b h w n"],
-    sizes: Sequence[tuple[_Size, _Size]],
+    sizes: Sequence[tuple[Size, Size]],
     align_corners: Sequence[bool],
     impl: str = "auto",
 ) -> UInt8[Array, "b H W"]:
@@ -58,8 +56,8 @@ def resize_argmax(
 
 
 def _composed(
-    source: _Size, targets: Sequence[_Size], aligned: Sequence[bool]
-) -> _Matrix:
+    source: Size, targets: Sequence[Size], aligned: Sequence[bool]
+) -> AnyArray:
     """Returns the weights (targets[-1], source) of resizes one after the other."""
     weights = interpolation_matrix(source, targets[0], aligned[0])
     for before, target, align in zip(targets, targets[1:], aligned[1:]):
@@ -72,20 +70,20 @@ def _composed(
 
 
 def _product(
-    equation: str, matrix: _Matrix, x: Float[Array, "..."]
+    equation: str, matrix: AnyArray, x: Float[Array, "..."]
 ) -> Float[Array, "..."]:
     return jnp.einsum(equation, jnp.asarray(matrix), x, precision="highest")
 
 
 def _matmul(
-    x: Float[Array, "b h w n"], rows: _Matrix, columns: _Matrix
+    x: Float[Array, "b h w n"], rows: AnyArray, columns: AnyArray
 ) -> UInt8[Array, "b H W"]:
     x = _product("oh,bhwc->bowc", rows, x.astype(jnp.float32))
     return _product("ow,bhwc->bhoc", columns, x).argmax(-1).astype(jnp.uint8)
 
 
 def _scan(
-    x: Float[Array, "b h w n"], rows: _Matrix, columns: _Matrix
+    x: Float[Array, "b h w n"], rows: AnyArray, columns: AnyArray
 ) -> UInt8[Array, "b H W"]:
     def compare(best: tuple[jax.Array, ...], channel: jax.Array) -> Any:
         value, label, number = best
@@ -101,7 +99,7 @@ def _scan(
 
 
 def _lerp(
-    x: Float[Array, "b h w n"], rows: _Matrix, columns: _Matrix
+    x: Float[Array, "b h w n"], rows: AnyArray, columns: AnyArray
 ) -> UInt8[Array, "b H W"]:
     if not (isinstance(rows, np.ndarray) and isinstance(columns, np.ndarray)):
         return _matmul(x, rows, columns)  # the neighbors are not known yet

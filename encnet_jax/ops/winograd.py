@@ -78,7 +78,8 @@ def transform_kernel(kernel: _AnyArray, tile: int) -> _AnyArray:
 
 
 def winograd_transformed(
-    x: Float[Array, "b h w in"], transformed: Float[Array, "n n in out"] | _Grid
+    x: Float[Array, "b h w in"],
+    transformed: Float[jax.Array | np.ndarray, "n n in out"] | _Grid,
 ) -> Float[Array, "b h w out"]:
     """3x3 convolution, padded by 1, by a kernel that is transformed already.
 

@@ -40,19 +40,19 @@ def test_bias_is_added_in_the_dtype_of_the_result_on_gpu(platform):
     assert "xf32>" in line
 
 
-def test_gradients_of_both_forms_are_the_same():
+def test_gradients_of_both_impls_are_the_same():
     y, bias = drawn(jnp.bfloat16)
-    change = jnp.ones((2, 40, 50, 3), jnp.bfloat16)
-    y = jnp.broadcast_to(y[:, :1, :1], change.shape)
+    cotangent = jnp.ones((2, 40, 50, 3), jnp.bfloat16)
+    y = jnp.broadcast_to(y[:, :1, :1], cotangent.shape)
     _, back = jax.vjp(conv_bias._add_in_its_dtype, y, bias)
-    by_y, by_bias = back(change)
-    np.testing.assert_array_equal(by_y, change)
+    by_y, by_bias = back(cotangent)
+    np.testing.assert_array_equal(by_y, cotangent)
     assert by_bias.dtype == jnp.float32
     np.testing.assert_array_equal(by_bias, 4000)  # bfloat16 has 4000 and not 3999
     _, back = jax.vjp(lambda y, bias: add_bias(y, bias, jnp.bfloat16), y, bias)
-    np.testing.assert_array_equal(back(change)[1], 4000)
+    np.testing.assert_array_equal(back(cotangent)[1], 4000)
     # 4000.0 would also come of a rounded sum; 4001 terms would not.
-    odd = change.at[0, 0, 0].set(2)
+    odd = cotangent.at[0, 0, 0].set(2)
     np.testing.assert_array_equal(
         jax.vjp(conv_bias._add_in_its_dtype, y, bias)[1](odd)[1], 4001
     )

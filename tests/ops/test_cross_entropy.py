@@ -1,4 +1,4 @@
-"""Cross-entropy of resized logits, in both forms, against float64."""
+"""Cross-entropy of resized logits, in both implementations, against float64."""
 
 import re
 
@@ -6,16 +6,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from encnet_jax.models.resizing import resize_bilinear
 
 from encnet_jax.ops.cross_entropy import (
     resized_cross_entropy,
     resized_cross_entropy_sum,
 )
+from encnet_jax.ops.resize import resize_bilinear
 from tests.ops.exact import resize, weights_of
 
-FORMS = ["scan", "one_pass"]
-BOTH = pytest.mark.parametrize("impl", FORMS)
+IMPLS = ["scan", "one_pass"]
+BOTH = pytest.mark.parametrize("impl", IMPLS)
 # Largest relative errors of the sum, and of the gradient against its norm. In bfloat16
 # the gradient is rounded when it is returned, and in one pass also the rows before it,
 # the gradient of the resized logits, and the weights that pull it back.
@@ -37,9 +37,9 @@ class Exact:
         self.probability = np.exp(x - norm)
         self.costs = np.where(self.truth, norm - x, 0).sum(-1)
 
-    def gradient(self, change):
-        """Returns the gradient of costs that change (b, H, W) comes back to."""
-        slope = (self.probability - self.truth) * change[..., None]
+    def gradient(self, cotangent):
+        """Returns the gradient of costs whose cotangent is (b, H, W)."""
+        slope = (self.probability - self.truth) * cotangent[..., None]
         return np.einsum("Hh,Ww,bHWn->bhwn", self.rows, self.columns, slope)
 
 
@@ -231,7 +231,7 @@ def products_for(platform, each, dtype):
 
 
 @pytest.mark.parametrize("each", [True, False])
-def test_each_platform_has_its_form(each):
+def test_each_platform_has_its_impl(each):
     tpu = products_for("tpu", each, jnp.bfloat16)
     assert tpu and not any("bf16" in operands for operands in tpu)
     for platform in ("cuda", "rocm"):
@@ -246,7 +246,7 @@ def test_each_platform_has_its_form(each):
 
 
 @pytest.mark.parametrize("function", [resized_cross_entropy_sum, resized_cross_entropy])
-def test_unknown_form_raises(function):
+def test_unknown_impl_raises(function):
     arrays = drawn((6, 6))[: 3 if function is resized_cross_entropy_sum else 2]
     with pytest.raises(ValueError, match="impl='plain': allowed are 'auto', 'scan'"):
         function(*arrays, True, "plain")

@@ -1,4 +1,4 @@
-"""The largest channels of resized logits, in every form, against float64."""
+"""The largest channels of resized logits, in every implementation, against float64."""
 
 import itertools
 
@@ -10,7 +10,7 @@ import pytest
 from encnet_jax.ops.resize_argmax import resize_argmax
 from tests.ops.exact import resize
 
-FORMS = ["matmul", "scan", "lerp"]
+IMPLS = ["matmul", "scan", "lerp"]
 ULP = 2.0**-23
 
 
@@ -52,18 +52,26 @@ def check_labels(impl, x, sizes, aligned):
 
 
 @pytest.mark.parametrize("sizes, aligned", RESIZES)
-@pytest.mark.parametrize("impl", FORMS)
+@pytest.mark.parametrize("impl", IMPLS)
 def test_labels_are_those_of_float64(impl, sizes, aligned):
     check_labels(impl, logits(2, 5, 7, 9), sizes, aligned)
 
 
-@pytest.mark.parametrize("impl", FORMS)
+@pytest.mark.parametrize("channels", [30, 31, 150])
+def test_channels_in_groups_are_all_compared(channels):
+    # Of every group the first and the last channel win somewhere, padding nowhere.
+    x = -1e30 * jnp.ones((1, 1, channels, channels)) + 1e30 * jnp.eye(channels)
+    labels = resize_argmax(x, [(1, channels)], [True], "lerp")
+    np.testing.assert_array_equal(labels[0, 0], np.arange(channels))
+
+
+@pytest.mark.parametrize("impl", IMPLS)
 def test_bfloat16_logits_are_resized_in_float32(impl):
     x = 1 + logits(2, 5, 7, 9, dtype=jnp.bfloat16) / 128  # labels hang on few digits
     check_labels(impl, x.astype(jnp.bfloat16), [(40, 56)], [True])
 
 
-@pytest.mark.parametrize("impl", ["auto", *FORMS])
+@pytest.mark.parametrize("impl", ["auto", *IMPLS])
 def test_labels_have_the_values_worked_out_by_hand(impl):
     # 0 1 2 3 against 2.25 1.75 1.25 0.75.
     x = jnp.asarray([[[[0.0, 2.25], [3.0, 0.75]]]])
@@ -71,7 +79,7 @@ def test_labels_have_the_values_worked_out_by_hand(impl):
     np.testing.assert_array_equal(labels, [[[1, 1, 0, 0]] * 2])
 
 
-@pytest.mark.parametrize("impl", FORMS)
+@pytest.mark.parametrize("impl", IMPLS)
 def test_first_of_equal_channels_is_taken(impl):
     x = logits(1, 4, 3, 5)
     alone = resize_argmax(x, [(13, 17)], [False], impl)
@@ -82,7 +90,7 @@ def test_first_of_equal_channels_is_taken(impl):
     np.testing.assert_array_equal(everywhere, 0)
 
 
-@pytest.mark.parametrize("impl", FORMS)
+@pytest.mark.parametrize("impl", IMPLS)
 def test_last_of_256_channels_is_found(impl):
     x = jnp.zeros((1, 2, 2, 256)).at[..., 255].set(1)
     np.testing.assert_array_equal(resize_argmax(x, [(3, 3)], [True], impl), 255)
@@ -96,7 +104,7 @@ def test_resized_channels_are_never_held(impl):
     assert memory.temp_size_in_bytes < 0.3 * 480 * 480 * 150 * 4
 
 
-@pytest.mark.parametrize("impl", ["auto", *FORMS])
+@pytest.mark.parametrize("impl", ["auto", *IMPLS])
 def test_sizes_may_be_free(impl):
     def labels(x):
         larger = (3 * x.shape[1] + 1, 2 * x.shape[2])
@@ -119,7 +127,7 @@ def program_for(platform):
     return jax.export.export(labels, platforms=(platform,))(x).mlir_module()
 
 
-def test_each_platform_has_its_form():
+def test_each_platform_has_its_impl():
     tpu, cuda, cpu = (program_for(name) for name in ("tpu", "cuda", "cpu"))
     assert tpu.count("stablehlo.dot_general") == 2 and "stablehlo.gather" not in tpu
     assert "stablehlo.dot_general" not in cuda and cuda.count('"stablehlo.gather"') == 4
@@ -127,6 +135,6 @@ def test_each_platform_has_its_form():
     assert "stablehlo.dot_general" not in program_for("rocm")
 
 
-def test_unknown_form_raises():
+def test_unknown_impl_raises():
     with pytest.raises(ValueError, match="impl='fast': allowed are 'auto', 'matmul'"):
         resize_argmax(logits(1, 2, 2, 2), [(3, 3)], [True], "fast")
