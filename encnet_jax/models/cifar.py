@@ -16,8 +16,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from encnet_jax.models.encoding import Encoding
-from encnet_jax.models.layers import BatchNorm, uniform_fan_in
-from encnet_jax.ops.conv import Conv
+from encnet_jax.models.layers import BatchNorm, Conv, uniform_fan_in
 
 CIFAR_MODELS = ("resnet14", "se_resnet14", "encnet14")
 SE_REDUCTION = 16

@@ -9,9 +9,8 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from encnet_jax.models.encoding import ContextEncoding
-from encnet_jax.models.layers import ConvBN, uniform_fan_in
+from encnet_jax.models.layers import Conv, ConvBN, uniform_fan_in
 from encnet_jax.models.resnet import ResNet
-from encnet_jax.ops.conv import Conv
 from encnet_jax.ops.resize import resize_bilinear
 
 

@@ -16,8 +16,9 @@ from encnet_jax.models.cifar import (
 )
 from encnet_jax.models.encnet import EncNet
 from encnet_jax.models.heads import BASELINES, Baseline
+from encnet_jax.models.layers import set_conv_impl
 from encnet_jax.models.resnet import BACKBONES, ResNet
-from encnet_jax.ops.conv import CONV_IMPLS, set_conv_impl
+from encnet_jax.ops.conv import CONV_IMPLS
 
 SEGMENTATION_MODELS = ("encnet", *BASELINES)
 _SEGMENTATION_SETTINGS = (
