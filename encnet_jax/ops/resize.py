@@ -95,7 +95,7 @@ def interpolation_matrix(
     xp = np if known else jnp
     position = source_positions(source, target, align_corners, clip=not antialias)
     reach = max(source / target, 1.0) if antialias else 1.0
-    distance = abs(position[:, None] - _index(source)[None, :])
+    distance = xp.abs(position[:, None] - _index(source)[None, :])
     weights = xp.maximum(0.0, 1.0 - distance / reach)
     weights = weights / weights.sum(1, keepdims=True)
     return weights.astype(np.float32)
