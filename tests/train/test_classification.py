@@ -139,7 +139,7 @@ def test_images_that_are_not_in_memory_are_learned_too(cifar, tmp_path):
 
 
 def test_predict_classifies_pictures_of_any_size(workdir, cifar, tmp_path):
-    example = open_dataset("cifar10", "test", str(cifar)).example(3)
+    example = open_dataset("cifar10", "test", str(cifar))[3]
     classifier = Classifier.from_workdir(workdir)
     expected = classifier(example.image)
     assert expected.probabilities.sum() == pytest.approx(1, abs=1e-5)
