@@ -33,20 +33,8 @@ from encnet_jax.run.sharding import batch_sharded, create_mesh, replicated
 from encnet_jax.run.startup import log_missing_large_pages
 from encnet_jax.run.state import PureDict, TrainState, create_train_state, split_model
 from encnet_jax.run.workdir import best_metric_name
+from encnet_jax.train import input_pipeline, settings
 from encnet_jax.train.initialization import load_initial_weights
-from encnet_jax.train.input_pipeline import (
-    create_augmentation,
-    create_batches,
-    resident_arrays,
-)
-from encnet_jax.train.settings import (
-    check_batch_size,
-    check_task,
-    check_workdir,
-    create_schedule,
-    loss_settings,
-    optimizer_settings,
-)
 from encnet_jax.train.step import make_train_step
 from encnet_jax.train.validation import make_validate_fn
 
@@ -77,12 +65,12 @@ def train(
     """
     log_missing_large_pages(jax.default_backend())
     mesh = create_mesh(config.mesh.data)
-    check_batch_size(config, mesh.size)
+    settings.check_batch_size(config, mesh.size)
     dataset, validation = datasets or (
         _open(config, config.data.train_split),
         _open(config, config.evaluation.split),
     )
-    check_task(config, dataset.info)
+    settings.check_task(config, dataset.info)
     trainer = Trainer(config, workdir, mesh, dataset, validation)
     workdir.mkdir(parents=True, exist_ok=True)
     with lock_workdir(workdir):
@@ -123,22 +111,22 @@ class Trainer:
             rngs=nnx.Rngs(config.seed),
             **model_settings(config),
         )
-        check_workdir(config, workdir)
+        settings.check_workdir(config, workdir)
         self.checkpoints = Checkpoints(workdir, best_metric_name(info))
         if config.model.weights and not self.checkpoints.steps():
             report = load_initial_weights(model, config.model.weights, info.class_names)
             _log.info("%s: %s", config.model.weights, report)
         model_def, params, batch_stats = split_model(model)
-        self.schedule = create_schedule(config)
-        tx = create_optimizer(self.schedule, **optimizer_settings(config))
+        self.schedule = settings.create_schedule(config)
+        tx = create_optimizer(self.schedule, **settings.optimizer_settings(config))
         self.state = create_train_state(params, batch_stats, tx)
-        self.resident = resident_arrays(config, dataset)
+        self.resident = input_pipeline.resident_arrays(config, dataset)
         self.step_fn = make_train_step(
             model_def,
             tx,
             info,
-            augmentation=create_augmentation(config),
-            loss_settings=loss_settings(config),
+            augmentation=input_pipeline.create_augmentation(config),
+            loss_settings=settings.loss_settings(config),
             grad_accum_steps=config.grad_accum_steps,
         )
         self.validate = make_validate_fn(config, model, validation)
@@ -168,7 +156,7 @@ class Trainer:
         if start >= config.total_steps:
             _log.info("all %d steps are done", start)
             return self._evaluate(state, start)
-        host_batches = create_batches(config, self.dataset, start)
+        host_batches = input_pipeline.create_batches(config, self.dataset, start)
         batches = prefetched(host_batches, batch_sharded(self.mesh))
         resident = jax.device_put(self.resident, replicated(self.mesh))
         self.progress = Progress(start, config.total_steps, config.batch_size)
