@@ -12,8 +12,7 @@ from encnet_jax.config import default
 from encnet_jax.data.augment_device import ArrayDataset
 from encnet_jax.data.dataset_info import IGNORE_LABEL, DatasetInfo, voc_colormap
 from encnet_jax.errors import UserError
-from encnet_jax.predict.classifier import Classifier
-from encnet_jax.predict.segmenter import Segmenter
+from encnet_jax.predict.predictor import Classifier, Segmenter
 from encnet_jax.run.model_config import check_config
 from encnet_jax.train import train
 

@@ -9,7 +9,7 @@ import optax
 import pytest
 
 from encnet_jax.data.dataset_info import DatasetInfo
-from encnet_jax.inference.predict_fn import eval_model_def
+from encnet_jax.inference.folding import eval_model_def
 from encnet_jax.losses import segmentation_loss
 from encnet_jax.models import create_model
 from encnet_jax.optimizer import create_optimizer, poly_schedule
