@@ -18,7 +18,7 @@ from encnet_jax.losses import classification_loss
 from encnet_jax.models.cifar import ClassifierOutput
 from encnet_jax.predict.predictor import Classifier
 from encnet_jax.run.model_config import check_config
-from encnet_jax.train.task import check_task
+from encnet_jax.train.settings import check_task
 from tests.commands import errors, run
 
 SMALL = [
@@ -144,7 +144,7 @@ def test_images_that_are_not_in_memory_are_learned_too(cifar, tmp_path):
 
 
 def test_predict_classifies_pictures_of_any_size(workdir, cifar, tmp_path):
-    example = open_dataset("cifar10", "test", str(cifar)).example(3)
+    example = open_dataset("cifar10", "test", str(cifar))[3]
     classifier = Classifier.from_workdir(workdir)
     expected = classifier(example.image)
     assert expected.probabilities.sum() == pytest.approx(1, abs=1e-5)
