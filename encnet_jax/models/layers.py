@@ -89,7 +89,7 @@ class FoldedConv(nnx.Module):
         offset: (out_features,), is added to that.
     """
 
-    def __init__(self, conv: Conv, factor: jax.Array, offset: jax.Array):
+    def __init__(self, conv: Conv, factor: AnyArray, offset: AnyArray):
         kernel = conv.kernel[...] * factor
         # The other implementations have faster gradients, no more.
         self.impl = conv.impl if conv.impl in ("gemm", "winograd") else "lax"
@@ -191,7 +191,7 @@ class BatchNorm(nnx.BatchNorm):
         vectors = (mean, var, self.scale[...], self.bias[...])
         return normalize_features(x, *(v.reshape(shape) for v in vectors), **options)
 
-    def affine(self) -> tuple[jax.Array, jax.Array]:
+    def affine(self) -> tuple[AnyArray, AnyArray]:
         """Returns the factor and the offset (c,) of every channel in eval mode.
 
         NumPy in, NumPy out.
