@@ -7,7 +7,7 @@ export TF_CPP_MIN_LOG_LEVEL = 2
 .PHONY: demo test lint clean
 
 demo: .venv/installed
-	$(BIN)/python train.py --config=configs/scenes.py --workdir=$(DEMO)
+	GLIBC_TUNABLES=glibc.malloc.hugetlb=1 $(BIN)/python train.py --config=configs/scenes.py --workdir=$(DEMO)
 	$(BIN)/python evaluate.py --config=configs/scenes.py --workdir=$(DEMO) --split=test
 	@echo
 	@echo "Look at $(DEMO)/predictions.png: pictures, their labels, and predictions."

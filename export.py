@@ -1,7 +1,7 @@
 """Exports a trained model: python export.py --workdir=runs/NAME --output=DIR.
 
-DIR, which must be new or empty, gets model.stablehlo, or with --format=onnx model.onnx,
-with the weights inside, classes.json, and a README.md that says how to run it.
+DIR must be new or empty. Writes model.stablehlo (model.onnx with --format=onnx), which
+includes the weights, classes.json, and a README.md with code that runs the model.
 """
 
 from pathlib import Path
@@ -11,15 +11,19 @@ from absl import flags
 from encnet_jax import cli
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.", required=True)
-_OUTPUT = flags.DEFINE_string("output", None, "Folder to write.", required=True)
+_OUTPUT = flags.DEFINE_string(
+    "output", None, "Output folder, new or empty.", required=True
+)
 _FORMAT = flags.DEFINE_string("format", "stablehlo", "stablehlo or onnx.")
-_STEP = flags.DEFINE_string("step", "best", "Checkpoint: best, latest or a number.")
-_SIZE = flags.DEFINE_string("size", "", "ONNX for one image of HEIGHTxWIDTH alone.")
+_STEP = flags.DEFINE_string(
+    "step", "best", "Checkpoint: best, latest or a step number."
+)
+_SIZE = flags.DEFINE_string("size", "", "HEIGHTxWIDTH of a fixed-size ONNX model.")
 
 
 def main(arguments: list[str]) -> None:
     """Runs the export."""
-    from encnet_jax.export.workdir_run import export_workdir
+    from encnet_jax.export.run import export_workdir
 
     cli.reject_positional(arguments)
     text = export_workdir(

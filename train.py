@@ -1,7 +1,7 @@
 """Trains a model: python train.py --config=configs/NAME.py [--workdir=DIR].
 
-Any key of the configuration can be overridden: --config.learning_rate=0.02. Running the
-same command again goes on where the run stands.
+Any key of the configuration can be overridden: --config.learning_rate=0.02. Rerun the
+command to resume.
 """
 
 from absl import flags
@@ -10,7 +10,9 @@ from ml_collections import config_flags
 from encnet_jax import cli
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "File under configs/.")
-_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; runs/NAME if none.")
+_WORKDIR = flags.DEFINE_string(
+    "workdir", None, "Folder of the run; default: runs/NAME."
+)
 _DISTRIBUTED = flags.DEFINE_string("distributed", None, "Many hosts: docs/scale.md.")
 flags.mark_flag_as_required("config")
 
@@ -18,7 +20,7 @@ flags.mark_flag_as_required("config")
 def main(arguments: list[str]) -> None:
     """Runs the training."""
     from encnet_jax.run.distributed import connect_hosts
-    from encnet_jax.train.run import train
+    from encnet_jax.train import train
 
     cli.reject_positional(arguments)
     connect_hosts(_DISTRIBUTED.value)

@@ -20,8 +20,8 @@ __all__ = [
 
 # Imported when they are asked for: importing JAX takes a second.
 _LAZY = {
-    "Classifier": "predict.classifier",
-    "Segmenter": "predict.segmenter",
+    "Classifier": "predict.predictor",
+    "Segmenter": "predict.predictor",
     "create_model": "models.registry",
     "fit": "fit_arrays",
     "load_torch_weights": "convert.load",
