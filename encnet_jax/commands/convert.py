@@ -1,0 +1,34 @@
+"""Imports PyTorch weights: python -m encnet_jax.convert FILE --output=DIR.
+
+Writes a workdir that `evaluate.py`, `predict.py` and `export.py` take.
+"""
+
+from pathlib import Path
+
+from absl import flags
+
+from encnet_jax.convert.workdir import write_workdir
+from encnet_jax.errors import UserError
+
+
+def define_flags() -> None:
+    """Defines the flags of the verb."""
+    flags.DEFINE_string("output", None, "Folder for the workdir.", required=True)
+    flags.DEFINE_string("classes", "", "Names: FILE.json with a list, or a,b,c.")
+    flags.DEFINE_string("dataset", "", "Data set whose classes these are.")
+    flags.FLAGS.set_gnu_getopt(True)  # flags after the file
+
+
+def main(arguments: list[str]) -> None:
+    """Runs the import."""
+    if len(arguments) != 1:
+        raise UserError(f"{len(arguments)} files: give one file of weights")
+    values = flags.FLAGS
+    print(
+        write_workdir(
+            arguments[0],
+            Path(values.output),
+            classes=values.classes,
+            dataset=values.dataset,
+        )
+    )
