@@ -4,7 +4,6 @@ Models are made abstractly and get random arrays here, since drawing weights by 
 would take longer than what is measured.
 """
 
-import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -16,7 +15,6 @@ from jax.typing import DTypeLike
 
 from encnet_jax.data.dataset_info import ADE20K
 from encnet_jax.inference.predict_fn import InferenceModel, make_label_fn
-from encnet_jax.losses import segmentation_loss
 from encnet_jax.models import create_model
 from encnet_jax.models.encoding import Encoding
 from encnet_jax.models.resnet import ResNet
@@ -90,15 +88,7 @@ def training(
     """
     model_def, params, batch_stats = split_model(_encnet(dtype, settings))
     tx = create_optimizer(poly_schedule(0.01, 1000))
-    step = make_train_step(
-        model_def,
-        tx,
-        prepare=lambda _, batch: (batch["images"], batch["labels"]),
-        forward=lambda model, images: model.forward_low_res(images),
-        loss=functools.partial(segmentation_loss, num_classes=CLASSES),
-        info=ADE20K,
-        grad_accum_steps=grad_accum_steps,
-    )
+    step = make_train_step(model_def, tx, ADE20K, grad_accum_steps=grad_accum_steps)
     state = jax.eval_shape(
         lambda p, s: create_train_state(p, s, tx), params, batch_stats
     )

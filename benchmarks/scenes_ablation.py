@@ -57,7 +57,7 @@ scenes.draw = functools.cache(scenes.draw)
 
 def run_once(variant: str, seed: int, workdir: Path) -> dict[str, float]:
     """Trains and scores one variant with one seed."""
-    from encnet_jax.train.run import train
+    from encnet_jax.train import train
 
     config = get_config()
     config.seed = seed

@@ -15,7 +15,7 @@ from encnet_jax.errors import UserError
 from encnet_jax.predict.classifier import Classifier
 from encnet_jax.predict.segmenter import Segmenter
 from encnet_jax.run.model_config import check_config
-from encnet_jax.train.run import train
+from encnet_jax.train import train
 
 Arrays = tuple[ArrayLike, ArrayLike]
 

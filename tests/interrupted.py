@@ -7,7 +7,7 @@ from ml_collections import ConfigDict
 
 from configs.camvid import get_config
 from encnet_jax.run.model_config import check_config
-from encnet_jax.train.run import train
+from encnet_jax.train import train
 from tests.commands import SMALL
 
 

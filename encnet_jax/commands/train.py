@@ -1,7 +1,7 @@
-"""Trains a model: python train.py --config=configs/NAME.py [--workdir=DIR].
+"""Trains a model: encnet train --config=configs/NAME.py [--workdir=DIR].
 
-Any key of the configuration can be overridden: --config.learning_rate=0.02. Running the
-same command again goes on where the run stands.
+Any key of the configuration can be overridden: --config.learning_rate=0.02. Rerun the
+command to resume.
 """
 
 from absl import flags
@@ -13,7 +13,7 @@ from encnet_jax import cli
 def define_flags() -> None:
     """Defines the flags of the verb."""
     config_flags.DEFINE_config_file("config", None, "File under configs/.")
-    flags.DEFINE_string("workdir", None, "Folder of the run; runs/NAME if none.")
+    flags.DEFINE_string("workdir", None, "Folder of the run; default: runs/NAME.")
     flags.DEFINE_string("distributed", None, "Many hosts: docs/scale.md.")
     flags.mark_flag_as_required("config")
 
@@ -21,7 +21,7 @@ def define_flags() -> None:
 def main(arguments: list[str]) -> None:
     """Runs the training."""
     from encnet_jax.run.distributed import connect_hosts
-    from encnet_jax.train.run import train
+    from encnet_jax.train import train
 
     cli.reject_positional(arguments)
     connect_hosts(flags.FLAGS.distributed)

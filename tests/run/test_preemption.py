@@ -14,7 +14,7 @@ import pytest
 
 from encnet_jax.errors import UserError
 from encnet_jax.run.preemption import lock_workdir
-from encnet_jax.train.run import train
+from encnet_jax.train import train
 from tests.commands import (
     ROOT,
     SMALL,

@@ -17,7 +17,7 @@ from encnet_jax.losses import classification_loss
 from encnet_jax.models.cifar import ClassifierOutput
 from encnet_jax.predict.classifier import Classifier
 from encnet_jax.run.model_config import check_config
-from encnet_jax.train.task import check_task
+from encnet_jax.train.settings import check_task
 from tests.commands import errors, run
 
 SMALL = [
