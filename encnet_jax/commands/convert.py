@@ -1,6 +1,6 @@
-"""Imports PyTorch weights: python -m encnet_jax.convert FILE --output=DIR.
+"""Imports PyTorch weights: encnet convert FILE --output=DIR.
 
-Writes a workdir that `evaluate.py`, `predict.py` and `export.py` take.
+Writes a workdir for `encnet evaluate`, `encnet predict` and `encnet export`.
 """
 
 from pathlib import Path
@@ -22,7 +22,7 @@ def define_flags() -> None:
 def main(arguments: list[str]) -> None:
     """Runs the import."""
     if len(arguments) != 1:
-        raise UserError(f"{len(arguments)} files: give one file of weights")
+        raise UserError(f"{len(arguments)} files: pass one file of weights")
     values = flags.FLAGS
     print(
         write_workdir(

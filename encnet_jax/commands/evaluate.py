@@ -1,11 +1,10 @@
-"""Scores a trained model: python evaluate.py --config=configs/NAME.py [--split=test].
+"""Evaluates a model: encnet evaluate --config=configs/NAME.py [--split=test].
 
-Writes DIR/evaluation/SPLIT.json, with scales SPLIT-ms.json, and pictures, and prints a
-table. Whole images pass the network as they are, or with
---scales=0.5,0.75,1,1.25,1.5,1.75 --flip in windows of many scales, the protocol of
-PyTorch-Encoding; docs/evaluation.md tells of others. The same command goes on where it
-was killed. --submission writes what the data set's test server asks for, of the split
-or of --images=DIR.
+Writes DIR/evaluation/SPLIT.json (SPLIT-ms.json with scales) and figures, and prints a
+table. Images are evaluated whole by default; with --scales=0.5,0.75,1,1.25,1.5,1.75
+--flip, in sliding windows at several scales, as PyTorch-Encoding does. Other protocols:
+docs/evaluation.md. An interrupted evaluation resumes when rerun. --submission writes
+predictions for the data set's test server, for the split or for --images=DIR.
 """
 
 from pathlib import Path
@@ -20,14 +19,14 @@ from encnet_jax import cli
 def define_flags() -> None:
     """Defines the flags of the verb."""
     config_flags.DEFINE_config_file("config", None, "File under configs/.")
-    flags.DEFINE_string("workdir", None, "Folder of the run; runs/NAME if none.")
-    flags.DEFINE_string("split", None, "Split; that of the config if none.")
-    flags.DEFINE_list("scales", None, "Scales of the long side: 0.5,1,1.75.")
-    flags.DEFINE_bool("flip", False, "Add the mirror image at every scale.")
-    flags.DEFINE_string("step", "best", "Checkpoint: best, latest or a number.")
-    flags.DEFINE_bool("submission", False, "Write predictions for a server.")
-    flags.DEFINE_string("images", None, "Folder of images to predict alone.")
-    flags.DEFINE_string("distributed", None, "Many hosts: docs/scale.md.")
+    flags.DEFINE_string("workdir", None, "Folder of the run; default: runs/NAME.")
+    flags.DEFINE_string("split", None, "Split; default: that of the config.")
+    flags.DEFINE_list("scales", None, "Scales of the long side, such as 0.5,1,1.75.")
+    flags.DEFINE_bool("flip", False, "Also evaluate mirrored at every scale.")
+    flags.DEFINE_string("step", "best", "Checkpoint: best, latest or a step number.")
+    flags.DEFINE_bool("submission", False, "Write predictions for the test server.")
+    flags.DEFINE_string("images", None, "Folder of images to predict instead.")
+    flags.DEFINE_string("distributed", None, "Multiple hosts: see docs/scale.md.")
     flags.mark_flag_as_required("config")
 
 

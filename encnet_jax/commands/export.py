@@ -1,7 +1,7 @@
-"""Exports a trained model: python export.py --workdir=runs/NAME --output=DIR.
+"""Exports a trained model: encnet export --workdir=runs/NAME --output=DIR.
 
-DIR, which must be new or empty, gets model.stablehlo, or with --format=onnx model.onnx,
-with the weights inside, classes.json, and a README.md that says how to run it.
+DIR must be new or empty. Writes model.stablehlo (model.onnx with --format=onnx), which
+includes the weights, classes.json, and a README.md with code that runs the model.
 """
 
 from pathlib import Path
@@ -14,10 +14,10 @@ from encnet_jax import cli
 def define_flags() -> None:
     """Defines the flags of the verb."""
     flags.DEFINE_string("workdir", None, "Folder of the run.", required=True)
-    flags.DEFINE_string("output", None, "Folder to write.", required=True)
+    flags.DEFINE_string("output", None, "Output folder, new or empty.", required=True)
     flags.DEFINE_string("format", "stablehlo", "stablehlo or onnx.")
-    flags.DEFINE_string("step", "best", "Checkpoint: best, latest or a number.")
-    flags.DEFINE_string("size", "", "ONNX for one image of HEIGHTxWIDTH alone.")
+    flags.DEFINE_string("step", "best", "Checkpoint: best, latest or a step number.")
+    flags.DEFINE_string("size", "", "HEIGHTxWIDTH of a fixed-size ONNX model.")
 
 
 def main(arguments: list[str]) -> None:

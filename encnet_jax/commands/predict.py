@@ -1,8 +1,8 @@
-"""Segments pictures: python predict.py --workdir=runs/NAME --output=DIR IMAGE...
+"""Segments images: encnet predict --workdir=runs/NAME --output=DIR IMAGE...
 
-IMAGE is a file, a folder or a glob. For each, DIR gets NAME.png (labels, a palette
-image) and NAME-overlay.png (the picture under its labels, with a legend). A model for
-whole images (CIFAR-10) writes DIR/classes.json instead.
+IMAGE is a file, a folder or a glob. For each image, writes DIR/NAME.png (labels, a
+palette image) and DIR/NAME-overlay.png (labels over the image, with a legend). A
+classifier (CIFAR-10) writes DIR/classes.json instead.
 """
 
 from pathlib import Path
@@ -13,8 +13,8 @@ from absl import flags
 def define_flags() -> None:
     """Defines the flags of the verb."""
     flags.DEFINE_string("workdir", None, "Folder of the run.", required=True)
-    flags.DEFINE_string("output", None, "Folder for the results.", required=True)
-    flags.DEFINE_string("step", "best", "Checkpoint: best, latest or a number.")
+    flags.DEFINE_string("output", None, "Output folder.", required=True)
+    flags.DEFINE_string("step", "best", "Checkpoint: best, latest or a step number.")
 
 
 def main(arguments: list[str]) -> int:
@@ -26,7 +26,7 @@ def main(arguments: list[str]) -> int:
 
     values = flags.FLAGS
     if not arguments:
-        raise UserError("no image: give files, folders or globs after the flags")
+        raise UserError("no images: pass files, folders or globs after the flags")
     images, output = find_images(arguments), Path(values.output)
     if load_info(Path(values.workdir) / "classes.json").task == "classification":
         classifier = Classifier.from_workdir(values.workdir, values.step)

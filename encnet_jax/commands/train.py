@@ -14,7 +14,7 @@ def define_flags() -> None:
     """Defines the flags of the verb."""
     config_flags.DEFINE_config_file("config", None, "File under configs/.")
     flags.DEFINE_string("workdir", None, "Folder of the run; default: runs/NAME.")
-    flags.DEFINE_string("distributed", None, "Many hosts: docs/scale.md.")
+    flags.DEFINE_string("distributed", None, "Multiple hosts: see docs/scale.md.")
     flags.mark_flag_as_required("config")
 
 
