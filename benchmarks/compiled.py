@@ -14,7 +14,8 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from encnet_jax.data.dataset_info import ADE20K
-from encnet_jax.inference.predict_fn import InferenceModel, make_label_fn
+from encnet_jax.inference.folding import InferenceModel
+from encnet_jax.inference.predict_fn import make_label_fn
 from encnet_jax.models import create_model
 from encnet_jax.models.encoding import Encoding
 from encnet_jax.models.resnet import ResNet

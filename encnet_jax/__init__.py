@@ -13,15 +13,15 @@ if TYPE_CHECKING:
     from encnet_jax.convert.load import load_torch_weights as load_torch_weights
     from encnet_jax.fit_arrays import fit as fit
     from encnet_jax.models.registry import create_model as create_model
-    from encnet_jax.predict.classifier import Classifier as Classifier
-    from encnet_jax.predict.segmenter import Segmenter as Segmenter
+    from encnet_jax.predict.predictor import Classifier as Classifier
+    from encnet_jax.predict.predictor import Segmenter as Segmenter
 
 __version__ = "0.2.0"  # the only place; pyproject.toml reads it
 
 # Imported on first access: importing JAX takes a second.
 _LAZY = {
-    "Classifier": "predict.classifier",
-    "Segmenter": "predict.segmenter",
+    "Classifier": "predict.predictor",
+    "Segmenter": "predict.predictor",
     "create_model": "models.registry",
     "fit": "fit_arrays",
     "load_torch_weights": "convert.load",

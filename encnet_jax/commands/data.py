@@ -26,7 +26,7 @@ from encnet_jax.data.statistics import (
 )
 from encnet_jax.errors import UserError
 from encnet_jax.run.progress import Counter
-from encnet_jax.visualize.overlay import contact_sheet
+from encnet_jax.visualize.panels import contact_sheet
 
 _SHOWN = 12  # examples on a contact sheet
 

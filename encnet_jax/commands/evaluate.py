@@ -32,7 +32,7 @@ def define_flags() -> None:
 
 def main(arguments: list[str]) -> None:
     """Runs the evaluation."""
-    from encnet_jax.evaluate.workdir_run import evaluate_workdir
+    from encnet_jax.evaluate.run import evaluate_workdir
     from encnet_jax.run.distributed import connect_hosts
 
     cli.reject_positional(arguments)

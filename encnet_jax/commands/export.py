@@ -22,7 +22,7 @@ def define_flags() -> None:
 
 def main(arguments: list[str]) -> None:
     """Runs the export."""
-    from encnet_jax.export.workdir_run import export_workdir
+    from encnet_jax.export.run import export_workdir
 
     cli.reject_positional(arguments)
     values = flags.FLAGS

@@ -21,8 +21,8 @@ def main(arguments: list[str]) -> int:
     """Runs the prediction; returns 2 if an image could not be read."""
     from encnet_jax.data.dataset_info import load_info
     from encnet_jax.errors import UserError
-    from encnet_jax.predict.classifier import Classifier, write_classes
-    from encnet_jax.predict.segmenter import Segmenter, find_images, write_predictions
+    from encnet_jax.predict.predictor import Classifier, Segmenter
+    from encnet_jax.predict.write import find_images, write_classes, write_predictions
 
     values = flags.FLAGS
     if not arguments:

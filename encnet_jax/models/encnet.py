@@ -31,7 +31,9 @@ class SegmentationOutput(NamedTuple):
     aux_logits: jax.Array | None = None
     stage3_se_logits: jax.Array | None = None
 
-    def resized(self, size: tuple[int, int], align_corners: bool) -> "SegmentationOutput":
+    def resized(
+        self, size: tuple[int, int], align_corners: bool
+    ) -> "SegmentationOutput":
         """Returns the same with logits of another size; see `resize_bilinear`."""
         resize = functools.partial(
             resize_bilinear, size=size, align_corners=align_corners

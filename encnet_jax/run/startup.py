@@ -1,4 +1,4 @@
-"""What must be known of the machine before JAX starts; imports no JAX itself."""
+"""Environment variables that must be set before JAX starts; does not import JAX."""
 
 import importlib.metadata
 import logging
@@ -8,11 +8,11 @@ from collections.abc import Mapping
 from pathlib import Path
 
 # XLA aborts while it compiles the training step for a GPU ("Check failed" in
-# triton_tiling_propagation.cc): a matrix product after a reshape, fused by Triton.
-# Without Triton's matrix products it compiles. Seen with jaxlib 0.11.2.
+# triton_tiling_propagation.cc): Triton fuses a matrix product with the reshape before
+# it. Without Triton's GEMMs it compiles. Seen with jaxlib 0.11.2; the issue is open.
 _ISSUE = "openxla/xla#47381"
 _WORKAROUND = "--xla_gpu_enable_triton_gemm=false"
-_FIRST_AFFECTED, _FIRST_FIXED = (0, 11), (0, 12)
+_FIRST_AFFECTED, _FIRST_UNAFFECTED = (0, 11), (0, 12)
 _GPU_PLATFORMS = {"cuda", "gpu", "rocm"}
 _GPU_PLUGINS = ("xla_cuda", "xla_rocm")
 # NVIDIA's driver, also under WSL, and AMD's.
@@ -22,9 +22,9 @@ _log = logging.getLogger(__name__)
 
 
 def set_xla_flags() -> None:
-    """Adds to `XLA_FLAGS` what XLA needs on a GPU, before JAX is initialized.
+    """Adds the workaround to `XLA_FLAGS` where a GPU will be used and XLA aborts.
 
-    A setting of the same flag in the environment is kept.
+    Must run before `import jax`. The user's own setting of the flag is kept.
     """
     flags = os.environ.get("XLA_FLAGS", "")
     if _WORKAROUND.partition("=")[0] in flags:
@@ -36,9 +36,9 @@ def set_xla_flags() -> None:
 
 
 def aborts(jaxlib: str) -> bool:
-    """Returns whether this version of jaxlib has the bug of Triton's products."""
+    """Returns whether this version of jaxlib is affected by the issue."""
     version = tuple(map(int, re.findall(r"\d+", jaxlib)[:2]))
-    return _FIRST_AFFECTED <= version < _FIRST_FIXED
+    return _FIRST_AFFECTED <= version < _FIRST_UNAFFECTED
 
 
 def uses_gpu(environ: Mapping[str, str], plugins: set[str], devices: Path) -> bool:
@@ -54,9 +54,8 @@ def uses_gpu(environ: Mapping[str, str], plugins: set[str], devices: Path) -> bo
         return False
     if environ.get("CUDA_VISIBLE_DEVICES", "all") in ("", "-1"):
         return False
-    if not any(name.startswith(_GPU_PLUGINS) for name in plugins):
-        return False
-    return any(any(devices.glob(pattern)) for pattern in _GPU_DEVICES)
+    plugin = any(name.startswith(_GPU_PLUGINS) for name in plugins)
+    return plugin and any(any(devices.glob(name)) for name in _GPU_DEVICES)
 
 
 def installed_plugins() -> set[str]:
@@ -65,7 +64,7 @@ def installed_plugins() -> set[str]:
 
 
 def log_missing_large_pages(platform: str) -> None:
-    """Logs that training on a CPU is slower than it need be, if glibc can help that.
+    """Logs what training on a CPU loses without large pages, where glibc offers them.
 
     Each call of a compiled program takes its temporary memory, gigabytes in training,
     from the kernel and returns it. glibc reads the variable only when a process starts.
@@ -74,13 +73,10 @@ def log_missing_large_pages(platform: str) -> None:
         platform: JAX's default backend.
     """
     glibc = "CS_GNU_LIBC_VERSION" in getattr(os, "confstr_names", {})
-    if platform != "cpu" or not glibc:
-        return
-    if _LARGE_PAGES not in os.environ.get("GLIBC_TUNABLES", ""):
+    tunables = os.environ.get("GLIBC_TUNABLES", "")
+    if platform == "cpu" and glibc and _LARGE_PAGES not in tunables:
         _log.info(
-            "GLIBC_TUNABLES=%s=1 is not set: memory in small pages costs a tenth to a "
-            "quarter of each training step on a CPU; put it before the command: "
-            "GLIBC_TUNABLES=%s=1 python train.py ...",
-            _LARGE_PAGES,
+            "memory in small pages takes a tenth to a quarter of a training step on "
+            "CPU; for large ones: GLIBC_TUNABLES=%s=1 python train.py ...",
             _LARGE_PAGES,
         )

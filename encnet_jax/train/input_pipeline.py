@@ -1,5 +1,6 @@
 """Training batches by the configuration: from files, or from arrays on the device."""
 
+import dataclasses
 from collections.abc import Iterator
 from typing import Any
 
@@ -13,16 +14,9 @@ from encnet_jax.data.datasets import Dataset
 
 
 def create_augmentation(config: ConfigDict) -> Augmentation:
-    """Returns the augmentation set in `data`."""
-    settings = config.data
-    return Augmentation(
-        base_size=settings.base_size,
-        crop_size=settings.crop_size,
-        scale_range=tuple(settings.scale_range),
-        flip=settings.flip,
-        color_jitter=settings.color_jitter,
-        pad=settings.pad,
-    )
+    """Returns the augmentation set in `data`, whose keys have the same names."""
+    keys = [field.name for field in dataclasses.fields(Augmentation)]
+    return Augmentation(**{key: config.data[key] for key in keys})
 
 
 def resident_arrays(config: ConfigDict, dataset: Dataset) -> dict[str, np.ndarray]:

@@ -73,21 +73,12 @@ def check_workdir(config: ConfigDict, workdir: Path) -> None:
 
 def create_schedule(config: ConfigDict) -> optax.Schedule:
     """Returns the learning-rate schedule set in `optimizer`."""
-    settings = config.optimizer
-    base, steps, warmup = (
-        config.learning_rate,
-        config.total_steps,
-        settings.warmup_steps,
-    )
+    base, steps, settings = config.learning_rate, config.total_steps, config.optimizer
+    options: dict[str, Any] = {"warmup_steps": settings.warmup_steps}
     if settings.schedule == "cosine":
-        return cosine_schedule(base, steps, warmup_steps=warmup)
-    return poly_schedule(
-        base,
-        steps,
-        settings.power,
-        warmup_steps=warmup,
-        min_learning_rate=settings.min_learning_rate,
-    )
+        return cosine_schedule(base, steps, **options)
+    options["min_learning_rate"] = settings.min_learning_rate
+    return poly_schedule(base, steps, settings.power, **options)
 
 
 def optimizer_settings(config: ConfigDict) -> dict[str, Any]:

@@ -31,22 +31,10 @@ from encnet_jax.run.preemption import SigtermHandler, lock_workdir
 from encnet_jax.run.progress import Progress
 from encnet_jax.run.sharding import batch_sharded, create_mesh, replicated
 from encnet_jax.run.startup import log_missing_large_pages
-from encnet_jax.run.state import PureDict, TrainState, create_train_state, split_model
+from encnet_jax.run.state import PureDict, create_train_state, split_model
 from encnet_jax.run.workdir import best_metric_name
+from encnet_jax.train import input_pipeline, settings
 from encnet_jax.train.initialization import load_initial_weights
-from encnet_jax.train.input_pipeline import (
-    create_augmentation,
-    create_batches,
-    resident_arrays,
-)
-from encnet_jax.train.settings import (
-    check_batch_size,
-    check_task,
-    check_workdir,
-    create_schedule,
-    loss_settings,
-    optimizer_settings,
-)
 from encnet_jax.train.step import make_train_step
 from encnet_jax.train.validation import make_validate_fn
 
@@ -77,20 +65,20 @@ def train(
     """
     log_missing_large_pages(jax.default_backend())
     mesh = create_mesh(config.mesh.data)
-    check_batch_size(config, mesh.size)
+    settings.check_batch_size(config, mesh.size)
     dataset, validation = datasets or (
         _open(config, config.data.train_split),
         _open(config, config.evaluation.split),
     )
-    check_task(config, dataset.info)
+    settings.check_task(config, dataset.info)
     trainer = Trainer(config, workdir, mesh, dataset, validation)
     workdir.mkdir(parents=True, exist_ok=True)
     with lock_workdir(workdir):
-        state = trainer.restore()
+        trainer.restore()
         if jax.process_index() == 0:
             save_config(config, workdir / "config.json")
             save_info(dataset.info, workdir / "classes.json")
-        return trainer.run(state)
+        return trainer.run()
 
 
 class Trainer:
@@ -123,36 +111,37 @@ class Trainer:
             rngs=nnx.Rngs(config.seed),
             **model_settings(config),
         )
-        check_workdir(config, workdir)
+        settings.check_workdir(config, workdir)
         self.checkpoints = Checkpoints(workdir, best_metric_name(info))
         if config.model.weights and not self.checkpoints.steps():
             report = load_initial_weights(model, config.model.weights, info.class_names)
             _log.info("%s: %s", config.model.weights, report)
         model_def, params, batch_stats = split_model(model)
-        self.schedule = create_schedule(config)
-        tx = create_optimizer(self.schedule, **optimizer_settings(config))
+        self.schedule = settings.create_schedule(config)
+        tx = create_optimizer(self.schedule, **settings.optimizer_settings(config))
         self.state = create_train_state(params, batch_stats, tx)
-        self.resident = resident_arrays(config, dataset)
+        self.resident = input_pipeline.resident_arrays(config, dataset)
         self.step_fn = make_train_step(
             model_def,
             tx,
             info,
-            augmentation=create_augmentation(config),
-            loss_settings=loss_settings(config),
+            augmentation=input_pipeline.create_augmentation(config),
+            loss_settings=settings.loss_settings(config),
             grad_accum_steps=config.grad_accum_steps,
         )
         self.validate = make_validate_fn(config, model, validation)
         self.losses: list[jax.Array] = []  # not yet checked to be finite
 
-    def restore(self) -> TrainState:
-        """Returns the newest readable checkpoint of the workdir, else the start."""
-        state = self.checkpoints.restore_latest(self.state, replicated(self.mesh))
-        if state is None:
-            return jax.device_put(self.state, replicated(self.mesh))
-        _log.info("resuming at step %d of %s", int(state.step), self.workdir)
-        return state
+    def restore(self) -> None:
+        """Takes the state of the newest readable checkpoint, if there is one."""
+        restored = self.checkpoints.restore_latest(self.state, replicated(self.mesh))
+        if restored is None:
+            self.state = jax.device_put(self.state, replicated(self.mesh))
+            return
+        self.state = restored
+        _log.info("resuming at step %d of %s", int(restored.step), self.workdir)
 
-    def run(self, state: TrainState) -> dict[str, float] | None:
+    def run(self) -> dict[str, float] | None:
         """Takes the remaining steps.
 
         Returns:
@@ -163,12 +152,12 @@ class Trainer:
             FloatingPointError: The loss is not finite; names the step.
             UserError: The last checkpoint does not fit on the disk.
         """
-        config, start = self.config, int(state.step)
+        config, start = self.config, int(self.state.step)
         self.writer = MetricWriter(self.workdir, start)
         if start >= config.total_steps:
             _log.info("all %d steps are done", start)
-            return self._evaluate(state, start)
-        host_batches = create_batches(config, self.dataset, start)
+            return self._evaluate(start)
+        host_batches = input_pipeline.create_batches(config, self.dataset, start)
         batches = prefetched(host_batches, batch_sharded(self.mesh))
         resident = jax.device_put(self.resident, replicated(self.mesh))
         self.progress = Progress(start, config.total_steps, config.batch_size)
@@ -179,18 +168,18 @@ class Trainer:
                     last = step == config.total_steps
                     batch = next(batches)
                     with jax.transfer_guard("disallow"):
-                        state, metrics = self.step_fn(state, resident, batch)
+                        self.state, metrics = self.step_fn(self.state, resident, batch)
                     self.losses.append(metrics["loss"])
                     self.progress.advance()
                     if last or step % config.log_every == 0:
                         self._log_metrics(step, metrics)
                     evaluates = last or step % config.eval_every == 0
                     if evaluates or step % config.checkpoint_every == 0:
-                        self._check_finite(step, state)
-                        scores = self._evaluate(state, step) if evaluates else None
-                        self.checkpoints.save(state, step, scores)
+                        self._check_finite(step)
+                        scores = self._evaluate(step) if evaluates else None
+                        self.checkpoints.save(self.state, step, scores)
                     if not last and sigterm.due(step):
-                        self._save_and_stop(step, state)
+                        self._save_and_stop(step)
                         return None
         finally:
             self.checkpoints.close()
@@ -212,11 +201,11 @@ class Trainer:
         self.writer.scalars(step, values, "train")
         self.progress.show(loss=values["loss"])
 
-    def _check_finite(self, step: int, state: TrainState) -> None:
+    def _check_finite(self, step: int) -> None:
         """Raises `FloatingPointError` rather than let a step be saved that diverged."""
         self._check_losses(step)
         # The last update can ruin the weights although its own loss was finite.
-        if not _finite_norm(state.params):
+        if not _finite_norm(self.state.params):
             raise FloatingPointError(
                 f"the weights are not finite, or huge, after step {step}; {_ADVICE}"
             )
@@ -231,9 +220,9 @@ class Trainer:
                     f"the loss is {loss} at step {loss_step}; {_ADVICE}"
                 )
 
-    def _evaluate(self, state: TrainState, step: int) -> dict[str, float]:
+    def _evaluate(self, step: int) -> dict[str, float]:
         started = time.perf_counter()
-        found = self.validate(state.params, state.batch_stats)
+        found = self.validate(self.state.params, self.state.batch_stats)
         self.writer.scalars(step, found.scores, "evaluation")
         self.writer.image(step, "predictions", found.panel)
         _log.info(
@@ -248,9 +237,9 @@ class Trainer:
         )
         return found.scores
 
-    def _save_and_stop(self, step: int, state: TrainState) -> None:
-        self._check_finite(step, state)
-        self.checkpoints.save(state, step)
+    def _save_and_stop(self, step: int) -> None:
+        self._check_finite(step)
+        self.checkpoints.save(self.state, step)
         self.checkpoints.close()
         if step in self.checkpoints.steps():
             _log.info(

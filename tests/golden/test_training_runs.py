@@ -9,7 +9,7 @@ import optax
 import pytest
 
 from encnet_jax.data.dataset_info import DatasetInfo
-from encnet_jax.inference.predict_fn import eval_model_def
+from encnet_jax.inference.folding import eval_model_def
 from encnet_jax.losses import segmentation_loss
 from encnet_jax.models import create_model
 from encnet_jax.optimizer import create_optimizer, poly_schedule
@@ -99,7 +99,7 @@ def test_training_run_matches(name, check, monkeypatch):
     case, recipe = load_case(name), _RECIPES[name]
     model = empty(create_model, "encnet", num_classes=7, dropout=0.0, **recipe.model)
     fill(model, case.weights(), recipe.rules)
-    evaluated = _evaluator(model, nhwc(case.input("eval_image")))
+    evaluated = _evaluator(model, jnp.asarray(nhwc(case.input("eval_image"))))
     _, *initial = split_model(model)
     _check_outputs(check, case, "eval_initial", evaluated(*initial))
     run, *final = _train(monkeypatch, case, recipe, model)
