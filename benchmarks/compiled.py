@@ -87,7 +87,7 @@ def training(
         grad_accum_steps: See `make_train_step`.
         **settings: Of `create_model`.
     """
-    model_def, params, batch_stats = split_model(_encnet(dtype, settings))
+    model_def, params, batch_stats = split_model(encnet(dtype, settings))
     tx = create_optimizer(poly_schedule(0.01, 1000))
     step = make_train_step(model_def, tx, ADE20K, grad_accum_steps=grad_accum_steps)
     state = jax.eval_shape(
@@ -105,7 +105,7 @@ def inference(
     *, size: tuple[int, int], batch: int, dtype: DTypeLike, **settings: Any
 ) -> Program:
     """Labels of whole images, as `predict.py` gets them; see `training`."""
-    folded = InferenceModel(_encnet(dtype, settings))
+    folded = InferenceModel(encnet(dtype, settings))
     images = jax.ShapeDtypeStruct((batch, *size, 3), jnp.uint8)
     label = make_label_fn(folded.model_def, mean=ADE20K.mean, std=ADE20K.std)
     return Program(label, (*folded.shapes(), images))
@@ -175,7 +175,7 @@ def random_arrays(shapes: Any, seed: int = 0) -> Any:
     return jax.tree_util.tree_map_with_path(array, shapes)
 
 
-def _encnet(dtype: DTypeLike, settings: dict[str, Any]) -> nnx.Module:
+def encnet(dtype: DTypeLike, settings: dict[str, Any]) -> nnx.Module:
     return nnx.eval_shape(
         lambda: create_model(
             "encnet", num_classes=CLASSES, dtype=jnp.dtype(dtype), **settings

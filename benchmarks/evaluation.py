@@ -6,6 +6,7 @@ are interleaved. Also prints the share of time spent outside the network: resizi
 accumulation, arg max and the confusion matrix. Needs the extra `bench`.
 """
 
+import functools
 import math
 import os
 import time
@@ -71,10 +72,10 @@ class Images:
 class TorchEvaluation:
     """The protocol in plain PyTorch: one window and its mirror image at a time."""
 
-    def __init__(self, model, scales):
-        self.model, self.scales = model, scales
-        self.mean = torch.tensor(ADE20K.mean)[:, None, None]
-        self.std = torch.tensor(ADE20K.std)[:, None, None]
+    def __init__(self, model, scales, device="cpu"):
+        self.model, self.scales, self.device = model, scales, device
+        self.mean = torch.tensor(ADE20K.mean, device=device)[:, None, None]
+        self.std = torch.tensor(ADE20K.std, device=device)[:, None, None]
 
     def pad(self, x):
         bottom, right = (max(_CROP - size, 0) for size in x.shape[1:])
@@ -89,16 +90,17 @@ class TorchEvaluation:
         return logits[0, :, : x.shape[1], : x.shape[2]].exp()
 
     def __call__(self, image):
-        x = torch.from_numpy(image).permute(2, 0, 1).float() / 255
+        x = torch.from_numpy(image).to(self.device).permute(2, 0, 1).float() / 255
         x = (x - self.mean) / self.std
         height, width = x.shape[1:]
-        total = torch.zeros(150, height, width)
+        zeros = functools.partial(torch.zeros, device=self.device)
+        total = zeros(150, height, width)
         for scale in self.scales:
             long = math.ceil(_BASE * scale)
             size = [int(s * long / max(height, width) + 0.5) for s in (height, width)]
             options = dict(mode="bilinear", align_corners=True)
             y = self.pad(F.interpolate(x[None], size, **options)[0])
-            summed, count = torch.zeros(150, *y.shape[1:]), torch.zeros(y.shape[1:])
+            summed, count = zeros(150, *y.shape[1:]), zeros(y.shape[1:])
             stride = int(_CROP * 2 / 3)
             rows, columns = (math.ceil((s - _CROP) / stride) + 1 for s in y.shape[1:])
             for i in range(rows):
@@ -109,7 +111,7 @@ class TorchEvaluation:
                     count[box] += 1
             averaged = (summed / count)[:, : size[0], : size[1]]
             total += F.interpolate(averaged[None], (height, width), **options)[0]
-        return total.argmax(0).numpy()
+        return total.argmax(0).cpu().numpy()
 
     def run(self, dataset):
         matrix = np.zeros(150 * 150, np.int64)
@@ -168,6 +170,16 @@ def share_outside_network(model, params, batch_stats, dataset, scales):
     return 1 - spent / (time.perf_counter() - started)
 
 
+def evaluate(predict_batches, arrays, dataset, batch):
+    """Returns the metrics of a data set by encnet_jax."""
+    accumulator = MetricAccumulator(len(dataset), 150)
+    for prediction in predict_dataset(
+        predict_batches, *arrays, dataset, batch_size=batch
+    ):
+        accumulator.add(ImageMetrics.of(prediction, 150))
+    return accumulator.over_hosts().results("skip")
+
+
 def main(arguments):
     cli.reject_positional(arguments)
     scales = cli.numbers("scales", _SCALES.value)
@@ -182,14 +194,6 @@ def main(arguments):
     predict_batches = make_window_fn(model, ADE20K, encoding_protocol(scales), mesh)
     dataset, small = Images(_IMAGES.value), Images(1)
 
-    def ours(dataset):
-        accumulator = MetricAccumulator(len(dataset), 150)
-        for prediction in predict_dataset(
-            predict_batches, params, batch_stats, dataset, batch_size=_BATCH.value
-        ):
-            accumulator.add(ImageMetrics.of(prediction, 150))
-        return accumulator.over_hosts().results("skip")
-
     with torch.inference_mode():
         theirs = TorchEvaluation(reference, scales)
         expected = theirs(small.examples[0].image)  # also warms both up
@@ -203,7 +207,7 @@ def main(arguments):
             started = time.perf_counter()
             theirs.run(dataset)
             middle = time.perf_counter()
-            ours(dataset)
+            evaluate(predict_batches, (params, batch_stats), dataset, _BATCH.value)
             ended = time.perf_counter()
             outside = share_outside_network(model, params, batch_stats, dataset, scales)
             seconds = ended - middle

@@ -85,14 +85,12 @@ def _fail(message: str, code: int) -> None:
 
 
 def config_and_workdir(
-    config: flags.FlagHolder,
     workdir: str | None,
     evaluation: Mapping[str, Any] = MappingProxyType({}),
 ) -> tuple[ConfigDict, Path]:
-    """Returns the validated configuration, and the workdir or its default.
+    """Returns the configuration that `--config` names, validated, and the workdir.
 
     Args:
-        config: Flag that holds the configuration.
         workdir: Value of the workdir flag, or None for the default.
         evaluation: Overrides of the group `evaluation`, from flags of their own.
 
@@ -102,12 +100,13 @@ def config_and_workdir(
     from encnet_jax.config import default_workdir
     from encnet_jax.run.model_config import check_config
 
+    config = flags.FLAGS.config
     file = config_flags.get_config_filename(flags.FLAGS["config"])
     if not Path(file.partition(":")[0]).is_file():
         raise UserError(f"--config={file}: no such file")
-    config.value.evaluation.update(evaluation)
-    check_config(config.value)
-    return config.value, Path(workdir or default_workdir(file))
+    config.evaluation.update(evaluation)
+    check_config(config)
+    return config, Path(workdir or default_workdir(file))
 
 
 def print_on_host0(text: str) -> None:
