@@ -11,7 +11,7 @@ from jax.typing import DTypeLike
 from encnet_jax.models.encoding import ContextEncoding
 from encnet_jax.models.layers import Conv, ConvBN, uniform_fan_in
 from encnet_jax.models.resnet import ResNet
-from encnet_jax.ops.resize import resize_bilinear
+from encnet_jax.ops.resize import Size, resize_bilinear
 
 
 class SegmentationOutput(NamedTuple):
@@ -31,7 +31,7 @@ class SegmentationOutput(NamedTuple):
     stage3_se_logits: jax.Array | None = None
 
     def resized(
-        self, size: tuple[int, int], align_corners: bool
+        self, size: tuple[Size, Size], align_corners: bool
     ) -> "SegmentationOutput":
         """Returns the same with logits of another size; see `resize_bilinear`."""
         resize = functools.partial(

@@ -8,6 +8,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from encnet_jax.models.layers import BatchNorm, ConvBN, uniform_fan_in
+from encnet_jax.ops.resize import AnyArray
 
 
 class Encoding(nnx.Module):
@@ -59,7 +60,7 @@ class Encoding(nnx.Module):
         distances = squares - 2 * products + jnp.square(codewords).sum(-1)
         return self._scales() * distances
 
-    def _scales(self) -> jax.Array:
+    def _scales(self) -> AnyArray:
         return self.scale[...]
 
 
