@@ -10,7 +10,7 @@ import numpy as np
 import optax
 
 from encnet_jax.models.cifar import ClassifierOutput
-from encnet_jax.models.encnet import SegmentationOutput
+from encnet_jax.models.segmentation import SegmentationOutput
 from encnet_jax.ops.resize import interpolation_matrix
 
 

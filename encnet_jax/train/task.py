@@ -21,8 +21,9 @@ from encnet_jax.evaluate.evaluator import (
     predict_fn_from_config,
 )
 from encnet_jax.losses import classification_loss, segmentation_loss
-from encnet_jax.models.cifar import CIFAR_MODELS, CifarResNet14, ClassifierOutput
-from encnet_jax.models.encnet import SegmentationModel, SegmentationOutput
+from encnet_jax.models.cifar import CifarResNet14, ClassifierOutput
+from encnet_jax.models.registry import CIFAR_MODELS
+from encnet_jax.models.segmentation import SegmentationModel, SegmentationOutput
 from encnet_jax.run.state import PureDict
 from encnet_jax.run.workdir import best_metric_name
 from encnet_jax.train.step import ForwardFn, LossFn

@@ -9,7 +9,7 @@ import pytest
 
 from encnet_jax.losses import class_presence, se_loss, segmentation_loss
 from encnet_jax.metrics import confusion_matrix, segmentation_metrics
-from encnet_jax.models.encnet import SegmentationOutput
+from encnet_jax.models.segmentation import SegmentationOutput
 from encnet_jax.optimizer import cosine_schedule, poly_schedule
 
 from .cases import load_case, nchw, nhwc
