@@ -133,9 +133,7 @@ def dilated_stages(
         batch: Images.
         pixels: Height and width of the features.
     """
-    network = nnx.eval_shape(
-        lambda: ResNet(backbone, width=width, rngs=nnx.Rngs(0))
-    )
+    network = nnx.eval_shape(lambda: ResNet(backbone, width=width, rngs=nnx.Rngs(0)))
     set_layer_options(network, dtype=jnp.bfloat16)
     set_conv_impl(network, impl)
     parts: Any = nnx.split(network, nnx.Param, ...)

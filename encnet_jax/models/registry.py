@@ -76,10 +76,10 @@ def create_model(
             float32.
         rngs: Source of the initial weights, by default `nnx.Rngs(0)`.
         **settings: Keyword arguments of the class of the network and of its backbone:
-            see `EncNet`, `FCN`, `PSPNet`, `DeepLabV3` and `SegmentationModel`, `ResNet`;
+            see `EncNet`, `FCN`, `PSPNet`, `DeepLabV3`, `SegmentationModel`, `ResNet`;
             `ResNet14`, `SEResNet14`, `EncNet14`. Those of another network of the same
-            task are ignored, so that the name alone selects the network; those of the
-            other task must have their default.
+            task are ignored, so that changing `name` changes the network and nothing
+            else. Those of the other task must have their defaults.
 
     Raises:
         UserError: A value is not allowed; names the setting and what is allowed.

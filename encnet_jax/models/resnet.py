@@ -66,7 +66,7 @@ def stage_strides_and_dilations(
 
 
 class Shortcut(nnx.Module):
-    """1x1 projection; with `avg_down` (D variant) after average pooling of the stride."""
+    """1x1 projection; in the D variant, average pooling before it does the stride."""
 
     def __init__(
         self,
