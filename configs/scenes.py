@@ -1,4 +1,4 @@
-"""Synthetic scenes, whose objects can only be told apart by their context.
+"""Synthetic scenes, whose objects only the context distinguishes.
 
     python train.py --config=configs/scenes.py           # or :fcn, :pspnet, :deeplabv3
 

@@ -21,5 +21,5 @@ if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
 
 @pytest.fixture(scope="module")
 def camvid(tmp_path_factory):
-    """A made-up CamVid."""
+    """A fake CamVid."""
     return make_camvid(tmp_path_factory.mktemp("camvid"))

@@ -46,7 +46,7 @@ def offset_features() -> np.ndarray:
 
 @pytest.mark.parametrize(
     "variant, allowed",
-    # Near: the bound that tells differences formed after a shift, as here, from squares
+    # Near: separates differences formed after a shift, as here, from squares
     # of the features themselves (0.09). Far: every pixel falls to one codeword and the
     # sum of 3600 residuals near 30 is 1e5, where neighbors in float32 are 0.008 apart;
     # 20 times what the original's direct form loses.

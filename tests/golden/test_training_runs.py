@@ -34,7 +34,7 @@ _PARTS = {"main": "pixel_loss", "se": "se_loss", "aux": "aux_loss"}
 
 
 class Recipe(NamedTuple):
-    """How one original trains."""
+    """The training settings of one original."""
 
     rules: Rules
     model: dict[str, Any]
@@ -63,20 +63,20 @@ _RECIPES = {
 
 
 class _SpiedModel:
-    """A model model_def whose models tell what passes between their parts."""
+    """A `ModelDef` whose models log what passes between their parts."""
 
     def __init__(self, model_def: ModelDef):
-        self._definition = model_def
+        self._model_def = model_def
         self.log: dict[str, Any] = {}
 
     def merge(self, params, batch_stats):
-        model = self._definition.merge(params, batch_stats)
+        model = self._model_def.merge(params, batch_stats)
         self.log = spy_on(model)
         return model
 
 
 class Run(NamedTuple):
-    """What came out of a run, by the original's names and in its layout.
+    """The results of a run, by the original's names and in its layout.
 
     Attributes:
         final: Parameters and statistics after it.
@@ -146,7 +146,7 @@ def _step_fn(recipe: Recipe, model_def: ModelDef, tx):
         found = named_results(output, spied.log)
         return total, parts | {key: found[key] for key in wanted}
 
-    # The images come normalized; these numbers leave them alone.
+    # The images are normalized already; this mean and deviation leave them unchanged.
     info = DatasetInfo("", (), (), {}, mean=(0.0,) * 3, std=(1 / 255,) * 3)
     return make_train_step(
         spied,
@@ -229,7 +229,7 @@ def _check_outputs(check, case: Case, prefix: str, found: dict[str, jax.Array]) 
 
 def _check_rates(check, case: Case, recipe: Recipe) -> None:
     rates = np.array([recipe.schedule(i) for i in range(_STEPS)])
-    if case.arrays["lr"].ndim == 2:  # backbone, head, aux_head head
+    if case.arrays["lr"].ndim == 2:  # backbone, head, auxiliary head
         factor = recipe.optimizer["head_lr_mult"]
         rates = rates[:, None] * [1, factor, factor]
     check(case, "lr", rates)

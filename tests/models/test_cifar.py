@@ -1,4 +1,4 @@
-"""Tests of the CIFAR classifiers against counts and arithmetic worked out apart."""
+"""Tests of the CIFAR classifiers against independent counts and arithmetic."""
 
 import jax
 import jax.numpy as jnp
