@@ -19,9 +19,8 @@ from encnet_jax.inference.predict_fn import InferenceModel, make_label_fn
 from encnet_jax.losses import segmentation_loss
 from encnet_jax.models import create_model
 from encnet_jax.models.encoding import Encoding
-from encnet_jax.models.layers import set_layer_options
+from encnet_jax.models.layers import set_conv_impl, set_layer_options
 from encnet_jax.models.resnet import ResNet
-from encnet_jax.ops.conv import set_conv_impl
 from encnet_jax.optimizer import create_optimizer, poly_schedule
 from encnet_jax.run.state import create_train_state, split_model
 from encnet_jax.train.step import make_train_step

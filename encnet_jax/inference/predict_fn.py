@@ -21,7 +21,8 @@ from encnet_jax.inference.tta import PyTorchEncodingProtocol
 from encnet_jax.models.layers import ConvBN
 from encnet_jax.models.segmentation import SegmentationOutput
 from encnet_jax.ops.normalize import normalize
-from encnet_jax.ops.resize import resize_argmax, resize_bilinear
+from encnet_jax.ops.resize import resize_bilinear
+from encnet_jax.ops.resize_argmax import resize_argmax
 from encnet_jax.run.sharding import mesh_of, replicated
 from encnet_jax.run.state import ModelDef, PureDict, split_model
 

@@ -126,7 +126,7 @@ class PreActivationBlock(nnx.Module):
         self.conv2 = _Conv(features, features, 3, rngs=rngs)
         self.shortcut = nnx.data(_shortcut(features_in, features, stride, rngs))
 
-    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b _ _ d"]:
+    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b H W d"]:
         """Maps (b, h, w, features_in) to (b, h/stride, w/stride, features)."""
         y = self.conv1(jax.nn.relu(self.norm1(x)))
         y = self.conv2(jax.nn.relu(self.norm2(y)))
@@ -152,7 +152,7 @@ class AttentionBlock(nnx.Module):
         self.attention: Any = attention
         self.shortcut = nnx.data(_shortcut(features_in, features, stride, rngs))
 
-    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b _ _ d"]:
+    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b H W d"]:
         """Maps (b, h, w, features_in) to (b, h/stride, w/stride, features)."""
         y = jax.nn.relu(self.norm1(self.conv1(x)))
         y = self.attention(self.norm2(self.conv2(y)))

@@ -15,7 +15,7 @@ from jax.typing import DTypeLike
 from encnet_jax.errors import UserError
 from encnet_jax.models.cifar import EncNet14, ResNet14, SEResNet14
 from encnet_jax.models.encnet import EncNet
-from encnet_jax.models.layers import set_layer_options
+from encnet_jax.models.layers import set_conv_impl, set_layer_options
 from encnet_jax.models.resnet import RESNETS, ResNet
 from encnet_jax.models.segmentation import FCN, DeepLabV3, PSPNet, SegmentationModel
 from encnet_jax.models.settings import (
@@ -25,7 +25,7 @@ from encnet_jax.models.settings import (
     one_of,
     settings_of,
 )
-from encnet_jax.ops.conv import CONV_IMPLS, set_conv_impl
+from encnet_jax.ops.conv import CONV_IMPLS
 
 MODELS: dict[str, Callable[..., nnx.Module]] = {
     "encnet": EncNet,

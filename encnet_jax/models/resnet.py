@@ -83,7 +83,7 @@ class Shortcut(nnx.Module):
             features_in, features_out, stride=stride, relu=False, rngs=rngs
         )
 
-    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b _ _ d"]:
+    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b H W d"]:
         """Maps (b, h, w, c) to (b, ceil(h/stride), ceil(w/stride), features_out)."""
         if self.pool > 1:
             # Windows past an odd edge average only the pixels inside the image; for an
@@ -148,7 +148,7 @@ class Block(nnx.Module):
         )
         self.features_out = features_out
 
-    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b _ _ d"]:
+    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b H W d"]:
         """Maps (b, h, w, features_in) to (b, h/stride, w/stride, features_out)."""
         y = x
         for layer in self.layers:

@@ -9,9 +9,8 @@ from flax import nnx
 from encnet_jax.data.dataset_info import IGNORE_LABEL, DatasetInfo
 from encnet_jax.losses import segmentation_loss
 from encnet_jax.models import create_model
-from encnet_jax.models.layers import ConvBN
+from encnet_jax.models.layers import Conv, ConvBN
 from encnet_jax.models.segmentation import SegmentationOutput
-from encnet_jax.ops.conv import Conv
 from encnet_jax.optimizer import create_optimizer
 from encnet_jax.run.state import create_train_state, pure_batch_stats, split_model
 from encnet_jax.train.step import make_train_step

@@ -13,7 +13,7 @@ from encnet_jax.data.dataset_info import IGNORE_LABEL, DatasetInfo
 from encnet_jax.losses import segmentation_loss
 from encnet_jax.models import create_model
 from encnet_jax.models.encoding import Encoding
-from encnet_jax.ops.conv import Conv
+from encnet_jax.models.layers import Conv
 from encnet_jax.optimizer import create_optimizer, poly_schedule
 from encnet_jax.run.state import create_train_state, split_model
 from encnet_jax.train.step import make_train_step
