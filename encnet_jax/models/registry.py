@@ -127,32 +127,28 @@ def check_model_settings(
     if segments(name):
         check_value("backbone", backbone, one_of(*BACKBONES))
         entries.append(BACKBONES[backbone])
-    known = _settings_of_task(segments(name)) | _merged(entries)
-    of_other_task = _settings_of_task(not segments(name))
+    same_task, other_task = map(_settings_of_task, (segments(name), not segments(name)))
     for key, value in {**settings, "backbone": backbone}.items():
-        if key in known:
-            check_value(key, value, known[key].check)
-        elif key not in of_other_task:
+        if key in same_task:
+            own = [settings_of(e)[key] for e in entries if key in settings_of(e)]
+            for setting in own or [same_task[key]]:
+                check_value(key, value, setting.check)
+        elif key not in other_task:
             raise TypeError(f"{key}={value!r}: no such setting of any model")
-        elif value != (default := of_other_task[key].default):
+        elif value != other_task[key].default:
             raise UserError(
                 f"model.{key}={value!r}: {name} has no such setting; allowed is "
-                f"{default!r}"
+                f"{other_task[key].default!r}"
             )
 
 
 def _settings_of_task(segment: bool) -> dict[str, Setting]:
-    """Returns the settings of the networks that segment, or of those that do not."""
+    """Returns the settings of all networks that segment, or of all that do not."""
     entries = [network for name, network in MODELS.items() if segments(name) == segment]
-    if not segment:
-        return _merged(entries)
-    backbone = Setting(_DEFAULT_BACKBONE, one_of(*BACKBONES))
-    return {"backbone": backbone} | _merged([*entries, *BACKBONES.values()])
-
-
-def _merged(entries: list[Callable[..., Any]]) -> dict[str, Setting]:
-    """Returns the settings of several classes; the first one to have a name counts."""
-    merged: dict[str, Setting] = {}
+    settings: dict[str, Setting] = {}
+    if segment:
+        entries += BACKBONES.values()
+        settings["backbone"] = Setting(_DEFAULT_BACKBONE, one_of(*BACKBONES))
     for entry in entries:
-        merged = settings_of(entry) | merged
-    return merged
+        settings = settings_of(entry) | settings
+    return settings

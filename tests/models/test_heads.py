@@ -99,6 +99,11 @@ def test_dilations_cover_the_same_part_of_the_image(output_stride, rates):
     assert {conv.kernel.shape[-1] for conv in convolutions} == {32}
 
 
+def test_output_stride_of_deeplab_is_checked_by_its_backbone():
+    with pytest.raises(UserError, match="model.output_stride=4: allowed are 8, 16, 32"):
+        create_model("deeplabv3", output_stride=4, **TINY)
+
+
 def test_narrowest_deeplab_is_named():
     with pytest.raises(UserError, match="model.head_channels=1: .* at least 2"):
         create_model("deeplabv3", **{**TINY, "head_channels": 1})
