@@ -31,17 +31,15 @@ from benchmarks import torch_cifar
 from benchmarks.record import BenchmarkRecord
 from benchmarks.timing import Candidate, medians
 from encnet_jax import cli
-from encnet_jax.data.augment_device import augmented_batch
 from encnet_jax.data.augmentation import Augmentation
 from encnet_jax.data.dataset_info import CIFAR10
 from encnet_jax.errors import UserError
-from encnet_jax.losses import classification_loss
 from encnet_jax.models import create_model
 from encnet_jax.models.registry import CIFAR_MODELS
 from encnet_jax.ops.normalize import normalize
 from encnet_jax.optimizer import create_optimizer
 from encnet_jax.run.state import create_train_state, split_model
-from encnet_jax.train.step import PrepareFn, make_train_step
+from encnet_jax.train.step import augment, make_train_step
 
 _MODELS = flags.DEFINE_list("models", list(CIFAR_MODELS), "What is trained.")
 _WIDTH = flags.DEFINE_integer("width", 64, "Channels of the first stage.")
@@ -62,9 +60,9 @@ class Ours:
 
     Args:
         model: With its weights; the candidates share them.
-        resident: Arrays of the device; beside `seed` what `prepare` needs.
+        resident: Arrays of the device; beside `seed`.
         batch: What a step gets.
-        prepare: See `make_train_step`.
+        augmentation: See `make_train_step`.
     """
 
     def __init__(
@@ -72,7 +70,7 @@ class Ours:
         model: nnx.Module,
         resident: dict[str, jax.Array],
         batch: dict[str, jax.Array],
-        prepare: PrepareFn,
+        augmentation: Augmentation | None = None,
     ):
         self.model_def, params, batch_stats = split_model(model)
         tx = create_optimizer(
@@ -85,13 +83,9 @@ class Ours:
         params, batch_stats = jax.tree.map(jnp.copy, (params, batch_stats))
         self.state = create_train_state(params, batch_stats, tx)
         self.resident = {"seed": jnp.uint32(0), **resident}
-        self.batch, self.prepare = batch, prepare
+        self.batch, self.augmentation = batch, augmentation
         self.take = make_train_step(
-            self.model_def,
-            tx,
-            prepare=prepare,
-            loss=classification_loss,
-            info=CIFAR10,
+            self.model_def, tx, CIFAR10, augmentation=augmentation
         )
 
     def logits(self) -> np.ndarray:
@@ -99,7 +93,7 @@ class Ours:
 
         @jax.jit
         def forward(params, batch_stats):
-            images, _ = self.prepare(self.resident, self.batch)
+            images, _ = augment(self.resident, self.batch, self.augmentation)
             model = self.model_def.merge(params, batch_stats)
             return model(normalize(images, CIFAR10.mean, CIFAR10.std)).logits
 
@@ -120,17 +114,9 @@ def plain_and_augmented(
 ) -> tuple[Ours, Ours]:
     """Returns the steps on a batch as it is, and with crop and mirror inside."""
     arrays = {"images": jnp.asarray(images), "labels": jnp.asarray(labels)}
-    plain = Ours(model, {}, arrays, lambda _, batch: (batch["images"], batch["labels"]))
-    number = jnp.arange(len(labels), dtype=jnp.int32)
-    augmented = Ours(
-        model,
-        arrays,
-        {"number": number, "epoch": jnp.zeros_like(number)},
-        lambda resident, batch: augmented_batch(
-            resident, batch, resident["seed"], _IN_STEP
-        ),
-    )
-    return plain, augmented
+    index = jnp.arange(len(labels), dtype=jnp.int32)
+    batch = {"index": index, "epoch": jnp.zeros_like(index)}
+    return Ours(model, {}, arrays), Ours(model, arrays, batch, _IN_STEP)
 
 
 def check_equal(ours: Ours, theirs: torch_cifar.Training) -> None:

@@ -83,7 +83,7 @@ def run_once(
     config: ConfigDict, workdir: Path, datasets: tuple[Dataset, Dataset]
 ) -> dict[str, Any] | None:
     """Trains one network with one seed; returns None if SIGTERM ended it early."""
-    from encnet_jax.train.run import train
+    from encnet_jax.train import train
 
     scores = train(config, workdir, datasets)
     if scores is None:

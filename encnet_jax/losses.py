@@ -11,11 +11,12 @@ from jaxtyping import Array, Float, Integer
 from encnet_jax.models.cifar import ClassifierOutput
 from encnet_jax.models.segmentation import SegmentationOutput
 from encnet_jax.ops.cross_entropy import resized_cross_entropy_sum
+from encnet_jax.ops.resize import AnyArray
 
 
 def segmentation_loss(
     output: SegmentationOutput,
-    labels: Integer[Array, "b H W"],
+    labels: Integer[AnyArray, "b H W"],
     *,
     num_classes: int,
     ignore_label: int = 255,
@@ -68,7 +69,7 @@ def segmentation_loss(
 
 
 def classification_loss(
-    output: ClassifierOutput, labels: Integer[Array, " b"]
+    output: ClassifierOutput, labels: Integer[AnyArray, " b"]
 ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
     """Returns the mean cross-entropy of whole images, and the share of wrong ones.
 
@@ -85,8 +86,8 @@ def classification_loss(
 
 
 def pixel_cross_entropy(
-    logits: Float[Array, "b h w n"],
-    labels: Integer[Array, "b H W"],
+    logits: Float[AnyArray, "b h w n"],
+    labels: Integer[AnyArray, "b H W"],
     *,
     ignore_label: int = 255,
     class_weights: Sequence[float] | None = None,
@@ -107,6 +108,7 @@ def pixel_cross_entropy(
     """
     if normalize_by not in ("valid", "all"):
         raise ValueError(f"normalize_by={normalize_by!r}: allowed are 'valid', 'all'")
+    logits, labels = jnp.asarray(logits), jnp.asarray(labels)
     valid = labels != ignore_label
     weights = valid.astype(jnp.float32)
     if class_weights is not None:
@@ -127,13 +129,13 @@ def pixel_cross_entropy(
 
 
 def class_presence(
-    labels: Integer[Array, "b h w"], num_classes: int
+    labels: Integer[AnyArray, "b h w"], num_classes: int
 ) -> Float[Array, "b n"]:
     """Returns float32 (b, num_classes): 1 where the class has at least one pixel.
 
     Ignored labels are no class (both originals: a histogram from 0 to n - 1).
     """
-    pixels = labels.reshape(labels.shape[0], -1, 1)
+    pixels = jnp.asarray(labels).reshape(labels.shape[0], -1, 1)
     return (pixels == jnp.arange(num_classes)).any(1).astype(jnp.float32)
 
 

@@ -11,7 +11,7 @@ import pytest
 from encnet_jax.config import default, load_config, validate
 from encnet_jax.errors import UserError
 from encnet_jax.migrations import CONFIG_KEYS, CONFIG_VALUES, old_parameter_path
-from encnet_jax.predict.segmenter import Segmenter
+from encnet_jax.predict.predictor import Segmenter
 from tests.commands import errors, run
 
 FIXTURES = Path(__file__).parent / "fixtures"

@@ -1,35 +1,6 @@
-"""Imports PyTorch weights: python -m encnet_jax.convert FILE --output=DIR.
+"""`python -m encnet_jax.convert` is `encnet convert`."""
 
-Writes a workdir that `evaluate.py`, `predict.py` and `export.py` take.
-"""
-
-from pathlib import Path
-
-from absl import flags
-
-from encnet_jax import cli
-from encnet_jax.convert.workdir import write_workdir
-from encnet_jax.errors import UserError
-
-
-def main(arguments: list[str]) -> None:
-    """Runs the import."""
-    if len(arguments) != 1:
-        raise UserError(f"{len(arguments)} files: give one file of weights")
-    values = flags.FLAGS
-    print(
-        write_workdir(
-            arguments[0],
-            Path(values.output),
-            classes=values.classes,
-            dataset=values.dataset,
-        )
-    )
-
+from encnet_jax.commands import run
 
 if __name__ == "__main__":
-    flags.DEFINE_string("output", None, "Folder for the workdir.", required=True)
-    flags.DEFINE_string("classes", "", "Names: FILE.json with a list, or a,b,c.")
-    flags.DEFINE_string("dataset", "", "Data set whose classes these are.")
-    flags.FLAGS.set_gnu_getopt(True)  # flags after the file
-    cli.run(main)
+    run("convert")

@@ -93,19 +93,27 @@ def interpolation_matrix(
     # sizes): positions near 1000 in float32 would cost the weights four digits.
     known = isinstance(source, int) and isinstance(target, int)
     xp = np if known else jnp
-    i, j = _index(target)[:, None], _index(source)[None, :]
-    if align_corners:
-        step = (source - 1) / max(target - 1, 1)
-        position = i * step
-    else:
-        step = source / target
-        position = xp.clip((i + 0.5) * step - 0.5, 0, source - 1)
-        if antialias:
-            position = (i + 0.5) * step - 0.5
-    reach = max(step, 1.0) if antialias else 1.0
-    weights = xp.maximum(0.0, 1.0 - abs(position - j) / reach)
+    position = source_positions(source, target, align_corners, clip=not antialias)
+    reach = max(source / target, 1.0) if antialias else 1.0
+    distance = xp.abs(position[:, None] - _index(source)[None, :])
+    weights = xp.maximum(0.0, 1.0 - distance / reach)
     weights = weights / weights.sum(1, keepdims=True)
     return weights.astype(np.float32)
+
+
+def source_positions(
+    source: Size, target: Size, align_corners: bool, clip: bool = True
+) -> AnyArray:
+    """Returns where target pixels lie among source pixels along an axis, (target,).
+
+    NumPy, float64, where both sizes are known. With `clip` no position is outside the
+    first and last pixel.
+    """
+    i = _index(target)
+    if align_corners:
+        return i * ((source - 1) / max(target - 1, 1))
+    position = (i + 0.5) * (source / target) - 0.5
+    return position.clip(0, source - 1) if clip else position
 
 
 def _index(size: Size) -> AnyArray:

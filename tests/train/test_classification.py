@@ -12,12 +12,13 @@ from encnet_jax.data.dataset_info import CIFAR10
 from encnet_jax.data.datasets import Example
 from encnet_jax.data.registry import open_dataset
 from encnet_jax.errors import UserError
-from encnet_jax.evaluate.classification import evaluate_classes
+from encnet_jax.evaluate.classification import classification_scores, make_class_fn
+from encnet_jax.evaluate.evaluator import predict_dataset
 from encnet_jax.losses import classification_loss
 from encnet_jax.models.cifar import ClassifierOutput
-from encnet_jax.predict.classifier import Classifier
+from encnet_jax.predict.predictor import Classifier
 from encnet_jax.run.model_config import check_config
-from encnet_jax.train.task import check_task
+from encnet_jax.train.settings import check_task
 from tests.commands import errors, run
 
 SMALL = [
@@ -90,10 +91,14 @@ def test_scores_by_hand_do_not_depend_on_the_batch(batch_size):
         assert images.shape == (batch_size, 2, 2, 3)
         return np.eye(10)[images[:, 0, 0, 0]]
 
-    results, predictions = evaluate_classes(
-        classify, {}, {}, FourImages(), batch_size=batch_size
+    predictions = list(
+        predict_dataset(
+            make_class_fn(classify), {}, {}, FourImages(), batch_size=batch_size
+        )
     )
-    assert predictions.tolist() == [0, 3, 1, 9, 9] and results["images"] == 5
+    assert [p.labels.item() for p in predictions] == [0, 3, 1, 9, 9]
+    results = classification_scores(predictions, 10)
+    assert results["images"] == 5
     assert results["accuracy"] == pytest.approx(0.8)
     assert results["error"] == pytest.approx(0.2)
     assert results["confusion_matrix"][0, 3] == 1
@@ -139,7 +144,7 @@ def test_images_that_are_not_in_memory_are_learned_too(cifar, tmp_path):
 
 
 def test_predict_classifies_pictures_of_any_size(workdir, cifar, tmp_path):
-    example = open_dataset("cifar10", "test", str(cifar)).example(3)
+    example = open_dataset("cifar10", "test", str(cifar))[3]
     classifier = Classifier.from_workdir(workdir)
     expected = classifier(example.image)
     assert expected.probabilities.sum() == pytest.approx(1, abs=1e-5)
