@@ -35,7 +35,7 @@ from encnet_jax.data.augmentation import Augmentation
 from encnet_jax.data.dataset_info import CIFAR10
 from encnet_jax.errors import UserError
 from encnet_jax.models import create_model
-from encnet_jax.models.cifar import CIFAR_MODELS
+from encnet_jax.models.registry import CIFAR_MODELS
 from encnet_jax.ops.normalize import normalize
 from encnet_jax.optimizer import create_optimizer
 from encnet_jax.run.state import create_train_state, split_model

@@ -18,7 +18,7 @@ from encnet_jax.inference.folding import InferenceModel
 from encnet_jax.inference.predict_fn import make_label_fn
 from encnet_jax.models import create_model
 from encnet_jax.models.encoding import Encoding
-from encnet_jax.models.layers import set_conv_impl
+from encnet_jax.models.layers import set_conv_impl, set_layer_options
 from encnet_jax.models.resnet import ResNet
 from encnet_jax.optimizer import create_optimizer, poly_schedule
 from encnet_jax.run.state import create_train_state, split_model
@@ -123,9 +123,8 @@ def dilated_stages(
         batch: Images.
         pixels: Height and width of the features.
     """
-    network = nnx.eval_shape(
-        lambda: ResNet(backbone, width=width, dtype=jnp.bfloat16, rngs=nnx.Rngs(0))
-    )
+    network = nnx.eval_shape(lambda: ResNet(backbone, width=width, rngs=nnx.Rngs(0)))
+    set_layer_options(network, dtype=jnp.bfloat16)
     set_conv_impl(network, impl)
     parts: Any = nnx.split(network, nnx.Param, ...)
     graphdef, params, rest = parts

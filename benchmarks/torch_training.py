@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from benchmarks.timing import Candidate
 from benchmarks.torch_encnet import EncNet, Encoding
 from encnet_jax.data.dataset_info import ADE20K, IGNORE_LABEL
-from encnet_jax.models.resnet import BACKBONES, stage_strides_and_dilations
+from encnet_jax.models.resnet import RESNETS, stage_strides_and_dilations
 
 CLASSES = ADE20K.num_classes
 
@@ -25,7 +25,7 @@ class TrainedEncNet(EncNet):
 
     def __init__(self, backbone, classes=CLASSES):
         super().__init__(classes)
-        depth, channels = BACKBONES[backbone], 128
+        depth, channels = RESNETS[backbone], 128
         layout = stage_strides_and_dilations(8, depth.dilated)
         for number, (blocks, augmentation) in enumerate(zip(depth.blocks, layout)):
             planes = 64 * 2**number

@@ -9,7 +9,7 @@ import optax
 from jaxtyping import Array, Float, Integer
 
 from encnet_jax.models.cifar import ClassifierOutput
-from encnet_jax.models.encnet import SegmentationOutput
+from encnet_jax.models.segmentation import SegmentationOutput
 from encnet_jax.ops.cross_entropy import resized_cross_entropy_sum
 from encnet_jax.ops.resize import AnyArray
 

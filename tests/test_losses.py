@@ -11,7 +11,7 @@ from encnet_jax.losses import (
     se_loss,
     segmentation_loss,
 )
-from encnet_jax.models.encnet import SegmentationOutput
+from encnet_jax.models.segmentation import SegmentationOutput
 from encnet_jax.ops.resize import resize_bilinear
 
 # Probabilities of three classes in two pixels.

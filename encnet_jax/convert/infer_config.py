@@ -9,7 +9,7 @@ from encnet_jax.convert.key_mapping import KeyMapping, key_mapping_of
 from encnet_jax.convert.torch_reader.file import read_state_dict
 from encnet_jax.data.dataset_info import IMAGENET_MEAN, IMAGENET_STD
 from encnet_jax.errors import UserError
-from encnet_jax.models.resnet import BACKBONES
+from encnet_jax.models.resnet import RESNETS
 
 _HUB = "hf://"
 Weights = str | os.PathLike[str] | Mapping[str, Any]
@@ -134,13 +134,12 @@ def _backbone_settings(
         blocks.append(count)
     bottleneck = f"{mapping.prefix}layer1.0.conv3.weight" in shapes
     wanted = (tuple(blocks), bottleneck)
-    known = {name: (d.blocks, d.bottleneck) for name, d in BACKBONES.items()}
+    known = {name: (d.blocks, d.bottleneck) for name, d in RESNETS.items()}
     backbone = next((name for name in known if known[name] == wanted), None)
     if backbone is None:
         kind = "bottleneck" if bottleneck else "basic"
         raise UserError(
-            f"{where}: stages of {blocks} {kind} blocks; known are "
-            f"{', '.join(BACKBONES)}"
+            f"{where}: stages of {blocks} {kind} blocks; known are {', '.join(RESNETS)}"
         )
     deep = f"{mapping.deep_stem}.0.weight"
     plain = mapping.prefix + deep not in shapes

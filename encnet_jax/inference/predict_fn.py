@@ -13,7 +13,7 @@ from jaxtyping import Array, Float, Float32, Int32, UInt8
 
 from encnet_jax.data.dataset_info import IMAGENET_MEAN, IMAGENET_STD
 from encnet_jax.inference.folding import eval_model_def, fold_model
-from encnet_jax.models.encnet import SegmentationOutput
+from encnet_jax.models.segmentation import SegmentationOutput
 from encnet_jax.ops.normalize import normalize
 from encnet_jax.ops.resize import resize_bilinear
 from encnet_jax.ops.resize_argmax import resize_argmax

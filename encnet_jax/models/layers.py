@@ -1,9 +1,9 @@
-"""Layers that several models share: convolution, batch normalization, pooling.
+"""Layers that all networks share: convolution, batch normalization, pooling, linear.
 
-Feature maps are (b, h, w, c) throughout. Parameters and statistics are float32;
-`dtype` is the dtype of the computation and of the result.
+Feature maps are (b, h, w, c) throughout. Parameters and statistics are float32.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -23,6 +23,8 @@ from encnet_jax.ops.winograd import PREDICTION_TILE, transform_kernel
 he_normal = nnx.initializers.variance_scaling(2.0, "fan_out", "normal")
 # PyTorch's default for convolution and linear weights: uniform in +-1/sqrt(fan_in).
 uniform_fan_in = nnx.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
+Linear = functools.partial(nnx.Linear, kernel_init=uniform_fan_in)
+_Vector = Float[AnyArray, " c"]
 
 
 class Conv(nnx.Module):
@@ -85,11 +87,11 @@ class FoldedConv(nnx.Module):
 
     Args:
         conv: The convolution as trained.
-        factor: (out_features,), multiplies its result.
-        offset: (out_features,), is added to that.
+        factor: Multiplies its result.
+        offset: Is added to that.
     """
 
-    def __init__(self, conv: Conv, factor: AnyArray, offset: AnyArray):
+    def __init__(self, conv: Conv, factor: _Vector, offset: _Vector):
         kernel = conv.kernel[...] * factor
         # The other implementations have faster gradients, no more.
         self.impl = conv.impl if conv.impl in ("gemm", "winograd") else "lax"
@@ -128,48 +130,59 @@ def set_conv_impl(model: nnx.Module, impl: str) -> None:
             conv.set_impl(impl)
 
 
-class BatchNorm(nnx.BatchNorm):
-    """Batch normalization with the originals' momentum, epsilon and one-pass variance.
+def set_layer_options(
+    model: nnx.Module,
+    *,
+    dtype: DTypeLike = jnp.float32,
+    unbiased_running_var: bool = False,
+) -> None:
+    """Sets the dtype policy and the batch-norm convention of a finished model.
 
-    Under `jax.jit` the statistics are those of the global batch on any mesh, which is
-    the paper's synchronized batch normalization. Over channels the variance is taken in
-    one pass over the features minus the running mean, so nothing cancels once the
-    running mean is near the mean, however large the mean is against the deviation.
+    Args:
+        model: Every convolution and batch norm in it is set; a fresh layer has the
+            defaults.
+        dtype: Dtype of convolutions and of the features between them. Parameters,
+            statistics, encodings and linear layers stay float32.
+        unbiased_running_var: Feed n/(n-1) times the batch variance into the running
+            variance, as torch.nn.BatchNorm2d and with it mmsegmentation. The default is
+            the biased variance, as in PyTorch-Encoding since v1.0.
+    """
+    for _, layer in nnx.iter_modules(model):
+        if isinstance(layer, Conv):
+            layer.dtype = dtype
+        elif isinstance(layer, BatchNorm):
+            layer.unbiased_running_var = unbiased_running_var
+
+
+class BatchNorm(nnx.BatchNorm):
+    """Batch normalization with the originals' momentum 0.9 and epsilon 1e-5.
+
+    Under `jax.jit` the statistics are those of the global batch on any mesh: the
+    paper's synchronized batch normalization (section 4.1). Arithmetic is float32, and
+    the result has the dtype of the input.
+
+    Over channels the variance is computed in one pass, relative to the running mean.
+    Once that is close to the batch mean nothing cancels, however large the mean is
+    against the deviation.
 
     Args:
         num_features: Size of the normalized axis.
-        axis: The axis that keeps its own statistics.
-        unbiased_running_var: Feed n/(n-1) times the batch variance into the running
-            variance, as torch.nn.BatchNorm2d and with it mmsegmentation. By default the
-            biased variance, as PyTorch-Encoding since v1.0.
-        dtype: Dtype of the result; the arithmetic is float32.
-        rngs: Not drawn from in effect; the parameters start at one and zero.
+        axis: The axis that keeps separate statistics.
+        rngs: Advanced as by any layer; scale and bias start at one and zero.
     """
 
-    def __init__(
-        self,
-        num_features: int,
-        *,
-        axis: int = -1,
-        unbiased_running_var: bool = False,
-        dtype: DTypeLike = jnp.float32,
-        rngs: nnx.Rngs,
-    ):
-        super().__init__(
-            num_features, axis=axis, momentum=0.9, epsilon=1e-5, dtype=dtype, rngs=rngs
-        )
-        self.unbiased_running_var = unbiased_running_var
+    def __init__(self, num_features: int, *, axis: int = -1, rngs: nnx.Rngs):
+        super().__init__(num_features, axis=axis, momentum=0.9, epsilon=1e-5, rngs=rngs)
+        self.unbiased_running_var = False
 
     def __call__(  # type: ignore[override]
         self, x: Float[AnyArray, "*shape"]
     ) -> Float[Array, "*shape"]:
-        """Normalizes x over all axes but `axis`; updates the statistics in training."""
+        """Normalizes over all axes but `axis`; updates the statistics in training."""
         assert self.scale is not None and self.bias is not None  # always made above
         x = jnp.asarray(x)
         axis = self.axis % x.ndim
-        options: dict[str, Any] = dict(
-            epsilon=self.epsilon, dtype=self.dtype or jnp.float32
-        )
+        options: dict[str, Any] = dict(epsilon=self.epsilon, dtype=x.dtype)
         if not self.use_running_average and axis == x.ndim - 1:
             y, mean, var = batch_norm(
                 x, self.scale[...], self.bias[...], self.mean[...], **options
@@ -181,8 +194,8 @@ class BatchNorm(nnx.BatchNorm):
         if self.use_running_average:
             mean, var = self.mean[...], self.var[...]
         else:
-            # Encodings are few numbers, and their mean over a batch can be many
-            # deviations from the running mean: two passes.
+            # The batch mean of an encoding can be many deviations away from the running
+            # mean. Encodings are small, so two passes cost nothing.
             x = x.astype(jnp.float32)
             reduced = tuple(i for i in range(x.ndim) if i != axis)
             mean = x.mean(reduced)
@@ -191,8 +204,8 @@ class BatchNorm(nnx.BatchNorm):
         vectors = (mean, var, self.scale[...], self.bias[...])
         return normalize_features(x, *(v.reshape(shape) for v in vectors), **options)
 
-    def affine(self) -> tuple[AnyArray, AnyArray]:
-        """Returns the factor and the offset (c,) of every channel in eval mode.
+    def affine(self) -> tuple[_Vector, _Vector]:
+        """Returns factor and offset of each channel in eval mode.
 
         NumPy in, NumPy out.
         """
@@ -200,9 +213,11 @@ class BatchNorm(nnx.BatchNorm):
         factor = (self.var[...] + self.epsilon) ** -0.5 * self.scale[...]
         return factor, self.bias[...] - self.mean[...] * factor
 
-    def _update_statistics(self, mean: jax.Array, var: jax.Array, count: int) -> None:
+    def _update_statistics(
+        self, mean: Float[Array, " c"], var: Float[Array, " c"], count: int
+    ) -> None:
         if self.unbiased_running_var:
-            # One value per channel has no unbiased variance; torch refuses it too.
+            # A single value per channel has no unbiased variance; torch raises there.
             var = var * (count / max(count - 1, 1))
         keep = self.momentum
         self.mean[...] = jax.lax.stop_gradient(
@@ -223,8 +238,6 @@ class ConvBN(nnx.Module):
         stride: int = 1,
         dilation: int = 1,
         relu: bool = True,
-        unbiased_running_var: bool = False,
-        dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
     ):
         self.conv: Conv | FoldedConv = Conv(
@@ -233,17 +246,9 @@ class ConvBN(nnx.Module):
             kernel_size,
             stride=stride,
             dilation=dilation,
-            dtype=dtype,
             rngs=rngs,
         )
-        self.norm: BatchNorm | None = nnx.data(
-            BatchNorm(
-                out_features,
-                unbiased_running_var=unbiased_running_var,
-                dtype=dtype,
-                rngs=rngs,
-            )
-        )
+        self.norm: BatchNorm | None = nnx.data(BatchNorm(out_features, rngs=rngs))
         self.relu = relu
 
     def __call__(self, x: Float[AnyArray, "b h w in"]) -> Float[Array, "b H W out"]:
@@ -263,12 +268,12 @@ class ConvBN(nnx.Module):
 def max_pool(x: Float[AnyArray, "b h w c"]) -> Float[Array, "b H W c"]:
     """3x3 max pooling with stride 2 and padding 1.
 
-    A maximum of nine shifted slices: on CPU 9 times faster with its gradient than
-    `reduce_window`, whose gradient is a select-and-scatter.
+    Computed as the maximum of nine shifted slices. On CPU this is 9 times faster with
+    its gradient than `reduce_window`, whose gradient is a select-and-scatter.
     """
     x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)), constant_values=-jnp.inf)
     for axis in (1, 2):
-        last = (x.shape[axis] - 3) // 2 * 2 + 1  # behind the start of the last window
+        last = (x.shape[axis] - 3) // 2 * 2 + 1  # past the start of the last window
         first, second, third = (
             jax.lax.slice_in_dim(x, i, i + last, 2, axis) for i in range(3)
         )

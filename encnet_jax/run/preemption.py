@@ -49,7 +49,7 @@ class SigtermHandler:
             return bool(multihost_utils.reached_preemption_sync_point(step))
         return self._received
 
-    def _receive(self, number: int, frame: FrameType | None) -> None:
+    def _receive(self, signum: int, frame: FrameType | None) -> None:
         self._received = True
 
 

@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 from encnet_jax.config import load_config
 from encnet_jax.data.dataset_info import DatasetInfo
 from encnet_jax.errors import UserError
-from encnet_jax.models.cifar import CIFAR_MODELS
+from encnet_jax.models.registry import CIFAR_MODELS
 from encnet_jax.optimizer import cosine_schedule, poly_schedule
 
 # Keys of `model` that leave its parameters as they are.

@@ -9,8 +9,8 @@ from flax import nnx
 
 from encnet_jax.config import default
 from encnet_jax.data.prefetch import prefetched
-from encnet_jax.models.encnet import SegmentationOutput
 from encnet_jax.models.layers import Conv, ConvBN
+from encnet_jax.models.segmentation import SegmentationOutput
 from encnet_jax.optimizer import create_optimizer
 from encnet_jax.run.sharding import batch_sharded, create_mesh, replicated
 from encnet_jax.run.state import create_train_state, split_model

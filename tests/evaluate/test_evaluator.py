@@ -23,7 +23,7 @@ from encnet_jax.evaluate.evaluator import (
 )
 from encnet_jax.inference.tta import MmsegProtocol, PyTorchEncodingProtocol
 from encnet_jax.models import create_model
-from encnet_jax.models.encnet import SegmentationModel, SegmentationOutput
+from encnet_jax.models.segmentation import SegmentationModel, SegmentationOutput
 from encnet_jax.run.sharding import mesh_of
 from encnet_jax.run.state import split_model
 from tests.random_module import random_module

@@ -14,7 +14,7 @@ from encnet_jax.inference.predict_fn import (
     whole_image_logits,
 )
 from encnet_jax.models import create_model
-from encnet_jax.models.encnet import SegmentationOutput
+from encnet_jax.models.segmentation import SegmentationOutput
 from encnet_jax.ops.normalize import normalize
 from encnet_jax.ops.resize import resize_bilinear
 from encnet_jax.run.state import split_model

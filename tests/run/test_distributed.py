@@ -49,12 +49,12 @@ def metrics(workdir, key):
     return [line[key] for line in lines if key in line]
 
 
-@pytest.fixture(scope="module", params=["files", "arrays in parts"])
+@pytest.fixture(scope="module", params=["files", "cached, accumulated"])
 def one_device(request, camvid, tmp_path_factory):
-    """Returns a way of training, and the workdir of a run of it on one device."""
+    """Returns extra flags, and the workdir of a run with them on one device."""
     more = []
-    if request.param == "arrays in parts":
-        # A part is one image a device.
+    if request.param == "cached, accumulated":
+        # A micro-batch is one image per device.
         more = ["data.cache_on_device=True", "batch_size=16", "grad_accum_steps=2"]
     more = [f"--config.{setting}" for setting in more]
     workdir = tmp_path_factory.mktemp("one") / "run"

@@ -120,7 +120,7 @@ def test_killed_at_twenty_moments_ends_with_the_same_parameters(camvid, tmp_path
     process.join(300)
     assert process.exitcode == 0
     moments = random.Random(0)
-    for number in range(20):
+    for kill in range(20):
         process = start(killed)
         before = len(steps_written(killed))
         while process.is_alive() and len(steps_written(killed)) <= before:
@@ -128,7 +128,7 @@ def test_killed_at_twenty_moments_ends_with_the_same_parameters(camvid, tmp_path
         # Steps take some milliseconds, and every second one is saved: most kills fall
         # into the writing of a checkpoint.
         time.sleep(moments.uniform(0, 0.1))
-        assert process.is_alive(), f"ended before kill {number}"
+        assert process.is_alive(), f"ended before kill {kill}"
         process.kill()
         process.join()
         assert process.exitcode == -signal.SIGKILL

@@ -56,13 +56,13 @@ def workdir(cifar, tmp_path_factory):
 def test_source_reads_images_and_classes(cifar):
     dataset = open_dataset("cifar10", "train", str(cifar))
     assert len(dataset) == 40 and dataset.info is CIFAR10
-    examples = [dataset[number] for number in range(40)]
+    examples = [dataset[index] for index in range(40)]
     assert {e.image.shape for e in examples} == {(32, 32, 3)}
     # Class 0 too, which records store as nothing.
     assert sorted(int(e.labels) for e in examples) == sorted(list(range(10)) * 4)
     for example in examples:
-        number = int(example.name.split("_")[1])
-        assert int(example.labels) == number % 10
+        index = int(example.name.split("_")[1])
+        assert int(example.labels) == index % 10
 
 
 def test_loss_and_error_by_hand():
@@ -143,13 +143,13 @@ def test_images_that_are_not_in_memory_are_learned_too(cifar, tmp_path):
     assert losses[0] > 2 > 1 > losses[-1]
 
 
-def test_predict_classifies_pictures_of_any_size(workdir, cifar, tmp_path):
+def test_predict_classifies_images_of_any_size(workdir, cifar, tmp_path):
     example = open_dataset("cifar10", "test", str(cifar))[3]
     classifier = Classifier.from_workdir(workdir)
     expected = classifier(example.image)
     assert expected.probabilities.sum() == pytest.approx(1, abs=1e-5)
-    picture = Image.fromarray(example.image)
-    picture.resize((64, 64), Image.Resampling.NEAREST).save(tmp_path / "photo.png")
+    image = Image.fromarray(example.image)
+    image.resize((64, 64), Image.Resampling.NEAREST).save(tmp_path / "photo.png")
     (tmp_path / "broken.jpg").write_bytes(b"no image")
     output = tmp_path / "out"
     result = run(
