@@ -9,6 +9,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from encnet_jax.models.layers import BatchNorm, ConvBN, Linear
+from encnet_jax.ops.resize import AnyArray
 
 
 class Encoding(nnx.Module):
@@ -62,9 +63,9 @@ class Encoding(nnx.Module):
         squares = jnp.square(x).sum(-1, keepdims=True)
         products = jnp.einsum("bnc,kc->bnk", x, codewords, precision="highest")
         distances = squares - 2 * products + jnp.square(codewords).sum(-1)
-        return self._scales() * distances
+        return distances * self._scales()
 
-    def _scales(self) -> Float[Array, " k"]:
+    def _scales(self) -> Float[AnyArray, " k"]:
         return self.scale[...]
 
 

@@ -12,7 +12,7 @@ from jaxtyping import Array, Float
 
 from encnet_jax.models.heads import DeepLabV3Head, FCNHead, PSPHead
 from encnet_jax.models.settings import Check, at_least
-from encnet_jax.ops.resize import resize_bilinear
+from encnet_jax.ops.resize import Size, resize_bilinear
 
 
 class SegmentationOutput(NamedTuple):
@@ -32,7 +32,7 @@ class SegmentationOutput(NamedTuple):
     stage3_se_logits: Float[Array, "b n"] | None = None
 
     def resized(
-        self, size: tuple[int, int], align_corners: bool
+        self, size: tuple[Size, Size], align_corners: bool
     ) -> "SegmentationOutput":
         """Returns the outputs with pixel logits resized; see `resize_bilinear`."""
         resize = functools.partial(

@@ -8,6 +8,8 @@ products; that matters where channels are few.
 import jax
 from jaxtyping import Array, Shaped
 
+from encnet_jax.ops.resize import AnyArray
+
 # How many elements the images of a chunk have. The fewer, the more of them stay in the
 # cache. But the compiler gives small products to one core, unless others that do not
 # depend on them stand beside them, as in the backward pass.
@@ -17,7 +19,7 @@ BACKWARD_CHUNK_ELEMENTS = 2**17
 
 def chunk_size(
     x: Shaped[Array, "b h w in"] | jax.ShapeDtypeStruct,
-    kernel: Shaped[Array, "3 3 in out"] | jax.ShapeDtypeStruct,
+    kernel: Shaped[AnyArray, "3 3 in out"] | jax.ShapeDtypeStruct,
     max_elements: int,
 ) -> int:
     """Returns how many of the images pass together; a divisor of the batch.

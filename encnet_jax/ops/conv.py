@@ -139,7 +139,7 @@ def _winograd(x: jax.Array, kernel: AnyArray, stride: int, dilation: int) -> jax
     return batch_to_space(y, dilation, (x.shape[1], x.shape[2]))
 
 
-def _im2col(x: jax.Array, kernel: jax.Array, stride: int, dilation: int) -> jax.Array:
+def _im2col(x: jax.Array, kernel: AnyArray, stride: int, dilation: int) -> jax.Array:
     """3x3 convolution with stride: rows of nine neighbors times the kernel.
 
     Forward no faster than `"lax"`; its gradients are.
