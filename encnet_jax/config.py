@@ -66,7 +66,7 @@ def default() -> ConfigDict:
 
     config.data = data = ConfigDict()
     data.name = (
-        ""  # a key of encnet_jax.data.dataset_info.DATASETS; every config sets it
+        ""  # a key of encnet_jax.data.registry.DATASETS; every config sets it
     )
     data.data_dir = config_dict.placeholder(str)  # where; see docs/data.md
     data.train_split = "train"  # split to train on

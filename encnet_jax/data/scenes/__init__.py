@@ -1,4 +1,4 @@
-"""`scenes`, the embedded data set in which only the context decides."""
+"""`scenes`, a synthetic data set in which only context determines the classes."""
 
 from encnet_jax.data.scenes.scene import (
     AMBIGUOUS,

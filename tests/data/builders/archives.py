@@ -1,4 +1,4 @@
-"""Made-up copies of published archives: files as a mapping, path -> content."""
+"""Fake copies of published archives: files as a mapping, path -> content."""
 
 import io
 import tarfile
