@@ -1,6 +1,6 @@
-"""Imports PyTorch weights: python -m encnet_jax.convert FILE --output=DIR.
+"""Converts PyTorch weights: python -m encnet_jax.convert FILE --output=DIR.
 
-Writes a workdir that `evaluate.py`, `predict.py` and `export.py` take.
+Writes a workdir for `evaluate.py`, `predict.py` and `export.py`.
 """
 
 from pathlib import Path
@@ -13,9 +13,9 @@ from encnet_jax.errors import UserError
 
 
 def main(arguments: list[str]) -> None:
-    """Runs the import."""
+    """Runs the command."""
     if len(arguments) != 1:
-        raise UserError(f"{len(arguments)} files: give one file of weights")
+        raise UserError(f"{len(arguments)} files: one weight file is needed")
     values = flags.FLAGS
     print(
         write_workdir(
@@ -29,7 +29,9 @@ def main(arguments: list[str]) -> None:
 
 if __name__ == "__main__":
     flags.DEFINE_string("output", None, "Folder for the workdir.", required=True)
-    flags.DEFINE_string("classes", "", "Names: FILE.json with a list, or a,b,c.")
-    flags.DEFINE_string("dataset", "", "Data set whose classes these are.")
-    flags.FLAGS.set_gnu_getopt(True)  # flags after the file
+    flags.DEFINE_string("classes", "", "Class names: a,b,c or FILE.json with a list.")
+    flags.DEFINE_string(
+        "dataset", "", "Data set that defines the class names and colors."
+    )
+    flags.FLAGS.set_gnu_getopt(True)  # allow flags after the file
     cli.run(main)
