@@ -55,10 +55,10 @@ CHIPS = (
 
 
 def step_seconds(chip: Chip, chips: int, batch: int) -> tuple[float, float, float]:
-    """Returns the seconds of compute, gradient all-reduce and batch norm all-reduces."""
+    """Returns the seconds of compute, gradient and batch norm all-reduces of a step."""
     compute = batch / chips * OPERATIONS / (chip.peak * chip.share)
     reduce = 2 * 4 * COSTS.parameters * (chips - 1) / chips / chip.link
-    # Small all-reduces are bound by latency: start-up, and hops along torus axes.
+    # Small all-reduces are bound by latency: start-up, and hops along the torus.
     latency = 0.0 if chips == 1 else 10e-6 + 1e-6 * 2 * math.sqrt(chips)
     return compute, reduce, 2 * NORMS * latency
 

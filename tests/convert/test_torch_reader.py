@@ -361,7 +361,7 @@ REJECTED = {
     ),
     "no storage": (storage(4, key="1"), "lacks storage '1'"),
     "path": (storage(4, key="../data.pkl"), "lacks storage"),
-    "strange id": (string("storage") + b"Q", "other than a storage"),
+    "strange id": (string("storage") + b"Q", "other than a torch storage"),
     "text id": (b"Pstorage\n", "PERSID"),
     "extension": (b"\x82\x01)R", "EXT1"),
     "extension 2": (b"\x83\x01\x00)R", "EXT2"),
