@@ -66,42 +66,40 @@ def main(arguments: list[str]) -> int:
     output = Path(_OUTPUT.value or workdir / "data")
     problems = 0
     for split, dataset in datasets.items():
-        statistics = _read(dataset, _LIMIT.value)
-        problems += len(statistics.problems)
-        _print(split, dataset, statistics)
-        if statistics.indices and split == config.data.train_split:
-            _print_weights(statistics)
-        if statistics.indices:
-            print(f"contact sheet: {_save_sheet(dataset, statistics, output, split)}\n")
+        stats = _read(dataset, _LIMIT.value)
+        problems += len(stats.problems)
+        _print(split, dataset, stats)
+        if stats.indices and split == config.data.train_split:
+            _print_weights(stats)
+        if stats.indices:
+            print(f"contact sheet: {_save_sheet(dataset, stats, output, split)}\n")
     return 2 if problems else 0
 
 
 def _read(dataset: Dataset, limit: int | None) -> Statistics:
     indices = evenly_spaced(range(len(dataset)), limit or len(dataset))
     counter = Counter(len(indices), "images")
-    statistics = summarize(dataset, indices, counter.show)
+    stats = summarize(dataset, indices, counter.show)
     counter.close()
-    return statistics
+    return stats
 
 
-def _print(split: str, dataset: Dataset, statistics: Statistics) -> None:
-    for problem in statistics.problems:
+def _print(split: str, dataset: Dataset, stats: Statistics) -> None:
+    for problem in stats.problems:
         print(f"error: {problem}", file=sys.stderr)
     sys.stderr.flush()
     published = dataset.info.splits[split]
     print(
         f"{dataset.info.name}, {split}: {len(dataset)} images"
         + (f" ({published} published)" if published else "")
-        + f"; {len(statistics.indices)} read, {len(statistics.problems)} problems"
+        + f"; {len(stats.indices)} read, {len(stats.problems)} problems"
     )
-    if statistics.indices:
-        print(describe(statistics, dataset.info))
+    if stats.indices:
+        print(describe(stats, dataset.info))
 
 
-def _print_weights(statistics: Statistics) -> None:
-    weights = ", ".join(
-        f"{weight:.4g}" for weight in median_frequency_weights(statistics)
-    )
+def _print_weights(stats: Statistics) -> None:
+    weights = ", ".join(f"{weight:.4g}" for weight in median_frequency_weights(stats))
     indent = " " * 4
     print(
         "Class weights by median frequency balancing:\n"
@@ -111,12 +109,8 @@ def _print_weights(statistics: Statistics) -> None:
     )
 
 
-def _save_sheet(
-    dataset: Dataset, statistics: Statistics, output: Path, split: str
-) -> Path:
-    examples = [
-        dataset[index] for index in evenly_spaced(statistics.indices, _SHEET_EXAMPLES)
-    ]
+def _save_sheet(dataset: Dataset, stats: Statistics, output: Path, split: str) -> Path:
+    examples = [dataset[i] for i in evenly_spaced(stats.indices, _SHEET_EXAMPLES)]
     output.mkdir(parents=True, exist_ok=True)
     path = output / f"{split}.png"
     contact_sheet(examples, dataset.info.colors, dataset.info.class_names).save(path)

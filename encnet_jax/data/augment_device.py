@@ -14,7 +14,7 @@ from jaxtyping import Array, Bool, Float, Float32, Int32, Integer, UInt8
 
 from encnet_jax.data.augmentation import Augmentation, jitter, max_offsets
 from encnet_jax.data.dataset_info import IGNORE_LABEL, DatasetInfo
-from encnet_jax.data.datasets import Dataset, Example
+from encnet_jax.data.datasets import Dataset, Encoded, Example
 from encnet_jax.data.sampler import batch_indices, process_rows
 from encnet_jax.errors import UserError
 
@@ -46,9 +46,7 @@ class ArrayDataset:
         """Returns one example; its name is its index."""
         return Example(self.images[index], self.labels[index], str(index))
 
-    def encoded(
-        self, index: int, *, raw_labels: bool = False
-    ) -> tuple[bytes, np.ndarray]:
+    def encoded(self, index: int, *, raw_labels: bool = False) -> Encoded:
         """Raises `TypeError`: arrays have no encoded form."""
         raise TypeError("arrays have no encoded form; index the data set")
 
@@ -126,14 +124,11 @@ def augmented_batch(
     """
     augment = _scaled_crop if arrays["labels"].ndim == 3 else _padded_crop
 
-    def augment_one(
-        index: Int32[Array, ""], epoch: Int32[Array, ""]
-    ) -> tuple[jax.Array, jax.Array]:
+    def augment_one(index: jax.Array, epoch: jax.Array) -> tuple[jax.Array, jax.Array]:
         key = jax.random.fold_in(jax.random.key(seed), epoch)
         key = jax.random.fold_in(key, index)
-        return augment(
-            arrays["images"][index], arrays["labels"][index], key, augmentation
-        )
+        image, labels = arrays["images"][index], arrays["labels"][index]
+        return augment(image, labels, key, augmentation)
 
     return jax.vmap(augment_one)(batch["index"], batch["epoch"])
 
@@ -152,12 +147,8 @@ def resized_batch(
         Images, 0-255 RGB, and labels.
     """
 
-    def resize_one(
-        padded: UInt8[Array, "s s 3"],
-        axes: tuple[Float32[Array, "4"], Float32[Array, "4"]],
-        flipped: Bool[Array, ""],
-        colors: Float32[Array, "3"],
-    ) -> Float32[Array, "crop crop 3"]:
+    def resize_one(padded: jax.Array, *params: jax.Array) -> jax.Array:
+        *axes, flipped, colors = params
         rows, columns = (
             _Axis(length, step, start, visible, augmentation.crop_size, size)
             for (start, step, visible, length), size in zip(axes, padded.shape)
@@ -166,11 +157,8 @@ def resized_batch(
             columns.flip(flipped)
         return _resample(padded, rows, columns, colors, augmentation)
 
-    axes = batch["rows"], batch["columns"]
-    images = jax.vmap(resize_one)(
-        batch["padded"], axes, batch["flipped"], batch["colors"]
-    )
-    return images, batch["labels"]
+    keys = "padded", "rows", "columns", "flipped", "colors"
+    return jax.vmap(resize_one)(*(batch[key] for key in keys)), batch["labels"]
 
 
 def _scaled_crop(
@@ -187,14 +175,9 @@ def _scaled_crop(
     size = jnp.maximum(jnp.round(original * long_side / original.max()), 1)
     max_start = jnp.maximum(size - augmentation.crop_size, 0)
     start = jnp.minimum(jnp.floor(draws[1:3] * (max_start + 1)), max_start)
+    visible, crop = size - start, augmentation.crop_size
     rows, columns = (
-        _Axis(
-            length,
-            length / size[i],
-            start[i],
-            size[i] - start[i],
-            augmentation.crop_size,
-        )
+        _Axis(length, length / size[i], start[i], visible[i], crop)
         for i, length in enumerate(labels.shape)
     )
     if augmentation.flip:

@@ -7,7 +7,6 @@ Images are uint8 (h, w, 3) RGB 0-255; labels are uint8 (h, w), class indices or
 import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeVar
 
 import numpy as np
@@ -15,7 +14,7 @@ from jaxtyping import UInt8
 
 from encnet_jax.data import scenes
 from encnet_jax.data.dataset_info import DatasetInfo
-from encnet_jax.data.file_pairs import FilePair
+from encnet_jax.data.file_pairs import FilePair, read_file
 from encnet_jax.data.image_io import (
     color_table,
     decode_image,
@@ -43,6 +42,9 @@ class Example(NamedTuple):
     name: str
 
 
+Encoded = tuple[bytes, np.ndarray]  # a JPEG or PNG file, and the decoded labels
+
+
 class Dataset(Protocol):
     """A split of a data set, indexed by example."""
 
@@ -56,10 +58,8 @@ class Dataset(Protocol):
         """Returns one decoded example; a `UserError` names an invalid file."""
         ...
 
-    def encoded(
-        self, index: int, *, raw_labels: bool = False
-    ) -> tuple[bytes, np.ndarray]:
-        """Returns the image as JPEG or PNG bytes, and the decoded labels.
+    def encoded(self, index: int, *, raw_labels: bool = False) -> Encoded:
+        """Returns the image as a JPEG or PNG file, and the decoded labels.
 
         Args:
             index: Index of the example.
@@ -97,16 +97,14 @@ class FileDataset:
         image_path, label_path = self.pairs[index]
         encoded, labels = self.encoded(index)
         image = decode_image(encoded, str(image_path))
-        _check_sizes(image, str(image_path), labels, str(label_path))
+        check_sizes(image.shape, str(image_path), labels.shape, str(label_path))
         return Example(image, labels, image_path.stem)
 
-    def encoded(
-        self, index: int, *, raw_labels: bool = False
-    ) -> tuple[bytes, np.ndarray]:
+    def encoded(self, index: int, *, raw_labels: bool = False) -> Encoded:
         """Returns the content of the image file, and the decoded labels."""
         image_path, label_path = self.pairs[index]
-        labels = decode_labels(_read(label_path), str(label_path), self._colors)
-        image = ensure_rgb_bytes(_read(image_path), str(image_path))
+        labels = decode_labels(read_file(label_path), str(label_path), self._colors)
+        image = ensure_rgb_bytes(read_file(image_path), str(image_path))
         if not raw_labels:
             labels = map_labels(labels, self.info, str(label_path))
         return image, labels
@@ -143,12 +141,10 @@ class TFRecordDataset:
         encoded, labels = self.encoded(index)
         image = decode_image(encoded, name)
         if self.info.task == "segmentation":
-            _check_sizes(image, name, labels, "its label")
+            check_sizes(image.shape, name, labels.shape, "its label")
         return Example(image, labels, name)
 
-    def encoded(
-        self, index: int, *, raw_labels: bool = False
-    ) -> tuple[bytes, np.ndarray]:
+    def encoded(self, index: int, *, raw_labels: bool = False) -> Encoded:
         """Returns the stored image, and the decoded labels."""
         fields = self.records.features(index)
         name = fields["id"].decode()
@@ -161,9 +157,7 @@ class TFRecordDataset:
 class ClassificationDataset(TFRecordDataset):
     """A data set for image classification prepared by TFDS, such as `cifar10`."""
 
-    def encoded(
-        self, index: int, *, raw_labels: bool = False
-    ) -> tuple[bytes, np.ndarray]:
+    def encoded(self, index: int, *, raw_labels: bool = False) -> Encoded:
         """Returns the stored image, and its class, uint8 ()."""
         fields = self.records.features(index)
         label = np.asarray(fields.get("label", 0))  # protobuf omits a value of 0
@@ -196,9 +190,7 @@ class SyntheticScenes:
         scene = scenes.draw(self.seed, index)
         return Example(scene.image, scene.labels, f"scenes_{self.seed}_{index:06d}")
 
-    def encoded(
-        self, index: int, *, raw_labels: bool = False
-    ) -> tuple[bytes, np.ndarray]:
+    def encoded(self, index: int, *, raw_labels: bool = False) -> Encoded:
         """Raises `TypeError`: scenes are drawn, not stored."""
         raise TypeError("drawn scenes have no encoded form; index the data set")
 
@@ -228,18 +220,12 @@ def map_examples(
             yield from pool.map(apply, indices[start : start + _READ_AHEAD])
 
 
-def _check_sizes(
-    image: np.ndarray, image_name: str, labels: np.ndarray, label_name: str
+def check_sizes(
+    image: tuple[int, ...], image_name: str, labels: tuple[int, ...], label_name: str
 ) -> None:
-    if image.shape[:2] != labels.shape:
+    """Raises `UserError` if the shapes of an image and its labels differ in size."""
+    if image[:2] != labels:
         raise UserError(
-            f"{image_name} is {image.shape[1]}x{image.shape[0]} pixels and "
-            f"{label_name} is {labels.shape[1]}x{labels.shape[0]}: must be equal"
+            f"{image_name} is {image[1]}x{image[0]} pixels and {label_name} is "
+            f"{labels[1]}x{labels[0]}: must be equal"
         )
-
-
-def _read(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror}") from error

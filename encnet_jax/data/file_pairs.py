@@ -1,4 +1,4 @@
-"""Pairs of image and label files in a folder."""
+"""Image and label files in a folder."""
 
 import os
 from pathlib import Path
@@ -52,6 +52,14 @@ def pair_files(images: Path, labels: Path) -> tuple[list[FilePair], list[str]]:
 def is_image(path: Path) -> bool:
     """Returns whether a file's suffix is that of an image format Pillow reads."""
     return Image.registered_extensions().get(path.suffix.lower()) in Image.OPEN
+
+
+def read_file(path: Path) -> bytes:
+    """Returns the content of a file; raises `UserError` if it cannot be read."""
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}") from error
 
 
 def files_below(folder: Path) -> list[Path]:

@@ -17,10 +17,9 @@ import tensorflow as tf
 from encnet_jax.data.augment_host import Batch, DeviceResizer, EncodedImage, HostResizer
 from encnet_jax.data.augmentation import Augmentation, padded_crop, sample_crop
 from encnet_jax.data.dataset_info import IGNORE_LABEL
-from encnet_jax.data.datasets import Dataset
+from encnet_jax.data.datasets import Dataset, check_sizes
 from encnet_jax.data.label_map import map_labels
 from encnet_jax.data.sampler import batch_indices, process_rows
-from encnet_jax.errors import UserError
 
 # (batch, row, index of the example, random generator)
 FillFn = Callable[[Batch, int, int, np.random.Generator], None]
@@ -131,12 +130,7 @@ def _fill_pixels(
     """Reads an image with a label map, and crops both at random."""
     data, labels = dataset.encoded(index, raw_labels=True)
     encoded = EncodedImage.open(data)
-    height, width = encoded.size
-    if labels.shape != (height, width):
-        raise UserError(
-            f"example {index}: the image is {width}x{height} pixels and its "
-            f"labels are {labels.shape[1]}x{labels.shape[0]}: must be equal"
-        )
+    check_sizes(encoded.size, f"example {index}", labels.shape, "its label")
     params = sample_crop(augmentation, encoded.size, rng)
     resizer.fill(batch, row, encoded, params)
     crop = batch["labels"][row]

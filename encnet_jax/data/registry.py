@@ -85,6 +85,9 @@ def _open_camvid(info: DatasetInfo, split: str, root: Path) -> FileDataset:
     return FileDataset(info, pairs, problems)
 
 
+# Labels are stored raw, so that one builder serves three class orders.
+_PASCAL_CONTEXT = "pascal_context.PascalContext"
+
 DATASETS: dict[str, PreparedDataset | LocalDataset] = {
     "scenes": PreparedDataset(infos.SCENES, "scenes.Scenes", "default"),
     "camvid": LocalDataset(infos.CAMVID, _open_camvid, "train/, trainannot/"),
@@ -94,16 +97,11 @@ DATASETS: dict[str, PreparedDataset | LocalDataset] = {
     "coco_voc": PreparedDataset(infos.COCO_VOC, "coco_stuff.CocoStuff", "voc"),
     "voc2012": PreparedDataset(infos.VOC2012, "voc2012.Voc2012", "voc"),
     "voc2012_aug": PreparedDataset(infos.VOC2012_AUG, "voc2012.Voc2012", "aug"),
-    # One builder for three orders of the same classes: labels are stored raw.
-    "pascal_context": PreparedDataset(
-        infos.PASCAL_CONTEXT, "pascal_context.PascalContext"
-    ),
+    "pascal_context": PreparedDataset(infos.PASCAL_CONTEXT, _PASCAL_CONTEXT),
     "pascal_context_sorted": PreparedDataset(
-        infos.PASCAL_CONTEXT_SORTED, "pascal_context.PascalContext"
+        infos.PASCAL_CONTEXT_SORTED, _PASCAL_CONTEXT
     ),
-    "pascal_context_60": PreparedDataset(
-        infos.PASCAL_CONTEXT_60, "pascal_context.PascalContext"
-    ),
+    "pascal_context_60": PreparedDataset(infos.PASCAL_CONTEXT_60, _PASCAL_CONTEXT),
     "cifar10": PreparedDataset(infos.CIFAR10, "cifar10"),
     "folder": LocalDataset(None, folder.open_split, "classes.json, images/, labels/"),
 }

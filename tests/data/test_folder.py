@@ -184,13 +184,13 @@ def test_color_table_distinguishes_the_channels():
     assert np.count_nonzero(table) == 3
 
 
-def test_colors_without_a_table_are_refused(folder):
+def test_colors_without_a_table_are_rejected(folder):
     path = write_label(folder, "train/b.png", PAINT[LABELS])
     message = one_line_error(folder)
     assert str(path) in message and "mode RGB; allowed are 8-bit gray" in message
 
 
-def test_label_file_of_16_bits_is_refused(colored):
+def test_label_file_of_16_bits_is_rejected(colored):
     path = colored / "labels/train/b.png"
     Image.fromarray(LABELS.astype(np.uint16)).save(path)
     message = one_line_error(colored)

@@ -51,14 +51,8 @@ _SAFETENSORS_DTYPES = {
     "C64": "complex64",
 }
 _WRAPPERS = (
-    "state_dict",
-    "model_state_dict",
-    "model_state",
-    "model",
-    "net",
-    "network",
-    "module",
-    "weights",
+    *("state_dict", "model_state_dict", "model_state", "model"),
+    *("net", "network", "module", "weights"),
 )
 _PREFIXES = ("module.", "_orig_mod.")  # DataParallel, torch.compile
 # Raised while parsing damaged bytes; anything else would be a bug in this module.

@@ -34,15 +34,10 @@ _BUILDERS = {
 }
 # Tensors that would silently go missing as placeholders.
 _UNREADABLE_TENSORS = (
-    "_rebuild_qtensor",
-    "_rebuild_sparse_tensor",
-    "_rebuild_sparse_csr_tensor",
-    "_rebuild_nested_tensor",
-    "_rebuild_meta_tensor_no_storage",
-    "_rebuild_wrapper_subclass",
-    "_rebuild_device_tensor_from_numpy",
-    "_rebuild_device_tensor_from_cpu_tensor",
-    "_rebuild_xla_tensor",
+    *("_rebuild_qtensor", "_rebuild_sparse_tensor", "_rebuild_sparse_csr_tensor"),
+    *("_rebuild_nested_tensor", "_rebuild_meta_tensor_no_storage"),
+    *("_rebuild_wrapper_subclass", "_rebuild_device_tensor_from_numpy"),
+    *("_rebuild_device_tensor_from_cpu_tensor", "_rebuild_xla_tensor"),
 )
 
 

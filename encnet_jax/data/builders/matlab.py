@@ -10,7 +10,7 @@ from jaxtyping import Integer
 from scipy.io import loadmat
 from scipy.io.matlab import MatReadError
 
-from encnet_jax.data.builders.segmentation import read
+from encnet_jax.data.file_pairs import read_file
 from encnet_jax.errors import UserError
 
 # Raised by SciPy for damaged files, other formats, and missing variables.
@@ -40,7 +40,7 @@ def read_label_map(path: Path, *names: str, highest: int) -> Integer[np.ndarray,
     """
     where = ".".join(names)
     try:
-        value: Any = loadmat(io.BytesIO(read(path)), variable_names=names[:1])
+        value: Any = loadmat(io.BytesIO(read_file(path)), variable_names=names[:1])
         for name in names:
             value = value[name]
             value = value.item() if value.dtype == object else value

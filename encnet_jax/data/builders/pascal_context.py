@@ -15,10 +15,10 @@ from encnet_jax.data.builders.segmentation import (
     Pair,
     SegmentationBuilder,
     encode_labels,
-    read,
     warn_of_counts,
 )
 from encnet_jax.data.dataset_info import PASCAL_CONTEXT, read_rows
+from encnet_jax.data.file_pairs import read_file
 
 # Source of the digest: torchvision.
 IMAGES = Archive(
@@ -69,7 +69,7 @@ def _listed(voc: Path, labels: Path, split: str) -> list[Pair]:
     `ImageSets/Main` lists all the 4,998 and 5,105 images that PASCAL-Context labels;
     `ImageSets/Segmentation` lists only those with VOC's own segmentation.
     """
-    names = read(voc / f"ImageSets/Main/{split}.txt").decode().split()
+    names = read_file(voc / f"ImageSets/Main/{split}.txt").decode().split()
     return [
         (name, voc / f"JPEGImages/{name}.jpg", labels / f"{name}.mat") for name in names
     ]

@@ -12,6 +12,8 @@ from jaxtyping import UInt8
 from PIL import Image
 
 from encnet_jax.data.dataset_info import DatasetInfo
+from encnet_jax.data.datasets import check_sizes
+from encnet_jax.data.file_pairs import read_file
 from encnet_jax.data.image_io import decode_labels, ensure_rgb_bytes, image_size
 from encnet_jax.data.label_map import map_labels
 from encnet_jax.errors import UserError
@@ -54,7 +56,7 @@ class SegmentationBuilder(tfds.core.GeneratorBasedBuilder):
 
     def read_label(self, path: Path) -> bytes:
         """Returns the label file; subclasses convert other formats to PNG."""
-        return read(path)
+        return read_file(path)
 
     def wanted(self, classes: UInt8[np.ndarray, "h w"]) -> bool:
         """Returns whether an example with these mapped labels is kept."""
@@ -72,17 +74,13 @@ class SegmentationBuilder(tfds.core.GeneratorBasedBuilder):
         # consecutive keys from 0 would load a whole split at once.
         step = 2**128 // max(len(pairs), 1)
         for index, (name, image_path, label) in enumerate(pairs):
-            image = ensure_rgb_bytes(read(image_path), str(image_path))
+            image = ensure_rgb_bytes(read_file(image_path), str(image_path))
             where = str(label) if isinstance(label, Path) else name
             content = label if isinstance(label, bytes) else self.read_label(label)
             labels = decode_labels(content, where)
             classes = map_labels(labels, self.dataset, where)
             size = image_size(image, str(image_path))
-            if size != labels.shape:
-                raise UserError(
-                    f"{image_path} is {size[1]}x{size[0]} pixels and {where} is "
-                    f"{labels.shape[1]}x{labels.shape[0]}: must be equal"
-                )
+            check_sizes(size, str(image_path), labels.shape, where)
             if not self.wanted(classes):
                 continue
             yield (
@@ -141,14 +139,6 @@ def find_pairs(
             f"{images}: {len(pairs)} images; {count} are published: unpack them again"
         )
     return pairs
-
-
-def read(path: Path) -> bytes:
-    """Returns the content of a file; raises `UserError` if it cannot be read."""
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror}") from error
 
 
 def encode_labels(labels: UInt8[np.ndarray, "h w"]) -> bytes:

@@ -13,10 +13,10 @@ from encnet_jax.data.builders.segmentation import (
     Pair,
     SegmentationBuilder,
     encode_labels,
-    read,
     warn_of_counts,
 )
 from encnet_jax.data.dataset_info import VOC2012, VOC2012_AUG
+from encnet_jax.data.file_pairs import read_file
 
 # Source of the digests: torchvision.
 VOC = Archive(
@@ -77,14 +77,14 @@ class Voc2012(SegmentationBuilder):
     def read_label(self, path: Path) -> bytes:
         """Returns a label file of VOC; converts one of SBD to PNG."""
         if path.suffix != ".mat":
-            return read(path)
+            return read_file(path)
         labels = read_label_map(path, "GTcls", "Segmentation", highest=255)
         return encode_labels(labels.astype(np.uint8))
 
 
 def _listed(voc: Path, split: str) -> list[Pair]:
     """Returns the pairs of a split as listed by VOC."""
-    names = read(voc / f"ImageSets/Segmentation/{split}.txt").decode().split()
+    names = read_file(voc / f"ImageSets/Segmentation/{split}.txt").decode().split()
     return [
         (name, voc / f"JPEGImages/{name}.jpg", voc / f"SegmentationClass/{name}.png")
         for name in names
@@ -95,7 +95,9 @@ def _augmented(voc: Path, sbd: Path) -> list[Pair]:
     """Returns VOC's train and the images that only SBD has, without VOC's val."""
     train = _listed(voc, "train")
     excluded = {name for name, _, _ in train + _listed(voc, "val")}
-    lists = [read(sbd / f"{split}.txt").decode().split() for split in ("train", "val")]
+    lists = [
+        read_file(sbd / f"{split}.txt").decode().split() for split in ("train", "val")
+    ]
     names = [
         name for name in dict.fromkeys(lists[0] + lists[1]) if name not in excluded
     ]

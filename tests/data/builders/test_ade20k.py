@@ -90,7 +90,7 @@ def test_images_that_decoders_read_differently_are_stored_as_png(tmp_path):
     builder = prepared(tmp_path, files() | {path: png(LABELS, palette=True)})
     example = list(tfds.as_numpy(builder.as_dataset(split="train")))[1]
     # Entry n of the fake palette is (111n, 111n + 37, 111n + 74) modulo 256; the
-    # labels of the picture begin with 0, 1.
+    # labels of the image begin with 0, 1.
     np.testing.assert_array_equal(
         example["image"][0, :2], [[0, 37, 74], [111, 148, 185]]
     )

@@ -206,7 +206,7 @@ def test_images_are_checked_by_their_published_digest(tmp_path, monkeypatch):
     assert "published is da459979d0c395079b5c75ee67908abb" in problem(tmp_path)
 
 
-def test_labels_of_another_archive_of_that_name_are_refused(tmp_path):
+def test_labels_of_another_archive_of_that_name_are_rejected(tmp_path):
     # PASCAL-Part calls its archive trainval.tar.gz, too.
     message = problem(tmp_path, labels={"Annotations_Part/2008_000002.mat": b""})
     assert f"lacks {LABELS.contents}; is it {LABELS.file}?" in message
