@@ -1,34 +1,6 @@
-"""Trains a model: python train.py --config=configs/NAME.py [--workdir=DIR].
+"""`python train.py` is `encnet train`: see encnet_jax/commands/train.py."""
 
-Any key of the configuration can be overridden: --config.learning_rate=0.02. Running the
-same command again goes on where the run stands.
-"""
-
-from absl import flags
-from ml_collections import config_flags
-
-from encnet_jax import cli
-
-_CONFIG = config_flags.DEFINE_config_file("config", None, "File under configs/.")
-_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; runs/NAME if none.")
-_DISTRIBUTED = flags.DEFINE_string("distributed", None, "Many hosts: docs/scale.md.")
-flags.mark_flag_as_required("config")
-
-
-def main(arguments: list[str]) -> None:
-    """Runs the training."""
-    from encnet_jax.run.distributed import connect_hosts
-    from encnet_jax.train.run import train
-
-    cli.reject_positional(arguments)
-    connect_hosts(_DISTRIBUTED.value)
-    config, workdir = cli.config_and_workdir(_CONFIG, _WORKDIR.value)
-    scores = train(config, workdir)
-    if scores is not None:
-        (metric, value), *_ = scores.items()
-        name = metric.replace("_iou", " IoU")
-        cli.print_on_host0(f"{name} {value:.4f}; everything is in {workdir}")
-
+from encnet_jax.commands import run
 
 if __name__ == "__main__":
-    cli.run(main)
+    run("train")

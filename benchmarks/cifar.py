@@ -31,17 +31,15 @@ from benchmarks import torch_cifar
 from benchmarks.record import BenchmarkRecord
 from benchmarks.timing import Candidate, medians
 from encnet_jax import cli
-from encnet_jax.data.augment_device import augmented_batch
 from encnet_jax.data.augmentation import Augmentation
 from encnet_jax.data.dataset_info import CIFAR10
 from encnet_jax.errors import UserError
-from encnet_jax.losses import classification_loss
 from encnet_jax.models import create_model
-from encnet_jax.models.cifar import CIFAR_MODELS
+from encnet_jax.models.registry import CIFAR_MODELS
 from encnet_jax.ops.normalize import normalize
 from encnet_jax.optimizer import create_optimizer
 from encnet_jax.run.state import create_train_state, split_model
-from encnet_jax.train.step import PrepareFn, make_train_step
+from encnet_jax.train.step import augment, make_train_step
 
 _MODELS = flags.DEFINE_list("models", list(CIFAR_MODELS), "Models to train.")
 _WIDTH = flags.DEFINE_integer("width", 64, "Channels of the first stage.")
@@ -63,9 +61,9 @@ class Ours:
 
     Args:
         model: The model, with its initial weights.
-        resident: Arrays on the device that `prepare` needs besides `seed`.
+        resident: Arrays on the device that the step needs besides `seed`.
         batch: The batch of every step.
-        prepare: See `make_train_step`.
+        augmentation: See `make_train_step`.
     """
 
     def __init__(
@@ -73,7 +71,7 @@ class Ours:
         model: nnx.Module,
         resident: dict[str, jax.Array],
         batch: dict[str, jax.Array],
-        prepare: PrepareFn,
+        augmentation: Augmentation | None = None,
     ):
         self.model_def, params, batch_stats = split_model(model)
         tx = create_optimizer(
@@ -86,13 +84,9 @@ class Ours:
         params, batch_stats = jax.tree.map(jnp.copy, (params, batch_stats))
         self.state = create_train_state(params, batch_stats, tx)
         self.resident = {"seed": jnp.uint32(0), **resident}
-        self.batch, self.prepare = batch, prepare
+        self.batch, self.augmentation = batch, augmentation
         self.take = make_train_step(
-            self.model_def,
-            tx,
-            prepare=prepare,
-            loss=classification_loss,
-            info=CIFAR10,
+            self.model_def, tx, CIFAR10, augmentation=augmentation
         )
 
     def logits(self) -> np.ndarray:
@@ -100,7 +94,7 @@ class Ours:
 
         @jax.jit
         def forward(params, batch_stats):
-            images, _ = self.prepare(self.resident, self.batch)
+            images, _ = augment(self.resident, self.batch, self.augmentation)
             model = self.model_def.merge(params, batch_stats)
             return model(normalize(images, CIFAR10.mean, CIFAR10.std)).logits
 
@@ -121,17 +115,9 @@ def plain_and_augmented(
 ) -> tuple[Ours, Ours]:
     """Returns training without augmentation, and with crop and flip in the step."""
     arrays = {"images": jnp.asarray(images), "labels": jnp.asarray(labels)}
-    plain = Ours(model, {}, arrays, lambda _, batch: (batch["images"], batch["labels"]))
     index = jnp.arange(len(labels), dtype=jnp.int32)
-    augmented = Ours(
-        model,
-        arrays,
-        {"index": index, "epoch": jnp.zeros_like(index)},
-        lambda resident, batch: augmented_batch(
-            resident, batch, resident["seed"], _AUGMENTATION
-        ),
-    )
-    return plain, augmented
+    batch = {"index": index, "epoch": jnp.zeros_like(index)}
+    return Ours(model, {}, arrays), Ours(model, arrays, batch, _AUGMENTATION)
 
 
 def check_equal(ours: Ours, theirs: torch_cifar.Training) -> None:

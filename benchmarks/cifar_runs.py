@@ -85,7 +85,7 @@ def run_once(
     config: ConfigDict, workdir: Path, datasets: tuple[ArrayDataset, ArrayDataset]
 ) -> dict[str, Any] | None:
     """Trains one network with one seed; returns None if interrupted by SIGTERM."""
-    from encnet_jax.train.run import train
+    from encnet_jax.train import train
 
     scores = train(config, workdir, datasets)
     if scores is None:

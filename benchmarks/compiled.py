@@ -4,7 +4,6 @@ Models are made abstractly and get random arrays here, since drawing weights by 
 would take longer than what is measured.
 """
 
-import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -15,12 +14,12 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from encnet_jax.data.dataset_info import ADE20K
-from encnet_jax.inference.predict_fn import InferenceModel, make_label_fn
-from encnet_jax.losses import segmentation_loss
+from encnet_jax.inference.folding import InferenceModel
+from encnet_jax.inference.predict_fn import make_label_fn
 from encnet_jax.models import create_model
 from encnet_jax.models.encoding import Encoding
+from encnet_jax.models.layers import set_conv_impl, set_layer_options
 from encnet_jax.models.resnet import ResNet
-from encnet_jax.ops.conv import set_conv_impl
 from encnet_jax.optimizer import create_optimizer, poly_schedule
 from encnet_jax.run.state import create_train_state, split_model
 from encnet_jax.train.step import make_train_step
@@ -88,17 +87,9 @@ def training(
         grad_accum_steps: See `make_train_step`.
         **settings: Of `create_model`.
     """
-    model_def, params, batch_stats = split_model(_encnet(dtype, settings))
+    model_def, params, batch_stats = split_model(encnet(dtype, settings))
     tx = create_optimizer(poly_schedule(0.01, 1000))
-    step = make_train_step(
-        model_def,
-        tx,
-        prepare=lambda _, batch: (batch["images"], batch["labels"]),
-        forward=lambda model, images: model.forward_low_res(images),
-        loss=functools.partial(segmentation_loss, num_classes=CLASSES),
-        info=ADE20K,
-        grad_accum_steps=grad_accum_steps,
-    )
+    step = make_train_step(model_def, tx, ADE20K, grad_accum_steps=grad_accum_steps)
     state = jax.eval_shape(
         lambda p, s: create_train_state(p, s, tx), params, batch_stats
     )
@@ -114,7 +105,7 @@ def inference(
     *, size: tuple[int, int], batch: int, dtype: DTypeLike, **settings: Any
 ) -> Program:
     """Labels of whole images, as `predict.py` gets them; see `training`."""
-    folded = InferenceModel(_encnet(dtype, settings))
+    folded = InferenceModel(encnet(dtype, settings))
     images = jax.ShapeDtypeStruct((batch, *size, 3), jnp.uint8)
     label = make_label_fn(folded.model_def, mean=ADE20K.mean, std=ADE20K.std)
     return Program(label, (*folded.shapes(), images))
@@ -132,9 +123,8 @@ def dilated_stages(
         batch: Images.
         pixels: Height and width of the features.
     """
-    network = nnx.eval_shape(
-        lambda: ResNet(backbone, width=width, dtype=jnp.bfloat16, rngs=nnx.Rngs(0))
-    )
+    network = nnx.eval_shape(lambda: ResNet(backbone, width=width, rngs=nnx.Rngs(0)))
+    set_layer_options(network, dtype=jnp.bfloat16)
     set_conv_impl(network, impl)
     parts: Any = nnx.split(network, nnx.Param, ...)
     graphdef, params, rest = parts
@@ -184,7 +174,7 @@ def random_arrays(shapes: Any, seed: int = 0) -> Any:
     return jax.tree_util.tree_map_with_path(array, shapes)
 
 
-def _encnet(dtype: DTypeLike, settings: dict[str, Any]) -> nnx.Module:
+def encnet(dtype: DTypeLike, settings: dict[str, Any]) -> nnx.Module:
     return nnx.eval_shape(
         lambda: create_model(
             "encnet", num_classes=CLASSES, dtype=jnp.dtype(dtype), **settings

@@ -1,13 +1,12 @@
-"""Labels of whole images on CPU, against PyTorch, ONNX Runtime and OpenVINO.
+"""Whole-image inference on CPU against PyTorch, ONNX Runtime and OpenVINO.
 
     python -m benchmarks.inference [--sizes=480x480] [--batches=1] [--output=FILE]
 
-uint8 images to labels of 150 classes in float32 by EncNet, with normalization, the last
-resizing and the arg max on every candidate: the same weights, images and threads (as
-many as this process may use; `taskset` gives fewer). Labels are compared before
-anything is timed. ONNX Runtime and OpenVINO get the network from PyTorch by their own
-converters. Needs the extra `bench`; --output=FILE keeps the results, and goes on with
-what it has.
+EncNet, 150 classes, float32, from uint8 images to labels: every candidate includes
+normalization, the final resizing and the arg max, and has the same weights, images and
+threads (all that the process may use; limit them with `taskset`). Labels are compared
+before timing. ONNX Runtime and OpenVINO convert the PyTorch network with their own
+tools. Needs the extra `bench`; --output=FILE stores results and resumes from them.
 """
 
 import gc
@@ -36,17 +35,19 @@ from encnet_jax.inference.predict_fn import make_predict_fn
 from encnet_jax.models import create_model
 
 _BACKBONES = flags.DEFINE_list("backbones", ["resnet50", "resnet101"], "Backbones.")
-_SIZES = flags.DEFINE_list("sizes", ["480x480", "512x1024"], "Heights x widths.")
-_BATCHES = flags.DEFINE_list("batches", ["1", "4"], "Images in a call.")
-_ROUNDS = flags.DEFINE_integer("rounds", 3, "Turns of each candidate.")
-_SECONDS = flags.DEFINE_float("seconds", 1.0, "Length of a turn; at least one call.")
+_SIZES = flags.DEFINE_list(
+    "sizes", ["480x480", "512x1024"], "HEIGHTxWIDTH of the images."
+)
+_BATCHES = flags.DEFINE_list("batches", ["1", "4"], "Images per call.")
+_ROUNDS = flags.DEFINE_integer("rounds", 3, "Interleaved runs of each candidate.")
+_SECONDS = flags.DEFINE_float("seconds", 1.0, "Duration of a run; at least one call.")
 _OUTPUT = flags.DEFINE_string("output", None, "JSON file for the results.")
 THREADS = len(os.sched_getaffinity(0))
 CANDIDATES = ("encnet_jax", "torch", "torch.compile", "ONNX Runtime", "OpenVINO")
 
 
 def smooth_images(batch: int, height: int, width: int) -> np.ndarray:
-    """Returns noise that is smooth over some pixels, uint8 (b, h, w, 3)."""
+    """Returns upsampled noise, uint8 (b, h, w, 3)."""
     rng = np.random.default_rng(0)
     low_res = rng.integers(0, 256, (batch, height // 16 + 1, width // 16 + 1, 3))
     fine = low_res.repeat(16, 1).repeat(16, 2)[:, :height, :width]
@@ -54,18 +55,18 @@ def smooth_images(batch: int, height: int, width: int) -> np.ndarray:
 
 
 def candidates(backbone: str, images: np.ndarray) -> dict[str, Candidate]:
-    """Returns every runtime with the same network; a call returns the labels."""
-    plain = TrainedEncNet(backbone)
-    weights = random_weights(plain)
+    """Returns the same network in every runtime; a call returns labels."""
+    reference = TrainedEncNet(backbone)
+    weights = random_weights(reference)
     model = create_model("encnet", num_classes=CLASSES, backbone=backbone)
-    load_torch_weights(model, weights, dataset="pytorch_encoding")
+    load_torch_weights(model, weights, source="pytorch_encoding")
     predict = make_predict_fn(model, mean=ADE20K.mean, std=ADE20K.std)
     ours = Candidate(lambda: predict(images), jax.block_until_ready)
     eager, compiled = (
-        Torch("cpu", compiled, torch.float32).inference(plain, images)
+        Torch("cpu", compiled, torch.float32).inference(reference, images)
         for compiled in (False, True)
     )
-    labels = Labels(plain).eval()
+    labels = Labels(reference).eval()
     runtimes = (_onnx_runtime(labels, images), _openvino(labels, images))
     return dict(zip(CANDIDATES, (ours, eager, compiled, *runtimes)))
 
@@ -73,7 +74,7 @@ def candidates(backbone: str, images: np.ndarray) -> dict[str, Candidate]:
 def _onnx_runtime(labels: torch.nn.Module, images: np.ndarray) -> Candidate:
     file = io.BytesIO()
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # says which exporter is the newer one
+        warnings.simplefilter("ignore")  # recommends the newer exporter
         options = dict(opset_version=17, input_names=["images"], dynamo=False)
         torch.onnx.export(labels, (torch.from_numpy(images),), file, **options)
     settings = onnxruntime.SessionOptions()
@@ -103,11 +104,13 @@ def check(found: dict[str, Candidate]) -> None:
     for name, other in labels.items():
         agree = (other == first).mean()
         if agree < 0.999:
-            raise RuntimeError(f"{name}: {agree:.4f} of the labels are ours")
+            raise RuntimeError(
+                f"{name}: {agree:.4f} of the labels agree with encnet_jax"
+            )
 
 
 def table(results: dict[str, dict[str, float]]) -> str:
-    """Returns seconds of ours, and how many times as long the others take."""
+    """Returns our seconds per call, and the other runtimes relative to them."""
     lines = [
         "| network, image, batch | encnet_jax | " + " | ".join(CANDIDATES[1:]) + " |",
         "|---|---|" + "---|" * len(CANDIDATES[1:]),
@@ -120,10 +123,10 @@ def table(results: dict[str, dict[str, float]]) -> str:
 
 
 def main(arguments: list[str]) -> None:
-    """Measures what is missing in the file, and prints all."""
+    """Measures what the file lacks and prints everything."""
     cli.reject_positional(arguments)
     torch.set_num_threads(THREADS)
-    # Its processes that compile would be forks of one that runs JAX.
+    # Its compile workers would be forks of a process that runs JAX.
     torch._inductor.config.compile_threads = 1
     record = BenchmarkRecord(Path(_OUTPUT.value)) if _OUTPUT.value else None
     if record:
@@ -143,7 +146,7 @@ def main(arguments: list[str]) -> None:
 
 def _measure(backbone: str, size: str, batch: str) -> dict[str, float]:
     if not (size.count("x") == 1 and size.replace("x", "").isdigit()):
-        raise UserError(f"--sizes={size}: HEIGHTxWIDTH is needed, as 480x640")
+        raise UserError(f"--sizes={size}: must be HEIGHTxWIDTH, such as 480x640")
     images = smooth_images(int(batch), *map(int, size.split("x")))
     found = candidates(backbone, images)
     check(found)

@@ -18,7 +18,7 @@ from benchmarks.record import BenchmarkRecord
 from benchmarks.timing import Candidate, medians
 from encnet_jax.errors import UserError
 
-WORKS = ("inference", "training")
+_MEMORY = 80e9  # of the device for which the largest batch is told, bytes
 _log = logging.getLogger("encnet_jax.benchmarks")
 
 
@@ -38,7 +38,7 @@ class Network(NamedTuple):
     inference_batch: int
 
     def batch(self, work: str) -> int:
-        """Returns the images of one of `WORKS`."""
+        """Returns the images of `"training"` or `"inference"`."""
         return self.training_batch if work == "training" else self.inference_batch
 
 
@@ -49,7 +49,11 @@ class Sizes(NamedTuple):
         product: Rows and columns of the matrices.
         stages: Arguments of `dilated_stages`.
         encoding: Arguments of `encoding`.
-        networks: Part -> network.
+        networks: Name -> network.
+        windows: Keyword arguments of `benchmarks.windows.measure`.
+        memory: Backbone, height and width, and two batches whose memory is analyzed.
+        parts: What is measured, the most important first: `"NETWORK WORK"`,
+            `"windows"`, `"memory"`, `"layers"`.
         rounds: See `medians`.
         seconds: Likewise.
     """
@@ -58,13 +62,11 @@ class Sizes(NamedTuple):
     stages: dict[str, Any]
     encoding: dict[str, Any]
     networks: dict[str, Network]
+    windows: dict[str, Any]
+    memory: tuple[str, int, tuple[int, int]]
+    parts: tuple[str, ...]
     rounds: int
     seconds: float
-
-    @property
-    def parts(self) -> tuple[str, ...]:
-        """All parts, in order."""
-        return ("layers", *self.networks)
 
 
 FULL = Sizes(
@@ -77,6 +79,21 @@ FULL = Sizes(
         "r50-512x1024": Network("resnet50", (512, 1024), 8, 8),
         "r101-512x1024": Network("resnet101", (512, 1024), 8, 8),
     },
+    windows=dict(
+        backbone="resnet50",
+        images=8,
+        scales=(0.5, 0.75, 1, 1.25, 1.5, 1.75),
+        batch=16,
+        rounds=3,
+    ),
+    memory=("resnet101", 576, (8, 16)),
+    parts=(
+        *("r50-480 inference", "r50-480 training"),
+        *("r101-480 inference", "windows", "r101-480 training"),
+        *("r50-512x1024 inference", "r50-512x1024 training"),
+        *("r101-512x1024 inference", "r101-512x1024 training"),
+        *("memory", "layers"),
+    ),
     rounds=5,
     seconds=0.3,
 )
@@ -85,10 +102,16 @@ SMALL = Sizes(
     stages=dict(backbone="resnet18", width=4, batch=1, pixels=6),
     encoding=dict(batch=1, pixels=6, channels=8),
     networks={"tiny-32x48": Network("tiny", (32, 48), 2, 2)},
+    windows=dict(backbone="tiny", images=1, scales=(0.5,), batch=2, rounds=1),
+    memory=("tiny", 32, (2, 4)),
+    parts=(
+        *("tiny-32x48 inference", "tiny-32x48 training"),
+        *("windows", "memory", "layers"),
+    ),
     rounds=2,
     seconds=0.0,
 )
-PARTS = (*FULL.parts, *SMALL.networks)
+PARTS = (*FULL.parts, *SMALL.parts[:2])
 
 
 def measure(part: str, record: BenchmarkRecord, sizes: Sizes, torch: str) -> None:
@@ -109,10 +132,19 @@ def measure(part: str, record: BenchmarkRecord, sizes: Sizes, torch: str) -> Non
     about = {**device_facts(), "torch": facts, "small": sizes is SMALL}
     for key, value in about.items():
         record.put("device", key, value)
+    if not record.has("device", "products_per_second"):
+        record.put("device", "products_per_second", _products_per_second(sizes))
     if part == "layers":
         _layers(record, sizes, other)
+    elif part == "memory":
+        _memory(record, sizes)
+    elif part == "windows":
+        if other is not None:
+            from benchmarks import windows  # which needs torch
+
+            windows.measure(record, other.device, **sizes.windows)
     else:
-        _network(part, record, sizes, other)
+        _network(*part.split(), record=record, sizes=sizes, torch=other)
 
 
 def device_facts() -> dict[str, str]:
@@ -149,14 +181,19 @@ def _torch_side(how: str) -> tuple[Any, str]:
     return Torch(device, compiled), f"{facts}, {'compiled' if compiled else 'eager'}"
 
 
-def _layers(record: BenchmarkRecord, sizes: Sizes, torch: Any) -> None:
-    timing: dict[str, Any] = dict(rounds=sizes.rounds, seconds=sizes.seconds)
+def _products_per_second(sizes: Sizes) -> float:
+    """Returns the rate of bfloat16 matrix products, two operations a multiply-add."""
     n = sizes.product
     a = jnp.asarray(np.random.default_rng(0).standard_normal((n, n)), jnp.bfloat16)
     product = Candidate(lambda: _product(a, a), jax.block_until_ready)
+    timing: dict[str, Any] = dict(rounds=sizes.rounds, seconds=sizes.seconds)
     rate = 2 * n**3 / medians({"jax": product}, **timing)["jax"]
-    record.put("device", "products_per_second", rate)
     _log.info("matrix products: %.3g teraflops", rate / 1e12)
+    return rate
+
+
+def _layers(record: BenchmarkRecord, sizes: Sizes, torch: Any) -> None:
+    timing: dict[str, Any] = dict(rounds=sizes.rounds, seconds=sizes.seconds)
     candidates = {
         impl: tuple(map(_side, programs.dilated_stages(impl, **sizes.stages)))
         for impl in ("lax", "space_to_batch")
@@ -166,6 +203,37 @@ def _layers(record: BenchmarkRecord, sizes: Sizes, torch: Any) -> None:
     if torch is not None:
         candidates["torch"] = torch.encoding(**sizes.encoding)
     _put_both(record, "encoding", candidates, timing)
+
+
+def _memory(record: BenchmarkRecord, sizes: Sizes) -> None:
+    """Puts the largest batch of a training step that the compiler plans for 80 GB.
+
+    Memory is linear in the batch: two batches are compiled. Nothing runs, so kernels
+    need not be tuned.
+    """
+    backbone, side, batches = sizes.memory
+    tuned = {"xla_gpu_autotune_level": 0} if jax.default_backend() == "gpu" else None
+    for name, remat in (("remat", (1, 2, 3, 4)), ("keep", ())):
+        for batch in batches:
+            row = f"{backbone}-{side} {name} {batch}"
+            if record.has("memory", row):
+                continue
+            program = programs.training(
+                size=(side, side),
+                batch=batch,
+                dtype=jnp.bfloat16,
+                backbone=backbone,
+                remat=remat,
+            )
+            lowered = program.function.lower(*program.arguments)
+            compiled = lowered.compile(compiler_options=tuned)
+            record.put("memory", row, programs.compiled_memory(compiled).peak)
+        few, many = (
+            record.data["memory"][f"{backbone}-{side} {name} {b}"] for b in batches
+        )
+        an_image = (many - few) / (batches[1] - batches[0])
+        largest = int(batches[0] + (_MEMORY - few) / an_image)
+        record.put("largest_batch", f"{backbone}-{side} {name}", largest)
 
 
 @jax.jit
@@ -194,49 +262,46 @@ def _put_both(
         _log.info("%s, %s: %.2f and %.2f ms", section, name, *times)
 
 
-def _network(part: str, record: BenchmarkRecord, sizes: Sizes, torch: Any) -> None:
-    """Measures inference and training: alone at first, then in turns with torch."""
-    network = sizes.networks[part]
+def _network(
+    name: str, work: str, *, record: BenchmarkRecord, sizes: Sizes, torch: Any
+) -> None:
+    """Measures a program alone at first, then in turns with torch's.
+
+    Both are compiled before they are timed in turns.
+    """
+    network = sizes.networks[name]
     timing: dict[str, Any] = dict(rounds=sizes.rounds, seconds=sizes.seconds)
-    stages = record.data.get("dilated_stages", {})
-    # The networks take the impl that was quicker in this run.
-    impl = min(stages, key=lambda f: stages[f]["gradients_ms"], default="auto")
-    rate = record.data["device"].get("products_per_second")
-    ours: dict[str, Candidate] = {}
-    facts: dict[str, dict[str, Any]] = {}
+    rate = record.data["device"]["products_per_second"]
 
-    def put(work: str, candidate: str, seconds: float, more: dict[str, Any]) -> None:
+    def put(candidate: str, seconds: float, more: dict[str, Any]) -> None:
         row = {**_row(network, work, seconds, rate), "candidate": candidate, **more}
-        record.put("networks", f"{part} {work} {candidate}", row)
-        _log.info("%s %s, %s: %.1f ms", part, work, candidate, 1e3 * seconds)
+        record.put("networks", f"{name} {work} {candidate}", row)
+        _log.info("%s %s, %s: %.1f ms", name, work, candidate, 1e3 * seconds)
 
-    # Inference first: the device counts its peak of memory from the start.
-    for work in WORKS:
-        program = _program(work, network, impl)
-        compiled = program.compile()
-        ours[work] = _stepping(work, compiled, program.arguments)
-        seconds = medians({"jax": ours[work]}, **timing)["jax"]
-        facts[work] = {"conv_impl": impl, **_peak(compiled)}
-        put(work, "jax", seconds, facts[work])
+    program = _program(work, network)
+    compiled = program.compile()
+    ours = _stepping(work, compiled, program.arguments)
+    alone = medians({"jax": ours}, **timing)["jax"]
+    facts = _peak(compiled)
+    put("jax", alone, facts)
     if torch is None:
         return
-    for work in WORKS:
-        torch.start_peak()
-        images = _images(network.batch(work), network.size)
-        theirs = torch.candidate(work, network.backbone, *images)
-        both = medians({"jax": ours[work], "torch": theirs}, **timing)
-        put(work, "jax", both["jax"], facts[work])
-        put(work, "torch", both["torch"], dict(peak_bytes=torch.peak_bytes()))
+    torch.start_peak()
+    images = _images(network.batch(work), network.size)
+    theirs = torch.candidate(work, network.backbone, *images)
+    both = medians({"jax": ours, "torch": theirs}, **timing)
+    put("jax", both["jax"], facts)
+    put("torch", both["torch"], dict(peak_bytes=torch.peak_bytes()))
+    record.put("ratios", f"{name} {work}", both["torch"] / both["jax"])
 
 
-def _program(work: str, network: Network, impl: str) -> programs.Program:
+def _program(work: str, network: Network) -> programs.Program:
     make = programs.training if work == "training" else programs.inference
     return make(
         size=network.size,
         batch=network.batch(work),
         dtype=jnp.bfloat16,
         backbone=network.backbone,
-        conv_impl=impl,
     )
 
 
@@ -262,11 +327,15 @@ def _images(batch: int, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _peak(compiled: jax.stages.Compiled) -> dict[str, Any]:
-    """Returns the peak of memory, as the device counted it, or as the compiler says."""
+    """Returns the peak of memory by the compiler's plan, and as the device counted it.
+
+    The device also counts what was tried out while compiling.
+    """
+    found = dict(peak_bytes=programs.compiled_memory(compiled).peak, peak_by="compiler")
     counted = jax.devices()[0].memory_stats()
     if counted and "peak_bytes_in_use" in counted:
-        return dict(peak_bytes=counted["peak_bytes_in_use"], peak_by="device")
-    return dict(peak_bytes=programs.compiled_memory(compiled).peak, peak_by="compiler")
+        found["device_peak_bytes"] = counted["peak_bytes_in_use"]
+    return found
 
 
 def _row(

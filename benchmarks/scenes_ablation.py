@@ -25,7 +25,8 @@ from encnet_jax import cli
 from encnet_jax.data import scenes
 from encnet_jax.data.dataset_info import SCENES
 from encnet_jax.data.datasets import SyntheticScenes
-from encnet_jax.evaluate.evaluator import evaluate, make_whole_image_fn
+from encnet_jax.evaluate.accumulator import ImageMetrics, MetricAccumulator
+from encnet_jax.evaluate.evaluator import make_whole_image_fn, predict_dataset
 from encnet_jax.metrics import confusion_matrix, segmentation_metrics
 from encnet_jax.models import create_model
 from encnet_jax.run.checkpoint import Checkpoints
@@ -59,7 +60,7 @@ scenes.draw = functools.cache(scenes.draw)
 
 def run_once(variant: str, seed: int, workdir: Path) -> dict[str, float]:
     """Trains and evaluates one variant with one seed."""
-    from encnet_jax.train.run import train
+    from encnet_jax.train import train
 
     config = get_config()
     config.seed = seed
@@ -79,18 +80,18 @@ def run_once(variant: str, seed: int, workdir: Path) -> dict[str, float]:
         params, batch_stats, "latest"
     )
     dataset = SyntheticScenes(SCENES, "test")
-    results, examples = evaluate(
-        make_whole_image_fn(model, SCENES),
-        params,
-        batch_stats,
-        dataset,
-        batch_size=16,
-        keep=len(dataset),
-    )
+    predict_batches = make_whole_image_fn(model, SCENES)
+    accumulator, labels = MetricAccumulator(len(dataset), 20), {}
+    for prediction in predict_dataset(
+        predict_batches, params, batch_stats, dataset, batch_size=16
+    ):
+        accumulator.add(ImageMetrics.of(prediction, 20))
+        labels[prediction.index] = prediction.labels
+    results = accumulator.over_hosts().results("skip")
     return {
         "mean_iou": results["mean_iou"],
         "ambiguous": float(np.mean(results["per_class_iou"][list(scenes.AMBIGUOUS)])),
-        "small": small_object_iou(dataset, [predicted for _, predicted in examples]),
+        "small": small_object_iou(dataset, [labels[n] for n in range(len(dataset))]),
         "pixel_accuracy": results["pixel_accuracy"],
         "seconds": seconds,
     }

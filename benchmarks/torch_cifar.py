@@ -107,7 +107,7 @@ def network(name, width, codes, weights):
     """Returns a classifier in training mode with weights of this package.
 
     Args:
-        name: See `encnet_jax.models.cifar.CIFAR_MODELS`.
+        name: See `encnet_jax.models.registry.CIFAR_MODELS`.
         width: Channels of the first stage.
         codes: Codewords.
         weights: Parameters as nested dicts of arrays.

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from benchmarks.timing import Candidate
 from benchmarks.torch_encnet import EncNet, Encoding
 from encnet_jax.data.dataset_info import ADE20K, IGNORE_LABEL
-from encnet_jax.models.resnet import BACKBONES, stage_strides_and_dilations
+from encnet_jax.models.resnet import RESNETS, stage_strides_and_dilations
 
 CLASSES = ADE20K.num_classes
 
@@ -25,7 +25,7 @@ class TrainedEncNet(EncNet):
 
     def __init__(self, backbone, classes=CLASSES):
         super().__init__(classes)
-        spec, channels = BACKBONES[backbone], 128
+        spec, channels = RESNETS[backbone], 128
         strides_and_dilations = stage_strides_and_dilations(8, spec.dilated)
         for index, (blocks, settings) in enumerate(
             zip(spec.blocks, strides_and_dilations)

@@ -1,6 +1,6 @@
 """ADE20K scene parsing, 150 classes.
 
-    python -m encnet_jax.data configs/ade20k.py          # downloads and checks the set
+    python -m encnet_jax.data configs/ade20k.py          # downloads, prepares, checks
     python train.py --config=configs/ade20k.py:r50       # or r101
     python evaluate.py --config=configs/ade20k.py:r50 \
         --scales=0.5,0.75,1,1.25,1.5,1.75 --flip
@@ -9,36 +9,33 @@ Recipe of the paper and of PyTorch-Encoding: SGD 0.01 at batch 16, poly, 120 epo
 crops of 480 (R50) or 576 (R101) from long sides of 520 or 640 times 0.5 to 2.
 mmsegmentation trains 80k or 160k iterations of 16 crops of 512, auxiliary loss 0.4.
 
-Validation, pixel accuracy / mean IoU, several scales and mirrored:
+Published, on validation: pixel accuracy / mean IoU, multi-scale and flipped.
 
 | | R50 | R101 |
 |---|---|---|
 | paper (table 4) | 79.73 / 41.11 | 81.69 / 44.65 |
 | PyTorch-Encoding, retrained (v1.0 and later) | 80.1 / 41.5 | 81.3 / 44.4 |
-| mmsegmentation, 80k and 160k iterations | 41.17 and 41.71 | 43.61 and 44.01 |
+| mmsegmentation, mean IoU at 80k and 160k | 41.17 and 41.71 | 43.61 and 44.01 |
 
-Not trained here yet: it takes days on one GPU. Their hardware was 4 GPUs.
+Hardware of PyTorch-Encoding: 4 GPUs; days on one. Not trained here.
 """
 
 from ml_collections import ConfigDict
 
-from encnet_jax.config import IMAGENET_WEIGHTS, default
+from encnet_jax.config import check_variant, pretrained_default
 
 EPOCH = 20_210 // 16  # steps
 
 
 def get_config(backbone: str = "r50") -> ConfigDict:
     """Returns the configuration; `backbone` is `r50` or `r101`."""
-    if backbone not in ("r50", "r101"):
-        raise ValueError(f"ade20k.py:{backbone}: allowed are r50, r101")
-    config = default()
+    check_variant(__file__, backbone, ("r50", "r101"))
+    config = pretrained_default(backbone)
     config.total_steps = 120 * EPOCH
     config.eval_every = 5 * EPOCH
     config.log_every = 50
-    config.model.backbone = {"r50": "resnet50", "r101": "resnet101"}[backbone]
-    config.model.weights = IMAGENET_WEIGHTS[config.model.backbone]
     config.data.name = "ade20k"
-    # Images of many sizes in windows of one: a single program is compiled.
+    # Images differ in size: windows of one shape compile once.
     config.evaluation.mode = "slide"
     if backbone == "r101":
         config.data.base_size = 640

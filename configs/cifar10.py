@@ -1,18 +1,19 @@
-"""CIFAR-10: the Context Encoding Module on every block of a 14-layer network.
+"""CIFAR-10: Context Encoding Modules in every block of a 14-layer network.
 
     python train.py --config=configs/cifar10.py:encnet_16k64d --config.data.data_dir=DIR
     python evaluate.py --config=configs/cifar10.py:encnet_16k64d ...
 
-`encnet_16k64d` has 16 codewords and width 64; so do all `encnet_KkWd`, `resnet_Wd` and
-`se_resnet_Wd`. `-drop` at the end draws the scales anew in every step instead of
-learning them (the authors' published weights are so trained).
+Variants: `encnet_KkWd` with K codewords and width W, `resnet_Wd`, `se_resnet_Wd`. A
+`-drop` at the end draws the scales at random in every step instead of learning them, as
+for the authors' published weights.
 
 Recipe of PyTorch-Encoding v0.4.3: 600 epochs of batch 128, SGD 0.1 with momentum 0.9,
-weight decay 5e-4, cosine to 0, border of 4 pixels, crop, mirror. (Its batch norm saw 64
-images on each of two GPUs; here it sees all 128.) Never judge a run cut short: shorten
-the schedule by `--config.total_steps`; half of the gain comes in its last quarter.
+weight decay 5e-4, cosine to 0, padding of 4 pixels, random crop, flip. (Its batch norm
+saw 64 images on each of two GPUs; here it sees all 128.) To train for less time,
+shorten the schedule by `--config.total_steps` rather than stop early: half of the gain
+comes in the last quarter.
 
-Test error in per cent (paper, table 5):
+Published test error in percent (paper, table 5):
 
 | | parameters | error |
 |---|---|---|
@@ -21,8 +22,8 @@ Test error in per cent (paper, table 5):
 | encnet_16k64d | 3.51 M | 3.96 |
 | encnet_32k128d | 16.79 M | 3.45 (3.35 with the published weights) |
 
-The set is read by TFDS's own builder, which downloads it, or finds a prepared copy in
-`data.data_dir`; with `data.cache_on_device` it stays on the device.
+Hardware, times and scores of runs here: docs/results.md. The data set is read by TFDS's
+builder, which downloads it unless a prepared copy is in `data.data_dir`.
 """
 
 import re
@@ -36,12 +37,12 @@ _PATTERN = re.compile(r"(resnet|se_resnet|encnet)_(?:(\d+)k)?(\d+)d(-drop)?")
 
 
 def get_config(name: str = "encnet_16k64d") -> ConfigDict:
-    """Returns the configuration of a network such as `encnet_16k64d`."""
+    """Returns the configuration of a variant such as `encnet_16k64d`."""
     parts = _PATTERN.fullmatch(name)
     if not parts or (parts[1] == "encnet") != bool(parts[2]):
         raise ValueError(
             f"cifar10.py:{name}: allowed are encnet_16k64d, encnet_16k64d-drop, "
-            "resnet_64d, se_resnet_64d, and other numbers in them"
+            "resnet_64d, se_resnet_64d, or these with other numbers"
         )
     kind, codes, width, drop = parts.groups()
     if drop and kind != "encnet":
@@ -64,6 +65,6 @@ def get_config(name: str = "encnet_16k64d") -> ConfigDict:
     config.optimizer.schedule = "cosine"
     config.optimizer.weight_decay = 5e-4
     config.optimizer.head_lr_mult = 1.0  # there is no backbone
-    config.evaluation.split = "test"  # the set has no third
+    config.evaluation.split = "test"  # there is no third split
     config.evaluation.batch_size = 500
     return config

@@ -1,24 +1,20 @@
-"""The embedded default: drawn pictures in which only the context decides.
+"""Synthetic scenes, whose objects only the context distinguishes.
 
-Command:   python train.py --config=configs/scenes.py
-Hardware:  2 CPU cores.
-Scores:    docs/results.md.
+    python train.py --config=configs/scenes.py           # or :fcn, :pspnet, :deeplabv3
 
-`python train.py --config=configs/scenes.py:fcn` trains a baseline on the same backbone:
-`fcn`, `pspnet` or `deeplabv3`; `encnet` is the default.
+600 steps of batch 16, about 4 minutes on two CPU cores. Mean IoU on test, mean of three
+seeds: EncNet 66.1, FCN on the same backbone 20.2; see docs/results.md. The numbers of
+the recipe were chosen here.
 """
 
 from ml_collections import ConfigDict
 
-from encnet_jax.config import default
+from encnet_jax.config import check_variant, default
 
 
 def get_config(model: str = "encnet") -> ConfigDict:
     """Returns the configuration; `model` is `encnet` or a baseline."""
-    if model not in ("encnet", "fcn", "pspnet", "deeplabv3"):
-        raise ValueError(
-            f"scenes.py:{model}: allowed are encnet, fcn, pspnet, deeplabv3"
-        )
+    check_variant(__file__, model, ("encnet", "fcn", "pspnet", "deeplabv3"))
     config = default()
     config.total_steps = 600
     config.batch_size = 16
@@ -28,22 +24,22 @@ def get_config(model: str = "encnet") -> ConfigDict:
     config.checkpoint_every = 100
 
     config.model.name = model
-    # Sees about 79 pixels: less than lies between the objects and what tells the scene.
+    # Its receptive field of about 79 pixels never spans an object and the skyline.
     config.model.backbone = "tiny"
     config.model.stem = "plain"
     config.model.width = 16
     config.model.head_channels = 64
-    # Of 16 or more codewords such a short training leaves most without pixels.
+    # In so few steps, most of 16 or more codewords would never get pixels.
     config.model.num_codes = 4
     config.model.aux_head = False
 
     config.data.name = "scenes"
-    # Whole pictures: a crop could cut off what tells the scene.
+    # Whole images: a crop could cut off the skyline, which identifies the scene.
     config.data.base_size = 128
     config.data.crop_size = 128
     config.data.scale_range = (1.0, 1.0)
 
-    # Faster than the backbone, as in the originals; ten times is too fast from scratch.
+    # Ten times, as in the originals, is too high from scratch.
     config.optimizer.head_lr_mult = 5.0
     config.evaluation.split = "validation"
     config.evaluation.batch_size = 16

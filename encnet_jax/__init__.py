@@ -1,31 +1,32 @@
 """EncNet in JAX/Flax: context encoding for semantic segmentation.
 
-`Segmenter` predicts, `Classifier` too, `fit` trains from arrays;
-`encnet_jax.models.create_model` builds networks.
+`Segmenter` and `Classifier` predict, `fit` trains on arrays in memory, `create_model`
+builds networks and `load_torch_weights` fills them with published weights.
 """
 
 import importlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from encnet_jax.errors import UserError
+from encnet_jax.errors import UserError as UserError
 
-__all__ = [
-    "Classifier",
-    "Segmenter",
-    "UserError",
-    "create_model",
-    "fit",
-    "load_torch_weights",
-]
+if TYPE_CHECKING:
+    from encnet_jax.convert.load import load_torch_weights as load_torch_weights
+    from encnet_jax.fit_arrays import fit as fit
+    from encnet_jax.models.registry import create_model as create_model
+    from encnet_jax.predict.predictor import Classifier as Classifier
+    from encnet_jax.predict.predictor import Segmenter as Segmenter
 
-# Imported when they are asked for: importing JAX takes a second.
+__version__ = "0.2.0"  # the only place; pyproject.toml reads it
+
+# Imported on first access: importing JAX takes a second.
 _LAZY = {
-    "Classifier": "predict.classifier",
-    "Segmenter": "predict.segmenter",
+    "Classifier": "predict.predictor",
+    "Segmenter": "predict.predictor",
     "create_model": "models.registry",
     "fit": "fit_arrays",
     "load_torch_weights": "convert.load",
 }
+__all__ = [*_LAZY, "UserError", "__version__"]
 
 
 def __getattr__(name: str) -> Any:

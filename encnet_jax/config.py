@@ -1,11 +1,11 @@
-"""The default configuration, one comment a key, and its validation.
+"""The default configuration, one comment per key, and the checks of its values.
 
-A file in `configs/` calls `default()` and overrides what its recipe needs; the command
-line overrides that: `--config.learning_rate=0.02`.
+A file in `configs/` calls `default()` and sets what its recipe changes; flags override
+both: `--config.learning_rate=0.02`.
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,125 +14,160 @@ from ml_collections import ConfigDict, config_dict
 from encnet_jax.errors import UserError
 from encnet_jax.migrations import CONFIG_KEYS, CONFIG_VALUES, migrate_config
 
-# ImageNet weights of the networks here: deep stem of 64 channels for 50 and 101 (timm's
-# copies of GluonCV's v1s, which PyTorch-Encoding's own agree with in every shape).
-IMAGENET_WEIGHTS = {
-    "resnet18": "hf://timm/resnet18.tv_in1k/model.safetensors",
-    "resnet50": "hf://timm/resnet50s.gluon_in1k/model.safetensors",
-    "resnet101": "hf://timm/resnet101s.gluon_in1k/model.safetensors",
+# Variant of a file in `configs/` -> backbone and its ImageNet weights. For 50 and 101
+# timm's copies of GluonCV's v1s, whose deep stem of 64 channels is that of
+# PyTorch-Encoding's own weights, in every shape.
+PRETRAINED_BACKBONES = {
+    "r18": ("resnet18", "hf://timm/resnet18.tv_in1k/model.safetensors"),
+    "r50": ("resnet50", "hf://timm/resnet50s.gluon_in1k/model.safetensors"),
+    "r101": ("resnet101", "hf://timm/resnet101s.gluon_in1k/model.safetensors"),
 }
 
 
 def default() -> ConfigDict:
     """Returns the default tree: EncNet-50 by the recipe of PyTorch-Encoding."""
     config = ConfigDict()
-    config.seed = 0  # of weights, order, augmentation and dropout
+    config.seed = 0  # of initial weights, data order, augmentation and dropout
     config.total_steps = 0  # optimizer steps; every config sets it
-    config.batch_size = 16  # images an optimizer step, over all devices and hosts
-    config.grad_accum_steps = 1  # equal parts in which a batch passes the network
-    config.learning_rate = 0.01  # at the start
-    config.log_every = 10  # steps between lines of metrics
-    config.eval_every = 1000  # steps between evaluations; the last step always is one
-    config.checkpoint_every = 1000  # steps between checkpoints; evaluations save too
+    config.batch_size = 16  # images per optimizer step, over all devices and hosts
+    config.grad_accum_steps = 1  # micro-batches per optimizer step
+    config.learning_rate = 0.01  # initial; after the warm-up, if there is one
+    config.log_every = 10  # steps
+    config.eval_every = 1000  # steps; the last step is always evaluated
+    config.checkpoint_every = 1000  # steps; every evaluation saves one too
+    config.model = _model()
+    config.data = _data()
+    config.loss = _loss()
+    config.optimizer = _optimizer()
+    config.evaluation = _evaluation()
+    config.mesh = mesh = ConfigDict()
+    mesh.data = -1  # devices that share a batch; -1: all
+    return config
 
-    config.model = model = ConfigDict()
-    # For pixels encnet, fcn, pspnet, deeplabv3; for whole images resnet14, se_resnet14,
-    # encnet14.
+
+def _model() -> ConfigDict:
+    model = ConfigDict()
+    # Segmentation: encnet, fcn, pspnet, deeplabv3.
+    # Classification: resnet14, se_resnet14, encnet14.
     model.name = "encnet"
-    model.backbone = "resnet50"  # resnet18 34 50 101 152, tiny
+    model.backbone = "resnet50"  # resnet18, 34, 50, 101, 152, or tiny
     model.stem = "deep"  # three 3x3 convolutions; plain: one 7x7
-    model.stem_width = 64  # of the deep stem: 64 PyTorch-Encoding, 32 mmsegmentation
-    model.avg_down = False  # average pooling in strided shortcuts: the D variant
-    model.lateral = False  # join stages 2 and 3 in the head
+    model.stem_width = 64  # channels of the deep stem; mmsegmentation: 32
+    model.avg_down = False  # average pooling in strided shortcuts (D variant)
+    model.lateral = False  # lateral links from stages 2 and 3 to the head
     model.align_corners = True  # of the upsampling; mmsegmentation: False
     model.num_codes = 32  # codewords (paper); 0: global average pooling
-    model.se_loss = True  # predict which classes are present
-    model.se_stages = (4,)  # released code; (3, 4): paper
-    model.aux_head = True  # FCN head on stage 3
+    model.se_loss = True  # predict class presence
+    model.se_stages = (4,)  # stages to predict it from; paper: (3, 4)
+    model.aux_head = True  # auxiliary FCN head on stage 3
     model.output_stride = 8  # 8, 16 or 32
-    model.width = 64  # channels of the first stage
-    model.remat = ()  # stages computed again in the backward pass, to save memory
-    model.head_channels = 512  # width of the head
-    model.dropout = 0.1  # before the classifiers
-    # How 3x3 convolutions are computed: direct, phases (the dilated ones), winograd;
-    # auto: by platform.
+    model.width = 64  # channels of the first stage before expansion
+    model.remat = ()  # stages recomputed in the backward pass, to save memory
+    model.head_channels = 512  # channels of the head
+    model.dropout = 0.1  # rate before each classifier
+    # 3x3 convolutions: lax, space_to_batch (dilated ones), winograd; auto: by platform.
     model.conv_impl = "auto"
-    model.scale_drop = False  # encnet14: draw the scales anew in every step
-    model.unbiased_running_var = False  # mmsegmentation: True
-    # Where training starts: a .pth or .safetensors file or hf://... for the backbone,
-    # or the workdir of an earlier run; none: from scratch.
+    model.scale_drop = False  # encnet14: random scales in place of learned ones
+    model.unbiased_running_var = False  # of batch norm; mmsegmentation: True
+    # Initial weights: a .pth or .safetensors file or hf://... of the backbone, or the
+    # workdir of an earlier run; empty: from scratch.
     model.weights = ""
-    model.dtype = "auto"  # bfloat16 on accelerators, float32 on CPU; or one of the two
+    model.dtype = "auto"  # bfloat16 on accelerators, float32 on CPU; or either
+    return model
 
-    config.data = data = ConfigDict()
-    data.name = (
-        ""  # a key of encnet_jax.data.registry.DATASETS; every config sets it
-    )
-    data.data_dir = config_dict.placeholder(str)  # where; see docs/data.md
-    data.train_split = "train"  # split to train on
+
+def _data() -> ConfigDict:
+    data = ConfigDict()
+    data.name = ""  # key of data.registry.DATASETS; every config sets it
+    data.data_dir = config_dict.placeholder(str)  # see docs/data.md
+    data.train_split = "train"
     data.base_size = 520  # pixels of the long side at scale 1
-    data.crop_size = 480  # pixels, height and width of the crop
-    data.scale_range = (0.5, 2.0)  # of the random scale; (1.0, 1.0): none
-    data.flip = True  # mirror left and right with probability 1/2
-    data.color_jitter = 0.0  # brightness, contrast, saturation by 1 -+ this
-    data.pad = 0  # black border, pixels, of images in classes; CIFAR: 4
-    data.cache_on_device = False  # keep the set on the device and augment there
-    data.resize = "host"  # where other crops are resized; device: from canvases
-    data.padded_size = 0  # pixels, height and width of these; 0: enough for any picture
+    data.crop_size = 480  # pixels, height and width
+    data.scale_range = (0.5, 2.0)  # of random resizing; (1.0, 1.0): none
+    data.flip = True  # horizontal, with probability 1/2
+    data.color_jitter = 0.0  # brightness, contrast, saturation times 1 +- this
+    data.pad = 0  # classification: black border in pixels before the crop; CIFAR: 4
+    data.cache_on_device = False  # keep the data set on the device and augment there
+    data.resize = "host"  # where crops are resized otherwise, or device
+    # Pixels, height and width, to which images are padded for resizing on the device;
+    # 0: enough for any image.
+    data.padded_size = 0
+    return data
 
-    config.loss = loss = ConfigDict()
+
+def _loss() -> ConfigDict:
+    loss = ConfigDict()
     loss.se_weight = 0.2  # alpha of the paper
     loss.aux_weight = 0.2  # PyTorch-Encoding; mmsegmentation: 0.4
-    loss.class_weights = ()  # one a class, or none
-    loss.normalize_by = "valid"  # pixels the mean is over; mmsegmentation: all
+    loss.class_weights = ()  # one per class; empty: equal
+    loss.normalize_by = "valid"  # pixels that the mean is over; mmsegmentation: all
+    return loss
 
-    config.optimizer = optimizer = ConfigDict()
+
+def _optimizer() -> ConfigDict:
+    optimizer = ConfigDict()
     optimizer.schedule = "poly"  # or cosine
     optimizer.power = 0.9  # of poly
-    optimizer.warmup_steps = 0  # of linear rise before it
+    optimizer.warmup_steps = 0  # of linear increase from 0
     optimizer.min_learning_rate = 0.0  # of poly; mmsegmentation: 1e-4
     optimizer.momentum = 0.9
     optimizer.nesterov = False
     optimizer.weight_decay = 1e-4  # of every parameter
-    optimizer.head_lr_mult = 10.0  # rate of all but the backbone, relative to it
+    optimizer.head_lr_mult = 10.0  # learning rate outside the backbone, relative to it
+    return optimizer
 
-    config.evaluation = evaluation = ConfigDict()
-    evaluation.split = "val"  # scored while training, and by evaluate.py
-    evaluation.batch_size = 8  # images or windows together on a device; mirrored count
-    # encoding: windows of many scales as PyTorch-Encoding; mmseg: as mmsegmentation.
+
+def _evaluation() -> ConfigDict:
+    evaluation = ConfigDict()
+    evaluation.split = "val"  # for evaluation during training and by evaluate.py
+    evaluation.batch_size = 8  # images or windows per device; flipped ones count
+    # pytorch_encoding: multi-scale windows as there; mmseg: as in mmsegmentation.
     evaluation.protocol = "pytorch_encoding"
-    # whole: images as they are, compiled for each size; slide: windows of one shape,
-    # for sets of many sizes. With scales `encoding` always takes windows.
+    # whole: each image at once, compiled for each size; slide: windows of one shape,
+    # for data sets of many sizes. pytorch_encoding with scales always takes windows.
     evaluation.mode = "whole"
-    # Pixels of the long side in the network, 0: as it is; mmseg: at most, 0: no bound.
-    # With windows of `encoding`, 0: data.base_size.
+    # Pixels of the long side in the network; 0: that of the image, or data.base_size
+    # for windows of pytorch_encoding. mmseg: an upper bound; 0: none.
     evaluation.base_size = 0
-    evaluation.short_size = 0  # mmseg: pixels of the short side at most; 0: no bound
-    # How whole images and mmseg's logits are resized; imports of PyTorch-Encoding's
-    # weights set True.
+    evaluation.short_size = 0  # mmseg: bound of the short side in pixels; 0: none
+    # How whole images and mmseg's logits are resized. Runs imported from
+    # PyTorch-Encoding's weights set True.
     evaluation.align_corners = False
-    evaluation.scales = ()  # of the size above: many scales; none: that size alone
-    evaluation.flip = False  # and the mirror image; not of whole images of `encoding`
+    evaluation.scales = ()  # relative to the size above; empty: single scale
+    evaluation.flip = False  # average with the mirror image; needs windows or mmseg
     evaluation.crop_size = 0  # pixels of a window; 0: data.crop_size
     evaluation.stride = 0  # pixels between windows; 0: two thirds of crop_size
-    evaluation.object_sizes = False  # evaluate.py scores small and large objects too
-    evaluation.absent_classes = (
-        "skip"  # classes in neither labels nor predictions; or zero
-    )
+    evaluation.object_sizes = False  # evaluate.py: score small and large objects too
+    # skip: classes in neither labels nor predictions are left out of means; or zero.
+    evaluation.absent_classes = "skip"
+    return evaluation
 
-    config.mesh = mesh = ConfigDict()
-    mesh.data = -1  # devices that share the batch; -1: all
+
+def pretrained_default(backbone: str) -> ConfigDict:
+    """Returns the default tree with a key of `PRETRAINED_BACKBONES`."""
+    config = default()
+    config.model.backbone, config.model.weights = PRETRAINED_BACKBONES[backbone]
     return config
 
 
-def validate(config: ConfigDict) -> None:
-    """Raises `UserError` for the first value out of range; reads no data.
+def check_variant(file: str, variant: str, allowed: Iterable[str]) -> None:
+    """Raises `UserError` for an unknown argument of a file in `configs/`."""
+    allowed = tuple(allowed)
+    if variant not in allowed:
+        raise UserError(
+            f"{Path(file).name}:{variant}: allowed are {', '.join(allowed)}"
+        )
 
-    The settings of the model are checked by `run.model_config.check_config`.
+
+def validate(config: ConfigDict) -> None:
+    """Raises `UserError` for the first key or value that is not allowed.
+
+    Reads no data. `run.model_config.check_config` checks the model's settings as well.
     """
-    _check_names(config)
-    _check_numbers(config)
-    _check_choices(config)
+    values = dict(_leaves(config))
+    _check_names(values)
+    _check_numbers(values)
+    _check_choices(values)
     if config.batch_size % config.grad_accum_steps:
         raise UserError(
             f"batch_size={config.batch_size}: must be a multiple of "
@@ -141,8 +176,8 @@ def validate(config: ConfigDict) -> None:
     low, high = (*config.data.scale_range, 0.0)[:2]
     if len(config.data.scale_range) != 2 or not 0 < low <= high:
         raise UserError(
-            f"data.scale_range={tuple(config.data.scale_range)}: two numbers are "
-            "needed, 0 < least <= greatest"
+            f"data.scale_range={tuple(config.data.scale_range)}: must be two numbers, "
+            "0 < low <= high"
         )
     _check_evaluation(config)
     if config.optimizer.warmup_steps >= config.total_steps:
@@ -152,20 +187,21 @@ def validate(config: ConfigDict) -> None:
         )
 
 
-def _check_names(config: ConfigDict) -> None:
-    """Raises for a key that is unknown, or was renamed, and for a renamed value."""
+def _check_names(values: dict[str, Any]) -> None:
+    """Raises for unknown and renamed keys, and for renamed values."""
     known = dict(_leaves(default()))
-    for key, value in _leaves(config):
+    for key, value in values.items():
         if key not in known:
             if key in CONFIG_KEYS:
                 raise UserError(f"{key}: is now called {CONFIG_KEYS[key]}")
             raise UserError(f"{key}: no such key of the configuration")
-        values = CONFIG_VALUES.get(key, {})
-        if isinstance(value, str) and value in values:
-            raise UserError(f"{key}={value!r}: is now {values[value]!r}")
+        renamed = CONFIG_VALUES.get(key, {})
+        if isinstance(value, str) and value in renamed:
+            raise UserError(f"{key}={value!r}: is now {renamed[value]!r}")
 
 
 def _leaves(config: ConfigDict, group: str = "") -> Iterator[tuple[str, Any]]:
+    """Yields each key with its group, `data.name`, and its value."""
     for key, value in config.items():
         if isinstance(value, ConfigDict):
             yield from _leaves(value, f"{group}{key}.")
@@ -191,53 +227,37 @@ def _check_evaluation(config: ConfigDict) -> None:
         )
     if encoding and settings.short_size:
         raise UserError(
-            f"evaluation.short_size={settings.short_size}: only with "
-            "evaluation.protocol=mmseg; allowed is 0"
+            f"evaluation.short_size={settings.short_size}: must be 0 without "
+            "evaluation.protocol=mmseg"
         )
 
 
-def _check_numbers(config: ConfigDict) -> None:
+def _check_numbers(values: dict[str, Any]) -> None:
     at_least = {
-        "seed": 0,
-        "total_steps": 1,
-        "batch_size": 1,
-        "grad_accum_steps": 1,
-        "log_every": 1,
-        "eval_every": 1,
-        "checkpoint_every": 1,
-        "data.base_size": 1,
-        "data.crop_size": 1,
-        "data.padded_size": 0,
-        "data.pad": 0,
-        "loss.se_weight": 0,
-        "loss.aux_weight": 0,
-        "optimizer.power": 0,
-        "optimizer.warmup_steps": 0,
-        "optimizer.min_learning_rate": 0,
-        "optimizer.weight_decay": 0,
-        "optimizer.head_lr_mult": 0,
-        "evaluation.batch_size": 1,
-        "evaluation.base_size": 0,
-        "evaluation.short_size": 0,
-        "evaluation.crop_size": 0,
-        "evaluation.stride": 0,
+        1: "total_steps batch_size grad_accum_steps log_every eval_every "
+        "checkpoint_every data.base_size data.crop_size evaluation.batch_size",
+        0: "seed data.padded_size data.pad loss.se_weight loss.aux_weight "
+        "optimizer.power optimizer.warmup_steps optimizer.min_learning_rate "
+        "optimizer.weight_decay optimizer.head_lr_mult evaluation.base_size "
+        "evaluation.short_size evaluation.crop_size evaluation.stride",
     }
-    for key, least in at_least.items():
-        value = _get(config, key)
-        if not value >= least:
-            raise UserError(f"{key}={value}: must be at least {least}")
-    if config.seed >= 2**32:
-        raise UserError(f"seed={config.seed}: must be below 2^32")
-    if not config.learning_rate > 0:
-        raise UserError(f"learning_rate={config.learning_rate}: must be above 0")
+    for least, keys in at_least.items():
+        for key in keys.split():
+            if not values[key] >= least:
+                raise UserError(f"{key}={values[key]}: must be at least {least}")
+    if values["seed"] >= 2**32:
+        raise UserError(f"seed={values['seed']}: must be below 2^32")
+    if not values["learning_rate"] > 0:
+        raise UserError(f"learning_rate={values['learning_rate']}: must be above 0")
     for key in ("optimizer.momentum", "data.color_jitter"):
-        if not 0 <= _get(config, key) < 1:
-            raise UserError(f"{key}={_get(config, key)}: must be in 0 up to 1")
-    if config.mesh.data != -1 and config.mesh.data < 1:
-        raise UserError(f"mesh.data={config.mesh.data}: -1 (all) or at least 1")
+        if not 0 <= values[key] < 1:
+            raise UserError(f"{key}={values[key]}: must be at least 0 and below 1")
+    devices = values["mesh.data"]
+    if devices != -1 and devices < 1:
+        raise UserError(f"mesh.data={devices}: must be -1 (all) or at least 1")
 
 
-def _check_choices(config: ConfigDict) -> None:
+def _check_choices(values: dict[str, Any]) -> None:
     choices = {
         "data.resize": ("host", "device"),
         "model.dtype": ("auto", "float32", "bfloat16"),
@@ -248,15 +268,9 @@ def _check_choices(config: ConfigDict) -> None:
         "evaluation.absent_classes": ("skip", "zero"),
     }
     for key, allowed in choices.items():
-        if _get(config, key) not in allowed:
+        if values[key] not in allowed:
             names = ", ".join(allowed)
-            raise UserError(f"{key}={_get(config, key)!r}: allowed are {names}")
-
-
-def _get(config: ConfigDict, key: str) -> Any:
-    for part in key.split("."):
-        config = config[part]
-    return config
+            raise UserError(f"{key}={values[key]!r}: allowed are {names}")
 
 
 def save_config(config: ConfigDict, path: Path) -> None:
@@ -265,13 +279,13 @@ def save_config(config: ConfigDict, path: Path) -> None:
 
 
 def load_config(path: Path) -> ConfigDict:
-    """Reads what `save_config` wrote.
+    """Reads a stored configuration, of this version or an older one.
 
     Raises:
-        UserError: The file is missing or no JSON.
+        UserError: The file is missing or not JSON.
     """
     if not path.is_file():
-        raise UserError(f"{path}: missing; is {path.parent} the workdir of a training?")
+        raise UserError(f"{path}: missing; is {path.parent} the workdir of a run?")
     try:
         stored = json.loads(path.read_text())
     except json.JSONDecodeError as error:

@@ -1,14 +1,14 @@
-"""The one error a user of the command line is meant to read."""
+"""The error that command-line users are meant to read."""
 
 import errno
 
-# Error numbers of a disk without space, and of a user's quota used up.
+# `errno` of a full disk, and of an exhausted quota.
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 class UserError(ValueError):
-    """A mistake in what the user gave: a config key, a file, a folder, a flag.
+    """A mistake in the input: a config key, a flag, a file or a folder.
 
-    The message is one line that names the thing, its value and what is allowed. The
-    commands print it on standard error and exit with code 2, without a traceback.
+    The message is one line that names the item, its value and what is allowed. Commands
+    print it on standard error and exit with code 2, without a traceback.
     """

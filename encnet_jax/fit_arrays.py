@@ -1,4 +1,4 @@
-"""Training from arrays, for notebooks: three lines from pictures to predictions."""
+"""Training from arrays, for notebooks: `fit` takes images and returns a predictor."""
 
 import zlib
 from collections.abc import Sequence
@@ -12,10 +12,9 @@ from encnet_jax.config import default
 from encnet_jax.data.augment_device import ArrayDataset
 from encnet_jax.data.dataset_info import IGNORE_LABEL, DatasetInfo, voc_colormap
 from encnet_jax.errors import UserError
-from encnet_jax.predict.classifier import Classifier
-from encnet_jax.predict.segmenter import Segmenter
+from encnet_jax.predict.predictor import Classifier, Segmenter
 from encnet_jax.run.model_config import check_config
-from encnet_jax.train.run import train
+from encnet_jax.train import train
 
 Arrays = tuple[ArrayLike, ArrayLike]
 
@@ -31,23 +30,23 @@ def fit(
 ) -> Segmenter | Classifier:
     """Trains on images in memory, augmented on the device; needs no TensorFlow.
 
-    Called again with the same arrays and workdir it goes on where that stands.
+    Call it again with the same arrays and workdir to resume.
 
     Args:
-        images: uint8 (n, h, w, 3), RGB; of NumPy or JAX.
+        images: uint8 (n, h, w, 3), RGB; NumPy or JAX.
         labels: Integers (n, h, w), classes from 0 or `IGNORE_LABEL` (255); or (n,), the
             class of each image.
         config: See `encnet_jax.config.default`; `small_config` of the images if None.
-        class_names: One a class; their numbers if none.
-        validation: Images and labels that are scored while training, and choose the
-            best checkpoint; those of training if None.
+        class_names: One per class; default: `class 0`, `class 1`, …
+        validation: Images and labels scored during training, to choose the best
+            checkpoint; those of training if None.
         workdir: Folder of the run, as `train.py` writes it.
 
     Returns:
-        The best model, as a function of a picture.
+        A predictor with the weights of the best checkpoint.
 
     Raises:
-        UserError: Arrays or settings do not fit each other; or SIGTERM ended the run.
+        UserError: Arrays or settings do not fit together, or SIGTERM ended the run.
         FloatingPointError: The loss is not finite.
     """
     images, labels = np.asarray(images), np.asarray(labels)
@@ -65,16 +64,17 @@ def fit(
         _check_classes(labels, info)
         scored = ArrayDataset(info, images, labels)
     if train(config, Path(workdir), datasets=(dataset, scored)) is None:
-        raise UserError(f"{workdir}: told to stop; call again to go on")
+        raise UserError(f"{workdir}: stopped by SIGTERM; call fit again to resume")
     if info.task == "classification":
         return Classifier.from_workdir(workdir)
     return Segmenter.from_workdir(workdir)
 
 
 def small_config(images: np.ndarray, labels: np.ndarray) -> ConfigDict:
-    """Returns a configuration for small sets: a ResNet-18, or `encnet14` of width 32.
+    """Returns a configuration for small data sets, as a start to edit.
 
-    It takes 1,000 steps of 16 images at the size of the images; change what you like.
+    EncNet on a ResNet-18, or `encnet14` of width 32 for image classification; 1,000
+    steps of 16 images at their own size.
     """
     height, width = images.shape[1:3]
     config = default()
@@ -98,7 +98,7 @@ def small_config(images: np.ndarray, labels: np.ndarray) -> ConfigDict:
 def _check(images: np.ndarray, labels: np.ndarray) -> None:
     if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] != 3:
         raise UserError(
-            f"images: {images.dtype} {images.shape}; uint8 (n, h, w, 3) is needed"
+            f"images: {images.dtype} {images.shape}; must be uint8 (n, h, w, 3)"
         )
     if labels.shape not in (images.shape[:3], images.shape[:1]) or not len(images):
         raise UserError(
@@ -109,19 +109,22 @@ def _check(images: np.ndarray, labels: np.ndarray) -> None:
         0 <= labels.min() <= labels.max() <= IGNORE_LABEL
     ):
         raise UserError(
-            f"labels: {labels.dtype}, {labels.min()} to {labels.max()}; integers from "
-            f"0 to {IGNORE_LABEL} are needed"
+            f"labels: {labels.dtype}, {labels.min()} to {labels.max()}; must be "
+            f"integers from 0 to {IGNORE_LABEL}"
         )
 
 
 def _info(
     images: np.ndarray, labels: np.ndarray, class_names: Sequence[str]
 ) -> DatasetInfo:
-    """Returns what is known of arrays; other arrays have another name."""
+    """Returns the data set's facts; its name has a checksum of the arrays.
+
+    So a workdir cannot resume with other arrays.
+    """
     checksum = zlib.crc32(np.ascontiguousarray(images).data)
     checksum = zlib.crc32(np.ascontiguousarray(labels).data, checksum)
-    numbers = range(max(_highest(labels) + 1, 2))
-    names = tuple(class_names or (f"class {number}" for number in numbers))
+    classes = range(max(_highest(labels) + 1, 2))
+    names = tuple(class_names or (f"class {index}" for index in classes))
     return DatasetInfo(
         name=f"arrays {checksum:08x}",
         class_names=names,
@@ -133,7 +136,7 @@ def _info(
 
 def _check_classes(labels: np.ndarray, info: DatasetInfo) -> None:
     if (labels.ndim == 1) != (info.task == "classification"):
-        raise UserError(f"labels: {labels.shape}; those of {info.task} are needed")
+        raise UserError(f"labels: {labels.shape}; must be labels of {info.task}")
     if _highest(labels) >= info.num_classes:
         raise UserError(
             f"labels: class {_highest(labels)}; there are {info.num_classes} names"

@@ -1,22 +1,22 @@
 """Losses of segmentation and classification: pure functions of arrays."""
 
-import functools
 from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
+from jaxtyping import Array, Float, Integer
 
 from encnet_jax.models.cifar import ClassifierOutput
-from encnet_jax.models.encnet import SegmentationOutput
-from encnet_jax.ops.resize import interpolation_matrix
+from encnet_jax.models.segmentation import SegmentationOutput
+from encnet_jax.ops.cross_entropy import resized_cross_entropy_sum
+from encnet_jax.ops.resize import AnyArray
 
 
 def segmentation_loss(
     output: SegmentationOutput,
-    labels: jax.Array,
+    labels: Integer[AnyArray, "b H W"],
     *,
     num_classes: int,
     ignore_label: int = 255,
@@ -25,7 +25,7 @@ def segmentation_loss(
     class_weights: Sequence[float] | None = None,
     normalize_by: str = "valid",
     align_corners: bool = True,
-) -> tuple[jax.Array, dict[str, jax.Array]]:
+) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
     """Returns the loss of EncNet, and its parts before their weights.
 
     Pixel cross-entropy, plus `se_weight` times the semantic encoding loss (paper,
@@ -69,8 +69,8 @@ def segmentation_loss(
 
 
 def classification_loss(
-    output: ClassifierOutput, labels: jax.Array
-) -> tuple[jax.Array, dict[str, jax.Array]]:
+    output: ClassifierOutput, labels: Integer[AnyArray, " b"]
+) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
     """Returns the mean cross-entropy of whole images, and the share of wrong ones.
 
     Args:
@@ -86,19 +86,19 @@ def classification_loss(
 
 
 def pixel_cross_entropy(
-    logits: jax.Array,
-    labels: jax.Array,
+    logits: Float[AnyArray, "b h w n"],
+    labels: Integer[AnyArray, "b H W"],
     *,
     ignore_label: int = 255,
     class_weights: Sequence[float] | None = None,
     normalize_by: str = "valid",
     align_corners: bool = True,
-) -> jax.Array:
+) -> Float[Array, ""]:
     """Returns the mean cross-entropy of the pixels, a float32 scalar.
 
     Args:
-        logits: (b, h, w, n), or of another height and width: see `segmentation_loss`.
-        labels: Integers (b, h, w); other values than 0 to n - 1 must be `ignore_label`.
+        logits: Of another size than the labels they are resized to it.
+        labels: Other values than 0 to n - 1 must be `ignore_label`.
         ignore_label: Label of pixels that cost nothing.
         class_weights: Weights of the classes; the mean is then a weighted one.
         normalize_by: `"valid"` divides by the (weighted) number of labeled pixels, at
@@ -108,6 +108,7 @@ def pixel_cross_entropy(
     """
     if normalize_by not in ("valid", "all"):
         raise ValueError(f"normalize_by={normalize_by!r}: allowed are 'valid', 'all'")
+    logits, labels = jnp.asarray(logits), jnp.asarray(labels)
     valid = labels != ignore_label
     weights = valid.astype(jnp.float32)
     if class_weights is not None:
@@ -122,100 +123,26 @@ def pixel_cross_entropy(
         costs = jax.nn.logsumexp(logits, axis=-1) - own
         total = jnp.where(valid, costs * weights, 0).sum()
     else:
-        total = _resized_total(logits, labels, weights, align_corners)
+        total = resized_cross_entropy_sum(logits, labels, weights, align_corners)
     count = jnp.maximum(weights.sum(), 1.0) if normalize_by == "valid" else labels.size
     return total / count
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
-def _resized_total(
-    logits: jax.Array, labels: jax.Array, weights: jax.Array, align_corners: bool
-) -> jax.Array:
-    """Sum of weights times cross-entropy, of logits resized to the labels.
-
-    The resized logits, the largest arrays of a training with 150 classes, exist a few
-    rows at a time, and so do their gradients: both are computed in one go, in the
-    forward pass. On CPU that takes 0.4 of the time of the plain way.
-    """
-    return _total_and_gradient(logits, labels, weights, align_corners)[0]
-
-
-def _resized_total_forward(logits, labels, weights, align_corners):
-    return _total_and_gradient(logits, labels, weights, align_corners)
-
-
-def _resized_total_backward(align_corners, gradient, cotangent):
-    return (cotangent * gradient).astype(gradient.dtype), None, None
-
-
-_resized_total.defvjp(_resized_total_forward, _resized_total_backward)
-
-
-def _total_and_gradient(
-    logits: jax.Array, labels: jax.Array, weights: jax.Array, align_corners: bool
-) -> tuple[jax.Array, jax.Array]:
-    """Returns `_resized_total` and its gradient by the logits."""
-    batch, height, width = labels.shape
-    num_classes = logits.shape[-1]
-    columns = interpolation_matrix(logits.shape[2], width, align_corners)
-    rows = interpolation_matrix(logits.shape[1], height, align_corners)
-    taken = min(_block_rows(4 * batch * width * num_classes), height)
-    # Rows that fill up the last block weigh nothing.
-    missing = -height % taken
-    blocks = (
-        np.pad(rows, ((0, missing), (0, 0))).reshape(-1, taken, rows.shape[1]),
-        _row_blocks(labels, taken, missing),
-        _row_blocks(weights, taken, missing),
-    )
-    product = functools.partial(jnp.einsum, precision="highest")
-    low_res = logits.astype(jnp.float32)
-
-    def add(sums: tuple[jax.Array, jax.Array], block: Any) -> Any:
-        rows, labels, weights = block
-        total, gradient = sums
-        # Columns last: what is done for every class runs along them.
-        resized = product("rh,bhwn->brnw", rows, low_res)
-        resized = product("brnw,cw->brnc", resized, columns)
-        chosen = labels[:, :, None] == jnp.arange(num_classes)[:, None]
-        resized -= resized.max(2, keepdims=True)
-        powers = jnp.exp(resized)
-        norm = powers.sum(2, keepdims=True)
-        costs = jnp.log(norm[:, :, 0]) - jnp.where(chosen, resized, 0).sum(2)
-        total += (costs * weights).sum()
-        cotangent = (powers / norm - chosen) * weights[:, :, None]
-        cotangent = product("brnc,cw->brnw", cotangent, columns)
-        return (total, gradient + product("brnw,rh->bhwn", cotangent, rows)), None
-
-    start = (jnp.zeros(()), jnp.zeros_like(low_res))
-    (total, gradient), _ = jax.lax.scan(add, start, blocks)
-    return total, gradient.astype(logits.dtype)
-
-
-def _block_rows(row_bytes: int) -> int:
-    """How many rows of resized logits are held at a time."""
-    if jax.default_backend() == "cpu":
-        return max(4, 2**22 // row_bytes)  # they stay in the caches
-    # Few steps: each starts some kernels.
-    return max(1, 2**27 * jax.device_count() // row_bytes)
-
-
-def _row_blocks(x: jax.Array, taken: int, missing: int) -> jax.Array:
-    """Splits (b, h, w) into (blocks, b, taken, w)."""
-    x = jnp.pad(x, ((0, 0), (0, missing), (0, 0)))
-    return x.reshape(x.shape[0], -1, taken, x.shape[2]).swapaxes(0, 1)
-
-
-def class_presence(labels: jax.Array, num_classes: int) -> jax.Array:
+def class_presence(
+    labels: Integer[AnyArray, "b h w"], num_classes: int
+) -> Float[Array, "b n"]:
     """Returns float32 (b, num_classes): 1 where the class has at least one pixel.
 
     Ignored labels are no class (both originals: a histogram from 0 to n - 1).
     """
-    pixels = labels.reshape(labels.shape[0], -1, 1)
+    pixels = jnp.asarray(labels).reshape(labels.shape[0], -1, 1)
     return (pixels == jnp.arange(num_classes)).any(1).astype(jnp.float32)
 
 
-def se_loss(se_logits: jax.Array, target: jax.Array) -> jax.Array:
-    """Returns the binary cross-entropy of logits (b, n), mean over images and classes.
+def se_loss(
+    se_logits: Float[Array, "b n"], target: Float[Array, "b n"]
+) -> Float[Array, ""]:
+    """Returns the binary cross-entropy of logits, mean over images and classes.
 
     Every image counts, also one without a labeled pixel.
     """

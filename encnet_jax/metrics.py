@@ -1,31 +1,33 @@
-"""Confusion matrices and what is computed from them."""
+"""Confusion matrices and the scores computed from them."""
 
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.typing import ArrayLike
+from jaxtyping import Array, Bool, Float, Int, Int32, Integer, UInt8
 
 
 def confusion_matrix(
-    labels: ArrayLike,
-    predictions: ArrayLike,
+    labels: Integer[Array | np.ndarray, "..."],
+    predictions: Integer[Array | np.ndarray, "..."],
     num_classes: int,
     ignore_label: int = 255,
-) -> jax.Array:
-    """Counts pixels by class: int32 (num_classes, num_classes), rows are true classes.
+) -> Int32[Array, "n n"]:
+    """Returns pixel counts by class: rows are true classes, columns predicted ones.
 
-    Sum the matrices of many batches in int64 on the host; one batch may have up to
-    2^31 - 1 pixels.
+    A batch may have up to 2^31 - 1 pixels; sum the matrices of batches in int64 on the
+    host.
 
     Args:
-        labels: Integers of any shape, 0 to num_classes - 1, or `ignore_label`: such
-            pixels count nowhere, not even as false positives.
-        predictions: Integers of the same shape, 0 to num_classes - 1; others count
-            nowhere.
-        num_classes: Number of classes.
+        labels: Of any shape, 0 to num_classes - 1, or `ignore_label`: such pixels are
+            not counted, not even as false positives.
+        predictions: Of the same shape, 0 to num_classes - 1; pixels with other values
+            are not counted.
+        num_classes: Number of classes n.
         ignore_label: Label of pixels that are not scored.
+
+    Raises:
+        ValueError: Labels and predictions differ in size.
     """
     labels = jnp.asarray(labels, jnp.int32).reshape(-1)
     predictions = jnp.asarray(predictions, jnp.int32).reshape(-1)
@@ -33,7 +35,7 @@ def confusion_matrix(
         raise ValueError(
             f"{labels.size} labels for {predictions.size} predictions: must be equal"
         )
-    # An id past the end is dropped by bincount; a negative one would count as class 0.
+    # bincount drops a value past the end; it would count a negative one as class 0.
     outside = num_classes * num_classes
     valid = (labels != ignore_label) & (labels >= 0) & (labels < num_classes)
     valid &= (predictions >= 0) & (predictions < num_classes)
@@ -42,13 +44,15 @@ def confusion_matrix(
 
 
 def confusion_matrix_np(
-    labels: np.ndarray, predictions: np.ndarray, num_classes: int
-) -> np.ndarray:
-    """Returns what `confusion_matrix` does, int64, on the host: compiles nothing.
+    labels: UInt8[np.ndarray, "*shape"],
+    predictions: UInt8[np.ndarray, "*shape"],
+    num_classes: int,
+) -> Int[np.ndarray, "n n"]:
+    """Returns the same counts in int64, on the host and without compiling.
 
     Args:
-        labels: uint8 of any shape; where it is no class the pixel counts nowhere.
-        predictions: uint8 of the same shape, classes.
+        labels: Of any shape; pixels whose label is no class are not counted.
+        predictions: Of the same shape, 0 to num_classes - 1.
         num_classes: Number of classes n.
     """
     valid = labels < num_classes
@@ -58,21 +62,24 @@ def confusion_matrix_np(
 
 
 def segmentation_metrics(
-    matrix: ArrayLike, absent_classes: str = "skip"
+    matrix: Integer[Array | np.ndarray, "n n"], absent_classes: str = "skip"
 ) -> dict[str, Any]:
-    """Returns what papers report, from a summed confusion matrix.
+    """Returns the usual scores of semantic segmentation.
 
     Args:
-        matrix: Integers (n, n), rows true classes, columns predicted ones.
-        absent_classes: A class absent from labels and predictions alike is left
-            out of the means with `"skip"` (its own score is NaN), and counts 0 with
-            `"zero"` (PyTorch-Encoding's rule).
+        matrix: Summed confusion matrix, see `confusion_matrix`.
+        absent_classes: A class that is neither in labels nor in predictions is left out
+            of the means with `"skip"` (its own scores are NaN), and scores 0 with
+            `"zero"` (the rule of PyTorch-Encoding).
 
     Returns:
         `pixel_accuracy`, `mean_iou`, `mean_accuracy`, `frequency_weighted_iou` and
         `ade_score`, the mean of the first two (floats, 0 to 1); `per_class_iou` and
-        `per_class_accuracy` (float64, (n,)). The accuracy of a class without a labeled
-        pixel is NaN or 0 by the same rule.
+        `per_class_accuracy` (float64, (n,)). The accuracy of a class without labeled
+        pixels follows the rule of `absent_classes`, even where it is predicted.
+
+    Raises:
+        ValueError: `absent_classes` is neither of the two.
     """
     if absent_classes not in ("skip", "zero"):
         raise ValueError(
@@ -100,27 +107,29 @@ def segmentation_metrics(
     }
 
 
-def mean_iou_with_background(per_class_iou: np.ndarray) -> float:
-    """Returns the mean IoU if background were one more class, wrong everywhere.
+def mean_iou_with_background(per_class_iou: Float[np.ndarray, " n"]) -> float:
+    """Returns the mean IoU with one more class, background, of IoU 0.
 
-    PASCAL-Context's score over 60 classes of a model of 59: 59/60 of its mean IoU.
+    For PASCAL-Context over 60 classes with a model of 59: 59/60 of its mean IoU.
     """
     count = np.count_nonzero(~np.isnan(per_class_iou))
     return float(np.nansum(per_class_iou) / (count + 1))
 
 
-def average_precision(present: np.ndarray, probability: np.ndarray) -> np.ndarray:
-    """Returns how well probabilities rank the images that contain a class.
+def average_precision(
+    present: Bool[np.ndarray, "images n"], probability: Float[np.ndarray, "images n"]
+) -> Float[np.ndarray, " n"]:
+    """Returns the average precision of class presence, by class.
 
-    The area under precision over recall, summed in steps of recall; images of equal
-    probability count together.
+    The area under precision over recall, summed in steps of recall. Images of equal
+    probability form one step.
 
     Args:
-        present: bool (images, n), whether the class has a pixel in the image.
-        probability: float (images, n).
+        present: Whether the class has a pixel in the image.
+        probability: Predicted probability that it has.
 
     Returns:
-        float64 (n,); NaN for a class that is in no image.
+        Float64; NaN for a class that is in no image.
     """
     result = np.full(present.shape[1], np.nan)
     for k in np.flatnonzero(present.any(0)):
@@ -134,7 +143,7 @@ def average_precision(present: np.ndarray, probability: np.ndarray) -> np.ndarra
     return result
 
 
-def _mean(values: np.ndarray) -> float:
-    """Mean of the values that are not NaN; 0 if there is none."""
+def _mean(values: Float[np.ndarray, " n"]) -> float:
+    """Returns the mean of the values that are not NaN; 0 if there is none."""
     values = values[~np.isnan(values)]
     return float(values.mean()) if values.size else 0.0

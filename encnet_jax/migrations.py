@@ -1,14 +1,14 @@
-"""Names that changed since version 0.1.0: of config keys and values, of parameters.
+"""Config keys, config values and parameters renamed since version 0.1.0.
 
-Stored configurations and checkpoints are brought to the new names as they are read.
-Flags and config files that use an old name get an error that tells the new one.
+Stored configurations and checkpoints are migrated as they are read. An old name in a
+flag or a config file raises an error with the new one.
 """
 
 import re
 from collections.abc import Callable, Collection, Iterator
 from typing import Any
 
-# Old key -> new key, with its group.
+# Old key, with its group -> new key.
 CONFIG_KEYS = {
     "accumulate_steps": "grad_accum_steps",
     "model.convolution": "model.conv_impl",
@@ -25,7 +25,8 @@ CONFIG_VALUES = {
     "loss.normalize_by": {"labelled": "valid"},
     "evaluation.protocol": {"encoding": "pytorch_encoding"},
 }
-# Patterns of a parameter's path today -> its path in old checkpoints.
+# Pattern in a parameter path, its replacement in old checkpoints, and a prefix: unless
+# empty, only networks with a parameter under it have the old name.
 _PARAMETER_PATHS = (
     (r"^head\.fuse\.", "head.join.", "head.views."),
     (r"^aux_head\.", "auxiliary.", ""),
@@ -36,10 +37,10 @@ _PARAMETER_PATHS = (
 
 
 def migrate_config(stored: dict[str, Any]) -> dict[str, Any]:
-    """Returns a stored configuration under the names of today.
+    """Returns a stored configuration with the current keys and values.
 
     Args:
-        stored: As `json.loads` returns it; is left as it is.
+        stored: As returned by `json.loads`; not modified.
     """
     config = {k: dict(v) if isinstance(v, dict) else v for k, v in stored.items()}
     for old, new in CONFIG_KEYS.items():
@@ -54,11 +55,11 @@ def migrate_config(stored: dict[str, Any]) -> dict[str, Any]:
 
 
 def old_parameter_path(path: str, paths: Collection[str]) -> str:
-    """Returns what a parameter or statistic was called in version 0.1.0.
+    """Returns the path that a parameter or statistic had in version 0.1.0.
 
     Args:
-        path: Its path today, joined by dots.
-        paths: Those of the whole model: some names changed in one network only.
+        path: Its current path, joined by dots.
+        paths: All current paths of the model: some names changed in one network only.
     """
     for pattern, old, only_beside in _PARAMETER_PATHS:
         if not only_beside or any(p.startswith(only_beside) for p in paths):
@@ -67,11 +68,11 @@ def old_parameter_path(path: str, paths: Collection[str]) -> str:
 
 
 def rename_leaves(tree: Any, rename: Callable[[str], str]) -> Any:
-    """Returns a tree whose nested dicts have their leaves at other paths.
+    """Returns a tree with the leaves of its nested dicts moved to other paths.
 
     Args:
-        tree: Nested dicts of parameters, or tuples of such, as an optimizer's state.
-        rename: Path of a leaf in its dict, joined by dots -> new path.
+        tree: Nested dicts of arrays, or tuples of them, as the state of an optimizer.
+        rename: Maps the path of a leaf in its dict, joined by dots, to the new one.
     """
     if isinstance(tree, dict):
         renamed: dict[Any, Any] = {}

@@ -1,4 +1,4 @@
-"""Stochastic gradient descent as the originals do it."""
+"""Stochastic gradient descent and learning rates as in the original implementations."""
 
 from collections.abc import Callable
 from typing import Any
@@ -16,12 +16,21 @@ def poly_schedule(
     warmup_steps: int = 0,
     min_learning_rate: float = 0.0,
 ) -> optax.Schedule:
-    """Learning rate (base - m) * (1 - step / total_steps)^power + m, m the minimum.
+    """Returns (base - m) * (1 - step / total_steps)^power + m, with m the minimum.
 
-    Stepped every iteration (PyTorch-Encoding and the paper). With `warmup_steps` the
-    rate first rises linearly from 0 to `base`, and the decay spans the steps left.
-    mmsegmentation reaches `min_learning_rate` 1e-4 in its last step: pass its steps
-    less one.
+    Evaluated at every step, as in the paper (section 4.1) and PyTorch-Encoding.
+
+    Args:
+        base: Learning rate at the start, or at the end of the warm-up.
+        total_steps: Number of optimizer steps.
+        power: Exponent of the decay.
+        warmup_steps: Steps of linear increase from 0 to `base`; the decay spans the
+            rest.
+        min_learning_rate: Learning rate after `total_steps`. mmsegmentation reaches it
+            in its last step: pass one step less.
+
+    Raises:
+        ValueError: No step is left for the decay.
     """
     if total_steps < 1 or not 0 <= warmup_steps < total_steps:
         raise ValueError(
@@ -30,7 +39,7 @@ def poly_schedule(
         )
     length = total_steps - warmup_steps
 
-    def schedule(step):
+    def schedule(step: Any) -> jax.Array:
         left = 1.0 - jnp.clip((step - warmup_steps) / length, 0.0, 1.0)
         decay = (base - min_learning_rate) * left**power + min_learning_rate
         if not warmup_steps:
@@ -43,7 +52,7 @@ def poly_schedule(
 def cosine_schedule(
     base: float, total_steps: int, *, warmup_steps: int = 0
 ) -> optax.Schedule:
-    """Learning rate that falls from base to 0 along half a cosine."""
+    """Returns a decay from base to 0 along half a cosine, after a linear warm-up."""
     if not warmup_steps:
         return optax.cosine_decay_schedule(base, total_steps)
     return optax.warmup_cosine_decay_schedule(0.0, base, warmup_steps, total_steps)
@@ -57,11 +66,17 @@ def create_optimizer(
     weight_decay: float = 1e-4,
     head_lr_mult: float = 10.0,
 ) -> optax.GradientTransformation:
-    """SGD with PyTorch's momentum, decay on every parameter, a faster head.
+    """Returns SGD with PyTorch's momentum and its decay of every parameter.
 
-    For a weight w: d = gradient + weight_decay * w; v = momentum * v + d;
-    w = w - rate * v, where the rate is `head_lr_mult` times the schedule's for all that
-    is not under the top-level key `backbone`.
+    For a parameter w: d = gradient + weight_decay * w; v = momentum * v + d;
+    w = w - rate * v.
+
+    Args:
+        schedule: Learning rate of the parameters under the top-level key `backbone`.
+        momentum: See above.
+        nesterov: Whether to use d + momentum * v in place of v.
+        weight_decay: See above; biases and batch norms decay too.
+        head_lr_mult: Learning rate of all other parameters, relative to `schedule`.
     """
     return optax.chain(
         optax.add_decayed_weights(weight_decay),
@@ -74,9 +89,9 @@ def create_optimizer(
 def scale_by_path(
     factor: Callable[[tuple[Any, ...]], float],
 ) -> optax.GradientTransformation:
-    """Multiplies each update by a factor that depends on its place in the tree."""
+    """Multiplies each update by a factor that depends on its path in the tree."""
 
-    def update(updates, state, params=None):
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
         del params
         scaled = jax.tree_util.tree_map_with_path(
             lambda path, u: u if factor(path) == 1.0 else u * factor(path), updates

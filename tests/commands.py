@@ -1,4 +1,4 @@
-"""A small data set in the layout of CamVid, and the commands run on it."""
+"""A small data set in the layout of CamVid, and helpers to run the commands."""
 
 import os
 import socket
@@ -13,7 +13,7 @@ from PIL import Image
 from encnet_jax.run.workdir import load_workdir
 
 ROOT = Path(__file__).parents[1]
-# One step of this takes milliseconds and compiles in seconds.
+# A step takes milliseconds and compiles in seconds.
 SMALL = [
     "--config.total_steps=6",
     "--config.batch_size=2",
@@ -38,19 +38,19 @@ def make_camvid(root: Path) -> Path:
     for split, count in (("train", 8), ("val", 3), ("test", 3)):
         (root / split).mkdir(parents=True)
         (root / f"{split}annot").mkdir()
-        for number in range(count):
+        for index in range(count):
             labels = rng.integers(0, 12, (6, 8)).repeat(6, 0).repeat(6, 1)
             image = np.stack([labels * 20, 255 - labels * 20, labels * 7], -1)
-            # In flat fields rounding would choose the maximum that pooling takes.
+            # In flat regions rounding would decide which pixel max pooling takes.
             image = (image + rng.integers(-9, 10, image.shape)).clip(0, 255)
-            name = f"{number:04}.png"
+            name = f"{index:04}.png"
             Image.fromarray(image.astype(np.uint8)).save(root / split / name)
             Image.fromarray(labels.astype(np.uint8)).save(root / f"{split}annot" / name)
     return root
 
 
 def command(*arguments: str | Path) -> list[str]:
-    """Returns the command line of a script of the project."""
+    """Returns the command line of a script."""
     return [sys.executable, *map(str, arguments)]
 
 
@@ -61,7 +61,7 @@ def environment() -> dict[str, str]:
 
 
 def run(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    """Runs a script of the project to its end, from the project's root."""
+    """Runs a script to its end, from the repository's root."""
     return subprocess.run(
         command(*arguments),
         cwd=ROOT,
@@ -75,7 +75,7 @@ def run(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
 def start(
     *arguments: str | Path, devices: int = 1, stdout: int = subprocess.DEVNULL
 ) -> subprocess.Popen[str]:
-    """Starts a script of the project on so many devices."""
+    """Starts a script on the given number of devices."""
     return subprocess.Popen(
         command(*arguments),
         cwd=ROOT,
@@ -89,28 +89,28 @@ def start(
 def start_two(
     *arguments: str | Path, devices: int, stdout: int = subprocess.DEVNULL
 ) -> list[subprocess.Popen[str]]:
-    """Starts a script as two processes of one run, each on so many devices."""
+    """Starts a script as a run of two processes with the given devices each."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
         address = f"localhost:{free.getsockname()[1]}"
     return [
         start(
             *arguments,
-            f"--distributed={address},2,{number}",
+            f"--distributed={address},2,{index}",
             devices=devices,
             stdout=stdout,
         )
-        for number in range(2)
+        for index in range(2)
     ]
 
 
 def trained_arrays(workdir: Path) -> list[np.ndarray]:
-    """Returns weights and running statistics of the latest checkpoint of a run."""
+    """Returns parameters and running statistics of the latest checkpoint."""
     trained = load_workdir(workdir, "latest")
     leaves = jax.tree.leaves((trained.params, trained.batch_stats))
     return [np.asarray(leaf) for leaf in leaves]
 
 
 def errors(result: subprocess.CompletedProcess[str]) -> list[str]:
-    """Returns the lines by which a command says what is wrong."""
+    """Returns the error lines of a command."""
     return [line for line in result.stderr.splitlines() if line.startswith("error: ")]

@@ -1,4 +1,7 @@
-"""Eight devices for every test, before JAX starts; commands run with one."""
+"""Before JAX starts: eight CPU devices in this process, shape checks, a shared cache.
+
+Commands that the tests start as processes of their own see one device.
+"""
 
 import os
 
@@ -6,14 +9,14 @@ import jax
 import jaxtyping
 import pytest
 
-# Before anything imports them: the shapes in the signatures of these are checked.
+# Must precede every import of these packages: checks the shapes in their signatures.
 CHECKED = ["encnet_jax.ops", "encnet_jax.models", "encnet_jax.losses"]
 jaxtyping.install_import_hook([*CHECKED, "encnet_jax.metrics"], "beartype.beartype")
 
 from tests.commands import make_camvid  # noqa: E402
 
 jax.config.update("jax_num_cpu_devices", 8)
-# What takes long to compile is kept: workers of one run share it, and so do runs.
+# Compiled programs are shared between the workers of a run, and between runs.
 if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
     cache = os.path.expanduser("~/.cache/encnet_jax/tests")
     jax.config.update("jax_compilation_cache_dir", cache)
@@ -21,5 +24,5 @@ if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
 
 @pytest.fixture(scope="module")
 def camvid(tmp_path_factory):
-    """A made-up CamVid."""
+    """A small synthetic data set in the layout of CamVid."""
     return make_camvid(tmp_path_factory.mktemp("camvid"))

@@ -1,4 +1,4 @@
-"""A training small enough to be killed many times, for processes that are forked."""
+"""A run small enough to be killed many times, for forked processes."""
 
 from pathlib import Path
 
@@ -7,12 +7,12 @@ from ml_collections import ConfigDict
 
 from configs.camvid import get_config
 from encnet_jax.run.model_config import check_config
-from encnet_jax.train.run import train
+from encnet_jax.train import train
 from tests.commands import SMALL
 
 
 def interrupted_config(data: str) -> ConfigDict:
-    """Returns the settings of `SMALL`, on one device, with the images in memory."""
+    """Returns the settings of `SMALL`, on one device, with cached images."""
     config = get_config("cpu")
     for argument in SMALL:
         key, value = argument.removeprefix("--config.").split("=")

@@ -16,7 +16,7 @@ from encnet_jax.errors import UserError
 from encnet_jax.models import create_model
 from encnet_jax.run.model_config import check_config, model_settings
 from encnet_jax.run.state import split_model
-from encnet_jax.train.task import check_task
+from encnet_jax.train.settings import check_task
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = {

@@ -1,4 +1,4 @@
-"""Training from arrays: what people do in a notebook."""
+"""Training from arrays, as in a notebook."""
 
 import subprocess
 import sys
@@ -17,12 +17,12 @@ RNG = np.random.default_rng(0)
 
 
 def squares(count=12, size=32):
-    """Returns pictures of a bright square on dark ground, and where it is."""
+    """Returns images of a bright square on dark ground, and their labels."""
     images = RNG.integers(0, 60, (count, size, size, 3), np.uint8)
     labels = np.zeros((count, size, size), np.uint8)
-    for number in range(count):
+    for index in range(count):
         top, left = RNG.integers(0, size // 2, 2)
-        box = np.s_[number, top : top + size // 2, left : left + size // 2]
+        box = np.s_[index, top : top + size // 2, left : left + size // 2]
         images[box] += 150
         labels[box] = 1
     labels[:, 0, 0] = 255
@@ -41,7 +41,7 @@ def tiny(config):
     return config
 
 
-def test_three_lines_from_pictures_to_predictions(tmp_path):
+def test_three_lines_from_images_to_predictions(tmp_path):
     images, labels = squares()
     config = tiny(small_config(images, labels))
     segmenter = encnet_jax.fit(
@@ -87,7 +87,7 @@ def test_class_without_a_name_is_refused(where, tmp_path):
         )
 
 
-def test_interrupted_fit_goes_on_to_the_very_weights(tmp_path, monkeypatch):
+def test_interrupted_fit_resumes_to_the_same_weights(tmp_path, monkeypatch):
     images, labels = squares()
     config = tiny(small_config(images, labels))
     config.total_steps = config.eval_every = config.checkpoint_every = 12
@@ -95,18 +95,18 @@ def test_interrupted_fit_goes_on_to_the_very_weights(tmp_path, monkeypatch):
     config.data.color_jitter = 0.2
     whole = tmp_path / "whole"
     encnet_jax.fit(images, labels, config, workdir=whole)
-    # Of JAX, as what comes out of other computations.
+    # JAX arrays are accepted too.
     arrays = jnp.asarray(images), jnp.asarray(labels)
     folder = tmp_path / "interrupted"
     monkeypatch.setattr(SigtermHandler, "due", lambda self, step: step == 5)
-    with pytest.raises(UserError, match="told to stop; call again to go on"):
+    with pytest.raises(UserError, match="stopped by SIGTERM; call fit again to resume"):
         encnet_jax.fit(*arrays, config, workdir=folder)
     monkeypatch.undo()
     encnet_jax.fit(*arrays, config, workdir=folder)
     pairs = zip(trained_arrays(whole), trained_arrays(folder), strict=True)
     for expected, found in pairs:
         np.testing.assert_array_equal(expected, found)
-    # Other arrays would go on from what was learned of these.
+    # Other arrays must not resume what was learned from these.
     images[0, 0, 0] += 1
     with pytest.raises(UserError, match="data.name='arrays .*another --workdir"):
         encnet_jax.fit(images, labels, config, workdir=folder)

@@ -11,7 +11,7 @@ from encnet_jax.losses import (
     se_loss,
     segmentation_loss,
 )
-from encnet_jax.models.encnet import SegmentationOutput
+from encnet_jax.models.segmentation import SegmentationOutput
 from encnet_jax.ops.resize import resize_bilinear
 
 # Probabilities of three classes in two pixels.
@@ -77,7 +77,7 @@ def test_bfloat16_logits_are_summed_in_float32():
 
 
 def test_unknown_average_raises():
-    with pytest.raises(ValueError, match="normalize_by='mean': allowed are 'labeled'"):
+    with pytest.raises(ValueError, match="'mean': allowed are 'valid', 'all'"):
         pixel_cross_entropy(LOGITS, labels(0, 0), normalize_by="mean")
 
 

@@ -62,14 +62,15 @@ def test_scores_are_those_worked_out_by_hand():
 
 
 def test_frequency_weights_are_those_of_the_labels():
-    actual = segmentation_metrics([[6, 0], [1, 1]])
+    actual = segmentation_metrics(np.array([[6, 0], [1, 1]]))
     expected = (6 * 6 / 7 + 2 * 1 / 2) / 8
     assert actual["frequency_weighted_iou"] == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("absent, iou, count", [("skip", np.nan, 2), ("zero", 0.0, 3)])
 def test_absent_class_is_skipped_or_zero(absent, iou, count):
-    actual = segmentation_metrics([[1, 0, 0], [0, 0, 0], [1, 0, 2]], absent)
+    matrix = np.array([[1, 0, 0], [0, 0, 0], [1, 0, 2]])
+    actual = segmentation_metrics(matrix, absent)
     np.testing.assert_allclose(actual["per_class_iou"], [1 / 2, iou, 2 / 3])
     np.testing.assert_allclose(actual["per_class_accuracy"], [1, iou, 2 / 3])
     assert actual["mean_iou"] == pytest.approx((1 / 2 + 2 / 3) / count)
@@ -78,7 +79,7 @@ def test_absent_class_is_skipped_or_zero(absent, iou, count):
 
 @pytest.mark.parametrize("absent", ["skip", "zero"])
 def test_class_that_is_only_predicted_has_an_iou_of_zero(absent):
-    actual = segmentation_metrics([[1, 1], [0, 0]], absent)
+    actual = segmentation_metrics(np.array([[1, 1], [0, 0]]), absent)
     np.testing.assert_allclose(actual["per_class_iou"], [0.5, 0])
     assert actual["mean_iou"] == 0.25
     # Of its accuracy nothing is known.

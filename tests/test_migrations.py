@@ -1,4 +1,4 @@
-"""Workdirs of version 0.1.0: read, resumed, scored; its names are answered."""
+"""Workdirs of version 0.1.0 are predicted with, resumed and evaluated; old names."""
 
 import json
 import shutil
@@ -11,7 +11,7 @@ import pytest
 from encnet_jax.config import default, load_config, validate
 from encnet_jax.errors import UserError
 from encnet_jax.migrations import CONFIG_KEYS, CONFIG_VALUES, old_parameter_path
-from encnet_jax.predict.segmenter import Segmenter
+from encnet_jax.predict.predictor import Segmenter
 from tests.commands import errors, run
 
 FIXTURES = Path(__file__).parent / "fixtures"
@@ -21,14 +21,14 @@ NETWORKS = ("encnet", "deeplabv3")
 
 @pytest.fixture(scope="module", params=NETWORKS)
 def old(request, tmp_path_factory):
-    """A workdir of version 0.1.0, and what that version made of it."""
+    """A workdir of version 0.1.0, and the results of that version."""
     workdir = tmp_path_factory.mktemp(request.param)
     with tarfile.open(FIXTURES / f"workdir_{request.param}.tar.xz") as archive:
         archive.extractall(workdir, filter="data")
     return workdir, EXPECTED[request.param]
 
 
-def test_stored_config_has_the_names_of_today(old):
+def test_stored_config_is_migrated(old):
     config = load_config(old[0] / "config.json")
     validate(config)
     assert config.optimizer.head_lr_mult == 5
@@ -83,7 +83,7 @@ def test_resumed_training_continues_with_the_optimizer_state(old, camvid, tmp_pa
         assert scores[key] == pytest.approx(value, abs=5e-3)
 
 
-def test_join_of_deeplab_is_told_from_the_fuse_of_encnet():
+def test_join_of_deeplab_and_fuse_of_encnet_have_different_old_names():
     path = "head.fuse.conv.kernel"
     assert old_parameter_path(path, [path]) == path
     assert old_parameter_path(path, [path, "head.views.0.conv.kernel"]) == (
@@ -95,7 +95,7 @@ def test_join_of_deeplab_is_told_from_the_fuse_of_encnet():
 
 
 @pytest.mark.parametrize("key", CONFIG_KEYS)
-def test_a_file_with_an_old_key_is_told_the_new_one(key):
+def test_old_key_is_answered_with_the_new_one(key):
     config = default()
     group = config
     for part in key.split(".")[:-1]:
@@ -106,7 +106,7 @@ def test_a_file_with_an_old_key_is_told_the_new_one(key):
 
 
 @pytest.mark.parametrize("key", CONFIG_VALUES)
-def test_an_old_value_is_told_the_new_one(key):
+def test_old_value_is_answered_with_the_new_one(key):
     config = default()
     group, _, name = key.rpartition(".")
     before, after = next(iter(CONFIG_VALUES[key].items()))

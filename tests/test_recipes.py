@@ -19,7 +19,7 @@ from encnet_jax.config import validate  # noqa: E402
 from encnet_jax.data import builders  # noqa: E402
 from encnet_jax.data.builders.segmentation import find_pairs  # noqa: E402
 from encnet_jax.data.registry import open_dataset  # noqa: E402
-from encnet_jax.train.run import train  # noqa: E402
+from encnet_jax.train import train  # noqa: E402
 from tests.data.builders import (  # noqa: E402
     test_ade20k,
     test_cityscapes,

@@ -1,37 +1,6 @@
-"""Converts PyTorch weights: python -m encnet_jax.convert FILE --output=DIR.
+"""`python -m encnet_jax.convert` is `encnet convert`."""
 
-Writes a workdir for `evaluate.py`, `predict.py` and `export.py`.
-"""
-
-from pathlib import Path
-
-from absl import flags
-
-from encnet_jax import cli
-from encnet_jax.convert.workdir import write_workdir
-from encnet_jax.errors import UserError
-
-
-def main(arguments: list[str]) -> None:
-    """Runs the command."""
-    if len(arguments) != 1:
-        raise UserError(f"{len(arguments)} files: one weight file is needed")
-    values = flags.FLAGS
-    print(
-        write_workdir(
-            arguments[0],
-            Path(values.output),
-            classes=values.classes,
-            dataset=values.dataset,
-        )
-    )
-
+from encnet_jax.commands import run
 
 if __name__ == "__main__":
-    flags.DEFINE_string("output", None, "Folder for the workdir.", required=True)
-    flags.DEFINE_string("classes", "", "Class names: a,b,c or FILE.json with a list.")
-    flags.DEFINE_string(
-        "dataset", "", "Data set that defines the class names and colors."
-    )
-    flags.FLAGS.set_gnu_getopt(True)  # allow flags after the file
-    cli.run(main)
+    run("convert")

@@ -9,7 +9,7 @@ from encnet_jax.convert.key_mapping import KeyMapping, find_key_mapping
 from encnet_jax.convert.torch_reader.file import read_state_dict
 from encnet_jax.data.dataset_info import IMAGENET_MEAN, IMAGENET_STD
 from encnet_jax.errors import UserError
-from encnet_jax.models.resnet import BACKBONES
+from encnet_jax.models.resnet import RESNETS
 
 _HUB = "hf://"
 Weights = str | os.PathLike[str] | Mapping[str, Any]
@@ -138,15 +138,14 @@ def _backbone_settings(
     bottleneck = f"{mapping.prefix}layer1.0.conv3.weight" in shapes
     matches = (
         name
-        for name, spec in BACKBONES.items()
+        for name, spec in RESNETS.items()
         if (spec.blocks, spec.bottleneck) == (tuple(blocks), bottleneck)
     )
     backbone = next(matches, None)
     if backbone is None:
         kind = "bottleneck" if bottleneck else "basic"
         raise UserError(
-            f"{file}: stages of {blocks} {kind} blocks; known are "
-            f"{', '.join(BACKBONES)}"
+            f"{file}: stages of {blocks} {kind} blocks; known are {', '.join(RESNETS)}"
         )
     deep = f"{mapping.deep_stem}.0.weight"
     plain = mapping.prefix + deep not in shapes

@@ -1,40 +1,60 @@
-"""What is counted while a split is scored: exact sums, whatever host has an image."""
+"""Metrics of a split from per-image counts: exact sums, however hosts share images."""
 
 import dataclasses
 import json
+from collections.abc import Iterable
 from typing import Any
 
 import jax
 import numpy as np
-from jax.experimental import multihost_utils
+from jaxtyping import Float32, Int64
 
-from encnet_jax.evaluate.object_sizes import SIZES, scores_by_size
-from encnet_jax.metrics import average_precision, segmentation_metrics
+from encnet_jax.evaluate.evaluator import ImagePrediction
+from encnet_jax.evaluate.object_sizes import SIZES, count_by_size, scores_by_size
+from encnet_jax.metrics import (
+    average_precision,
+    confusion_matrix_np,
+    segmentation_metrics,
+)
+from encnet_jax.run.distributed import sum_over_hosts
 
 
 @dataclasses.dataclass(frozen=True)
 class ImageMetrics:
-    """What one image adds.
+    """The counts of one image.
 
     Attributes:
-        index: Of the example in its dataset.
-        matrix: int64 (n, n), confusion matrix.
-        presence: float32 (n,), probability of each class, or None.
-        by_size: int64 (3, n, 3) of `object_sizes.count_by_size`, or None.
+        index: Index of the example in its dataset.
+        matrix: Confusion matrix.
+        presence: Predicted probability of each class, or None.
+        by_size: Counts of `object_sizes.count_by_size`, or None.
     """
 
     index: int
-    matrix: np.ndarray
-    presence: np.ndarray | None = None
-    by_size: np.ndarray | None = None
+    matrix: Int64[np.ndarray, "n n"]
+    presence: Float32[np.ndarray, " n"] | None = None
+    by_size: Int64[np.ndarray, "3 n 3"] | None = None
+
+    @classmethod
+    def of(
+        cls, prediction: ImagePrediction, num_classes: int, object_sizes: bool = False
+    ) -> "ImageMetrics":
+        """Compares a prediction with its labels; object sizes need SciPy."""
+        pair = prediction.example.labels, prediction.labels
+        return cls(
+            prediction.index,
+            confusion_matrix_np(*pair, num_classes),
+            prediction.presence,
+            count_by_size(*pair, num_classes) if object_sizes else None,
+        )
 
     def to_json(self) -> str:
-        """Returns one line of text; only what is not zero is written."""
+        """Returns one line of text; matrices are stored sparsely."""
         return json.dumps(
             {
                 "index": self.index,
                 "matrix": _sparse(self.matrix),
-                # All digits of float32, so that reading gives the same number.
+                # All digits of float32, so that reading restores the same value.
                 "presence": None if self.presence is None else self.presence.tolist(),
                 "by_size": None if self.by_size is None else _sparse(self.by_size),
             }
@@ -42,7 +62,7 @@ class ImageMetrics:
 
     @classmethod
     def from_json(cls, line: str, num_classes: int) -> "ImageMetrics":
-        """Reads what `to_json` wrote; raises `ValueError` or `KeyError` for less."""
+        """Parses a line of `to_json`; raises `ValueError` or `KeyError` otherwise."""
         stored = json.loads(line)
         presence, by_size = stored["presence"], stored["by_size"]
         return cls(
@@ -54,38 +74,44 @@ class ImageMetrics:
 
 
 class MetricAccumulator:
-    """Sums over the images of a split.
+    """Sums the counts of images over a split.
 
     Args:
-        images: Number of examples in the split.
+        num_images: Number of examples in the split.
         num_classes: Number of classes n.
     """
 
-    def __init__(self, images: int, num_classes: int):
-        self.times = np.zeros(images, np.int64)  # each image was counted
+    def __init__(self, num_images: int, num_classes: int):
+        self.times = np.zeros(num_images, np.int64)  # how often each was counted
         self.matrix = np.zeros((num_classes, num_classes), np.int64)
-        self.image_iou = np.zeros(images)
-        self.present = np.zeros((images, num_classes), np.int64)
-        self.presence = np.zeros((images, num_classes), np.float32)
+        self.image_iou = np.zeros(num_images)
+        self.present = np.zeros((num_images, num_classes), np.int64)
+        self.presence = np.zeros((num_images, num_classes), np.float32)
         self.by_size = np.zeros((len(SIZES), num_classes, 3), np.int64)
         self.has = np.zeros(2, np.int64)  # images with presence, and with sizes
 
-    def add(self, record: ImageMetrics) -> None:
+    def add(self, metrics: ImageMetrics) -> None:
         """Adds an image."""
-        index = record.index
+        index = metrics.index
         self.times[index] += 1
-        self.matrix += record.matrix
-        self.image_iou[index] = segmentation_metrics(record.matrix)["mean_iou"]
-        self.present[index] = record.matrix.sum(1) > 0
-        if record.presence is not None:
-            self.presence[index] = record.presence
+        self.matrix += metrics.matrix
+        self.image_iou[index] = segmentation_metrics(metrics.matrix)["mean_iou"]
+        self.present[index] = metrics.matrix.sum(1) > 0
+        if metrics.presence is not None:
+            self.presence[index] = metrics.presence
             self.has[0] += 1
-        if record.by_size is not None:
-            self.by_size += record.by_size
+        if metrics.by_size is not None:
+            self.by_size += metrics.by_size
             self.has[1] += 1
 
+    def add_known(self, stored: Iterable[ImageMetrics]) -> None:
+        """Adds images whose metrics all hosts know: once, on host 0."""
+        if jax.process_index() == 0:
+            for metrics in stored:
+                self.add(metrics)
+
     def over_hosts(self) -> "MetricAccumulator":
-        """Returns the sums of all hosts, the same on each.
+        """Returns the sums over all hosts, the same on each.
 
         Raises:
             RuntimeError: An image was not counted exactly once.
@@ -101,7 +127,7 @@ class MetricAccumulator:
         return total
 
     def results(self, absent_classes: str) -> dict[str, Any]:
-        """Returns `segmentation_metrics` and whatever else was counted, by JSON key."""
+        """Returns `segmentation_metrics` and the other metrics by their JSON key."""
         results = segmentation_metrics(self.matrix, absent_classes)
         results.update(images=int(self.times.sum()), confusion_matrix=self.matrix)
         if self.has[0]:
@@ -114,16 +140,6 @@ class MetricAccumulator:
         if self.has[1]:
             results["by_object_size"] = scores_by_size(self.by_size)
         return results
-
-
-def sum_over_hosts(array: np.ndarray) -> np.ndarray:
-    """Returns the sum of the arrays of all hosts, exact for integers of 64 bits."""
-    if jax.process_count() == 1:
-        return array
-    # JAX would cut 64 bits to 32; bytes go through as they are.
-    raw = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
-    gathered = np.asarray(multihost_utils.process_allgather(raw))
-    return gathered.view(array.dtype).reshape(-1, *array.shape).sum(0)
 
 
 def _sparse(array: np.ndarray) -> list[list[int]]:

@@ -1,109 +1,75 @@
-"""Whole images into classes: the score of a split.
+"""Scores of image classification, the task of the paper's CIFAR-10 experiments."""
 
-The task of the paper's CIFAR-10 experiments; the same training loop, checkpoints and
-commands as for segmentation.
-"""
-
-from collections.abc import Callable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 from ml_collections import ConfigDict
 
-from encnet_jax.data.dataset_info import DatasetInfo
-from encnet_jax.data.datasets import Dataset
 from encnet_jax.data.registry import open_dataset
+from encnet_jax.evaluate.evaluator import (
+    Examples,
+    ImagePrediction,
+    PredictBatchesFn,
+    batches_of_one_size,
+    predict_dataset,
+    stack_padded,
+)
+from encnet_jax.evaluate.progress import show_progress
 from encnet_jax.evaluate.report import save_scores
-from encnet_jax.inference.predict_fn import eval_model_def
-from encnet_jax.ops.normalize import normalize
-from encnet_jax.run.progress import Counter
+from encnet_jax.inference.predict_fn import ClassifyFn, make_classify_fn
+from encnet_jax.metrics import confusion_matrix_np
+from encnet_jax.run.distributed import sum_over_hosts
 from encnet_jax.run.state import PureDict
 from encnet_jax.run.workdir import load_workdir
 
-# (params, batch_stats, uint8 images (b, h, w, 3)) -> probabilities float32 (b, n)
-ClassifyFn = Callable[[PureDict, PureDict, Any], jax.Array]
 
-
-def make_classify_fn(model: nnx.Module, info: DatasetInfo) -> ClassifyFn:
-    """Returns a jitted function from images to the probabilities of their classes."""
-    model_def = eval_model_def(model)
-
-    @jax.jit
-    def classify(params: PureDict, batch_stats: PureDict, images: Any) -> jax.Array:
-        model = model_def.merge(params, batch_stats)
-        return jax.nn.softmax(model(normalize(images, info.mean, info.std)).logits)
-
-    return classify
-
-
-def evaluate_classes(
-    classify: ClassifyFn,
-    params: PureDict,
-    batch_stats: PureDict,
-    dataset: Dataset,
-    *,
-    batch_size: int,
-    progress: Callable[[int], None] = lambda images: None,
-) -> tuple[dict[str, Any], np.ndarray]:
-    """Scores every image of a dataset; hosts share them and return the same scores.
+def make_class_fn(classify: ClassifyFn) -> PredictBatchesFn:
+    """Returns a function that classifies whole images of one size in batches.
 
     Args:
-        classify: From `make_classify_fn`.
-        params: Weights.
-        batch_stats: Running statistics.
-        dataset: Images of one size.
-        batch_size: Images that pass the network together; the last are filled up.
-        progress: Called with the index of images that this host has done.
+        classify: See `make_classify_fn`.
+    """
+
+    def predict_batches(
+        params: PureDict, batch_stats: PureDict, examples: Examples, batch_size: int
+    ) -> Iterator[ImagePrediction]:
+        for batch in batches_of_one_size(examples, batch_size):
+            images = stack_padded(batch, batch_size)
+            probabilities = np.asarray(classify(params, batch_stats, images))
+            labels = probabilities[: len(batch)].argmax(-1).astype(np.uint8)
+            for (index, example), label in zip(batch, labels):
+                yield ImagePrediction(index, example, np.asarray(label))
+
+    return predict_batches
+
+
+def classification_scores(
+    predictions: Iterable[ImagePrediction], num_classes: int
+) -> dict[str, Any]:
+    """Counts this host's predictions and returns the scores over all hosts.
 
     Returns:
-        `accuracy`, `error`, `per_class_accuracy` (n,), `confusion_matrix` int64 (n, n)
-        of labels and predictions, `images`; and the predictions of this host's images.
+        `accuracy`, `error`, `per_class_accuracy` (n,), `confusion_matrix` int64 (n, n),
+        rows true classes, and the number of `images`.
     """
-    classes = dataset.info.num_classes
-    own = local_indices(dataset)
-    matrix = np.zeros((classes, classes), np.int64)
-    predictions = []
-    for start in range(0, len(own), batch_size):
-        indices = own[start : start + batch_size]
-        examples = [dataset[index] for index in indices]
-        images = [example.image for example in examples]
-        images += [images[-1]] * (batch_size - len(images))
-        scores = np.asarray(classify(params, batch_stats, np.stack(images)))
-        found = scores[: len(examples)].argmax(-1)
-        np.add.at(matrix, ([int(e.labels) for e in examples], found), 1)
-        predictions.append(found)
-        progress(start + len(examples))
-    matrix = _over_hosts(matrix)
-    right, counts = matrix.diagonal(), matrix.sum(1)
-    accuracy = float(right.sum() / counts.sum())
-    scores_by_name = {
+    matrix = np.zeros((num_classes, num_classes), np.int64)
+    for prediction in predictions:
+        matrix += confusion_matrix_np(
+            prediction.example.labels, prediction.labels, num_classes
+        )
+    matrix = sum_over_hosts(matrix)
+    correct, counts = matrix.diagonal(), matrix.sum(1)
+    accuracy = float(correct.sum() / counts.sum())
+    return {
         "accuracy": accuracy,
         "error": 1 - accuracy,
-        "per_class_accuracy": right / np.maximum(counts, 1),
+        "per_class_accuracy": correct / np.maximum(counts, 1),
         "confusion_matrix": matrix,
         "images": int(counts.sum()),
     }
-    return scores_by_name, np.concatenate(predictions)
-
-
-def local_indices(dataset: Dataset) -> range:
-    """Returns the indices of the images that this host scores."""
-    return range(jax.process_index(), len(dataset), jax.process_count())
-
-
-def _over_hosts(matrix: np.ndarray) -> np.ndarray:
-    if jax.process_count() == 1:
-        return matrix
-    from jax.experimental import multihost_utils
-
-    # A split has far fewer images than int32 can count.
-    return np.asarray(
-        multihost_utils.process_allgather(jnp.asarray(matrix, jnp.int32))
-    ).sum(0, dtype=np.int64)
 
 
 def evaluate_classes_workdir(
@@ -111,40 +77,39 @@ def evaluate_classes_workdir(
 ) -> str:
     """Scores a checkpoint, writes `evaluation/SPLIT.json` and returns a table.
 
-    The confusion matrix is drawn beside it.
+    The confusion matrix is plotted to `evaluation/SPLIT-confusion.png`.
 
     Raises:
         UserError: Workdir, checkpoint, classes and split do not fit.
     """
     dataset = open_dataset(config.data.name, split, config.data.data_dir)
-    trained = load_workdir(workdir, step, dataset=dataset.info)
-    info, index = trained.info, trained.step
-    counter = Counter(len(dataset), "images")
-    results, _ = evaluate_classes(
-        make_classify_fn(trained.model, info),
-        trained.params,
-        trained.batch_stats,
+    run = load_workdir(workdir, step, dataset=dataset.info)
+    classify = make_classify_fn(run.model, mean=run.info.mean, std=run.info.std)
+    predictions = predict_dataset(
+        make_class_fn(classify),
+        run.params,
+        run.batch_stats,
         dataset,
         batch_size=config.evaluation.batch_size,
-        progress=counter.show,
     )
-    counter.close()
+    scores = classification_scores(
+        show_progress(predictions, len(dataset)), run.info.num_classes
+    )
+    names = run.info.class_names
     path = workdir / "evaluation" / f"{split}.json"
     if jax.process_index() == 0:
-        save_scores(
-            results, path, split=split, step=index, class_names=info.class_names
-        )
-        # Here, so that training does without matplotlib.
+        save_scores(scores, path, split=split, step=run.step, class_names=names)
+        # Here, so that training runs without matplotlib.
         from encnet_jax.visualize.charts import save_confusion
 
-        picture = path.with_name(f"{split}-confusion.png")
-        save_confusion(results["confusion_matrix"], info, picture)
-    width = max(map(len, (*info.class_names, "accuracy")))
+        figure = path.with_name(f"{split}-confusion.png")
+        save_confusion(scores["confusion_matrix"], run.info, figure)
+    width = max(map(len, (*names, "accuracy")))
     lines = [
         f"{name:<{width}}  {100 * value:6.2f}"
-        for name, value in zip(info.class_names, results["per_class_accuracy"])
+        for name, value in zip(names, scores["per_class_accuracy"])
     ]
     lines += ["-" * (width + 8)]
-    lines += [f"{k:<{width}}  {100 * results[k]:6.2f}" for k in ("accuracy", "error")]
-    lines += [f"{results['images']} images, step {index}: {path}"]
+    lines += [f"{k:<{width}}  {100 * scores[k]:6.2f}" for k in ("accuracy", "error")]
+    lines += [f"{scores['images']} images, step {run.step}: {path}"]
     return "\n".join(lines)

@@ -1,22 +1,25 @@
-"""A split of a data set to scores: every image once, at the size of its own labels."""
+"""Predictions for a split: every image once, at the size of its own labels.
+
+`predict_dataset` yields `ImagePrediction`s; the caller counts and writes them.
+"""
 
 import dataclasses
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
+from jaxtyping import Array, Float32, UInt8
 from ml_collections import ConfigDict
 
 from encnet_jax.data.dataset_info import DatasetInfo
 from encnet_jax.data.datasets import Dataset, Example
-from encnet_jax.evaluate.accumulator import ImageMetrics, MetricAccumulator
-from encnet_jax.evaluate.object_sizes import count_by_size
-from encnet_jax.inference.predict_fn import InferenceModel, Prediction, make_label_fn
+from encnet_jax.inference.folding import InferenceModel
+from encnet_jax.inference.predict_fn import Prediction, make_label_fn
 from encnet_jax.inference.score_map import Labels, ScoreMapPool, ScoreMapSharding
 from encnet_jax.inference.sliding_window import (
     add_hflip,
@@ -28,50 +31,81 @@ from encnet_jax.inference.tta import (
     PyTorchEncodingProtocol,
     TTAProtocol,
 )
-from encnet_jax.metrics import confusion_matrix_np
 from encnet_jax.run.sharding import batch_sharded, local_mesh, replicated
 from encnet_jax.run.state import PureDict
 
-_Numbered = tuple[int, Example]
+_Item = TypeVar("_Item")
+IndexedExample = tuple[int, Example]
+Examples = Iterable[IndexedExample]
 
 
 @dataclasses.dataclass(frozen=True)
 class ImagePrediction:
-    """What a model says of an example.
+    """The prediction for one example of a dataset.
 
     Attributes:
-        index: Of the example in its dataset.
-        example: Image and true labels.
-        predictions: uint8 (h, w), classes.
-        presence: float32 (n,), the probability of each class, or None.
+        index: Index of the example in its dataset.
+        example: Image and ground truth.
+        labels: Predicted classes, (h, w), or () of a classification.
+        presence: The probability that each class occurs in the image, or None.
     """
 
     index: int
     example: Example
-    predictions: np.ndarray
-    presence: np.ndarray | None
+    labels: UInt8[np.ndarray, "..."]
+    presence: Float32[np.ndarray, " n"] | None = None
 
 
-# (params, batch_stats, numbered examples, batch size of a device) -> each once; the
-# order may differ.
+# (params, batch_stats, indexed examples, batch size per device) -> each of them once,
+# in any order.
 PredictBatchesFn = Callable[
-    [PureDict, PureDict, Iterable[_Numbered], int], Iterator[ImagePrediction]
+    [PureDict, PureDict, Examples, int], Iterator[ImagePrediction]
 ]
+
+
+def predict_dataset(
+    predict_batches: PredictBatchesFn,
+    params: PureDict,
+    batch_stats: PureDict,
+    dataset: Dataset,
+    *,
+    batch_size: int,
+    skip: Collection[int] = (),
+) -> Iterator[ImagePrediction]:
+    """Yields predictions for this host's share of a dataset, each example once.
+
+    Args:
+        predict_batches: See `predict_fn_from_config`.
+        params: Weights.
+        batch_stats: Running statistics.
+        dataset: The split.
+        batch_size: Images or windows per batch and device.
+        skip: Indices of examples to leave out; the same on all hosts.
+    """
+    indices = local_indices(dataset, skip)
+    examples = _read_ahead(dataset, indices, 2 * batch_size)
+    return predict_batches(params, batch_stats, examples, batch_size)
+
+
+def local_indices(dataset: Dataset, skip: Collection[int] = ()) -> list[int]:
+    """Returns the indices of the examples that this host predicts."""
+    remaining = [index for index in range(len(dataset)) if index not in skip]
+    return remaining[jax.process_index() :: jax.process_count()]
 
 
 def predict_fn_from_config(
     config: ConfigDict, trained: ConfigDict, model: nnx.Module, info: DatasetInfo
 ) -> PredictBatchesFn:
-    """Returns the way to score that `evaluation` of a configuration asks for.
+    """Returns the segmentation function that `config.evaluation` describes.
 
     Args:
-        config: What to do.
-        trained: How the model was trained; its conventions of resizing hold.
-        model: A segmentation model, or its shapes.
-        info: Of the data set.
+        config: Settings of the evaluation.
+        trained: Configuration of the training; its resizing conventions apply.
+        model: A segmentation model, or an abstract one.
+        info: The data set.
     """
     settings, mesh = config.evaluation, local_mesh(config.mesh.data)
-    corners = trained.evaluation.align_corners
+    align_corners = trained.evaluation.align_corners
     windows: dict[str, Any] = dict(
         crop_size=settings.crop_size or config.data.crop_size,
         scales=tuple(settings.scales) or (1.0,),
@@ -80,25 +114,24 @@ def predict_fn_from_config(
         mean=info.mean,
         std=info.std,
     )
-    protocol: TTAProtocol
     if settings.protocol == "mmseg":
         if settings.mode == "whole":
             windows["crop_size"] = 0
-        protocol = MmsegProtocol(
+        mmseg = MmsegProtocol(
             base_size=settings.base_size,
             short_size=settings.short_size,
-            align_corners=corners,
+            align_corners=align_corners,
             **windows,
         )
-    elif settings.mode == "slide" or settings.scales:
-        protocol = PyTorchEncodingProtocol(
+        return make_window_fn(model, info, mmseg, mesh)
+    if settings.mode == "slide" or settings.scales:
+        pytorch_encoding = PyTorchEncodingProtocol(
             base_size=settings.base_size or config.data.base_size,
             align_corners=trained.model.align_corners,
             **windows,
         )
-    else:
-        return make_whole_image_fn(model, info, settings.base_size, corners, mesh)
-    return make_window_fn(model, info, protocol, mesh)
+        return make_window_fn(model, info, pytorch_encoding, mesh)
+    return make_whole_image_fn(model, info, settings.base_size, align_corners, mesh)
 
 
 def make_whole_image_fn(
@@ -108,13 +141,13 @@ def make_whole_image_fn(
     align_corners: bool = False,
     mesh: Mesh | None = None,
 ) -> PredictBatchesFn:
-    """Returns a function that passes whole images, those of one size together.
+    """Returns a function that segments whole images, batched by size.
 
-    Compiled once for each size. The last batch of a size is filled up.
+    Compiled once per image size. The last batch of a size is padded.
 
     Args:
-        model: A segmentation model, or its shapes.
-        info: Of the data set.
+        model: A segmentation model, or an abstract one.
+        info: The data set.
         base_size: See `resized_shape`.
         align_corners: See `whole_image_logits`.
         mesh: Devices of this host; all of them if None.
@@ -129,23 +162,23 @@ def make_whole_image_fn(
         align_corners=align_corners,
     )
 
-    def score(params, batch_stats, examples, batch_size):
+    def predict_batches(
+        params: PureDict, batch_stats: PureDict, examples: Examples, batch_size: int
+    ) -> Iterator[ImagePrediction]:
         params, batch_stats = jax.device_put(
             folded.arrays(params, batch_stats), replicated(mesh)
         )
-        pending: deque[tuple[list[_Numbered], Prediction]] = deque()
-        for group in _groups_of_one_size(examples, batch_size * mesh.size):
-            fill = batch_size * mesh.size - len(group)
-            pixels = [example.image for _, example in group]
-            images = np.stack(pixels + [pixels[-1]] * fill)
-            placed = jax.device_put(images, batch_sharded(mesh))
-            pending.append((group, label(params, batch_stats, placed)))
-            if len(pending) > 1:  # the next is on its way while this one is counted
-                yield from _rows(*pending.popleft())
-        for waiting in pending:
-            yield from _rows(*waiting)
 
-    return score
+        def results() -> Iterator[tuple[list[IndexedExample], Prediction]]:
+            size = batch_size * mesh.size
+            for batch in batches_of_one_size(examples, size):
+                images = jax.device_put(stack_padded(batch, size), batch_sharded(mesh))
+                yield batch, label(params, batch_stats, images)
+
+        for batch, result in _one_behind(results()):
+            yield from _unbatch(batch, result)
+
+    return predict_batches
 
 
 def make_window_fn(
@@ -154,157 +187,106 @@ def make_window_fn(
     protocol: TTAProtocol,
     mesh: Mesh | None = None,
 ) -> PredictBatchesFn:
-    """Returns a function that passes images in windows of one shape.
+    """Returns a function that segments images in windows of one shape.
 
-    Whatever sizes the images have, three programs are compiled, or four with
-    `protocol.softmax`; only images smaller than a window of mmsegmentation's rules, and
-    its whole images, are compiled by size.
+    Three programs are compiled for all image sizes, four with `protocol.softmax`. Only
+    `MmsegProtocol` compiles by size: its whole images, and images smaller than a
+    window.
 
     Args:
-        model: A segmentation model, or its shapes.
-        info: Of the data set.
-        protocol: How images are cut and scores merge_hflip.
+        model: A segmentation model, or an abstract one.
+        info: The data set.
+        protocol: How images are cut into windows and their scores merged.
         mesh: Devices of this host; all of them if None.
     """
     mesh = mesh or local_mesh()
     folded = InferenceModel(model)
     sharding = ScoreMapSharding(info.num_classes, protocol.softmax, mesh)
-    score_maps = ScoreMapPool(sharding)
+    pool = ScoreMapPool(sharding)
     mirror = protocol.mirror_windows
 
     @jax.jit
-    def forward(params: PureDict, batch_stats: PureDict, windows: jax.Array):
-        output = folded.model_def.merge(params, batch_stats)(add_hflip(windows, mirror))
+    def forward(
+        params: PureDict, batch_stats: PureDict, windows: Float32[Array, "b h w 3"]
+    ) -> tuple[jax.Array, jax.Array | None]:
+        network: Any = folded.model_def.merge(params, batch_stats)
+        output = network(add_hflip(windows, mirror))
         return merge_hflip(output.logits, output.se_logits, mirror, sharding)
 
-    def score(params, batch_stats, examples, batch_size):
+    def predict_batches(
+        params: PureDict, batch_stats: PureDict, examples: Examples, batch_size: int
+    ) -> Iterator[ImagePrediction]:
         params, batch_stats = jax.device_put(
             folded.arrays(params, batch_stats), replicated(mesh)
         )
-        share = max(batch_size // 2, 1) if mirror else batch_size
+        windows_per_device = max(batch_size // 2, 1) if mirror else batch_size
 
-        def apply(windows: np.ndarray):
-            return forward(
-                params, batch_stats, jax.device_put(windows, batch_sharded(mesh))
-            )
+        def apply(windows: np.ndarray) -> tuple[jax.Array, jax.Array | None]:
+            windows = jax.device_put(windows, batch_sharded(mesh))
+            return forward(params, batch_stats, windows)
 
-        images = ((numbered, numbered[1].image) for numbered in examples)
-        pending: deque[tuple[_Numbered, Labels, list]] = deque()
-        for image in run_sliding_window(
-            images, apply, protocol, score_maps, share * mesh.size
-        ):
-            pending.append((image.key, image.score_map.labels(), image.presence))
-            if len(pending) > 1:
-                yield _fetched(*pending.popleft())
-        for waiting in pending:
-            yield _fetched(*waiting)
-
-    return score
-
-
-def evaluate(
-    score: PredictBatchesFn,
-    params: PureDict,
-    batch_stats: PureDict,
-    dataset: Dataset,
-    *,
-    batch_size: int,
-    absent_classes: str = "skip",
-    object_sizes: bool = False,
-    progress: Callable[[int], None] = lambda images: None,
-    keep: int = 0,
-    done: Sequence[ImageMetrics] = (),
-    on_image: Callable[[ImagePrediction, ImageMetrics], None] = lambda scored, record: (
-        None
-    ),
-) -> tuple[dict[str, Any], list[tuple[Example, np.ndarray]]]:
-    """Scores every example of a dataset; hosts share them and return the same scores.
-
-    Args:
-        score: From `make_whole_image_fn` or its like.
-        params: Weights.
-        batch_stats: Running statistics.
-        dataset: What to score.
-        batch_size: Images or windows that pass the network together on a device.
-        absent_classes: See `metrics.segmentation_metrics`.
-        object_sizes: Score by the size of objects too; needs SciPy.
-        progress: Called with the index of images that this host knows to be done.
-        keep: How many examples to return with their predictions.
-        done: What is known of examples that need not be scored again.
-        on_image: Called with each image that is scored.
-
-    Returns:
-        The scores, as `MetricAccumulator.results`, and `image_iou`, (images,), the mean
-        IoU of each; and of the examples that this host scored some, evenly spread, with
-        predictions uint8 (h, w).
-    """
-    classes = dataset.info.num_classes
-    accumulator = MetricAccumulator(len(dataset), classes)
-    if jax.process_index() == 0:
-        for record in done:
-            accumulator.add(record)
-    known = {record.index for record in done}
-    open_numbers = [n for n in range(len(dataset)) if n not in known]
-    own = open_numbers[jax.process_index() :: jax.process_count()]
-    spread = np.linspace(0, len(own) - 1, keep if own else 0).astype(int)
-    wanted = {own[place] for place in spread}
-    kept: dict[int, tuple[Example, np.ndarray]] = {}
-    examples = _read_ahead(dataset, own, 2 * batch_size)
-    scored_images = score(params, batch_stats, examples, batch_size)
-    for count, scored in enumerate(scored_images, len(done) + 1):
-        truth, predictions = scored.example.labels, scored.predictions
-        record = ImageMetrics(
-            scored.index,
-            confusion_matrix_np(truth, predictions, classes),
-            scored.presence,
-            count_by_size(truth, predictions, classes) if object_sizes else None,
+        images = ((indexed, indexed[1].image) for indexed in examples)
+        finished = run_sliding_window(
+            images, apply, protocol, pool, windows_per_device * mesh.size
         )
-        accumulator.add(record)
-        on_image(scored, record)
-        if scored.index in wanted:
-            kept[scored.index] = (scored.example, predictions)
-        progress(count)
-    accumulator = accumulator.over_hosts()
-    results = {
-        **accumulator.results(absent_classes),
-        "image_iou": accumulator.image_iou,
-    }
-    return results, [kept[index] for index in sorted(kept)]
+        results = ((i.key, i.score_map.labels(), i.presence) for i in finished)
+        for indexed, labels, presence in _one_behind(results):
+            yield _fetch(indexed, labels, presence)
+
+    return predict_batches
 
 
-def _rows(group: Sequence[_Numbered], result: Prediction) -> Iterator[ImagePrediction]:
+def stack_padded(batch: Sequence[IndexedExample], size: int) -> np.ndarray:
+    """Stacks images, padded to `size` by repeating the last."""
+    images = [example.image for _, example in batch]
+    return np.stack(images + [images[-1]] * (size - len(images)))
+
+
+def _one_behind(results: Iterable[_Item]) -> Iterator[_Item]:
+    """Yields each result once the next is dispatched, so that devices stay busy."""
+    pending: deque[_Item] = deque()
+    for result in results:
+        pending.append(result)
+        if len(pending) > 1:
+            yield pending.popleft()
+    yield from pending
+
+
+def _unbatch(
+    batch: Sequence[IndexedExample], result: Prediction
+) -> Iterator[ImagePrediction]:
     labels, presence = jax.device_get(result)
-    for row, (index, example) in enumerate(group):
-        probability = None if presence is None else presence[row]
-        yield ImagePrediction(index, example, labels[row], probability)
+    for row, (index, example) in enumerate(batch):
+        probabilities = None if presence is None else presence[row]
+        yield ImagePrediction(index, example, labels[row], probabilities)
 
 
-def _fetched(
-    numbered: _Numbered, labels: Labels, presence: list[tuple[jax.Array, int]]
+def _fetch(
+    indexed: IndexedExample, labels: Labels, presence: list[tuple[jax.Array, int]]
 ) -> ImagePrediction:
-    """Of the presence in windows the mean is that of the image."""
+    """Fetches labels; the presence of the image is the mean over its windows."""
     rows = [np.asarray(array)[row] for array, row in presence]
     mean = np.asarray(np.mean(rows, 0, dtype=np.float32)) if rows else None
-    return ImagePrediction(*numbered, labels.fetch(), mean)
+    return ImagePrediction(*indexed, labels.fetch(), mean)
 
 
-def _groups_of_one_size(
-    examples: Iterable[_Numbered], size: int
-) -> Iterator[list[_Numbered]]:
-    """Yields `size` examples of one size at a time; at the end fewer."""
-    waiting: dict[tuple[int, ...], list[_Numbered]] = {}
+def batches_of_one_size(
+    examples: Examples, size: int
+) -> Iterator[list[IndexedExample]]:
+    """Yields batches of `size` examples of one image size; the last are smaller."""
+    waiting: dict[tuple[int, ...], list[IndexedExample]] = {}
     for index, example in examples:
-        group = waiting.setdefault(example.image.shape, [])
-        group.append((index, example))
-        if len(group) == size:
+        batch = waiting.setdefault(example.image.shape, [])
+        batch.append((index, example))
+        if len(batch) == size:
             yield waiting.pop(example.image.shape)
     yield from waiting.values()
 
 
 def _read_ahead(
     dataset: Dataset, indices: Sequence[int], ahead: int
-) -> Iterator[_Numbered]:
-    """Yields examples in order; threads decode the next ones meanwhile."""
+) -> Iterator[IndexedExample]:
+    """Yields examples in order while threads decode the next ones."""
     with ThreadPoolExecutor(max_workers=8) as pool:
         pending = deque(pool.submit(dataset.__getitem__, n) for n in indices[:ahead])
         for place, index in enumerate(indices):

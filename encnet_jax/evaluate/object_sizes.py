@@ -1,39 +1,43 @@
-"""Scores by the size of objects: connected regions of one class."""
+"""IoU and recall by object size, where an object is a connected region of a class."""
 
 from typing import Any
 
 import numpy as np
+from jaxtyping import Int64, UInt8
 
-# Pixels of an object, below: COCO's limits.
+# Exclusive upper bounds of the area in pixels: COCO's.
 SIZES = {"small": 32**2, "medium": 96**2, "large": np.inf}
 
 
 def count_by_size(
-    labels: np.ndarray, predictions: np.ndarray, num_classes: int
-) -> np.ndarray:
-    """Counts the pixels of objects by class and size.
+    labels: UInt8[np.ndarray, "h w"],
+    predictions: UInt8[np.ndarray, "h w"],
+    num_classes: int,
+) -> Int64[np.ndarray, "3 n 3"]:
+    """Counts true positive, false negative and false positive pixels by object size.
 
-    An object is a connected region (8 neighbors) of one class in the labels. A pixel
-    that is predicted as a class it has not counts as false at the size of the region of
-    that class in the prediction. Ignored pixels count nowhere, and cut no prediction.
+    An object is a connected region (8 neighbors) of one class in the labels. A false
+    positive counts at the size of its region in the predictions. Ignored pixels count
+    nowhere, but do not split predicted regions.
 
     Args:
-        labels: uint8 (h, w).
-        predictions: uint8 (h, w).
+        labels: Ground truth; values of `num_classes` and above are ignored.
+        predictions: Predicted classes.
         num_classes: Number of classes n.
 
     Returns:
-        int64 (3, n, 3): small, medium, large; true, missed and false pixels.
+        Counts by size (small, medium, large), class, and kind (true positive, false
+        negative, false positive).
     """
     counts = np.zeros((len(SIZES), num_classes, 3), np.int64)
     valid = labels < num_classes
-    right = labels == predictions
+    correct = labels == predictions
     for k in np.unique(labels[valid]):
         size = _size_of_region(labels == k)
         for hit, column in ((True, 0), (False, 1)):
-            pixels = size[(labels == k) & (right == hit)]
+            pixels = size[(labels == k) & (correct == hit)]
             counts[:, k, column] = np.bincount(pixels, minlength=len(SIZES))
-    wrong = valid & ~right
+    wrong = valid & ~correct
     for k in np.unique(predictions[wrong]):
         size = _size_of_region(predictions == k)
         pixels = size[(predictions == k) & wrong]
@@ -41,10 +45,10 @@ def count_by_size(
     return counts
 
 
-def scores_by_size(counts: np.ndarray) -> dict[str, dict[str, Any]]:
-    """Returns mean IoU, mean recall and per-class IoU of small, medium and large.
+def scores_by_size(counts: Int64[np.ndarray, "3 n 3"]) -> dict[str, dict[str, Any]]:
+    """Returns mean IoU, mean recall and per-class IoU by size, from `count_by_size`.
 
-    Means are over the classes that have objects of the size; others are NaN.
+    Means are over the classes with objects of that size; other classes are NaN.
     """
     results = {}
     for name, (true, missed, false) in zip(SIZES, counts.transpose(0, 2, 1)):
@@ -62,8 +66,8 @@ def scores_by_size(counts: np.ndarray) -> dict[str, dict[str, Any]]:
 
 
 def _size_of_region(mask: np.ndarray) -> np.ndarray:
-    """Returns for each pixel of a mask the index, in `SIZES`, of its region's size."""
-    # Here, so that training and prediction do without SciPy.
+    """Returns the index in `SIZES` of the region that each pixel of a mask is in."""
+    # Here, so that training and prediction run without SciPy.
     from scipy import ndimage
 
     regions, _ = ndimage.label(mask, np.ones((3, 3), int))

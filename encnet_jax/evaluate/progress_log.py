@@ -1,4 +1,4 @@
-"""What is done of an evaluation, on disk, so that a killed one goes on where it was."""
+"""Metrics of finished images on disk, so that an interrupted evaluation resumes."""
 
 import json
 import os
@@ -12,15 +12,18 @@ from encnet_jax.evaluate.accumulator import ImageMetrics
 
 
 class EvalProgressLog:
-    """A line for each image that is scored; each host writes a file of its own.
+    """One line per finished image; each host appends to its own file.
 
-    The first line of a file says what it belongs to. A file that belongs to something
-    else, such as another checkpoint, is not read and gives way.
+    The first line identifies the evaluation. A file of another evaluation, such as that
+    of another checkpoint, is ignored and overwritten.
 
     Args:
-        path: The files are called this and `-0.jsonl`, `-1.jsonl`.
-        identity: All that a record depends on, as JSON takes it.
-        num_classes: Of the records.
+        path: Prefix of the files, `PATH-0.jsonl`, `PATH-1.jsonl`, ...
+        identity: Everything that the metrics depend on, serializable as JSON.
+        num_classes: Number of classes.
+
+    Attributes:
+        done: Metrics of the images that any host has finished.
     """
 
     def __init__(self, path: Path, identity: dict[str, Any], num_classes: int):
@@ -38,19 +41,19 @@ class EvalProgressLog:
                 lines += [line for _, line in records]
         if jax.process_count() > 1:  # nobody writes before all have read
             multihost_utils.sync_global_devices("progress_log")
-        # Whole lines alone: the last of a killed run may be cut off.
+        # Rewritten, because a kill can truncate the last line.
         new = own.with_suffix(".new")
         new.write_text("".join(f"{line}\n" for line in lines))
         os.replace(new, own)
         self._own = own
 
-    def add(self, record: ImageMetrics) -> None:
-        """Writes down that an image is done."""
+    def add(self, metrics: ImageMetrics) -> None:
+        """Records that an image is finished."""
         with self._own.open("a") as file:
-            file.write(record.to_json() + "\n")
+            file.write(metrics.to_json() + "\n")
 
     def remove(self) -> None:
-        """Ends the progress_log: everything is done, and the scores are written."""
+        """Deletes the files; call it when the results are written."""
         if jax.process_count() > 1:
             multihost_utils.sync_global_devices("progress_log")
         if jax.process_index() == 0:
@@ -67,7 +70,7 @@ class EvalProgressLog:
         lines = file.read_text().split("\n")
         if lines[0] != self._header:
             return []
-        # What follows the last line break is nothing, or a line that was cut off.
+        # After the last line break there is nothing, or a truncated line.
         return [
             (ImageMetrics.from_json(line, self._num_classes), line)
             for line in lines[1:-1]

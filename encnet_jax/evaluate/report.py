@@ -1,4 +1,4 @@
-"""Scores as people read them: JSON and a table."""
+"""Scores as a JSON file and as a table of text."""
 
 import json
 import math
@@ -11,7 +11,7 @@ import numpy as np
 from encnet_jax.data.dataset_info import DatasetInfo
 from encnet_jax.metrics import mean_iou_with_background
 
-# Their 59 classes leave out background, which other papers score as a 60th.
+# The 59 classes exclude background, which some papers count as the 60th.
 _WITHOUT_BACKGROUND = ("pascal_context", "pascal_context_sorted")
 _SUMMARY = {
     "pixel_accuracy": "pixel accuracy",
@@ -25,7 +25,7 @@ _SUMMARY = {
 
 
 def add_dataset_metrics(scores: dict[str, Any], info: DatasetInfo) -> dict[str, Any]:
-    """Returns the scores and those that only this data set has.
+    """Adds the scores that are reported for one data set only.
 
     For PASCAL-Context that is `mean_iou_with_background`, over 60 classes.
     """
@@ -36,8 +36,8 @@ def add_dataset_metrics(scores: dict[str, Any], info: DatasetInfo) -> dict[str, 
 
 
 def save_scores(scores: dict[str, Any], path: Path, **more: Any) -> None:
-    """Writes scores as JSON, a line a key; NaN (an absent class) becomes null."""
-    items = _plain({**more, **scores}).items()
+    """Writes scores as JSON, one key per line; NaN (an absent class) becomes null."""
+    items = _json_value({**more, **scores}).items()
     lines = ",\n".join(f"  {json.dumps(k)}: {json.dumps(v)}" for k, v in items)
     path.parent.mkdir(parents=True, exist_ok=True)
     new = path.with_suffix(".new")
@@ -46,7 +46,7 @@ def save_scores(scores: dict[str, Any], path: Path, **more: Any) -> None:
 
 
 def format_table(scores: dict[str, Any], info: DatasetInfo) -> str:
-    """Returns scores as text: a line a class, then what sums them up, in percent."""
+    """Returns a table in percent: one line per class, then the summary."""
     columns = {"IoU": "per_class_iou", "accuracy": "per_class_accuracy"}
     precision = "per_class_presence_average_precision"
     if precision in scores:
@@ -71,13 +71,14 @@ def _percent(value: float) -> str:
     return "-" if math.isnan(value) else f"{100 * value:.2f}"
 
 
-def _plain(value: Any) -> Any:
+def _json_value(value: Any) -> Any:
+    """Converts arrays to lists and NaN to None, at any depth."""
     if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
+        return {key: _json_value(item) for key, item in value.items()}
     if isinstance(value, np.ndarray):
-        return _plain(value.tolist())
+        return _json_value(value.tolist())
     if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
+        return [_json_value(item) for item in value]
     if isinstance(value, float) and math.isnan(value):
         return None
     return value

@@ -1,9 +1,10 @@
-"""Predictions as the test servers of data sets ask for them."""
+"""Predictions in the format of the data sets' test servers."""
 
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from jaxtyping import UInt8
 from PIL import Image
 
 from encnet_jax.data.dataset_info import IGNORE_LABEL, DatasetInfo
@@ -12,7 +13,7 @@ from encnet_jax.data.image_io import decode_image
 from encnet_jax.errors import UserError
 from encnet_jax.visualize.overlay import palette_image
 
-# Where the server of VOC looks in the archive; comp6: trained on more than its images.
+# Where VOC's server looks in the archive; comp6 allows other training images.
 _FOLDERS = {
     "voc2012": "results/VOC2012/Segmentation/comp6_test_cls",
     "voc2012_aug": "results/VOC2012/Segmentation/comp6_test_cls",
@@ -21,14 +22,14 @@ _SUFFIXES = (".jpg", ".jpeg", ".png")
 
 
 class Submission:
-    """Writes `NAME.png` for each image, 8 bits, in the ids that the set publishes.
+    """Writes `NAME.png` for each image, 8 bits, in the label ids of the data set.
 
     ADE20K: 1 to 150. Cityscapes: ids, not train ids. VOC 2012: palette images, in the
-    folders of its archive. Other sets: likewise their own labels.
+    folders of its archive. Other data sets: their published labels.
 
     Args:
-        folder: Where to write; what is there stays.
-        info: The data set, with its raw_labels labels.
+        folder: Output folder; existing files are kept.
+        info: The data set, with its label map.
     """
 
     def __init__(self, folder: Path, info: DatasetInfo):
@@ -37,8 +38,8 @@ class Submission:
         self._published = published_labels(info)
         self.folder.mkdir(parents=True, exist_ok=True)
 
-    def write(self, name: str, predictions: np.ndarray) -> None:
-        """Writes the predictions uint8 (h, w), classes, for the image of that name."""
+    def write(self, name: str, predictions: UInt8[np.ndarray, "h w"]) -> None:
+        """Writes the predicted classes of the image `name`."""
         labels = self._published[predictions]
         if self._palette is None:
             image = Image.fromarray(labels)
@@ -47,8 +48,8 @@ class Submission:
         image.save(self.folder / f"{name}.png")
 
 
-def published_labels(info: DatasetInfo) -> np.ndarray:
-    """Returns uint8 (n,): class -> published label, the least if several are mapped."""
+def published_labels(info: DatasetInfo) -> UInt8[np.ndarray, " n"]:
+    """Returns the published label of each class, the lowest if there are several."""
     labels = np.arange(info.num_classes)
     for label, index in sorted(info.label_map.items(), reverse=True):
         if index != IGNORE_LABEL:
@@ -57,14 +58,14 @@ def published_labels(info: DatasetInfo) -> np.ndarray:
 
 
 class UnlabeledDataset:
-    """The images of a folder and the folders in it, without labels: all are ignored.
+    """The images below a folder as a `Dataset` in which all labels are ignored.
 
     Args:
-        info: What the images are of.
-        folder: Where JPEG and PNG files are.
+        info: The data set whose classes are predicted.
+        folder: Folder of JPEG and PNG files, searched recursively.
 
     Raises:
-        UserError: No such folder, no images in it, or two of one name.
+        UserError: No such folder, no images in it, or two images of one name.
     """
 
     def __init__(self, info: DatasetInfo, folder: Path):
@@ -79,13 +80,13 @@ class UnlabeledDataset:
         _check_names(self.paths)
 
     def __len__(self) -> int:
-        """Returns the index of images."""
+        """Returns the number of images."""
         return len(self.paths)
 
     def encoded(
         self, index: int, *, raw_labels: bool = False
     ) -> tuple[bytes, np.ndarray]:
-        """Returns the bytes of the image file and labels to be ignored."""
+        """Returns the bytes of the image file, and ignored labels."""
         path = self.paths[index]
         return path.read_bytes(), self[index].labels
 
@@ -102,4 +103,4 @@ def _check_names(paths: Sequence[Path]) -> None:
     for path in paths:
         other = seen.setdefault(path.stem, path)
         if other is not path:
-            raise UserError(f"{path} and {other}: two images for one {path.stem}.png")
+            raise UserError(f"{path} and {other}: both would be {path.stem}.png")

@@ -1,1 +1,1 @@
-"""Trained models as files for other programs."""
+"""Trained models as StableHLO or ONNX files."""

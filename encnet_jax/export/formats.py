@@ -1,4 +1,4 @@
-"""Functions of images as files of other programs: StableHLO and ONNX."""
+"""File formats of exported functions: StableHLO and ONNX, written and run."""
 
 import importlib.util
 import logging
@@ -15,22 +15,25 @@ PLATFORMS = ("cpu", "cuda", "tpu")
 
 # uint8 images (b, h, w, 3) -> arrays by name
 PredictFn = Callable[[Any], dict[str, jax.Array]]
-RunFn = Callable[[Any], Mapping[str, Any]]  # likewise, of what a file holds
+RunFn = Callable[[Any], Mapping[str, Any]]  # likewise, loaded from a file
 Shape = jax.ShapeDtypeStruct
 
 
 def write_stablehlo(predict: PredictFn, images: Shape, path: Path) -> dict[str, Shape]:
-    """Writes a program for all `PLATFORMS`; returns the shapes of what comes out.
+    """Writes a StableHLO program for all `PLATFORMS`.
 
     Args:
-        predict: What to write; its `logits` are left out.
-        images: What goes in; sizes may be free.
+        predict: The function to write, without its output `logits`.
+        images: Input shape; sizes may be symbolic.
         path: The file.
+
+    Returns:
+        The shapes of the outputs.
     """
 
     def without_logits(images: Any) -> dict[str, jax.Array]:
         outputs = predict(images)
-        # Of many classes hundreds of megabytes, which the program has to write out.
+        # Hundreds of megabytes with many classes, all of which would be written.
         outputs.pop("logits", None)
         return outputs
 
@@ -40,22 +43,25 @@ def write_stablehlo(predict: PredictFn, images: Shape, path: Path) -> dict[str, 
 
 
 def read_stablehlo(path: Path) -> RunFn:
-    """Returns what the program in a file computes."""
+    """Returns the function that a StableHLO file holds."""
     return jax.jit(jax.export.deserialize(bytearray(path.read_bytes())).call)
 
 
 def write_onnx(predict: PredictFn, images: Shape, path: Path) -> dict[str, Shape]:
-    """Writes a graph; returns the shapes of what comes out.
+    """Writes an ONNX graph.
 
     Args:
-        predict: What to write.
-        images: What goes in, `images` in the graph; sizes may be free.
+        predict: The function to write.
+        images: Shape of the input `images`; sizes may be symbolic.
         path: The file.
+
+    Returns:
+        The shapes of the outputs.
     """
-    # It warns of plugins for packages that are not here, and of its own graphs.
+    # It warns about plugins for packages that are not installed, and its own graphs.
     for name in ("jax2onnx", "onnx_ir"):
         logging.getLogger(name).setLevel(logging.ERROR)
-    # Here, so that StableHLO does without the extra.
+    # Here, so that StableHLO works without the extra.
     import jax2onnx
 
     outputs = jax.eval_shape(predict, images)
@@ -77,7 +83,7 @@ def write_onnx(predict: PredictFn, images: Shape, path: Path) -> dict[str, Shape
 
 
 def read_onnx(path: Path) -> RunFn:
-    """Returns what ONNX Runtime computes by the graph in a file."""
+    """Returns the function that ONNX Runtime runs from a file."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -92,7 +98,7 @@ READERS = {"stablehlo": read_stablehlo, "onnx": read_onnx}
 
 
 def check_format(name: str) -> None:
-    """Raises `UserError` if there is no such format, or it needs a missing package."""
+    """Raises `UserError` for an unknown format or one that lacks a package."""
     if name not in WRITERS:
         raise UserError(f"--format={name}: allowed are {', '.join(WRITERS)}")
     for package in ("jax2onnx", "onnxruntime") if name == "onnx" else ():

@@ -1,4 +1,4 @@
-"""The page beside an exported model: how to run it, what goes in and comes out."""
+"""The README of an exported model: how to run it, its inputs and outputs."""
 
 from collections.abc import Mapping
 
@@ -26,19 +26,19 @@ images = np.zeros({shape}, np.uint8)  # RGB, 0 to 255
 """,
 }
 _MEANING = {
-    "labels": "the class of highest score",
-    "logits": "scores of the classes, before the softmax",
-    "presence": "probability that the class is in the image (semantic encoding branch)",
-    "probabilities": "of the classes, by the softmax",
+    "labels": "the highest-scoring class",
+    "logits": "class scores before the softmax",
+    "presence": "probability that the class occurs in the image (SE branch)",
+    "probabilities": "class probabilities (softmax)",
 }
 _JAX_ONLY = f"""\
-It needs JAX and NumPy alone, and runs on CPU, CUDA and TPU. Each new shape of `images`
-is compiled once. JAX {jax.__version__} wrote it; JAX promises that versions up to six
-months newer read it.
+Requires only JAX and NumPy; runs on CPU, CUDA and TPU. Compiled once per shape of
+`images`. Written by JAX {jax.__version__}; JAX guarantees that versions released up to
+six months later can read it.
 """
 _RUNTIME = """\
-Any program that runs ONNX takes it; it was checked in ONNX Runtime. Outputs that are
-not asked for, as above, are not copied.
+Runs in any ONNX runtime; verified with ONNX Runtime. Outputs that are not requested
+are not copied.
 """
 
 
@@ -53,22 +53,22 @@ def model_card(
     file_format: str,
     checked: str,
 ) -> str:
-    """Returns the page in Markdown.
+    """Returns the README in Markdown.
 
     Args:
-        title: The model in words.
-        info: Its classes, and the normalization inside it.
-        images: What goes in; sizes may be free.
-        outputs: What comes out.
-        smallest: Pixels of the shortest side that is allowed, where sizes are free.
-        training_size: Pixels of the long side of pictures in training, of both sides in
-            classification; 0: their own.
+        title: Title of the page.
+        info: Classes and normalization of the model.
+        images: Input shape; sizes may be symbolic.
+        outputs: Output shapes by name.
+        smallest: Minimum height and width in pixels where sizes are symbolic.
+        training_size: Long side of the training images in pixels, both sides in
+            classification; 0 if they were not resized.
         file_format: `"stablehlo"` or `"onnx"`.
-        checked: How the file was checked.
+        checked: Result of the comparison with JAX.
     """
-    free = not isinstance(images.shape[1], int)
+    any_size = not isinstance(images.shape[1], int)
     side = training_size or 480
-    example = (1, side, side, 3) if free else images.shape
+    example = (1, side, side, 3) if any_size else images.shape
     rows = [
         f"| in | `images` | {_array(images)} | RGB, 0 to 255 |",
         *(
@@ -77,24 +77,24 @@ def model_card(
         ),
     ]
     classes = [
-        f"| {number} | {name} | {_hexadecimal(color)} |"
-        for number, (name, color) in enumerate(zip(info.class_names, info.colors))
+        f"| {index} | {name} | {_hexadecimal(color)} |"
+        for index, (name, color) in enumerate(zip(info.class_names, info.colors))
     ]
     notes = []
-    if free:
+    if any_size:
         notes.append(
-            f"b, h and w are free; h and w are at least {smallest}. The images of a "
-            "call have one size, and are taken as they are, without resizing."
+            f"b, h and w are arbitrary; h and w are at least {smallest}. Images are "
+            "not resized; all images of a call have the same size."
         )
     if info.task == "classification":
-        notes.append(f"In training images had {training_size}x{training_size} pixels.")
+        notes.append(f"Training images had {training_size}x{training_size} pixels.")
     elif training_size:
         notes.append(
-            f"In training the long side of a picture had about {training_size} pixels; "
-            "bring others near that first, and the labels back by nearest neighbor."
+            f"The long side of the training images was about {training_size} pixels: "
+            "resize images to that first, and the labels back by nearest neighbor."
         )
     notes.append(
-        "Normalized inside, to (x / 255 - mean) / std with mean "
+        "Images are normalized by the model, to (x / 255 - mean) / std with mean "
         f"{_triple(info.mean)} and std {_triple(info.std)}. Computed in float32."
     )
     return "\n".join(
@@ -105,18 +105,18 @@ def model_card(
             _CODE[file_format].format(shape=example) + "```",
             "",
             _JAX_ONLY if file_format == "stablehlo" else _RUNTIME,
-            "| | name | array | what |",
+            "| | name | array | meaning |",
             "| --- | --- | --- | --- |",
             *rows,
             "",
             *(line for note in notes for line in (note, "")),
-            f"Compared with JAX when it was written: {checked}.",
+            f"Compared with JAX at export: {checked}.",
             "",
             "| label | class | color |",
             "| ---: | --- | --- |",
             *classes,
             "",
-            "`classes.json` says the same for programs.",
+            "`classes.json` holds the same table in machine-readable form.",
             "",
         ]
     )

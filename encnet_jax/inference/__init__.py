@@ -1,1 +1,1 @@
-"""Arrays in, arrays out: the folded network, jitted functions, sliding windows."""
+"""Arrays in, arrays out: folded networks, jitted functions, sliding windows."""

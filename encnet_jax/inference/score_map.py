@@ -1,7 +1,8 @@
-"""Scores of one image on the devices, in tiles: no program depends on its size.
+"""Score maps: the class scores of an image accumulated on the devices, in tiles.
 
-Windows are added to the tiles they touch by interpolation whose places and weights are
-data. On many devices the tiles are split by class, so that adding needs no exchange.
+Tiles have one shape, so no program depends on the image size. A window is added to the
+tiles it touches by interpolation whose indices and weights are data. On several devices
+the tiles are split by class, so that adding needs no communication.
 """
 
 import dataclasses
@@ -12,20 +13,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Array, Float32, UInt8
 
 from encnet_jax.inference.tta import WindowPlacement
 
-TILE = 256  # pixels, height and width; a multiple of any number of devices below it
+TILE = 256  # height and width in pixels; divisible by any smaller power of two
 
 
 @dataclasses.dataclass(frozen=True)
 class ScoreMapSharding:
-    """How score_maps lie on devices.
+    """How score maps are laid out over devices.
 
     Attributes:
         num_classes: Number of classes n.
-        softmax: Whether a view's scores are the softmax of what was added.
-        mesh: The devices that share a score_map; their number divides `TILE`.
+        softmax: Whether the scores of a view are the softmax of what was added.
+        mesh: The devices that share a score map; their number divides `TILE`.
     """
 
     num_classes: int
@@ -34,12 +36,12 @@ class ScoreMapSharding:
 
     @property
     def depth(self) -> int:
-        """As many classes as can be split evenly; the last are unused."""
+        """The number of classes, padded to a multiple of the devices."""
         return math.ceil(self.num_classes / self.mesh.size) * self.mesh.size
 
     @property
     def by_row(self) -> NamedSharding:
-        """The first axis split: tiles from above, or batches."""
+        """The first axis split: rows of a tile, or a batch."""
         return NamedSharding(self.mesh, PartitionSpec("data"))
 
     @property
@@ -54,54 +56,54 @@ class ScoreMapSharding:
 
 
 class ScoreMapPool:
-    """Makes score_maps of one sharding, and keeps their memory for the next image."""
+    """Creates score maps of one sharding and reuses their memory between images."""
 
     def __init__(self, sharding: ScoreMapSharding):
         self.sharding = sharding
         self._free: dict[bool, list[jax.Array]] = {False: [], True: []}
 
     def create(self, size: tuple[int, int]) -> "ScoreMap":
-        """Returns an empty score_map for an image of (height, width) pixels."""
+        """Returns an empty score map for an image of (height, width) pixels."""
         return ScoreMap(self, size)
 
     def acquire(self, total: bool = False) -> jax.Array:
         """Returns a tile of zeros, split by class, or by row for a total."""
         if self._free[total]:
             return self._free[total].pop()
-        layout = self.sharding
-        depth = layout.num_classes if total else layout.depth
+        sharding = self.sharding
+        depth = sharding.num_classes if total else sharding.depth
         zeros = np.zeros((TILE, TILE, depth), np.float32)
-        return jax.device_put(zeros, layout.by_row if total else layout.by_class)
+        return jax.device_put(zeros, sharding.by_row if total else sharding.by_class)
 
     def release(self, tile: jax.Array, total: bool = False) -> None:
-        """Keeps a tile of zeros."""
+        """Takes back a tile, which must be zeros again."""
         self._free[total].append(tile)
 
 
 class ScoreMap:
-    """The scores of an image while its windows come in; see `ScoreMapPool`."""
+    """The scores of an image while its windows arrive; see `ScoreMapPool`."""
 
-    def __init__(self, factory: ScoreMapPool, size: tuple[int, int]):
+    def __init__(self, pool: ScoreMapPool, size: tuple[int, int]):
         self.size = size
-        self._factory = factory
-        # Tiles of the view at hand, and with softmax of all views before it.
+        self._pool = pool
+        # Tiles of the current view and, with softmax, of the sum over finished views.
         self._view: dict[tuple[int, int], jax.Array] = {}
         self._total: dict[tuple[int, int], jax.Array] = {}
 
     def add(
         self,
-        scores: jax.Array,
-        row: int,
+        scores: Float32[Array, "b h w depth"],
+        index: int,
         rows: WindowPlacement,
         columns: WindowPlacement,
     ) -> None:
-        """Adds a window's scores where they belong.
+        """Adds the scores of a window.
 
         Args:
-            scores: float32 (b, h, w, depth), split by class.
-            row: Which of them.
-            rows: Where the window lies, from above.
-            columns: Where, from the left.
+            scores: Scores of a batch of windows, split by class.
+            index: Index of the window in the batch.
+            rows: Placement of the window along the height.
+            columns: Placement of the window along the width.
         """
         for i in range(rows.first // TILE, -(-rows.last // TILE)):
             for j in range(columns.first // TILE, -(-columns.last // TILE)):
@@ -109,79 +111,80 @@ class ScoreMap:
                 weights = np.stack([_cut(rows.weights, i), _cut(columns.weights, j)])
                 tile = self._view.get((i, j))
                 if tile is None:
-                    tile = self._factory.acquire()
-                self._view[i, j] = _add(tile, scores, np.int32(row), pixels, weights)
+                    tile = self._pool.acquire()
+                self._view[i, j] = _add(tile, scores, np.int32(index), pixels, weights)
 
     def finish_view(self) -> None:
-        """Closes a view: from here on another one is added."""
-        sharding = self._factory.sharding
+        """Marks the end of a view; windows of the next one may follow."""
+        sharding = self._pool.sharding
         if not sharding.softmax:
             return
         for place, tile in self._view.items():
             total = self._total.get(place)
             if total is None:
-                total = self._factory.acquire(total=True)
+                total = self._pool.acquire(total=True)
             tile, self._total[place] = _add_softmax(tile, total, sharding)
-            self._factory.release(tile)
+            self._pool.release(tile)
         self._view.clear()
 
     def labels(self) -> "Labels":
-        """Returns the classes of highest score, and frees the score_map.
+        """Returns the highest-scoring classes and frees the score map.
 
-        The result is on its way; see `Labels`.
+        Asynchronous: the result is still being computed, see `Labels`.
         """
         parts = {}
-        sharding, tiles = self._factory.sharding, self._tiles()
+        sharding, tiles = self._pool.sharding, self._tiles()
         for place in list(tiles):
-            parts[place], tile = _highest(tiles.pop(place), sharding)
-            self._factory.release(tile, total=sharding.softmax)
+            parts[place], tile = _argmax(tiles.pop(place), sharding)
+            self._pool.release(tile, total=sharding.softmax)
         return Labels(self.size, parts)
 
-    def scores(self) -> np.ndarray:
-        """Returns float32 (h, w, n), and frees the score_map."""
-        depth = self._factory.sharding.num_classes
-        result = np.zeros((*self.size, depth), np.float32)
+    def scores(self) -> Float32[np.ndarray, "h w n"]:
+        """Returns the scores and frees the score map."""
+        num_classes = self._pool.sharding.num_classes
+        result = np.zeros((*self.size, num_classes), np.float32)
         tiles = self._tiles()
         for place in list(tiles):
             box = _box(place, self.size)
-            result[box] = _inside(np.asarray(tiles.pop(place)), box)[..., :depth]
+            result[box] = _crop(np.asarray(tiles.pop(place)), box)[..., :num_classes]
         return result
 
     def _tiles(self) -> dict[tuple[int, int], jax.Array]:
-        return self._total if self._factory.sharding.softmax else self._view
+        return self._total if self._pool.sharding.softmax else self._view
 
 
 class Labels:
-    """Labels that devices still work on."""
+    """Labels that devices are still computing."""
 
     def __init__(self, size: tuple[int, int], parts: dict[tuple[int, int], jax.Array]):
         self._size = size
         self._parts = parts
 
-    def fetch(self) -> np.ndarray:
-        """Waits for them and returns uint8 (h, w)."""
+    def fetch(self) -> UInt8[np.ndarray, "h w"]:
+        """Waits for the labels and returns them."""
         result = np.zeros(self._size, np.uint8)
         for place, part in self._parts.items():
             box = _box(place, self._size)
-            result[box] = _inside(np.asarray(part), box)
+            result[box] = _crop(np.asarray(part), box)
         return result
 
 
 def _box(place: tuple[int, int], size: tuple[int, int]) -> tuple[slice, slice]:
+    """Returns the image pixels of the tile at a row and column of tiles."""
     rows, columns = (
         slice(p * TILE, min((p + 1) * TILE, s)) for p, s in zip(place, size)
     )
     return rows, columns
 
 
-def _inside(tile: np.ndarray, box: tuple[slice, slice]) -> np.ndarray:
+def _crop(tile: np.ndarray, box: tuple[slice, slice]) -> np.ndarray:
     rows, columns = box
     return tile[: rows.stop - rows.start, : columns.stop - columns.start]
 
 
-def _cut(numbers: np.ndarray, tile: int) -> np.ndarray:
-    """Returns the numbers of a tile's pixels, (2, TILE); 0 beyond the image."""
-    part = numbers[:, tile * TILE : (tile + 1) * TILE]
+def _cut(values: np.ndarray, tile: int) -> np.ndarray:
+    """Returns the values (2, TILE) of a tile's pixels; 0 beyond the image."""
+    part = values[:, tile * TILE : (tile + 1) * TILE]
     return np.pad(part, ((0, 0), (0, TILE - part.shape[1])))
 
 
@@ -189,24 +192,24 @@ def _cut(numbers: np.ndarray, tile: int) -> np.ndarray:
 def _add(
     tile: jax.Array,
     scores: jax.Array,
-    row: np.ndarray,
-    pixels: np.ndarray,
-    weights: np.ndarray,
+    index: jax.Array,
+    pixels: jax.Array,
+    weights: jax.Array,
 ) -> jax.Array:
     (upper, lower), (left, right) = pixels
     (above, below), (before, after) = weights
-    part = scores[row]
-    lines = above[:, None, None] * part[upper] + below[:, None, None] * part[lower]
-    # Otherwise the compiler interpolates each line anew for every tap: slower on CPU.
-    lines = jax.lax.optimization_barrier(lines)
-    return tile + before[:, None] * lines[:, left] + after[:, None] * lines[:, right]
+    window = scores[index]
+    rows = above[:, None, None] * window[upper] + below[:, None, None] * window[lower]
+    # Otherwise XLA recomputes each row for both of its taps, which is slower on CPU.
+    rows = jax.lax.optimization_barrier(rows)
+    return tile + before[:, None] * rows[:, left] + after[:, None] * rows[:, right]
 
 
 @functools.partial(jax.jit, donate_argnums=(0, 1), static_argnames="sharding")
 def _add_softmax(
     view: jax.Array, total: jax.Array, sharding: ScoreMapSharding
 ) -> tuple[jax.Array, jax.Array]:
-    """Returns zeros in place of the view, and the total with its softmax."""
+    """Returns zeros in the memory of the view, and the total plus its softmax."""
     logits = jax.lax.with_sharding_constraint(view, sharding.by_row)
     total += jax.nn.softmax(logits[..., : sharding.num_classes], axis=-1)
     zeros = jax.lax.with_sharding_constraint(jnp.zeros_like(view), sharding.by_class)
@@ -214,11 +217,9 @@ def _add_softmax(
 
 
 @functools.partial(jax.jit, donate_argnums=0, static_argnames="sharding")
-def _highest(
-    tile: jax.Array, sharding: ScoreMapSharding
-) -> tuple[jax.Array, jax.Array]:
-    """Returns the classes of highest score, and zeros in place of the tile."""
+def _argmax(tile: jax.Array, sharding: ScoreMapSharding) -> tuple[jax.Array, jax.Array]:
+    """Returns the highest-scoring classes, and zeros in the memory of the tile."""
     scores = jax.lax.with_sharding_constraint(tile, sharding.by_row)
-    kept = sharding.by_row if sharding.softmax else sharding.by_class
-    zeros = jax.lax.with_sharding_constraint(jnp.zeros_like(tile), kept)
+    layout = sharding.by_row if sharding.softmax else sharding.by_class
+    zeros = jax.lax.with_sharding_constraint(jnp.zeros_like(tile), layout)
     return scores[..., : sharding.num_classes].argmax(-1).astype(jnp.uint8), zeros

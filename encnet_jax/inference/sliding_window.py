@@ -1,4 +1,4 @@
-"""The windows of many images through a network, in full batches of one shape."""
+"""Sliding windows: the windows of many images in full batches of one shape."""
 
 import itertools
 from collections import deque
@@ -8,23 +8,27 @@ from typing import Any, NamedTuple, TypeVar
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Float, Float32
 
 from encnet_jax.inference.score_map import ScoreMap, ScoreMapPool, ScoreMapSharding
 from encnet_jax.inference.tta import TTAProtocol, WindowPlacement
 
-# float32 windows (b, h, w, 3) -> what `merge_hflip` returns.
-Apply = Callable[[np.ndarray], tuple[jax.Array, jax.Array | None]]
+# Windows (b, h, w, 3), normalized -> what `merge_hflip` returns.
+ApplyFn = Callable[
+    [Float32[np.ndarray, "b h w 3"]],
+    tuple[Float32[Array, "b h w depth"], Float32[Array, "b n"] | None],
+]
 _Item = TypeVar("_Item")
 
 
-class Finished(NamedTuple):
-    """An image of which every window has passed.
+class ImageScores(NamedTuple):
+    """The scores of an image, complete when `run_sliding_window` yields it.
 
     Attributes:
-        key: What it came with.
+        key: The key that the image came with.
         score_map: Its scores.
-        presence: Of each window, an array (b, n) and the row in it; empty if the
-            network tells none.
+        presence: For each window an array (b, n) and the index of the window in it;
+            empty if the network has no semantic encoding branch.
     """
 
     key: Any
@@ -34,7 +38,7 @@ class Finished(NamedTuple):
 
 class _Window(NamedTuple):
     pixels: np.ndarray
-    image: Finished
+    image: ImageScores
     rows: WindowPlacement
     columns: WindowPlacement
     ends_view: bool
@@ -42,7 +46,10 @@ class _Window(NamedTuple):
 
 
 def add_hflip(windows: Any, mirror: bool) -> Any:
-    """Returns (b, h, w, 3), with `mirror` (2 b, ...): each beside its mirror image."""
+    """Returns windows (b, h, w, 3), or with `mirror` (2 b, h, w, 3).
+
+    Each window is followed by its mirror image. NumPy in, NumPy out.
+    """
     if not mirror:
         return windows
     xp = jnp if isinstance(windows, jax.Array) else np
@@ -51,27 +58,28 @@ def add_hflip(windows: Any, mirror: bool) -> Any:
 
 
 def merge_hflip(
-    logits: jax.Array,
-    presence: jax.Array | None,
+    logits: Float[Array, "b h w n"],
+    se_logits: Float[Array, "b n"] | None,
     mirror: bool,
     sharding: ScoreMapSharding,
-) -> tuple[jax.Array, jax.Array | None]:
-    """Returns the scores of windows and the probability that classes are present.
+) -> tuple[Float32[Array, "c h w depth"], Float32[Array, "c n"] | None]:
+    """Returns scores and class presence probabilities of windows.
 
     Args:
-        logits: Of `add_hflip` windows, (b or 2 b, h, w, n).
-        presence: Likewise (b or 2 b, n), before the sigmoid, or None.
-        mirror: Add up each window and its mirror image.
-        sharding: Of what they are added to.
+        logits: Logits of what `add_hflip` returned.
+        se_logits: Presence logits of the same, or None.
+        mirror: Whether to sum each window and its mirror image; then b is 2 c.
+        sharding: Layout of the score map that the scores are added to.
 
     Returns:
-        float32 (b, h, w, depth), split by class; float32 (b, n) or None.
+        Scores, split by class, and probabilities or None.
     """
-    # Up to here each device has windows of its own, from here on classes.
+    # Up to here each device holds whole windows, from here on classes.
     logits = jax.lax.with_sharding_constraint(logits, sharding.by_row)
     scores = logits.astype(jnp.float32)
-    if presence is not None:
-        presence = jax.nn.sigmoid(presence.astype(jnp.float32))
+    presence = None
+    if se_logits is not None:
+        presence = jax.nn.sigmoid(se_logits.astype(jnp.float32))
     if mirror:
         scores = scores[::2] + scores[1::2, :, ::-1]
         if presence is not None:
@@ -87,49 +95,49 @@ def merge_hflip(
 
 def run_sliding_window(
     images: Iterable[tuple[Any, np.ndarray]],
-    apply: Apply,
+    apply: ApplyFn,
     protocol: TTAProtocol,
-    score_maps: ScoreMapPool,
+    pool: ScoreMapPool,
     batch_size: int,
-) -> Iterator[Finished]:
-    """Passes the windows of images through a network and yields the images in order.
+) -> Iterator[ImageScores]:
+    """Passes the windows of images through a network; yields the images in order.
 
-    Windows of the full size share batches, whatever images they are of; smaller ones,
-    that only mmsegmentation's rules have, are of a shape of their own and do not wait.
+    Full-size windows of all images share batches. Smaller ones, which only
+    `MmsegProtocol` produces, form batches of their own shape and do not wait for more.
 
     Args:
-        images: Keys and images, as `protocol` takes them.
-        apply: Maps float32 (b, h, w, 3) to what `merge_hflip` returns.
-        protocol: How images are cut.
-        score_maps: Where scores are added.
-        batch_size: Windows that pass together; a multiple of the devices.
+        images: Keys and images, as `protocol.views` takes them.
+        apply: The network; see `ApplyFn`.
+        protocol: How images are cut into windows.
+        pool: Source of score maps.
+        batch_size: Windows per batch; a multiple of the number of devices.
     """
-    full = (protocol.window_size, protocol.window_size, 3)
+    full = (protocol.crop_size, protocol.crop_size, 3)
     running: deque[jax.Array] = deque()
     waiting: list[_Window] = []
 
-    def flush() -> Iterator[Finished]:
+    def flush() -> Iterator[ImageScores]:
         shape = waiting[0].pixels.shape
-        devices = score_maps.sharding.mesh.size
+        devices = pool.sharding.mesh.size
         size = batch_size if shape == full else -(-len(waiting) // devices) * devices
         fill = [waiting[-1].pixels] * (size - len(waiting))
         scores, presence = apply(np.stack([w.pixels for w in waiting] + fill))
-        # One batch is computed while the next is made; more would only take memory.
+        # One batch runs while the next is assembled; more would only take memory.
         running.append(scores)
         if len(running) > 1:
             running.popleft().block_until_ready()
-        for row, window in enumerate(waiting):
+        for index, window in enumerate(waiting):
             score_map = window.image.score_map
-            score_map.add(scores, row, window.rows, window.columns)
+            score_map.add(scores, index, window.rows, window.columns)
             if presence is not None:
-                window.image.presence.append((presence, row))
+                window.image.presence.append((presence, index))
             if window.ends_view:
                 score_map.finish_view()
             if window.ends_image:
                 yield window.image
         waiting.clear()
 
-    for window in _windows(images, protocol, score_maps):
+    for window in _windows(images, protocol, pool):
         if waiting and waiting[0].pixels.shape != window.pixels.shape:
             yield from flush()
         waiting.append(window)
@@ -141,21 +149,19 @@ def run_sliding_window(
 
 
 def _windows(
-    images: Iterable[tuple[Any, np.ndarray]],
-    protocol: TTAProtocol,
-    score_maps: ScoreMapPool,
+    images: Iterable[tuple[Any, np.ndarray]], protocol: TTAProtocol, pool: ScoreMapPool
 ) -> Iterator[_Window]:
     for key, image in images:
-        result = Finished(key, score_maps.create(image.shape[:2]), [])
-        for view, last_view in _marked(protocol.views(image)):
-            places = itertools.product(view.rows, view.columns)
-            for (rows, columns), last in _marked(places):
+        result = ImageScores(key, pool.create(image.shape[:2]), [])
+        for view, last_view in _mark_last(protocol.views(image)):
+            placements = itertools.product(view.rows, view.columns)
+            for (rows, columns), last in _mark_last(placements):
                 pixels = view.pixels[rows.window, columns.window]
-                ends = last_view and last
-                yield _Window(pixels, result, rows, columns, last, ends)
+                ends_image = last_view and last
+                yield _Window(pixels, result, rows, columns, last, ends_image)
 
 
-def _marked(items: Iterable[_Item]) -> Iterator[tuple[_Item, bool]]:
+def _mark_last(items: Iterable[_Item]) -> Iterator[tuple[_Item, bool]]:
     """Yields each item and whether it is the last."""
     iterator = iter(items)
     for item in iterator:

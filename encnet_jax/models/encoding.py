@@ -1,27 +1,29 @@
-"""The Encoding Layer and the Context Encoding Module (Zhang et al. 2018, section 3)."""
+"""The Encoding Layer and the Context Encoding Module (Zhang et al. 2018, section 3).
 
-from typing import Any
+Shapes: b images, h x w pixels, c channels, k codewords, n classes.
+"""
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax.typing import DTypeLike
+from jaxtyping import Array, Float
 
-from encnet_jax.models.layers import BatchNorm, ConvBN, uniform_fan_in
+from encnet_jax.models.layers import BatchNorm, ConvBN, Linear
 
 
 class Encoding(nnx.Module):
-    """Residual encoding of features over learned codewords.
+    """The Encoding Layer: residuals of features over learned codewords.
 
-    With codewords d_k, scales s_k and features x_i, the assignment of x_i is the
-    softmax over k of s_k |x_i - d_k|^2, and the result e_k sums the residuals
-    x_i - d_k weighted by it. The scales are negative numbers (the paper writes
-    -s_k; both originals learn the negative, drawn from [-1, 0)).
+    Paper, section 3.1, equation 1: with features x_i, codewords d_k and scales s_k,
 
-    The pixel x codeword x channel tensor of residuals is never formed: the squares are
-    expanded and the sums are two matrix products. Everything is float32, relative to
-    the mean codeword, so that a large common offset of features and codewords does not
-    cancel.
+        e_k = sum_i a_ik (x_i - d_k),   a_ik = softmax_k(s_k |x_i - d_k|^2).
+
+    The scales here are negative. The paper writes -s_k; both original implementations
+    learn the negative, drawn from [-1, 0).
+
+    The (pixels, k, c) tensor of residuals is never formed: the squares are expanded,
+    and both sums are matrix products. Everything is float32 and relative to the mean
+    codeword, so that a large offset common to features and codewords does not cancel.
 
     Args:
         features: Number of channels c.
@@ -42,43 +44,48 @@ class Encoding(nnx.Module):
             jax.random.uniform(rngs.params(), (num_codes,), minval=-1.0, maxval=0.0)
         )
 
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """Encodes (b, ..., c), pixels in any arrangement, into float32 (b, k, c)."""
+    def __call__(self, x: Float[Array, "b *pixels c"]) -> Float[Array, "b k c"]:
+        """Encodes features; the result is float32, whatever their dtype."""
         x = x.reshape(x.shape[0], -1, x.shape[-1]).astype(jnp.float32)
         codewords = self.codewords[...]
-        # The result does not depend on a shift of both; hence no gradient through it.
+        # Shifting both does not change the result; hence no gradient through the shift.
         center = jax.lax.stop_gradient(codewords.mean(0))
         x, codewords = x - center, codewords - center
         assignment = jax.nn.softmax(self._logits(x, codewords), axis=-1)
         weighted = jnp.einsum("bnk,bnc->bkc", assignment, x, precision="highest")
         return weighted - assignment.sum(1)[:, :, None] * codewords
 
-    def _logits(self, x: jax.Array, codewords: jax.Array) -> jax.Array:
+    def _logits(
+        self, x: Float[Array, "b pixels c"], codewords: Float[Array, "k c"]
+    ) -> Float[Array, "b pixels k"]:
+        """Returns s_k |x_i - d_k|^2, with |x - d|^2 = |x|^2 - 2 x d + |d|^2."""
         squares = jnp.square(x).sum(-1, keepdims=True)
         products = jnp.einsum("bnc,kc->bnk", x, codewords, precision="highest")
         distances = squares - 2 * products + jnp.square(codewords).sum(-1)
         return self._scales() * distances
 
-    def _scales(self) -> jax.Array:
+    def _scales(self) -> Float[Array, " k"]:
         return self.scale[...]
 
 
 class ContextEncoding(nnx.Module):
-    """Context Encoding Module: channel attention and class presence from an encoding.
+    """The Context Encoding Module (paper, sections 3.1 and 3.2, figure 2).
 
-    1x1 convolution, batch norm, ReLU, encoding, batch norm over the codewords, ReLU and
-    the mean over them give one vector e per image; then the features under attention,
-    `relu(x + x * sigmoid(linear(e)))`, and the SE logits `linear(e)`. The paper
-    sums over the codewords and has no ReLU or identity around the product; both
-    originals do as written here.
+    Encodes the features into one vector e per image, scales the channels by a gate
+    computed from e (featuremap attention), and predicts from e which classes are in
+    the image (the branch of the semantic encoding loss):
+
+        e = mean_k relu(batch_norm(encoding(conv_bn_relu(x))))
+        features = relu(x + x sigmoid(linear(e))),   se_logits = linear(e).
+
+    The paper sums over the codewords, and has neither the identity nor the ReLU around
+    the product; both original implementations compute what is written here.
 
     Args:
         features: Number of channels c.
-        num_codes: Number of codewords; 0 takes the mean over the pixels in place of the
-            encoding (the paper's K = 0).
-        num_classes: Classes of the semantic encoding branch, or None for no branch.
-        unbiased_running_var: See `BatchNorm`.
-        dtype: Dtype of the 1x1 convolution and of the returned features.
+        num_codes: Number of codewords k; 0 replaces the encoding by the mean over the
+            pixels (the paper's ablation with K = 0).
+        num_classes: Classes n of the semantic encoding branch; None omits the branch.
         rngs: Source of the initial weights.
     """
 
@@ -88,50 +95,38 @@ class ContextEncoding(nnx.Module):
         *,
         num_codes: int = 32,
         num_classes: int | None,
-        unbiased_running_var: bool = False,
-        dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
     ):
-        self.reduce = ConvBN(
-            features,
-            features,
-            unbiased_running_var=unbiased_running_var,
-            dtype=dtype,
-            rngs=rngs,
-        )
+        self.reduce = ConvBN(features, features, rngs=rngs)
         self.encoding = nnx.data(None)
         self.norm = nnx.data(None)
         if num_codes:
             self.encoding = Encoding(features, num_codes, rngs=rngs)
-            self.norm = BatchNorm(
-                num_codes,
-                axis=1,
-                unbiased_running_var=unbiased_running_var,
-                rngs=rngs,
-            )
-        linear: dict[str, Any] = dict(kernel_init=uniform_fan_in, rngs=rngs)
-        self.gate = nnx.Linear(features, features, **linear)
+            self.norm = BatchNorm(num_codes, axis=1, rngs=rngs)
+        self.gate = Linear(features, features, rngs=rngs)
         self.se_head = nnx.data(
-            nnx.Linear(features, num_classes, **linear) if num_classes else None
+            Linear(features, num_classes, rngs=rngs) if num_classes else None
         )
 
-    def encode(self, x: jax.Array) -> jax.Array:
-        """Returns the vector (b, c), float32, that stands for each whole image."""
+    def encode(self, x: Float[Array, "b h w c"]) -> Float[Array, "b c"]:
+        """Returns the vector e, float32, that describes each whole image."""
         x = self.reduce(x)
         if self.encoding is None or self.norm is None:
             return x.astype(jnp.float32).mean((1, 2))
         return jax.nn.relu(self.norm(self.encoding(x))).mean(1)
 
-    def __call__(self, x: jax.Array) -> tuple[jax.Array, jax.Array | None]:
-        """Returns the features (b, h, w, c) under attention, and the SE logits.
+    def __call__(
+        self, x: Float[Array, "b h w c"]
+    ) -> tuple[Float[Array, "b h w c"], Float[Array, "b n"] | None]:
+        """Returns the gated features and the SE logits.
 
-        The SE logits (b, num_classes), float32 and before the sigmoid, are None
-        without the branch.
+        The features have the dtype of x. The SE logits are float32, before the sigmoid,
+        and None without the branch.
         """
         encoded = self.encode(x)
         gate = jax.nn.sigmoid(self.gate(encoded))
         se_logits = None if self.se_head is None else self.se_head(encoded)
-        # In float32: so is the sum over the pixels that is the gradient of the gate.
+        # Float32, so that the gradient of the gate, a sum over all pixels, is too.
         features = x.astype(jnp.float32)
         features = jax.nn.relu(features + features * gate[:, None, None, :])
         return features.astype(x.dtype), se_logits

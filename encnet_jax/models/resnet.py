@@ -1,25 +1,32 @@
-"""Residual networks with dilated last stages (He et al. 2016; Yu et al. 2017)."""
+"""Residual networks with dilated last stages (He et al. 2016; Yu et al. 2017).
+
+The backbone of the paper (section 3.3): stages 3 and 4 keep an eighth of the resolution
+and dilate their convolutions by 2 and 4.
+"""
 
 import dataclasses
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax.typing import DTypeLike
+from jaxtyping import Array, Float
 
 from encnet_jax.models.layers import ConvBN, max_pool
+from encnet_jax.models.settings import Check, at_least, one_of
 
 
 @dataclasses.dataclass(frozen=True)
 class ResNetSpec:
-    """What the name of a backbone stands for.
+    """The architecture that the name of a residual network stands for.
 
     Attributes:
         blocks: Number of residual blocks in each of the four stages.
-        bottleneck: 1x1, 3x3, 1x1 blocks of four times the width; else two 3x3.
-        dilated: Whether a stage that keeps its resolution dilates instead. Without
-            dilation the receptive field stays small.
+        bottleneck: 1x1, 3x3, 1x1 blocks that expand to four times the width; else two
+            3x3 convolutions.
+        dilated: Whether a stage that keeps its resolution dilates its convolutions.
+            Without dilation the receptive field stays small.
     """
 
     blocks: tuple[int, int, int, int]
@@ -27,7 +34,7 @@ class ResNetSpec:
     dilated: bool = True
 
 
-BACKBONES = {
+RESNETS = {
     "tiny": ResNetSpec((1, 1, 1, 1), dilated=False),
     "resnet18": ResNetSpec((2, 2, 2, 2), bottleneck=False),
     "resnet34": ResNetSpec((3, 4, 6, 3), bottleneck=False),
@@ -40,10 +47,10 @@ BACKBONES = {
 def stage_strides_and_dilations(
     output_stride: int, dilated: bool
 ) -> list[tuple[int, int, int]]:
-    """(stride, dilation of the first block, dilation of the others) of each stage.
+    """Returns (stride, dilation of the first block, dilation of the rest) by stage.
 
-    A stage that would pass `output_stride` keeps its resolution; its first block then
-    has the dilation of the stage before, its others twice that. No multi-grid.
+    A stage that would exceed `output_stride` keeps its resolution: its first block has
+    the dilation of the stage before, the others twice that. There is no multi-grid.
     """
     layout, resolution, dilation = [(1, 1, 1)], 4, 1
     for _ in range(3):
@@ -59,21 +66,29 @@ def stage_strides_and_dilations(
 
 
 class Shortcut(nnx.Module):
-    """1x1 projection; in the D variant behind an average pooling that strides."""
+    """1x1 projection; in the D variant, average pooling before it does the stride."""
 
-    def __init__(self, features_in, features_out, stride, avg_down, **options):
+    def __init__(
+        self,
+        features_in: int,
+        features_out: int,
+        stride: int,
+        avg_down: bool,
+        *,
+        rngs: nnx.Rngs,
+    ):
         self.pool = stride if avg_down else 1
         stride = 1 if avg_down else stride
         self.projection = ConvBN(
-            features_in, features_out, stride=stride, relu=False, **options
+            features_in, features_out, stride=stride, relu=False, rngs=rngs
         )
 
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b H W d"]:
         """Maps (b, h, w, c) to (b, ceil(h/stride), ceil(w/stride), features_out)."""
         if self.pool > 1:
-            # An odd last row or column is averaged over what there is of it.
+            # Windows past an odd edge average only the pixels inside the image; for an
+            # even size no window reaches the padding.
             sizes = (1, self.pool, self.pool, 1)
-            # Of an even size no window reaches the padding.
             edge = (0, self.pool - 1)
             window = (jax.lax.add, sizes, sizes, ((0, 0), edge, edge, (0, 0)))
             total = jax.lax.reduce_window(x, 0.0, *window)
@@ -83,7 +98,18 @@ class Shortcut(nnx.Module):
 
 
 class Block(nnx.Module):
-    """Residual block: basic (two 3x3) or bottleneck (1x1, 3x3 with the stride, 1x1)."""
+    """Residual block: basic (two 3x3) or bottleneck (1x1, 3x3 with the stride, 1x1).
+
+    Args:
+        features_in: Number of input channels.
+        width: Channels before expansion.
+        bottleneck: Whether it is a bottleneck, of 4 `width` output channels.
+        stride: Of the first 3x3 convolution and of the shortcut.
+        dilation: Of the first 3x3 convolution.
+        stage_dilation: Of the second 3x3 convolution of a basic block.
+        avg_down: See `Shortcut`.
+        rngs: Source of the initial weights.
+    """
 
     def __init__(
         self,
@@ -95,20 +121,20 @@ class Block(nnx.Module):
         dilation: int,
         stage_dilation: int,
         avg_down: bool,
-        **options,
+        rngs: nnx.Rngs,
     ):
         features_out = 4 * width if bottleneck else width
-        middle: dict[str, Any] = dict(stride=stride, dilation=dilation, **options)
+        middle: dict[str, Any] = dict(stride=stride, dilation=dilation, rngs=rngs)
         if bottleneck:
             layers = [
-                ConvBN(features_in, width, **options),
+                ConvBN(features_in, width, rngs=rngs),
                 ConvBN(width, width, 3, **middle),
-                ConvBN(width, features_out, relu=False, **options),
+                ConvBN(width, features_out, relu=False, rngs=rngs),
             ]
         else:
-            # The second convolution has the dilation of the stage also in its first
+            # The second convolution has the dilation of the stage, even in its first
             # block (PyTorch-Encoding; mmsegmentation never dilates it).
-            last: dict[str, Any] = dict(dilation=stage_dilation, relu=False, **options)
+            last: dict[str, Any] = dict(dilation=stage_dilation, relu=False, rngs=rngs)
             layers = [
                 ConvBN(features_in, width, 3, **middle),
                 ConvBN(width, width, 3, **last),
@@ -116,13 +142,13 @@ class Block(nnx.Module):
         self.layers = nnx.List(layers)
         projects = stride != 1 or features_in != features_out
         self.shortcut = nnx.data(
-            Shortcut(features_in, features_out, stride, avg_down, **options)
+            Shortcut(features_in, features_out, stride, avg_down, rngs=rngs)
             if projects
             else None
         )
         self.features_out = features_out
 
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b H W d"]:
         """Maps (b, h, w, features_in) to (b, h/stride, w/stride, features_out)."""
         y = x
         for layer in self.layers:
@@ -134,86 +160,94 @@ class ResNet(nnx.Module):
     """Residual network that returns the feature maps of its four stages.
 
     Args:
-        backbone: A key of `BACKBONES`.
-        stem: `"plain"`, one 7x7 convolution, or `"deep"`, three 3x3 ones.
+        name: A key of `RESNETS`.
+        stem: `"plain"`, one 7x7 convolution, or `"deep"`, three 3x3 convolutions.
         stem_width: Channels of the first two convolutions of the deep stem (the third
-            has twice as many): 64 as PyTorch-Encoding's resnet50s, 32 as ResNetV1c/d.
-        avg_down: Strided shortcuts average before they reduce (the D variant).
-        output_stride: 8, 16 or 32: input pixels a feature of the last stage stands for.
-        width: Channels of the first stage before expansion; 64 in every published net.
-        remat: Stages, 1 to 4, whose blocks are computed again in the backward pass:
-            only the inputs of the blocks are kept, for a third more computation.
-        unbiased_running_var: See `BatchNorm`.
-        dtype: Dtype of the computation.
+            has twice as many): 64 in PyTorch-Encoding's resnet50s, 32 in ResNetV1c/d.
+        avg_down: Whether strided shortcuts average before they project (D variant).
+        output_stride: 8, 16 or 32: pixels of the input per feature of the last stage.
+        width: Channels of the first stage before expansion; 64 in all published
+            networks.
+        remat: Stages, 1 to 4, that are recomputed in the backward pass: only the inputs
+            of their blocks are kept, at the cost of a second forward pass.
         rngs: Source of the initial weights.
     """
 
+    checks: ClassVar[dict[str, Check]] = {
+        "stem": one_of("plain", "deep"),
+        "stem_width": one_of(32, 64),
+        "output_stride": one_of(8, 16, 32),
+        "width": at_least(1),
+        "remat": lambda v: "" if set(v) <= {1, 2, 3, 4} else "stages are 1, 2, 3, 4",
+    }
+
     def __init__(
         self,
-        backbone: str = "resnet50",
+        name: str = "resnet50",
         *,
         stem: str = "deep",
         stem_width: int = 64,
         avg_down: bool = False,
         output_stride: int = 8,
         width: int = 64,
-        remat: tuple[int, ...] = (),
-        unbiased_running_var: bool = False,
-        dtype: DTypeLike = jnp.float32,
+        remat: Sequence[int] = (),
         rngs: nnx.Rngs,
     ):
-        depth = BACKBONES[backbone]
-        options: dict[str, Any] = dict(
-            unbiased_running_var=unbiased_running_var, dtype=dtype, rngs=rngs
-        )
-        if stem == "plain":
-            stem_layers = [ConvBN(3, width, 7, stride=2, **options)]
-            features = width
-        else:
-            stem_layers = [
-                ConvBN(3, stem_width, 3, stride=2, **options),
-                ConvBN(stem_width, stem_width, 3, **options),
-                ConvBN(stem_width, 2 * stem_width, 3, **options),
-            ]
-            features = 2 * stem_width
-        self.stem = nnx.List(stem_layers)
+        spec = RESNETS[name]
+        self.stem = nnx.List(_stem_layers(stem, stem_width, width, rngs))
+        features = width if stem == "plain" else 2 * stem_width
         stages: list[nnx.List] = []
         stage_features: list[int] = []
         for i, (stride, first, others) in enumerate(
-            stage_strides_and_dilations(output_stride, depth.dilated)
+            stage_strides_and_dilations(output_stride, spec.dilated)
         ):
             blocks = []
-            for j in range(depth.blocks[i]):
-                blocks.append(
-                    Block(
-                        features,
-                        width * 2**i,
-                        bottleneck=depth.bottleneck,
-                        stride=stride if j == 0 else 1,
-                        dilation=first if j == 0 else others,
-                        stage_dilation=others,
-                        avg_down=avg_down,
-                        **options,
-                    )
+            for j in range(spec.blocks[i]):
+                block = Block(
+                    features,
+                    width * 2**i,
+                    bottleneck=spec.bottleneck,
+                    stride=stride if j == 0 else 1,
+                    dilation=first if j == 0 else others,
+                    stage_dilation=others,
+                    avg_down=avg_down,
+                    rngs=rngs,
                 )
-                features = blocks[-1].features_out
+                blocks.append(block)
+                features = block.features_out
             stages.append(nnx.List(blocks))
             stage_features.append(features)
         self.features = tuple(stage_features)
         self.stages = nnx.List(stages)
         self.remat = tuple(remat)
 
-    def __call__(self, images: jax.Array) -> list[jax.Array]:
-        """Returns the outputs of stages 1 to 4 for normalized images (b, h, w, 3)."""
+    def __call__(self, images: Float[Array, "b h w 3"]) -> list[jax.Array]:
+        """Returns the outputs of stages 1 to 4 for normalized images.
+
+        Stage 1 has a quarter of the resolution, (b, ceil(h/4), ceil(w/4), c), stage 4
+        that of the output stride.
+        """
         x = images
         for layer in self.stem:
             x = layer(x)
         x = max_pool(x)
         outputs = []
         for number, stage in enumerate(self.stages, start=1):
-            again = number in self.remat
-            apply = nnx.remat(Block.__call__) if again else Block.__call__
+            recomputed = number in self.remat
+            apply = nnx.remat(Block.__call__) if recomputed else Block.__call__
             for block in stage:
                 x = apply(block, x)
             outputs.append(x)
         return outputs
+
+
+def _stem_layers(
+    stem: str, stem_width: int, width: int, rngs: nnx.Rngs
+) -> list[ConvBN]:
+    if stem == "plain":
+        return [ConvBN(3, width, 7, stride=2, rngs=rngs)]
+    return [
+        ConvBN(3, stem_width, 3, stride=2, rngs=rngs),
+        ConvBN(stem_width, stem_width, 3, rngs=rngs),
+        ConvBN(stem_width, 2 * stem_width, 3, rngs=rngs),
+    ]

@@ -1,15 +1,20 @@
 """Resizing and pooling to a grid as matrix products, for sizes known or free."""
 
-from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Float
+
+Size = Any  # an int, or in export an expression of free sizes
+AnyArray = jax.Array | np.ndarray
 
 
-def adaptive_average_pool(x: jax.Array, bins: int) -> jax.Array:
-    """Averages (b, h, w, c) over a grid of cells: (b, bins, bins, c).
+def adaptive_average_pool(
+    x: Float[AnyArray, "b h w c"], bins: int
+) -> Float[Array, "b {bins} {bins} c"]:
+    """Averages over a grid of cells.
 
     Cell i has the rows from floor(i h / bins) up to, not including,
     ceil((i + 1) h / bins), and columns alike, as in PyTorch: cells overlap where the
@@ -26,7 +31,7 @@ def adaptive_average_pool(x: jax.Array, bins: int) -> jax.Array:
     return (total / area[:, :, None]).astype(x.dtype)
 
 
-def _cells(size: int, bins: int) -> np.ndarray | jax.Array:
+def _cells(size: Size, bins: int) -> AnyArray:
     """Which cell (bins, size) has which pixel; NumPy where the size is known."""
     xp = np if isinstance(size, int) else jnp
     pixel = _index(size)
@@ -39,13 +44,13 @@ def _cells(size: int, bins: int) -> np.ndarray | jax.Array:
 
 
 def resize_bilinear(
-    x: jax.Array,
-    size: tuple[int, int],
+    x: Float[AnyArray, "b h w c"],
+    size: tuple[Size, Size],
     *,
     align_corners: bool = True,
     antialias: bool = False,
-) -> jax.Array:
-    """Resizes (b, h, w, c) bilinearly to (b, *size, c) by two small matrix products.
+) -> Float[Array, "b H W c"]:
+    """Resizes features bilinearly by two small matrix products.
 
     Args:
         x: Floating point features or images.
@@ -59,7 +64,7 @@ def resize_bilinear(
     if antialias and align_corners:
         raise ValueError("antialias needs align_corners=False")
     height, width = x.shape[1:3]
-    out = x
+    out = jnp.asarray(x)
     # The smaller intermediate result first.
     if height != size[0]:
         rows = interpolation_matrix(height, size[0], align_corners, antialias)
@@ -70,51 +75,7 @@ def resize_bilinear(
     return out
 
 
-def resize_argmax(
-    x: jax.Array, sizes: Sequence[tuple[int, int]], align_corners: Sequence[bool]
-) -> jax.Array:
-    """Resizes (b, h, w, c) once or several times; returns its largest channels.
-
-    On CPU one channel after the other is resized and compared with the best so far: a
-    third of the time of a resized array and its arg max, and the array, which for 150
-    classes is the largest of a prediction, is never held.
-
-    Args:
-        x: Floating point logits.
-        sizes: Heights and widths, one after the other.
-        align_corners: For each; see `resize_bilinear`.
-
-    Returns:
-        uint8 (b, *sizes[-1]); of equal channels the first.
-    """
-    rows: Any = np.eye(x.shape[1])
-    columns: Any = np.eye(x.shape[2])
-    for (height, width), align in zip(sizes, align_corners):
-        rows = interpolation_matrix(len(rows), height, align) @ rows
-        columns = interpolation_matrix(len(columns), width, align) @ columns
-    x = x.astype(jnp.float32)
-
-    def at_once(x: jax.Array) -> jax.Array:
-        x = _product("ow,bhwc->bhoc", columns, _product("oh,bhwc->bowc", rows, x))
-        return x.argmax(-1).astype(jnp.uint8)
-
-    def by_channel(x: jax.Array) -> jax.Array:
-        def compare(best: tuple[jax.Array, ...], channel: jax.Array) -> Any:
-            value, label, number = best
-            resized = _product("ow,bhw->bho", columns, channel)
-            better = resized > value
-            value = jnp.where(better, resized, value)
-            return (value, jnp.where(better, number, label), number + 1), None
-
-        channels = _product("oh,bhwc->cbow", rows, x)
-        shape = (x.shape[0], len(rows), len(columns))
-        start = (jnp.full(shape, -jnp.inf), jnp.zeros(shape, jnp.uint8), jnp.uint8(0))
-        return jax.lax.scan(compare, start, channels)[0][1]
-
-    return jax.lax.platform_dependent(x, cpu=by_channel, default=at_once)
-
-
-def _product(equation: str, matrix: np.ndarray | jax.Array, x: jax.Array) -> jax.Array:
+def _product(equation: str, matrix: AnyArray, x: AnyArray) -> jax.Array:
     # Weights such as 0.625 are exact in bfloat16, others are not: full precision keeps
     # float32 features right on units that multiply in less by default.
     precision = jax.lax.Precision.HIGHEST if x.dtype == jnp.float32 else None
@@ -122,8 +83,8 @@ def _product(equation: str, matrix: np.ndarray | jax.Array, x: jax.Array) -> jax
 
 
 def interpolation_matrix(
-    source: int, target: int, align_corners: bool = True, antialias: bool = False
-) -> np.ndarray | jax.Array:
+    source: Size, target: Size, align_corners: bool = True, antialias: bool = False
+) -> AnyArray:
     """Weights (target, source), float32, of one-dimensional linear interpolation.
 
     NumPy where both sizes are known.
@@ -132,22 +93,30 @@ def interpolation_matrix(
     # sizes): positions near 1000 in float32 would cost the weights four digits.
     known = isinstance(source, int) and isinstance(target, int)
     xp = np if known else jnp
-    i, j = _index(target)[:, None], _index(source)[None, :]
-    if align_corners:
-        step = (source - 1) / max(target - 1, 1)
-        position = i * step
-    else:
-        step = source / target
-        position = xp.clip((i + 0.5) * step - 0.5, 0, source - 1)
-        if antialias:
-            position = (i + 0.5) * step - 0.5
-    reach = max(step, 1.0) if antialias else 1.0
-    weights = xp.maximum(0.0, 1.0 - abs(position - j) / reach)
+    position = source_positions(source, target, align_corners, clip=not antialias)
+    reach = max(source / target, 1.0) if antialias else 1.0
+    distance = xp.abs(position[:, None] - _index(source)[None, :])
+    weights = xp.maximum(0.0, 1.0 - distance / reach)
     weights = weights / weights.sum(1, keepdims=True)
     return weights.astype(np.float32)
 
 
-def _index(size: int) -> np.ndarray | jax.Array:
+def source_positions(
+    source: Size, target: Size, align_corners: bool, clip: bool = True
+) -> AnyArray:
+    """Returns where target pixels lie among source pixels along an axis, (target,).
+
+    NumPy, float64, where both sizes are known. With `clip` no position is outside the
+    first and last pixel.
+    """
+    i = _index(target)
+    if align_corners:
+        return i * ((source - 1) / max(target - 1, 1))
+    position = (i + 0.5) * (source / target) - 0.5
+    return position.clip(0, source - 1) if clip else position
+
+
+def _index(size: Size) -> AnyArray:
     """Numbers from 0 to size - 1; NumPy where the size is known."""
     if isinstance(size, int):
         return np.arange(size)

@@ -1,17 +1,19 @@
-"""3x3 convolution with fewer products: Winograd's F(m x m, 3 x 3).
+"""3x3 convolution by fewer multiplications: Winograd's F(m x m, 3 x 3).
 
-Tiles of (m + 2)^2 pixels give m^2 results by (m + 2)^2 products a channel, not 9 m^2,
-between sums of pixels and sums of kernel weights (Winograd 1980; Lavin and Gray 2016,
-section 4.1). Feature maps are (b, h, w, c).
+Y = A^T [(G g G^T) * (B^T d B)] A (Winograd 1980; Lavin and Gray 2016, section 4.1): an
+input tile d of (m + 2)^2 pixels gives m^2 outputs by (m + 2)^2 multiplications a
+channel, not 9 m^2, between transforms of tiles and of the kernel g. Over channels and
+tiles, each of the (m + 2)^2 elements is a matrix product. Features are (b, h, w, c).
 """
 
 import functools
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Float
 
 from encnet_jax.ops.chunks import (
     BACKWARD_CHUNK_ELEMENTS,
@@ -20,26 +22,29 @@ from encnet_jax.ops.chunks import (
     split_chunks,
 )
 
-# For each tile m, where the polynomials of Toom and Cook's construction are evaluated,
-# beside infinity. With those of 2 all factors are 1 or 1/2, and rounding is as in the
-# direct impl. On CPU, tiles of 4 were slower than of 3: 36 kernels to read, not 25.
+# For each m, where the polynomials of Toom and Cook's construction are evaluated,
+# beside infinity. With those of 2 all coefficients are 1 or 1/2, and rounding is as in
+# a direct convolution. On CPU, tiles of 4 were slower than of 3: 36 transformed kernels
+# to read, not 25.
 _POINTS = {2: (0.0, 1.0, -1.0), 3: (0.0, 1.0, -1.0, 0.5)}
-# Sums of a kernel take longer for the larger tile. Prediction has them made once;
-# training makes them at every step.
+# The larger tile takes longer to transform a kernel for. Prediction has that done once;
+# training does it at every step.
 PREDICTION_TILE = 3
 _TRAINING_TILE = 2
 
+# n lists of n arrays: one for each element of a transformed tile.
 _Grid = list[list[jax.Array]]
 _Arguments = tuple[jax.Array, jax.Array]
+_AnyArray = TypeVar("_AnyArray", jax.Array, np.ndarray)
 
 
 class _Transforms(NamedTuple):
-    """The matrices of Y = A^T [(G g G^T) * (B^T d B)] A along one axis.
+    """The three matrices, for n = m + 2.
 
     Attributes:
-        B_T: (n, n), transforms an input tile d with its border, n pixels long.
-        G: (n, 3), transforms a kernel g.
-        A_T: (tile, n), transforms the elementwise products into outputs.
+        B_T: (n, n), transforms input tiles, with a border of one pixel.
+        G: (n, 3), transforms kernels.
+        A_T: (m, n), transforms the products into outputs.
     """
 
     B_T: np.ndarray
@@ -61,51 +66,55 @@ def _transforms(tile: int) -> _Transforms:
     )
 
 
-def transform_kernel(kernel: jax.Array, tile: int) -> jax.Array:
-    """Returns the sums (n, n, in, out), n = tile + 2, of a kernel (3, 3, in, out).
+def transform_kernel(kernel: _AnyArray, tile: int) -> _AnyArray:
+    """Returns G g G^T of a kernel (3, 3, in, out): (n, n, in, out), n = tile + 2.
 
-    Also of NumPy's arrays, by NumPy.
+    NumPy in, NumPy out.
     """
-    factors = _transforms(tile).G.astype(kernel.dtype)
-    size, features = len(factors), kernel.shape[2:]
-    rows = (factors @ kernel.reshape(3, -1)).reshape(size, 3, -1)
-    return (factors @ rows).reshape(size, size, *features)
+    G = _transforms(tile).G.astype(kernel.dtype)
+    n, features = len(G), kernel.shape[2:]
+    rows = (G @ kernel.reshape(3, -1)).reshape(n, 3, -1)
+    return (G @ rows).reshape(n, n, *features)
 
 
-def winograd(x: jax.Array, kernel: jax.Array | _Grid) -> jax.Array:
-    """3x3 convolution of (b, h, w, in), padded by 1, from the sums of its kernel.
+def winograd_transformed(
+    x: Float[Array, "b h w in"],
+    transformed: Float[jax.Array | np.ndarray, "n n in out"] | _Grid,
+) -> Float[Array, "b h w out"]:
+    """3x3 convolution, padded by 1, by a kernel that is transformed already.
+
+    In float32 the rounding error of one convolution is up to twice that of a direct one
+    with tiles of 2, and up to 7 times with tiles of 3.
 
     Args:
         x: Features.
-        kernel: Its sums, (n, n, in, out) or n lists of n (in, out), for tiles of n - 2.
-
-    Returns:
-        (b, h, w, out). In float32 the rounding error of one convolution is up to twice
-        that of the direct impl with tiles of 2, and up to 7 times with tiles of 3.
+        transformed: Of `transform_kernel`, as an array or as n lists of n (in, out).
     """
     b, h, w, _ = x.shape
-    tile = len(kernel) - 2
+    tile = len(transformed) - 2
     products = [
-        [pixels @ weights for pixels, weights in zip(*lines)]
-        for lines in zip(transform_input(x, tile), kernel)
+        [d @ g for d, g in zip(*lines)]
+        for lines in zip(transform_input(x, tile), transformed)
     ]
-    results = _transform_grid(_transforms(tile).A_T, products)
-    y = jnp.stack([jnp.stack(line, axis=1) for line in results], axis=1)
+    outputs = _transform_grid(_transforms(tile).A_T, products)
+    y = jnp.stack([jnp.stack(line, axis=1) for line in outputs], axis=1)
     rows, columns = -(-h // tile), -(-w // tile)
     y = y.reshape(b, rows, columns, tile, tile, -1).swapaxes(2, 3)
     return y.reshape(b, tile * rows, tile * columns, -1)[:, :h, :w]
 
 
 @jax.custom_vjp
-def winograd_conv(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """As `winograd`, of a kernel (3, 3, in, out), with gradients as quick as itself.
+def winograd_conv(
+    x: Float[Array, "b h w in"], kernel: Float[Array, "3 3 in out"]
+) -> Float[Array, "b h w out"]:
+    """3x3 convolution, padded by 1, with gradients as fast as itself.
 
-    Some images pass at a time: their sums, four times the images, stay in the cache.
-    Derived by the compiler, the gradients would add up tiles that overlap.
+    In chunks of images: their transforms, four times the images, stay in the cache.
+    Derived automatically, the gradients would add up overlapping tiles.
     """
-    sums = _transform_kernel_taps(kernel)
-    blocks = split_chunks(x, chunk_size(x, kernel, FORWARD_CHUNK_ELEMENTS))
-    y = jax.lax.map(lambda images: winograd(images, sums), blocks)
+    transformed = _transform_kernel_taps(kernel)
+    chunks = split_chunks(x, chunk_size(x, kernel, FORWARD_CHUNK_ELEMENTS))
+    y = jax.lax.map(lambda images: winograd_transformed(images, transformed), chunks)
     return y.reshape(*x.shape[:3], -1)
 
 
@@ -113,60 +122,56 @@ def _winograd_forward(x: jax.Array, kernel: jax.Array) -> tuple[jax.Array, _Argu
     return winograd_conv(x, kernel), (x, kernel)
 
 
-def _winograd_gradients(arguments: _Arguments, cotangent: jax.Array) -> _Arguments:
+def _winograd_backward(arguments: _Arguments, cotangent: jax.Array) -> _Arguments:
     """Returns the gradients of both arguments.
 
-    That of x is a convolution with the kernel turned around; that of the kernel's sums,
-    for each of the products, a product over all tiles.
+    That of x is a convolution with the kernel turned around; that of the kernel is
+    G^T [sum over tiles of (B^T d B) * (A dy A^T)] G.
     """
     x, kernel = arguments
     turned = _transform_kernel_taps(kernel[::-1, ::-1].swapaxes(2, 3))
 
-    def step(total: _Grid, blocks: _Arguments) -> tuple[_Grid, jax.Array]:
-        images, cotangents = blocks
+    def step(total: _Grid, chunks: _Arguments) -> tuple[_Grid, jax.Array]:
+        images, cotangents = chunks
         pairs = zip(
             transform_input(images, _TRAINING_TILE),
             transform_output_grad(cotangents, _TRAINING_TILE),
         )
-        products = [[a.T @ b for a, b in zip(*lines)] for lines in pairs]
-        return jax.tree.map(jnp.add, total, products), winograd(cotangents, turned)
+        products = [[d.T @ dy for d, dy in zip(*lines)] for lines in pairs]
+        total = jax.tree.map(jnp.add, total, products)
+        return total, winograd_transformed(cotangents, turned)
 
     size = chunk_size(x, kernel, BACKWARD_CHUNK_ELEMENTS)
-    blocks = (split_chunks(x, size), split_chunks(cotangent, size))
+    chunks = (split_chunks(x, size), split_chunks(cotangent, size))
     zeros = jax.tree.map(jnp.zeros_like, _transform_kernel_taps(kernel))
-    total, of_x = jax.lax.scan(step, zeros, blocks)
-    of_kernel = _transform_grid(_transforms(_TRAINING_TILE).G.T, total)
-    return of_x.reshape(x.shape), jnp.stack([jnp.stack(line) for line in of_kernel])
+    total, x_grad = jax.lax.scan(step, zeros, chunks)
+    taps = _transform_grid(_transforms(_TRAINING_TILE).G.T, total)
+    kernel_grad = jnp.stack([jnp.stack(line) for line in taps])
+    return x_grad.reshape(x.shape), kernel_grad
 
 
-winograd_conv.defvjp(_winograd_forward, _winograd_gradients)
+winograd_conv.defvjp(_winograd_forward, _winograd_backward)
 
 
 def _transform_kernel_taps(kernel: jax.Array) -> _Grid:
-    """As `transform_kernel`, one by one: compiled, that takes half of the time."""
+    """As `transform_kernel`, tap by tap: compiled, that takes half of the time."""
     grid = [[kernel[i, j] for j in range(3)] for i in range(3)]
     return _transform_grid(_transforms(_TRAINING_TILE).G, grid)
 
 
-def transform_input(x: jax.Array, tile: int) -> _Grid:
-    """Returns for each of the products the sums (b tiles, c) of pixels."""
+def transform_input(x: Float[Array, "b h w c"], tile: int) -> _Grid:
+    """Returns B^T d B of all tiles, padded by 1: each element (b tiles, c)."""
     _, h, w, c = x.shape
     padding = ((1, 1 + -h % tile), (1, 1 + -w % tile))
     x = jnp.pad(x, ((0, 0), *padding, (0, 0)))
-    factors = _transforms(tile).B_T
-    return [
-        [
-            sums.reshape(-1, c)
-            for sums in _transform_lines(
-                factors, _strided_lines(line, 2, tile, tile + 2)
-            )
-        ]
-        for line in _transform_lines(factors, _strided_lines(x, 1, tile, tile + 2))
-    ]
+    B_T = _transforms(tile).B_T
+    rows = _transform_lines(B_T, _strided_lines(x, 1, tile, tile + 2))
+    grid = [_transform_lines(B_T, _strided_lines(r, 2, tile, tile + 2)) for r in rows]
+    return [[element.reshape(-1, c) for element in line] for line in grid]
 
 
-def transform_output_grad(cotangent: jax.Array, tile: int) -> _Grid:
-    """Returns what the cotangent (b, h, w, c) of the results is for each product."""
+def transform_output_grad(cotangent: Float[Array, "b h w c"], tile: int) -> _Grid:
+    """Returns A dy A^T of all tiles of the cotangent: each element (b tiles, c)."""
     _, h, w, c = cotangent.shape
     cotangent = jnp.pad(cotangent, ((0, 0), (0, -h % tile), (0, -w % tile), (0, 0)))
     grid = [
@@ -182,28 +187,28 @@ def _strided_lines(x: jax.Array, axis: int, tile: int, count: int) -> list[jax.A
     return [jax.lax.slice_in_dim(x, i, i + last, tile, axis) for i in range(count)]
 
 
-def _transform_grid(factors: np.ndarray, grid: _Grid) -> _Grid:
-    """Returns the sums of a grid's columns by all rows of factors, then of its rows."""
-    columns = [_transform_lines(factors, column) for column in zip(*grid)]
-    return [_transform_lines(factors, line) for line in zip(*columns)]
+def _transform_grid(matrix: np.ndarray, grid: _Grid) -> _Grid:
+    """Returns M X M^T of a grid X of arrays."""
+    columns = [_transform_lines(matrix, column) for column in zip(*grid)]
+    return [_transform_lines(matrix, line) for line in zip(*columns)]
 
 
 def _transform_lines(
-    factors: np.ndarray, arrays: Sequence[jax.Array]
+    matrix: np.ndarray, arrays: Sequence[jax.Array]
 ) -> list[jax.Array]:
-    """Returns the sums of arrays by every row of factors."""
-    return [_weighted_sum(row, arrays) for row in factors.tolist()]
+    """Returns M x of a vector x of arrays."""
+    return [_weighted_sum(row, arrays) for row in matrix.tolist()]
 
 
-def _weighted_sum(factors: Sequence[float], arrays: Sequence[jax.Array]) -> jax.Array:
+def _weighted_sum(weights: Sequence[float], arrays: Sequence[jax.Array]) -> jax.Array:
     total = None
-    for factor, array in zip(factors, arrays):
-        if factor == 0:
+    for weight, array in zip(weights, arrays):
+        if weight == 0:
             continue
-        part = array if abs(factor) == 1 else array * abs(factor)
+        part = array if abs(weight) == 1 else array * abs(weight)
         if total is None:
-            total = part if factor > 0 else -part
+            total = part if weight > 0 else -part
         else:
-            total = total + part if factor > 0 else total - part
+            total = total + part if weight > 0 else total - part
     assert total is not None  # no row is all zeros
     return total

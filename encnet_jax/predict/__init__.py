@@ -1,1 +1,1 @@
-"""Trained models as functions of an image."""
+"""Trained models as functions of one image."""

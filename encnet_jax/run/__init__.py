@@ -1,1 +1,1 @@
-"""What a run leaves on disk, and how its hosts agree."""
+"""Runs: start, state, files on disk, and agreement among hosts."""

@@ -1,14 +1,13 @@
-"""Checkpoints of a run; the only file that knows Orbax.
+"""Checkpoints of a run; the only file that imports Orbax.
 
-Under `workdir/checkpoints/STEP` lie the items `params`, `batch_stats` and `optimizer`
-(with the step). The latest two are kept, so that a damaged one is no loss, and the best
-by mean IoU (or accuracy).
+`workdir/checkpoints/STEP` holds the items `params`, `batch_stats` and `optimizer` (with
+the step). Kept are the latest two, in case one is damaged, and the best by mean IoU (or
+accuracy).
 """
 
 import contextlib
 import gc
 import io
-import json
 import logging
 import shutil
 import time
@@ -29,10 +28,11 @@ from orbax.checkpoint.checkpoint_managers import (
 
 from encnet_jax import migrations
 from encnet_jax.errors import DISK_FULL, UserError
-from encnet_jax.run.state import PureDict, TrainState
+from encnet_jax.run.checkpoint_folder import choose_step, saved_steps, stored_paths
+from encnet_jax.run.state import PureDict, TrainState, flatten_paths
 
 _ITEMS = ("params", "batch_stats", "optimizer")
-_THREADS_END = 0.5  # seconds in which the reads beside a failed one end
+_THREADS_END = 0.5  # seconds until reads that run beside a failed one have ended
 _log = logging.getLogger(__name__)
 
 
@@ -45,33 +45,32 @@ class Checkpoints:
 
     Args:
         workdir: Folder of the run.
-        metric: Name of the score that tells the best, greater is better.
+        metric: Name of the score that ranks checkpoints, greater is better.
     """
 
     def __init__(self, workdir: Path, metric: str = "mean_iou"):
         self.metric = metric
         self.folder = workdir.resolve() / "checkpoints"
         self._manager: ocp.CheckpointManager | None = None
-        self._saving: int | None = None  # the step that is being written
+        self._saving: int | None = None  # step being written
 
     def save(
         self, state: TrainState, step: int, scores: dict[str, float] | None = None
     ) -> None:
-        """Starts to save a state in the background, unless this step is there.
+        """Starts saving a state in the background, unless this step is saved.
 
-        A full disk is no error: it is told, and the checkpoints before stay as they
-        are.
+        A full disk logs a warning and leaves the earlier checkpoints as they are.
 
         Args:
             state: Copied at once; may be donated after the call.
-            step: The number of steps taken, that of the state.
-            scores: Of an evaluation at this step, if there was one.
+            step: Number of steps taken.
+            scores: Result of the evaluation at this step, if there was one.
         """
         self._finish()
         manager = self._open()
         if step in manager.all_steps():
             return
-        # On CPU the writer would read memory that the next step is free to overwrite.
+        # On CPU the writer would read memory that the next step may overwrite.
         state = jax.tree.map(jnp.copy, state)
         optimizer = {"step": state.step, "opt_state": state.opt_state}
         items = zip(_ITEMS, (state.params, state.batch_stats, optimizer))
@@ -86,13 +85,13 @@ class Checkpoints:
             self._give_up(error)
 
     def restore_latest(self, like: TrainState, sharding: Sharding) -> TrainState | None:
-        """Returns the newest state that can be read, or None if none was saved.
+        """Returns the newest readable state, or None if none was saved.
 
-        A damaged checkpoint is set aside with a warning, and the one before is taken.
+        A damaged checkpoint is set aside with a warning, and the previous one is read.
 
         Args:
             like: A state of the same structure, shapes and dtypes.
-            sharding: Where the arrays are to be.
+            sharding: Placement of the arrays.
 
         Raises:
             UserError: The checkpoint is of another model, or all are damaged.
@@ -124,52 +123,49 @@ class Checkpoints:
     def restore_model(
         self, params: PureDict, batch_stats: PureDict, step: str | int = "best"
     ) -> tuple[PureDict, PureDict, int]:
-        """Returns weights, statistics and the step they were saved at.
+        """Returns parameters, running statistics and their step.
 
         Args:
-            params: Weights of the same structure, shapes and dtypes.
-            batch_stats: Statistics likewise.
-            step: `"best"` (by the score; the latest if none was evaluated), `"latest"`,
-                or a number.
+            params: Parameters of the same structure, shapes and dtypes.
+            batch_stats: Running statistics likewise.
+            step: `"best"`, `"latest"` or a number; see `choose_step`.
 
         Raises:
             UserError: No such checkpoint, a damaged one, or one of another model.
         """
-        number = self._choose(step)
+        chosen = choose_step(self.folder, step, self.metric)
         sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
         wanted = {
             "params": _abstract(params, sharding),
             "batch_stats": _abstract(batch_stats, sharding),
         }
-        items = self._restore(number, wanted)
-        return items["params"], items["batch_stats"], number
+        items = self._restore(chosen, wanted)
+        return items["params"], items["batch_stats"], chosen
 
     def steps(self) -> list[int]:
-        """Returns the steps that were saved, rising."""
-        if not self.folder.is_dir():
-            return []
-        return sorted(int(p.name) for p in self.folder.iterdir() if p.name.isdigit())
+        """Returns the saved steps, ascending."""
+        return saved_steps(self.folder)
 
     def close(self) -> None:
-        """Waits until everything is on disk."""
+        """Blocks until everything is on disk."""
         self._finish()
         if self._manager is not None:
             self._manager.close()
             self._manager = None
 
     def _finish(self) -> None:
-        """Waits for the checkpoint that is being written."""
+        """Blocks until the checkpoint being written is complete."""
         if self._manager is None or self._saving is None:
             return
         try:
             self._manager.wait_until_finished()
-        # TensorStore's word for a full disk is a ValueError.
+        # TensorStore reports a full disk by a ValueError.
         except (OSError, ValueError) as error:
             self._give_up(error)
         self._saving = None
 
     def _give_up(self, error: Exception) -> None:
-        """Removes what was written of a checkpoint if the disk is full; else raises."""
+        """Removes an incomplete checkpoint if the disk is full, else raises."""
         full = "RESOURCE_EXHAUSTED" in str(error) or (
             isinstance(error, OSError) and error.errno in DISK_FULL
         )
@@ -179,11 +175,11 @@ class Checkpoints:
         self._manager.close()
         self._manager = None
         if jax.process_index() == 0:
-            for rest in self.folder.glob(f"{step}.*tmp*"):
-                shutil.rmtree(rest, ignore_errors=True)
+            for incomplete in self.folder.glob(f"{step}.*tmp*"):
+                shutil.rmtree(incomplete, ignore_errors=True)
         _log.warning(
-            "WARNING: the checkpoint of step %d does not fit on the disk of %s; the "
-            "ones before are as they were, and the training goes on without it",
+            "WARNING: the checkpoint of step %d does not fit on the disk of %s; "
+            "earlier ones are kept, and training continues",
             step,
             self.folder,
         )
@@ -200,7 +196,7 @@ class Checkpoints:
                 options=ocp.CheckpointManagerOptions(
                     create=True,
                     cleanup_tmp_directories=True,
-                    # Without `best_fn` the scores are not written to disk.
+                    # Orbax writes scores to disk only with `best_fn` set.
                     best_fn=best.get_metric_fn,
                     # `max_to_keep` with `best_fn` would delete the latest.
                     preservation_policy=AnyPreservationPolicy([LatestN(2), best]),
@@ -210,16 +206,9 @@ class Checkpoints:
 
     def _restore(self, step: int, wanted: dict[str, Any]) -> dict[str, Any]:
         old_paths = self._old_paths(step, wanted)
-        wanted = {
-            name: migrations.rename_leaves(item, lambda p: old_paths.get(p, p))
-            for name, item in wanted.items()
-        }
         new_paths = {old: new for new, old in old_paths.items()}
-        items = self._read(step, wanted)
-        return {
-            name: migrations.rename_leaves(item, lambda p: new_paths.get(p, p))
-            for name, item in items.items()
-        }
+        items = self._read(step, _renamed(wanted, old_paths))
+        return _renamed(items, new_paths)
 
     def _read(self, step: int, wanted: dict[str, Any]) -> dict[str, Any]:
         arguments = {
@@ -230,41 +219,15 @@ class Checkpoints:
                 items = reader.restore(
                     self.folder / str(step), args=ocp.args.Composite(**arguments)
                 )
-            # Orbax reports unreadable files by a plain Exception, among others.
+            # Orbax reports unreadable files by many types, plain Exception included.
             except Exception as error:
                 raise DamagedError(
                     f"{self.folder / str(step)}: damaged: {_first_line(error)}"
                 ) from error
         return {name: items[name] for name in wanted}
 
-    def _choose(self, step: str | int) -> int:
-        steps = self.steps()
-        if not steps:
-            raise UserError(f"{self.folder}: no checkpoint")
-        if step == "latest":
-            return steps[-1]
-        if step == "best":
-            values = {s: self._score(s) for s in steps}
-            scored = {s: v for s, v in values.items() if v is not None}
-            return max(scored, key=scored.__getitem__) if scored else steps[-1]
-        if int(step) not in steps:
-            names = ", ".join(map(str, steps))
-            raise UserError(f"step {step}: not in {self.folder}; there are {names}")
-        return int(step)
-
-    def _score(self, step: int) -> float | None:
-        path = self.folder / str(step) / "metrics" / "metrics"
-        try:
-            return float(json.loads(path.read_text())[self.metric])
-        except (OSError, ValueError, KeyError, TypeError):
-            return None  # saved without an evaluation
-
     def _old_paths(self, step: int, wanted: dict[str, Any]) -> dict[str, str]:
-        """Returns path -> path in the checkpoint, where names changed since; or {}.
-
-        Raises:
-            UserError: Its weights have other names or shapes: of another model.
-        """
+        """Returns `stored_paths` of a checkpoint, from its metadata."""
         folder = self.folder / str(step)
         with _reader(_ITEMS) as reader:
             try:
@@ -274,48 +237,32 @@ class Checkpoints:
                 raise DamagedError(
                     f"{folder}: damaged: {_first_line(error)}"
                 ) from error
-        here = _shapes(wanted["params"])
-        paths = [*here, *_shapes(wanted["batch_stats"])]
-        old = {path: migrations.old_parameter_path(path, here) for path in paths}
-        if stored.keys() != here.keys() and stored.keys() == {old[p] for p in here}:
-            stored = {path: stored[old[path]] for path in here}
-        else:
-            old = {}
-        for name in sorted(here.keys() | stored.keys()):
-            if stored.get(name) != here.get(name):
-                raise UserError(
-                    f"{folder}: the checkpoint of another model: {name} has the shape "
-                    f"{stored.get(name)} there and {here.get(name)} here"
-                )
-        return old
+        params, batch_stats = _shapes(wanted["params"]), _shapes(wanted["batch_stats"])
+        return stored_paths(folder, stored, params, batch_stats)
 
     def _set_aside(self, step: int, error: Exception) -> None:
         path = self.folder / str(step)
-        # Its text alone: the error itself would keep the failed reads alive.
-        _log.warning("checkpoint %s; taking the one before", str(error))
+        # As text: a log record with the error would keep the failed reads alive.
+        _log.warning("checkpoint %s; using the previous one", str(error))
         if jax.process_index() == 0:
             path.rename(self.folder / f"{step}.damaged")
-        _wait_for_all(f"set aside {step}")
-
-
-def _wait_for_all(what: str) -> None:
-    """Lets no host go on before the first has changed the folder."""
-    if jax.process_count() > 1:
-        multihost_utils.sync_global_devices(what)
+        # No host may read on before the first has changed the folder.
+        if jax.process_count() > 1:
+            multihost_utils.sync_global_devices(f"set aside {step}")
 
 
 def _reader(items: Iterable[str]) -> ocp.Checkpointer:
     handlers: dict[str, ocp.CheckpointHandler] = {
         name: ocp.StandardCheckpointHandler() for name in items
     }
-    # Not read by it; without a handler Orbax warns of them.
+    # Not read here; without a handler Orbax warns about them.
     handlers["metrics"] = ocp.JsonCheckpointHandler()
     return ocp.Checkpointer(ocp.CompositeCheckpointHandler(**handlers))
 
 
 @contextlib.contextmanager
 def _quiet_threads() -> Iterator[None]:
-    """Keeps the reads that fail along with the first from printing their tracebacks."""
+    """Silences the tracebacks of reads that fail along with the first."""
     logger = logging.getLogger("asyncio")
     level = logger.level
     logger.setLevel(logging.CRITICAL)
@@ -330,6 +277,13 @@ def _quiet_threads() -> Iterator[None]:
             logger.setLevel(level)
 
 
+def _renamed(items: dict[str, Any], paths: dict[str, str]) -> dict[str, Any]:
+    return {
+        name: migrations.rename_leaves(item, lambda path: paths.get(path, path))
+        for name, item in items.items()
+    }
+
+
 def _abstract(tree: Any, sharding: Sharding) -> Any:
     return jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), tree
@@ -337,11 +291,7 @@ def _abstract(tree: Any, sharding: Sharding) -> Any:
 
 
 def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
-    leaves = jax.tree_util.tree_leaves_with_path(tree)
-    return {
-        ".".join(str(getattr(k, "key", k)) for k in path): tuple(leaf.shape)
-        for path, leaf in leaves
-    }
+    return {path: tuple(leaf.shape) for path, leaf in flatten_paths(tree).items()}
 
 
 def _first_line(error: Exception) -> str:

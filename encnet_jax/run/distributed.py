@@ -1,4 +1,4 @@
-"""Many hosts as one machine: the processes of a run find each other."""
+"""Runs of several processes: connecting, sums over hosts, and ending on failure."""
 
 import contextlib
 import logging
@@ -15,23 +15,23 @@ from jax.experimental import multihost_utils
 from encnet_jax.errors import UserError
 from encnet_jax.run.sharding import batch_sharded, create_mesh
 
-# Seconds without a sign of life after which a host counts as dead, and the others stop.
+# Seconds without a heartbeat after which a host counts as dead, and the others stop.
 _HEARTBEAT = 30
 _NO_MEMORY = "RESOURCE_EXHAUSTED"
 _HELP = (
     "allowed are auto (Cloud TPU, GKE, Slurm, Open MPI, Kubernetes) and "
-    "ADDRESS:PORT,COUNT,ID (of the first process, their number, this one's)"
+    "ADDRESS:PORT,COUNT,ID (address of process 0, number of processes, own index)"
 )
 
 
 def connect_hosts(value: str | None) -> None:
-    """Joins this process to the others of its run; to be called before JAX is used.
+    """Connects this process to the others of its run, before JAX is initialized.
 
     Args:
         value: `auto`, `ADDRESS:PORT,COUNT,ID`, or None for a run of one process.
 
     Raises:
-        UserError: Not of these forms, or no cluster was found.
+        UserError: The value has another form, or no cluster was found.
     """
     if value is None:
         return
@@ -39,25 +39,25 @@ def connect_hosts(value: str | None) -> None:
         if value == "auto":
             jax.distributed.initialize(heartbeat_timeout_seconds=_HEARTBEAT)
         else:
-            address, count, number = _by_hand(value)
+            address, count, index = _parse_address(value)
             jax.distributed.initialize(
-                address, count, number, heartbeat_timeout_seconds=_HEARTBEAT
+                address, count, index, heartbeat_timeout_seconds=_HEARTBEAT
             )
-    # JAX's word for an environment in which it finds no cluster.
+    # JAX also raises it if it detects no cluster.
     except ValueError as error:
         raise UserError(f"--distributed={value}: {_HELP}: {error}") from error
     _warm_up_collectives()
-    if jax.process_index() > 0:  # what all would say, one says
+    if jax.process_index() > 0:  # log once for all
         logging.getLogger("encnet_jax").setLevel(logging.WARNING)
 
 
 @contextlib.contextmanager
 def abort_on_failure() -> Iterator[None]:
-    """Ends this process at once if what it does fails while it is one of many.
+    """Ends this process at once if its work fails in a run of several processes.
 
-    The usual way out waits minutes for all of them to say goodbye, and as long would
-    those hang that need this one for their next step. That another is gone, and hence
-    this one ends too, is told in one line.
+    A regular exit would block for minutes on a shutdown barrier, and so would the
+    processes that wait for this one in a collective. If the cause is the loss of
+    another host, one line says so.
     """
     try:
         yield
@@ -69,10 +69,24 @@ def abort_on_failure() -> Iterator[None]:
         os._exit(code)
 
 
-def _warm_up_collectives() -> None:
-    """Makes the connections of a run while all hosts are at the same place.
+def sum_over_hosts(array: np.ndarray) -> np.ndarray:
+    """Returns the elementwise sum over all hosts, exact for 64-bit integers.
 
-    CPUs that connect wait 30 s for each other and give up; later they wait for long.
+    Args:
+        array: This host's summand, of the same shape and dtype on every host.
+    """
+    if jax.process_count() == 1:
+        return array
+    # JAX truncates 64-bit dtypes to 32 bits; raw bytes pass through unchanged.
+    raw = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+    gathered = np.asarray(multihost_utils.process_allgather(raw))
+    return gathered.view(array.dtype).reshape(-1, *array.shape).sum(0)
+
+
+def _warm_up_collectives() -> None:
+    """Opens the connections for collectives while all hosts are in step.
+
+    On CPU, connecting times out after 30 s; collectives themselves wait far longer.
     """
     mesh = create_mesh()
     ones = np.ones(len(mesh.local_devices), np.float32)
@@ -82,16 +96,15 @@ def _warm_up_collectives() -> None:
 
 
 def _report_failure(error: BaseException) -> int:
-    """Says why this process ends, unless that is said; returns its exit code."""
+    """Prints why this process ends, unless already printed; returns its exit code."""
     if isinstance(error, SystemExit) and isinstance(error.code, int):
         return error.code
     text = str(error)
-    # Of its own this host lacks memory; whatever else JAX says is of the network.
+    # Running out of memory is local; any other runtime error comes from the network.
     if isinstance(error, jax.errors.JaxRuntimeError) and _NO_MEMORY not in text:
         print(
             "error: another host of the run is gone, or cannot be reached: "
-            f"{text.splitlines()[0]}. The same command goes on from where the run "
-            "stands",
+            f"{text.splitlines()[0]}. Rerun the command to resume",
             file=sys.stderr,
         )
     else:
@@ -99,8 +112,8 @@ def _report_failure(error: BaseException) -> int:
     return 1
 
 
-def _by_hand(value: str) -> tuple[str, int, int]:
-    address, count, number = value.split(",")
-    if ":" not in address or not 0 <= int(number) < int(count):
-        raise ValueError(f"{number} is not a process of {count} at {address}")
-    return address, int(count), int(number)
+def _parse_address(value: str) -> tuple[str, int, int]:
+    address, count, index = value.split(",")
+    if ":" not in address or not 0 <= int(index) < int(count):
+        raise ValueError(f"{index} is not a process of {count} at {address}")
+    return address, int(count), int(index)

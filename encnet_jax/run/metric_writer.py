@@ -1,4 +1,4 @@
-"""Scalars to `metrics.jsonl` and TensorBoard, pictures to TensorBoard and PNG."""
+"""Scalars to `metrics.jsonl` and TensorBoard, images to TensorBoard and PNG."""
 
 import contextlib
 import importlib.util
@@ -20,15 +20,15 @@ _log = logging.getLogger(__name__)
 
 
 class MetricWriter:
-    """Writes the course of a run; on hosts other than the first it does nothing.
+    """Writes scalars and images of a run; a no-op on hosts other than the first.
 
-    What does not fit on a full disk is left out with a warning: a training of days is
-    worth more than a line of its course. TensorBoard's events need tensorboardX.
+    A full disk costs entries, with a warning, but does not end the run. TensorBoard
+    events need tensorboardX.
 
     Args:
         workdir: Folder of the run.
-        start_step: Where the run goes on; later lines, of steps that a killed run took
-            after its last checkpoint, are removed, since they will be written again.
+        start_step: Step at which the run resumes. Later lines of `metrics.jsonl`, from
+            steps after the restored checkpoint, are removed: they will be rewritten.
     """
 
     def __init__(self, workdir: Path, start_step: int = 0):
@@ -40,14 +40,14 @@ class MetricWriter:
         self.has_board = importlib.util.find_spec("tensorboardX") is not None
         if self.active:
             if not self.has_board:
-                _log.info("no events for TensorBoard: tensorboardX is not installed")
+                _log.info("no TensorBoard events: tensorboardX is not installed")
             with _unless_full(self.path):
                 _truncate(self.path, start_step)
 
     def scalars(self, step: int, values: dict[str, float], group: str) -> None:
-        """Writes one line of `step` and values; `group` is their place in TensorBoard.
+        """Writes one line with `step` and values; TensorBoard shows them in `group`.
 
-        A value that is not finite is written as null, which JSON has, unlike NaN.
+        Values that are not finite become null, as JSON has no NaN.
         """
         if not self.active:
             return
@@ -60,28 +60,28 @@ class MetricWriter:
             for key, value in values.items():
                 self._event(step, summary=scalar(f"{group}/{key}", value))
 
-    def image(self, step: int, name: str, picture: Image.Image) -> None:
-        """Writes a picture to TensorBoard and, the newest only, to `name.png`."""
+    def image(self, step: int, name: str, panel: Image.Image) -> None:
+        """Writes an image to TensorBoard, and to `name.png` in place of the last."""
         if not self.active:
             return
         if self.has_board:
             from tensorboardX.summary import image
 
-            pixels = np.asarray(picture)
+            pixels = np.asarray(panel)
             self._event(step, summary=image(name, pixels, dataformats="HWC"))
         with _unless_full(self.workdir):
-            picture.save(self.workdir / f"{name}.png")
+            panel.save(self.workdir / f"{name}.png")
 
     def close(self) -> None:
-        """Ends the files."""
+        """Closes the event file."""
         if self.board is not None:
             with _unless_full(self.workdir):
                 self.board.close()
             self.board = None
 
     def _event(self, step: int, **fields: Any) -> None:
-        # Not by tensorboardX's SummaryWriter: the thread in which it writes dies of a
-        # full disk, and the training then waits for it forever.
+        # Not through tensorboardX's SummaryWriter: a full disk kills its writer thread,
+        # and training would then block forever.
         from tensorboardX.proto.event_pb2 import Event
 
         written = False
@@ -92,7 +92,7 @@ class MetricWriter:
             self.board.flush()
             written = True
         if not written:
-            self.board = None  # its last record is cut off: the next is a new file's
+            self.board = None  # the last record is truncated: start a new file
 
     def _open_board(self) -> Any:
         from tensorboardX.event_file_writer import EventsWriter
@@ -101,7 +101,7 @@ class MetricWriter:
         folder = self.workdir / "tensorboard"
         folder.mkdir(exist_ok=True)
         board = EventsWriter(str(folder / "events"))
-        # Hides what a killed run wrote of the steps that come again.
+        # Makes TensorBoard drop what a killed run wrote for steps taken again.
         start = SessionLog(status=SessionLog.START)
         board.write_event(Event(step=self.start_step + 1, session_log=start))
         return board
@@ -118,7 +118,7 @@ def _unless_full(path: Path) -> Iterator[None]:
 
 
 def _truncate(path: Path, last_step: int) -> None:
-    """Keeps the whole lines up to `last_step`."""
+    """Removes incomplete lines and those after `last_step`."""
     if not path.exists():
         return
     kept = []
@@ -126,7 +126,7 @@ def _truncate(path: Path, last_step: int) -> None:
         try:
             step = json.loads(line)["step"]
         except (json.JSONDecodeError, KeyError, TypeError):
-            continue  # cut off by a kill
+            continue  # truncated by a kill
         if step <= last_step:
             kept.append(line + "\n")
     partial = path.with_suffix(".partial")

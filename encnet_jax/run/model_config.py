@@ -1,4 +1,4 @@
-"""From a configuration to the arguments of its model."""
+"""The model settings of a configuration, as arguments of `create_model`."""
 
 from typing import Any
 
@@ -11,16 +11,16 @@ from encnet_jax.models.registry import check_model_settings
 
 
 def check_config(config: ConfigDict) -> None:
-    """Raises `UserError` for the first value out of range, those of the model too."""
+    """Raises `UserError` for the first key or value that is not allowed."""
     validate(config)
-    # The number of classes is not known before the data set is.
+    # The number of classes is known only once the data set is open.
     check_model_settings(num_classes=2, **model_settings(config))
 
 
 def model_settings(config: ConfigDict) -> dict[str, Any]:
-    """Returns the arguments of `create_model` but `num_classes` and `rngs`."""
+    """Returns the arguments of `create_model` except `num_classes` and `rngs`."""
     settings = config.model.to_dict()
-    del settings["weights"]  # not of the model, but of where training starts
+    del settings["weights"]  # read where training starts
     settings["se_stages"] = tuple(settings["se_stages"])
     settings["remat"] = tuple(settings["remat"])
     settings["dtype"] = resolve_dtype(settings["dtype"])
@@ -28,7 +28,7 @@ def model_settings(config: ConfigDict) -> dict[str, Any]:
 
 
 def resolve_dtype(name: str) -> Any:
-    """Returns the dtype of the computation; `auto` depends on the platform."""
+    """Returns the dtype of the computation; `auto` is resolved by the platform."""
     if name == "auto":
         name = "float32" if jax.default_backend() == "cpu" else "bfloat16"
     return jnp.dtype(name)

@@ -1,4 +1,4 @@
-"""What ends a training from outside: being told to stop, and a second run beside it."""
+"""Preemption by SIGTERM, and a lock that keeps other runs out of a workdir."""
 
 import contextlib
 import fcntl
@@ -19,10 +19,10 @@ _LOCK = ".lock"
 
 
 class SigtermHandler:
-    """Notices SIGTERM, by which schedulers announce that a machine is taken away.
+    """Context manager that records SIGTERM, the usual announcement of a preemption.
 
-    A context manager. Of several hosts one may be told and all must stop at the same
-    step: there JAX's own coordination listens, once `jax.distributed` is initialized.
+    Of several hosts only one may receive it, yet all must stop at the same step: there
+    JAX's coordination service listens, from `jax.distributed.initialize` on.
     """
 
     def __init__(self) -> None:
@@ -30,7 +30,7 @@ class SigtermHandler:
         self._before: object = None
 
     def __enter__(self) -> "SigtermHandler":
-        # Python allows handlers in the main thread only; elsewhere nobody is listening.
+        # Python allows signal handlers in the main thread only.
         self._listens = (
             jax.process_count() == 1
             and threading.current_thread() is threading.main_thread()
@@ -44,23 +44,24 @@ class SigtermHandler:
             signal.signal(signal.SIGTERM, self._before)  # type: ignore[arg-type]
 
     def due(self, step: int) -> bool:
-        """Tells whether to stop after this step; the same on every host."""
+        """Returns whether to stop after this step; the same on every host."""
         if jax.process_count() > 1:
             return bool(multihost_utils.reached_preemption_sync_point(step))
         return self._received
 
-    def _receive(self, number: int, frame: FrameType | None) -> None:
+    def _receive(self, signum: int, frame: FrameType | None) -> None:
         self._received = True
 
 
 @contextlib.contextmanager
 def lock_workdir(workdir: Path) -> Iterator[None]:
-    """Makes sure that no other run writes to an existing workdir meanwhile.
+    """Keeps other runs from writing to an existing workdir.
 
-    The lock is the system's, so that of a killed run nothing is left.
+    The operating system holds the lock and releases it when the process ends, however
+    it ends.
 
     Raises:
-        UserError: Another run does; names it.
+        UserError: Another run holds the lock; names it.
     """
     if jax.process_index() != 0:
         yield
@@ -72,7 +73,7 @@ def lock_workdir(workdir: Path) -> Iterator[None]:
             file.seek(0)
             raise UserError(
                 f"{workdir}: another run is writing there ({file.read().strip()}); "
-                "wait for it, stop it, or give another --workdir"
+                "wait for it, stop it, or use another --workdir"
             ) from error
         file.truncate(0)
         file.write(f"process {os.getpid()} on {socket.gethostname()}")

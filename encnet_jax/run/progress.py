@@ -1,4 +1,4 @@
-"""How far a long piece of work is: a bar on a terminal, plain lines elsewhere."""
+"""Progress of long work: a bar on a terminal, plain lines elsewhere."""
 
 import importlib.util
 import sys
@@ -9,12 +9,12 @@ import jax
 
 
 class Progress:
-    """Counts steps of equal size and tells rate and time left.
+    """Counts training steps and shows loss, rate and time left.
 
     Args:
-        start: Steps done before.
-        total: Steps in all.
-        images_per_step: For the rate.
+        start: Number of steps already taken.
+        total: Number of steps of the run.
+        images_per_step: Batch size, for the rate.
     """
 
     def __init__(self, start: int, total: int, images_per_step: int):
@@ -31,7 +31,7 @@ class Progress:
             self._bar.update()
 
     def images_per_second(self) -> float:
-        """Returns the rate since the last call."""
+        """Returns the mean rate since the last call."""
         step, then = self._mark
         now = time.perf_counter()
         self._mark = (self.step, now)
@@ -54,13 +54,13 @@ class Progress:
         )
 
     def close(self) -> None:
-        """Ends the bar."""
+        """Closes the bar."""
         if self._bar is not None:
             self._bar.close()
 
 
 def _bar(**settings: Any) -> Any:
-    """Returns a bar of tqdm; None where there is no terminal, or no tqdm."""
+    """Returns a tqdm bar, or None without a terminal or without tqdm."""
     if not sys.stderr.isatty() or jax.process_index() > 0:
         return None
     if importlib.util.find_spec("tqdm") is None:
@@ -77,17 +77,17 @@ def _clock(seconds: float) -> str:
 
 
 class Counter:
-    """Shows how many of so many things are done: a bar on a terminal, else nothing."""
+    """Shows how many of `total` items are done: a bar on a terminal, else nothing."""
 
     def __init__(self, total: int, unit: str):
         self._bar = _bar(total=total, unit=unit, leave=False)
 
     def show(self, done: int) -> None:
-        """Shows the number done so far."""
+        """Shows the number of items done so far."""
         if self._bar is not None:
             self._bar.update(done - self._bar.n)
 
     def close(self) -> None:
-        """Ends the bar."""
+        """Closes the bar."""
         if self._bar is not None:
             self._bar.close()

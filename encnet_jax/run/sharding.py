@@ -1,4 +1,4 @@
-"""The device mesh and where arrays live on it."""
+"""The device mesh, and the placement of arrays on it."""
 
 from collections.abc import Sequence
 
@@ -10,19 +10,24 @@ from encnet_jax.errors import UserError
 
 
 def create_mesh(data: int = -1) -> Mesh:
-    """One axis, `data`, over all devices of all hosts, or over `data` of them.
+    """Returns a mesh with one axis, `data`, over the devices of all hosts.
 
-    Those of a host lie next to each other: a pod may number them otherwise, and the
-    rows of a batch would be in another order than on one device. Auto axis types: the
-    compiler places every intermediate result, so that a mean over the batch is one
-    over the global batch.
+    Devices of a host are adjacent, so that the rows of a batch keep the order they have
+    on one device; pods may number devices otherwise. With Auto axis types the compiler
+    places intermediate results, and a mean over the batch is over the global batch.
+
+    Args:
+        data: Number of devices; -1: all.
+
+    Raises:
+        UserError: There are not so many devices, or hosts cannot share them equally.
     """
     devices = jax.devices()
     count = len(devices) if data == -1 else data
     if not 1 <= count <= len(devices) or count % jax.process_count():
         raise UserError(
             f"mesh.data={data}: allowed are -1 (all) and multiples of "
-            f"{jax.process_count()} up to the {len(devices)} devices present"
+            f"{jax.process_count()} up to {len(devices)}, the number of devices"
         )
     share = count // jax.process_count()
     chosen: list[jax.Device] = []
@@ -32,20 +37,20 @@ def create_mesh(data: int = -1) -> Mesh:
 
 
 def local_mesh(data: int = -1) -> Mesh:
-    """This host's part of `create_mesh(data)`: for work that hosts share by images."""
+    """Returns this host's part of `create_mesh(data)`, to work on images of its own."""
     return mesh_of(create_mesh(data).local_devices)
 
 
 def mesh_of(devices: Sequence[jax.Device]) -> Mesh:
-    """One axis, `data`, over the given devices."""
+    """Returns a mesh with one axis, `data`, over the given devices."""
     return Mesh(np.asarray(devices), ("data",), axis_types=(AxisType.Auto,))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """The same array on every device."""
+    """Returns the sharding that copies an array to every device."""
     return NamedSharding(mesh, PartitionSpec())
 
 
 def batch_sharded(mesh: Mesh) -> NamedSharding:
-    """The first axis split over the devices."""
+    """Returns the sharding that splits the first axis over the devices."""
     return NamedSharding(mesh, PartitionSpec("data"))

@@ -1,4 +1,4 @@
-"""What a training leaves behind, read back: settings, classes, weights."""
+"""Reads the workdir of a training: configuration, classes, weights."""
 
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,15 +16,15 @@ from encnet_jax.run.state import ModelDef, PureDict, split_model
 
 
 class LoadedRun(NamedTuple):
-    """A trained model and what belongs to it.
+    """A trained model with its configuration and classes.
 
     Attributes:
-        config: Of its training.
-        info: Of its data set, as far as a prediction needs it.
+        config: Configuration of the training.
+        info: The data set, as far as prediction needs it.
         model_def: The model without its arrays.
-        params: Weights.
+        params: Parameters.
         batch_stats: Running statistics.
-        step: Of the checkpoint.
+        step: Step of the checkpoint.
     """
 
     config: ConfigDict
@@ -36,12 +36,12 @@ class LoadedRun(NamedTuple):
 
     @property
     def model(self) -> Any:
-        """A module of its own with the weights."""
+        """A new module with the weights."""
         return self.model_def.merge(self.params, self.batch_stats)
 
 
 def best_metric_name(info: DatasetInfo) -> str:
-    """Returns the name of the score that tells the best checkpoint."""
+    """Returns the name of the score that ranks checkpoints, greater is better."""
     return "accuracy" if info.task == "classification" else "mean_iou"
 
 
@@ -56,12 +56,12 @@ def load_workdir(
 
     Args:
         workdir: Folder of the run.
-        step: `"best"`, `"latest"` or the number of a checkpoint.
-        dataset: Must have the classes of the training; checked before weights are read.
-        **settings: Of the model, in place of those of the training.
+        step: Checkpoint: `"best"`, `"latest"` or its step.
+        dataset: Must have the same classes; checked before weights are read.
+        **settings: Overrides of the model's settings.
 
     Raises:
-        UserError: No workdir, other classes, no such checkpoint, or a damaged one.
+        UserError: No workdir, other classes, or a checkpoint missing or damaged.
     """
     config = load_config(workdir / "config.json")
     config.model.update(settings)
@@ -71,11 +71,11 @@ def load_workdir(
             f"{workdir} was trained on the {info.num_classes} classes of {info.name}; "
             f"{dataset.name} has other {dataset.num_classes}"
         )
-    # Shapes alone: drawing weights that are replaced at once would take seconds.
-    shapes = nnx.eval_shape(
+    # Abstract: initializing weights only to replace them would take seconds.
+    model = nnx.eval_shape(
         lambda: create_model(num_classes=info.num_classes, **model_settings(config))
     )
-    model_def, params, batch_stats = split_model(shapes)
+    model_def, params, batch_stats = split_model(model)
     checkpoints = Checkpoints(workdir, best_metric_name(info))
-    params, batch_stats, number = checkpoints.restore_model(params, batch_stats, step)
-    return LoadedRun(config, info, model_def, params, batch_stats, number)
+    params, batch_stats, step = checkpoints.restore_model(params, batch_stats, step)
+    return LoadedRun(config, info, model_def, params, batch_stats, step)

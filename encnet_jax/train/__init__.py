@@ -1,1 +1,5 @@
-"""Training: the loop, the step, the task."""
+"""Training: the loop, the step, and what they start from."""
+
+from encnet_jax.train.trainer import train
+
+__all__ = ["train"]

@@ -1,36 +1,34 @@
-"""Where training starts: the file or the earlier run that `model.weights` names."""
+"""Initial weights from `model.weights`: a PyTorch file, or the workdir of a run."""
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-import jax
 from flax import nnx
 
 from encnet_jax.convert.load import load_torch_weights
 from encnet_jax.convert.load_plan import HEAD_PREFIXES, shortened
 from encnet_jax.errors import UserError
-from encnet_jax.run.state import PureDict, split_model
+from encnet_jax.run.state import flatten_paths, split_model
 from encnet_jax.run.workdir import load_workdir
 
 
 def load_initial_weights(
     model: nnx.Module, weights: str, class_names: Sequence[str]
 ) -> str:
-    """Fills a new model from `model.weights`, in place.
+    """Loads `model.weights` into a new model, in place.
 
     Args:
-        model: As of `create_model`.
-        weights: A workdir of an earlier training, whose best checkpoint is taken; or a
-            file of PyTorch weights, of which the backbone is.
-        class_names: Of the data set to be trained on. Classifiers of an earlier run
-            are taken only if its classes are the same ones.
+        model: From `create_model`.
+        weights: The workdir of an earlier run, to load its best checkpoint; or a file
+            of PyTorch weights, to load its backbone.
+        class_names: Classes of the data set to train on. Classifier heads of an earlier
+            run are loaded only if it has the same classes.
 
     Returns:
-        What was loaded, in words.
+        A summary of what was loaded, for the log.
 
     Raises:
-        UserError: It cannot be read, or does not fit the model.
+        UserError: The weights cannot be read, or do not fit the model.
     """
     if Path(weights).is_dir():
         return _load_workdir(model, Path(weights), class_names)
@@ -40,37 +38,31 @@ def load_initial_weights(
 def _load_workdir(model: nnx.Module, workdir: Path, class_names: Sequence[str]) -> str:
     trained = load_workdir(workdir)
     same_classes = trained.info.class_names == tuple(class_names)
-    there = _leaves(trained.params) | _leaves(trained.batch_stats)
+    stored = flatten_paths(trained.params) | flatten_paths(trained.batch_stats)
     _, params, batch_stats = split_model(model)
-    wanted = _leaves(params) | _leaves(batch_stats)
+    wanted = flatten_paths(params) | flatten_paths(batch_stats)
     fresh = [
         path for path in wanted if path.startswith(HEAD_PREFIXES) and not same_classes
     ]
-    faults = [
+    problems = [
         path
         for path, leaf in wanted.items()
-        if path not in fresh and (path not in there or there[path].shape != leaf.shape)
+        if path not in fresh
+        and (path not in stored or stored[path].shape != leaf.shape)
     ]
-    if faults:
+    if problems:
         raise UserError(
-            f"model.weights={workdir}: its model lacks or has in another shape "
-            f"{len(faults)} of this model's arrays: {shortened(faults)}"
+            f"model.weights={workdir}: {len(problems)} arrays of the model are missing "
+            f"there or have another shape: {shortened(problems)}"
         )
     for path, node in nnx.iter_graph(model):
         name = ".".join(map(str, path))
         if name in wanted and name not in fresh and isinstance(node, nnx.Variable):
-            node.set_value(there[name])
-    unused = [path for path in there if path not in wanted]
+            node.set_value(stored[name])
+    unused = [path for path in stored if path not in wanted]
     parts = [f"{len(wanted) - len(fresh)} arrays of step {trained.step}"]
     if fresh:
-        parts.append(f"other classes, so left as they were: {shortened(fresh)}")
+        parts.append(f"other classes, so initial values kept: {shortened(fresh)}")
     if unused:
-        parts.append(f"without a place here: {shortened(unused)}")
+        parts.append(f"not used by this model: {shortened(unused)}")
     return "; ".join(parts)
-
-
-def _leaves(tree: PureDict) -> dict[str, Any]:
-    return {
-        ".".join(str(key.key) for key in path): leaf
-        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
-    }

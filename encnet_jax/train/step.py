@@ -1,72 +1,88 @@
-"""The training step: one compiled function, state and batch to state and metrics."""
+"""The training step: augment, normalize, forward, loss, gradients, update."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 from flax import nnx
+from jaxtyping import Array, Integer, Num, PRNGKeyArray
 
+from encnet_jax.data.augment_device import augmented_batch, resized_batch
+from encnet_jax.data.augmentation import Augmentation
 from encnet_jax.data.dataset_info import DatasetInfo
+from encnet_jax.losses import classification_loss, segmentation_loss
 from encnet_jax.ops.normalize import normalize
-from encnet_jax.run.state import (
-    ModelDef,
-    PureDict,
-    TrainState,
-    pure_batch_stats,
-)
+from encnet_jax.run.state import ModelDef, PureDict, TrainState, pure_batch_stats
 
 Batch = dict[str, jax.Array]
-# (arrays that stay on the device, batch) -> images float or uint8 0-255, labels
-PrepareFn = Callable[[Batch, Batch], tuple[jax.Array, jax.Array]]
-# (model, normalized images) -> output
-ForwardFn = Callable[[Any, jax.Array], Any]
-# (output, labels) -> loss, parts
-LossFn = Callable[[Any, jax.Array], tuple[jax.Array, dict[str, jax.Array]]]
-StepFn = Callable[[TrainState, Batch, Batch], tuple[TrainState, dict[str, jax.Array]]]
+Images = Num[Array, "b h w 3"]  # 0-255
+Labels = Integer[Array, "b *hw"]  # of pixels, or of whole images
+Metrics = dict[str, jax.Array]
+StepFn = Callable[[TrainState, Batch, Batch], tuple[TrainState, Metrics]]
 
 
 def make_train_step(
     model_def: ModelDef,
     tx: optax.GradientTransformation,
-    *,
-    prepare: PrepareFn,
-    loss: LossFn,
     info: DatasetInfo,
-    forward: ForwardFn = lambda model, images: model(images),
+    *,
+    augmentation: Augmentation | None = None,
+    loss_settings: Mapping[str, Any] = MappingProxyType({}),
     grad_accum_steps: int = 1,
 ) -> StepFn:
-    """Returns the jitted step: state, resident arrays, batch -> state, metrics.
+    """Returns the jitted step: (state, resident, batch) -> (state, metrics).
 
-    The resident arrays hold the `seed` of dropout, so that runs of other seeds share
-    the compiled program. The state is donated. With `grad_accum_steps` above 1 the
-    batch passes the network in so many parts, one after the other; their gradients are
-    averaged, and the running statistics see each part.
+    The state is donated. `resident` holds the arrays that stay on the device: always
+    the uint32 `seed` of dropout, an argument so that runs with other seeds share the
+    compiled program.
+
+    Args:
+        model_def: The model, split from its arrays.
+        tx: The optimizer.
+        info: Data set; its task selects the loss, its mean and deviation normalize.
+        augmentation: See `augment`; not needed for batches of finished images.
+        loss_settings: Keyword arguments of `segmentation_loss`.
+        grad_accum_steps: Number of micro-batches. Their gradients are averaged; batch
+            norm sees one micro-batch at a time.
     """
 
-    def compute(params: PureDict, batch_stats: PureDict, images, labels, key):
-        model = model_def.merge(params, batch_stats)
+    def loss_fn(
+        params: PureDict,
+        batch_stats: PureDict,
+        images: Images,
+        labels: Labels,
+        key: PRNGKeyArray,
+    ) -> tuple[jax.Array, tuple[PureDict, Metrics]]:
+        model: Any = model_def.merge(params, batch_stats)
         nnx.reseed(model, dropout=key)
         inputs = normalize(images, info.mean, info.std)
-        total, parts = loss(forward(model, inputs), labels)
-        return total, (pure_batch_stats(model), {"loss": total, **parts})
+        if info.task == "classification":
+            loss, parts = classification_loss(model(inputs), labels)
+        else:
+            # The loss upsamples the logits itself, without holding them whole.
+            output = model.forward_low_res(inputs)
+            loss, parts = segmentation_loss(
+                output, labels, num_classes=info.num_classes, **loss_settings
+            )
+        return loss, (pure_batch_stats(model), {"loss": loss, **parts})
 
-    gradient = jax.grad(compute, has_aux=True)
+    grad_fn = jax.grad(loss_fn, has_aux=True)
+    if grad_accum_steps > 1:
+        grad_fn = _accumulate(grad_fn, grad_accum_steps)
 
     @functools.partial(jax.jit, donate_argnums=0)
-    def train_step(state: TrainState, resident: Batch, batch: Batch):
-        images, labels = prepare(resident, batch)
+    def train_step(
+        state: TrainState, resident: Batch, batch: Batch
+    ) -> tuple[TrainState, Metrics]:
+        images, labels = augment(resident, batch, augmentation)
         key = jax.random.fold_in(jax.random.key(resident["seed"]), state.step)
-        if grad_accum_steps == 1:
-            grads, (batch_stats, metrics) = gradient(
-                state.params, state.batch_stats, images, labels, key
-            )
-        else:
-            grads, batch_stats, metrics = _accumulated(
-                gradient, state, images, labels, key, grad_accum_steps
-            )
+        grads, (batch_stats, metrics) = grad_fn(
+            state.params, state.batch_stats, images, labels, key
+        )
         updates, opt_state = tx.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         return TrainState(state.step + 1, params, batch_stats, opt_state), metrics
@@ -74,25 +90,49 @@ def make_train_step(
     return train_step
 
 
-def _accumulated(gradient, state: TrainState, images, labels, key, parts: int):
-    """Averages gradients and metrics over parts of a batch: every parts-th row each."""
+def augment(
+    resident: Batch, batch: Batch, augmentation: Augmentation | None
+) -> tuple[Images, Labels]:
+    """Returns images and labels; a batch's keys show what the host left to do.
 
-    def split(x):  # rows stay on their devices
-        return x.reshape(-1, parts, *x.shape[1:]).swapaxes(0, 1)
+    Args:
+        resident: With the whole data set, if a batch has only indices.
+        batch: `index` and `epoch` of examples in `resident`; images still to be cropped
+            and resized; or finished `images` and `labels`.
+        augmentation: Required unless the images are finished.
+    """
+    if augmentation is not None and "index" in batch:
+        return augmented_batch(resident, batch, resident["seed"], augmentation)
+    if augmentation is not None and "images" not in batch:
+        return resized_batch(batch, augmentation)
+    return batch["images"], batch["labels"]
 
-    def one(carry, part):
-        batch_stats, total = carry
-        images, labels, number = part
-        grads, (batch_stats, metrics) = gradient(
-            state.params, batch_stats, images, labels, jax.random.fold_in(key, number)
-        )
-        return (batch_stats, jax.tree.map(jnp.add, total, grads)), metrics
 
-    zeros = jax.tree.map(jnp.zeros_like, state.params)
-    (batch_stats, total), metrics = jax.lax.scan(
-        one,
-        (state.batch_stats, zeros),
-        (split(images), split(labels), jnp.arange(parts)),
-    )
-    grads = jax.tree.map(lambda g: g / parts, total)
-    return grads, batch_stats, jax.tree.map(lambda m: m.mean(0), metrics)
+def _accumulate(grad_fn: Callable[..., Any], steps: int) -> Callable[..., Any]:
+    """Returns `grad_fn` over `steps` micro-batches, each of every steps-th row."""
+
+    def split(x: jax.Array) -> jax.Array:  # rows stay on their devices
+        return x.reshape(-1, steps, *x.shape[1:]).swapaxes(0, 1)
+
+    def accumulated(
+        params: PureDict,
+        batch_stats: PureDict,
+        images: Images,
+        labels: Labels,
+        key: PRNGKeyArray,
+    ) -> tuple[PureDict, tuple[PureDict, Metrics]]:
+        def micro_step(carry: Any, micro_batch: Any) -> Any:
+            batch_stats, total = carry
+            images, labels, index = micro_batch
+            grads, (batch_stats, metrics) = grad_fn(
+                params, batch_stats, images, labels, jax.random.fold_in(key, index)
+            )
+            return (batch_stats, jax.tree.map(jnp.add, total, grads)), metrics
+
+        start = (batch_stats, jax.tree.map(jnp.zeros_like, params))
+        micro_batches = (split(images), split(labels), jnp.arange(steps))
+        (batch_stats, total), metrics = jax.lax.scan(micro_step, start, micro_batches)
+        grads = jax.tree.map(lambda g: g / steps, total)
+        return grads, (batch_stats, jax.tree.map(lambda m: m.mean(0), metrics))
+
+    return accumulated

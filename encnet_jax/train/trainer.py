@@ -1,29 +1,42 @@
-"""The training loop: steps, and what is due between them."""
+"""A training run in the order in which it happens.
+
+Open the data, build model, optimizer and step, restore; then, for every step: batch,
+step, log, evaluate, save, stop.
+"""
 
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
+from flax import nnx
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
-from PIL import Image
 
+from encnet_jax.config import save_config
+from encnet_jax.data.dataset_info import save_info
+from encnet_jax.data.datasets import Dataset
 from encnet_jax.data.prefetch import prefetched
+from encnet_jax.data.registry import open_dataset
 from encnet_jax.errors import UserError
+from encnet_jax.models import create_model
+from encnet_jax.optimizer import create_optimizer
 from encnet_jax.run.checkpoint import Checkpoints
 from encnet_jax.run.metric_writer import MetricWriter
-from encnet_jax.run.preemption import SigtermHandler
+from encnet_jax.run.model_config import model_settings
+from encnet_jax.run.preemption import SigtermHandler, lock_workdir
 from encnet_jax.run.progress import Progress
-from encnet_jax.run.sharding import batch_sharded, replicated
-from encnet_jax.run.state import PureDict, TrainState
-from encnet_jax.train.step import PrepareFn, StepFn
+from encnet_jax.run.sharding import batch_sharded, create_mesh, replicated
+from encnet_jax.run.startup import log_missing_large_pages
+from encnet_jax.run.state import PureDict, create_train_state, split_model
+from encnet_jax.run.workdir import best_metric_name
+from encnet_jax.train import input_pipeline, settings
+from encnet_jax.train.initialization import load_initial_weights
+from encnet_jax.train.step import make_train_step
+from encnet_jax.train.validation import make_validate_fn
 
 _ADVICE = (
     "the checkpoints before it are kept. Try a lower learning_rate or more "
@@ -32,47 +45,55 @@ _ADVICE = (
 _log = logging.getLogger(__name__)
 
 
-class TrainingData(NamedTuple):
-    """Where batches come from.
-
-    Attributes:
-        batches: Makes an iterator over host batches from a step on.
-        resident: Arrays that stay on the device for the whole run.
-        prepare: Makes images and labels of both, inside the step.
-    """
-
-    batches: Callable[[int], Iterator[dict[str, np.ndarray]]]
-    resident: dict[str, np.ndarray]
-    prepare: PrepareFn
-
-
-class Validation(NamedTuple):
-    """What an evaluation while training found.
-
-    Attributes:
-        scores: Name -> value, for the metrics and the choice of the best checkpoint.
-        images: How many were scored.
-        panel: Some of them with their predictions.
-    """
-
-    scores: dict[str, float]
-    images: int
-    panel: Image.Image
-
-
-ValidateFn = Callable[[PureDict, PureDict], Validation]
-
-
-class Trainer:
-    """Steps, and what is due between them: metrics, evaluation, checkpoints.
+def train(
+    config: ConfigDict, workdir: Path, datasets: tuple[Dataset, Dataset] | None = None
+) -> dict[str, float] | None:
+    """Trains with a validated configuration, or resumes the run in the workdir.
 
     Args:
         config: See `encnet_jax.config`.
-        workdir: Folder of the run.
-        mesh: Where it runs.
-        checkpoints: Of the workdir; closed at the end of `run`.
-        validate: Scores parameters and statistics.
-        schedule: Step -> learning rate, for the metrics.
+        workdir: Folder for `config.json`, `metrics.jsonl`, TensorBoard events and
+            `checkpoints/`; created if missing, once everything else is known to fit.
+        datasets: Training and validation split, instead of those that `data` names.
+
+    Returns:
+        The scores of the last evaluation, or None if SIGTERM ended the run early.
+
+    Raises:
+        UserError: A setting or file does not fit; names it.
+        FloatingPointError: The loss is not finite; names the step.
+    """
+    log_missing_large_pages(jax.default_backend())
+    mesh = create_mesh(config.mesh.data)
+    settings.check_batch_size(config, mesh.size)
+    dataset, validation = datasets or (
+        _open(config, config.data.train_split),
+        _open(config, config.evaluation.split),
+    )
+    settings.check_task(config, dataset.info)
+    trainer = Trainer(config, workdir, mesh, dataset, validation)
+    workdir.mkdir(parents=True, exist_ok=True)
+    with lock_workdir(workdir):
+        trainer.restore()
+        if jax.process_index() == 0:
+            save_config(config, workdir / "config.json")
+            save_info(dataset.info, workdir / "classes.json")
+        return trainer.run()
+
+
+class Trainer:
+    """Model, optimizer, step and validation of one run, and the loop over its steps.
+
+    Args:
+        config: See `encnet_jax.config`.
+        workdir: Folder of the run; need not exist before `run`.
+        mesh: Devices that share a batch.
+        dataset: Training split.
+        validation: Split scored during training.
+
+    Raises:
+        UserError: The workdir belongs to another model, `model.weights` does not fit,
+            or images to be cached on the device differ in size.
     """
 
     def __init__(
@@ -80,51 +101,85 @@ class Trainer:
         config: ConfigDict,
         workdir: Path,
         mesh: Mesh,
-        checkpoints: Checkpoints,
-        validate: ValidateFn,
-        schedule: optax.Schedule,
+        dataset: Dataset,
+        validation: Dataset,
     ):
-        self.config = config
-        self.workdir = workdir
-        self.mesh = mesh
-        self.checkpoints = checkpoints
-        self.validate = validate
-        self.schedule = schedule
+        self.config, self.workdir, self.mesh = config, workdir, mesh
+        self.dataset, info = dataset, dataset.info
+        model = create_model(
+            num_classes=info.num_classes,
+            rngs=nnx.Rngs(config.seed),
+            **model_settings(config),
+        )
+        settings.check_workdir(config, workdir)
+        self.checkpoints = Checkpoints(workdir, best_metric_name(info))
+        if config.model.weights and not self.checkpoints.steps():
+            report = load_initial_weights(model, config.model.weights, info.class_names)
+            _log.info("%s: %s", config.model.weights, report)
+        model_def, params, batch_stats = split_model(model)
+        self.schedule = settings.create_schedule(config)
+        tx = create_optimizer(self.schedule, **settings.optimizer_settings(config))
+        self.state = create_train_state(params, batch_stats, tx)
+        self.resident = input_pipeline.resident_arrays(config, dataset)
+        self.step_fn = make_train_step(
+            model_def,
+            tx,
+            info,
+            augmentation=input_pipeline.create_augmentation(config),
+            loss_settings=settings.loss_settings(config),
+            grad_accum_steps=config.grad_accum_steps,
+        )
+        self.validate = make_validate_fn(config, model, validation)
+        self.losses: list[jax.Array] = []  # not yet checked to be finite
 
-    def run(
-        self, state: TrainState, step_fn: StepFn, data: TrainingData
-    ) -> dict[str, float] | None:
-        """Takes the steps that are left.
+    def restore(self) -> None:
+        """Takes the state of the newest readable checkpoint, if there is one."""
+        restored = self.checkpoints.restore_latest(self.state, replicated(self.mesh))
+        if restored is None:
+            self.state = jax.device_put(self.state, replicated(self.mesh))
+            return
+        self.state = restored
+        _log.info("resuming at step %d of %s", int(restored.step), self.workdir)
+
+    def run(self) -> dict[str, float] | None:
+        """Takes the remaining steps.
 
         Returns:
             The scores of the last evaluation, or None if SIGTERM ended the run before
-            its last step: then everything is saved.
+            its last step; then that step is saved.
 
         Raises:
             FloatingPointError: The loss is not finite; names the step.
             UserError: The last checkpoint does not fit on the disk.
         """
-        config, start = self.config, int(state.step)
+        config, start = self.config, int(self.state.step)
         self.writer = MetricWriter(self.workdir, start)
         if start >= config.total_steps:
             _log.info("all %d steps are done", start)
-            return self._evaluate(state, start)
-        batches = prefetched(data.batches(start), batch_sharded(self.mesh))
-        resident = jax.device_put(data.resident, replicated(self.mesh))
+            return self._evaluate(start)
+        host_batches = input_pipeline.create_batches(config, self.dataset, start)
+        batches = prefetched(host_batches, batch_sharded(self.mesh))
+        resident = jax.device_put(self.resident, replicated(self.mesh))
         self.progress = Progress(start, config.total_steps, config.batch_size)
-        self.losses: list[jax.Array] = []  # of the steps that were not looked at yet
         scores: dict[str, float] | None = None
         try:
-            with SigtermHandler() as stop:
+            with SigtermHandler() as sigterm:
                 for step in range(start + 1, config.total_steps + 1):
+                    last = step == config.total_steps
                     batch = next(batches)
                     with jax.transfer_guard("disallow"):
-                        state, metrics = step_fn(state, resident, batch)
+                        self.state, metrics = self.step_fn(self.state, resident, batch)
                     self.losses.append(metrics["loss"])
                     self.progress.advance()
-                    scores = self._after(step, state, metrics)
-                    if step < config.total_steps and stop.due(step):
-                        self._save_and_stop(step, state)
+                    if last or step % config.log_every == 0:
+                        self._log_metrics(step, metrics)
+                    evaluates = last or step % config.eval_every == 0
+                    if evaluates or step % config.checkpoint_every == 0:
+                        self._check_finite(step)
+                        scores = self._evaluate(step) if evaluates else None
+                        self.checkpoints.save(self.state, step, scores)
+                    if not last and sigterm.due(step):
+                        self._save_and_stop(step)
                         return None
         finally:
             self.checkpoints.close()
@@ -132,71 +187,42 @@ class Trainer:
             self.writer.close()
         if config.total_steps not in self.checkpoints.steps():
             raise UserError(
-                f"{self.workdir}: the last checkpoint, of step {config.total_steps}, "
-                "does not fit on the disk; make room and run the same command again"
+                f"{self.workdir}: the checkpoint of the last step, "
+                f"{config.total_steps}, does not fit on the disk; free space and rerun "
+                "the command"
             )
         return scores
 
-    def _after(
-        self, step: int, state: TrainState, metrics: dict[str, jax.Array]
-    ) -> dict[str, float] | None:
-        """Does what is due after a step; returns the scores if it was evaluated."""
-        config, last = self.config, step == self.config.total_steps
-        if step % config.log_every == 0 or last:
-            self._log_metrics(step, metrics)
-        if step % config.eval_every == 0 or last:
-            self._stop_unless_sound(step, state)
-            scores = self._evaluate(state, step)
-            self.checkpoints.save(state, step, scores)
-            return scores
-        if step % config.checkpoint_every == 0:
-            self._stop_unless_sound(step, state)
-            self.checkpoints.save(state, step)
-        return None
-
-    def _save_and_stop(self, step: int, state: TrainState) -> None:
-        self._stop_unless_sound(step, state)
-        self.checkpoints.save(state, step)
-        self.checkpoints.close()
-        if step in self.checkpoints.steps():
-            _log.info(
-                "told to stop: step %d of %d is saved in %s; the same command goes on "
-                "from there",
-                step,
-                self.config.total_steps,
-                self.workdir,
-            )
-
     def _log_metrics(self, step: int, metrics: dict[str, jax.Array]) -> None:
-        self._stop_unless_finite(step)
+        self._check_losses(step)
         values = {key: float(value) for key, value in metrics.items()}
         values["learning_rate"] = float(self.schedule(step - 1))
         values["images_per_second"] = self.progress.images_per_second()
         self.writer.scalars(step, values, "train")
         self.progress.show(loss=values["loss"])
 
-    def _stop_unless_finite(self, step: int) -> None:
-        """Looks at the losses up to a step that were not looked at yet."""
-        losses = jax.device_get(self.losses)
-        self.losses.clear()
-        for number, loss in enumerate(losses, step - len(losses) + 1):
-            if not math.isfinite(loss):
-                raise FloatingPointError(
-                    f"the loss is {loss} at step {number}; {_ADVICE}"
-                )
-
-    def _stop_unless_sound(self, step: int, state: TrainState) -> None:
-        """Looks at all that a checkpoint of this step would keep."""
-        self._stop_unless_finite(step)
-        # The last step can spoil the weights although its own loss was finite.
-        if not _finite_norm(state.params):
+    def _check_finite(self, step: int) -> None:
+        """Raises `FloatingPointError` rather than let a step be saved that diverged."""
+        self._check_losses(step)
+        # The last update can ruin the weights although its own loss was finite.
+        if not _finite_norm(self.state.params):
             raise FloatingPointError(
                 f"the weights are not finite, or huge, after step {step}; {_ADVICE}"
             )
 
-    def _evaluate(self, state: TrainState, step: int) -> dict[str, float]:
+    def _check_losses(self, step: int) -> None:
+        """Checks all losses since the last call; one by one would stall the device."""
+        losses = jax.device_get(self.losses)
+        self.losses.clear()
+        for loss_step, loss in enumerate(losses, step - len(losses) + 1):
+            if not math.isfinite(loss):
+                raise FloatingPointError(
+                    f"the loss is {loss} at step {loss_step}; {_ADVICE}"
+                )
+
+    def _evaluate(self, step: int) -> dict[str, float]:
         started = time.perf_counter()
-        found = self.validate(state.params, state.batch_stats)
+        found = self.validate(self.state.params, self.state.batch_stats)
         self.writer.scalars(step, found.scores, "evaluation")
         self.writer.image(step, "predictions", found.panel)
         _log.info(
@@ -211,8 +237,26 @@ class Trainer:
         )
         return found.scores
 
+    def _save_and_stop(self, step: int) -> None:
+        self._check_finite(step)
+        self.checkpoints.save(self.state, step)
+        self.checkpoints.close()
+        if step in self.checkpoints.steps():
+            _log.info(
+                "SIGTERM: saved step %d of %d in %s; rerun the command to resume",
+                step,
+                self.config.total_steps,
+                self.workdir,
+            )
+
 
 @jax.jit
 def _finite_norm(params: PureDict) -> jax.Array:
-    """Tells whether the sum of the squares of all weights is finite."""
+    """Returns whether the sum of the squares of all weights is finite."""
     return jnp.isfinite(optax.tree.norm(params))
+
+
+def _open(config: ConfigDict, split: str) -> Dataset:
+    return open_dataset(
+        config.data.name, split, config.data.data_dir, drawn=config.data.cache_on_device
+    )

@@ -1,1 +1,1 @@
-"""Label maps and scores as images and charts."""
+"""Label maps as images, scores as charts."""

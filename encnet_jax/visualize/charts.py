@@ -1,10 +1,11 @@
-"""Scores as pictures: bars of classes, the confusion matrix, good and bad images."""
+"""Scores as figures: IoU by class, the confusion matrix, examples."""
 
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from jaxtyping import Integer
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
@@ -12,32 +13,36 @@ from encnet_jax.data.dataset_info import IGNORE_LABEL, DatasetInfo
 from encnet_jax.data.datasets import Example
 from encnet_jax.visualize.overlay import palette_image
 
-_WIDEST = 28  # classes up to which cells show their numbers
+_MAX_ANNOTATED = 28  # classes up to which the cells of the matrix show their values
 
 
 def save_class_bars(scores: dict[str, Any], info: DatasetInfo, path: Path) -> None:
-    """Draws the IoU of every class, the best on top, and the mean.
+    """Plots the IoU of every class, best first, and the mean.
 
     Args:
-        scores: What `metrics.segmentation_metrics` returned.
-        info: Names and colors of the classes.
-        path: The PNG to write.
+        scores: The result of `metrics.segmentation_metrics`.
+        info: Class names and colors.
+        path: PNG file to write.
     """
     iou = np.asarray(scores["per_class_iou"])
     order = np.argsort(np.nan_to_num(iou, nan=-1.0), kind="stable")
     figure = Figure((7, 1.2 + 0.19 * len(iou)), layout="constrained")
     axes = figure.add_subplot()
-    places = np.arange(len(iou))
+    positions = np.arange(len(iou))
     colors = [np.asarray(info.colors[k]) / 255 for k in order]
     axes.barh(
-        places, 100 * np.nan_to_num(iou[order]), color=colors, edgecolor="0.4", lw=0.5
+        positions,
+        100 * np.nan_to_num(iou[order]),
+        color=colors,
+        edgecolor="0.4",
+        lw=0.5,
     )
-    for place, value in enumerate(iou[order]):
+    for position, value in enumerate(iou[order]):
         text = "absent" if np.isnan(value) else f"{100 * value:.1f}"
         x = 100 * np.nan_to_num(value) + 0.7
-        axes.text(x, place, text, va="center", fontsize=7)
+        axes.text(x, position, text, va="center", fontsize=7)
     axes.axvline(100 * scores["mean_iou"], color="black", ls="--", lw=0.8)
-    axes.set_yticks(places, [info.class_names[k] for k in order], fontsize=8)
+    axes.set_yticks(positions, [info.class_names[k] for k in order], fontsize=8)
     axes.set_ylim(-0.7, len(iou) - 0.3)
     axes.set_xlim(0, 108)
     axes.set_xlabel("IoU, %")
@@ -45,27 +50,29 @@ def save_class_bars(scores: dict[str, Any], info: DatasetInfo, path: Path) -> No
     _save(figure, path)
 
 
-def save_confusion(matrix: np.ndarray, info: DatasetInfo, path: Path) -> None:
-    """Draws where the pixels of each class go, in percent of the class.
+def save_confusion(
+    matrix: Integer[np.ndarray, "n n"], info: DatasetInfo, path: Path
+) -> None:
+    """Plots a confusion matrix, each row in percent of its true class.
 
     Args:
-        matrix: Integers (n, n), rows true classes.
-        info: Names of the classes.
-        path: The PNG to write.
+        matrix: Counts, rows true classes, columns predicted ones.
+        info: Class names.
+        path: PNG file to write.
     """
     count = len(matrix)
     share = 100 * matrix / np.maximum(matrix.sum(1, keepdims=True), 1)
-    side = max(6.0, 1.5 + (0.36 if count <= _WIDEST else 0.15) * count)
+    side = max(6.0, 1.5 + (0.36 if count <= _MAX_ANNOTATED else 0.15) * count)
     figure = Figure((side + 1, side), layout="constrained")
     axes = figure.add_subplot()
-    # By the square root, so that small shares of wrong pixels show.
-    picture = axes.imshow(np.sqrt(share), cmap="magma_r", vmin=0, vmax=10)
-    size = 8 if count <= _WIDEST else 7
+    # Square root scale, so that small shares of wrong pixels show.
+    image = axes.imshow(np.sqrt(share), cmap="magma_r", vmin=0, vmax=10)
+    size = 8 if count <= _MAX_ANNOTATED else 7
     axes.set_xticks(range(count), info.class_names, rotation=90, fontsize=size)
     axes.set_yticks(range(count), info.class_names, fontsize=size)
     axes.set_xlabel("predicted")
     axes.set_ylabel("true")
-    if count <= _WIDEST:
+    if count <= _MAX_ANNOTATED:
         for i, j in zip(*np.nonzero(share >= 0.5)):
             color = "white" if share[i, j] > 35 else "black"
             text = f"{share[i, j]:.0f}"
@@ -76,7 +83,7 @@ def save_confusion(matrix: np.ndarray, info: DatasetInfo, path: Path) -> None:
         axes.set_yticks(np.arange(count + 1) - 0.5, minor=True)
         axes.grid(which="minor", color="0.9", lw=0.3)
         axes.tick_params(which="minor", length=0)
-    bar = figure.colorbar(picture, shrink=0.6)
+    bar = figure.colorbar(image, shrink=0.6)
     bar.set_ticks(
         [0, 1, 10**0.5, 5, 50**0.5, 10], labels=["0", "1", "10", "25", "50", "100"]
     )
@@ -84,15 +91,15 @@ def save_confusion(matrix: np.ndarray, info: DatasetInfo, path: Path) -> None:
     _save(figure, path)
 
 
-def save_pictures(
+def save_examples(
     rows: Sequence[tuple[str, Example, np.ndarray]], info: DatasetInfo, path: Path
 ) -> None:
-    """Draws images, labels, predictions and where they differ, a row each.
+    """Plots images, labels, predictions and their errors, one row per example.
 
     Args:
         rows: Captions, examples and predictions, uint8 (h, w).
-        info: Colors of the classes.
-        path: The PNG to write.
+        info: Class colors.
+        path: PNG file to write.
     """
     heights = [
         example.image.shape[0] / example.image.shape[1] for _, example, _ in rows
@@ -109,8 +116,8 @@ def save_pictures(
             "prediction": palette_image(predictions, info.colors).convert("RGB"),
             f"wrong: {100 * wrong.mean():.1f} % of pixels": errors,
         }
-        for cell, (title, picture) in zip(axes, panels.items()):
-            cell.imshow(picture, interpolation="nearest")
+        for cell, (title, image) in zip(axes, panels.items()):
+            cell.imshow(image, interpolation="nearest")
             cell.set_title(title, fontsize=9)
             cell.set_axis_off()
     _save(figure, path)

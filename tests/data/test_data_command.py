@@ -20,7 +20,7 @@ from encnet_jax.data.statistics import (
     summarize,
 )
 from encnet_jax.errors import UserError
-from encnet_jax.visualize.overlay import contact_sheet
+from encnet_jax.visualize.panels import contact_sheet
 from tests.commands import errors, run
 
 V = IGNORE_LABEL

@@ -9,14 +9,16 @@ from flax import nnx
 
 from encnet_jax.config import default
 from encnet_jax.data.prefetch import prefetched
-from encnet_jax.losses import segmentation_loss
-from encnet_jax.models.encnet import SegmentationOutput
-from encnet_jax.models.layers import ConvBN
-from encnet_jax.ops.conv import Conv
+from encnet_jax.models.layers import Conv, ConvBN
+from encnet_jax.models.segmentation import SegmentationOutput
 from encnet_jax.optimizer import create_optimizer
 from encnet_jax.run.sharding import batch_sharded, create_mesh, replicated
 from encnet_jax.run.state import create_train_state, split_model
-from encnet_jax.train.run import training_data
+from encnet_jax.train.input_pipeline import (
+    create_augmentation,
+    create_batches,
+    resident_arrays,
+)
 from encnet_jax.train.step import make_train_step
 from tests.data.test_loader import INFO, ListDataset, labeled_images
 
@@ -35,6 +37,8 @@ class OneLayer(nnx.Module):
         logits = self.head(self.backbone(images))
         return SegmentationOutput(logits, logits.mean((1, 2)))
 
+    forward_low_res = __call__
+
 
 def losses(resize, steps=3):
     """Trains for a few steps; returns the loss of each."""
@@ -45,16 +49,13 @@ def losses(resize, steps=3):
     model_def, params, batch_stats = split_model(OneLayer())
     tx = create_optimizer(lambda step: 0.01, head_lr_mult=1.0)
     state = create_train_state(params, batch_stats, tx)
-    data = training_data(config, ListDataset(labeled_images(6)))
+    dataset = ListDataset(labeled_images(6))
     step_fn = make_train_step(
-        model_def,
-        tx,
-        prepare=data.prepare,
-        loss=lambda output, labels: segmentation_loss(output, labels, num_classes=12),
-        info=INFO,
+        model_def, tx, INFO, augmentation=create_augmentation(config)
     )
-    state, resident = jax.device_put((state, data.resident), replicated(mesh))
-    found, made = [], data.batches(0)
+    arrays = resident_arrays(config, dataset)
+    state, resident = jax.device_put((state, arrays), replicated(mesh))
+    found, made = [], create_batches(config, dataset, 0)
     batches = prefetched(made, batch_sharded(mesh))
     for batch in itertools.islice(batches, steps):
         with jax.transfer_guard("disallow"):
@@ -79,7 +80,7 @@ def test_order_depends_neither_on_accumulation_nor_on_devices(cache_on_device):
         config.batch_size, config.grad_accum_steps = 16, grad_accum_steps
         config.mesh.data = devices
         config.data.update(base_size=44, crop_size=40, cache_on_device=cache_on_device)
-        made = training_data(config, ListDataset(labeled_images(6))).batches(3)
+        made = create_batches(config, ListDataset(labeled_images(6)), 3)
         taken.append(list(itertools.islice(made, 4)))
         made.close()
     for other in taken[1:]:

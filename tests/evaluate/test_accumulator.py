@@ -1,4 +1,4 @@
-"""Sums over images and what is written of each."""
+"""Sums over images, and the stored metrics of each."""
 
 import numpy as np
 import pytest
@@ -6,31 +6,31 @@ import pytest
 from encnet_jax.evaluate.accumulator import ImageMetrics, MetricAccumulator
 
 
-def record_of(index, matrix, presence=None, by_size=None):
+def metrics_of(index, matrix, presence=None, by_size=None):
     return ImageMetrics(index, np.asarray(matrix, np.int64), presence, by_size)
 
 
-def test_record_comes_back_from_its_line_bit_by_bit():
+def test_metrics_survive_a_round_trip_through_json_bit_by_bit():
     rng = np.random.default_rng(0)
     matrix = np.zeros((150, 150), np.int64)
     matrix[3, 140], matrix[149, 0] = 2**40, 1
     sizes = rng.integers(0, 2, (3, 150, 3))
-    record = record_of(7, matrix, rng.random(150, np.float32), sizes)
-    line = record.to_json()
+    metrics = metrics_of(7, matrix, rng.random(150, np.float32), sizes)
+    line = metrics.to_json()
     assert "\n" not in line
     back = ImageMetrics.from_json(line, 150)
     assert back.index == 7
-    for old, new in zip(record[1:], back[1:]):
+    for old, new in zip(*(list(vars(m).values())[1:] for m in (metrics, back))):
         np.testing.assert_array_equal(old, new)
         assert old.dtype == new.dtype
-    bare = ImageMetrics.from_json(record_of(1, matrix).to_json(), 150)
+    bare = ImageMetrics.from_json(metrics_of(1, matrix).to_json(), 150)
     assert bare.presence is None and bare.by_size is None
 
 
-def test_results_are_of_the_summed_matrix_and_every_image_has_its_own():
+def test_results_come_from_the_summed_matrix_and_each_image_has_its_own():
     accumulator = MetricAccumulator(2, 2)
-    accumulator.add(record_of(1, [[3, 1], [0, 0]]))
-    accumulator.add(record_of(0, [[1, 0], [2, 1]]))
+    accumulator.add(metrics_of(1, [[3, 1], [0, 0]]))
+    accumulator.add(metrics_of(0, [[1, 0], [2, 1]]))
     total = accumulator.over_hosts()
     np.testing.assert_array_equal(total.matrix, [[4, 1], [2, 1]])
     np.testing.assert_allclose(total.image_iou, [(1 / 3 + 1 / 3) / 2, (3 / 4 + 0) / 2])
@@ -41,10 +41,10 @@ def test_results_are_of_the_summed_matrix_and_every_image_has_its_own():
 
 
 @pytest.mark.parametrize("indices", [[0], [0, 1, 1]])
-def test_image_that_is_missed_or_scored_twice_is_an_error(indices):
+def test_image_missed_or_counted_twice_is_an_error(indices):
     accumulator = MetricAccumulator(2, 2)
     for index in indices:
-        accumulator.add(record_of(index, [[1, 0], [0, 1]]))
+        accumulator.add(metrics_of(index, [[1, 0], [0, 1]]))
     with pytest.raises(RuntimeError, match=f"image 1 was scored {len(indices) - 1}"):
         accumulator.over_hosts()
 
@@ -54,7 +54,7 @@ def test_presence_is_ranked_against_the_classes_in_the_labels():
     matrices = ([[1, 0], [0, 0]], [[1, 0], [0, 1]], [[0, 0], [0, 1]])
     for index, matrix in enumerate(matrices):
         presence = np.array([0.5 - index / 10, index / 10], np.float32)
-        accumulator.add(record_of(index, matrix, presence))
+        accumulator.add(metrics_of(index, matrix, presence))
     results = accumulator.results("skip")
     assert results["presence_average_precision"] == 1
     np.testing.assert_array_equal(results["per_class_presence_average_precision"], 1)

@@ -14,26 +14,26 @@ from flax import nnx
 from encnet_jax import config as configuration
 from encnet_jax.data.dataset_info import DatasetInfo
 from encnet_jax.data.datasets import Example
-from encnet_jax.evaluate.accumulator import ImageMetrics
+from encnet_jax.evaluate.accumulator import ImageMetrics, MetricAccumulator
 from encnet_jax.evaluate.evaluator import (
-    evaluate,
     make_whole_image_fn,
     make_window_fn,
+    predict_dataset,
     predict_fn_from_config,
 )
 from encnet_jax.inference.tta import MmsegProtocol, PyTorchEncodingProtocol
 from encnet_jax.models import create_model
-from encnet_jax.models.encnet import SegmentationModel, SegmentationOutput
+from encnet_jax.models.segmentation import SegmentationModel, SegmentationOutput
 from encnet_jax.run.sharding import mesh_of
 from encnet_jax.run.state import split_model
 from tests.random_module import random_module
 
-INFO = DatasetInfo("made up", ("a", "b", "c"), ((0, 0, 0),) * 3, {})
+INFO = DatasetInfo("fake", ("a", "b", "c"), ((0, 0, 0),) * 3, {})
 COMPILED = "/jax/core/compile/backend_compile_duration"
 
 
 class Brightest(SegmentationModel):
-    """Says of each pixel which channel is the brightest; a pixel sees only itself."""
+    """Labels each pixel with its brightest channel; the receptive field is 1x1."""
 
     align_corners = True
 
@@ -46,7 +46,7 @@ class Brightest(SegmentationModel):
         return SegmentationOutput(images * self.factor[...], presence)
 
 
-class Made:
+class FakeDataset:
     """Images of several sizes with labels that are partly wrong and partly ignored."""
 
     info = INFO
@@ -93,33 +93,49 @@ def encoding(**settings):
     )
 
 
-def run(score, model, dataset, batch_size=2, **settings):
-    _, params, batch_stats = split_model(model)
-    return evaluate(
-        score, params, batch_stats, dataset, batch_size=batch_size, **settings
+def predictions_of(predict_batches, model, dataset, batch_size=2, skip=()):
+    _, *arrays = split_model(model)
+    return predict_dataset(
+        predict_batches, *arrays, dataset, batch_size=batch_size, skip=skip
     )
+
+
+def run(predict_batches, model, dataset, batch_size=2, done=()):
+    """Returns metrics over the hosts, and the metrics of the images of this host."""
+    accumulator = MetricAccumulator(len(dataset), 3)
+    accumulator.add_known(done)
+    skip = {metrics.index for metrics in done}
+    found = []
+    for prediction in predictions_of(predict_batches, model, dataset, batch_size, skip):
+        found.append(ImageMetrics.of(prediction, 3))
+        accumulator.add(found[-1])
+    totals = accumulator.over_hosts()
+    return {**totals.results("skip"), "image_iou": totals.image_iou}, found
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 5])
 def test_every_image_counts_once_whatever_the_batches(batch_size):
-    dataset = Made([(5, 7), (6, 4), (5, 7), (5, 7), (6, 4)])
-    model, done = Brightest(), []
-    score = make_whole_image_fn(model, INFO, mesh=mesh_of(jax.devices()[:1]))
-    results, kept = run(score, model, dataset, batch_size, progress=done.append, keep=2)
+    dataset = FakeDataset([(5, 7), (6, 4), (5, 7), (5, 7), (6, 4)])
+    model = Brightest()
+    predict_batches = make_whole_image_fn(model, INFO, mesh=mesh_of(jax.devices()[:1]))
+    results, _ = run(predict_batches, model, dataset, batch_size)
     np.testing.assert_array_equal(results["confusion_matrix"], matrix_by_hand(dataset))
-    assert results["images"] == 5 and done == [1, 2, 3, 4, 5]
-    assert [example.name for example, _ in kept] == ["0", "4"]
-    assert kept[1][1].shape == (6, 4)
+    assert results["images"] == 5
+    predictions = list(predictions_of(predict_batches, model, dataset, batch_size))
+    assert sorted(p.index for p in predictions) == [0, 1, 2, 3, 4]
+    for prediction in predictions:
+        assert prediction.example is dataset[prediction.index]
+        assert prediction.labels.shape == prediction.example.labels.shape
 
 
 def test_one_scale_in_one_window_is_the_whole_image():
-    dataset, model = Made([(12, 16), (16, 9), (16, 16)]), Brightest()
-    score = make_window_fn(model, INFO, encoding())
-    results, _ = run(score, model, dataset)
+    dataset, model = FakeDataset([(12, 16), (16, 9), (16, 16)]), Brightest()
+    predict_batches = make_window_fn(model, INFO, encoding())
+    results, _ = run(predict_batches, model, dataset)
     np.testing.assert_array_equal(results["confusion_matrix"], matrix_by_hand(dataset))
 
 
-def compilations(score, model, dataset):
+def compilations(predict_batches, model, dataset):
     """Returns how many programs an evaluation compiles."""
     seen = []
 
@@ -129,7 +145,7 @@ def compilations(score, model, dataset):
 
     jax.monitoring.register_event_duration_secs_listener(listen)
     try:
-        run(score, model, dataset, batch_size=16)
+        run(predict_batches, model, dataset, batch_size=16)
     finally:
         jax.monitoring.unregister_event_duration_listener(listen)
     return len(seen)
@@ -144,9 +160,9 @@ def test_hundred_sizes_at_six_scales_compile_four_programs(rules):
     else:
         fields = vars(encoding(base_size=4000, **settings))
         protocol = MmsegProtocol(short_size=48, **fields)
-    dataset = Made([(60 + n, 160 - n) for n in range(100)])
-    score = make_window_fn(model, INFO, protocol, mesh_of(jax.devices()[:1]))
-    assert 1 <= compilations(score, model, dataset) <= 4
+    dataset = FakeDataset([(60 + n, 160 - n) for n in range(100)])
+    predict_batches = make_window_fn(model, INFO, protocol, mesh_of(jax.devices()[:1]))
+    assert 1 <= compilations(predict_batches, model, dataset) <= 4
 
 
 def small_encnet():
@@ -162,7 +178,7 @@ def small_encnet():
     )
 
 
-def score_fns(model, devices):
+def predict_fns(model, devices):
     mesh = mesh_of(jax.local_devices()[:devices])
     protocol = encoding(base_size=40, crop_size=32, scales=(0.5, 1.0, 1.5))
     whole = make_whole_image_fn(model, INFO, mesh=mesh)
@@ -174,8 +190,8 @@ def score_fns(model, devices):
 
 @pytest.mark.parametrize("way", ["whole", "windows"])
 def test_devices_share_the_work_and_change_no_count(way):
-    model, dataset = small_encnet(), Made([(33, 40), (40, 33), (33, 40)])
-    results = [run(score_fns(model, n)[way], model, dataset)[0] for n in (1, 2, 8)]
+    model, dataset = small_encnet(), FakeDataset([(33, 40), (40, 33), (33, 40)])
+    results = [run(predict_fns(model, n)[way], model, dataset)[0] for n in (1, 2, 8)]
     assert results[0]["confusion_matrix"].sum() == 2 * 32 * 40 + 39 * 33
     for other in results[1:]:
         for key in ("confusion_matrix", "presence_average_precision", "image_iou"):
@@ -190,12 +206,11 @@ process, port, out = sys.argv[1:]
 jax.config.update("jax_num_cpu_devices", 2)
 jax.distributed.initialize(f"localhost:{port}", 2, int(process))
 from tests.evaluate import test_evaluator as shared
-dataset, model = shared.Made(shared.SHARED), shared.small_encnet()
+dataset, model = shared.FakeDataset(shared.SHARED), shared.small_encnet()
 seen = []
-for way, score in shared.score_fns(model, None).items():
-    results, _ = shared.run(
-        score, model, dataset, on_image=lambda image, record: seen.append(image.index)
-    )
+for way, predict_batches in shared.predict_fns(model, None).items():
+    results, found = shared.run(predict_batches, model, dataset)
+    seen += [metrics.index for metrics in found]
     for key in shared.COMPARED:
         np.save(f"{out}/{process}-{way}-{key}.npy", results[key])
 np.save(f"{out}/{process}-seen.npy", seen)
@@ -221,9 +236,9 @@ def test_two_processes_share_the_images_and_agree_with_one(tmp_path):
     for host in hosts:
         _, text = host.communicate(timeout=200)
         assert host.returncode == 0, text
-    model, dataset = small_encnet(), Made(SHARED)
-    for way, score in score_fns(model, 1).items():
-        alone, _ = run(score, model, dataset)
+    model, dataset = small_encnet(), FakeDataset(SHARED)
+    for way, predict_batches in predict_fns(model, 1).items():
+        alone, _ = run(predict_batches, model, dataset)
         for process in "01":
             for key in COMPARED:
                 stored = np.load(tmp_path / f"{process}-{way}-{key}.npy")
@@ -233,41 +248,31 @@ def test_two_processes_share_the_images_and_agree_with_one(tmp_path):
 
 
 def test_finished_images_are_counted_but_not_scored_again():
-    dataset, model, records = Made([(5, 7), (6, 4), (5, 7)]), Brightest(), []
-    score = make_whole_image_fn(model, INFO)
-    whole, _ = run(
-        score, model, dataset, on_image=lambda image, record: records.append(record)
-    )
-    again = []
-    results, _ = run(
-        score,
-        model,
-        dataset,
-        done=[ImageMetrics.from_json(r.to_json(), 3) for r in records if r.index != 1],
-        on_image=lambda image, record: again.append(image.index),
-    )
-    assert again == [1]
+    dataset, model = FakeDataset([(5, 7), (6, 4), (5, 7)]), Brightest()
+    predict_batches = make_whole_image_fn(model, INFO)
+    whole, found = run(predict_batches, model, dataset)
+    done = [ImageMetrics.from_json(m.to_json(), 3) for m in found if m.index != 1]
+    results, again = run(predict_batches, model, dataset, done=done)
+    assert [metrics.index for metrics in again] == [1]
     for key in COMPARED:
         np.testing.assert_array_equal(results[key], whole[key])
 
 
-def test_presence_of_windows_is_the_mean_of_the_image_s():
+def test_presence_of_an_image_is_the_mean_over_its_windows():
     image = np.zeros((16, 32, 3), np.uint8)
     image[:, 16:] = 255
-    dataset, model = Made([(1, 1)]), Brightest()
+    dataset, model = FakeDataset([(1, 1)]), Brightest()
     dataset.examples = [Example(image, np.zeros((16, 32), np.uint8), "half")]
     protocol = encoding(base_size=32, flip=False, stride=16)
-    found = []
-    run(
-        make_window_fn(model, INFO, protocol),
-        model,
-        dataset,
-        on_image=lambda scored, _: found.append(scored.presence),
+    (prediction,) = predictions_of(
+        make_window_fn(model, INFO, protocol), model, dataset
     )
     black, white = (
         1 / (1 + np.exp(-np.mean((v - np.array(INFO.mean)) / INFO.std))) for v in (0, 1)
     )
-    np.testing.assert_allclose(found, [[(black + white) / 2] * 3], rtol=1e-5)
+    np.testing.assert_allclose(
+        prediction.presence, [(black + white) / 2] * 3, rtol=1e-5
+    )
 
 
 @pytest.mark.parametrize(
@@ -281,7 +286,7 @@ def test_presence_of_windows_is_the_mean_of_the_image_s():
         (dict(mode="slide", protocol="mmseg", crop_size=6), (2, 6, 6, 3)),
     ],
 )
-def test_configuration_says_what_the_network_sees(settings, shape):
+def test_configuration_sets_the_shapes_that_the_network_sees(settings, shape):
     shapes = []
 
     class Counting(Brightest):
@@ -293,6 +298,6 @@ def test_configuration_says_what_the_network_sees(settings, shape):
     config.mesh.data = 1
     config.data.base_size = 12
     config.evaluation.update(settings)
-    score = predict_fn_from_config(config, config, Counting(), INFO)
-    results, _ = run(score, Counting(), Made([(18, 15)]))
+    predict_batches = predict_fn_from_config(config, config, Counting(), INFO)
+    results, _ = run(predict_batches, Counting(), FakeDataset([(18, 15)]))
     assert set(shapes) == {shape} and results["images"] == 1

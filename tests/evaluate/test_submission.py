@@ -1,4 +1,4 @@
-"""Files for test servers, read back as the servers would."""
+"""Submissions, read back as the test servers do."""
 
 import numpy as np
 import pytest
@@ -16,7 +16,7 @@ CITYSCAPES_IDS = [7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28]
 
 
 def written(folder, name, place):
-    """Returns what is in the file for a prediction of all classes in order."""
+    """Returns the written file for a prediction of all classes in order."""
     info = dataset_info(name)
     predictions = np.arange(info.num_classes, dtype=np.uint8)[None].repeat(2, 0)
     Submission(folder, info).write("frankfurt_000000_000294_leftImg8bit", predictions)
@@ -63,7 +63,7 @@ def test_folders_of_images_are_read_through_and_bad_ones_named(tmp_path):
     np.testing.assert_array_equal(example.image, pixels)
     assert example.labels.shape == (6, 9) and (example.labels == 255).all()
     Image.fromarray(pixels).save(tmp_path / "b" / "one.png")
-    with pytest.raises(UserError, match="two images for one one.png"):
+    with pytest.raises(UserError, match="both would be one.png"):
         UnlabeledDataset(dataset_info("ade20k"), tmp_path)
     empty = tmp_path / "empty"
     empty.mkdir()

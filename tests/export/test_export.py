@@ -1,4 +1,4 @@
-"""ExportSpec models: they run without the package and equal the model in JAX."""
+"""Exported models run without the package and equal the original in JAX."""
 
 import importlib.util
 import re
@@ -19,10 +19,9 @@ from encnet_jax.data.dataset_info import (
     voc_colormap,
 )
 from encnet_jax.errors import UserError
-from encnet_jax.evaluate.classification import make_classify_fn
 from encnet_jax.export import formats as export_formats
-from encnet_jax.export.workdir_run import compare, export_workdir, load_trained
-from encnet_jax.inference.predict_fn import make_predict_fn
+from encnet_jax.export.run import compare, export_workdir, load_trained
+from encnet_jax.inference.predict_fn import make_classify_fn, make_predict_fn
 from encnet_jax.models import create_model
 from encnet_jax.models.layers import max_pool
 from encnet_jax.ops.resize import adaptive_average_pool, resize_bilinear
@@ -44,7 +43,7 @@ TINY = dict(backbone="tiny", stem="plain", width=4, head_channels=8, num_codes=2
 
 
 def write_workdir(workdir, task="segmentation", **settings):
-    """Writes what a training leaves; returns the model."""
+    """Writes a workdir as training does; returns the model."""
     config = default()
     config.total_steps = 1
     config.model.update(settings)
@@ -66,7 +65,7 @@ def write_workdir(workdir, task="segmentation", **settings):
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """Returns a workdir and its model's labels of images of several shapes."""
+    """Returns a workdir and its model's labels for images of several shapes."""
     workdir = tmp_path_factory.mktemp("run")
     predict = make_predict_fn(write_workdir(workdir, **TINY), mean=MEAN, std=STD)
     return workdir, [np.asarray(predict(images_of(*shape))) for shape in SHAPES]
@@ -74,7 +73,7 @@ def trained(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def stablehlo(trained, tmp_path_factory):
-    """Returns the folder that the command wrote."""
+    """Returns the folder that export.py wrote."""
     output = tmp_path_factory.mktemp("stablehlo") / "new" / "model"
     result = run("export.py", f"--workdir={trained[0]}", f"--output={output}")
     assert result.returncode == 0, result.stderr
@@ -100,10 +99,10 @@ def code_of(folder):
     return code
 
 
-def test_stablehlo_runs_by_its_readme_with_jax_alone(trained, stablehlo, tmp_path):
+def test_stablehlo_runs_with_jax_only_as_its_readme_shows(trained, stablehlo, tmp_path):
     assert len(np.unique(np.concatenate([a.ravel() for a in trained[1]]))) > 1
     np.savez(tmp_path / "in.npz", *[images_of(*shape) for shape in SHAPES])
-    # The code of the page, and then more images by what it made.
+    # The code of the README, then more images through its `run`.
     program = (
         code_of(stablehlo).replace("520", "24")
         + f"""
@@ -114,7 +113,7 @@ found = [run(given[name])["labels"] for name in given]
 np.savez({str(tmp_path / "out.npz")!r}, *found)
 """
     )
-    # Neither the project nor its folder is on the path.
+    # Without the project on the path.
     environ = {k: v for k, v in environment().items() if k != "PYTHONPATH"}
     subprocess.run(
         [sys.executable, "-c", program], cwd=stablehlo, env=environ, check=True
@@ -132,7 +131,7 @@ def test_stablehlo_is_for_all_platforms_and_refuses_small_images(stablehlo):
         exported.call(images_of(1, 8, 9))
 
 
-def test_folder_tells_classes_and_arrays(stablehlo):
+def test_readme_lists_classes_and_arrays(stablehlo):
     info = load_info(stablehlo / "classes.json")
     assert info.class_names == ("road", "car", "sky") and info.mean == MEAN
     text = (stablehlo / "README.md").read_text()
@@ -183,7 +182,7 @@ def test_classifier_gives_probabilities(tmp_path):
     found = export_formats.read_stablehlo(output / "model.stablehlo")(images)
     trained = load_workdir(workdir)
     model = trained.model_def.merge(trained.params, trained.batch_stats)
-    classify = make_classify_fn(model, trained.info)
+    classify = make_classify_fn(model, mean=MEAN, std=STD)
     expected = np.asarray(classify(trained.params, trained.batch_stats, images))
     np.testing.assert_allclose(found["probabilities"], expected, atol=1e-6)
     np.testing.assert_array_equal(found["labels"], expected.argmax(-1))
@@ -202,7 +201,7 @@ def test_classifier_gives_probabilities(tmp_path):
     ],
     ids=lambda settings: settings.get("name", "encnet-" + next(iter(settings))),
 )
-def test_every_model_can_be_traced_with_free_sizes(settings, tmp_path):
+def test_every_model_can_be_traced_with_symbolic_sizes(settings, tmp_path):
     write_workdir(tmp_path, **(TINY | settings))
     trained = load_trained(tmp_path)
     least = [f"{side} >= {trained.smallest}" for side in "hw"]
@@ -213,7 +212,7 @@ def test_every_model_can_be_traced_with_free_sizes(settings, tmp_path):
     assert outputs["logits"].shape == (*sizes, 3)
 
 
-def test_layers_of_free_sizes_compute_what_those_of_known_ones_do():
+def test_layers_compute_the_same_with_symbolic_and_known_sizes():
     def layers(x):
         larger = (2 * x.shape[1] + 1, 3 * x.shape[2])
         return [
@@ -229,7 +228,7 @@ def test_layers_of_free_sizes_compute_what_those_of_known_ones_do():
     for size in ((7, 10), (20, 4)):
         x = np.random.default_rng(0).normal(size=(2, *size, 3)).astype(np.float32)
         for found, expected in zip(exported.call(x), jax.jit(layers)(x)):
-            # Weights of free sizes are float32 throughout, of known ones float64 first.
+            # Weights of known sizes are computed in float64, of symbolic in float32.
             np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
@@ -285,9 +284,12 @@ def test_missing_packages_are_named_with_the_extra(trained, tmp_path, monkeypatc
     "arguments, message",
     [
         (dict(file_format="pb"), "--format=pb: allowed are stablehlo, onnx"),
-        (dict(size="32x32"), "--size=32x32: only of --format=onnx"),
-        (dict(file_format="onnx", size="32"), "--size=32: HEIGHTxWIDTH"),
-        (dict(file_format="onnx", size="8x32"), "--size=8x32: at least 9 pixels"),
+        (dict(size="32x32"), "--size=32x32: only for --format=onnx"),
+        (dict(file_format="onnx", size="32"), "--size=32: must be HEIGHTxWIDTH"),
+        (
+            dict(file_format="onnx", size="8x32"),
+            "--size=8x32: height and width must be at least 9",
+        ),
         (dict(step="3"), "3"),
     ],
 )
@@ -297,7 +299,7 @@ def test_mistake_is_named_and_nothing_is_written(trained, tmp_path, arguments, m
     assert not list(tmp_path.iterdir())
 
 
-def test_folder_in_use_is_left_alone(trained, tmp_path):
+def test_non_empty_output_is_not_touched(trained, tmp_path):
     (tmp_path / "mine.txt").write_text("mine")
     for output in (tmp_path, tmp_path / "mine.txt"):
         with pytest.raises(UserError, match=f"--output={output}: is"):

@@ -1,4 +1,4 @@
-"""Modules built without drawing weights, and what the originals call their parts."""
+"""Modules without initialization, and the names of their parts in the originals."""
 
 import functools
 import re
@@ -15,7 +15,7 @@ def _stem_layer(index: int) -> str:
 
 
 # What replaces what, in this order, to come from a name of an original to one of ours.
-# Written from the originals' state dicts, apart from `encnet_jax.convert.load`.
+# Written from the originals' state dicts, independently of `encnet_jax.convert`.
 _COMMON = (
     (r"layer(\d)\.(\d+)\.(conv|bn)(\d)", r"stages.-\1.\2.layers.-\4.\3"),
     (r"layer(\d)\.(\d+)\.downsample\.0", r"stages.-\1.\2.shortcut.projection.conv"),
@@ -95,9 +95,9 @@ def flat(tree: Mapping) -> dict[str, np.ndarray]:
 
 
 def empty(create: Callable[..., nnx.Module], *args, **settings) -> nnx.Module:
-    """Returns a module full of zeros.
+    """Returns a module of zeros.
 
-    Drawing the weights that a test replaces takes 15 times as long as compiling the
+    Initializing weights that a test replaces takes 15 times as long as compiling the
     network.
     """
     build = functools.partial(create, *args, **settings)

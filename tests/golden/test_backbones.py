@@ -1,4 +1,4 @@
-"""Residual networks alone: torchvision's, timm's, and the dilated one of EncNet."""
+"""Backbones: the residual networks of torchvision, timm and EncNet."""
 
 import jax
 import numpy as np

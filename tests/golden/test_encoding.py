@@ -8,6 +8,7 @@ import pytest
 from flax import nnx
 
 from encnet_jax.models.encoding import ContextEncoding, Encoding
+from encnet_jax.models.layers import set_layer_options
 
 from .cases import load_case, nchw, nhwc
 from .modules import PYTORCH_ENCODING, empty, fill, flat, our_name, to_theirs
@@ -45,7 +46,7 @@ def offset_features() -> np.ndarray:
 
 @pytest.mark.parametrize(
     "variant, allowed",
-    # Near: the bound that tells differences formed after a shift, as here, from squares
+    # Near: separates differences formed after a shift, as here, from squares
     # of the features themselves (0.09). Far: every pixel falls to one codeword and the
     # sum of 3600 residuals near 30 is 1e5, where neighbors in float32 are 0.008 apart;
     # 20 times what the original's direct form loses.
@@ -94,8 +95,9 @@ def _result_sizes(jaxpr) -> list[int]:
     return sizes
 
 
-def _module(case, **settings) -> nnx.Module:
-    module = empty(ContextEncoding, 32, num_codes=8, num_classes=7, **settings)
+def _module(case, **options) -> nnx.Module:
+    module = empty(ContextEncoding, 32, num_codes=8, num_classes=7)
+    set_layer_options(module, **options)
     fill(module, case.weights(), PYTORCH_ENCODING)
     return module
 

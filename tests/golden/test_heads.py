@@ -33,7 +33,7 @@ def test_head_matches(lateral, check):
     def apply(state, stages):
         head = nnx.merge(graphdef, state)
         log = spy_on_head(head)
-        logits, se_logits = head([None, *stages])
+        logits, se_logits = head([stages[0], *stages])  # stage 1 is unused
         return logits, se_logits, log
 
     logits, se_logits, log = apply(state, (c2, c3, c4))

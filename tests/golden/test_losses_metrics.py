@@ -9,7 +9,7 @@ import pytest
 
 from encnet_jax.losses import class_presence, se_loss, segmentation_loss
 from encnet_jax.metrics import confusion_matrix, segmentation_metrics
-from encnet_jax.models.encnet import SegmentationOutput
+from encnet_jax.models.segmentation import SegmentationOutput
 from encnet_jax.optimizer import cosine_schedule, poly_schedule
 
 from .cases import load_case, nchw, nhwc
@@ -57,7 +57,9 @@ def test_class_presence_matches():
     arrays = load_case("losses").arrays
     labels = np.where(arrays["target"] == -1, 255, arrays["target"])
     assert (labels == 255).all((1, 2)).any(), "no image without a label"
-    np.testing.assert_array_equal(class_presence(labels, 7), arrays["se_target"])
+    np.testing.assert_array_equal(
+        class_presence(jnp.asarray(labels), 7), arrays["se_target"]
+    )
 
 
 def test_se_loss_of_extreme_logits_matches(check):
@@ -65,7 +67,7 @@ def test_se_loss_of_extreme_logits_matches(check):
     # there and 300 here. With logits up to 100 the two agree.
     case = load_case("losses")
     logits = case.arrays["extreme_se_logits"].clip(-100, 100)
-    cost = se_loss(jnp.asarray(logits), case.arrays["se_target"])
+    cost = se_loss(jnp.asarray(logits), jnp.asarray(case.arrays["se_target"]))
     check(case, "extreme_se_term", cost)
 
 
@@ -97,7 +99,7 @@ def test_scores_match_after_each_batch(check):
         correct = np.diag(total)
         union = total.sum(0) + total.sum(1) - correct
         exact = {
-            "correct_labeled": (correct.sum(), total.sum()),
+            "correct_labelled": (correct.sum(), total.sum()),
             "inter": correct,
             "union": union,
         }

@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from encnet_jax.inference.predict_fn import multi_scale_scores
+from encnet_jax.evaluate import multi_scale_scores
 
 from .cases import load_case, nchw, nhwc
 

@@ -17,7 +17,7 @@ from .recipe import checksum
     ],
 )
 def test_weights_drawn_again_are_those_of_the_case(name, variant):
-    # Should this alone fail with a new NumPy, its generators changed in a last bit.
+    # If only this test fails with a new NumPy, its generators changed in a last bit.
     case = load_case(name)
     facts = case.facts["variants"][variant] if variant else case.facts
     assert checksum(case.weights(variant)) == facts["crc32"]

@@ -1,4 +1,4 @@
-"""Tests of prediction: the function people call equals the model in eval mode."""
+"""The prediction functions equal the model in eval mode, at every image size."""
 
 import jax
 import jax.numpy as jnp
@@ -7,20 +7,20 @@ import pytest
 from flax import nnx
 
 from encnet_jax.data.dataset_info import IMAGENET_MEAN, IMAGENET_STD
+from encnet_jax.inference.folding import InferenceModel
 from encnet_jax.inference.predict_fn import (
-    InferenceModel,
     make_predict_fn,
     resized_shape,
     whole_image_logits,
 )
 from encnet_jax.models import create_model
-from encnet_jax.models.encnet import SegmentationOutput
+from encnet_jax.models.segmentation import SegmentationOutput
 from encnet_jax.ops.normalize import normalize
 from encnet_jax.ops.resize import resize_bilinear
 from encnet_jax.run.state import split_model
 from tests.random_module import random_module
 
-NORMALISATION = dict(mean=IMAGENET_MEAN, std=IMAGENET_STD)
+NORMALIZATION = dict(mean=IMAGENET_MEAN, std=IMAGENET_STD)
 
 
 def small_model(name="encnet"):
@@ -36,7 +36,7 @@ def small_model(name="encnet"):
         aux_head=False,
         dropout=0.5,
     )
-    # Statistics that are not those of any batch.
+    # Statistics of no batch.
     model.head.reduce.norm.mean[...] += 0.1
     return model
 
@@ -45,7 +45,7 @@ def images_of(*size):
     return np.random.default_rng(0).integers(0, 256, (*size, 3), np.uint8)
 
 
-def test_normalize_gives_the_values_worked_out_by_hand():
+def test_normalize_gives_hand_computed_values():
     images = np.array([0, 51, 255], np.uint8).reshape(1, 1, 1, 3)
     actual = normalize(jnp.asarray(images), (0.5, 0.1, 0.25), (0.5, 0.2, 0.25))
     np.testing.assert_allclose(actual.ravel(), [-1, 0.5, 3], atol=1e-6)
@@ -62,7 +62,7 @@ def test_normalize_gives_the_values_worked_out_by_hand():
         ((1, 1), 10, (10, 10)),
     ],
 )
-def test_working_size_has_the_long_side_asked_for(size, base_size, expected):
+def test_resized_shape_has_the_requested_long_side(size, base_size, expected):
     assert resized_shape(size, base_size) == expected
 
 
@@ -91,7 +91,7 @@ def test_predict_fn_equals_the_model_in_eval_mode(predict):
     np.testing.assert_array_equal(labels[clear], logits.argmax(-1)[clear])
 
 
-def test_folded_model_has_no_norms_and_no_heads_for_training():
+def test_folded_model_has_no_batch_norm_and_no_training_heads():
     model = random_module(
         create_model, "encnet", num_classes=3, backbone="tiny", width=2
     )
@@ -100,15 +100,15 @@ def test_folded_model_has_no_norms_and_no_heads_for_training():
     arrays = folded.arrays(*trained)
     assert model.aux_head is not None and model.head.reduce.norm is not None
     assert jax.tree.map(np.shape, arrays) == jax.tree.map(np.shape, folded.shapes())
-    # As host arrays: nothing was compiled, nothing is on a device.
+    # Host arrays: nothing was compiled or moved to a device.
     assert all(isinstance(leaf, np.ndarray) for leaf in jax.tree.leaves(arrays))
     names = {str(path[0]) for path, _ in jax.tree.flatten_with_path(arrays[0])[0]}
     assert names == {"['backbone']", "['head']"}
-    # The one norm left is that over the codewords, which no convolution precedes.
+    # Only the norm over the codewords is left, which follows no convolution.
     assert len(jax.tree.leaves(arrays[1])) == 2
 
 
-def test_predict_fn_leaves_the_model_alone_and_keeps_its_weights(predict):
+def test_predict_fn_copies_the_weights_and_does_not_modify_the_model(predict):
     model, was_training, function, images, _ = predict
     assert was_training
     before = function(images)
@@ -119,7 +119,7 @@ def test_predict_fn_leaves_the_model_alone_and_keeps_its_weights(predict):
     kernel[...] = old
 
 
-def test_one_image_alone_has_the_labels_it_has_in_a_batch(predict):
+def test_labels_do_not_depend_on_the_batch(predict):
     _, _, function, images, _ = predict
     agreeing = function(images[:1]) == function(images)[:1]
     assert agreeing.mean() > 0.99
@@ -133,7 +133,7 @@ def test_any_size_gives_labels_of_that_size(size, base_size):
     assert labels.shape == (1, *size)
 
 
-def test_base_size_works_at_that_size_and_answers_at_the_image_s():
+def test_base_size_sets_the_size_in_the_network_not_of_the_logits():
     seen = []
 
     def model(images):
@@ -143,7 +143,7 @@ def test_base_size_works_at_that_size_and_answers_at_the_image_s():
 
     images = np.zeros((1, 20, 40, 3), np.uint8)
     images[:, :, 20:] = 255
-    logits, presence = whole_image_logits(model, images, **NORMALISATION, base_size=10)
+    logits, presence = whole_image_logits(model, images, **NORMALIZATION, base_size=10)
     assert seen[0].shape == (1, 5, 10, 3) and logits.shape == (1, 20, 40, 3)
     # Left and right halves of black and white, resized twice.
     expected = [(value - IMAGENET_MEAN[0]) / IMAGENET_STD[0] for value in (0, 1)]
@@ -151,15 +151,15 @@ def test_base_size_works_at_that_size_and_answers_at_the_image_s():
     np.testing.assert_allclose(presence, [[0.5, 0.75, 0.25]], rtol=1e-5)
 
 
-def test_model_without_presence_gives_none():
+def test_model_without_se_branch_gives_no_presence():
     _, presence = whole_image_logits(
-        SegmentationOutput, np.zeros((1, 2, 2, 3), np.uint8), **NORMALISATION
+        SegmentationOutput, np.zeros((1, 2, 2, 3), np.uint8), **NORMALIZATION
     )
     assert presence is None
 
 
 @pytest.mark.parametrize("align_corners", [False, True])
-def test_image_and_logits_are_resized_by_the_convention_that_is_asked(align_corners):
+def test_image_and_logits_are_resized_by_the_given_convention(align_corners):
     class Same(nnx.Module):
         def __call__(self, images):
             return SegmentationOutput(images)
@@ -173,6 +173,6 @@ def test_image_and_logits_are_resized_by_the_convention_that_is_asked(align_corn
     larger = resize_bilinear(image.astype(np.float32), (12, 18), **options)
     expected = resize_bilinear(larger, (6, 9), **options)
     np.testing.assert_allclose(logits, expected, atol=1e-3)
-    # The corner pixels stay what they are only if they lie on each other.
+    # Corner pixels keep their values only if corners are aligned.
     kept = np.allclose(logits[0, 0, 0], image[0, 0, 0], atol=1e-3)
     assert kept == align_corners

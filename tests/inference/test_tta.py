@@ -1,4 +1,4 @@
-"""Windows against plain implementations: every step written out, for one image."""
+"""Sliding windows against naive references, written out step by step for one image."""
 
 import math
 
@@ -18,10 +18,10 @@ KERNEL = np.random.default_rng(5).normal(0, 1, (5, 5, 3, 4)).astype(np.float32)
 
 
 def network(images):
-    """Looks at 5x5 pixels, beyond the border of a window at zeros."""
-    numbers = ("NHWC", "HWIO", "NHWC")
+    """A 5x5 convolution; windows are padded with zeros."""
+    layout = ("NHWC", "HWIO", "NHWC")
     return jax.lax.conv_general_dilated(
-        jnp.asarray(images), KERNEL, (1, 1), "SAME", dimension_numbers=numbers
+        jnp.asarray(images), KERNEL, (1, 1), "SAME", dimension_numbers=layout
     )
 
 
@@ -39,11 +39,11 @@ def mmseg_by_hand(image, sizes, crop, stride, flip):
     """Softmax scores of views of the given sizes, averaged; crop 0: whole images."""
     total = np.zeros((*image.shape[:2], 4))
     for size in sizes:
-        picture = (np.rint(resize(image, size)) / 255 - MEAN) / STD
+        normalized = (np.rint(resize(image, size)) / 255 - MEAN) / STD
         for mirrored in (False, True)[: 1 + flip]:
             logits = np.zeros((*size, 4))
             count = np.zeros((*size, 1))
-            view = picture[:, ::-1] if mirrored else picture
+            view = normalized[:, ::-1] if mirrored else normalized
             height, width = (min(crop or s, s) for s in size)
             for i in range(max(math.ceil((size[0] - height) / stride), 0) + 1):
                 for j in range(max(math.ceil((size[1] - width) / stride), 0) + 1):
@@ -61,7 +61,7 @@ def mmseg_by_hand(image, sizes, crop, stride, flip):
 
 
 def scores_of(protocol, images, batch_size=3, devices=1):
-    """Returns the scores of images, and the shapes that the network saw."""
+    """Returns the scores of images and the shapes that were compiled."""
     mesh = mesh_of(jax.devices()[:devices])
     sharding = ScoreMapSharding(4, protocol.softmax, mesh)
     shapes = []
@@ -141,7 +141,7 @@ def test_scores_are_the_same_bits_on_many_devices(devices):
         np.testing.assert_array_equal(a, b)
 
 
-def test_images_in_one_stream_have_the_scores_they_have_alone():
+def test_scores_do_not_depend_on_the_images_in_the_same_batch():
     protocol = PyTorchEncodingProtocol(
         base_size=40,
         crop_size=24,
@@ -156,8 +156,8 @@ def test_images_in_one_stream_have_the_scores_they_have_alone():
     together, shapes = scores_of(protocol, images, batch_size=5)
     assert shapes == [(5, 24, 24, 3)]
     for image, scores in zip(images, together):
-        (alone,), _ = scores_of(protocol, [image], batch_size=1)
-        np.testing.assert_allclose(scores, alone, rtol=1e-5)
+        (single,), _ = scores_of(protocol, [image], batch_size=1)
+        np.testing.assert_allclose(scores, single, rtol=1e-5)
 
 
 @pytest.mark.parametrize("align_corners", [False, True])

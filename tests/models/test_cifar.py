@@ -1,4 +1,4 @@
-"""Tests of the CIFAR classifiers against counts and arithmetic worked out apart."""
+"""Tests of the CIFAR classifiers against independent counts and arithmetic."""
 
 import jax
 import jax.numpy as jnp
@@ -20,12 +20,11 @@ from encnet_jax.run.state import split_model
 from tests.random_module import random_module
 
 RNG = np.random.default_rng(0)
-OPTIONS = dict(unbiased_running_var=False, dtype=jnp.float32)
 TINY = dict(num_classes=3, width=8, num_codes=2)
 
 
 def normals(*shape):
-    return RNG.standard_normal(shape).astype(np.float32)
+    return jnp.asarray(RNG.standard_normal(shape), jnp.float32)
 
 
 def size_of(model):
@@ -137,7 +136,7 @@ def sigmoid(x):
 
 
 def test_baseline_block_norms_before_it_convolves():
-    block = random_module(PreActivationBlock, 3, 4, 2, **OPTIONS)
+    block = random_module(PreActivationBlock, 3, 4, 2)
     block.shortcut.bias[...] = jnp.arange(4.0)
     x = normals(2, 6, 6, 3)
     y = convolve(relu(norm(x)), block.conv1.kernel[...], stride=2)
@@ -148,13 +147,13 @@ def test_baseline_block_norms_before_it_convolves():
 
 
 def test_shortcut_is_the_identity_where_the_shape_stays():
-    assert random_module(PreActivationBlock, 4, 4, 1, **OPTIONS).shortcut is None
-    assert random_module(PreActivationBlock, 4, 4, 2, **OPTIONS).shortcut is not None
+    assert random_module(PreActivationBlock, 4, 4, 1).shortcut is None
+    assert random_module(PreActivationBlock, 4, 4, 2).shortcut is not None
 
 
 def test_attention_block_attends_before_the_sum_and_ends_with_relu():
     block = random_module(
-        lambda rngs: AttentionBlock(4, 4, 1, Half(), rngs=rngs, **OPTIONS),
+        lambda rngs: AttentionBlock(4, 4, 1, Half(), rngs=rngs),
     )
     x = normals(2, 6, 6, 4)
     y = relu(norm(convolve(x, block.conv1.kernel[...])))
@@ -179,7 +178,7 @@ def test_squeeze_excitation_gates_by_the_mean():
 def test_gate_has_the_value_worked_out_by_hand():
     # Two pixels of 8 channels, which the convolution maps to the features (3, 1) and
     # (0, 2); batch norm is set to leave them as they are.
-    module = random_module(EncodingAttention, 8, num_codes=2, drop=False, **OPTIONS)
+    module = random_module(EncodingAttention, 8, num_codes=2, drop=False)
     module.eval()
     kernel = np.zeros((1, 1, 8, 2), np.float32)
     kernel[0, 0, 0], kernel[0, 0, 1] = [3, 0], [0, 1]
@@ -194,6 +193,7 @@ def test_gate_has_the_value_worked_out_by_hand():
     module.linear.kernel[...] = jnp.asarray(weights)
     x = np.zeros((1, 1, 2, 8), np.float32)
     x[0, 0, 0, 0] = x[0, 0, 1, 1] = 1
+    x = jnp.asarray(x)
     # Half the sums of the residuals to (0, 0), and to (3, 1).
     vector = np.array([1.5, 1.5, -1.5, 0.5]) / np.sqrt(7)
     expected = np.full(8, 0.5)
@@ -203,7 +203,7 @@ def test_gate_has_the_value_worked_out_by_hand():
 
 
 def test_encoding_enters_the_gate_with_length_one():
-    module = random_module(EncodingAttention, 8, num_codes=3, drop=False, **OPTIONS)
+    module = random_module(EncodingAttention, 8, num_codes=3, drop=False)
     x = 30 * normals(4, 5, 5, 8)
     # The linear layer shows its input, as six of the eight channels.
     module.linear.kernel[...] = jnp.eye(6, 8)
@@ -214,7 +214,7 @@ def test_encoding_enters_the_gate_with_length_one():
 
 def test_gradient_of_an_encoding_that_is_zero_is_finite():
     # All features and the only codeword are zero, and so are the residuals.
-    module = random_module(EncodingAttention, 4, num_codes=1, drop=False, **OPTIONS)
+    module = random_module(EncodingAttention, 4, num_codes=1, drop=False)
     module.encoding.codewords[...] = jnp.zeros((1, 1))
     module.eval()
     gradient = jax.grad(lambda x: module.gate(x).sum())(jnp.zeros((1, 2, 2, 4)))
@@ -263,8 +263,8 @@ def test_each_step_and_each_layer_draws_its_own_scales():
 
 def test_every_weight_of_an_attention_block_learns_with_drawn_scales():
     def create(rngs):
-        attention = EncodingAttention(8, num_codes=2, drop=True, rngs=rngs, **OPTIONS)
-        return AttentionBlock(4, 8, 2, attention, rngs=rngs, **OPTIONS)
+        attention = EncodingAttention(8, num_codes=2, drop=True, rngs=rngs)
+        return AttentionBlock(4, 8, 2, attention, rngs=rngs)
 
     graphdef, params, rest = nnx.split(random_module(create), nnx.Param, ...)
     x = normals(3, 6, 6, 4)

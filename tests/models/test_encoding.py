@@ -7,6 +7,7 @@ import pytest
 from flax import nnx
 
 from encnet_jax.models.encoding import ContextEncoding, Encoding
+from encnet_jax.models.layers import set_layer_options
 from tests.random_module import random_module
 
 RNG = np.random.default_rng(0)
@@ -30,7 +31,7 @@ def applied(x, codewords, scale):
 
 
 def features(*shape):
-    return RNG.standard_normal(shape).astype(np.float32)
+    return jnp.asarray(RNG.standard_normal(shape), jnp.float32)
 
 
 def test_two_pixels_and_two_codewords_have_the_values_worked_out_by_hand():
@@ -47,8 +48,9 @@ def test_two_pixels_and_two_codewords_have_the_values_worked_out_by_hand():
 
 def test_encoding_equals_the_literal_form():
     x, codewords, scale = features(2, 4, 6, 8), features(5, 8), -RNG.random(5)
-    expected = naive_reference(x.reshape(2, 24, 8).astype(np.float64), codewords, scale)
-    actual = applied(x, codewords, scale.astype(np.float32))
+    pixels = np.asarray(x, np.float64).reshape(2, 24, 8)
+    expected = naive_reference(pixels, np.asarray(codewords), scale)
+    actual = applied(x, codewords, jnp.asarray(scale, jnp.float32))
     assert actual.shape == (2, 5, 8) and actual.dtype == jnp.float32
     np.testing.assert_allclose(actual, expected, atol=5e-5)
 
@@ -114,7 +116,7 @@ def test_context_takes_the_mean_of_the_rectified_codewords():
     kernel = np.asarray(module.reduce.conv.kernel[...])[0, 0]
     pixels = np.maximum(x @ kernel / np.sqrt(1 + 1e-5), 0).reshape(2, 15, 4)
     codes = naive_reference(
-        pixels.astype(np.float64),
+        np.asarray(pixels, np.float64),
         np.asarray(module.encoding.codewords),
         np.asarray(module.encoding.scale),
     )
@@ -131,7 +133,9 @@ def test_attention_multiplies_by_one_plus_the_gate():
     module.se_head.bias[...] = jnp.array([1.0, -2.0, 3.0])
     x = features(2, 3, 5, 2)
     attended, presence = module(x)
-    np.testing.assert_allclose(attended, np.maximum(x * [1.5, 1.75], 0), rtol=1e-5)
+    np.testing.assert_allclose(
+        attended, np.maximum(x * np.array([1.5, 1.75]), 0), rtol=1e-5
+    )
     np.testing.assert_allclose(presence, [[1, -2, 3]] * 2)
 
 
@@ -142,9 +146,10 @@ def test_context_returns_features_like_its_own_and_presence_if_wanted(
 ):
     module = nnx.eval_shape(
         lambda: ContextEncoding(
-            4, num_codes=3, num_classes=num_classes, dtype=dtype, rngs=nnx.Rngs(0)
+            4, num_codes=3, num_classes=num_classes, rngs=nnx.Rngs(0)
         )
     )
+    set_layer_options(module, dtype=dtype)
     graphdef, state = nnx.split(module)
     attended, presence = jax.eval_shape(
         lambda state, x: nnx.merge(graphdef, state, copy=True)(x),

@@ -12,10 +12,11 @@ from flax import nnx
 from benchmarks.model_costs import model_costs, table
 from encnet_jax.errors import UserError
 from encnet_jax.models import create_model
-from encnet_jax.models.heads import BASELINES, DeepLabV3Head, PSPHead
+from encnet_jax.models.heads import DeepLabV3Head, PSPHead
 from encnet_jax.ops.resize import adaptive_average_pool
 from tests.random_module import random_module
 
+BASELINES = ("fcn", "pspnet", "deeplabv3")
 TINY = dict(num_classes=5, backbone="tiny", stem="plain", width=2, head_channels=4)
 
 
@@ -98,6 +99,11 @@ def test_dilations_cover_the_same_part_of_the_image(output_stride, rates):
     assert {conv.kernel.shape[-1] for conv in convolutions} == {32}
 
 
+def test_output_stride_of_deeplab_is_checked_by_its_backbone():
+    with pytest.raises(UserError, match="model.output_stride=4: allowed are 8, 16, 32"):
+        create_model("deeplabv3", output_stride=4, **TINY)
+
+
 def test_narrowest_deeplab_is_named():
     with pytest.raises(UserError, match="model.head_channels=1: .* at least 2"):
         create_model("deeplabv3", **{**TINY, "head_channels": 1})
@@ -107,7 +113,7 @@ def test_narrowest_deeplab_is_named():
 def test_every_weight_of_a_head_learns(head):
     model = random_module(head, 16, 8, 3, dropout=0.0)
     graphdef, params, rest = nnx.split(model, nnx.Param, ...)
-    x = np.random.default_rng(0).standard_normal((2, 15, 13, 16), np.float32)
+    x = jnp.asarray(np.random.default_rng(0).standard_normal((2, 15, 13, 16)))
 
     @jax.jit
     @jax.grad
@@ -120,7 +126,7 @@ def test_every_weight_of_a_head_learns(head):
 
 
 def test_dropout_of_deeplab_is_off_with_that_of_the_classifier():
-    x = np.random.default_rng(0).standard_normal((1, 5, 5, 8), np.float32)
+    x = jnp.asarray(np.random.default_rng(0).standard_normal((1, 5, 5, 8)))
     on, off = (
         random_module(DeepLabV3Head, 8, 16, 3, dropout=rate) for rate in (1e-6, 0.0)
     )

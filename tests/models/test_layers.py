@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from encnet_jax.models.layers import BatchNorm, ConvBN, max_pool
+from encnet_jax.models.layers import BatchNorm, ConvBN, max_pool, set_layer_options
 from encnet_jax.run.sharding import batch_sharded, create_mesh
 from tests.random_module import random_module
 
@@ -14,11 +14,12 @@ RNG = np.random.default_rng(0)
 
 
 def normals(*shape):
-    return RNG.standard_normal(shape).astype(np.float32)
+    return jnp.asarray(RNG.standard_normal(shape), jnp.float32)
 
 
 def test_bfloat16_layer_keeps_float32_weights_and_statistics():
-    layer = random_module(ConvBN, 3, 4, 3, dtype=jnp.bfloat16)
+    layer = random_module(ConvBN, 3, 4, 3)
+    set_layer_options(layer, dtype=jnp.bfloat16)
     assert layer(jnp.ones((1, 4, 4, 3))).dtype == jnp.bfloat16
     variables = nnx.state(layer, (nnx.Param, nnx.BatchStat))
     assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {np.dtype("f4")}
@@ -39,7 +40,8 @@ def test_conv_norm_without_relu_keeps_negative_values():
     [(False, [1.0, 1.3]), (True, [1.1, 1.7])],
 )
 def test_batch_norm_has_the_values_worked_out_by_hand(unbiased, running_var):
-    norm = BatchNorm(2, unbiased_running_var=unbiased, rngs=nnx.Rngs(0))
+    norm = BatchNorm(2, rngs=nnx.Rngs(0))
+    set_layer_options(norm, unbiased_running_var=unbiased)
     norm.scale[...], norm.bias[...] = jnp.array([1.0, 3.0]), jnp.array([0.0, 5.0])
     x = jnp.array([[1.0, 2.0], [3.0, 6.0]]).reshape(2, 1, 1, 2)
     normalized = norm(x).reshape(2, 2)
@@ -81,7 +83,10 @@ def test_variance_survives_a_mean_far_above_the_deviation(axis):
     exact = x.astype(np.float64)
     mean = exact.mean(reduced, keepdims=True)
     var = exact.var(reduced, keepdims=True)
-    np.testing.assert_allclose(norm(x), (exact - mean) / np.sqrt(var + 1e-5), atol=5e-3)
+    normalized = norm(jnp.asarray(x))
+    np.testing.assert_allclose(
+        normalized, (exact - mean) / np.sqrt(var + 1e-5), atol=5e-3
+    )
     np.testing.assert_allclose(
         (norm.var[...] - 0.9) / 0.1, var.ravel(), rtol=0.01, atol=2e-6
     )
@@ -91,7 +96,9 @@ def test_variance_survives_a_mean_far_above_the_deviation(axis):
 def test_statistics_on_eight_devices_are_those_of_the_global_batch(axis):
     assert jax.device_count() == 8
     # Every device has another mean, so statistics of its own would differ much.
-    x = normals(16, 3, 2, 3) + np.arange(16).reshape(16, 1, 1, 1)
+    x = np.asarray(normals(16, 3, 2, 3)) + np.arange(16, dtype=np.float32).reshape(
+        16, 1, 1, 1
+    )
     graphdef, state = nnx.split(BatchNorm(3, axis=axis, rngs=nnx.Rngs(0)))
 
     @jax.jit

@@ -1,4 +1,4 @@
-"""Tests of the backbones: layout, sizes, numbers of weights, what a pixel sees."""
+"""Tests of the backbones: strides, sizes, parameters, receptive field."""
 
 import jax
 import jax.numpy as jnp
@@ -24,7 +24,7 @@ def shapes(module, size):
 
 
 def count(create):
-    """Returns the number of weights of a module that is never made."""
+    """Returns the number of parameters of a module without creating it."""
     module = nnx.eval_shape(lambda: create(rngs=nnx.Rngs(0)))
     return sum(leaf.size for leaf in jax.tree.leaves(nnx.state(module, nnx.Param)))
 
@@ -90,7 +90,7 @@ def test_backbones_have_as_many_weights_as_those_of_torchvision(backbone, expect
 
 @pytest.mark.parametrize(
     "settings, millions",
-    # Computed for these settings apart from this code: 11 classes of CamVid; the
+    # Computed independently of this code for 11 classes of CamVid and for the
     # configuration of PyTorch-Encoding for PASCAL-Context.
     [
         (dict(num_classes=11, backbone="resnet18", stem="plain"), 14.1),
@@ -160,7 +160,7 @@ def test_remat_keeps_less_for_each_stage():
         (dict(remat=(0, 5)), r"remat=\(0, 5\): stages are 1, 2, 3, 4"),
     ],
 )
-def test_other_forms_and_stages_are_refused(settings, message):
+def test_unknown_conv_impl_and_stages_are_refused(settings, message):
     with pytest.raises(UserError, match=message):
         create_model("encnet", num_classes=2, **settings)
 

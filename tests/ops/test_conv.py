@@ -1,4 +1,4 @@
-"""Convolution by hand, against XLA's own, and in all its impls."""
+"""Convolution by hand, against XLA's own, and in all implementations."""
 
 import jax
 import jax.numpy as jnp
@@ -7,16 +7,11 @@ import pytest
 from flax import nnx
 
 from encnet_jax.models import create_model
-from encnet_jax.models.layers import ConvBN
-from encnet_jax.ops import chunks as blocks
+from encnet_jax.models.layers import Conv, ConvBN, FoldedConv, set_conv_impl
+from encnet_jax.ops import chunks
 from encnet_jax.ops import winograd as winograd_module
-from encnet_jax.ops.conv import (
-    Conv,
-    batch_to_space,
-    set_conv_impl,
-    space_to_batch,
-)
-from encnet_jax.ops.winograd import transform_kernel, winograd
+from encnet_jax.ops.conv import batch_to_space, conv2d, space_to_batch
+from encnet_jax.ops.winograd import transform_kernel, winograd_transformed
 from tests.random_module import random_module
 
 RNG = np.random.default_rng(0)
@@ -51,7 +46,7 @@ def test_1x1_convolution_equals_that_of_lax(stride):
 
 
 def test_strided_convolution_pads_both_sides_alike():
-    # Centerd on pixels 0 and 2. TensorFlow's "SAME" would center on 1 and 3.
+    # Centered on pixels 0 and 2. TensorFlow's "SAME" would center on 1 and 3.
     result = ones_convolution(np.arange(16).reshape(4, 4), stride=2)
     np.testing.assert_array_equal(result, [[10, 24], [51, 90]])
 
@@ -63,8 +58,8 @@ def test_dilated_convolution_keeps_the_size():
     assert result[2, 2] == np.arange(25).reshape(5, 5)[::2, ::2].sum()
 
 
-def of_form(impl, features=(32, 33), **settings):
-    """Returns a 3x3 convolution; with these features every impl applies."""
+def conv_with(impl, features=(32, 33), **settings):
+    """Returns a 3x3 convolution; with these features every implementation applies."""
     conv = random_module(Conv, *features, 3, **settings)
     set_conv_impl(conv, impl)
     return conv
@@ -85,18 +80,18 @@ def result_and_gradients(conv, x):
 @pytest.mark.parametrize("size", [(8, 12), (7, 10), (3, 1)])
 @pytest.mark.parametrize("dilation", [1, 2, 4])
 @pytest.mark.parametrize("impl", ["space_to_batch", "winograd"])
-def test_every_form_gives_the_numbers_of_the_direct_one(impl, dilation, size):
+def test_every_impl_agrees_with_lax(impl, dilation, size):
     x = normals(2, *size, 32)
-    conv = of_form(impl, dilation=dilation)
+    conv = conv_with(impl, dilation=dilation)
     assert conv.impl == ("lax" if (impl, dilation) == ("space_to_batch", 1) else impl)
-    direct = result_and_gradients(of_form("lax", dilation=dilation), x)
+    direct = result_and_gradients(conv_with("lax", dilation=dilation), x)
     for expected, actual in zip(direct, result_and_gradients(conv, x)):
         np.testing.assert_allclose(actual, expected, atol=1e-5 * abs(expected).max())
 
 
 @pytest.mark.parametrize("tile, factor", [(2, 3), (3, 15)])
-def test_winograd_rounds_about_as_the_direct_form_does(tile, factor):
-    x, kernel = normals(1, 12, 12, 256), normals(3, 3, 256, 128)
+def test_winograd_rounds_about_as_a_direct_convolution(tile, factor):
+    x, kernel = (jnp.asarray(normals(*s)) for s in [(1, 12, 12, 256), (3, 3, 256, 128)])
     dimensions = dict(dimension_numbers=("NHWC", "HWIO", "NHWC"))
     with jax.enable_x64(True):
         exact = jax.lax.conv_general_dilated(
@@ -104,7 +99,7 @@ def test_winograd_rounds_about_as_the_direct_form_does(tile, factor):
         )
     direct = jax.lax.conv_general_dilated(x, kernel, (1, 1), "SAME", **dimensions)
     exact = np.asarray(exact)
-    ours = winograd(x, transform_kernel(kernel, tile))
+    ours = winograd_transformed(x, transform_kernel(kernel, tile))
     errors = [abs(np.float64(y) - exact).max() for y in (direct, ours)]
     assert errors[1] < factor * errors[0] < 1e-4 * abs(exact).max()
 
@@ -116,11 +111,11 @@ def test_winograd_of_every_tile_is_the_convolution(size, tile):
     expected = jax.lax.conv_general_dilated(
         x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
     )
-    actual = winograd(x, transform_kernel(kernel, tile))
+    actual = winograd_transformed(jnp.asarray(x), transform_kernel(kernel, tile))
     np.testing.assert_allclose(actual, expected, atol=1e-4)
 
 
-def test_kernel_is_summed_alike_by_numpy():
+def test_kernel_is_transformed_alike_by_numpy():
     kernel = normals(3, 3, 5, 4)
     by_numpy = transform_kernel(kernel, 3)
     assert isinstance(by_numpy, np.ndarray) and by_numpy.dtype == np.float32
@@ -138,7 +133,9 @@ def test_folded_layer_gives_the_numbers_of_its_parts(impl):
     expected = layer(x)
     set_conv_impl(layer, impl)
     layer.fold()
-    assert layer.norm is None
+    assert layer.norm is None and isinstance(layer.conv, FoldedConv)
+    # Only Winograd's convolution is faster forward.
+    assert layer.conv.impl == ("winograd" if impl == "winograd" else "lax")
     assert layer.conv.kernel.shape[0] == (5 if impl == "winograd" else 3)
     np.testing.assert_allclose(layer(x), expected, atol=2e-5 * abs(expected).max())
 
@@ -148,25 +145,25 @@ def test_winograd_of_an_impulse_is_the_turned_kernel():
     kernel = jnp.arange(9.0).reshape(3, 3, 1, 1)
     expected = np.zeros((5, 5))
     expected[1:4, 2:5] = np.arange(9.0).reshape(3, 3)[::-1, ::-1]
-    result = winograd(x, transform_kernel(kernel, 2))
+    result = winograd_transformed(x, transform_kernel(kernel, 2))
     np.testing.assert_array_equal(result[0, :, :, 0], expected)
 
 
 @pytest.mark.parametrize("size", [(8, 12), (7, 9), (1, 2)])
-def test_gathered_convolution_gives_the_numbers_of_the_direct_one(size):
+def test_im2col_agrees_with_lax(size):
     x = normals(2, *size, 32)
-    direct = result_and_gradients(of_form("lax", stride=2), x)
-    gathered = result_and_gradients(of_form("winograd", stride=2), x)
-    for expected, actual in zip(direct, gathered):
+    direct = result_and_gradients(conv_with("lax", stride=2), x)
+    im2col = result_and_gradients(conv_with("winograd", stride=2), x)
+    for expected, actual in zip(direct, im2col):
         np.testing.assert_allclose(actual, expected, atol=1e-5 * abs(expected).max())
 
 
-def test_batch_in_blocks_gives_the_numbers_of_the_whole(monkeypatch):
-    x, conv = normals(6, 5, 4, 32), of_form("winograd")
-    for numbers in (blocks.FORWARD_CHUNK_ELEMENTS, blocks.BACKWARD_CHUNK_ELEMENTS):
-        assert blocks.chunk_size(jnp.asarray(x), conv.kernel[...], numbers) == 6
+def test_chunked_batch_gives_the_numbers_of_the_whole(monkeypatch):
+    x, conv = normals(6, 5, 4, 32), conv_with("winograd")
+    for limit in (chunks.FORWARD_CHUNK_ELEMENTS, chunks.BACKWARD_CHUNK_ELEMENTS):
+        assert chunks.chunk_size(jnp.asarray(x), conv.kernel[...], limit) == 6
     whole = result_and_gradients(conv, x)
-    monkeypatch.setattr(winograd_module, "chunk_size", lambda x, kernel, numbers: 2)
+    monkeypatch.setattr(winograd_module, "chunk_size", lambda x, kernel, limit: 2)
     for expected, actual in zip(whole, result_and_gradients(conv, x)):
         np.testing.assert_allclose(actual, expected, atol=1e-5 * abs(expected).max())
 
@@ -176,10 +173,10 @@ def test_batch_in_blocks_gives_the_numbers_of_the_whole(monkeypatch):
     [((128, 32, 32, 64), 64, 4), ((4, 120, 120, 64), 64, 1), ((6, 8, 8, 64), 64, 6)]
     + [((64, 15, 15, 512), 512, 8), ((7, 32, 32, 64), 64, 1)],
 )
-def test_block_fits_the_cache_and_is_worth_the_kernel(shape, channels, expected):
+def test_chunk_fits_the_cache_and_is_worth_the_kernel(shape, channels, expected):
     x = jax.ShapeDtypeStruct(shape, jnp.float32)
     kernel = jax.ShapeDtypeStruct((3, 3, shape[-1], channels), jnp.float32)
-    assert blocks.chunk_size(x, kernel, 2**18) == expected
+    assert chunks.chunk_size(x, kernel, 2**18) == expected
 
 
 @pytest.mark.parametrize(
@@ -188,16 +185,30 @@ def test_block_fits_the_cache_and_is_worth_the_kernel(shape, channels, expected)
     + [dict(dtype=jnp.bfloat16)],
 )
 def test_winograd_is_left_out_where_it_is_slower_or_less_exact(settings):
-    assert of_form("winograd", **settings).impl == "lax"
+    assert conv_with("winograd", **settings).impl == "lax"
+
+
+def test_unknown_impl_raises():
+    x, kernel = jnp.zeros((1, 4, 4, 1)), jnp.zeros((3, 3, 1, 1))
+    with pytest.raises(ValueError, match="impl='fast': allowed are 'auto', 'lax'"):
+        conv2d(x, kernel, impl="fast")
+
+
+def test_conv2d_selects_by_itself():
+    x, kernel = normals(1, 6, 5, 32), normals(3, 3, 32, 32)
+    options = dict(stride=1, dilation=2)
+    expected = conv2d(jnp.asarray(x), jnp.asarray(kernel), impl="lax", **options)
+    actual = conv2d(jnp.asarray(x), jnp.asarray(kernel), **options)
+    np.testing.assert_allclose(actual, expected, atol=1e-5 * abs(expected).max())
 
 
 @pytest.mark.parametrize(
     "platform, expected",
     [("cpu", "winograd"), ("gpu", "space_to_batch"), ("tpu", "lax")],
 )
-def test_auto_is_the_quicker_form_of_the_platform(monkeypatch, platform, expected):
+def test_auto_is_the_fastest_impl_of_the_platform(monkeypatch, platform, expected):
     monkeypatch.setattr(jax, "default_backend", lambda: platform)
-    assert of_form("auto", dilation=2).impl == expected
+    assert conv_with("auto", dilation=2).impl == expected
 
 
 def test_phases_are_every_other_row_and_column():
@@ -213,13 +224,13 @@ def test_phases_are_every_other_row_and_column():
 @pytest.mark.parametrize(
     "impl, dtype, expected",
     [
-        ("lax", "float32", {"lax"}),
-        ("space_to_batch", "float32", {"lax", "space_to_batch"}),
-        ("auto", "float32", {"lax", "winograd"}),  # tests run on CPU
-        ("auto", "bfloat16", {"lax"}),
+        ("lax", "float32", {"gemm", "lax"}),
+        ("space_to_batch", "float32", {"gemm", "lax", "space_to_batch"}),
+        ("auto", "float32", {"gemm", "im2col", "lax", "winograd"}),  # tests run on CPU
+        ("auto", "bfloat16", {"gemm", "lax"}),
     ],
 )
-def test_form_is_that_of_the_setting(impl, dtype, expected):
+def test_impls_are_those_of_the_setting(impl, dtype, expected):
     settings = dict(num_classes=2, conv_impl=impl, dtype=jnp.dtype(dtype))
     model = nnx.eval_shape(lambda: create_model("encnet", **settings))
     convs = [m for _, m in nnx.iter_modules(model) if isinstance(m, Conv)]
@@ -227,8 +238,8 @@ def test_form_is_that_of_the_setting(impl, dtype, expected):
     for conv in convs:
         if conv.impl == "space_to_batch":
             assert conv.dilation > 1
-        if conv.impl == "winograd":
+        if conv.impl in ("im2col", "winograd"):
             assert conv.kernel_size == 3 and conv.kernel.shape[2] >= 32
-    # Two of the stem, 16 of the stages, both heads.
-    winograds = sum(conv.impl == "winograd" for conv in convs)
-    assert winograds == (20 if "winograd" in expected else 0)
+    # Two of the stem, 16 of the stages (one strided), both heads.
+    counts = [sum(c.impl == name for c in convs) for name in ("winograd", "im2col")]
+    assert counts == ([19, 1] if "winograd" in expected else [0, 0])

@@ -10,9 +10,9 @@ from PIL import Image
 
 from encnet_jax.ops.resize import (
     interpolation_matrix,
-    resize_argmax,
     resize_bilinear,
 )
+from encnet_jax.ops.resize_argmax import resize_argmax
 
 RNG = np.random.default_rng(0)
 
@@ -64,7 +64,9 @@ def test_antialias_with_align_corners_raises():
         resize_bilinear(jnp.ones((1, 4, 4, 1)), (2, 2), antialias=True)
 
 
-@pytest.mark.parametrize("align_corners, antialias", [(1, 0), (0, 0), (0, 1)])
+@pytest.mark.parametrize(
+    "align_corners, antialias", [(True, False), (False, False), (False, True)]
+)
 @pytest.mark.parametrize("sizes", [(7, 23), (23, 7), (1, 5), (5, 1), (4, 4)])
 def test_weights_of_interpolation_sum_to_one(sizes, align_corners, antialias):
     weights = np.asarray(interpolation_matrix(*sizes, align_corners, antialias))

@@ -1,4 +1,4 @@
-"""The same run on one device, on eight, on two processes of four: real processes."""
+"""The same run on one device, on eight, and on two processes of four devices."""
 
 import json
 import os
@@ -17,9 +17,9 @@ from tests.commands import (
     trained_arrays,
 )
 
-# Sums over the batch are taken in another order: float32 keeps seven digits. In later
-# steps as well, most times; but in a third of the runs rounding takes a number across
-# the kink of a ReLU or to another place of the pooling, and training lets that grow.
+# Sums over the batch run in another order: float32 keeps seven digits. So mostly in
+# later steps; but in a third of the runs rounding takes an activation across the kink
+# of a ReLU, or max pooling to another pixel, and training amplifies that.
 FIRST_TOLERANCE = 2e-6
 LOSS_TOLERANCE = 1e-4
 WEIGHT_TOLERANCE = 5e-4
@@ -49,12 +49,12 @@ def metrics(workdir, key):
     return [line[key] for line in lines if key in line]
 
 
-@pytest.fixture(scope="module", params=["files", "arrays in parts"])
+@pytest.fixture(scope="module", params=["files", "cached, accumulated"])
 def one_device(request, camvid, tmp_path_factory):
-    """Returns a way of training, and the workdir of a run of it on one device."""
+    """Returns extra flags, and the workdir of a run with them on one device."""
     more = []
-    if request.param == "arrays in parts":
-        # A part is one image a device.
+    if request.param == "cached, accumulated":
+        # A micro-batch is one image per device.
         more = ["data.cache_on_device=True", "batch_size=16", "grad_accum_steps=2"]
     more = [f"--config.{setting}" for setting in more]
     workdir = tmp_path_factory.mktemp("one") / "run"
@@ -89,11 +89,11 @@ def test_two_processes_of_four_devices_train_as_one_device(
 ):
     more, expected = one_device
     first, second = start_two(*arguments(camvid, tmp_path / "run", *more), devices=4)
-    told, quiet = finish(first), finish(second)
+    logged, quiet = finish(first), finish(second)
     assert_same(expected, tmp_path / "run")
-    # Written and said once.
+    # Written and logged once.
     assert metrics(tmp_path / "run", "step") == [1, 2, 3, 4, 5, 6, 6]
-    assert "step 6/6" in told and "step 6" not in quiet
+    assert "step 6/6" in logged and "step 6" not in quiet
 
 
 @pytest.fixture
@@ -112,11 +112,11 @@ def endless(camvid, tmp_path):
 
 
 def ends_of(processes):
-    """Returns how two processes end, and what they say, both within a minute."""
+    """Returns exit codes and standard error of two processes, both within a minute."""
     began = time.monotonic()
-    told = [process.communicate(timeout=120)[1] for process in processes]
+    stderrs = [process.communicate(timeout=120)[1] for process in processes]
     assert time.monotonic() - began < 60
-    return [(process.returncode, text) for process, text in zip(processes, told)]
+    return [(process.returncode, text) for process, text in zip(processes, stderrs)]
 
 
 def test_host_that_dies_stops_the_others_within_a_minute(endless):
@@ -150,7 +150,7 @@ def test_sigterm_to_one_host_saves_once_and_all_end_well(endless):
     processes[1].send_signal(signal.SIGTERM)
     (code, stderr), (other, _) = ends_of(processes)
     assert code == other == 0, stderr
-    (saved,) = [line for line in stderr.splitlines() if "told to stop" in line]
+    (saved,) = [line for line in stderr.splitlines() if "SIGTERM: saved" in line]
     step = int(saved.split("step ")[1].split()[0])
     assert str(step) in os.listdir(workdir / "checkpoints")
     assert metrics(workdir, "step")[-1] == step

@@ -1,4 +1,4 @@
-"""Trainings that are stopped, killed, crowded, or out of disk space: real processes."""
+"""Runs stopped, killed, locked out, or out of disk space: real processes."""
 
 import json
 import multiprocessing
@@ -14,7 +14,7 @@ import pytest
 
 from encnet_jax.errors import UserError
 from encnet_jax.run.preemption import lock_workdir
-from encnet_jax.train.run import train
+from encnet_jax.train import train
 from tests.commands import (
     ROOT,
     SMALL,
@@ -56,10 +56,10 @@ def wait_for_step(process, workdir, step):
             return
         assert process.poll() is None, process.stderr.read()
         time.sleep(0.05)
-    raise AssertionError("the training does not get on")
+    raise AssertionError(f"no step {step} after two minutes")
 
 
-def test_sigterm_saves_and_ends_well_and_the_same_command_goes_on(camvid, tmp_path):
+def test_sigterm_saves_and_exits_with_0_and_a_rerun_resumes(camvid, tmp_path):
     steps = ["total_steps=150", "eval_every=150", "checkpoint_every=150"]
     arguments = train_arguments(
         camvid, tmp_path / "run", *(f"--config.{setting}" for setting in steps)
@@ -75,13 +75,13 @@ def test_sigterm_saves_and_ends_well_and_the_same_command_goes_on(camvid, tmp_pa
     process.send_signal(signal.SIGTERM)
     _, stderr = process.communicate(timeout=120)
     assert process.returncode == 0, stderr
-    (saved,) = [line for line in stderr.splitlines() if "told to stop" in line]
+    (saved,) = [line for line in stderr.splitlines() if "SIGTERM: saved" in line]
     step = int(saved.split("step ")[1].split()[0])
     assert 3 <= step < 150
     assert str(step) in os.listdir(tmp_path / "run" / "checkpoints")
     result = run(*arguments)
     assert result.returncode == 0, result.stderr
-    assert f"going on at step {step}" in result.stderr
+    assert f"resuming at step {step}" in result.stderr
     lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
     losses = [json.loads(line)["step"] for line in lines if '"loss"' in line]
     assert losses == list(range(1, 151))
@@ -120,7 +120,7 @@ def test_killed_at_twenty_moments_ends_with_the_same_parameters(camvid, tmp_path
     process.join(300)
     assert process.exitcode == 0
     moments = random.Random(0)
-    for number in range(20):
+    for kill in range(20):
         process = start(killed)
         before = len(steps_written(killed))
         while process.is_alive() and len(steps_written(killed)) <= before:
@@ -128,7 +128,7 @@ def test_killed_at_twenty_moments_ends_with_the_same_parameters(camvid, tmp_path
         # Steps take some milliseconds, and every second one is saved: most kills fall
         # into the writing of a checkpoint.
         time.sleep(moments.uniform(0, 0.1))
-        assert process.is_alive(), f"ended before kill {number}"
+        assert process.is_alive(), f"ended before kill {kill}"
         process.kill()
         process.join()
         assert process.exitcode == -signal.SIGKILL
@@ -149,13 +149,13 @@ def test_loss_gone_wrong_names_its_step_and_spares_the_checkpoints(camvid, tmp_p
     def assert_stops(what):
         with pytest.raises(FloatingPointError) as caught:
             train(config, tmp_path / "run")
-        told = str(caught.value)
-        assert told.startswith(f"{what}; the checkpoints before it are kept.")
-        assert "Try a lower learning_rate or more optimizer.warmup_steps" in told
+        message = str(caught.value)
+        assert message.startswith(f"{what}; the checkpoints before it are kept.")
+        assert "Try a lower learning_rate or more optimizer.warmup_steps" in message
         folder = tmp_path / "run" / "checkpoints"
         assert checkpoints("\n".join(os.listdir(folder))) == ["2", "4"]
 
-    # Step 5 has a finite loss, and ruins the weights. Nobody looks before step 8.
+    # Step 5 has a finite loss, and ruins the weights. No check before step 8.
     config.learning_rate = 1e30
     config.total_steps = config.eval_every = config.checkpoint_every = 10
     config.log_every = 8
@@ -204,9 +204,9 @@ def test_full_disk_costs_a_checkpoint_but_not_the_run(camvid, tmp_path):
     assert (out / "first").read_text().split() == ["2"]
     stderr = (out / "stderr").read_text()
     assert "WARNING: the checkpoint of step 4 does not fit" in stderr
-    # The run went on to its end, and said at the end that not everything was done.
+    # The run continued to its end, and then reported the missing checkpoint.
     assert (out / "full").read_text().strip() == "2"
-    assert "error: " in stderr and "of step 6, does not fit on the disk" in stderr
-    # Pieces of others, that Orbax's threads still wrote, are removed by the next start.
+    assert "error: " in stderr and "of the last step, 6, does not fit" in stderr
+    # Pieces that Orbax's threads still wrote are removed by the next start.
     assert checkpoints((out / "second").read_text()) == ["2"]
     assert checkpoints((out / "third").read_text()) == ["4", "6"]

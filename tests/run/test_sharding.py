@@ -10,26 +10,26 @@ from encnet_jax.run.sharding import create_mesh
 class Chip:
     """A device of a pod, as far as a mesh looks at it."""
 
-    def __init__(self, number, process_index):
-        self.id = number
+    def __init__(self, index, process_index):
+        self.id = index
         self.process_index = process_index
 
 
 @pytest.fixture
 def pod(monkeypatch):
-    """Two rows of four chips; a host has two columns, numbers go by rows."""
-    chips = [Chip(number, number // 2 % 2) for number in range(8)]
+    """Two rows of four chips; a host has two columns, indices run along rows."""
+    chips = [Chip(index, index // 2 % 2) for index in range(8)]
     monkeypatch.setattr(jax, "devices", lambda: chips)
     monkeypatch.setattr(jax, "process_count", lambda: 2)
 
 
 @pytest.mark.parametrize(
-    ("data", "numbers"),
+    ("data", "indices"),
     [(-1, [0, 1, 4, 5, 2, 3, 6, 7]), (4, [0, 1, 2, 3]), (2, [0, 2])],
 )
-def test_chips_of_a_host_lie_next_to_each_other(pod, data, numbers):
+def test_chips_of_a_host_are_adjacent(pod, data, indices):
     mesh = create_mesh(data)
-    assert [chip.id for chip in mesh.devices] == numbers
+    assert [chip.id for chip in mesh.devices] == indices
     assert mesh.axis_names == ("data",)
 
 

@@ -1,4 +1,4 @@
-"""Tests of the state and of the step: a model in parts, and what one step does."""
+"""Tests of the training state and step."""
 
 import jax
 import jax.numpy as jnp
@@ -7,11 +7,9 @@ import pytest
 from flax import nnx
 
 from encnet_jax.data.dataset_info import IGNORE_LABEL, DatasetInfo
-from encnet_jax.losses import segmentation_loss
 from encnet_jax.models import create_model
-from encnet_jax.models.encnet import SegmentationOutput
-from encnet_jax.models.layers import ConvBN
-from encnet_jax.ops.conv import Conv
+from encnet_jax.models.layers import Conv, ConvBN
+from encnet_jax.models.segmentation import SegmentationOutput
 from encnet_jax.optimizer import create_optimizer
 from encnet_jax.run.state import create_train_state, pure_batch_stats, split_model
 from encnet_jax.train.step import make_train_step
@@ -47,7 +45,7 @@ def two_images():
 
 
 class OneLayer(nnx.Module):
-    """The least network with batch statistics and both losses."""
+    """The smallest network with batch statistics and both losses."""
 
     def __init__(self, rngs):
         self.backbone = ConvBN(3, 4, 3, stride=2, rngs=rngs)
@@ -58,27 +56,31 @@ class OneLayer(nnx.Module):
         presence = logits.mean((1, 2))
         return SegmentationOutput(logits.repeat(2, 1).repeat(2, 2), presence)
 
+    forward_low_res = __call__
+
+
+class CountedModelDef:
+    """A model definition that counts how often the step is traced."""
+
+    def __init__(self, model_def):
+        self.model_def = model_def
+        self.merges = 0
+
+    def merge(self, params, batch_stats):
+        self.merges += 1
+        return self.model_def.merge(params, batch_stats)
+
 
 class Run:
-    """A step on the device, the number of times it was traced, and its state."""
+    """A training step and its state on the device; counts traces."""
 
     def __init__(self, model, rates, **settings):
-        self.traces = 0
-        self.model_def, params, batch_stats = split_model(model)
+        model_def, params, batch_stats = split_model(model)
+        self.model_def = CountedModelDef(model_def)
         tx = create_optimizer(lambda step: rates(step), head_lr_mult=1.0)
         self.state = create_train_state(params, batch_stats, tx)
         self.resident = {"seed": jnp.uint32(0)}
-
-        def prepare(resident, batch):
-            self.traces += 1
-            return batch["images"], batch["labels"]
-
-        def loss(output, labels):
-            return segmentation_loss(output, labels, num_classes=2)
-
-        self.step_fn = make_train_step(
-            self.model_def, tx, prepare=prepare, loss=loss, info=INFO, **settings
-        )
+        self.step_fn = make_train_step(self.model_def, tx, INFO, **settings)
 
     def step(self, batch):
         batch = jax.device_put(batch)
@@ -159,7 +161,7 @@ def overfitted():
 
 
 def test_step_is_traced_once(overfitted):
-    assert overfitted["run"].traces == 1
+    assert overfitted["run"].model_def.merges == 1
     assert int(overfitted["run"].state.step) == 60
 
 
@@ -195,9 +197,9 @@ def test_every_weight_moves_and_every_statistic_is_updated(overfitted):
         assert (np.asarray(leaf) != fresh).all(), path
 
 
-def test_accumulated_parts_give_the_gradient_of_the_whole():
-    # Parts take every second row each: both get the same two images, so gradients,
-    # batch statistics and losses equal those of the two alone.
+def test_accumulated_gradient_is_that_of_the_batch():
+    # Each micro-batch takes every second row: both get the same two images, so that
+    # gradients, batch statistics and losses equal those of these two.
     batch = two_images()
     twice = {key: value.repeat(2, 0) for key, value in batch.items()}
     whole = Run(random_module(OneLayer), lambda step: 0.05)
@@ -208,7 +210,7 @@ def test_accumulated_parts_give_the_gradient_of_the_whole():
     assert int(parts.state.step) == 1
     for one, other in zip(leaves(whole.state.params), leaves(parts.state.params)):
         np.testing.assert_allclose(one, other, atol=1e-5)
-    # The running statistics see both parts: 0.1 of the batch's, then 0.1 again.
+    # The running statistics see both micro-batches: 0.1 of each in turn.
     batch_stats = zip(
         jax.tree_util.tree_leaves_with_path(whole.state.batch_stats),
         leaves(parts.state.batch_stats),

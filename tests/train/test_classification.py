@@ -12,12 +12,13 @@ from encnet_jax.data.dataset_info import CIFAR10
 from encnet_jax.data.datasets import Example
 from encnet_jax.data.registry import open_dataset
 from encnet_jax.errors import UserError
-from encnet_jax.evaluate.classification import evaluate_classes
+from encnet_jax.evaluate.classification import classification_scores, make_class_fn
+from encnet_jax.evaluate.evaluator import predict_dataset
 from encnet_jax.losses import classification_loss
 from encnet_jax.models.cifar import ClassifierOutput
-from encnet_jax.predict.classifier import Classifier
+from encnet_jax.predict.predictor import Classifier
 from encnet_jax.run.model_config import check_config
-from encnet_jax.train.task import check_task
+from encnet_jax.train.settings import check_task
 from tests.commands import errors, run
 
 SMALL = [
@@ -55,13 +56,13 @@ def workdir(cifar, tmp_path_factory):
 def test_source_reads_images_and_classes(cifar):
     dataset = open_dataset("cifar10", "train", str(cifar))
     assert len(dataset) == 40 and dataset.info is CIFAR10
-    examples = [dataset[number] for number in range(40)]
+    examples = [dataset[index] for index in range(40)]
     assert {e.image.shape for e in examples} == {(32, 32, 3)}
     # Class 0 too, which records store as nothing.
     assert sorted(int(e.labels) for e in examples) == sorted(list(range(10)) * 4)
     for example in examples:
-        number = int(example.name.split("_")[1])
-        assert int(example.labels) == number % 10
+        index = int(example.name.split("_")[1])
+        assert int(example.labels) == index % 10
 
 
 def test_loss_and_error_by_hand():
@@ -90,10 +91,14 @@ def test_scores_by_hand_do_not_depend_on_the_batch(batch_size):
         assert images.shape == (batch_size, 2, 2, 3)
         return np.eye(10)[images[:, 0, 0, 0]]
 
-    results, predictions = evaluate_classes(
-        classify, {}, {}, FourImages(), batch_size=batch_size
+    predictions = list(
+        predict_dataset(
+            make_class_fn(classify), {}, {}, FourImages(), batch_size=batch_size
+        )
     )
-    assert predictions.tolist() == [0, 3, 1, 9, 9] and results["images"] == 5
+    assert [p.labels.item() for p in predictions] == [0, 3, 1, 9, 9]
+    results = classification_scores(predictions, 10)
+    assert results["images"] == 5
     assert results["accuracy"] == pytest.approx(0.8)
     assert results["error"] == pytest.approx(0.2)
     assert results["confusion_matrix"][0, 3] == 1
@@ -138,13 +143,13 @@ def test_images_that_are_not_in_memory_are_learned_too(cifar, tmp_path):
     assert losses[0] > 2 > 1 > losses[-1]
 
 
-def test_predict_classifies_pictures_of_any_size(workdir, cifar, tmp_path):
-    example = open_dataset("cifar10", "test", str(cifar)).example(3)
+def test_predict_classifies_images_of_any_size(workdir, cifar, tmp_path):
+    example = open_dataset("cifar10", "test", str(cifar))[3]
     classifier = Classifier.from_workdir(workdir)
     expected = classifier(example.image)
     assert expected.probabilities.sum() == pytest.approx(1, abs=1e-5)
-    picture = Image.fromarray(example.image)
-    picture.resize((64, 64), Image.Resampling.NEAREST).save(tmp_path / "photo.png")
+    image = Image.fromarray(example.image)
+    image.resize((64, 64), Image.Resampling.NEAREST).save(tmp_path / "photo.png")
     (tmp_path / "broken.jpg").write_bytes(b"no image")
     output = tmp_path / "out"
     result = run(

@@ -1,4 +1,4 @@
-"""Starting from an earlier run: what is taken, what stays as it was drawn."""
+"""Starting from an earlier run: which weights are loaded, which stay initialized."""
 
 import jax
 import numpy as np
@@ -82,13 +82,13 @@ def test_other_classes_leave_the_classifiers_alone(earlier, names):
             np.testing.assert_array_equal(array, before[path], err_msg=path)
         else:
             np.testing.assert_array_equal(array, expected[path], err_msg=path)
-    # Kernel and bias of the main, the auxiliary and the presence classifier.
-    assert len(classifiers) == 6 and "left as they were" in text
+    # Kernel and bias of the main, the auxiliary and the SE classifier.
+    assert len(classifiers) == 6 and "initial values" in text
 
 
-def test_part_that_the_model_has_not_is_told(earlier):
+def test_unused_part_is_reported(earlier):
     text = load_initial_weights(model_of(2, aux_head=False), str(earlier[0]), NAMES)
-    assert "without a place here: aux_head." in text
+    assert "not used by this model: aux_head." in text
 
 
 def test_another_model_is_refused_and_nothing_changes(earlier):

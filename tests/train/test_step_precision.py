@@ -1,7 +1,5 @@
 """Tests of the training step in bfloat16: what stays float32."""
 
-import functools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,11 +7,10 @@ import pytest
 from flax import nnx
 from jax.extend.core import ClosedJaxpr, Jaxpr
 
-from encnet_jax.data.dataset_info import IGNORE_LABEL, DatasetInfo
-from encnet_jax.losses import segmentation_loss
+from encnet_jax.data.dataset_info import DatasetInfo
 from encnet_jax.models import create_model
 from encnet_jax.models.encoding import Encoding
-from encnet_jax.ops.conv import Conv
+from encnet_jax.models.layers import Conv
 from encnet_jax.optimizer import create_optimizer, poly_schedule
 from encnet_jax.run.state import create_train_state, split_model
 from encnet_jax.train.step import make_train_step
@@ -31,15 +28,7 @@ def traced():
     )
     model_def, params, batch_stats = split_model(model)
     tx = create_optimizer(poly_schedule(0.01, 10))
-    step = make_train_step(
-        model_def,
-        tx,
-        prepare=lambda _, batch: (batch["images"], batch["labels"]),
-        loss=functools.partial(
-            segmentation_loss, num_classes=2, ignore_label=IGNORE_LABEL
-        ),
-        info=INFO,
-    )
+    step = make_train_step(model_def, tx, INFO)
     state = jax.eval_shape(
         lambda p, s: create_train_state(p, s, tx), params, batch_stats
     )

@@ -1,4 +1,4 @@
-"""Tests of the pictures: palettes, overlays, legends, panels."""
+"""Palette images, overlays, legends, panels."""
 
 import io
 
@@ -7,17 +7,18 @@ import pytest
 from PIL import Image
 
 from encnet_jax.data.dataset_info import IGNORE_LABEL, voc_colormap
-from encnet_jax.visualize.overlay import overlay, palette_image, panel, prediction_panel
+from encnet_jax.visualize.overlay import overlay, palette_image
+from encnet_jax.visualize.panels import panel, prediction_panel
 
 RED, GREEN, BLUE = (255, 0, 0), (0, 255, 0), (0, 0, 255)
 COLORS = (RED, GREEN, BLUE)
 NAMES = ("fire", "grass", "water")
 
 
-def stored(picture):
-    """Returns a picture written as PNG and read again."""
+def stored(result):
+    """Returns an image after a round trip through PNG."""
     file = io.BytesIO()
-    picture.save(file, "PNG")
+    result.save(file, "PNG")
     return Image.open(io.BytesIO(file.getvalue()))
 
 
@@ -25,10 +26,10 @@ def stored(picture):
 def test_palette_image_keeps_every_label_through_png(dtype):
     labels = np.arange(256, dtype=dtype).reshape(16, 16)
     colors = voc_colormap(150)
-    picture = stored(palette_image(labels, colors))
-    assert picture.mode == "P"
-    np.testing.assert_array_equal(np.asarray(picture), labels)
-    painted = np.asarray(picture.convert("RGB")).reshape(256, 3)
+    result = stored(palette_image(labels, colors))
+    assert result.mode == "P"
+    np.testing.assert_array_equal(np.asarray(result), labels)
+    painted = np.asarray(result.convert("RGB")).reshape(256, 3)
     np.testing.assert_array_equal(painted[:150], colors)
     assert not painted[150:].any()  # 255, to ignore, with them.
 
@@ -36,27 +37,27 @@ def test_palette_image_keeps_every_label_through_png(dtype):
 def test_overlay_mixes_image_and_colors():
     image = np.full((8, 8, 3), 100, np.uint8)
     labels = np.full((8, 8), 1)
-    picture = overlay(image, labels, COLORS, NAMES, opacity=0.25, legend=False)
-    assert picture.size == (8, 8) and picture.mode == "RGB"
+    result = overlay(image, labels, COLORS, NAMES, opacity=0.25, legend=False)
+    assert result.size == (8, 8) and result.mode == "RGB"
     # 100 * 0.75 + (0, 255, 0) * 0.25, rounded.
-    np.testing.assert_array_equal(np.asarray(picture)[4, 4], [75, 139, 75])
+    np.testing.assert_array_equal(np.asarray(result)[4, 4], [75, 139, 75])
 
 
 def test_overlay_shows_the_image_where_labels_are_ignored():
     image = np.random.default_rng(0).integers(0, 256, (8, 10, 3), np.uint8)
     labels = np.zeros((8, 10), np.uint8)
     labels[:, 5:] = IGNORE_LABEL
-    picture = np.asarray(overlay(image, labels, COLORS, NAMES, legend=False))
-    np.testing.assert_array_equal(picture[:, 5:], image[:, 5:])
-    assert (picture[:, :5, 0] > image[:, :5, 0] * 0.45 + 139).mean() > 0.9
+    result = np.asarray(overlay(image, labels, COLORS, NAMES, legend=False))
+    np.testing.assert_array_equal(result[:, 5:], image[:, 5:])
+    assert (result[:, :5, 0] > image[:, :5, 0] * 0.45 + 139).mean() > 0.9
 
 
 def test_overlay_darkens_where_classes_meet():
     labels = np.zeros((6, 6), int)
     labels[:, 3:] = 2
     image = np.zeros((6, 6, 3), np.uint8)
-    picture = np.asarray(overlay(image, labels, COLORS, NAMES, legend=False))
-    assert picture[0, :, 2].tolist() == [0, 0, 0, 70, 140, 140]
+    result = np.asarray(overlay(image, labels, COLORS, NAMES, legend=False))
+    assert result[0, :, 2].tolist() == [0, 0, 0, 70, 140, 140]
 
 
 def test_legend_shows_the_colors_of_the_classes_there_are():
@@ -64,39 +65,39 @@ def test_legend_shows_the_colors_of_the_classes_there_are():
     labels = np.zeros((60, 40), int)
     labels[:20] = 2
     labels[:5, :5] = IGNORE_LABEL
-    picture = np.asarray(overlay(image, labels, COLORS, NAMES))
+    result = np.asarray(overlay(image, labels, COLORS, NAMES))
     plain = np.asarray(overlay(image, labels, COLORS, NAMES, legend=False))
-    np.testing.assert_array_equal(picture[:60, :40], plain)
-    assert picture.shape[1] > 40 and picture.shape[0] >= 60
-    legend = picture[:, 40:].reshape(-1, 3)
+    np.testing.assert_array_equal(result[:60, :40], plain)
+    assert result.shape[1] > 40 and result.shape[0] >= 60
+    legend = result[:, 40:].reshape(-1, 3)
     found = [np.flatnonzero((legend == color).all(1)) for color in COLORS]
     assert found[0].size and found[2].size and not found[1].size
     assert found[0][0] < found[2][0]  # The larger class comes first.
 
 
-def test_legend_makes_the_picture_taller_if_it_must():
+def test_legend_makes_the_image_taller_if_it_must():
     labels = np.arange(30).repeat(2).reshape(6, 10)
     names = [f"class {number}" for number in range(30)]
-    picture = overlay(np.zeros((6, 10, 3), np.uint8), labels, voc_colormap(30), names)
-    assert picture.height > 30 * 12
+    result = overlay(np.zeros((6, 10, 3), np.uint8), labels, voc_colormap(30), names)
+    assert result.height > 30 * 12
 
 
-def test_legend_of_ignored_pixels_alone_is_empty():
+def test_legend_of_only_ignored_pixels_is_empty():
     labels = np.full((5, 5), IGNORE_LABEL, np.uint8)
     image = np.full((5, 5, 3), 9, np.uint8)
-    picture = np.asarray(overlay(image, labels, COLORS, NAMES))
-    np.testing.assert_array_equal(picture[:5, :5], image)
-    assert (picture[:, 5:] == 255).all()
+    result = np.asarray(overlay(image, labels, COLORS, NAMES))
+    np.testing.assert_array_equal(result[:5, :5], image)
+    assert (result[:, 5:] == 255).all()
 
 
-def test_panel_scales_pictures_to_one_width_in_rows_and_columns():
+def test_panel_scales_images_to_one_width_in_rows_and_columns():
     wide = Image.new("RGB", (20, 10), RED)
     tall = Image.new("RGB", (10, 20), GREEN)
-    picture = panel([[wide, wide], [tall, wide]], ("left", "right"), width=40)
-    pixels = np.asarray(picture)
+    result = panel([[wide, wide], [tall, wide]], ("left", "right"), width=40)
+    pixels = np.asarray(result)
     for color, area in ((RED, 3 * 40 * 20), (GREEN, 40 * 80)):
         assert (pixels == color).all(-1).sum() == area
-    assert picture.width == 2 * 40 + 3 * 4
+    assert result.width == 2 * 40 + 3 * 4
 
 
 def test_prediction_panel_shows_image_labels_and_predictions():

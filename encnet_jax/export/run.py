@@ -1,4 +1,4 @@
-"""A trained model as a file for programs without this package: StableHLO or ONNX."""
+"""Export of a workdir: the model is written, run from the file, and compared."""
 
 import dataclasses
 import tempfile
@@ -14,28 +14,29 @@ from flax import nnx
 
 from encnet_jax.data.dataset_info import DatasetInfo, save_info
 from encnet_jax.errors import UserError
-from encnet_jax.evaluate.classification import make_classify_fn
 from encnet_jax.export.formats import READERS, WRITERS, PredictFn, Shape, check_format
 from encnet_jax.export.model_card import model_card
-from encnet_jax.inference.predict_fn import fold_model, whole_image_logits
+from encnet_jax.inference.folding import fold_model
+from encnet_jax.inference.predict_fn import make_classify_fn, whole_image_logits
 from encnet_jax.run.state import split_model
 from encnet_jax.run.workdir import load_workdir
 
-_TOLERANCE = 1e-4  # of the largest logit, or of probability 1
-_CHECKED_SIZE = (65, 97)  # where sizes are free: odd, unlike, multiples of nothing
+_TOLERANCE = 1e-4  # relative to the largest logit; absolute for probabilities
+_CHECKED_SIZE = (65, 97)  # for symbolic sizes: odd, unequal, no multiple of a stride
 
 
 @dataclasses.dataclass(frozen=True)
 class ExportSpec:
-    """A trained model as it is exported.
+    """A trained model to export.
 
     Attributes:
-        predict: Images to `labels` and, of segmentation, `logits` and (with the branch)
-            `presence`; of classification `probabilities`.
-        info: Its classes, and the normalization that is inside `predict`.
-        title: The model in words.
-        training_size: Pixels of the long side of pictures in training; 0: their own.
-        smallest: Pixels of the shortest side that is allowed.
+        predict: Maps images to `labels` and, for segmentation, `logits` and (with the
+            semantic encoding branch) `presence`; for classification `probabilities`.
+        info: Classes and normalization; `predict` normalizes.
+        title: One line that describes the model.
+        training_size: Long side of the training images in pixels; 0 if they were not
+            resized.
+        smallest: Minimum height and width in pixels.
     """
 
     predict: PredictFn
@@ -54,66 +55,66 @@ def export_workdir(
 ) -> str:
     """Writes `model.stablehlo` or `model.onnx`, `classes.json` and `README.md`.
 
-    What was written is run and compared with the model before it gets its place.
+    The file is run and compared with the model before the folder appears.
 
     Args:
         workdir: Folder of the run.
-        output: A folder; new or empty.
+        output: Output folder, new or empty.
         file_format: `"stablehlo"` or `"onnx"`.
-        step: Which checkpoint: `"best"`, `"latest"` or a number.
-        size: `HEIGHTxWIDTH` of the one image that the ONNX takes; by default any number
-            of images of any size.
+        step: Which checkpoint: `"best"`, `"latest"` or a step number.
+        size: `HEIGHTxWIDTH` of an ONNX graph for one image; by default any number of
+            images of any size.
 
     Returns:
-        What was written and how it was checked, in words.
+        One line that names the file and the result of the comparison.
 
     Raises:
-        UserError: No workdir or checkpoint, `output` holds something, a format or size
-            that there is not, a package is missing, or the check failed.
+        UserError: No workdir or checkpoint, `output` is not empty, an unknown format or
+            invalid size, a missing package, or a failed comparison.
     """
     check_format(file_format)
     fixed = _parse_size(size, file_format)
     _check_empty(output)
-    trained = load_trained(workdir, step)
-    if fixed and min(fixed) < trained.smallest:
-        raise UserError(f"--size={size}: at least {trained.smallest} pixels a side")
+    spec = load_trained(workdir, step)
+    if fixed and min(fixed) < spec.smallest:
+        raise UserError(
+            f"--size={size}: height and width must be at least {spec.smallest}"
+        )
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
-        # Beside its place: a failure leaves nothing, and moving takes no time.
+        # On the same file system: a failure leaves nothing, and moving is atomic.
         scratch = tempfile.TemporaryDirectory(dir=output.parent, prefix=".export-")
     except OSError as error:
         raise UserError(f"--output={output}: {error.strerror}") from error
     with scratch as name:
         folder = Path(name) / "model"
         folder.mkdir()
-        checked = _fill(folder, trained, file_format, fixed)
+        checked = _fill(folder, spec, file_format, fixed)
         path = output / f"model.{file_format}"
         megabytes = (folder / path.name).stat().st_size / 1e6
         folder.replace(output)
-    return (
-        f"{trained.title} -> {path} ({megabytes:.1f} MB); compared with JAX: {checked}"
-    )
+    return f"{spec.title} -> {path} ({megabytes:.1f} MB); compared with JAX: {checked}"
 
 
 def _fill(
-    folder: Path, trained: ExportSpec, file_format: str, size: tuple[int, int] | None
+    folder: Path, spec: ExportSpec, file_format: str, size: tuple[int, int] | None
 ) -> str:
-    """Writes the files of an export; returns how they compare with the model."""
-    images = _images(1, *size) if size else _free_images(trained.smallest)
+    """Writes the files of an export; returns the result of the comparison."""
+    images = _images(1, *size) if size else _free_images(spec.smallest)
     path = folder / f"model.{file_format}"
-    outputs = WRITERS[file_format](trained.predict, images, path)
+    outputs = WRITERS[file_format](spec.predict, images, path)
     shape = images.shape if size else (2, *_CHECKED_SIZE, 3)
     example = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
-    expected = jax.jit(trained.predict)(example)
+    expected = jax.jit(spec.predict)(example)
     checked = compare(READERS[file_format](path)(example), expected)
-    save_info(trained.info, folder / "classes.json")
+    save_info(spec.info, folder / "classes.json")
     text = model_card(
-        trained.title,
-        trained.info,
+        spec.title,
+        spec.info,
         images,
         outputs,
-        smallest=trained.smallest,
-        training_size=trained.training_size,
+        smallest=spec.smallest,
+        training_size=spec.training_size,
         checked=checked,
         file_format=file_format,
     )
@@ -122,23 +123,23 @@ def _fill(
 
 
 def load_trained(workdir: Path, step: str | int = "best") -> ExportSpec:
-    """Loads what `train.py` wrote; the computation is float32 on every platform.
+    """Loads a model that `train.py` wrote, to compute in float32 on every platform.
 
     Raises:
         UserError: No workdir, no such checkpoint, or a damaged one.
     """
-    # Direct: compilers elsewhere choose a form of their own.
-    trained = load_workdir(workdir, step, dtype="float32", conv_impl="lax")
-    config, info, model = trained.config, trained.info, trained.model
+    # Plain convolutions: the compiler of the target picks its own algorithm.
+    run = load_workdir(workdir, step, dtype="float32", conv_impl="lax")
+    config, info, model = run.config, run.info, run.model
     classifies = info.task == "classification"
     backbone = "" if classifies else f" ({config.model.backbone})"
     return ExportSpec(
         predict=_classify_fn(model, info) if classifies else _segment_fn(model, info),
         info=info,
         title=f"{config.model.name}{backbone}, {info.num_classes} classes, "
-        f"step {trained.step} of {workdir.resolve().name}",
+        f"step {run.step} of {workdir.resolve().name}",
         training_size=config.data.crop_size if classifies else config.data.base_size,
-        # The last features then have two pixels at least, whose corners are apart.
+        # The last features then have at least two pixels: align_corners needs them.
         smallest=config.model.output_stride + 1,
     )
 
@@ -158,7 +159,7 @@ def _segment_fn(model: nnx.Module, info: DatasetInfo) -> PredictFn:
 
 def _classify_fn(model: nnx.Module, info: DatasetInfo) -> PredictFn:
     _, params, batch_stats = split_model(model)
-    probabilities_of = make_classify_fn(model, info)
+    probabilities_of = make_classify_fn(model, mean=info.mean, std=info.std)
 
     def classify(images: Any) -> dict[str, jax.Array]:
         probabilities = probabilities_of(params, batch_stats, images)
@@ -169,37 +170,37 @@ def _classify_fn(model: nnx.Module, info: DatasetInfo) -> PredictFn:
 
 
 def compare(found: Mapping[str, Any], expected: Mapping[str, Any]) -> str:
-    """Returns how results agree with those of the model, in words.
+    """Compares an exported model with the original; returns a summary.
 
     Args:
         found: Outputs of the exported model.
-        expected: Outputs of the model, with `logits` or `probabilities`.
+        expected: Outputs of the original, with `logits` or `probabilities`.
 
     Raises:
-        UserError: Labels differ where the scores are no tie; logits by more than 1e-4
+        UserError: Labels differ where the scores are not tied, logits by more than 1e-4
             of the largest, or probabilities by more than 1e-4.
     """
     scores = np.asarray(expected["logits" if "logits" in expected else "probabilities"])
     second, first = np.moveaxis(np.partition(scores, -2)[..., -2:], -1, 0)
     clear = first - second > 2 * _TOLERANCE * np.abs(scores).max()
-    told = []
+    summary = []
     for name, values in sorted(found.items()):
         array, wanted = np.asarray(values), np.asarray(expected[name])
         if name == "labels":
             wrong = int(((array != wanted) & clear).sum())
-            told.append(f"{wrong} of {wanted.size} labels differ but for ties")
-            right = wrong == 0
+            summary.append(f"{wrong} of {wanted.size} labels differ, ties aside")
+            agrees = wrong == 0
         else:
             scale = np.abs(wanted).max() if name == "logits" else 1.0
             error = np.abs(array - wanted).max() / scale
-            told.append(f"{name} by {error:.0e}")
-            right = bool(error <= _TOLERANCE)  # False of what is not a number
-        if not right:
+            summary.append(f"{name} by {error:.0e}")
+            agrees = bool(error <= _TOLERANCE)  # False for NaN
+        if not agrees:
             raise UserError(
-                f"the exported model differs from the one in JAX ({', '.join(told)}); "
-                "nothing was written"
+                f"the exported model differs from the original in JAX "
+                f"({', '.join(summary)}); nothing was written"
             )
-    return ", ".join(told)
+    return ", ".join(summary)
 
 
 def _images(*shape: Any) -> Shape:
@@ -215,15 +216,17 @@ def _parse_size(size: str, file_format: str) -> tuple[int, int] | None:
     if not size:
         return None
     if file_format != "onnx":
-        raise UserError(f"--size={size}: only of --format=onnx; others take any size")
+        raise UserError(
+            f"--size={size}: only for --format=onnx; StableHLO takes any size"
+        )
     height, _, width = size.partition("x")
     if not (height.isdecimal() and width.isdecimal()):
-        raise UserError(f"--size={size}: HEIGHTxWIDTH is needed, as 480x640")
+        raise UserError(f"--size={size}: must be HEIGHTxWIDTH, such as 480x640")
     return int(height), int(width)
 
 
 def _check_empty(output: Path) -> None:
     if output.is_dir() and any(output.iterdir()):
-        raise UserError(f"--output={output}: is not empty; give a new folder")
+        raise UserError(f"--output={output}: is not empty; choose a new folder")
     if output.exists() and not output.is_dir():
-        raise UserError(f"--output={output}: is a file; a new folder is needed")
+        raise UserError(f"--output={output}: is a file; choose a new folder")

@@ -1,4 +1,4 @@
-"""The segmenter around imported weights: names, sizes, kinds of picture."""
+"""The segmenter on imported weights: names, sizes, kinds of input."""
 
 import numpy as np
 import pytest
@@ -8,7 +8,7 @@ from torch_networks import random_module, small_shapes, small_weights
 
 from encnet_jax import Segmenter, UserError
 from encnet_jax.convert.workdir import write_workdir
-from encnet_jax.predict.segmenter import find_images
+from encnet_jax.predict.write import find_images
 from encnet_jax.run.workdir import load_workdir
 from tests.commands import SMALL, make_camvid, run
 
@@ -26,7 +26,7 @@ def segmenter(weights_file):
     return Segmenter.from_torch(weights_file, base_size=33)
 
 
-def test_picture_of_any_kind_gives_labels_of_its_own_size(segmenter, tmp_path):
+def test_any_kind_of_image_gives_labels_of_its_own_size(segmenter, tmp_path):
     rng = np.random.default_rng(0)
     pixels = rng.integers(0, 255, (40, 52, 3), np.uint8)
     result = segmenter(pixels)
@@ -41,12 +41,12 @@ def test_picture_of_any_kind_gives_labels_of_its_own_size(segmenter, tmp_path):
         np.testing.assert_array_equal(segmenter(other).labels, result.labels)
 
 
-def test_array_of_another_dtype_is_refused(segmenter):
+def test_array_of_another_dtype_is_rejected(segmenter):
     with pytest.raises(TypeError, match="float64 .*uint8"):
         segmenter(np.zeros((4, 4, 3)))
 
 
-def test_wrong_number_of_class_names_is_refused(weights_file):
+def test_wrong_number_of_class_names_is_rejected(weights_file):
     with pytest.raises(UserError, match="2 names were given"):
         Segmenter.from_torch(weights_file, ["a", "b"])
 
@@ -88,7 +88,7 @@ def test_training_starts_from_the_backbone_of_a_file(tmp_path):
     np.testing.assert_array_equal(kernel, expected)
 
 
-def test_imported_workdir_is_taken_by_evaluate_and_predict(tmp_path):
+def test_evaluate_and_predict_accept_an_imported_workdir(tmp_path):
     shapes = small_shapes("mmseg_encnet_r50_d8")
     classes = shapes["decode_head.conv_seg.bias"][0]
     eleven = {

@@ -1,4 +1,4 @@
-"""evaluate.py on a small run: killed, resumed, misused, and for test servers."""
+"""evaluate.py on a small run: killed, resumed, misused, writing submissions."""
 
 import json
 import logging
@@ -16,7 +16,7 @@ from encnet_jax import optimizer
 from encnet_jax.config import load_config, save_config
 from encnet_jax.data.dataset_info import CAMVID, save_info
 from encnet_jax.evaluate.progress_log import EvalProgressLog
-from encnet_jax.evaluate.workdir_run import evaluate_workdir, select_examples
+from encnet_jax.evaluate.run import evaluate_workdir, select_examples
 from encnet_jax.models import create_model
 from encnet_jax.run.checkpoint import Checkpoints
 from encnet_jax.run.model_config import model_settings
@@ -30,7 +30,7 @@ WINDOWS = ["--scales=0.5,1", "--flip", "--config.evaluation.object_sizes"]
 
 @pytest.fixture(scope="module")
 def camvid(tmp_path_factory):
-    """Labeled images of several sizes in the sharding of CamVid."""
+    """Labeled images of several sizes in the layout of CamVid."""
     root, rng = tmp_path_factory.mktemp("camvid"), np.random.default_rng(0)
     for split in ("train", "val", "test"):
         (root / split).mkdir()
@@ -45,7 +45,7 @@ def camvid(tmp_path_factory):
 
 
 def write_run(workdir, seed=0):
-    """Writes what a training leaves: a small EncNet of random weights at step 7."""
+    """Writes a workdir as training does: a small random EncNet at step 7."""
     config = configuration.default()
     config.data.name = "camvid"
     config.data.base_size, config.data.crop_size = 48, 32
@@ -103,13 +103,13 @@ def arguments(trained, camvid, *more):
 
 @pytest.fixture(scope="module")
 def whole(trained, camvid):
-    """The scores of an evaluation that nobody disturbed."""
+    """The scores of an uninterrupted evaluation."""
     result = run(*arguments(trained, camvid, *WINDOWS))
     assert result.returncode == 0, result.stderr
     return result, trained / "evaluation" / "test-ms.json"
 
 
-def test_scores_are_told_written_and_drawn(whole):
+def test_scores_are_printed_written_and_plotted(whole):
     result, path = whole
     scores = json.loads(path.read_text())
     assert scores["images"] == 7 and scores["step"] == 7
@@ -122,12 +122,12 @@ def test_scores_are_told_written_and_drawn(whole):
     for word in ("Bicyclist", "ADE score", "small objects", "presence"):
         assert word in result.stdout
     for kind in ("classes", "confusion", "pictures"):
-        with Image.open(path.with_name(f"test-ms-{kind}.png")) as picture:
-            assert picture.width > 300
+        with Image.open(path.with_name(f"test-ms-{kind}.png")) as figure:
+            assert figure.width > 300
     assert not list(path.parent.glob("*.partial*"))
 
 
-def test_killed_evaluation_goes_on_and_scores_the_same(whole, trained, camvid):
+def test_killed_evaluation_resumes_and_scores_the_same(whole, trained, camvid):
     _, path = whole
     expected = path.read_text()
     path.unlink()
@@ -154,19 +154,19 @@ def test_killed_evaluation_goes_on_and_scores_the_same(whole, trained, camvid):
         file.write('{"index": 6, "matrix": [[')  # cut off by the kill
     result = run(*arguments(trained, camvid, *WINDOWS))
     assert result.returncode == 0, result.stderr
-    assert f"{done} of 7 images are done" in result.stderr
+    assert f"resuming: {done} of 7 images are done" in result.stderr
     assert path.read_text() == expected
     assert not progress_log.exists()
 
 
-def test_two_hosts_share_an_evaluation_and_one_tells_and_writes_it(
+def test_two_hosts_share_an_evaluation_and_one_prints_and_writes_it(
     whole, trained, camvid
 ):
     alone, path = whole
     expected = json.loads(path.read_text())
     path.unlink()
-    for picture in path.parent.glob("test-ms-*.png"):
-        picture.unlink()
+    for figure in path.parent.glob("test-ms-*.png"):
+        figure.unlink()
     processes = start_two(
         *arguments(trained, camvid, *WINDOWS), devices=2, stdout=subprocess.PIPE
     )
@@ -181,7 +181,7 @@ def test_two_hosts_share_an_evaluation_and_one_tells_and_writes_it(
     assert found["images"] == 7
     labeled = np.sum(expected["confusion_matrix"])
     moved = np.abs(np.subtract(found["confusion_matrix"], expected["confusion_matrix"]))
-    # Windows in other batches are rounded otherwise: few pixels change their class.
+    # Other batches of windows round differently: few pixels change their class.
     assert moved.sum() <= 2e-3 * labeled == 2e-3 * np.sum(found["confusion_matrix"])
     assert found["presence_average_precision"] == pytest.approx(
         expected["presence_average_precision"], abs=1e-3
@@ -191,7 +191,7 @@ def test_two_hosts_share_an_evaluation_and_one_tells_and_writes_it(
     assert names == sorted([f"test-ms-{kind}.png" for kind in kinds] + [path.name])
 
 
-def test_journal_of_other_weights_is_not_used(
+def test_progress_log_of_other_weights_is_ignored(
     trained, config, tmp_path, caplog, monkeypatch
 ):
     caplog.set_level(logging.INFO, "encnet_jax")
@@ -200,18 +200,18 @@ def test_journal_of_other_weights_is_not_used(
     name = Path("evaluation") / "test.partial-0.jsonl"
     left = (trained / name).read_text()
     evaluate_workdir(config, trained, "test")
-    assert caplog.messages.count("7 of 7 images are done") == 1
+    assert caplog.messages.count("resuming: 7 of 7 images are done") == 1
     other = write_run(tmp_path / "other", seed=1)
     (other / "evaluation").mkdir()
     (other / name).write_text(left)
     evaluate_workdir(config, other, "test")
-    assert caplog.messages.count("7 of 7 images are done") == 1
+    assert caplog.messages.count("resuming: 7 of 7 images are done") == 1
     first, second = (run / "evaluation" / "test.json" for run in (trained, other))
     assert first.read_text() != second.read_text()
     (trained / name).unlink()
 
 
-def test_whole_images_and_windows_by_mmsegmentation_s_rules_are_scored(trained, config):
+def test_mmsegmentation_s_whole_and_slide_modes_are_scored(trained, config):
     config.evaluation.protocol = "mmseg"
     config.evaluation.crop_size = 24
     for mode in ("whole", "slide"):
@@ -236,7 +236,7 @@ def test_submission_has_published_ids_at_the_size_of_the_image(
     with Image.open(output / "a_000.png") as image:
         assert image.mode == "L" and image.size == (37, 41)
         assert np.asarray(image).max() < 11
-    # Of a split: the same files, and scores.
+    # For a split: the same files, and scores.
     text = evaluate_workdir(config, trained, "test", submission=True)
     assert "mean IoU" in text
     written = np.asarray(Image.open(trained / "submission" / "test" / "0003.png"))
@@ -250,12 +250,12 @@ def test_submission_has_published_ids_at_the_size_of_the_image(
         (["--images=/no/such"], "needs --submission"),
         (["--images=/no/such", "--submission"], "/no/such: no such folder"),
         (["--step=3"], "step 3: not in"),
-        (["--config.evaluation.protocol=voc"], "allowed are encoding, mmseg"),
+        (["--config.evaluation.protocol=voc"], "allowed are pytorch_encoding, mmseg"),
         (["--config.evaluation.stride=40"], "windows of 32 pixels would leave gaps"),
         (["--config.data.name=scenes", "--split=test"], "has other 20"),
     ],
 )
-def test_what_does_not_fit_is_said_before_anything_starts(
+def test_invalid_arguments_are_reported_before_anything_starts(
     trained, camvid, more, message
 ):
     before = sorted(trained.rglob("*"))

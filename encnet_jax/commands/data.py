@@ -1,0 +1,137 @@
+"""Prepares and checks a data set: encnet data configs/NAME.py.
+
+Reads every example of the splits and prints image sizes and class frequencies, for the
+training split also class weights, and writes SPLIT.png, a contact sheet of examples
+with their labels. Invalid examples are listed, one per line, and the exit code is 2.
+Config keys are overridden as in training: `--config.data.data_dir=DIR`.
+"""
+
+import sys
+import textwrap
+from pathlib import Path
+
+from absl import flags
+from ml_collections import config_flags
+
+from encnet_jax import cli
+from encnet_jax.data.datasets import Dataset
+from encnet_jax.data.registry import open_dataset
+from encnet_jax.data.statistics import (
+    Statistics,
+    describe,
+    evenly_spaced,
+    median_frequency_weights,
+    summarize,
+)
+from encnet_jax.errors import UserError
+from encnet_jax.run.progress import Counter
+from encnet_jax.visualize.panels import contact_sheet
+
+_SHEET_EXAMPLES = 12
+
+
+def define_flags() -> None:
+    """Defines the flags of the verb, and allows a positional config file."""
+    sys.argv[1:] = _name_config(sys.argv[1:])
+    config_flags.DEFINE_config_file("config", None, "File under configs/.")
+    flags.DEFINE_list(
+        "split",
+        None,
+        "Comma-separated splits; default: those of training and evaluation.",
+    )
+    flags.DEFINE_string(
+        "output", None, "Folder of the contact sheets; default: runs/NAME/data."
+    )
+    flags.DEFINE_string(
+        "manual_dir", None, "Folder of the archives that must be downloaded by hand."
+    )
+    flags.DEFINE_integer(
+        "limit", None, "Number of evenly spaced images to read; default: all.", 1
+    )
+
+
+def main(arguments: list[str]) -> int:
+    """Runs the command; returns 2 if the data set has problems."""
+    cli.reject_positional(arguments)
+    values = flags.FLAGS
+    if values.config is None:
+        raise UserError("no configuration given; example: configs/folder.py")
+    config, workdir = cli.config_and_workdir(None)
+    if values.manual_dir and not Path(values.manual_dir).is_dir():
+        raise UserError(f"--manual_dir={values.manual_dir}: no such folder")
+    splits = values.split or [config.data.train_split, config.evaluation.split]
+    datasets = {
+        split: open_dataset(
+            config.data.name,
+            split,
+            config.data.data_dir,
+            drawn=config.data.cache_on_device,
+            check=False,
+            manual_dir=values.manual_dir,
+        )
+        for split in splits
+    }
+    output = Path(values.output or workdir / "data")
+    problems = 0
+    for split, dataset in datasets.items():
+        stats = _read(dataset, values.limit)
+        problems += len(stats.problems)
+        _print(split, dataset, stats)
+        if stats.indices and split == config.data.train_split:
+            _print_weights(stats)
+        if stats.indices:
+            print(f"contact sheet: {_save_sheet(dataset, stats, output, split)}\n")
+    return 2 if problems else 0
+
+
+def _read(dataset: Dataset, limit: int | None) -> Statistics:
+    indices = evenly_spaced(range(len(dataset)), limit or len(dataset))
+    counter = Counter(len(indices), "images")
+    stats = summarize(dataset, indices, counter.show)
+    counter.close()
+    return stats
+
+
+def _print(split: str, dataset: Dataset, stats: Statistics) -> None:
+    for problem in stats.problems:
+        print(f"error: {problem}", file=sys.stderr)
+    sys.stderr.flush()
+    published = dataset.info.splits[split]
+    print(
+        f"{dataset.info.name}, {split}: {len(dataset)} images"
+        + (f" ({published} published)" if published else "")
+        + f"; {len(stats.indices)} read, {len(stats.problems)} problems"
+    )
+    if stats.indices:
+        print(describe(stats, dataset.info))
+
+
+def _print_weights(stats: Statistics) -> None:
+    weights = ", ".join(f"{weight:.4g}" for weight in median_frequency_weights(stats))
+    indent = " " * 4
+    print(
+        "Class weights by median frequency balancing:\n"
+        "config.loss.class_weights = (\n"
+        f"{textwrap.fill(weights, 88, initial_indent=indent, subsequent_indent=indent)}"
+        "\n)"
+    )
+
+
+def _save_sheet(dataset: Dataset, stats: Statistics, output: Path, split: str) -> Path:
+    examples = [dataset[i] for i in evenly_spaced(stats.indices, _SHEET_EXAMPLES)]
+    output.mkdir(parents=True, exist_ok=True)
+    path = output / f"{split}.png"
+    contact_sheet(examples, dataset.info.colors, dataset.info.class_names).save(path)
+    return path
+
+
+def _name_config(arguments: list[str]) -> list[str]:
+    """Turns a positional Python file into `--config=FILE`, unless that is given."""
+    if any(item.split("=")[0] == "--config" for item in arguments):
+        return arguments
+    return [
+        f"--config={item}"
+        if item.partition(":")[0].endswith(".py") and not item.startswith("-")
+        else item
+        for item in arguments
+    ]

@@ -1,0 +1,54 @@
+"""Evaluates a model: encnet evaluate --config=configs/NAME.py [--split=test].
+
+Writes DIR/evaluation/SPLIT.json (SPLIT-ms.json with scales) and figures, and prints a
+table. Images are evaluated whole by default; with --scales=0.5,0.75,1,1.25,1.5,1.75
+--flip, in sliding windows at several scales, as PyTorch-Encoding does. Other protocols:
+docs/evaluation.md. An interrupted evaluation resumes when rerun. --submission writes
+predictions for the data set's test server, for the split or for --images=DIR.
+"""
+
+from pathlib import Path
+from typing import Any
+
+from absl import flags
+from ml_collections import config_flags
+
+from encnet_jax import cli
+
+
+def define_flags() -> None:
+    """Defines the flags of the verb."""
+    config_flags.DEFINE_config_file("config", None, "File under configs/.")
+    flags.DEFINE_string("workdir", None, "Folder of the run; default: runs/NAME.")
+    flags.DEFINE_string("split", None, "Split; default: that of the config.")
+    flags.DEFINE_list("scales", None, "Scales of the long side, such as 0.5,1,1.75.")
+    flags.DEFINE_bool("flip", False, "Also evaluate mirrored at every scale.")
+    flags.DEFINE_string("step", "best", "Checkpoint: best, latest or a step number.")
+    flags.DEFINE_bool("submission", False, "Write predictions for the test server.")
+    flags.DEFINE_string("images", None, "Folder of images to predict instead.")
+    flags.DEFINE_string("distributed", None, "Multiple hosts: see docs/scale.md.")
+    flags.mark_flag_as_required("config")
+
+
+def main(arguments: list[str]) -> None:
+    """Runs the evaluation."""
+    from encnet_jax.evaluate.run import evaluate_workdir
+    from encnet_jax.run.distributed import connect_hosts
+
+    cli.reject_positional(arguments)
+    values = flags.FLAGS
+    connect_hosts(values.distributed)
+    protocol: dict[str, Any] = {"flip": True} if values.flip else {}
+    if values.scales:
+        protocol["scales"] = cli.numbers("scales", values.scales)
+    config, workdir = cli.config_and_workdir(values.workdir, protocol)
+    split = values.split or config.evaluation.split
+    text = evaluate_workdir(
+        config,
+        workdir,
+        split,
+        values.step,
+        submission=values.submission,
+        images=Path(values.images) if values.images else None,
+    )
+    cli.print_on_host0(text)

@@ -1,0 +1,37 @@
+"""Segments images: encnet predict --workdir=runs/NAME --output=DIR IMAGE...
+
+IMAGE is a file, a folder or a glob. For each image, writes DIR/NAME.png (labels, a
+palette image) and DIR/NAME-overlay.png (labels over the image, with a legend). A
+classifier (CIFAR-10) writes DIR/classes.json instead.
+"""
+
+from pathlib import Path
+
+from absl import flags
+
+
+def define_flags() -> None:
+    """Defines the flags of the verb."""
+    flags.DEFINE_string("workdir", None, "Folder of the run.", required=True)
+    flags.DEFINE_string("output", None, "Output folder.", required=True)
+    flags.DEFINE_string("step", "best", "Checkpoint: best, latest or a step number.")
+
+
+def main(arguments: list[str]) -> int:
+    """Runs the prediction; returns 2 if an image could not be read."""
+    from encnet_jax.data.dataset_info import load_info
+    from encnet_jax.errors import UserError
+    from encnet_jax.predict.predictor import Classifier, Segmenter
+    from encnet_jax.predict.write import find_images, write_classes, write_predictions
+
+    values = flags.FLAGS
+    if not arguments:
+        raise UserError("no images: pass files, folders or globs after the flags")
+    images, output = find_images(arguments), Path(values.output)
+    if load_info(Path(values.workdir) / "classes.json").task == "classification":
+        classifier = Classifier.from_workdir(values.workdir, values.step)
+        failed = write_classes(classifier, images, output)
+    else:
+        segmenter = Segmenter.from_workdir(values.workdir, values.step)
+        failed = write_predictions(segmenter, images, output)
+    return 2 if failed else 0

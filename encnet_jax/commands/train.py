@@ -1,0 +1,33 @@
+"""Trains a model: encnet train --config=configs/NAME.py [--workdir=DIR].
+
+Any key of the configuration can be overridden: --config.learning_rate=0.02. Rerun the
+command to resume.
+"""
+
+from absl import flags
+from ml_collections import config_flags
+
+from encnet_jax import cli
+
+
+def define_flags() -> None:
+    """Defines the flags of the verb."""
+    config_flags.DEFINE_config_file("config", None, "File under configs/.")
+    flags.DEFINE_string("workdir", None, "Folder of the run; default: runs/NAME.")
+    flags.DEFINE_string("distributed", None, "Multiple hosts: see docs/scale.md.")
+    flags.mark_flag_as_required("config")
+
+
+def main(arguments: list[str]) -> None:
+    """Runs the training."""
+    from encnet_jax.run.distributed import connect_hosts
+    from encnet_jax.train import train
+
+    cli.reject_positional(arguments)
+    connect_hosts(flags.FLAGS.distributed)
+    config, workdir = cli.config_and_workdir(flags.FLAGS.workdir)
+    scores = train(config, workdir)
+    if scores is not None:
+        (metric, value), *_ = scores.items()
+        name = metric.replace("_iou", " IoU")
+        cli.print_on_host0(f"{name} {value:.4f}; everything is in {workdir}")

@@ -1,0 +1,220 @@
+"""evaluate.py from end to end: checkpoint and split to scores, figures, submission."""
+
+import importlib.util
+import logging
+import zlib
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from encnet_jax.data.datasets import Dataset
+from encnet_jax.data.registry import dataset_info, open_dataset
+from encnet_jax.errors import UserError
+from encnet_jax.evaluate.accumulator import ImageMetrics, MetricAccumulator
+from encnet_jax.evaluate.classification import evaluate_classes_workdir
+from encnet_jax.evaluate.evaluator import (
+    PredictBatchesFn,
+    predict_dataset,
+    predict_fn_from_config,
+)
+from encnet_jax.evaluate.progress import show_progress
+from encnet_jax.evaluate.progress_log import EvalProgressLog
+from encnet_jax.evaluate.report import add_dataset_metrics, format_table, save_scores
+from encnet_jax.evaluate.submission import Submission, UnlabeledDataset
+from encnet_jax.run.workdir import LoadedRun, load_workdir
+
+_EXAMPLES = 2  # shown of the best, the median and the worst images each
+_log = logging.getLogger(__name__)
+
+
+def evaluate_workdir(
+    config: ConfigDict,
+    workdir: Path,
+    split: str,
+    step: str = "best",
+    *,
+    submission: bool = False,
+    images: Path | None = None,
+) -> str:
+    """Scores a checkpoint and returns a table; resumes an interrupted evaluation.
+
+    Writes `evaluation/SPLIT[-ms].json` with figures beside it, and with `submission`
+    the predictions for the data set's test server to `submission/SPLIT[-ms]`.
+
+    Args:
+        config: Data set and settings of the evaluation.
+        workdir: Folder of the run.
+        split: Name of the split.
+        step: Which checkpoint: `"best"`, `"latest"` or a step number.
+        submission: Whether to write the predictions.
+        images: Folder of images without labels, predicted instead of the split.
+
+    Raises:
+        UserError: Workdir, checkpoint, model, classes and split do not fit.
+    """
+    if dataset_info(config.data.name, config.data.data_dir).task == "classification":
+        if submission or images or config.evaluation.scales:
+            raise UserError(
+                f"--scales, --flip, --submission, --images: are for segmentation; "
+                f"{config.data.name} is for classification"
+            )
+        return evaluate_classes_workdir(config, workdir, split, step)
+    dataset = _open(config, split, submission, images)
+    run = load_workdir(workdir, step, dataset=dataset.info)
+    predict_batches = predict_fn_from_config(config, run.config, run.model, run.info)
+    name = ("images" if images else split) + ("-ms" if config.evaluation.scales else "")
+    path = workdir / "evaluation" / f"{name}.json"
+    writer = (
+        Submission(workdir / "submission" / name, dataset.info) if submission else None
+    )
+    progress_log = EvalProgressLog(
+        path.with_suffix(".partial"),
+        _identity(config, dataset, run, submission, images),
+        dataset.info.num_classes,
+    )
+    totals = _accumulate(config, dataset, run, predict_batches, progress_log, writer)
+    summary = [f"{totals.times.sum()} images, step {run.step}"]
+    if writer is not None:
+        summary.append(f"predictions: {writer.folder}")
+    if images is not None:
+        progress_log.remove()
+        return "\n".join(summary)
+    results = totals.results(config.evaluation.absent_classes)
+    results = add_dataset_metrics(results, dataset.info)
+    on_host0 = jax.process_index() == 0
+    if on_host0:
+        save_scores(
+            results,
+            path,
+            split=split,
+            step=run.step,
+            evaluation=config.evaluation.to_dict(),
+            class_names=dataset.info.class_names,
+        )
+    progress_log.remove()
+    if on_host0:
+        prefix = path.with_suffix("")
+        _save_figures(results, totals.image_iou, prefix, dataset, run, predict_batches)
+    table = format_table(results, dataset.info)
+    return "\n".join([table, *summary, f"scores: {path}"])
+
+
+def _accumulate(
+    config: ConfigDict,
+    dataset: Dataset,
+    run: LoadedRun,
+    predict_batches: PredictBatchesFn,
+    progress_log: EvalProgressLog,
+    writer: Submission | None,
+) -> MetricAccumulator:
+    """Predicts what the log does not list; returns the counts of all images."""
+    settings, done = config.evaluation, progress_log.done
+    if done:
+        _log.info("resuming: %d of %d images are done", len(done), len(dataset))
+    accumulator = MetricAccumulator(len(dataset), dataset.info.num_classes)
+    accumulator.add_known(done)
+    predictions = predict_dataset(
+        predict_batches,
+        run.params,
+        run.batch_stats,
+        dataset,
+        batch_size=settings.batch_size,
+        skip={metrics.index for metrics in done},
+    )
+    for prediction in show_progress(predictions, len(dataset), len(done)):
+        metrics = ImageMetrics.of(
+            prediction, dataset.info.num_classes, settings.object_sizes
+        )
+        # Before the log: whatever it lists has been written.
+        if writer is not None:
+            writer.write(prediction.example.name, prediction.labels)
+        progress_log.add(metrics)
+        accumulator.add(metrics)
+    return accumulator.over_hosts()
+
+
+def _open(
+    config: ConfigDict, split: str, submission: bool, images: Path | None
+) -> Dataset:
+    data = config.data
+    if images is None:
+        return open_dataset(data.name, split, data.data_dir, drawn=data.cache_on_device)
+    if not submission:
+        raise UserError(f"--images={images}: needs --submission; there are no labels")
+    return UnlabeledDataset(dataset_info(data.name, data.data_dir), images)
+
+
+def _identity(
+    config: ConfigDict,
+    dataset: Dataset,
+    run: LoadedRun,
+    submission: bool,
+    images: Path | None,
+) -> dict[str, Any]:
+    """Returns everything that the metrics in a progress log depend on."""
+    checksum = 0
+    for leaf in jax.tree.leaves((run.params, run.batch_stats)):
+        checksum = zlib.crc32(np.asarray(leaf).tobytes(), checksum)
+    settings = {
+        **config.evaluation.to_dict(),
+        "absent_classes": None,
+        "batch_size": None,
+    }
+    return {
+        "evaluation": settings,
+        "data": [config.data.name, config.data.data_dir, len(dataset)],
+        "sizes": [config.data.base_size, config.data.crop_size],
+        "step": run.step,
+        "weights": checksum,
+        "submission": submission,
+        "images": str(images),
+    }
+
+
+def _save_figures(
+    results: dict[str, Any],
+    image_iou: np.ndarray,
+    prefix: Path,
+    dataset: Dataset,
+    run: LoadedRun,
+    predict_batches: PredictBatchesFn,
+) -> None:
+    """Plots the scores to files whose names start with `prefix`."""
+    if importlib.util.find_spec("matplotlib") is None:
+        _log.info("no figures: matplotlib is not installed")
+        return
+    # Here, so that scores can be computed without it.
+    from encnet_jax.visualize import charts
+
+    info = dataset.info
+    charts.save_class_bars(results, info, Path(f"{prefix}-classes.png"))
+    charts.save_confusion(
+        results["confusion_matrix"], info, Path(f"{prefix}-confusion.png")
+    )
+    selected = select_examples(image_iou)
+    rows: dict[int, Any] = dict.fromkeys(selected)  # in this order
+    examples = ((index, dataset[index]) for index in selected)
+    for p in predict_batches(run.params, run.batch_stats, examples, 1):
+        iou = f"IoU {100 * image_iou[p.index]:.1f}"
+        caption = f"{selected[p.index]}, {iou}: {p.example.name}"
+        rows[p.index] = (caption, p.example, p.labels)
+    charts.save_examples(list(rows.values()), info, Path(f"{prefix}-pictures.png"))
+
+
+def select_examples(image_iou: np.ndarray) -> dict[int, str]:
+    """Returns the indices of the best, the median and the worst images, each once."""
+    order = np.argsort(-image_iou, kind="stable").tolist()
+    middle = max((len(order) - _EXAMPLES) // 2, 0)
+    parts = {
+        "best": order[:_EXAMPLES],
+        "median": order[middle : middle + _EXAMPLES],
+        "worst": order[-_EXAMPLES:],
+    }
+    selected: dict[int, str] = {}
+    for rank, indices in parts.items():
+        for index in indices:
+            selected.setdefault(index, rank)
+    return selected

@@ -1,0 +1,211 @@
+"""What all segmentation networks share, and the baselines that EncNet is compared with.
+
+A network is a backbone, a head on its last stage and an optional auxiliary head.
+"""
+
+import functools
+from typing import Any, ClassVar, NamedTuple, Protocol, runtime_checkable
+
+import jax
+from flax import nnx
+from jaxtyping import Array, Float
+
+from encnet_jax.models.heads import DeepLabV3Head, FCNHead, PSPHead
+from encnet_jax.models.settings import Check, at_least
+from encnet_jax.ops.resize import resize_bilinear
+
+
+class SegmentationOutput(NamedTuple):
+    """The outputs of a segmentation network.
+
+    Attributes:
+        logits: Pixel logits, at the size of the input.
+        se_logits: Logits of class presence, float32, before the sigmoid; None without
+            the semantic encoding branch.
+        aux_logits: Pixel logits of the auxiliary head on stage 3, or None.
+        stage3_se_logits: Logits of class presence from stage 3, or None.
+    """
+
+    logits: Float[Array, "b h w n"]
+    se_logits: Float[Array, "b n"] | None = None
+    aux_logits: Float[Array, "b h w n"] | None = None
+    stage3_se_logits: Float[Array, "b n"] | None = None
+
+    def resized(
+        self, size: tuple[int, int], align_corners: bool
+    ) -> "SegmentationOutput":
+        """Returns the outputs with pixel logits resized; see `resize_bilinear`."""
+        resize = functools.partial(
+            resize_bilinear, size=size, align_corners=align_corners
+        )
+        aux_logits = None if self.aux_logits is None else resize(self.aux_logits)
+        return self._replace(logits=resize(self.logits), aux_logits=aux_logits)
+
+
+@runtime_checkable
+class Backbone(Protocol):
+    """A network that returns the feature maps of four stages.
+
+    Attributes:
+        features: Number of channels of each stage.
+    """
+
+    features: tuple[int, ...]
+
+    def __call__(self, images: Float[Array, "b h w 3"]) -> list[jax.Array]:
+        """Returns the outputs of stages 1 to 4, each (b, h/s, w/s, c)."""
+
+
+def _rate(value: Any) -> str:
+    return "" if 0 <= value < 1 else "allowed is 0 up to, not including, 1"
+
+
+class SegmentationModel(nnx.Module):
+    """A backbone, a head and an auxiliary FCN head on stage 3.
+
+    The auxiliary head has a quarter of the channels of stage 3 (PyTorch-Encoding). A
+    subclass creates its head, and overrides `apply_head` where that takes or returns
+    more than one array.
+
+    Args:
+        num_classes: Number of classes n.
+        backbone: The backbone.
+        head: Maps the features of the last stage to logits.
+        align_corners: How logits are upsampled; see `resize_bilinear`.
+        aux_head: Whether to add the auxiliary head.
+        dropout: Rate before the classifier of the auxiliary head.
+        rngs: Source of the initial weights and of dropout.
+    """
+
+    checks: ClassVar[dict[str, Check]] = {
+        "head_channels": at_least(1),
+        "dropout": _rate,
+    }
+
+    def __init__(
+        self,
+        num_classes: int,
+        backbone: Backbone,
+        head: nnx.Module,
+        *,
+        align_corners: bool = True,
+        aux_head: bool = True,
+        dropout: float,
+        rngs: nnx.Rngs,
+    ):
+        self.backbone = backbone
+        self.head: Any = head
+        features = backbone.features[2]
+        self.aux_head = nnx.data(
+            FCNHead(features, features // 4, num_classes, dropout=dropout, rngs=rngs)
+            if aux_head
+            else None
+        )
+        self.align_corners = align_corners
+
+    def __call__(self, images: Float[Array, "b h w 3"]) -> SegmentationOutput:
+        """Segments normalized images; logits have the size of the images."""
+        size = (images.shape[1], images.shape[2])
+        return self.forward_low_res(images).resized(size, self.align_corners)
+
+    def forward_low_res(self, images: Float[Array, "b h w 3"]) -> SegmentationOutput:
+        """Segments normalized images; logits have the size of the features."""
+        stages = self.backbone(images)
+        output = self.apply_head(stages)
+        if self.aux_head is None:
+            return output
+        return output._replace(aux_logits=self.aux_head(stages[2]))
+
+    def apply_head(self, stages: list[jax.Array]) -> SegmentationOutput:
+        """Returns the outputs of everything after the backbone but the auxiliary head.
+
+        Args:
+            stages: Outputs of the four stages, each (b, h/s, w/s, c).
+        """
+        return SegmentationOutput(self.head(stages[3]))
+
+
+class FCN(SegmentationModel):
+    """Dilated FCN: EncNet without the Context Encoding Module.
+
+    Args:
+        num_classes: See `SegmentationModel`.
+        backbone: See `SegmentationModel`.
+        head_channels: Channels of the head; 512 in all published networks.
+        dropout: Rate before both classifiers.
+        rngs: Source of the initial weights and of dropout.
+        **settings: See `SegmentationModel`.
+    """
+
+    def __init__(
+        self,
+        num_classes: int,
+        backbone: Backbone,
+        *,
+        head_channels: int = 512,
+        dropout: float = 0.1,
+        rngs: nnx.Rngs,
+        **settings: Any,
+    ):
+        shape = (backbone.features[3], head_channels, num_classes)
+        head = FCNHead(*shape, dropout=dropout, rngs=rngs)
+        super().__init__(
+            num_classes, backbone, head, dropout=dropout, rngs=rngs, **settings
+        )
+
+
+class PSPNet(SegmentationModel):
+    """PSPNet (Zhao et al. 2017) on a dilated backbone; see `PSPHead`.
+
+    Args: as `FCN`.
+    """
+
+    def __init__(
+        self,
+        num_classes: int,
+        backbone: Backbone,
+        *,
+        align_corners: bool = True,
+        head_channels: int = 512,
+        dropout: float = 0.1,
+        rngs: nnx.Rngs,
+        **settings: Any,
+    ):
+        shape = (backbone.features[3], head_channels, num_classes)
+        settings["align_corners"] = align_corners
+        head = PSPHead(*shape, align_corners=align_corners, dropout=dropout, rngs=rngs)
+        super().__init__(
+            num_classes, backbone, head, dropout=dropout, rngs=rngs, **settings
+        )
+
+
+class DeepLabV3(SegmentationModel):
+    """DeepLabV3 (Chen et al. 2017); see `DeepLabV3Head`.
+
+    Args: as `FCN`, and
+
+        - `output_stride`: That of the backbone.
+        - `head_channels`: Twice the channels of the head, so that the default gives the
+          published 256.
+    """
+
+    checks = SegmentationModel.checks | {"head_channels": at_least(2)}
+
+    def __init__(
+        self,
+        num_classes: int,
+        backbone: Backbone,
+        *,
+        output_stride: int = 8,
+        head_channels: int = 512,
+        dropout: float = 0.1,
+        rngs: nnx.Rngs,
+        **settings: Any,
+    ):
+        shape = (backbone.features[3], head_channels // 2, num_classes)
+        head = DeepLabV3Head(
+            *shape, output_stride=output_stride, dropout=dropout, rngs=rngs
+        )
+        super().__init__(
+            num_classes, backbone, head, dropout=dropout, rngs=rngs, **settings
+        )

@@ -1,0 +1,127 @@
+"""Cross-entropy of logits that are resized to the labels, without their full size.
+
+The resized logits, (b, H, W, n), are the largest array of a training with 150 classes.
+No implementation holds them in float32: `"scan"` takes a few rows at a time, and
+`"one_pass"` interpolates inside the reductions and writes the gradient once, in the
+dtype of the logits.
+"""
+
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Integer
+
+from encnet_jax.ops import cross_entropy_one_pass as one_pass
+from encnet_jax.ops import cross_entropy_scan as scan
+from encnet_jax.ops.dispatch import dispatch
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(3, 4))
+def resized_cross_entropy_sum(
+    logits: Float[Array, "b h w n"],
+    labels: Integer[Array, "b H W"],
+    weights: Float[Array, "b H W"],
+    align_corners: bool = True,
+    impl: str = "auto",
+) -> Float[Array, ""]:
+    """Returns the sum of weights times cross-entropy, float32.
+
+    The gradient by the logits is computed in one go with the sum. There is none by the
+    weights.
+
+    Args:
+        logits: Resized bilinearly to the labels.
+        labels: 0 to n - 1, or any other number where the weight is 0.
+        weights: float32.
+        align_corners: See `resize_bilinear`.
+        impl: `"scan"`: products in float32, a few rows at a time, for CPU and TPU.
+            `"one_pass"`: for GPU; see `cross_entropy_one_pass`. `"auto"`: the fastest
+            of the platform lowered for.
+
+    Raises:
+        ValueError: An unknown `impl`.
+    """
+    return _sum_forward(logits, labels, weights, align_corners, impl)[0]
+
+
+def _sum_forward(
+    logits: jax.Array,
+    labels: jax.Array,
+    weights: jax.Array,
+    align_corners: bool,
+    impl: str,
+) -> tuple[jax.Array, jax.Array]:
+    arrays = (logits, labels, weights)
+    return _dispatch(impl, "total_and_gradient", align_corners, *arrays)
+
+
+def _sum_backward(
+    align_corners: bool, impl: str, gradient: jax.Array, cotangent: jax.Array
+) -> tuple[jax.Array, None, None]:
+    return (cotangent * gradient).astype(gradient.dtype), None, None
+
+
+resized_cross_entropy_sum.defvjp(_sum_forward, _sum_backward)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def resized_cross_entropy(
+    logits: Float[Array, "b h w n"],
+    labels: Integer[Array, "b H W"],
+    align_corners: bool = True,
+    impl: str = "auto",
+) -> Float[Array, "b H W"]:
+    """Returns the cross-entropy of every pixel, float32.
+
+    For costs that are chosen or weighted by what they are; where only their sum counts,
+    `resized_cross_entropy_sum` is faster on CPU.
+
+    Args:
+        logits: Resized bilinearly to the labels.
+        labels: 0 to n - 1, or any other number for a pixel that costs 0.
+        align_corners: See `resize_bilinear`.
+        impl: As of `resized_cross_entropy_sum`.
+
+    Raises:
+        ValueError: An unknown `impl`.
+    """
+    return _costs_forward(logits, labels, align_corners, impl)[0]
+
+
+def _costs_forward(
+    logits: jax.Array, labels: jax.Array, align_corners: bool, impl: str
+) -> tuple[jax.Array, tuple[jax.Array, ...]]:
+    norm, own = _dispatch(impl, "norm_and_own", align_corners, logits, labels)
+    costs = jnp.where(_known(logits, labels), norm - own, 0)
+    return costs, (logits, labels, norm)
+
+
+def _costs_backward(
+    align_corners: bool,
+    impl: str,
+    residuals: tuple[jax.Array, ...],
+    cotangent: jax.Array,
+) -> tuple[jax.Array, None]:
+    logits, labels, norm = residuals
+    weights = jnp.where(_known(logits, labels), cotangent, 0)
+    arrays = (logits, labels, norm, weights)
+    return _dispatch(impl, "gradient", align_corners, *arrays), None
+
+
+resized_cross_entropy.defvjp(_costs_forward, _costs_backward)
+
+
+def _known(logits: jax.Array, labels: jax.Array) -> jax.Array:
+    """Which pixels have a class."""
+    return (labels >= 0) & (labels < logits.shape[-1])
+
+
+def _dispatch(impl: str, function: str, align_corners: bool, *arrays: jax.Array) -> Any:
+    """Calls a function of the implementation asked for, or of the platform's."""
+    impls = {
+        name: partial(getattr(module, function), align_corners)
+        for name, module in (("scan", scan), ("one_pass", one_pass))
+    }
+    return dispatch("resized_cross_entropy", impls, impl, *arrays)

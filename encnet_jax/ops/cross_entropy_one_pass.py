@@ -1,0 +1,121 @@
+"""Cross-entropy of resized logits with the interpolation inside its reductions: GPU.
+
+The low-resolution logits are interpolated to the rows of the labels, an array of
+(b, H, w, n) in their dtype; the columns are interpolated where they are used. So one
+kernel reads the rows and leaves two numbers a pixel, and another writes the gradient of
+the resized logits, once and in the dtype of the logits, which two products pull back:
+by tensor cores where that is bfloat16, at full precision where it is float32.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Integer
+
+from encnet_jax.ops.resize import interpolation_matrix
+from encnet_jax.ops.taps import interpolate_grid, taps_of
+
+
+def total_and_gradient(
+    align_corners: bool,
+    logits: Float[Array, "b h w n"],
+    labels: Integer[Array, "b H W"],
+    weights: Float[Array, "b H W"],
+) -> tuple[Float[Array, ""], Float[Array, "b h w n"]]:
+    """Returns the sum of weights times cross-entropy, and its gradient."""
+    norm, own = norm_and_own(align_corners, logits, labels)
+    total = ((norm - own) * weights).sum()
+    return total, gradient(align_corners, logits, labels, norm, weights)
+
+
+def norm_and_own(
+    align_corners: bool,
+    logits: Float[Array, "b h w n"],
+    labels: Integer[Array, "b H W"],
+) -> tuple[Float[Array, "b H W"], Float[Array, "b H W"]]:
+    """Returns the log of the softmax's sum, and the label's logit (0: no class)."""
+    resized = _resized(align_corners, logits, labels)
+    return _reduced(resized, jnp.where(_chosen(labels, resized), resized, 0))
+
+
+def gradient(
+    align_corners: bool,
+    logits: Float[Array, "b h w n"],
+    labels: Integer[Array, "b H W"],
+    norm: Float[Array, "b H W"],
+    weights: Float[Array, "b H W"],
+) -> Float[Array, "b h w n"]:
+    """Returns the gradient, by the logits, of weights times cross-entropy.
+
+    Args:
+        align_corners: See `resize_bilinear`.
+        logits: Resized bilinearly to the labels.
+        labels: 0 to n - 1, or another number.
+        norm: Of `norm_and_own`.
+        weights: What comes back to each pixel.
+    """
+    resized = _resized(align_corners, logits, labels)
+    cotangent = jnp.exp(resized - norm[..., None]) - _chosen(labels, resized)
+    cotangent = (cotangent * weights[..., None]).astype(logits.dtype)
+    return _pulled_back(cotangent, *_matrices(align_corners, logits, labels))
+
+
+def _matrices(
+    align_corners: bool, logits: jax.Array, labels: jax.Array
+) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the weights of rows (H, h) and columns (W, w)."""
+    rows = interpolation_matrix(logits.shape[1], labels.shape[1], align_corners)
+    columns = interpolation_matrix(logits.shape[2], labels.shape[2], align_corners)
+    return np.asarray(rows), np.asarray(columns)
+
+
+def _resized(align_corners: bool, logits: jax.Array, labels: jax.Array) -> jax.Array:
+    """Returns the resized logits, float32: a recipe for the kernels that use them."""
+    rows, columns = _matrices(align_corners, logits, labels)
+    return interpolate_grid(logits, taps_of(rows), taps_of(columns), logits.dtype)
+
+
+def _chosen(labels: jax.Array, resized: jax.Array) -> jax.Array:
+    return labels[..., None] == jnp.arange(resized.shape[-1])
+
+
+def _reduced(resized: jax.Array, own: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Returns log(sum(exp(resized))) and the sum of `own`, over the last axis.
+
+    In one pass: partial sums carry the largest logit that they are relative to, and
+    where two meet, that of the smaller is brought to the larger. A shift known
+    beforehand would save this: the interpolated maximum of the low-resolution logits is
+    never below that of the resized ones. But where neighbors differ by hundreds it is
+    hundreds above, all powers are zero, and the loss is infinite.
+    """
+
+    def meet(one: tuple[jax.Array, ...], other: tuple[jax.Array, ...]) -> tuple:
+        (top, total, own), (its_top, its_total, its_own) = one, other
+        factor = jnp.exp(-jnp.abs(top - its_top))
+        total = jnp.where(
+            top >= its_top, total + factor * its_total, factor * total + its_total
+        )
+        return jnp.maximum(top, its_top), total, own + its_own
+
+    zero = jnp.zeros((), jnp.float32)
+    # Finite: nothing at all meets nothing at all without infinity less infinity.
+    start = (jnp.asarray(jnp.finfo(jnp.float32).min), zero, zero)
+    parts = (resized, jnp.ones_like(resized), own)
+    top, total, own = jax.lax.reduce(parts, start, meet, (resized.ndim - 1,))
+    return top + jnp.log(total), own
+
+
+def _pulled_back(
+    cotangent: jax.Array, rows: np.ndarray, columns: np.ndarray
+) -> jax.Array:
+    """Maps the gradient of resized logits to that of the low-resolution ones."""
+    for equation, matrix in (("bHWn,Hh->bhWn", rows), ("bhWn,Ww->bhwn", columns)):
+        total = jnp.einsum(
+            equation,
+            cotangent,
+            jnp.asarray(matrix, cotangent.dtype),
+            precision="highest" if cotangent.dtype == jnp.float32 else None,
+            preferred_element_type=jnp.float32,
+        )
+        cotangent = total.astype(cotangent.dtype)
+    return cotangent

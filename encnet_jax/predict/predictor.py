@@ -1,0 +1,233 @@
+"""`Segmenter` and `Classifier`: trained models as functions of one image."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from flax import nnx
+from jaxtyping import Float32, UInt8
+from PIL import Image, ImageOps
+
+from encnet_jax.convert.load import load_torch_model
+from encnet_jax.data.dataset_info import DatasetInfo, voc_colormap
+from encnet_jax.data.image_io import decode_image, to_rgb_array
+from encnet_jax.errors import UserError
+from encnet_jax.inference.folding import fold_model
+from encnet_jax.inference.predict_fn import make_classify_fn, make_label_fn
+from encnet_jax.run.state import split_model
+from encnet_jax.run.workdir import load_workdir
+from encnet_jax.visualize.overlay import overlay, palette_image
+
+ImageInput = str | os.PathLike[str] | Image.Image | UInt8[np.ndarray, "h w 3"]
+
+
+class Segmentation(NamedTuple):
+    """The result of a `Segmenter`.
+
+    Attributes:
+        labels: The class index of each pixel, at the size of the image.
+        presence: The probability that each class occurs in the image, from the
+            semantic encoding branch; None without one.
+        class_names: n names.
+        colors: n RGB triples.
+        image: The image in RGB, upright.
+    """
+
+    labels: UInt8[np.ndarray, "h w"]
+    presence: Float32[np.ndarray, " n"] | None
+    class_names: tuple[str, ...]
+    colors: tuple[tuple[int, int, int], ...]
+    image: UInt8[np.ndarray, "h w 3"]
+
+    def overlay(self, opacity: float = 0.55) -> Image.Image:
+        """Returns the image tinted with the colors of its classes, with a legend."""
+        return overlay(
+            self.image, self.labels, self.colors, self.class_names, opacity=opacity
+        )
+
+    def palette(self) -> Image.Image:
+        """Returns the labels as a palette image whose indices are classes."""
+        return palette_image(self.labels, self.colors)
+
+
+class ClassPrediction(NamedTuple):
+    """The result of a `Classifier`.
+
+    Attributes:
+        label: The most probable class.
+        probabilities: The probability of each class.
+        class_names: n names.
+    """
+
+    label: int
+    probabilities: Float32[np.ndarray, " n"]
+    class_names: tuple[str, ...]
+
+
+class Segmenter:
+    """Segments images of any size; compiled once per image size.
+
+    Args:
+        model: A segmentation model with its weights, which are copied.
+        info: Class names, colors and normalization.
+        base_size: Long side in the network, in pixels; 0 keeps the size of the image.
+        align_corners: How images and logits are resized; see `whole_image_logits`.
+    """
+
+    def __init__(
+        self,
+        model: nnx.Module,
+        info: DatasetInfo,
+        base_size: int = 0,
+        align_corners: bool = False,
+    ):
+        model_def, *arrays = fold_model(model)
+        self._params, self._batch_stats = jax.device_put(arrays)
+        self.info = info
+        self._label = make_label_fn(
+            model_def,
+            mean=info.mean,
+            std=info.std,
+            base_size=base_size,
+            align_corners=align_corners,
+        )
+
+    @classmethod
+    def from_workdir(cls, path: str | Path, step: str | int = "best") -> "Segmenter":
+        """Loads a model that `train.py` wrote.
+
+        Images are resized to the scale at which the model was trained or evaluated.
+
+        Args:
+            path: The workdir.
+            step: Which checkpoint: `"best"`, `"latest"` or a step number.
+
+        Raises:
+            UserError: No workdir, no such checkpoint, or a damaged one.
+        """
+        run = load_workdir(Path(path), step)
+        settings = run.config.evaluation
+        base_size = run.config.data.base_size
+        if settings.protocol == "pytorch_encoding":  # for others it is a bound
+            base_size = settings.base_size or base_size
+        return cls(run.model, run.info, base_size, settings.align_corners)
+
+    @classmethod
+    def from_torch(
+        cls,
+        path: str | Path,
+        class_names: Sequence[str] | None = None,
+        *,
+        source: str = "auto",
+        base_size: int = 520,
+        **settings: Any,
+    ) -> "Segmenter":
+        """Loads weights of PyTorch-Encoding or mmsegmentation, without PyTorch.
+
+        Images are normalized and resized as in the evaluation of the source.
+
+        Args:
+            path: A `.pth` or `.safetensors` file, or `hf://OWNER/REPO/FILE`.
+            class_names: One name per class; by default `class 0`, `class 1`, ...
+            source: See `encnet_jax.convert.load.load_torch_weights`.
+            base_size: Long side in the network, in pixels; 0 keeps the size of the
+                image. 520 is PyTorch-Encoding's.
+            **settings: Arguments of `create_model` that override those inferred from
+                the file.
+
+        Raises:
+            UserError: The file holds no known network, or the number of names differs
+                from the number of classes.
+        """
+        model, description = load_torch_model(path, source, **settings)
+        count = description.settings["num_classes"]
+        names = tuple(class_names or (f"class {i}" for i in range(count)))
+        if len(names) != count:
+            raise UserError(f"{path}: {count} classes; {len(names)} names were given")
+        info = DatasetInfo(
+            name=description.source,
+            class_names=names,
+            colors=voc_colormap(count),
+            splits={},
+            mean=description.mean,
+            std=description.std,
+        )
+        corners = settings.get("align_corners", description.resize_align_corners)
+        return cls(model, info, base_size, corners)
+
+    def __call__(self, image: ImageInput) -> Segmentation:
+        """Segments one image.
+
+        Args:
+            image: A file, a PIL image, or an RGB array, 0-255.
+
+        Raises:
+            UserError: The file cannot be read or decoded.
+            TypeError: An array of another dtype or shape.
+        """
+        pixels = read_image(image)
+        labels, presence = self._label(self._params, self._batch_stats, pixels[None])
+        return Segmentation(
+            labels=np.asarray(labels[0]),
+            presence=None if presence is None else np.asarray(presence[0]),
+            class_names=self.info.class_names,
+            colors=self.info.colors,
+            image=pixels,
+        )
+
+
+class Classifier:
+    """Classifies images of any size, resized to that of the training.
+
+    Args:
+        model: A classifier with its weights.
+        info: Class names and normalization.
+        size: Height and width in the network; other aspect ratios are center-cropped.
+    """
+
+    def __init__(self, model: nnx.Module, info: DatasetInfo, size: int):
+        _, self._params, self._batch_stats = split_model(model)
+        self._classify = make_classify_fn(model, mean=info.mean, std=info.std)
+        self.info = info
+        self.size = size
+
+    @classmethod
+    def from_workdir(cls, path: str | Path, step: str | int = "best") -> "Classifier":
+        """Loads a model that `train.py` wrote; see `Segmenter.from_workdir`."""
+        run = load_workdir(Path(path), step)
+        return cls(run.model, run.info, run.config.data.crop_size)
+
+    def __call__(self, image: ImageInput) -> ClassPrediction:
+        """Classifies one image; arguments and errors are those of `Segmenter`."""
+        fitted = ImageOps.fit(
+            Image.fromarray(read_image(image)),
+            (self.size, self.size),
+            Image.Resampling.BILINEAR,
+        )
+        images = np.asarray(fitted)[None]
+        batch = self._classify(self._params, self._batch_stats, images)
+        probabilities = np.asarray(batch[0])
+        label = int(probabilities.argmax())
+        return ClassPrediction(label, probabilities, self.info.class_names)
+
+
+def read_image(image: ImageInput) -> UInt8[np.ndarray, "h w 3"]:
+    """Returns any supported image as an RGB array; see `Segmenter.__call__`."""
+    if isinstance(image, np.ndarray):
+        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+            raise TypeError(
+                f"image: an array of {image.dtype} {image.shape}; "
+                "allowed is uint8 (h, w, 3)"
+            )
+        return image
+    if isinstance(image, Image.Image):
+        return to_rgb_array(image)
+    path = Path(image)
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}") from error
+    return decode_image(data, str(path))

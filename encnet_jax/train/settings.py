@@ -1,0 +1,98 @@
+"""Settings of a training run: checks beyond one key, and arguments made from them."""
+
+from pathlib import Path
+from typing import Any
+
+import optax
+from ml_collections import ConfigDict
+
+from encnet_jax.config import load_config
+from encnet_jax.data.dataset_info import DatasetInfo
+from encnet_jax.errors import UserError
+from encnet_jax.models.registry import CIFAR_MODELS
+from encnet_jax.optimizer import cosine_schedule, poly_schedule
+
+# Keys of `model` that leave its parameters as they are.
+_MAY_CHANGE_ON_RESUME = ("weights", "remat", "conv_impl")
+
+
+def check_task(config: ConfigDict, info: DatasetInfo) -> None:
+    """Raises `UserError` if the model or its loss does not fit the data set."""
+    classifies = config.model.name in CIFAR_MODELS
+    if classifies != (info.task == "classification"):
+        kind = "whole images" if classifies else "pixels"
+        raise UserError(
+            f"model.name={config.model.name!r}: classifies {kind}; data.name="
+            f"{config.data.name!r} is for {info.task}"
+        )
+    count = len(config.loss.class_weights)
+    if count and (classifies or count != info.num_classes):
+        allowed = 0 if classifies else f"0 or {info.num_classes}"
+        raise UserError(
+            f"loss.class_weights has {count} values; {info.name} allows {allowed}"
+        )
+    if config.data.pad and not classifies:
+        raise UserError(
+            f"data.pad={config.data.pad}: only for image classification; allowed is 0"
+        )
+    if config.data.resize != "host" and classifies:
+        raise UserError(
+            f"data.resize={config.data.resize!r}: image classification does not "
+            "resize; allowed is 'host'"
+        )
+
+
+def check_batch_size(config: ConfigDict, devices: int) -> None:
+    """Raises `UserError` if the devices cannot share a micro-batch equally."""
+    if config.batch_size // config.grad_accum_steps % devices:
+        raise UserError(
+            f"batch_size={config.batch_size}: must be a multiple of {devices} devices "
+            f"times grad_accum_steps={config.grad_accum_steps}"
+        )
+
+
+def check_workdir(config: ConfigDict, workdir: Path) -> None:
+    """Raises `UserError` if the workdir has a run of another model or data set."""
+    path = workdir / "config.json"
+    if not path.exists():
+        return
+    stored = load_config(path)
+    pairs = {
+        f"model.{key}": (stored.model[key], config.model[key])
+        for key in config.model
+        if key not in _MAY_CHANGE_ON_RESUME
+    }
+    pairs["data.name"] = (stored.data.name, config.data.name)
+    for key, (there, here) in pairs.items():
+        if there != here:
+            raise UserError(
+                f"{key}={here!r}: the run in {workdir} has {there!r}; use another "
+                "--workdir, or remove that one"
+            )
+
+
+def create_schedule(config: ConfigDict) -> optax.Schedule:
+    """Returns the learning-rate schedule set in `optimizer`."""
+    base, steps, settings = config.learning_rate, config.total_steps, config.optimizer
+    options: dict[str, Any] = {"warmup_steps": settings.warmup_steps}
+    if settings.schedule == "cosine":
+        return cosine_schedule(base, steps, **options)
+    options["min_learning_rate"] = settings.min_learning_rate
+    return poly_schedule(base, steps, settings.power, **options)
+
+
+def optimizer_settings(config: ConfigDict) -> dict[str, Any]:
+    """Returns the arguments of `create_optimizer` after the schedule."""
+    keys = ("momentum", "nesterov", "weight_decay", "head_lr_mult")
+    return {key: config.optimizer[key] for key in keys}
+
+
+def loss_settings(config: ConfigDict) -> dict[str, Any]:
+    """Returns the arguments of `segmentation_loss` set in `loss` and `model`."""
+    return dict(
+        se_weight=config.loss.se_weight,
+        aux_weight=config.loss.aux_weight,
+        class_weights=tuple(config.loss.class_weights) or None,
+        normalize_by=config.loss.normalize_by,
+        align_corners=config.model.align_corners,
+    )

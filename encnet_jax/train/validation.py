@@ -1,0 +1,113 @@
+"""Evaluation during training: scores of the validation split, and a panel."""
+
+from collections.abc import Callable, Iterable
+from typing import NamedTuple
+
+import numpy as np
+from flax import nnx
+from ml_collections import ConfigDict
+from PIL import Image
+
+from encnet_jax.data.datasets import Dataset
+from encnet_jax.evaluate.accumulator import ImageMetrics, MetricAccumulator
+from encnet_jax.evaluate.classification import classification_scores, make_class_fn
+from encnet_jax.evaluate.evaluator import (
+    ImagePrediction,
+    local_indices,
+    predict_dataset,
+    predict_fn_from_config,
+)
+from encnet_jax.inference.predict_fn import make_classify_fn
+from encnet_jax.run.state import PureDict
+from encnet_jax.visualize.panels import class_panel, prediction_panel
+
+_PANEL_ROWS = 4  # segmentation
+_PANEL_IMAGES = 64  # classification: small ones
+
+
+class Validation(NamedTuple):
+    """Result of an evaluation during training.
+
+    Attributes:
+        scores: Name -> value, logged and used to choose the best checkpoint.
+        images: Number of images scored.
+        panel: Some of them with their predictions.
+    """
+
+    scores: dict[str, float]
+    images: int
+    panel: Image.Image
+
+
+# (params, batch_stats) -> scores of the validation split
+ValidateFn = Callable[[PureDict, PureDict], Validation]
+
+
+def make_validate_fn(
+    config: ConfigDict, model: nnx.Module, dataset: Dataset
+) -> ValidateFn:
+    """Returns the function that scores the validation split.
+
+    Args:
+        config: See `encnet_jax.config`.
+        model: From `create_model`, or its abstract form.
+        dataset: The validation split.
+    """
+    info, settings = dataset.info, config.evaluation
+    classifies = info.task == "classification"
+    if classifies:
+        classify = make_classify_fn(model, mean=info.mean, std=info.std)
+        predict_batches = make_class_fn(classify)
+    else:
+        predict_batches = predict_fn_from_config(config, config, model, info)
+
+    def validate(params: PureDict, batch_stats: PureDict) -> Validation:
+        predictions = predict_dataset(
+            predict_batches,
+            params,
+            batch_stats,
+            dataset,
+            batch_size=settings.batch_size,
+        )
+        if classifies:
+            return _score_classes(dataset, predictions)
+        return _score_pixels(dataset, predictions, settings.absent_classes)
+
+    return validate
+
+
+def _score_pixels(
+    dataset: Dataset, predictions: Iterable[ImagePrediction], absent_classes: str
+) -> Validation:
+    info, own = dataset.info, local_indices(dataset)
+    spread = np.linspace(0, len(own) - 1, _PANEL_ROWS if own else 0).astype(int)
+    shown = {own[place] for place in spread}
+    rows = {}
+    accumulator = MetricAccumulator(len(dataset), info.num_classes)
+    for prediction in predictions:
+        accumulator.add(ImageMetrics.of(prediction, info.num_classes))
+        if prediction.index in shown:
+            example = prediction.example
+            rows[prediction.index] = (example.image, example.labels, prediction.labels)
+    results = accumulator.over_hosts().results(absent_classes)
+    return Validation(
+        {key: results[key] for key in ("mean_iou", "pixel_accuracy")},
+        results["images"],
+        prediction_panel([rows[index] for index in sorted(rows)], info.colors),
+    )
+
+
+def _score_classes(
+    dataset: Dataset, predictions: Iterable[ImagePrediction]
+) -> Validation:
+    predictions = list(predictions)
+    results = classification_scores(predictions, dataset.info.num_classes)
+    rows = [
+        (p.example.image, int(p.example.labels), int(p.labels))
+        for p in predictions[:_PANEL_IMAGES]
+    ]
+    return Validation(
+        {key: results[key] for key in ("accuracy", "error")},
+        results["images"],
+        class_panel(rows, dataset.info.class_names),
+    )

@@ -1,0 +1,77 @@
+"""The command `encnet`: its verbs, their help, and what it refuses."""
+
+import importlib
+import subprocess
+import sys
+import tomllib
+
+import pytest
+
+from encnet_jax.commands import VERBS
+from tests.commands import ROOT, errors, run
+
+
+def encnet(*arguments):
+    return run("-m", "encnet_jax", *arguments)
+
+
+def test_help_lists_every_verb_with_one_line():
+    result = encnet("--help")
+    assert result.returncode == 0 and not result.stderr
+    listed = [
+        line.split()[0] for line in result.stdout.splitlines() if line[:2] == "  "
+    ]
+    assert listed == list(VERBS)
+    assert listed == ["train", "evaluate", "predict", "export", "data", "convert"]
+
+
+@pytest.mark.parametrize("arguments", [["tarin", "--config=x"], []])
+def test_unknown_verb_is_one_line(arguments):
+    result = encnet(*arguments)
+    assert result.returncode == 2 and not result.stdout
+    assert len(result.stderr.splitlines()) == len(errors(result)) == 1
+    assert all(verb in result.stderr for verb in VERBS)
+
+
+@pytest.mark.parametrize(
+    ("verb", "flag"), [("train", "--distributed"), ("data", "--manual_dir")]
+)
+def test_help_of_a_verb_describes_its_flags(verb, flag):
+    result = encnet(verb, "--help")
+    assert result.returncode == 0 and not result.stderr
+    assert f"  {flag}: " in result.stdout
+    module = importlib.import_module(f"encnet_jax.commands.{verb}")
+    assert result.stdout.startswith(module.__doc__)
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_verbs_can_be_imported_together(verb):
+    module = importlib.import_module(f"encnet_jax.commands.{verb}")
+    assert module.__doc__ and module.define_flags and module.main
+
+
+@pytest.mark.parametrize(
+    ("verb", "command"),
+    [
+        ("train", ["train.py"]),
+        ("evaluate", ["evaluate.py"]),
+        ("predict", ["predict.py"]),
+        ("export", ["export.py"]),
+        ("data", ["-m", "encnet_jax.data"]),
+        ("convert", ["-m", "encnet_jax.convert"]),
+    ],
+)
+def test_scripts_are_the_verbs(verb, command):
+    mistake = "--no_such_flag=1"
+    script, by_verb = run(*command, mistake), encnet(verb, mistake)
+    assert script.returncode == by_verb.returncode == 2
+    assert script.stderr == by_verb.stderr and "no_such_flag" in script.stderr
+
+
+def test_installed_command_is_the_module():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    module, _, function = project["project"]["scripts"]["encnet"].partition(":")
+    program = f"from {module} import {function}; {function}()"
+    command = [sys.executable, "-c", program, "--help"]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert result.stdout == encnet("--help").stdout
