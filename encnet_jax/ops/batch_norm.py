@@ -9,6 +9,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from encnet_jax.ops.dispatch import check_impl
+from encnet_jax.ops.resize import AnyArray
 
 _Result = tuple[
     Float[Array, "*pixels c"],
@@ -59,16 +60,16 @@ def batch_norm(
 
 def normalize_features(
     x: jax.Array,
-    mean: jax.Array,
-    var: jax.Array,
-    scale: jax.Array,
-    bias: jax.Array,
+    mean: AnyArray,
+    var: AnyArray,
+    scale: AnyArray,
+    bias: AnyArray,
     *,
     epsilon: float,
     dtype: DTypeLike,
 ) -> jax.Array:
     """Returns (x - mean) / sqrt(var + epsilon) * scale + bias, by float32."""
-    factor = jax.lax.rsqrt(var + epsilon) * scale
+    factor = jax.lax.rsqrt(var + epsilon) * scale  # type: ignore[arg-type]
     return ((x.astype(jnp.float32) - mean) * factor + bias).astype(dtype)
 
 

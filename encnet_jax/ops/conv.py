@@ -13,6 +13,7 @@ from jaxtyping import Array, Float
 
 from encnet_jax.ops.chunks import BACKWARD_CHUNK_ELEMENTS, chunk_size, split_chunks
 from encnet_jax.ops.dispatch import auto_impl, check_impl
+from encnet_jax.ops.resize import AnyArray
 from encnet_jax.ops.winograd import winograd_conv, winograd_transformed
 
 # What may be asked for of a whole model; see `select_conv_impl`.
@@ -23,7 +24,7 @@ _WINOGRAD_CHANNELS = 32
 
 def conv2d(
     x: Float[Array, "b h w in"],
-    kernel: Float[Array, "k k in out"],
+    kernel: Float[AnyArray, "k k in out"],
     *,
     stride: int = 1,
     dilation: int = 1,
@@ -96,7 +97,7 @@ def select_conv_impl(
 
 def winograd_conv2d(
     x: Float[Array, "b h w in"],
-    transformed: Float[Array, "n n in out"],
+    transformed: Float[AnyArray, "n n in out"],
     *,
     dilation: int = 1,
 ) -> Float[Array, "b h w out"]:
@@ -106,12 +107,12 @@ def winograd_conv2d(
 
 
 def _lax(
-    x: jax.Array, kernel: jax.Array, stride: int = 1, dilation: int = 1
+    x: jax.Array, kernel: AnyArray, stride: int = 1, dilation: int = 1
 ) -> jax.Array:
     pad = dilation * (kernel.shape[0] // 2)
     return jax.lax.conv_general_dilated(
         x,
-        kernel,
+        kernel,  # type: ignore[arg-type]  # takes NumPy arrays, too
         (stride, stride),
         [(pad, pad), (pad, pad)],
         rhs_dilation=(dilation, dilation),
@@ -119,7 +120,7 @@ def _lax(
     )
 
 
-def _gemm(x: jax.Array, kernel: jax.Array, stride: int, dilation: int) -> jax.Array:
+def _gemm(x: jax.Array, kernel: AnyArray, stride: int, dilation: int) -> jax.Array:
     # Two-dimensional operands: the compiler finds faster gradients for them.
     x = strided_slice(x, stride)
     y = x.reshape(-1, x.shape[-1]) @ kernel[0, 0]
@@ -127,13 +128,13 @@ def _gemm(x: jax.Array, kernel: jax.Array, stride: int, dilation: int) -> jax.Ar
 
 
 def _space_to_batch(
-    x: jax.Array, kernel: jax.Array, stride: int, dilation: int
+    x: jax.Array, kernel: AnyArray, stride: int, dilation: int
 ) -> jax.Array:
     y = _lax(space_to_batch(x, dilation), kernel)
     return batch_to_space(y, dilation, (x.shape[1], x.shape[2]))
 
 
-def _winograd(x: jax.Array, kernel: jax.Array, stride: int, dilation: int) -> jax.Array:
+def _winograd(x: jax.Array, kernel: AnyArray, stride: int, dilation: int) -> jax.Array:
     y = winograd_conv(space_to_batch(x, dilation), kernel)
     return batch_to_space(y, dilation, (x.shape[1], x.shape[2]))
 

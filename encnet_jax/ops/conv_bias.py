@@ -10,11 +10,12 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from encnet_jax.ops.dispatch import dispatch
+from encnet_jax.ops.resize import AnyArray
 
 
 def add_bias(
     y: Float[Array, "*pixels c"],
-    bias: Float[Array, " c"],
+    bias: Float[AnyArray, " c"],
     dtype: DTypeLike,
     impl: str = "auto",
 ) -> Float[Array, "*pixels c"]:
@@ -47,16 +48,16 @@ def count_fused_convolutions(hlo: str) -> int:
     return hlo.count('custom_call_target="__cudnn$convBiasActivationForward"')
 
 
-def _add_in_float32(y: jax.Array, bias: jax.Array, dtype: DTypeLike) -> jax.Array:
+def _add_in_float32(y: jax.Array, bias: AnyArray, dtype: DTypeLike) -> jax.Array:
     return (y.astype(jnp.float32) + bias).astype(dtype)
 
 
 @jax.custom_vjp
-def _add_in_its_dtype(y: jax.Array, bias: jax.Array) -> jax.Array:
+def _add_in_its_dtype(y: jax.Array, bias: AnyArray) -> jax.Array:
     return y + bias.astype(y.dtype)
 
 
-def _forward(y: jax.Array, bias: jax.Array) -> tuple[jax.Array, None]:
+def _forward(y: jax.Array, bias: AnyArray) -> tuple[jax.Array, None]:
     return _add_in_its_dtype(y, bias), None
 
 
