@@ -24,8 +24,9 @@ from pathlib import Path
 
 from absl import flags
 
-from benchmarks.measurements import FULL, PARTS, SMALL, measure
+from benchmarks.measurements import measure
 from benchmarks.record import BenchmarkRecord
+from benchmarks.sizes import FULL, PARTS, SMALL
 from encnet_jax import cli
 
 _OUTPUT = flags.DEFINE_string(

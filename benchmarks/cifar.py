@@ -2,16 +2,16 @@
 
     python -m benchmarks.cifar [--models=resnet14,encnet14] [--output=FILE]
 
-The whole step on both candidates, in turns, float32: normalization, forward, backward,
-SGD with momentum and weight decay, on one batch of crops that stays in memory. Both
-candidates have the same weights and threads (as many as this process may use; `taskset`
-gives fewer); logits in training mode and the losses of the first steps are compared
-before anything is timed. Torch has channels_last and fused SGD, eager and by
-`torch.compile` (`--nocompile` leaves that out); the quicker counts.
+Times the whole step in float32 in interleaved runs: normalization, forward, backward,
+SGD with momentum and weight decay, on one batch of crops in memory. All candidates have
+the same weights and the same number of threads (all that this process may use; limit
+them with `taskset`); logits in training mode and the losses of the first steps are
+compared before anything is timed. PyTorch runs with channels_last and fused SGD, eager
+and with `torch.compile` (unless `--nocompile`); the ratio is to the faster one.
 
-Crop and mirror are left out on both candidates: torch would do them in other processes.
-`augmented` is the step as `data.cache_on_device` really takes it, with both inside; it
-has no counterpart in torch. Needs the extra `bench`.
+Crop and flip are excluded, as torch would do them in other processes. `augmented` is
+the step of `data.cache_on_device`, which includes both; it has no counterpart in torch.
+Needs the extra `bench`.
 """
 
 import gc
@@ -41,27 +41,28 @@ from encnet_jax.optimizer import create_optimizer
 from encnet_jax.run.state import create_train_state, split_model
 from encnet_jax.train.step import augment, make_train_step
 
-_MODELS = flags.DEFINE_list("models", list(CIFAR_MODELS), "What is trained.")
+_MODELS = flags.DEFINE_list("models", list(CIFAR_MODELS), "Models to train.")
 _WIDTH = flags.DEFINE_integer("width", 64, "Channels of the first stage.")
 _CODES = flags.DEFINE_integer("codes", 16, "Codewords of encnet14.")
-_BATCH = flags.DEFINE_integer("batch", 128, "Images a step.")
-_ROUNDS = flags.DEFINE_integer("rounds", 5, "Turns of every candidate.")
-_SECONDS = flags.DEFINE_float("seconds", 4.0, "Length of a turn; at least one step.")
-_COMPILE = flags.DEFINE_bool("compile", True, "Time torch.compile too.")
+_BATCH = flags.DEFINE_integer("batch", 128, "Images per step.")
+_ROUNDS = flags.DEFINE_integer("rounds", 5, "Rounds per candidate.")
+_SECONDS = flags.DEFINE_float("seconds", 4.0, "Length of a round; at least one step.")
+_COMPILE = flags.DEFINE_bool("compile", True, "Also time torch.compile.")
 _OUTPUT = flags.DEFINE_string("output", None, "JSON file for the results.")
 
-_SIZE, _COMPARED = 32, 3  # pixels; steps whose losses are compared
+_SIZE = 32  # pixels
+_COMPARED_STEPS = 3
 _SGD = dict(rate=0.02, momentum=0.9, decay=5e-4)
-_IN_STEP = Augmentation(base_size=_SIZE, crop_size=_SIZE, pad=4)
+_AUGMENTATION = Augmentation(base_size=_SIZE, crop_size=_SIZE, pad=4)
 
 
 class Ours:
-    """Steps of a classifier by the training step of the package.
+    """Training steps of a classifier by this package.
 
     Args:
-        model: With its weights; the candidates share them.
-        resident: Arrays of the device; beside `seed`.
-        batch: What a step gets.
+        model: The model, with its initial weights.
+        resident: Arrays on the device that the step needs besides `seed`.
+        batch: The batch of every step.
         augmentation: See `make_train_step`.
     """
 
@@ -79,7 +80,7 @@ class Ours:
             weight_decay=_SGD["decay"],
             head_lr_mult=1.0,
         )
-        # The step is given its state to overwrite: a copy.
+        # Copied, as the step donates its state.
         params, batch_stats = jax.tree.map(jnp.copy, (params, batch_stats))
         self.state = create_train_state(params, batch_stats, tx)
         self.resident = {"seed": jnp.uint32(0), **resident}
@@ -100,42 +101,44 @@ class Ours:
         return np.asarray(forward(self.state.params, self.state.batch_stats))
 
     def step(self) -> jax.Array:
-        """Forward, backward, update; returns the loss before the update."""
+        """Takes a step; returns the loss before the update."""
         self.state, metrics = self.take(self.state, self.resident, self.batch)
         return metrics["loss"]
 
     def candidate(self) -> Candidate:
-        """Returns the step as what is timed."""
+        """Returns the step as a candidate."""
         return Candidate(self.step, jax.block_until_ready)
 
 
 def plain_and_augmented(
     model: nnx.Module, images: np.ndarray, labels: np.ndarray
 ) -> tuple[Ours, Ours]:
-    """Returns the steps on a batch as it is, and with crop and mirror inside."""
+    """Returns training without augmentation, and with crop and flip in the step."""
     arrays = {"images": jnp.asarray(images), "labels": jnp.asarray(labels)}
     index = jnp.arange(len(labels), dtype=jnp.int32)
     batch = {"index": index, "epoch": jnp.zeros_like(index)}
-    return Ours(model, {}, arrays), Ours(model, arrays, batch, _IN_STEP)
+    return Ours(model, {}, arrays), Ours(model, arrays, batch, _AUGMENTATION)
 
 
 def check_equal(ours: Ours, theirs: torch_cifar.Training) -> None:
-    """Compares logits, then the losses of some steps: gradients and updates too.
+    """Compares logits, then the losses of several steps, which include updates.
 
     Raises:
         RuntimeError: They differ.
     """
     expected = theirs.logits()
     error = np.abs(ours.logits() - expected).max() / np.abs(expected).max()
-    losses = [(float(ours.step()), theirs.step().item()) for _ in range(_COMPARED)]
+    losses = [
+        (float(ours.step()), theirs.step().item()) for _ in range(_COMPARED_STEPS)
+    ]
     shown = ", ".join(f"{mine:.5f} {other:.5f}" for mine, other in losses)
-    print(f"  largest difference of logits {error:.1e} of the largest; losses {shown}")
+    print(f"  largest difference of logits {error:.1e}, relative; losses {shown}")
     if error > 1e-3 or any(abs(a - b) > 1e-3 * abs(b) for a, b in losses):
         raise RuntimeError("the candidates differ")
 
 
 def measure(name: str) -> dict[str, float]:
-    """Compares and times one model; returns the images per second of each candidate."""
+    """Compares and times one model; returns images per second by candidate."""
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (_BATCH.value, _SIZE, _SIZE, 3), np.uint8)
     labels = rng.integers(0, CIFAR10.num_classes, _BATCH.value).astype(np.uint8)
@@ -160,7 +163,7 @@ def measure(name: str) -> dict[str, float]:
 
 
 def table(results: dict[str, dict[str, float]]) -> str:
-    """Returns images per second, and ours by the better of torch, in Markdown."""
+    """Formats images per second, and the ratio to the faster torch, in Markdown."""
     candidates = list(next(iter(results.values())))
     lines = [
         f"| model | {' | '.join(candidates)} | ratio |",
@@ -174,7 +177,7 @@ def table(results: dict[str, dict[str, float]]) -> str:
 
 
 def main(arguments: list[str]) -> None:
-    """Measures, prints a table, and writes the file."""
+    """Runs the benchmark, prints a table, and writes the results."""
     cli.reject_positional(arguments)
     for name in _MODELS.value:
         if name not in CIFAR_MODELS:
@@ -182,14 +185,14 @@ def main(arguments: list[str]) -> None:
             raise UserError(f"--models={name}: allowed are {allowed}")
     threads = len(os.sched_getaffinity(0))
     torch.set_num_threads(threads)
-    # Its processes that compile would be forks of one that runs JAX.
+    # Its compile workers would be forked from a process that runs JAX.
     torch._inductor.config.compile_threads = 1
     settings = {"width": _WIDTH.value, "codes": _CODES.value, "batch": _BATCH.value}
     results = {}
     for name in _MODELS.value:
         results[name] = measure(name)
-        gc.collect()  # four trainings
-    print(f"\nImages a second, batch {_BATCH.value}, width {_WIDTH.value}:\n")
+        gc.collect()  # frees four training states
+    print(f"\nImages per second, batch {_BATCH.value}, width {_WIDTH.value}:\n")
     print(table(results))
     if _OUTPUT.value:
         record = BenchmarkRecord(Path(_OUTPUT.value))

@@ -4,19 +4,18 @@
         [--models=resnet,se_resnet,encnet] [--width=16] [--codes=16] [--seeds=0,1]
         [--images=FILE.npz]
 
-Trains every network by `configs/cifar10.py` for every seed: its recipe, but a cosine
-over `--steps` steps. The test split is scored a few times on the way, for the curve;
-what counts is the score of the last step, whatever came before. Writes DIR/cifar.json
-after each run, and at the end DIR/cifar.md (a table) and DIR/cifar.png (a plot). A run
-that is in the JSON already is not made again, one that was cut off goes on from its
-last score; the workdirs are DIR/MODEL-SEED.
+Trains every network with every seed by the recipe of `configs/cifar10.py`, with a
+cosine schedule over `--steps` steps. The test split is evaluated several times for the
+curve; the result is that of the last step. Writes DIR/cifar.json after each run, and at
+the end DIR/cifar.md (a table) and DIR/cifar.png (a plot). Runs in the JSON file are
+skipped, and interrupted ones resume; the workdirs are DIR/MODEL-SEED.
 
-`--models=torch_resnet` and so on train the same network in plain PyTorch by the same
-recipe (`torch_cifar_runs.py`): what error the images allow, by other code. That needs
-torch (the extra `bench`); such a run begins again if it was cut off.
+`--models=torch_resnet` etc. train the same network in plain PyTorch by the same recipe
+(`torch_cifar_runs.py`), as an independent reference. This needs torch (the extra
+`bench`), and an interrupted run restarts.
 
-Where there is no TensorFlow, `--images` reads `train_images`, uint8 (n, 32, 32, 3),
-`train_labels` (n,), `test_images` and `test_labels` from a file of NumPy.
+Without TensorFlow, `--images` reads `train_images`, uint8 (n, 32, 32, 3),
+`train_labels` (n,), `test_images` and `test_labels` from an .npz file.
 """
 
 import importlib.util
@@ -36,15 +35,14 @@ from configs.cifar10 import get_config
 from encnet_jax import cli
 from encnet_jax.data.augment_device import ArrayDataset, load_arrays
 from encnet_jax.data.dataset_info import CIFAR10
-from encnet_jax.data.datasets import Dataset
 from encnet_jax.data.registry import open_dataset
 from encnet_jax.errors import UserError
 from encnet_jax.models import create_model
 from encnet_jax.run.model_config import check_config, model_settings
 
 _OUTPUT = flags.DEFINE_string("output", None, "Folder for results.", required=True)
-_DATA = flags.DEFINE_string("data_dir", None, "Folder of prepared TFDS sets.")
-_IMAGES = flags.DEFINE_string("images", None, "Arrays of NumPy instead of --data_dir.")
+_DATA = flags.DEFINE_string("data_dir", None, "Folder of prepared TFDS data sets.")
+_IMAGES = flags.DEFINE_string("images", None, "An .npz file instead of --data_dir.")
 _MODELS = flags.DEFINE_list(
     "models", ["resnet", "se_resnet", "encnet"], "Networks; see above for others."
 )
@@ -52,13 +50,13 @@ _SEEDS = flags.DEFINE_list("seeds", ["0", "1"], "Seeds of weights, order and cro
 _WIDTH = flags.DEFINE_integer("width", 16, "Channels of the first stage.")
 _CODES = flags.DEFINE_integer("codes", 16, "Codewords of encnet.")
 _STEPS = flags.DEFINE_integer("steps", 5000, "Length of the schedule.")
-_BATCH = flags.DEFINE_integer("batch", 128, "Images a step.")
-_TORCH = "torch_"  # before the names of networks that PyTorch trains
-_SCORED = 6  # times that a run is scored, the last step among them
+_BATCH = flags.DEFINE_integer("batch", 128, "Images per step.")
+_TORCH = "torch_"  # prefix of the networks trained by PyTorch
+_EVALUATIONS = 6  # per run, including that of the last step
 
 
 def config_of(model: str, seed: int) -> ConfigDict:
-    """Returns the configuration of a run, validated."""
+    """Returns the validated configuration of a run."""
     kind, _, variant = model.removeprefix(_TORCH).partition("-")
     codes = f"{_CODES.value}k" if kind == "encnet" else ""
     name = f"{kind}_{codes}{_WIDTH.value}d" + (f"-{variant}" if variant else "")
@@ -67,22 +65,26 @@ def config_of(model: str, seed: int) -> ConfigDict:
     except ValueError as error:
         raise UserError(f"--models={model}: {error}") from error
     if variant and model.startswith(_TORCH):
-        raise UserError(f"--models={model}: PyTorch has no -{variant} variant here")
+        raise UserError(
+            f"--models={model}: the PyTorch reference has no -{variant} variant"
+        )
     if model.startswith(_TORCH) and not importlib.util.find_spec("torch"):
         raise UserError(f"--models={model}: needs torch; pip install -e '.[bench]'")
     config.seed = seed
     config.batch_size = _BATCH.value
     config.total_steps = _STEPS.value
-    config.eval_every = config.checkpoint_every = max(1, -(-_STEPS.value // _SCORED))
+    config.eval_every = config.checkpoint_every = max(
+        1, -(-_STEPS.value // _EVALUATIONS)
+    )
     config.log_every = max(1, _STEPS.value // 100)
     check_config(config)
     return config
 
 
 def run_once(
-    config: ConfigDict, workdir: Path, datasets: tuple[Dataset, Dataset]
+    config: ConfigDict, workdir: Path, datasets: tuple[ArrayDataset, ArrayDataset]
 ) -> dict[str, Any] | None:
-    """Trains one network with one seed; returns None if SIGTERM ended it early."""
+    """Trains one network with one seed; returns None if interrupted by SIGTERM."""
     from encnet_jax.train import train
 
     scores = train(config, workdir, datasets)
@@ -96,15 +98,15 @@ def run_once(
         "error": scores["error"],
         "curve": [(line["step"], line["error"]) for line in scored],
         "seconds_a_step": config.batch_size / statistics.median(rates),
-        "parameters": parameters(config),
+        "parameters": count_parameters(config),
         "device": jax.devices()[0].device_kind,
     }
 
 
 def run_in_torch(
-    config: ConfigDict, datasets: tuple[Dataset, Dataset]
+    config: ConfigDict, datasets: tuple[ArrayDataset, ArrayDataset]
 ) -> dict[str, Any]:
-    """As `run_once`, in plain PyTorch."""
+    """Does the same as `run_once` in plain PyTorch."""
     import torch
 
     from benchmarks.torch_cifar_runs import train
@@ -115,21 +117,21 @@ def run_in_torch(
         "error": curve[-1][1],
         "curve": curve,
         "seconds_a_step": seconds,
-        "parameters": parameters(config),
+        "parameters": count_parameters(config),
         "device": torch.cuda.get_device_name() if on_gpu else "cpu",
     }
 
 
-def parameters(config: ConfigDict) -> int:
-    """Returns the number of weights of a network."""
+def count_parameters(config: ConfigDict) -> int:
+    """Returns the number of parameters of a network."""
     settings = model_settings(config)
     classes = CIFAR10.num_classes
     model = nnx.eval_shape(lambda: create_model(num_classes=classes, **settings))
     return sum(leaf.size for leaf in jax.tree.leaves(nnx.state(model, nnx.Param)))
 
 
-def cache_on_device(split: str) -> ArrayDataset:
-    """Returns a split that all runs share."""
+def load_split(split: str) -> ArrayDataset:
+    """Reads a split into memory."""
     if _IMAGES.value:
         names = f"{split}_images", f"{split}_labels"
         try:
@@ -137,17 +139,17 @@ def cache_on_device(split: str) -> ArrayDataset:
                 return ArrayDataset(CIFAR10, *(arrays[name] for name in names))
         except (OSError, ValueError, KeyError) as error:
             raise UserError(
-                f"--images={_IMAGES.value}: no arrays {' and '.join(names)} in a file "
-                f"of NumPy: {error}"
+                f"--images={_IMAGES.value}: cannot read {' and '.join(names)} from an "
+                f".npz file: {error}"
             ) from error
     dataset = open_dataset(CIFAR10.name, split, _DATA.value)
     return ArrayDataset(dataset.info, **load_arrays(dataset))
 
 
 def table(results: dict[str, dict[str, Any]]) -> str:
-    """Returns the errors of the last step as a Markdown table."""
+    """Formats the final errors as a Markdown table."""
     lines = [
-        "| network | parameters | seconds a step | seeds | test error, mean | each |",
+        "| network | parameters | seconds per step | seeds | test error, mean | each |",
         "|---|---|---|---|---|---|",
     ]
     for model, runs in results.items():
@@ -162,20 +164,20 @@ def table(results: dict[str, dict[str, Any]]) -> str:
 
 
 def plot(results: dict[str, dict[str, Any]], path: Path) -> None:
-    """Draws the test error over the steps: a line a run, a color a network."""
+    """Plots the test error over the steps, one line per run."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
     figure, axis = pyplot.subplots(figsize=(6.5, 4))
-    for number, (model, runs) in enumerate(results.items()):
+    for index, (model, runs) in enumerate(results.items()):
         for run in runs.values():
             steps, errors = np.array(run["curve"]).T
-            axis.plot(steps, 100 * errors, "o-", color=f"C{number}", markersize=3)
-        axis.plot([], [], color=f"C{number}", label=model)
+            axis.plot(steps, 100 * errors, "o-", color=f"C{index}", markersize=3)
+        axis.plot([], [], color=f"C{index}", label=model)
     axis.set_xlabel("step")
-    axis.set_ylabel("error on test, %")
+    axis.set_ylabel("test error, %")
     axis.set_ylim(bottom=0)
     axis.spines[["top", "right"]].set_visible(False)
     axis.legend(frameon=False)
@@ -185,7 +187,7 @@ def plot(results: dict[str, dict[str, Any]], path: Path) -> None:
 
 
 def main(arguments: list[str]) -> None:
-    """Makes the runs that are missing and writes the results."""
+    """Runs what is missing and writes the results."""
     cli.reject_positional(arguments)
     output = Path(_OUTPUT.value)
     runs = [
@@ -204,11 +206,11 @@ def main(arguments: list[str]) -> None:
                 "another --output"
             )
         record.put("settings", name, value)
-    datasets: tuple[Dataset, Dataset] | None = None
+    datasets: tuple[ArrayDataset, ArrayDataset] | None = None
     for model, seed, config in runs:
         if record.has(model, seed):
             continue
-        datasets = datasets or (cache_on_device("train"), cache_on_device("test"))
+        datasets = datasets or (load_split("train"), load_split("test"))
         if model.startswith(_TORCH):
             found = run_in_torch(config, datasets)
         else:

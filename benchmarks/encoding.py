@@ -1,13 +1,13 @@
-"""The encoding layer against its literal impl, in JAX and in PyTorch.
+"""The encoding layer against its literal implementation, in JAX and in PyTorch.
 
     python -m benchmarks.encoding [--pixels=900,3600] [--codes=32] [--output=FILE]
 
-The literal impl makes a tensor (b, n, k, c) of the residuals of every pixel to every
-codeword, as the paper's equations read; ours needs matrix products of (n, c) and (k, c)
-alone. For growing numbers of pixels n and codewords k the table has the milliseconds
-forward and with all gradients, the temporary memory with gradients (by XLA's analysis;
-of PyTorch what the resident memory of the process grows by), and the largest error of
-the result against float64. Results are compared before anything is timed. Needs the
+The literal implementation follows the equations of the paper and creates a tensor
+(b, n, k, c) of the residuals of every pixel to every codeword; ours needs only matrix
+products of (n, c) and (k, c). For growing numbers of pixels n and codewords k, the
+table shows the time of the forward pass and with all gradients, the temporary memory
+with gradients (by XLA's analysis; for PyTorch the growth of resident memory), and the
+largest error against float64. Results are compared before anything is timed. Needs the
 extra `bench`, and Linux.
 """
 
@@ -32,34 +32,34 @@ _BATCH = flags.DEFINE_integer("batch", 4, "Images b.")
 _PIXELS = flags.DEFINE_list("pixels", ["900", "3600", "14400"], "Pixels n; k is 32.")
 _CODES = flags.DEFINE_list("codes", ["8", "32", "128"], "Codewords k; n is 3600.")
 _CHANNELS = flags.DEFINE_integer("channels", 512, "Channels c.")
-_MOST = flags.DEFINE_float("most", 2.0, "GiB of residuals that the literal impl gets.")
-_ROUNDS = flags.DEFINE_integer("rounds", 3, "Turns of each candidate.")
-_SECONDS = flags.DEFINE_float("seconds", 0.5, "Length of a turn; at least one call.")
+_MOST = flags.DEFINE_float("most", 2.0, "Limit of the residuals in GiB.")
+_ROUNDS = flags.DEFINE_integer("rounds", 3, "Rounds per candidate.")
+_SECONDS = flags.DEFINE_float("seconds", 0.5, "Length of a round; at least one call.")
 _OUTPUT = flags.DEFINE_string("output", None, "JSON file for the results.")
 
 
 class Arrays(NamedTuple):
-    """What all candidates get, float32.
+    """Inputs of all candidates, float32.
 
     Attributes:
         x: Features (b, n, c).
-        codewords: (k, c).
-        scale: (k,), negative.
-        change: (b, k, c), by which the gradients are weighted.
+        codewords: Codewords (k, c).
+        scale: Smoothing factors (k,), negative.
+        cotangent: Cotangent of the result (b, k, c).
     """
 
     x: np.ndarray
     codewords: np.ndarray
     scale: np.ndarray
-    change: np.ndarray
+    cotangent: np.ndarray
 
 
-class Form(NamedTuple):
-    """One way to compute the layer.
+class Implementation(NamedTuple):
+    """One implementation of the layer.
 
     Attributes:
-        forward: Returns the result (b, k, c).
-        gradients: Returns those by features, codewords and scales.
+        forward: Computes the result (b, k, c).
+        gradients: Also computes the gradients of features, codewords and scales.
         memory: Temporary bytes with gradients.
     """
 
@@ -69,7 +69,7 @@ class Form(NamedTuple):
 
 
 def arrays(batch: int, pixels: int, codes: int, channels: int) -> Arrays:
-    """Returns arrays as the layer meets them behind a batch norm."""
+    """Returns inputs as they are after batch norm and ReLU."""
     rng = np.random.default_rng(0)
     return Arrays(
         np.maximum(rng.standard_normal((batch, pixels, channels), np.float32), 0),
@@ -79,8 +79,8 @@ def arrays(batch: int, pixels: int, codes: int, channels: int) -> Arrays:
     )
 
 
-def ours(given: Arrays) -> Form:
-    """The layer of this package."""
+def ours(given: Arrays) -> Implementation:
+    """Returns the layer of this package."""
     layer = Encoding(given.x.shape[-1], len(given.scale), rngs=nnx.Rngs(0))
     graphdef, state = nnx.split(layer)
 
@@ -91,8 +91,8 @@ def ours(given: Arrays) -> Form:
     return _in_jax(encode, given)
 
 
-def literal(given: Arrays) -> Form:
-    """The equations as they stand, in JAX."""
+def literal(given: Arrays) -> Implementation:
+    """Returns the literal equations in JAX."""
 
     def encode(x: jax.Array, codewords: jax.Array, scale: jax.Array) -> jax.Array:
         residuals = x[:, :, None] - codewords
@@ -102,26 +102,26 @@ def literal(given: Arrays) -> Form:
     return _in_jax(encode, given)
 
 
-def _in_jax(encode: Callable[..., jax.Array], given: Arrays) -> Form:
-    def gradients(x, codewords, scale, change):
-        result, pull = jax.vjp(encode, x, codewords, scale)
-        return result, pull(change)
+def _in_jax(encode: Callable[..., jax.Array], given: Arrays) -> Implementation:
+    def gradients(x, codewords, scale, cotangent):
+        result, vjp = jax.vjp(encode, x, codewords, scale)
+        return result, vjp(cotangent)
 
-    *inputs, change = map(jnp.asarray, given)
+    *inputs, cotangent = map(jnp.asarray, given)
     forward = jax.jit(encode)
-    both = jax.jit(gradients).lower(*inputs, change).compile()
+    both = jax.jit(gradients).lower(*inputs, cotangent).compile()
     memory: Any = both.memory_analysis()
-    return Form(
+    return Implementation(
         Candidate(lambda: forward(*inputs), jax.block_until_ready),
-        Candidate(lambda: both(*inputs, change), jax.block_until_ready),
+        Candidate(lambda: both(*inputs, cotangent), jax.block_until_ready),
         memory.temp_size_in_bytes,
     )
 
 
-def literal_torch(given: Arrays) -> Form:
-    """The equations as they stand, in PyTorch."""
-    *inputs, change = map(torch.from_numpy, given)
-    varied = [tensor.clone().requires_grad_() for tensor in inputs]
+def literal_torch(given: Arrays) -> Implementation:
+    """Returns the literal equations in PyTorch."""
+    *inputs, cotangent = map(torch.from_numpy, given)
+    leaves = [tensor.clone().requires_grad_() for tensor in inputs]
 
     def encode(x, codewords, scale):
         residuals = x[:, :, None] - codewords
@@ -133,19 +133,19 @@ def literal_torch(given: Arrays) -> Form:
             return encode(*inputs)
 
     def gradients():
-        result = encode(*varied)
-        return result, torch.autograd.grad(result, varied, change)
+        result = encode(*leaves)
+        return result, torch.autograd.grad(result, leaves, cotangent)
 
     candidates = (
         Candidate(call, lambda result: result) for call in (forward, gradients)
     )
-    return Form(*candidates, _growth(gradients))
+    return Implementation(*candidates, _growth(gradients))
 
 
 def _growth(call: Callable[[], Any]) -> int:
-    """Returns by how many bytes the resident memory of the process grows at most."""
-    call()  # what stays is there now
-    Path("/proc/self/clear_refs").write_text("5")  # forgets the highest so far
+    """Returns the peak growth of resident memory in bytes."""
+    call()  # allocates what persists
+    Path("/proc/self/clear_refs").write_text("5")  # resets the peak
     before = _status("VmRSS")
     call()
     return _status("VmHWM") - before
@@ -158,7 +158,7 @@ def _status(key: str) -> int:
 
 
 def exact(given: Arrays) -> np.ndarray:
-    """Returns the result of the first image in float64."""
+    """Computes the result of the first image in float64."""
     codewords, scale = given.codewords.astype(np.float64), given.scale
     total = np.zeros(codewords.shape)
     for x in np.array_split(given.x[0].astype(np.float64), 100):
@@ -171,29 +171,37 @@ def exact(given: Arrays) -> np.ndarray:
 
 
 def measure(batch: int, pixels: int, codes: int, channels: int) -> dict[str, Any]:
-    """Returns for each impl its times, memory and error."""
+    """Returns times, memory and error of each implementation."""
     given = arrays(batch, pixels, codes, channels)
-    impls = {"encnet_jax": ours(given)}
+    implementations = {"encnet_jax": ours(given)}
     if 4 * batch * pixels * codes * channels <= _MOST.value * 2**30:
-        impls |= {"literal": literal(given), "literal torch": literal_torch(given)}
-    wanted = exact(given)
+        implementations |= {
+            "literal": literal(given),
+            "literal torch": literal_torch(given),
+        }
+    expected = exact(given)
     found: dict[str, Any] = {}
-    for name, impl in impls.items():
-        result = np.asarray(impl.forward.wait(impl.forward.call()))[0]
-        error = abs(result - wanted).max() / abs(wanted).max()
+    for name, implementation in implementations.items():
+        result = np.asarray(implementation.forward.wait(implementation.forward.call()))[
+            0
+        ]
+        error = abs(result - expected).max() / abs(expected).max()
         if error > 1e-4:
             raise RuntimeError(f"{name}: differs from float64 by {error:.1e}")
-        found[name] = dict(error=error, temporary_bytes=impl.memory)
+        found[name] = dict(error=error, temporary_bytes=implementation.memory)
     timing: dict[str, Any] = dict(rounds=_ROUNDS.value, seconds=_SECONDS.value)
     for part in ("forward", "gradients"):
-        candidates = {name: getattr(impl, part) for name, impl in impls.items()}
+        candidates = {
+            name: getattr(implementation, part)
+            for name, implementation in implementations.items()
+        }
         for name, seconds in medians(candidates, **timing).items():
             found[name][part] = seconds
     return found
 
 
 def rows(case: str, found: dict[str, Any]) -> str:
-    """Returns lines of a Markdown table; others relative to ours."""
+    """Formats lines of a Markdown table, relative to this package."""
     first = found["encnet_jax"]
     lines = []
     for name, row in found.items():
@@ -209,7 +217,7 @@ def rows(case: str, found: dict[str, Any]) -> str:
 
 
 def main(arguments: list[str]) -> None:
-    """Measures, prints a table, and writes the file."""
+    """Runs the benchmark, prints a table, and writes the results."""
     cli.reject_positional(arguments)
     torch.set_num_threads(len(os.sched_getaffinity(0)))
     cases = [(int(pixels), 32) for pixels in _PIXELS.value]
@@ -217,7 +225,7 @@ def main(arguments: list[str]) -> None:
     record = BenchmarkRecord(Path(_OUTPUT.value)) if _OUTPUT.value else None
     if record:
         record.start(resume=True)
-    print("| n, k | impl | forward | with gradients | | temporary memory | | error |")
+    print("| n, k | code | forward | with gradients | | temporary memory | | error |")
     print("|---|---|---|---|---|---|---|---|")
     for pixels, codes in dict.fromkeys(cases):
         found = measure(_BATCH.value, pixels, codes, _CHANNELS.value)

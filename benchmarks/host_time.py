@@ -1,8 +1,8 @@
 """Host time of a training step: python -m benchmarks.host_time [--backbone=resnet50].
 
-Times the call of a jitted, donated function over the whole state of a run that does
-nearly nothing on the device: what is left is what Python and JAX need to take the state
-apart, dispatch, and put it together, the same as for the real step.
+Times a jitted function that donates the whole training state and does almost nothing on
+the device. What remains is the overhead of Python and JAX: flattening the state,
+dispatch, and unflattening, as in the real step.
 """
 
 import functools
@@ -18,8 +18,8 @@ from encnet_jax.models import create_model
 from encnet_jax.optimizer import create_optimizer, poly_schedule
 from encnet_jax.run.state import TrainState, create_train_state, split_model
 
-_BACKBONE = flags.DEFINE_string("backbone", "resnet50", "Whose state.")
-_CALLS = flags.DEFINE_integer("calls", 200, "Calls that are timed.")
+_BACKBONE = flags.DEFINE_string("backbone", "resnet50", "Backbone.")
+_CALLS = flags.DEFINE_integer("calls", 200, "Number of timed calls.")
 
 
 def main(arguments: list[str]) -> None:
@@ -47,7 +47,7 @@ def main(arguments: list[str]) -> None:
         times.append(1000 * (time.perf_counter() - started))
     leaves, median = len(jax.tree.leaves(state)), statistics.median(times)
     print(
-        f"{_BACKBONE.value}: {leaves} arrays, {median:.2f} ms of host time a step "
+        f"{_BACKBONE.value}: {leaves} arrays, {median:.2f} ms of host time per step "
         f"(median of {len(times)}, fastest {min(times):.2f})"
     )
 

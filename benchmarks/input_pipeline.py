@@ -1,22 +1,22 @@
-"""The input pipeline beside a plain one by PIL: python -m benchmarks.input_pipeline.
+"""The input pipeline against a plain one with PIL.
 
     python -m benchmarks.input_pipeline [--images=N] [--repeats=R] [--json=FILE]
 
-Draws pictures with the statistics of photographs, stores them as prepared data sets are
-(records of JPEG or PNG bytes), and makes training batches of them in four ways, by
-turns, in one run:
+Generates images with the statistics of photographs, stores them like prepared data sets
+(records of JPEG or PNG bytes), and makes training batches in four ways, interleaved in
+one run:
 
-- `PIL`: the steps of PyTorch-Encoding, one after the other in one process: decode,
-  mirror, resize the whole picture, pad, crop, normalize in float32, stack the batch. Of
-  its filters the cheaper one, bilinear as here; later versions take the bicubic;
-- `host`: our pipeline; normalizing is left to the device, where it is part of the step;
-- `device`: our pipeline with data.resize=device; what the device then does is timed
-  apart, on the device that JAX finds;
-- `decode`: decoding the whole JPEG or PNG and its labels by PIL, and nothing else.
+- `PIL`: the steps of PyTorch-Encoding, sequentially in one process: decode, flip,
+  resize the whole image, pad, crop, normalize in float32, stack the batch. Uses its
+  cheaper filter, bilinear as here; later versions use bicubic;
+- `host`: this pipeline; normalization is part of the training step on the device;
+- `device`: this pipeline with data.resize=device; the work of the device is timed
+  separately, on the default device of JAX;
+- `decode`: only decoding of the whole JPEG or PNG and its labels with PIL.
 
-Rates are images per second of processor time, over all threads: other processes on the
-machine disturb it less than the clock. Given are medians over the repeats. Before that,
-both ways of ours run for three epochs, and the memory in use is noted.
+Rates are images per second of CPU time over all threads, which other processes disturb
+less than wall time; results are medians over the repeats. Memory in use is measured
+before that, over three epochs of `host` and `device`.
 """
 
 import functools
@@ -42,17 +42,19 @@ from encnet_jax import cli
 from encnet_jax.data.augment_device import resized_batch
 from encnet_jax.data.augmentation import Augmentation
 from encnet_jax.data.dataset_info import ADE20K, CITYSCAPES, DatasetInfo
-from encnet_jax.data.datasets import label_table
+from encnet_jax.data.label_map import label_table
 
-_IMAGES = flags.DEFINE_integer("images", 64, "Of 683x512; a quarter of 2048x1024.")
-_REPEATS = flags.DEFINE_integer("repeats", 9, "Turns of each way.")
+_IMAGES = flags.DEFINE_integer(
+    "images", 64, "Images of 683x512; a quarter as many of 2048x1024."
+)
+_REPEATS = flags.DEFINE_integer("repeats", 9, "Rounds of each way.")
 _JSON = flags.DEFINE_string("json", None, "File for the results.")
 _BATCH = 8
 _WAYS = "PIL", "host", "device", "decode"
 
 
 class Case(NamedTuple):
-    """Pictures of one kind, and augmentation crops are made of them."""
+    """Images of one kind, and the augmentation applied to them."""
 
     name: str
     info: DatasetInfo
@@ -62,8 +64,8 @@ class Case(NamedTuple):
     padded_size: int
 
 
-# HostResizer as in configs/ade20k.py and configs/cityscapes.py. At this quality the
-# small JPEGs have 50 kB; those of ADE20K have about 40.
+# Crops as in configs/ade20k.py and configs/cityscapes.py. At this quality the small
+# JPEGs take 50 kB; those of ADE20K take about 40.
 _JPEG = dict(format="JPEG", quality=90)
 _LARGE = CITYSCAPES, (1024, 2048)
 CASES = (
@@ -74,7 +76,7 @@ CASES = (
 
 
 def main(arguments: list[str]) -> None:
-    """Measures every case, prints each, and writes what was asked for."""
+    """Measures every case, prints a report, and writes the results."""
     cli.reject_positional(arguments)
     results = {}
     for case in CASES:
@@ -90,9 +92,9 @@ def main(arguments: list[str]) -> None:
         Path(_JSON.value).write_text(json.dumps(written, indent=2) + "\n")
 
 
-def decode(dataset: CountingDataset, number: int) -> tuple[Image.Image, Image.Image]:
-    """Returns an image and its labels, whole."""
-    fields = dataset.records.features(number)
+def decode(dataset: CountingDataset, index: int) -> tuple[Image.Image, Image.Image]:
+    """Decodes a whole image and its labels."""
+    fields = dataset.records.features(index)
     image = Image.open(io.BytesIO(fields["image"])).convert("RGB")
     labels = Image.open(io.BytesIO(fields["label"]))
     labels.load()
@@ -100,11 +102,11 @@ def decode(dataset: CountingDataset, number: int) -> tuple[Image.Image, Image.Im
 
 
 def pil_example(
-    case: Case, dataset: CountingDataset, table: np.ndarray, number: int
+    case: Case, dataset: CountingDataset, table: np.ndarray, index: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Does what PyTorch-Encoding does, in its order."""
-    image, labels = decode(dataset, number)
-    crop, rng = case.augmentation.crop_size, np.random.default_rng(number)
+    """Makes an example by the steps of PyTorch-Encoding."""
+    image, labels = decode(dataset, index)
+    crop, rng = case.augmentation.crop_size, np.random.default_rng(index)
     if rng.random() < 0.5:
         image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
         labels = labels.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
@@ -128,27 +130,27 @@ def pil_example(
 
 
 def run_pil(case: Case, dataset: CountingDataset) -> int:
-    """Makes an epoch of batches by PIL; returns the number of examples."""
-    table = label_table(case.info).astype(np.int64)  # what PyTorch's loss takes
+    """Makes an epoch of batches with PIL; returns the number of examples."""
+    table = label_table(case.info).astype(np.int64)  # the dtype PyTorch's loss needs
     for first in range(0, len(dataset), _BATCH):
-        numbers = range(first, min(first + _BATCH, len(dataset)))
-        examples = [pil_example(case, dataset, table, number) for number in numbers]
+        indices = range(first, min(first + _BATCH, len(dataset)))
+        examples = [pil_example(case, dataset, table, index) for index in indices]
         for part in zip(*examples):
             np.stack(part)
     return len(dataset)
 
 
 def run_decode(dataset: CountingDataset) -> int:
-    """Decodes every example; returns their number."""
-    for number in range(len(dataset)):
-        decode(dataset, number)
+    """Decodes every example; returns the number of examples."""
+    for index in range(len(dataset)):
+        decode(dataset, index)
     return len(dataset)
 
 
 def our_batches(
     case: Case, dataset: CountingDataset, padded_size: int | None
 ) -> Iterator[dict[str, np.ndarray]]:
-    """Returns our batches: of crops, or with a size of canvases."""
+    """Returns batches of crops, or with `padded_size` of padded source pixels."""
     from encnet_jax.data.loader import train_batches
 
     return train_batches(
@@ -157,49 +159,49 @@ def our_batches(
 
 
 def run_ours(case: Case, dataset: CountingDataset, padded_size: int | None) -> int:
-    """Makes an epoch; returns the number of examples, with those begun ahead."""
+    """Makes an epoch; returns the number of examples, including those read ahead."""
     dataset.started.clear()
     batches = our_batches(case, dataset, padded_size)
     for _ in itertools.islice(batches, len(dataset) // _BATCH):
         pass
-    batches.close()  # waits for those begun
+    batches.close()  # waits for examples in progress
     return len(dataset.started)
 
 
 def measure(case: Case, dataset: CountingDataset) -> dict[str, Any]:
-    """Returns memory, rates, and ratios to the rate of PIL."""
-    canvas_sizes = {"host": None, "device": case.padded_size}
+    """Measures memory, rates, and rates relative to PIL."""
+    padded_sizes = {"host": None, "device": case.padded_size}
     memory = {
         name: memory_by_epoch(our_batches(case, dataset, size), len(dataset))
-        for name, size in canvas_sizes.items()
+        for name, size in padded_sizes.items()
     }
     ways: dict[str, Callable[[], int]] = {
         "PIL": functools.partial(run_pil, case, dataset),
         "decode": functools.partial(run_decode, dataset),
         **{
             name: functools.partial(run_ours, case, dataset, size)
-            for name, size in canvas_sizes.items()
+            for name, size in padded_sizes.items()
         },
     }
     per_core: dict[str, list[float]] = {name: [] for name in _WAYS}
-    by_clock: dict[str, list[float]] = {name: [] for name in _WAYS}
+    per_second: dict[str, list[float]] = {name: [] for name in _WAYS}
     for turn in range(_REPEATS.value):
         for name in _WAYS[turn % 4 :] + _WAYS[: turn % 4]:
-            processor, clock = time.process_time(), time.perf_counter()
+            cpu_start, wall_start = time.process_time(), time.perf_counter()
             images = ways[name]()
-            per_core[name].append(images / (time.process_time() - processor))
-            by_clock[name].append(images / (time.perf_counter() - clock))
+            per_core[name].append(images / (time.process_time() - cpu_start))
+            per_second[name].append(images / (time.perf_counter() - wall_start))
     ratios = {
         name: [rate / pil for rate, pil in zip(per_core[name], per_core["PIL"])]
         for name in _WAYS
     }
-    size = sum(len(dataset.records[number]) for number in range(len(dataset)))
+    size = sum(len(dataset.records[index]) for index in range(len(dataset)))
     return {
         "images": len(dataset),
         "kilobytes": round(size / len(dataset) / 1000),
         "images_per_core_second": medians(per_core),
         "times_pil": medians(ratios),
-        "images_per_second": medians(by_clock),
+        "images_per_second": medians(per_second),
         "device_milliseconds": device_time(case, dataset),
         "megabytes_by_epoch": memory,
     }
@@ -210,21 +212,21 @@ def medians(values: dict[str, list[float]]) -> dict[str, float]:
 
 
 def memory_by_epoch(batches: Iterator[Any], count: int) -> list[int]:
-    """Returns the most megabytes in use during each of three epochs (Linux)."""
+    """Returns the peak memory during each of three epochs, in megabytes (Linux)."""
     page = os.sysconf("SC_PAGE_SIZE")
-    most = []
+    peaks = []
     for _ in range(3):
         in_use = 0
         for _ in itertools.islice(batches, count // _BATCH):
             pages = int(Path("/proc/self/statm").read_text().split()[1])
             in_use = max(in_use, pages * page // 10**6)
-        most.append(in_use)
+        peaks.append(in_use)
     batches.close()
-    return most
+    return peaks
 
 
 def device_time(case: Case, dataset: CountingDataset) -> float:
-    """Returns the milliseconds an image that making the crop takes on the device."""
+    """Returns the milliseconds per image that resizing takes on the device."""
     batches = our_batches(case, dataset, case.padded_size)
     batch = jax.device_put(next(batches))
     batches.close()
@@ -240,17 +242,17 @@ def device_time(case: Case, dataset: CountingDataset) -> float:
 
 def report(case: Case, result: dict[str, Any]) -> str:
     lines = [
-        f"{case.name}, {result['kilobytes']} kB a record, "
+        f"{case.name}, {result['kilobytes']} kB per record, "
         f"base {case.augmentation.base_size}, crop {case.augmentation.crop_size}: "
         f"{result['images']} images",
-        f"  {'':8}{'images/s a core':>16}{'times PIL':>11}{'images/s':>10}",
+        f"  {'':8}{'images/s/core':>16}{'times PIL':>11}{'images/s':>10}",
     ]
     keys = "images_per_core_second", "times_pil", "images_per_second"
     for name in _WAYS:
         rates = (result[key][name] for key in keys)
         lines.append("  {:8}{:16.1f}{:11.2f}{:10.1f}".format(name, *rates))
     lines.append(
-        f"  the device's part: {result['device_milliseconds']} ms an image on "
+        f"  resizing on the device: {result['device_milliseconds']} ms per image on "
         f"{jax.devices()[0].device_kind}"
     )
     lines.append(f"  MB in use, epochs 1 to 3: {result['megabytes_by_epoch']}")

@@ -1,12 +1,12 @@
 """Memory of one training step: python -m benchmarks.memory [--small] [--only=...].
 
-EncNet-101 with 150 classes at crop 576, batch 16, by settings of `model.dtype`,
-`model.remat` and `grad_accum_steps`. Each step is compiled for shapes alone, so that no
-memory is needed to ask for it, and the compiler tells what it would take. Nothing runs.
+EncNet-101 with 150 classes, crop size 576 and batch size 16, by `model.dtype`,
+`model.remat` and `grad_accum_steps`. Steps are compiled for abstract shapes, and the
+compiler reports their memory; nothing runs.
 
-Compiled is for the first device: what the table says holds for its platform. On CPU
-bfloat16 is computed through copies in float32, and the compiler of jaxlib 0.10.2 joins
-what `remat` computes again with what was computed before (that of 0.12.0 does not).
+Steps are compiled for the first device, and the results hold for its platform. On CPU,
+bfloat16 is computed through float32 copies, and the compiler of jaxlib 0.10.2 merges
+what `remat` recomputes with the original (that of 0.12.0 does not).
 """
 
 import itertools
@@ -22,25 +22,29 @@ from benchmarks.compiled import Memory, compiled_memory, training
 from encnet_jax import cli
 from encnet_jax.errors import UserError
 
-_ONLY = flags.DEFINE_list("only", [], "Names of settings, of all that are listed.")
+_ONLY = flags.DEFINE_list("only", [], "Names of settings; default: all.")
 _BACKBONE = flags.DEFINE_string("backbone", "resnet101", "Backbone.")
 _CROP = flags.DEFINE_integer("crop", 576, "Height and width of the images.")
-_BATCH = flags.DEFINE_integer("batch", 16, "Images a step.")
-_SMALL = flags.DEFINE_bool("small", False, "A tiny network and image: does it run?")
-_OUTPUT = flags.DEFINE_string("output", None, "A JSON file to add the rows to.")
+_BATCH = flags.DEFINE_integer("batch", 16, "Images per step.")
+_SMALL = flags.DEFINE_bool(
+    "small", False, "A tiny network and image, to test the benchmark."
+)
+_OUTPUT = flags.DEFINE_string("output", None, "JSON file for the results.")
 
 _STAGES = (1, 2, 3, 4)
 _DTYPES = ("float32", "bfloat16")
 _REMAT = {"keep": (), "remat": _STAGES}
-_PARTS = (1, 4)
+_GRAD_ACCUM_STEPS = (1, 4)
 SETTINGS = {
-    f"{dtype}-{remat}-{parts}": (dtype, _REMAT[remat], parts)
-    for dtype, remat, parts in itertools.product(_DTYPES, _REMAT, _PARTS)
+    f"{dtype}-{remat}-{grad_accum_steps}": (dtype, _REMAT[remat], grad_accum_steps)
+    for dtype, remat, grad_accum_steps in itertools.product(
+        _DTYPES, _REMAT, _GRAD_ACCUM_STEPS
+    )
 }
 
 
 def main(arguments: list[str]) -> None:
-    """Prints a row as each setting is compiled."""
+    """Prints one row per setting as it is compiled."""
     cli.reject_positional(arguments)
     for name in _ONLY.value:
         if name not in SETTINGS:
@@ -55,9 +59,7 @@ def main(arguments: list[str]) -> None:
     device = jax.devices()[0].device_kind
     facts = {**network, "device": device, "jax": jax.__version__}
     print(", ".join(f"{key} {value}" for key, value in facts.items()), end="\n\n")
-    print(
-        "| dtype-remat-parts | arguments | outputs | temporary | peak, GiB | seconds |"
-    )
+    print("| setting | arguments | outputs | temporary | peak, GiB | seconds |")
     print("|---|---|---|---|---|---|")
     rows = _earlier_rows(facts)
     for name in _ONLY.value or SETTINGS:
@@ -73,21 +75,21 @@ def main(arguments: list[str]) -> None:
 
 
 def step_memory(name: str, *, crop: int, batch: int, **settings: Any) -> Memory:
-    """Compiles the step of a key of `SETTINGS`; `settings` are of `create_model`."""
-    dtype, remat, parts = SETTINGS[name]
+    """Compiles the step of a key of `SETTINGS`; `settings` go to `create_model`."""
+    dtype, remat, grad_accum_steps = SETTINGS[name]
     step = training(
         size=(crop, crop),
         batch=batch,
         dtype=dtype,
         remat=remat,
-        grad_accum_steps=parts,
+        grad_accum_steps=grad_accum_steps,
         **settings,
     )
     return compiled_memory(step.compile())
 
 
 def _earlier_rows(facts: dict[str, Any]) -> dict[str, dict[str, int]]:
-    """Returns the rows that the file has of the same network and device."""
+    """Returns the rows in the file, if of the same network and device."""
     path = Path(_OUTPUT.value or "")
     if not path.is_file():
         return {}

@@ -2,14 +2,14 @@
 
     python -m benchmarks.model_costs [--size=480] [--classes=150] [--backbones=...]
 
-Prints a Markdown table. Nothing runs or compiles: operations are read off the traced
-network. Counted are convolutions and matrix products, with the zeros of the padding, as
-torchvision counts what it publishes (`tests/models/test_heads.py` compares the two;
-XLA's own `cost_analysis` leaves the padding out and adds norms and activations). What
-resizing and pooling cost is apart: they are small matrix products here, which others do
-not count.
+Prints a Markdown table. Nothing runs or compiles: operations are counted in the traced
+network. Convolutions and matrix products count, including padding zeros, as in the
+figures that torchvision publishes (`tests/models/test_heads.py` compares the two; XLA's
+`cost_analysis` excludes padding and includes norms and activations). Resizing and
+pooling are listed separately: here they are small matrix products, which others do not
+count.
 
-The network is that of prediction, without the aux_head head. EncNet has 32 codewords
+The network is that of prediction, without the auxiliary head. EncNet has 32 codewords
 and no lateral links; with `--stem=plain` the stem is one 7x7 convolution.
 """
 
@@ -33,12 +33,12 @@ _STEM = flags.DEFINE_string("stem", "deep", "deep or plain.")
 
 
 class Costs(NamedTuple):
-    """What one image costs.
+    """Costs of one image.
 
     Attributes:
-        parameters: Learnt numbers.
-        layers: Multiply-adds of the layers that have parameters.
-        resizing: Multiply-adds of products with constants, which resize and pool.
+        parameters: Learnable parameters.
+        layers: Multiply-adds of layers with parameters.
+        resizing: Multiply-adds of products with constants: resizing and pooling.
     """
 
     parameters: int
@@ -47,12 +47,12 @@ class Costs(NamedTuple):
 
 
 def model_costs(name: str, *, size: int, **settings: Any) -> Costs:
-    """Returns the costs of a model for one image of size x size.
+    """Returns the costs of a model for one square image.
 
     Args:
         name: See `create_model`.
         size: Height and width in pixels.
-        **settings: Of `create_model`.
+        **settings: Arguments of `create_model`.
     """
     model = nnx.eval_shape(lambda: create_model(name, conv_impl="lax", **settings))
     model.eval()
@@ -69,7 +69,7 @@ def model_costs(name: str, *, size: int, **settings: Any) -> Costs:
 
 
 def _multiply_adds(jaxpr: Jaxpr, constants: set) -> tuple[int, int]:
-    """Returns those of two operands that vary, and those with a constant operand."""
+    """Counts multiply-adds of two variable operands, and with a constant operand."""
     layers = resizing = 0
 
     def is_constant(operand: Any) -> bool:
@@ -79,7 +79,7 @@ def _multiply_adds(jaxpr: Jaxpr, constants: set) -> tuple[int, int]:
         inputs = equation.invars
         if all(map(is_constant, inputs)):
             constants.update(equation.outvars)
-        count = _products(equation)
+        count = _operation_cost(equation)
         if any(map(is_constant, inputs)):
             resizing += count
         else:
@@ -87,15 +87,13 @@ def _multiply_adds(jaxpr: Jaxpr, constants: set) -> tuple[int, int]:
         for inner in jax.tree.leaves(equation.params, is_leaf=_is_jaxpr):
             if _is_jaxpr(inner):
                 inner = inner.jaxpr
-                known = {
-                    inside
-                    for inside, outside in zip(inner.invars, inputs)
-                    if is_constant(outside)
+                inner_constants = {
+                    parameter
+                    for parameter, operand in zip(inner.invars, inputs)
+                    if is_constant(operand)
                 }
-                of_layers, of_resizing = _multiply_adds(
-                    inner, known | set(inner.constvars)
-                )
-                layers, resizing = layers + of_layers, resizing + of_resizing
+                counts = _multiply_adds(inner, inner_constants | set(inner.constvars))
+                layers, resizing = layers + counts[0], resizing + counts[1]
     return layers, resizing
 
 
@@ -103,8 +101,8 @@ def _is_jaxpr(value: Any) -> bool:
     return isinstance(value, ClosedJaxpr)
 
 
-def _products(equation: Any) -> int:
-    """Returns the multiply-adds of one operation, 0 if it is no product."""
+def _operation_cost(equation: Any) -> int:
+    """Returns the multiply-adds of a product or convolution, 0 of other operations."""
     kind = equation.primitive.name
     if kind not in ("conv_general_dilated", "dot_general"):
         return 0
@@ -120,7 +118,7 @@ def _products(equation: Any) -> int:
 def table(
     *, size: int, num_classes: int, backbones: list[str], stem: str = "deep"
 ) -> str:
-    """Returns the costs of all segmentation models as a Markdown table."""
+    """Formats the costs of all segmentation models as a Markdown table."""
     lines = [
         f"| backbone | model | parameters, M | multiply-adds at {size}x{size}, G "
         "| resizing, G |",

@@ -1,4 +1,4 @@
-"""Pictures with the statistics of photographs, stored as prepared data sets are."""
+"""Images with the statistics of photographs, stored like prepared data sets."""
 
 import io
 from collections.abc import Sequence
@@ -10,49 +10,50 @@ import numpy as np
 from PIL import Image
 
 from encnet_jax.data.dataset_info import DatasetInfo
-from encnet_jax.data.datasets import TFRecordDataset, label_table
+from encnet_jax.data.datasets import TFRecordDataset
+from encnet_jax.data.label_map import label_table
 
 
 class CountingDataset(TFRecordDataset):
-    """Records that know how many examples were read."""
+    """A data set that records which examples were read."""
 
     def __init__(self, info: DatasetInfo, path: Path):
         split = SimpleNamespace(filepaths=[path])
-        builder = SimpleNamespace(info=SimpleNamespace(splits={"all": split}))
+        builder: Any = SimpleNamespace(info=SimpleNamespace(splits={"all": split}))
         super().__init__(info, builder, "all")
         self.started: list[int] = []
 
     def encoded(
-        self, number: int, *, raw_labels: bool = False
+        self, index: int, *, raw_labels: bool = False
     ) -> tuple[bytes, np.ndarray]:
         """Reads an example."""
-        self.started.append(number)
-        return super().encoded(number, raw_labels=raw_labels)
+        self.started.append(index)
+        return super().encoded(index, raw_labels=raw_labels)
 
 
 def make_dataset(
     path: Path, info: DatasetInfo, size: tuple[int, int], count: int, **stored: Any
 ) -> CountingDataset:
-    """Writes so many pictures and opens them.
+    """Writes random images with labels, and opens them.
 
     Args:
         path: File to write.
-        info: The data set whose labels they have.
+        info: The data set whose labels are used.
         size: Height and width.
-        count: How many.
-        **stored: How PIL is to save the images; labels are PNG.
+        count: Number of images.
+        **stored: Options by which PIL saves the images; labels are PNG.
     """
     import tensorflow as tf
 
     rng = np.random.default_rng(0)
     values = [v for v, known in enumerate(label_table(info)[:255]) if known >= 0]
     with tf.io.TFRecordWriter(str(path)) as writer:
-        for number in range(count):
+        for index in range(count):
             image, labels = draw(rng, size, values)
             fields = {
                 "image": encode(image, **stored),
                 "label": encode(labels, format="PNG"),
-                "id": str(number).encode(),
+                "id": str(index).encode(),
             }
             features = {
                 key: tf.train.Feature(bytes_list=tf.train.BytesList(value=[value]))
@@ -66,12 +67,12 @@ def make_dataset(
 def draw(
     rng: np.random.Generator, size: tuple[int, int], values: Sequence[int]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Returns a picture as smooth as photographs, and labels in a dozen ragged blobs.
+    """Returns an image as smooth as photographs, and labels in about a dozen blobs.
 
     Args:
-        rng: Of the draws.
+        rng: Source of randomness.
         size: Height and width.
-        values: The labels that there are.
+        values: Labels to choose from.
     """
     channels = np.array([[1, 0.25, 0.1], [1, 0, -0.1], [1, -0.2, 0.15]])
     image = 118 + 50 * np.einsum("ij,jhw->hwi", channels, noise(rng, size, 1.8))
@@ -83,19 +84,21 @@ def draw(
     return np.clip(image, 0, 255).astype(np.uint8), labels.astype(np.uint8)
 
 
-def noise(rng: np.random.Generator, size: tuple[int, int], fall: float) -> np.ndarray:
-    """Returns noise (3, h, w) of deviation 1 whose amplitude falls with frequency."""
+def noise(
+    rng: np.random.Generator, size: tuple[int, int], exponent: float
+) -> np.ndarray:
+    """Returns noise (3, h, w) of unit variance with spectrum 1 / frequency^exponent."""
     height, width = size
     frequency = np.hypot(np.fft.fftfreq(height)[:, None], np.fft.rfftfreq(width))
     frequency[0, 0] = np.inf
     shape = (3, *frequency.shape)
     spectrum = rng.normal(size=shape) + 1j * rng.normal(size=shape)
-    values = np.fft.irfft2(spectrum / frequency**fall, size)
+    values = np.fft.irfft2(spectrum / frequency**exponent, size)
     return values / values.std((1, 2), keepdims=True)
 
 
 def encode(array: np.ndarray, **settings: Any) -> bytes:
-    """Returns an image file."""
+    """Encodes an array as an image file."""
     file = io.BytesIO()
     Image.fromarray(array).save(file, **settings)
     return file.getvalue()

@@ -1,7 +1,7 @@
-"""Draws the course of runs: python -m benchmarks.plot_run --output=FILE.png WORKDIR...
+"""Plots training curves: python -m benchmarks.plot_run --output=FILE.png WORKDIR...
 
-Training loss (smoothed) and score, mean IoU or the error of a classifier, against the
-step, from metrics.jsonl.
+Plots the smoothed training loss, and the mean IoU or the classification error, over the
+steps in metrics.jsonl.
 """
 
 import json
@@ -13,15 +13,15 @@ from absl import flags
 from encnet_jax import cli
 from encnet_jax.errors import UserError
 
-_OUTPUT = flags.DEFINE_string("output", None, "The picture to write.", required=True)
-_SPAN = 20  # lines of metrics that the loss is averaged over
+_OUTPUT = flags.DEFINE_string("output", None, "The image file to write.", required=True)
+_WINDOW = 20  # lines of metrics.jsonl over which the loss is averaged
 _SCORES = {"mean_iou": "mean IoU on val", "error": "error on test"}
 
 Curve = list[tuple[int, float]]
 
 
 def read(workdir: Path) -> tuple[Curve, dict[str, Curve]]:
-    """Returns (step, loss) of a run, and (step, value) of the scores it has."""
+    """Reads (step, loss) of a run, and (step, value) of its scores."""
     path = workdir / "metrics.jsonl"
     if not path.is_file():
         raise UserError(f"{path}: no such file")
@@ -36,7 +36,7 @@ def read(workdir: Path) -> tuple[Curve, dict[str, Curve]]:
 
 
 def main(arguments: list[str]) -> None:
-    """Draws one line a run."""
+    """Plots one line per run."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -44,12 +44,12 @@ def main(arguments: list[str]) -> None:
     from matplotlib.ticker import EngFormatter
 
     if not arguments:
-        raise UserError("no workdir: give the folders of runs after the flags")
+        raise UserError("no workdir given; list the workdirs after the flags")
     figure, (left, right) = pyplot.subplots(1, 2, figsize=(10, 3.4))
     for name in arguments:
         losses, scores = read(Path(name))
         steps, values = np.array(losses).T
-        kernel = np.ones(min(_SPAN, len(values))) / min(_SPAN, len(values))
+        kernel = np.ones(min(_WINDOW, len(values))) / min(_WINDOW, len(values))
         smooth = np.convolve(values, kernel, "valid")
         left.plot(steps[len(steps) - len(smooth) :], smooth, label=Path(name).name)
         for score, curve in scores.items():

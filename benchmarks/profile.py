@@ -1,12 +1,12 @@
-"""Where the time of a step or a prediction goes, by layers.
+"""Profiles a training step or a prediction by kind of layer.
 
     python -m benchmarks.profile [--work=training] [--crop=480] [--batch=2]
 
 Runs EncNet-50 with 150 classes under JAX's profiler. Each operation of the compiled
-program belongs to the innermost of our functions that made it, gradients to the layer
-that they are of. Beside it stand the limits of the machine, measured in the same run:
-matrix products a second, and the time that all products take at that rate in their
-direct impl; Winograd's impl needs fewer.
+program is attributed to the innermost function of this package that created it, and
+gradients to their layer. The report includes the limit of the machine, measured in the
+same run: its rate of matrix products, and the time of all products at that rate by
+direct convolution (Winograd convolution needs fewer).
 """
 
 import collections
@@ -27,17 +27,19 @@ from benchmarks.model_costs import model_costs
 from benchmarks.timing import Candidate, medians
 from encnet_jax import cli
 
-_WORK = flags.DEFINE_enum("work", "inference", ["inference", "training"], "What runs.")
+_WORK = flags.DEFINE_enum(
+    "work", "inference", ["inference", "training"], "What to profile."
+)
 _BACKBONE = flags.DEFINE_string("backbone", "resnet50", "Backbone.")
 _CROP = flags.DEFINE_integer("crop", 480, "Height and width of the images.")
-_BATCH = flags.DEFINE_integer("batch", 2, "Images.")
+_BATCH = flags.DEFINE_integer("batch", 2, "Images per batch.")
 _DTYPE = flags.DEFINE_string("dtype", "float32", "Dtype of the computation.")
-_CONVOLUTION = flags.DEFINE_string("conv_impl", "auto", "See `set_conv_impl`.")
+_CONV_IMPL = flags.DEFINE_string("conv_impl", "auto", "See `set_conv_impl`.")
 
-# The innermost function that stands here tells the group.
+# Group -> functions; the innermost function listed here determines the group.
 GROUPS = {
-    "products of convolutions": ("Conv.__call__", "_convolution"),
-    "sums of Winograd's impl, phases": (
+    "convolution GEMMs": ("Conv.__call__", "_convolution"),
+    "Winograd transforms, im2col, space-to-batch": (
         *("winograd", "winograd_conv", "_winograd_gradients"),
         *("im2col_conv", "space_to_batch", "batch_to_space"),
     ),
@@ -54,9 +56,9 @@ GROUPS = {
     "optimizer": ("apply_updates", "chain.<locals>.update_fn"),
 }
 _GROUP_OF = {name: group for group, names in GROUPS.items() for name in names}
-_WITH_PRODUCTS = {"Conv.__call__", "winograd", "_winograd_gradients"}
-_PRODUCTS = ("dot", "conv_impl", "ynn_fusion", "custom-call")
-_RATE = 2048  # rows and columns of the products that tell the machine's limit
+_GEMM_FUNCTIONS = {"Conv.__call__", "winograd", "_winograd_gradients"}
+_GEMM_OPERATIONS = ("dot", "convolution", "ynn_fusion", "custom-call")
+_GEMM_SIZE = 2048  # rows and columns of the product that measures the machine
 
 
 def group_of(operation: str, op_name: str, functions: list[str]) -> str:
@@ -64,18 +66,18 @@ def group_of(operation: str, op_name: str, functions: list[str]) -> str:
 
     Args:
         operation: Its name in the compiled program.
-        op_name: What JAX calls it; empty where the compiler made it up.
-        functions: Those that made it, the innermost first.
+        op_name: Its name in JAX; empty if the compiler created it.
+        functions: The functions on its stack, innermost first.
     """
-    product = operation.startswith(_PRODUCTS) and "reduce" not in op_name
+    is_gemm = operation.startswith(_GEMM_OPERATIONS) and "reduce" not in op_name
     groups = [_GROUP_OF[name] for name in functions if name in _GROUP_OF]
-    if product and (not functions or not _WITH_PRODUCTS.isdisjoint(functions)):
-        return "products of convolutions"
+    if is_gemm and (not functions or not _GEMM_FUNCTIONS.isdisjoint(functions)):
+        return "convolution GEMMs"
     return groups[0] if groups else "rest"
 
 
 def operations(text: str) -> dict[str, str]:
-    """Returns the group of each operation of a compiled program, from its text."""
+    """Parses a compiled program; returns the group of each operation."""
 
     def entries(section: str, pattern: str) -> list[Any]:
         start = text.index(f"\n{section}\n")
@@ -83,10 +85,10 @@ def operations(text: str) -> dict[str, str]:
         return re.findall(rf"^(\d+) {pattern}", table, re.MULTILINE)
 
     names = dict(entries("FunctionNames", '"(.*)"'))
-    places = dict(entries("FileLocations", r"{.*function_name_id=(\d+)"))
+    functions = dict(entries("FileLocations", r"{.*function_name_id=(\d+)"))
     frames = {
-        number: (names[places[place]], str(int(parent) - 1))  # 1 stands for none
-        for number, place, parent in entries(
+        index: (names[functions[location]], str(int(parent) - 1))  # 1 means none
+        for index, location, parent in entries(
             "StackFrames", r"{file_location_id=(\d+) parent_frame_id=(\d+)"
         )
     }
@@ -100,8 +102,8 @@ def operations(text: str) -> dict[str, str]:
 
     groups = {}
     for operation, rest in re.findall(r"%([\w.\-]+) = (.*)", text):
-        made = re.search(r'op_name="([^"]*)".*?stack_frame_id=(\d+)', rest)
-        op_name, frame = made.groups() if made else ("", "")
+        metadata = re.search(r'op_name="([^"]*)".*?stack_frame_id=(\d+)', rest)
+        op_name, frame = metadata.groups() if metadata else ("", "")
         groups[operation] = group_of(operation, op_name, stack(frame))
     return groups
 
@@ -109,7 +111,7 @@ def operations(text: str) -> dict[str, str]:
 def seconds_by_group(
     run: Callable[[], Any], groups: dict[str, str]
 ) -> dict[str, float]:
-    """Runs a program under the profiler; returns seconds of all threads by group."""
+    """Runs a program under the profiler; returns seconds over all threads by group."""
     with tempfile.TemporaryDirectory() as folder:
         with jax.profiler.trace(folder):
             run()
@@ -119,24 +121,26 @@ def seconds_by_group(
     for plane in data.planes:
         for line in plane.lines:
             for event in line.events:
-                operation = dict(event.batch_stats).get("hlo_op")
-                # A loop's time is that of what it runs.
+                operation = dict(event.stats).get("hlo_op")
+                # The time of a loop is that of its body.
                 if operation and not str(operation).startswith("while"):
                     group = groups.get(str(operation), "rest")
                     total[group] += event.duration_ns / 1e9
     return total
 
 
-def products_per_second() -> float:
-    """Returns the rate of float32 matrix products, two operations a multiply-add."""
-    a = jnp.asarray(np.random.default_rng(0).standard_normal((_RATE, _RATE)), "float32")
+def gemm_rate() -> float:
+    """Returns float32 operations per second, two per multiply-add."""
+    a = jnp.asarray(
+        np.random.default_rng(0).standard_normal((_GEMM_SIZE, _GEMM_SIZE)), "float32"
+    )
     product = jax.jit(jnp.matmul)
     candidate = Candidate(lambda: product(a, a), jax.block_until_ready)
-    return 2 * _RATE**3 / medians({"": candidate}, rounds=3, seconds=0.5)[""]
+    return 2 * _GEMM_SIZE**3 / medians({"": candidate}, rounds=3, seconds=0.5)[""]
 
 
 def main(arguments: list[str]) -> None:
-    """Measures and prints a table."""
+    """Runs the profile and prints a table."""
     cli.reject_positional(arguments)
     training = _WORK.value == "training"
     make = programs.training if training else programs.inference
@@ -145,7 +149,7 @@ def main(arguments: list[str]) -> None:
         size=(_CROP.value, _CROP.value),
         batch=_BATCH.value,
         dtype=_DTYPE.value,
-        conv_impl=_CONVOLUTION.value,
+        conv_impl=_CONV_IMPL.value,
         **settings,
     )
     compiled = program.compile()
@@ -154,7 +158,7 @@ def main(arguments: list[str]) -> None:
     def run() -> None:
         nonlocal first
         result = jax.block_until_ready(compiled(first, *others))
-        if training:  # the state was given away
+        if training:  # the step donates its state
             first = result[0]
 
     run()
@@ -169,12 +173,12 @@ def main(arguments: list[str]) -> None:
         aux_head=training,
         **settings,
     )
-    # Gradients take two products where the forward pass has one.
+    # Gradients take two products for one of the forward pass.
     count = 2 * costs.layers * _BATCH.value * (3 if training else 1)
-    rate = products_per_second()
+    rate = gemm_rate()
     print(
-        f"{seconds:.2f} s; {rate / 1e9:.0f} billion operations a second in matrix "
-        f"products, at which the {count / 1e9:.0f} billion of the direct impl take "
+        f"{seconds:.2f} s; {rate / 1e9:.0f} billion operations per second in "
+        f"matrix products; direct convolution takes {count / 1e9:.0f} billion, or "
         f"{count / rate:.2f} s\n\n| group | share |\n|---|---|"
     )
     for group, part in sorted(found.items(), key=lambda item: -item[1]):

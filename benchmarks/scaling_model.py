@@ -1,8 +1,8 @@
-"""A model on paper of the training step on many chips; nothing is measured here.
+"""Analytic model of the training step on many chips; nothing is measured.
 
     python -m benchmarks.scaling_model
 
-Prints the tables of docs/scale.md: EncNet-101 on ADE20K by configs/ade20k.py:r101.
+Prints the tables of docs/scale.md: EncNet-101 on ADE20K, configs/ade20k.py:r101.
 """
 
 import math
@@ -13,25 +13,25 @@ from absl import app
 from benchmarks.model_costs import model_costs
 
 COSTS = model_costs("encnet", size=576, num_classes=150, backbone="resnet101")
-# An image: two operations a multiply-add, and gradients take two products more.
+# Per image: two operations per multiply-add; gradients take two more products.
 OPERATIONS = 2 * 3 * COSTS.layers
-NORMS = 110  # batch norms: a reduction over all chips forward, and one backward
+NORMS = 110  # batch norms; each all-reduces once forward and once backward
 DATASET = 20_210
 EPOCHS = 120
 
 
 class Chip(NamedTuple):
-    """Figures of the makers' data sheets but for `share`.
+    """Figures from the vendors' data sheets, except `share`.
 
     Attributes:
-        name: Of the chip.
-        peak: bfloat16 operations a second.
-        share: Of the peak that convolutions of this network reach: an assumption. The
-            H100 reached 0.25 (456 images a second of ResNet-50 at 360x480, measured).
-        link: Bytes a second to the other chips, one direction. Half of what the data
-            sheets of TPUs say: slices smaller than a pod have no links around it.
-        one_host: Chips of the largest slice that one host has.
-        per_host: Chips of each host in larger slices.
+        name: Name of the chip.
+        peak: Peak bfloat16 operations per second.
+        share: Share of the peak that the convolutions of this network reach, an
+            assumption. Measured on an H100: 0.25 (456 images/s of ResNet-50, 360x480).
+        link: Bytes per second to the other chips, one direction. For TPUs half of the
+            data sheet, as slices smaller than a pod have no wraparound links.
+        one_host: Chips in the largest single-host slice.
+        per_host: Chips per host in larger slices.
     """
 
     name: str
@@ -42,7 +42,7 @@ class Chip(NamedTuple):
     per_host: int
 
     def hosts(self, chips: int) -> int:
-        """Returns how many hosts a slice of so many chips has."""
+        """Returns the number of hosts of a slice."""
         return 1 if chips <= self.one_host else math.ceil(chips / self.per_host)
 
 
@@ -55,21 +55,21 @@ CHIPS = (
 
 
 def step_seconds(chip: Chip, chips: int, batch: int) -> tuple[float, float, float]:
-    """Returns compute, gradient all-reduce and batch norm reductions of a step."""
+    """Returns the seconds of compute, gradient and batch norm all-reduces of a step."""
     compute = batch / chips * OPERATIONS / (chip.peak * chip.share)
     reduce = 2 * 4 * COSTS.parameters * (chips - 1) / chips / chip.link
-    # A small all-reduce costs its latency: a start, and a hop along each torus axis.
+    # Small all-reduces are bound by latency: start-up, and hops along the torus.
     latency = 0.0 if chips == 1 else 10e-6 + 1e-6 * 2 * math.sqrt(chips)
     return compute, reduce, 2 * NORMS * latency
 
 
 def table(chip: Chip, counts: tuple[int, ...]) -> str:
-    """Returns a Markdown table for some numbers of chips."""
+    """Formats a Markdown table by number of chips."""
     lines = [
         f"{chip.name}:",
         "",
         "| chips | batch | compute | gradients | batch norms | step | images/s "
-        "| images/s a host | efficiency | 120 epochs |",
+        "| images/s per host | efficiency | 120 epochs |",
         "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for chips in counts:
@@ -77,20 +77,20 @@ def table(chip: Chip, counts: tuple[int, ...]) -> str:
         parts = step_seconds(chip, chips, batch)
         step = sum(parts)
         rate = batch / step
-        alone = 1 / step_seconds(chip, 1, 1)[0]
+        single = 1 / step_seconds(chip, 1, 1)[0]
         hours = EPOCHS * DATASET / rate / 3600
         time = f"{hours:.1f} h" if hours >= 1 else f"{60 * hours:.0f} min"
         cells = [f"{1e3 * part:.1f} ms" for part in (*parts, step)]
         lines.append(
             f"| {chips} | {batch} | {' | '.join(cells)} | {rate:.0f} | "
-            f"{rate / chip.hosts(chips):.0f} | {rate / chips / alone:.0%} | {time} |"
+            f"{rate / chip.hosts(chips):.0f} | {rate / chips / single:.0%} | {time} |"
         )
     return "\n".join(lines)
 
 
 def main(_: list[str]) -> None:
     print(
-        f"{OPERATIONS / 1e12:.2f} T operations an image, "
+        f"{OPERATIONS / 1e12:.2f} T operations per image, "
         f"{COSTS.parameters / 1e6:.0f} M gradients",
         end="\n\n",
     )

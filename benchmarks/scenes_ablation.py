@@ -1,12 +1,12 @@
-"""The paper's ablation on the embedded `scenes`: FCN, pooling, encoding, SE loss.
+"""The paper's ablation on `scenes`: FCN, pooling, encoding, SE loss.
 
     python -m benchmarks.scenes_ablation --output=DIR [--seeds=0,1] [--only=encnet,fcn]
 
-Trains every variant by `configs/scenes.py` for every seed, scores the test split, and
-writes DIR/ablation.json, ablation.md (a table) and ablation.png (a plot). A variant and
-seed that is in the JSON already is not run again. Mean IoU is over the 20 classes,
-`ambiguous` over the 16 that only the context tells apart, and `small` over the twelve
-kinds of object, counting only pixels within the boxes of objects up to 10 px across.
+Trains every variant with every seed by `configs/scenes.py`, evaluates the test split,
+and writes DIR/ablation.json, ablation.md (a table) and ablation.png (a plot). Variants
+and seeds in the JSON file are skipped. Mean IoU is over the 20 classes, `ambiguous`
+over the 16 that only context distinguishes, and `small` over the twelve object classes,
+counting only pixels inside the boxes of objects up to 10 px wide.
 """
 
 import functools
@@ -35,8 +35,10 @@ from encnet_jax.run.state import split_model
 
 _OUTPUT = flags.DEFINE_string("output", None, "Folder for results.", required=True)
 _SEEDS = flags.DEFINE_list("seeds", ["0", "1", "2"], "Seeds of weights and order.")
-_ONLY = flags.DEFINE_list("only", None, "Variants to run; all if none.")
-_STEPS = flags.DEFINE_integer("steps", None, "Steps; those of the config if none.")
+_ONLY = flags.DEFINE_list("only", None, "Variants to run; default: all.")
+_STEPS = flags.DEFINE_integer(
+    "steps", None, "Training steps; default: those of the config."
+)
 
 VARIANTS = {
     "fcn": {"name": "fcn"},
@@ -52,12 +54,12 @@ VARIANTS = {
     "K 32": {"num_codes": 32},
 }
 OBJECTS = tuple(range(8, 20))
-# Runs differ in a seed only, so each picture is drawn once for all of them.
+# All runs use the same scenes, so each is drawn once.
 scenes.draw = functools.cache(scenes.draw)
 
 
 def run_once(variant: str, seed: int, workdir: Path) -> dict[str, float]:
-    """Trains and scores one variant with one seed."""
+    """Trains and evaluates one variant with one seed."""
     from encnet_jax.train import train
 
     config = get_config()
@@ -96,10 +98,10 @@ def run_once(variant: str, seed: int, workdir: Path) -> dict[str, float]:
 
 
 def small_object_iou(dataset: SyntheticScenes, predictions: list[np.ndarray]) -> float:
-    """Mean IoU of the objects' classes over the boxes of small objects alone."""
+    """Returns the mean IoU of the object classes inside the boxes of small objects."""
     total = np.zeros((20, 20), np.int64)
-    for number, predicted in enumerate(predictions):
-        scene = scenes.draw(dataset.seed, dataset.start + number)
+    for index, predicted in enumerate(predictions):
+        scene = scenes.draw(dataset.seed, dataset.start + index)
         for _, left, top, right, bottom in scene.boxes:
             if right - left <= scenes.SMALL_SIZE:
                 box = np.s_[top:bottom, left:right]
@@ -110,7 +112,7 @@ def small_object_iou(dataset: SyntheticScenes, predictions: list[np.ndarray]) ->
 
 
 def _count(labels: np.ndarray, predicted: np.ndarray) -> np.ndarray:
-    # One shape for all boxes, so that the matrix is compiled once.
+    # Padded to one shape, so that the function is compiled once.
     padded = np.full((2, 32, 32), scenes.IGNORE_LABEL, np.uint8)
     padded[1] = 0
     padded[0, : labels.shape[0], : labels.shape[1]] = labels
@@ -122,7 +124,7 @@ _matrix = jax.jit(functools.partial(confusion_matrix, num_classes=20))
 
 
 def table(results: dict[str, dict[str, dict[str, float]]]) -> str:
-    """Returns means and deviations over the seeds as a Markdown table."""
+    """Formats means and standard deviations over the seeds as a Markdown table."""
     lines = [
         "| variant | seeds | mean IoU | ambiguous classes | small objects |",
         "|---|---|---|---|---|",
@@ -137,7 +139,7 @@ def table(results: dict[str, dict[str, dict[str, float]]]) -> str:
 
 
 def plot(results: dict[str, dict[str, dict[str, float]]], path: Path) -> None:
-    """Draws the ablation, the sweep of alpha and that of K candidate by candidate."""
+    """Plots the ablation and the sweeps of alpha and K side by side."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -172,15 +174,15 @@ def plot(results: dict[str, dict[str, dict[str, float]]], path: Path) -> None:
     figure, axes = pyplot.subplots(1, 3, figsize=(12, 3.6), sharey=True)
     for axis, (title, columns) in zip(axes, panels.items()):
         columns = [column for column in columns if column[1] in results]
-        for place, (_, variant) in enumerate(columns):
-            axis.bar(place, values(variant).mean(), width=0.6, color="#7fb3a5")
+        for position, (_, variant) in enumerate(columns):
+            axis.bar(position, values(variant).mean(), width=0.6, color="#7fb3a5")
             runs = values(variant)
-            axis.plot([place] * len(runs), runs, "o", color="#2f4858", markersize=4)
+            axis.plot([position] * len(runs), runs, "o", color="#2f4858", markersize=4)
         axis.set_xticks(range(len(columns)), [label for label, _ in columns])
         axis.set_xlabel(title)
         axis.spines[["top", "right"]].set_visible(False)
     axes[0].set_ylabel("mean IoU on test, %")
-    figure.suptitle("scenes: a bar is the mean of the seeds, a dot is one seed")
+    figure.suptitle("scenes: bars are means over seeds, dots single seeds")
     figure.tight_layout()
     figure.savefig(path, dpi=110)
 

@@ -1,10 +1,10 @@
-"""How long a user waits: the import, and `predict.py` on one picture.
+"""Startup time: imports, and `predict.py` on one image.
 
     python -m benchmarks.startup [--backbone=resnet50] [--size=480] [--rounds=3]
 
-`predict.py` runs as a command of its own on a workdir with random weights: at first
-with an empty folder of compiled programs, then with what the first run left there (as
-it is by default, in ~/.cache/encnet_jax/compiled). Each in a new process; medians.
+`predict.py` runs as a command on a workdir with random weights, first with an empty
+compilation cache, then with the cache of the first run (by default in
+~/.cache/encnet_jax/compiled). Medians over new processes.
 """
 
 import os
@@ -29,13 +29,13 @@ from encnet_jax.run.model_config import model_settings
 from encnet_jax.run.state import create_train_state, split_model
 
 _BACKBONE = flags.DEFINE_string("backbone", "resnet50", "Backbone.")
-_SIZE = flags.DEFINE_integer("size", 480, "Height and width of the picture.")
-_ROUNDS = flags.DEFINE_integer("rounds", 3, "Runs of each kind.")
+_SIZE = flags.DEFINE_integer("size", 480, "Height and width of the image.")
+_ROUNDS = flags.DEFINE_integer("rounds", 3, "Runs of each command.")
 _ROOT = Path(__file__).resolve().parents[1]
 
 
 def write_workdir(workdir: Path) -> None:
-    """Writes what a training of EncNet on ADE20K would leave, with random weights."""
+    """Writes a workdir of EncNet on ADE20K with random weights."""
     config = default()
     config.total_steps = 1
     config.model.backbone = _BACKBONE.value
@@ -50,7 +50,7 @@ def write_workdir(workdir: Path) -> None:
 
 
 def seconds_of(*arguments: str, cache: Path | None = None) -> float:
-    """Returns how long a Python command takes in a process of its own."""
+    """Times a Python command in a new process."""
     environment = dict(os.environ)
     if cache:
         environment["JAX_COMPILATION_CACHE_DIR"] = str(cache)
@@ -60,19 +60,19 @@ def seconds_of(*arguments: str, cache: Path | None = None) -> float:
 
 
 def main(arguments: list[str]) -> None:
-    """Measures and prints a table."""
+    """Runs the benchmark and prints a table."""
     cli.reject_positional(arguments)
     with tempfile.TemporaryDirectory() as folder:
         scratch = Path(folder)
         write_workdir(scratch / "run")
         rng = np.random.default_rng(0)
         pixels = rng.integers(0, 256, (_SIZE.value, _SIZE.value, 3), np.uint8)
-        Image.fromarray(pixels).save(scratch / "picture.png")
+        Image.fromarray(pixels).save(scratch / "image.png")
         predict = ["predict.py", f"--workdir={scratch / 'run'}"]
-        predict += [f"--output={scratch / 'out'}", str(scratch / "picture.png")]
+        predict += [f"--output={scratch / 'out'}", str(scratch / "image.png")]
         times: dict[str, list[float]] = {}
-        for number in range(_ROUNDS.value):
-            cache = scratch / f"compiled{number}"
+        for index in range(_ROUNDS.value):
+            cache = scratch / f"compiled{index}"
             for name, seconds in (
                 ("import encnet_jax", seconds_of("-c", "import encnet_jax")),
                 ("import jax", seconds_of("-c", "import jax")),

@@ -1,7 +1,7 @@
-"""The 14-layer classifiers in plain PyTorch, for candidate-by-candidate measurements.
+"""The 14-layer classifiers in plain PyTorch, for side-by-side measurements.
 
-Layers have the names of those in `encnet_jax.models.cifar`, whose weights they
-take. channels_last, PyTorch's fused SGD and, if asked for, `torch.compile`.
+Layers are named as in `encnet_jax.models.cifar`, so that they load its weights. Uses
+channels_last, fused SGD and, optionally, `torch.compile`.
 """
 
 import torch
@@ -47,13 +47,13 @@ class EncodingAttention(nn.Module):
 
 
 class Block(nn.Module):
-    """Two 3x3 convolutions beside a shortcut; with attention the norms follow them."""
+    """Residual block of two 3x3 convolutions: pre-norm, or post-norm with attention."""
 
     def __init__(self, channels, planes, stride, attention):
         super().__init__()
-        before = attention is None  # the norm is before the convolution, not behind
+        pre_norm = attention is None
         self.conv1 = nn.Conv2d(channels, planes, 3, stride, 1, bias=False)
-        self.norm1 = nn.BatchNorm2d(channels if before else planes)
+        self.norm1 = nn.BatchNorm2d(channels if pre_norm else planes)
         self.conv2 = nn.Conv2d(planes, planes, 3, 1, 1, bias=False)
         self.norm2 = nn.BatchNorm2d(planes)
         self.attention = attention
@@ -89,8 +89,8 @@ class CifarResNet14(nn.Module):
         self.stem_norm = nn.BatchNorm2d(width)
         self.blocks, channels = nn.ModuleList(), width
         for stage in range(3):
-            for number in range(2):
-                planes, stride = width * 2**stage, 2 if stage and not number else 1
+            for block in range(2):
+                planes, stride = width * 2**stage, 2 if stage and not block else 1
                 self.blocks.append(Block(channels, planes, stride, attention(planes)))
                 channels = planes
         self.norm = nn.BatchNorm2d(channels)
@@ -104,13 +104,13 @@ class CifarResNet14(nn.Module):
 
 
 def network(name, width, codes, weights):
-    """Returns a classifier in training mode with weights of ours.
+    """Returns a classifier in training mode with weights of this package.
 
     Args:
         name: See `encnet_jax.models.registry.CIFAR_MODELS`.
         width: Channels of the first stage.
         codes: Codewords.
-        weights: The nested dicts of parameters, as arrays.
+        weights: Parameters as nested dicts of arrays.
     """
     classifier = CifarResNet14(name, width, codes)
     loaded = {}
@@ -122,9 +122,9 @@ def network(name, width, codes, weights):
         elif kind == "scale" and path[-2] != "encoding":
             kind = "weight"  # of a norm
         loaded[".".join([*path[:-1], kind])] = values
-    missing, unknown = classifier.load_state_dict(loaded, strict=False)
+    missing, unexpected = classifier.load_state_dict(loaded, strict=False)
     statistics = ("running_mean", "running_var", "num_batches_tracked")
-    assert not unknown and all(name.endswith(statistics) for name in missing)
+    assert not unexpected and all(name.endswith(statistics) for name in missing)
     return classifier.train().to(memory_format=torch.channels_last)
 
 
@@ -137,16 +137,16 @@ def _leaves(tree, path=()):
 
 
 class Training:
-    """Steps of a classifier on one batch that stays in memory.
+    """Training steps of a classifier on one batch in memory.
 
     Args:
-        classifier: From `network`.
+        classifier: A classifier from `network`.
         images: uint8 (b, h, w, 3); normalized in every step.
-        labels: Integers (b,).
+        labels: Class indices (b,).
         rate: Learning rate.
-        momentum: Of SGD.
-        decay: Weight decay of every parameter.
-        compiled: By `torch.compile`.
+        momentum: Momentum of SGD.
+        decay: Weight decay of all parameters.
+        compiled: Whether to use `torch.compile`.
     """
 
     def __init__(
@@ -170,7 +170,7 @@ class Training:
             return self.network(self.images).numpy()
 
     def step(self):
-        """Forward, backward, update; returns the loss before the update."""
+        """Takes a step; returns the loss before the update."""
         self.sgd.zero_grad(set_to_none=True)
         loss = self.loss()
         loss.backward()
@@ -178,7 +178,7 @@ class Training:
         return loss.detach()
 
     def candidate(self):
-        """Returns the step as what is timed."""
+        """Returns the step as a candidate."""
         return Candidate(self.step, lambda loss: loss.item())
 
     def _loss(self):

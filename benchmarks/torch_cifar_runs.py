@@ -1,8 +1,8 @@
-"""The classifiers of CIFAR-10 trained in plain PyTorch, by the same recipe as ours.
+"""Training of the CIFAR-10 classifiers in plain PyTorch, by the same recipe.
 
-A check of ours by other code: network, initial weights, crops, gradients and schedule
-share none with it. On a GPU in bfloat16 by autocast, as one CUDA graph a step: launched
-one by one, kernels this small leave the card idle.
+An independent reference: network, initialization, crops, gradients and schedule share
+no code with this package. On a GPU, steps run in bfloat16 by autocast and as one CUDA
+graph, as launching such small kernels one by one leaves the GPU idle.
 """
 
 import math
@@ -15,40 +15,40 @@ from torch.nn import functional as F
 from benchmarks.torch_cifar import CifarResNet14
 from benchmarks.torch_encnet import Encoding
 from benchmarks.torch_training import Normalized
+from encnet_jax.data.augment_device import ArrayDataset
 from encnet_jax.data.dataset_info import CIFAR10
-from encnet_jax.data.datasets import Dataset
 
-_EAGER = 3  # steps before a graph is recorded: they make momenta and choose kernels
+_WARMUP_STEPS = 3  # before capture: they create momenta and select kernels
 
 
 class Images:
     """A split on the device.
 
     Args:
-        dataset: With `images` and `labels` in memory.
-        device: Where.
+        dataset: The split in memory.
+        device: The device.
     """
 
-    def __init__(self, dataset: Dataset, device: torch.device):
+    def __init__(self, dataset: ArrayDataset, device: torch.device):
         self.images = torch.from_numpy(dataset.images).to(device)
         self.labels = torch.from_numpy(dataset.labels).long().to(device)
 
-    def cropped(self, numbers: torch.Tensor, pad: int) -> torch.Tensor:
-        """Returns some of the images with a black border, cropped and mirrored."""
-        count, size = len(numbers), self.images.shape[1]
-        images = F.pad(self.images[numbers], (0, 0, pad, pad, pad, pad))
+    def cropped(self, indices: torch.Tensor, pad: int) -> torch.Tensor:
+        """Pads images with black, then crops and flips them at random."""
+        count, size = len(indices), self.images.shape[1]
+        images = F.pad(self.images[indices], (0, 0, pad, pad, pad, pad))
         device = images.device
-        line = torch.arange(size, device=device)
+        offsets = torch.arange(size, device=device)
         starts = torch.randint(0, 2 * pad + 1, (2, count, 1), device=device)
-        mirrored = torch.rand(count, 1, device=device) < 0.5
-        rows = starts[0] + line
-        columns = starts[1] + torch.where(mirrored, line.flip(0), line)
-        which = torch.arange(count, device=device)[:, None, None]
-        return images[which, rows[:, :, None], columns[:, None]]
+        flipped = torch.rand(count, 1, device=device) < 0.5
+        rows = starts[0] + offsets
+        columns = starts[1] + torch.where(flipped, offsets.flip(0), offsets)
+        batch = torch.arange(count, device=device)[:, None, None]
+        return images[batch, rows[:, :, None], columns[:, None]]
 
 
 class Step:
-    """Forward, backward, update on the batch that stands in `images` and `labels`."""
+    """A training step on the batch in the buffers `images` and `labels`."""
 
     def __init__(self, network: Normalized, data: Images, config: ConfigDict):
         self.images = data.images[: config.batch_size].clone()
@@ -72,8 +72,8 @@ class Step:
             self.graph.replay()
         elif self.images.device.type == "cpu":
             self._take()
-        elif self.count < _EAGER:
-            # Not on the default stream, on which nothing can be recorded.
+        elif self.count < _WARMUP_STEPS:
+            # On a side stream, as CUDA graphs require for warm-up.
             stream, default = torch.cuda.Stream(), torch.cuda.current_stream()
             stream.wait_stream(default)
             with torch.cuda.stream(stream):
@@ -99,33 +99,33 @@ class Step:
 
 
 def train(
-    config: ConfigDict, datasets: tuple[Dataset, Dataset]
+    config: ConfigDict, datasets: tuple[ArrayDataset, ArrayDataset]
 ) -> tuple[list[tuple[int, float]], float]:
-    """Trains one network as `config` says.
+    """Trains one network by a configuration.
 
     Returns:
-        The error on test after each of the steps where it is scored, and the seconds a
-        step takes, crop and mirror in it.
+        (step, test error) at each evaluation, and the seconds per step including crop
+        and flip.
     """
     torch.manual_seed(config.seed)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    network = Normalized(created(config), CIFAR10)
+    network = Normalized(create_network(config), CIFAR10)
     network.to(device, memory_format=torch.channels_last)
     data, test = (Images(dataset, device) for dataset in datasets)
     step = Step(network, data, config)
     size, batch = len(data.images), config.batch_size
-    curve, seconds, numbers = [], 0.0, torch.empty(0)
+    curve, seconds, order = [], 0.0, torch.empty(0)
     start = time.perf_counter()
-    for number in range(config.total_steps):
-        if len(numbers) < batch:  # what is left over is dropped
-            numbers = torch.randperm(size, device=device)
-        taken, numbers = numbers[:batch], numbers[batch:]
-        step.images.copy_(data.cropped(taken, config.data.pad))
-        step.labels.copy_(data.labels[taken])
-        progress = number / config.total_steps
+    for index in range(config.total_steps):
+        if len(order) < batch:  # drop the remainder of the epoch
+            order = torch.randperm(size, device=device)
+        indices, order = order[:batch], order[batch:]
+        step.images.copy_(data.cropped(indices, config.data.pad))
+        step.labels.copy_(data.labels[indices])
+        progress = index / config.total_steps
         step.rate.fill_(config.learning_rate * (1 + math.cos(math.pi * progress)) / 2)
         step()
-        done = number + 1
+        done = index + 1
         if done % config.eval_every == 0 or done == config.total_steps:
             found = error(network, test, config.evaluation.batch_size)
             seconds += time.perf_counter() - start
@@ -135,8 +135,8 @@ def train(
     return curve, seconds / config.total_steps
 
 
-def created(config: ConfigDict) -> CifarResNet14:
-    """Returns a network with PyTorch's initial weights, and the paper's encodings."""
+def create_network(config: ConfigDict) -> CifarResNet14:
+    """Returns a network with PyTorch's initialization; the paper's for encodings."""
     model = config.model
     network = CifarResNet14(model.name, model.width, model.num_codes)
     for layer in network.modules():
@@ -149,7 +149,7 @@ def created(config: ConfigDict) -> CifarResNet14:
 
 @torch.no_grad()
 def error(network: Normalized, data: Images, batch: int) -> float:
-    """Returns the share of a split that is taken for another class, in float32."""
+    """Returns the classification error on a split, in float32."""
     network.eval()
     wrong = 0
     for images, labels in zip(data.images.split(batch), data.labels.split(batch)):

@@ -1,7 +1,7 @@
-"""EncNet on ResNet-50 in plain PyTorch, for candidate-by-candidate measurements.
+"""EncNet on ResNet-50 in plain PyTorch, for side-by-side measurements.
 
-Written for the benchmarks from the paper and from the names of PyTorch-Encoding's state
-dicts, which `encnet_jax.convert.load` reads: both candidates get the same weights.
+Written for the benchmarks from the paper and the keys of PyTorch-Encoding's state
+dicts, which `encnet_jax.convert.load` reads, so that both run with the same weights.
 """
 
 import torch
@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 
 class Bottleneck(nn.Module):
-    """1x1, 3x3 and 1x1 convolutions around a shortcut."""
+    """Residual block of 1x1, 3x3 and 1x1 convolutions."""
 
     def __init__(self, channels, planes, stride, dilation):
         super().__init__()
@@ -68,7 +68,7 @@ class Backbone(nn.Module):
 
 
 class Encoding(nn.Module):
-    """Residuals to the codewords, summed over the pixels by soft assignment."""
+    """Encoding layer: residuals to the codewords, aggregated by soft assignment."""
 
     def __init__(self, channels, codes):
         super().__init__()
@@ -89,7 +89,7 @@ class Encoding(nn.Module):
 
 
 class ContextEncoding(nn.Module):
-    """Scales the channels by what the whole image contains."""
+    """Context Encoding Module: channel attention from an encoding of the image."""
 
     def __init__(self, channels, classes, codes):
         super().__init__()
@@ -110,7 +110,7 @@ class ContextEncoding(nn.Module):
 
 
 class EncNet(nn.Module):
-    """Maps normalized images (b, 3, h, w) to logits of their size."""
+    """Maps normalized images (b, 3, h, w) to logits (b, classes, h, w)."""
 
     def __init__(self, classes, codes=32):
         super().__init__()
@@ -132,7 +132,7 @@ class EncNet(nn.Module):
 
 
 def random_weights(model, seed=0):
-    """Fills a model with weights that keep the size of features; returns NumPy ones."""
+    """Fills a model with weights that preserve variance; returns them as arrays."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, value in model.state_dict().items():
@@ -145,7 +145,7 @@ def random_weights(model, seed=0):
             elif name.endswith("running_var"):
                 value.copy_(1 + drawn.abs() / 10)
             elif name.endswith("bn3.weight"):
-                value.fill_(0.25)  # keeps the sums of residual blocks small
+                value.fill_(0.25)  # keeps residual sums small
             elif name.endswith("scale"):
                 value.copy_(-drawn.abs() / 500)
             elif name.endswith("weight"):

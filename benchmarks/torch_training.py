@@ -1,7 +1,7 @@
-"""Training and inference of EncNet in plain PyTorch: the other side of timings.
+"""Training and inference of EncNet in plain PyTorch, the baseline of the benchmarks.
 
-channels_last, autocast to bfloat16 (or float32) and, if asked for, `torch.compile`:
-what one gets without kernels of one's own.
+Uses channels_last, autocast to bfloat16 (or float32) and, optionally, `torch.compile`,
+but no custom kernels.
 """
 
 import torch
@@ -17,20 +17,22 @@ CLASSES = ADE20K.num_classes
 
 
 class TrainedEncNet(EncNet):
-    """EncNet on any ResNet of bottlenecks, with what training needs.
+    """EncNet on any bottleneck ResNet, with auxiliary head and SE loss.
 
-    Maps normalized images (b, 3, h, w) to logits of their size, presence and, in
+    Maps normalized images (b, 3, h, w) to logits of their size, SE logits and, in
     training, the logits of the auxiliary head.
     """
 
     def __init__(self, backbone, classes=CLASSES):
         super().__init__(classes)
-        depth, channels = RESNETS[backbone], 128
-        layout = stage_strides_and_dilations(8, depth.dilated)
-        for number, (blocks, augmentation) in enumerate(zip(depth.blocks, layout)):
-            planes = 64 * 2**number
-            stage = self.pretrained._stage(channels, planes, blocks, *augmentation)
-            setattr(self.pretrained, f"layer{number + 1}", stage)
+        spec, channels = RESNETS[backbone], 128
+        strides_and_dilations = stage_strides_and_dilations(8, spec.dilated)
+        for index, (blocks, settings) in enumerate(
+            zip(spec.blocks, strides_and_dilations)
+        ):
+            planes = 64 * 2**index
+            stage = self.pretrained._stage(channels, planes, blocks, *settings)
+            setattr(self.pretrained, f"layer{index + 1}", stage)
             channels = 4 * planes
         self.auxlayer = nn.Module()
         self.auxlayer.conv5 = nn.Sequential(
@@ -49,20 +51,20 @@ class TrainedEncNet(EncNet):
         x = self.head.conv5(trunk.layer4(stage3))
         encoded = context.encoding(x).mean(1)
         x = F.relu(x + x * context.fc(encoded)[..., None, None])
-        auxiliary = None
+        aux_logits = None
         if self.training:
-            auxiliary = self.upsampled(self.auxlayer.conv5(stage3), images)
-        logits = self.upsampled(self.head.conv6(x), images)
-        return logits, context.selayer(encoded), auxiliary
+            aux_logits = self.upsample(self.auxlayer.conv5(stage3), images)
+        logits = self.upsample(self.head.conv6(x), images)
+        return logits, context.selayer(encoded), aux_logits
 
-    def upsampled(self, logits, images):
+    def upsample(self, logits, images):
         return F.interpolate(
             logits, images.shape[2:], mode="bilinear", align_corners=True
         )
 
 
 class Normalized(nn.Module):
-    """A network for images as they are: uint8 (b, h, w, 3)."""
+    """A network that normalizes its input, uint8 (b, h, w, 3)."""
 
     def __init__(self, network, info=ADE20K):
         super().__init__()
@@ -72,7 +74,7 @@ class Normalized(nn.Module):
         self.register_buffer("offset", mean / std)
 
     def forward(self, images):
-        # (b, 3, h, w) with the channels last in memory.
+        # (b, 3, h, w) in channels_last memory format.
         images = images.permute(0, 3, 1, 2).float()
         return self.network(images * self.scale - self.offset)
 
@@ -86,11 +88,11 @@ class Labels(Normalized):
 
 
 class Torch:
-    """A device, its dtype, and whether programs are compiled for it."""
+    """Runs PyTorch on a device, in a dtype, compiled or eager."""
 
     def __init__(self, device, compiled, dtype=torch.bfloat16):
         self.device, self.compiled, self.dtype = torch.device(device), compiled, dtype
-        # Sizes do not change: let cuDNN try what is quickest.
+        # Sizes are static: let cuDNN choose the fastest kernels.
         torch.backends.cudnn.benchmark = True
 
     def candidate(self, work, backbone, images, labels):
@@ -98,7 +100,7 @@ class Torch:
 
         Args:
             work: `"training"` or `"inference"`.
-            backbone: A ResNet of bottlenecks, or `"tiny"`.
+            backbone: A bottleneck ResNet, or `"tiny"`.
             images: uint8 (b, h, w, 3).
             labels: int32 (b, h, w).
         """
@@ -108,17 +110,17 @@ class Torch:
         return self.inference(network, images)
 
     def training(self, network, images, labels):
-        """Returns steps of SGD with the losses of the paper."""
+        """Returns training steps by SGD with the losses of the paper."""
         network.train().to(self.device, memory_format=torch.channels_last)
         images, labels = (torch.from_numpy(a).to(self.device) for a in (images, labels))
-        whole = Normalized(network).to(self.device)
+        normalized = Normalized(network).to(self.device)
         head = [p for n, p in network.named_parameters() if "pretrained" not in n]
         groups = [
             {"params": network.pretrained.parameters(), "lr": 0.01},
             {"params": head, "lr": 0.1},
         ]
         sgd = torch.optim.SGD(groups, momentum=0.9, weight_decay=1e-4)
-        loss = self._program(lambda images, labels: _loss(whole(images), labels))
+        loss = self._program(lambda images, labels: _loss(normalized(images), labels))
 
         def step():
             sgd.zero_grad(set_to_none=True)
@@ -131,7 +133,7 @@ class Torch:
         return Candidate(step, self.wait)
 
     def inference(self, network, images):
-        """Returns the labels of whole images; what a call returns are these."""
+        """Returns the prediction of the labels of whole images."""
         network.eval().to(self.device, memory_format=torch.channels_last)
         labels = self._program(Labels(network).to(self.device))
         images = torch.from_numpy(images).to(self.device)
@@ -143,7 +145,7 @@ class Torch:
         return Candidate(call, self.wait)
 
     def encoding(self, *, batch, pixels, channels):
-        """Returns the encoding layer, forward, and with its gradients."""
+        """Returns the encoding layer: forward, and with gradients."""
         layer = Encoding(channels, 32).to(self.device)
         size = (batch, channels, pixels, pixels)
         x = torch.randn(size, device=self.device, dtype=self.dtype)
@@ -164,18 +166,18 @@ class Torch:
         return Candidate(forward, self.wait), Candidate(gradients, self.wait)
 
     def start_peak(self):
-        """Counts the peak of memory from now on."""
+        """Resets the peak memory."""
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats()
 
     def peak_bytes(self):
-        """Returns the peak of memory, or None where it is not counted."""
+        """Returns the peak memory, or None where it is not tracked."""
         if self.device.type == "cuda":
             return torch.cuda.max_memory_allocated()
         return None
 
     def wait(self, result):
-        """Returns a result once the device is done."""
+        """Returns a result after synchronizing the device."""
         if self.device.type == "cuda":
             torch.cuda.synchronize()
         return result
@@ -184,31 +186,30 @@ class Torch:
         return torch.compile(function, dynamic=False) if self.compiled else function
 
     def _autocast(self):
-        whole = self.dtype == torch.float32
-        return torch.autocast(self.device.type, self.dtype, enabled=not whole)
+        enabled = self.dtype != torch.float32
+        return torch.autocast(self.device.type, self.dtype, enabled=enabled)
 
 
 def _loss(output, labels):
-    logits, presence, auxiliary = output
-    pixels = {"ignore_index": IGNORE_LABEL}
-    there = torch.zeros(len(labels), 256, device=labels.device)
-    there = there.scatter(1, labels.flatten(1), 1.0)[:, : presence.shape[1]]
+    logits, se_logits, aux_logits = output
+    presence = torch.zeros(len(labels), 256, device=labels.device)
+    presence = presence.scatter(1, labels.flatten(1), 1.0)[:, : se_logits.shape[1]]
     return (
-        F.cross_entropy(logits.float(), labels, **pixels)
-        + 0.2 * F.binary_cross_entropy_with_logits(presence.float(), there)
-        + 0.2 * F.cross_entropy(auxiliary.float(), labels, **pixels)
+        F.cross_entropy(logits.float(), labels, ignore_index=IGNORE_LABEL)
+        + 0.2 * F.binary_cross_entropy_with_logits(se_logits.float(), presence)
+        + 0.2 * F.cross_entropy(aux_logits.float(), labels, ignore_index=IGNORE_LABEL)
     )
 
 
 def version(platform):
-    """Returns what of torch can be measured beside JAX on a platform, or why not.
+    """Returns the torch device for a JAX platform, and the version.
 
     Returns:
-        The device, or None, and the version or the reason.
+        The device, or None, and the version or the reason why there is none.
     """
     known = f"{torch.__version__}, CUDA {torch.version.cuda}"
     if platform == "cpu":
         return "cpu", known
     if platform == "gpu" and torch.cuda.is_available():
         return "cuda", f"{known}, cuDNN {torch.backends.cudnn.version()}"
-    return None, f"{known}: sees no {platform}"
+    return None, f"{known}: no {platform} available"

@@ -2,10 +2,10 @@
 
     python -m benchmarks.training [--sizes=240,480] [--batch=4] [--output=FILE]
 
-float32, 150 classes, all three losses, SGD; uint8 images and labels are in memory. Both
-candidates have the same weights and threads (as many as this process may use; `taskset`
-gives fewer), and no dropout: the losses of the first step are compared before anything
-is timed. Needs the extra `bench`.
+float32, 150 classes, all three losses, SGD; uint8 images and labels are in memory. All
+candidates have the same weights, the same number of threads (all that this process may
+use; limit them with `taskset`), and no dropout. The losses of the first step are
+compared before anything is timed. Needs the extra `bench`.
 """
 
 import copy
@@ -33,14 +33,14 @@ from encnet_jax.run.state import create_train_state, split_model
 
 _BACKBONE = flags.DEFINE_string("backbone", "resnet50", "Backbone.")
 _SIZES = flags.DEFINE_list("sizes", ["240", "480"], "Heights and widths.")
-_BATCH = flags.DEFINE_integer("batch", 4, "Images a step.")
-_ROUNDS = flags.DEFINE_integer("rounds", 3, "Turns of each candidate.")
-_SECONDS = flags.DEFINE_float("seconds", 1.0, "Length of a turn; at least one step.")
+_BATCH = flags.DEFINE_integer("batch", 4, "Images per step.")
+_ROUNDS = flags.DEFINE_integer("rounds", 3, "Rounds per candidate.")
+_SECONDS = flags.DEFINE_float("seconds", 1.0, "Length of a round; at least one step.")
 _OUTPUT = flags.DEFINE_string("output", None, "JSON file for the results.")
 
 
 def candidates(backbone: str, size: int, batch: int) -> dict[str, Candidate]:
-    """Returns all candidates; a call takes a step and returns its loss."""
+    """Returns all candidates; each call takes a step and returns its loss."""
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (batch, size, size, 3), np.uint8)
     labels = rng.integers(0, programs.CLASSES, (batch, size, size), np.int32)
@@ -51,8 +51,8 @@ def candidates(backbone: str, size: int, batch: int) -> dict[str, Candidate]:
             module.p = 0.0
     found = {"encnet_jax": _ours(backbone, weights, images, labels)}
     for name, compiled in (("torch", False), ("torch.compile", True)):
-        machine = Torch("cpu", compiled, torch.float32)
-        found[name] = machine.training(copy.deepcopy(plain), images, labels)
+        torch_runner = Torch("cpu", compiled, torch.float32)
+        found[name] = torch_runner.training(copy.deepcopy(plain), images, labels)
     return found
 
 
@@ -64,7 +64,7 @@ def _ours(
     program = programs.training(size=size, batch=batch, dtype="float32", **settings)
     step = program.compile()
     model = create_model("encnet", num_classes=programs.CLASSES, **settings)
-    load_torch_weights(model, weights, dataset="pytorch_encoding")
+    load_torch_weights(model, weights, source="pytorch_encoding")
     _, params, batch_stats = split_model(model)
     tx = create_optimizer(poly_schedule(0.01, 1000))
     state = create_train_state(params, batch_stats, tx)
@@ -79,8 +79,8 @@ def _ours(
     return Candidate(call, jax.block_until_ready)
 
 
-def check(found: dict[str, Candidate]) -> None:
-    """Raises `RuntimeError` unless all first steps have the same loss."""
+def check_losses(found: dict[str, Candidate]) -> None:
+    """Raises `RuntimeError` if the losses of the first steps differ."""
     losses = {
         name: float(candidate.wait(candidate.call()))
         for name, candidate in found.items()
@@ -91,10 +91,10 @@ def check(found: dict[str, Candidate]) -> None:
 
 
 def main(arguments: list[str]) -> None:
-    """Measures, prints a table, and writes the file."""
+    """Runs the benchmark, prints a table, and writes the results."""
     cli.reject_positional(arguments)
     torch.set_num_threads(len(os.sched_getaffinity(0)))
-    # Its processes that compile would be forks of one that runs JAX.
+    # Its compile workers would be forked from a process that runs JAX.
     torch._inductor.config.compile_threads = 1
     record = BenchmarkRecord(Path(_OUTPUT.value)) if _OUTPUT.value else None
     if record:
@@ -102,7 +102,7 @@ def main(arguments: list[str]) -> None:
     print("| batch, size | encnet_jax | torch | torch.compile |\n|---|---|---|---|")
     for size in map(int, _SIZES.value):
         found = candidates(_BACKBONE.value, size, _BATCH.value)
-        check(found)
+        check_losses(found)
         times = medians(found, rounds=_ROUNDS.value, seconds=_SECONDS.value)
         ours = times.pop("encnet_jax")
         ratios = " | ".join(f"{seconds / ours:.2f} x" for seconds in times.values())
@@ -111,7 +111,7 @@ def main(arguments: list[str]) -> None:
         if record:
             record.put("done", name, {"encnet_jax": ours, **times})
         del found
-        gc.collect()  # three trainings
+        gc.collect()  # frees three training states
 
 
 if __name__ == "__main__":

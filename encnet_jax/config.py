@@ -78,7 +78,7 @@ def _model() -> ConfigDict:
 
 def _data() -> ConfigDict:
     data = ConfigDict()
-    data.name = ""  # key of data.dataset_info.DATASETS; every config sets it
+    data.name = ""  # key of data.registry.DATASETS; every config sets it
     data.data_dir = config_dict.placeholder(str)  # see docs/data.md
     data.train_split = "train"
     data.base_size = 520  # pixels of the long side at scale 1

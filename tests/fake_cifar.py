@@ -1,4 +1,4 @@
-"""A data set prepared as TFDS prepares CIFAR-10, small and easy to learn."""
+"""A small, easily learned data set in the format of TFDS's CIFAR-10."""
 
 from pathlib import Path
 
@@ -6,10 +6,10 @@ import numpy as np
 import tensorflow_datasets as tfds
 from tensorflow_datasets.core import registered
 
-with registered.skip_registration():  # the name is TFDS's own
+with registered.skip_registration():  # the name belongs to TFDS
 
     class Cifar10(tfds.core.GeneratorBasedBuilder):
-        """Images of one color a class, with noise."""
+        """Noisy images of one color per class."""
 
         VERSION = tfds.core.Version("3.0.2")
         counts = {"train": 40, "test": 20}
@@ -35,22 +35,22 @@ with registered.skip_registration():  # the name is TFDS's own
 
         def _generate_examples(self, split):
             rng = np.random.default_rng(len(split))
-            for number in range(self.counts[split]):
-                yield f"{split}_{number:05}", example(number % 10, number, split, rng)
+            for index in range(self.counts[split]):
+                yield f"{split}_{index:05}", example(index % 10, index, split, rng)
 
 
-def example(label: int, number: int, split: str, rng: np.random.Generator) -> dict:
+def example(label: int, index: int, split: str, rng: np.random.Generator) -> dict:
     """Returns one example as the builder stores it."""
     color = np.array([25 * label, 250 - 25 * label, 60 * (label % 4)])
     image = color + rng.integers(-20, 20, (32, 32, 3))
     return {
-        "id": f"{split}_{number:05}",
+        "id": f"{split}_{index:05}",
         "image": image.clip(0, 255).astype(np.uint8),
         "label": label,
     }
 
 
 def prepare(folder: Path) -> Path:
-    """Prepares the set below a folder, which it returns."""
+    """Prepares the data set in a folder, and returns the folder."""
     Cifar10(data_dir=folder).download_and_prepare()
     return folder

@@ -1,4 +1,4 @@
-"""Modules with weights from NumPy: drawing them by JAX takes longer than the tests."""
+"""Modules initialized by NumPy, as initializing them by JAX outlasts the tests."""
 
 import functools
 from collections.abc import Callable
@@ -14,8 +14,8 @@ def random_module(
 ) -> nnx.Module:
     """Returns `create(*args, **settings)` in training mode with random weights.
 
-    Kernels keep the variance of their input, codewords are standard normals; biases
-    and running statistics are those of a fresh module.
+    Kernels preserve the variance of their input, codewords are standard normal; biases
+    and running statistics are those of a newly initialized module.
     """
     build = functools.partial(create, *args, **settings)
     graphdef, state = nnx.split(nnx.eval_shape(lambda: build(rngs=nnx.Rngs(0))))
@@ -26,8 +26,8 @@ def random_module(
             return jax.random.key(0)
         keys = [str(key.key) for key in path if hasattr(key, "key")]
         if keys[-1] == "kernel":
-            deviation = np.sqrt(2 / np.prod(leaf.shape[:-1]))
-            values = rng.normal(0, deviation, leaf.shape)
+            std = np.sqrt(2 / np.prod(leaf.shape[:-1]))
+            values = rng.normal(0, std, leaf.shape)
         elif keys[-1] == "codewords":
             values = rng.normal(0, 1, leaf.shape)
         elif keys[-1] == "scale" and keys[-2:-1] in ([], ["encoding"]):

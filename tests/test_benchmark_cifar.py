@@ -1,4 +1,4 @@
-"""The benchmarks of the CIFAR classifiers run to their end."""
+"""Tests of the benchmarks of the CIFAR classifiers, from start to end."""
 
 import importlib.util
 import json
@@ -37,7 +37,7 @@ def test_network_in_torch_is_the_same(name):
     np.testing.assert_allclose(actual, expected, atol=1e-4 * abs(expected).max())
 
 
-def test_sides_are_compared_and_timed(tmp_path):
+def test_candidates_are_compared_and_timed(tmp_path):
     pytest.importorskip("torch")
     path = tmp_path / "cifar.json"
     result = bench(
@@ -66,8 +66,8 @@ def test_unknown_model_is_named():
 
 @pytest.fixture(scope="module")
 def cifar(tmp_path_factory):
-    made_up = pytest.importorskip("tests.fake_cifar")
-    return made_up.prepare(tmp_path_factory.mktemp("tfds"))
+    fake_cifar = pytest.importorskip("tests.fake_cifar")
+    return fake_cifar.prepare(tmp_path_factory.mktemp("tfds"))
 
 
 @pytest.fixture(scope="module")
@@ -77,7 +77,7 @@ def results(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def images(cifar):
-    """The same set as a file of NumPy."""
+    """Returns the same data set as an .npz file."""
     path, arrays = cifar / "cifar.npz", {}
     for split in ("train", "test"):
         loaded = load_arrays(open_dataset("cifar10", split, str(cifar)))
@@ -94,7 +94,7 @@ def runs(results, *arguments):
     )
 
 
-def test_runs_are_scored_and_not_made_again(cifar, images, results):
+def test_runs_are_evaluated_and_not_repeated(cifar, images, results):
     first = runs(results, "--seeds=3", f"--data_dir={cifar}")
     assert first.returncode == 0, first.stderr
     path = results / "cifar.json"
@@ -102,13 +102,13 @@ def test_runs_are_scored_and_not_made_again(cifar, images, results):
     resnet, encnet = found["resnet"]["3"], found["encnet-drop"]["3"]
     assert resnet["parameters"] < encnet["parameters"]
     for row in (resnet, encnet):
-        # A sixth of the steps, rounded up, and the last one.
+        # Every sixth of the steps, rounded up, and the last step.
         assert [step for step, _ in row["curve"]] == [2, 4, 6, 7]
         assert row["error"] == row["curve"][-1][1]
         assert row["seconds_a_step"] > 0
     assert f"| {resnet['parameters']:,} | " in (results / "cifar.md").read_text()
-    with Image.open(results / "cifar.png") as picture:
-        assert picture.width > 600
+    with Image.open(results / "cifar.png") as image:
+        assert image.width > 600
     arguments = "--seeds=3,4", "--models=resnet", f"--images={images}"
     second = runs(results, *arguments)
     assert second.returncode == 0, second.stderr
@@ -118,31 +118,31 @@ def test_runs_are_scored_and_not_made_again(cifar, images, results):
     assert "resnet 4 " in second.stdout and "resnet 3 " not in second.stdout
 
 
-def test_runs_of_another_schedule_are_refused(results):
+def test_runs_of_another_schedule_are_rejected(results):
     result = runs(results, "--steps=8")
     assert result.returncode == 2
     assert "--steps=8: the runs in " in errors(result)[0]
     assert "have 7; give another --output" in errors(result)[0]
 
 
-def test_torch_learns_and_its_runs_stand_beside_ours(images, tmp_path):
+def test_torch_learns_and_its_runs_are_reported(images, tmp_path):
     pytest.importorskip("torch")
     result = runs(tmp_path, "--models=torch_encnet", "--steps=20", f"--images={images}")
     assert result.returncode == 0, result.stderr
     found = json.loads((tmp_path / "cifar.json").read_text())["torch_encnet"]
     for row in found.values():
         assert [step for step, _ in row["curve"]] == [4, 8, 12, 16, 20]
-        assert row["error"] == row["curve"][-1][1] < 0.6  # by chance 0.9
+        assert row["error"] == row["curve"][-1][1] < 0.6  # 0.9 by chance
     assert f"| torch_encnet | {row['parameters']:,} | " in result.stdout
 
 
-def test_variant_that_torch_lacks_is_refused(tmp_path):
+def test_variant_that_torch_lacks_is_rejected(tmp_path):
     result = runs(tmp_path, "--models=torch_encnet-drop")
     assert result.returncode == 2
-    assert errors(result)[0].startswith("error: --models=torch_encnet-drop: PyTorch")
+    assert "--models=torch_encnet-drop: the PyTorch" in errors(result)[0]
 
 
-def test_torch_is_asked_for_where_it_is_missing(tmp_path):
+def test_missing_torch_is_named(tmp_path):
     if importlib.util.find_spec("torch"):
         pytest.skip("torch is installed")
     result = runs(tmp_path, "--models=torch_encnet")
@@ -155,10 +155,10 @@ def test_file_without_images_is_named(tmp_path):
     np.savez(tmp_path / "empty.npz", images=np.zeros(3))
     result = runs(tmp_path / "results", f"--images={tmp_path / 'empty.npz'}")
     assert result.returncode == 2
-    assert "empty.npz: no arrays train_images and train_labels" in errors(result)[0]
+    assert "empty.npz: cannot read train_images and train_labels" in errors(result)[0]
 
 
-def test_crops_in_torch_are_those_of_a_black_border():
+def test_crops_in_torch_are_those_of_the_padded_image():
     torch = pytest.importorskip("torch")
     from benchmarks.torch_cifar_runs import Images
 

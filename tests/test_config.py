@@ -11,7 +11,7 @@ import pytest
 from flax import nnx
 
 from encnet_jax.config import default, default_workdir, load_config, save_config
-from encnet_jax.data.dataset_info import DATASETS
+from encnet_jax.data.registry import dataset_info
 from encnet_jax.errors import UserError
 from encnet_jax.models import create_model
 from encnet_jax.run.model_config import check_config, model_settings
@@ -56,7 +56,7 @@ def test_every_file_is_in_this_test():
 def test_every_config_is_valid_and_builds_its_model(config):
     check_config(config)
     if config.data.name != "folder":
-        info = DATASETS[config.data.name]
+        info = dataset_info(config.data.name)
         assert config.data.train_split in info.splits
         assert config.evaluation.split in info.splits
         check_task(config, info)

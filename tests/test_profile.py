@@ -1,4 +1,4 @@
-"""Tests of the profile: every operation of a program belongs to a layer."""
+"""Tests of the profile: every operation of a program is attributed to a layer."""
 
 import jax
 import jax.numpy as jnp
@@ -24,11 +24,11 @@ def compiled_gradient():
     return step.lower(*arguments).compile(), arguments
 
 
-def test_time_is_that_of_the_layers_that_were_run():
+def test_time_is_attributed_to_the_layers_that_ran():
     step, arguments = compiled_gradient()
     groups = operations(step.as_text())
     assert {
-        "products of convolutions",
+        "convolution GEMMs",
         "batch norm, ReLU, residual sums",
         "max pooling",
         "resizing and loss",
@@ -38,10 +38,12 @@ def test_time_is_that_of_the_layers_that_were_run():
     assert found.keys() <= set(groups.values()) | {"rest"}
 
 
-def test_innermost_function_tells_the_group():
+def test_innermost_function_determines_the_group():
     stack = ["winograd", "Conv.__call__", "ConvBN.__call__", "Block.__call__"]
-    assert group_of("add.1", "add", stack) == "sums of Winograd's form, phases"
-    assert group_of("dot.1", "dot_general", stack) == "products of convolutions"
+    assert (
+        group_of("add.1", "add", stack) == "Winograd transforms, im2col, space-to-batch"
+    )
+    assert group_of("dot.1", "dot_general", stack) == "convolution GEMMs"
     assert group_of("add.1", "add", stack[2:]) == "batch norm, ReLU, residual sums"
     assert group_of("add.1", "add", ["main"]) == "rest"
-    assert group_of("dot.2", "", []) == "products of convolutions"
+    assert group_of("dot.2", "", []) == "convolution GEMMs"

@@ -1,4 +1,4 @@
-"""Every recipe takes a training step, on a made-up copy of its published files."""
+"""Every recipe takes a training step, on fake copies of the published files."""
 
 import json
 
@@ -30,12 +30,12 @@ from tests.data.builders import (  # noqa: E402
 from tests.data.builders.archives import jpeg, png, unpack  # noqa: E402
 
 
-def own_files():
+def folder_files():
     files = {"classes.json": json.dumps(["cat", "dog", "mat"]).encode()}
     for split, count in (("train", 3), ("val", 1)):
-        for number in range(count):
-            files[f"images/{split}/{number}.jpg"] = jpeg(6, 8, 40 * number)
-            files[f"labels/{split}/{number}.png"] = png(np.arange(48).reshape(6, 8) % 3)
+        for index in range(count):
+            files[f"images/{split}/{index}.jpg"] = jpeg(6, 8, 40 * index)
+            files[f"labels/{split}/{index}.png"] = png(np.arange(48).reshape(6, 8) % 3)
     return files
 
 
@@ -46,7 +46,7 @@ RECIPES = {
         lambda: test_cityscapes.image_files() | test_cityscapes.label_files(),
     ),
     "coco_stuff": (coco_stuff.get_config, test_coco_stuff.unpacked_files),
-    "folder": (folder.get_config, own_files),
+    "folder": (folder.get_config, folder_files),
     "pascal_context": (
         pascal_context.get_config,
         lambda: test_pascal_context.image_files() | test_pascal_context.label_files(),
@@ -62,8 +62,8 @@ RECIPES = {
 }
 
 
-def shrunk(config):
-    """Returns a recipe with its data and losses, on a net whose steps are quick."""
+def shrink(config):
+    """Shrinks a recipe to a network whose steps are fast, with its data and losses."""
     config.total_steps = config.batch_size = 2
     config.eval_every = config.log_every = config.checkpoint_every = 2
     config.evaluation.batch_size = 1
@@ -78,7 +78,7 @@ def shrunk(config):
     return config
 
 
-def scores_of_two_steps(config, workdir):
+def train_two_steps(config, workdir):
     validate(config)
     scores = train(config, workdir)
     lines = (workdir / "metrics.jsonl").read_text().splitlines()
@@ -101,18 +101,18 @@ def _any_count(monkeypatch):
 @pytest.mark.parametrize("name", RECIPES)
 def test_recipe_takes_a_step_on_its_published_files(name, tmp_path):
     get_config, files = RECIPES[name]
-    config = shrunk(get_config())
+    config = shrink(get_config())
     data_dir = manual = tmp_path / "manual"
     unpack(manual, files())
     if name != "folder":
         data_dir = tmp_path / "data"
         open_dataset(config.data.name, "train", str(data_dir), manual_dir=str(manual))
     config.data.data_dir = str(data_dir)
-    scores = scores_of_two_steps(config, tmp_path / "run")
+    scores = train_two_steps(config, tmp_path / "run")
     assert 0 <= scores["mean_iou"] <= 1
     if name == "voc2012-aug":
-        last = shrunk(voc2012.get_config("finetune-r50"))
+        last = shrink(voc2012.get_config("finetune-r50"))
         open_dataset("voc2012", "train", str(data_dir), manual_dir=str(manual))
         last.data.data_dir = str(data_dir)
         last.model.weights = str(tmp_path / "run")
-        scores_of_two_steps(last, tmp_path / "last")
+        train_two_steps(last, tmp_path / "last")

@@ -1,1 +1,1 @@
-"""PyTorch weights, read without PyTorch."""
+"""Import of PyTorch weights, without PyTorch."""

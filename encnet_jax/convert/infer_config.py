@@ -1,11 +1,11 @@
-"""What network a PyTorch state dict belongs to, told from names and shapes alone."""
+"""Infers the network of a PyTorch state dict from its keys and shapes."""
 
 import dataclasses
 import os
 from collections.abc import Mapping
 from typing import Any
 
-from encnet_jax.convert.key_mapping import KeyMapping, key_mapping_of
+from encnet_jax.convert.key_mapping import KeyMapping, find_key_mapping
 from encnet_jax.convert.torch_reader.file import read_state_dict
 from encnet_jax.data.dataset_info import IMAGENET_MEAN, IMAGENET_STD
 from encnet_jax.errors import UserError
@@ -17,17 +17,17 @@ Weights = str | os.PathLike[str] | Mapping[str, Any]
 
 @dataclasses.dataclass(frozen=True)
 class ModelDescription:
-    """What a file of weights tells about its network.
+    """The network that a state dict belongs to.
 
     Attributes:
         source: One of `encnet_jax.convert.key_mapping.SOURCES`.
-        settings: Arguments of `create_model`; for a backbone alone only those that
-            concern the backbone, so `num_classes` is missing.
-        mean: Of the RGB channels on the scale 0 to 1, as the source normalizes.
-        std: Deviation likewise.
-        resize_align_corners: Whether the source resizes images and logits with the
-            corner pixels on each other. For mmsegmentation False, as in its published
-            configs but those with crops of 769 pixels, which the file does not tell.
+        settings: Arguments of `create_model`; for a backbone only those of the
+            backbone, without `num_classes`.
+        mean: Mean of the RGB channels, scaled to 0-1, by which the source normalizes.
+        std: Standard deviation of the RGB channels, scaled to 0-1.
+        resize_align_corners: Whether the source resizes images and logits with aligned
+            corners. False for mmsegmentation, whose published configs align corners
+            only with crops of 769 pixels, which cannot be inferred.
     """
 
     source: str
@@ -49,7 +49,7 @@ class ModelDescription:
         text = f"{self.source}: {s['backbone']}, stem {stem}, width {s['width']}"
         text += ", avg_down" if s["avg_down"] else ""
         if self.backbone_only:
-            return f"{text}, backbone alone"
+            return f"{text}, backbone only"
         text += f", {s['name']} of {s['num_classes']} classes"
         text += f", {s['num_codes']} codewords" if s["name"] == "encnet" else ""
         extras = [key for key in ("lateral", "se_loss", "aux_head") if s.get(key)]
@@ -57,45 +57,48 @@ class ModelDescription:
 
 
 def describe_torch_weights(weights: Weights, source: str = "auto") -> ModelDescription:
-    """Returns what network weights belong to.
+    """Infers the network that weights belong to.
 
     Args:
-        weights: A file (`.pth`, `.pt`, `.safetensors`), or name -> array.
-        source: Where they come from; see `load_torch_weights`.
+        weights: A file (`.pth`, `.pt`, `.safetensors`), or key -> array.
+        source: The code base they come from; see `load_torch_weights`.
 
     Raises:
-        UserError: The file cannot be read, or is of no network that is known here.
+        UserError: The file cannot be read, or the network is not supported.
     """
-    names, where = open_weights(weights)
-    mapping = key_mapping_of(names, source, where)
-    shapes = {name: tuple(value.shape) for name, value in names.items()}
-    settings = _backbone_settings(shapes, mapping, where)
-    encoding = mapping.source == "pytorch_encoding"
+    entries, file = open_weights(weights)
+    mapping = find_key_mapping(entries, source, file)
+    shapes = {key: tuple(array.shape) for key, array in entries.items()}
+    settings = _backbone_settings(shapes, mapping, file)
+    pytorch_encoding = mapping.source == "pytorch_encoding"
     if mapping.head:
-        settings |= _head_settings(shapes, mapping, where)
-        settings |= dict(align_corners=encoding, output_stride=8)
-        # What mmsegmentation trains with; the source's own since its v1.0 is biased.
-        settings["unbiased_running_var"] = not encoding
-    return ModelDescription(mapping.source, settings, resize_align_corners=encoding)
+        settings |= _head_settings(shapes, mapping, file)
+        settings |= dict(align_corners=pytorch_encoding, output_stride=8)
+        # PyTorch-Encoding's own batch norm is biased since v1.0; mmsegmentation uses
+        # PyTorch's.
+        settings["unbiased_running_var"] = not pytorch_encoding
+    return ModelDescription(
+        mapping.source, settings, resize_align_corners=pytorch_encoding
+    )
 
 
 def open_weights(weights: Weights) -> tuple[Mapping[str, Any], str]:
-    """Returns name -> array, and what error messages call it.
+    """Returns key -> array, and the name of the weights in error messages.
 
-    A file `hf://OWNER/REPO/FILE` is downloaded by huggingface_hub, once, to its cache:
-    only a path of this form ever reaches for the network.
+    A file `hf://OWNER/REPO/FILE` is downloaded by huggingface_hub to its cache; no
+    other form accesses the network.
     """
     if isinstance(weights, str) and weights.startswith(_HUB):
-        return read_state_dict(_downloaded(weights)), weights
+        return read_state_dict(_download(weights)), weights
     if isinstance(weights, str | os.PathLike):
         return read_state_dict(weights), str(weights)
     return weights, "the weights"
 
 
-def _downloaded(address: str) -> str:
+def _download(address: str) -> str:
     parts = address.removeprefix(_HUB).split("/", 2)
     if len(parts) != 3 or not all(parts):
-        raise UserError(f"{address}: hf://OWNER/REPO/FILE is needed")
+        raise UserError(f"{address}: must be hf://OWNER/REPO/FILE")
     try:
         from huggingface_hub import errors, hf_hub_download
     except ImportError as error:
@@ -110,21 +113,21 @@ def _downloaded(address: str) -> str:
 
 
 def _shape(
-    shapes: Mapping[str, tuple[int, ...]], name: str, dims: int, where: str
+    shapes: Mapping[str, tuple[int, ...]], key: str, ndim: int, file: str
 ) -> tuple[int, ...]:
-    shape = shapes.get(name)
+    shape = shapes.get(key)
     if shape is None:
-        raise UserError(f"{where}: {name} is missing; the network cannot be told")
-    if len(shape) != dims:
-        raise UserError(f"{where}: {name} has the shape {shape}, not {dims} dimensions")
+        raise UserError(f"{file}: {key} is missing; the network cannot be inferred")
+    if len(shape) != ndim:
+        raise UserError(f"{file}: {key} has shape {shape}, not {ndim} dimensions")
     return shape
 
 
 def _backbone_settings(
-    shapes: Mapping[str, tuple[int, ...]], mapping: KeyMapping, where: str
+    shapes: Mapping[str, tuple[int, ...]], mapping: KeyMapping, file: str
 ) -> dict[str, Any]:
-    def shape(name: str) -> tuple[int, ...]:
-        return _shape(shapes, mapping.prefix + name, 4, where)
+    def shape(key: str) -> tuple[int, ...]:
+        return _shape(shapes, mapping.prefix + key, 4, file)
 
     blocks = []
     for stage in range(1, 5):
@@ -133,13 +136,16 @@ def _backbone_settings(
             count += 1
         blocks.append(count)
     bottleneck = f"{mapping.prefix}layer1.0.conv3.weight" in shapes
-    wanted = (tuple(blocks), bottleneck)
-    known = {name: (d.blocks, d.bottleneck) for name, d in RESNETS.items()}
-    backbone = next((name for name in known if known[name] == wanted), None)
+    matches = (
+        name
+        for name, spec in RESNETS.items()
+        if (spec.blocks, spec.bottleneck) == (tuple(blocks), bottleneck)
+    )
+    backbone = next(matches, None)
     if backbone is None:
         kind = "bottleneck" if bottleneck else "basic"
         raise UserError(
-            f"{where}: stages of {blocks} {kind} blocks; known are {', '.join(RESNETS)}"
+            f"{file}: stages of {blocks} {kind} blocks; known are {', '.join(RESNETS)}"
         )
     deep = f"{mapping.deep_stem}.0.weight"
     plain = mapping.prefix + deep not in shapes
@@ -147,16 +153,16 @@ def _backbone_settings(
         backbone=backbone,
         stem="plain" if plain else "deep",
         stem_width=64 if plain else shape(deep)[0],
-        avg_down=mapping.pooled_shortcut,
+        avg_down=mapping.avg_down,
         width=shape("layer1.0.conv1.weight")[0],
     )
 
 
 def _head_settings(
-    shapes: Mapping[str, tuple[int, ...]], mapping: KeyMapping, where: str
+    shapes: Mapping[str, tuple[int, ...]], mapping: KeyMapping, file: str
 ) -> dict[str, Any]:
-    def shape(layer: str, dims: int = 4) -> tuple[int, ...]:
-        return _shape(shapes, f"{mapping.head[layer]}.weight", dims, where)
+    def shape(layer: str, ndim: int = 4) -> tuple[int, ...]:
+        return _shape(shapes, f"{mapping.head[layer]}.weight", ndim, file)
 
     def has(layer: str, leaf: str = "weight") -> bool:
         return f"{mapping.head.get(layer)}.{leaf}" in shapes
@@ -169,14 +175,14 @@ def _head_settings(
     )
     if "head.context.gate" not in mapping.head:
         return settings
-    shape("head.context.gate", 2)  # names it where the head is of another kind
-    codes = 0
+    shape("head.context.gate", 2)  # raises if it is another head
+    num_codes = 0
     if has("head.context.encoding", "codewords"):
-        name = f"{mapping.head['head.context.encoding']}.codewords"
-        codes = _shape(shapes, name, 2, where)[0]
+        key = f"{mapping.head['head.context.encoding']}.codewords"
+        num_codes = _shape(shapes, key, 2, file)[0]
     return settings | dict(
         name="encnet",
         lateral=has("head.fuse.conv"),
-        num_codes=codes,
+        num_codes=num_codes,
         se_loss=has("head.context.se_head"),
     )

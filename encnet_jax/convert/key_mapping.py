@@ -1,7 +1,7 @@
-"""How the PyTorch code bases name what our models hold.
+"""Mapping from parameter paths of this package to the keys of PyTorch state dicts.
 
-Our names are the paths of the parameters and statistics joined by dots, such as
-`backbone.stages.0.2.layers.1.norm.scale`; theirs are those of a state dict.
+Paths are the names of parameters and statistics joined by dots, such as
+`backbone.stages.0.2.layers.1.norm.scale`; keys depend on the PyTorch code base.
 """
 
 import dataclasses
@@ -11,7 +11,7 @@ from encnet_jax.errors import UserError
 
 SOURCES = ("pytorch_encoding", "mmseg", "torchvision", "timm")
 
-# Heads: our layer -> theirs. A batch norm stands beside its convolution.
+# Layers of the heads: path -> key.
 _ENCODING_HEAD = {
     "head.reduce.conv": "head.conv5.0",
     "head.reduce.norm": "head.conv5.1",
@@ -64,125 +64,128 @@ _LEAVES = {
 
 @dataclasses.dataclass(frozen=True)
 class KeyMapping:
-    """How one state dict names its entries.
+    """Key names of one state dict.
 
     Attributes:
         source: One of `SOURCES`.
-        prefix: Before every name of the backbone.
-        deep_stem: `"conv1"`, with the last batch norm `bn1`, or `"stem"`.
-        pooled_shortcut: The shortcut begins with a pooling (the D variant), which
-            moves its convolution and batch norm by one.
-        head: Our layer -> theirs; empty where there is no head.
+        prefix: Prefix of all keys of the backbone.
+        deep_stem: Name of the deep stem: `"conv1"`, whose last batch norm is `bn1`, or
+            `"stem"`.
+        avg_down: Whether shortcuts start with average pooling (ResNet-D), which shifts
+            the index of their convolution and batch norm by one.
+        head: Path -> key of the layers of the heads; empty if there is no head.
     """
 
     source: str
     prefix: str
     deep_stem: str
-    pooled_shortcut: bool
+    avg_down: bool
     head: Mapping[str, str]
 
-    def name(self, path: str, *, plain_stem: bool) -> str | None:
-        """Returns the name of what our models have at a path; None: there is none.
+    def key(self, path: str, *, plain_stem: bool) -> str | None:
+        """Returns the key of a parameter or statistic, or None if there is none.
 
         Args:
-            path: Of a parameter or statistic, `backbone.stem.0.conv.kernel`.
+            path: Path such as `backbone.stem.0.conv.kernel`.
             plain_stem: Whether the model's stem is one 7x7 convolution.
         """
         layer, _, leaf = path.rpartition(".")
         if layer.startswith("backbone."):
-            name = self.prefix + self._backbone(layer.split(".")[1:], plain_stem)
-        elif (name := self.head.get(layer, "")) == "":
+            key = self.prefix + self._backbone_key(layer.split(".")[1:], plain_stem)
+        elif layer in self.head:
+            key = self.head[layer]
+        else:
             return None
-        of_encoding = layer.endswith(".encoding")
-        return f"{name}.{leaf if of_encoding else _LEAVES[leaf]}"
+        return f"{key}.{leaf if layer.endswith('.encoding') else _LEAVES[leaf]}"
 
-    def _backbone(self, parts: list[str], plain_stem: bool) -> str:
-        *where, kind = parts
+    def _backbone_key(self, parts: list[str], plain_stem: bool) -> str:
+        *block_path, kind = parts
         norm = kind == "norm"
-        if where[0] == "stem":
+        if block_path[0] == "stem":
             if plain_stem:
                 return "bn1" if norm else "conv1"
-            if self.deep_stem == "conv1" and where[1] == "2" and norm:
+            if self.deep_stem == "conv1" and block_path[1] == "2" and norm:
                 return "bn1"
-            # Convolution, batch norm, ReLU, three times.
-            return f"{self.deep_stem}.{3 * int(where[1]) + norm}"
-        block = f"layer{int(where[1]) + 1}.{where[2]}"
-        if where[3] == "shortcut":
-            return f"{block}.downsample.{self.pooled_shortcut + norm}"
-        return f"{block}.{'bn' if norm else 'conv'}{int(where[4]) + 1}"
+            # Three times convolution, batch norm, ReLU.
+            return f"{self.deep_stem}.{3 * int(block_path[1]) + norm}"
+        block = f"layer{int(block_path[1]) + 1}.{block_path[2]}"
+        if block_path[3] == "shortcut":
+            return f"{block}.downsample.{self.avg_down + norm}"
+        return f"{block}.{'bn' if norm else 'conv'}{int(block_path[4]) + 1}"
 
-    def belongs_to_backbone(self, name: str) -> bool:
-        """Tells whether a name of theirs is under the backbone."""
+    def in_backbone(self, key: str) -> bool:
+        """Returns whether a key belongs to the backbone."""
         heads = ("head.", "auxlayer.", "decode_head.", "auxiliary_head.")
         if self.prefix:
-            return name.startswith(self.prefix)
-        return not name.startswith(heads)
+            return key.startswith(self.prefix)
+        return not key.startswith(heads)
 
 
-def key_mapping_of(names: Iterable[str], source: str, where: str) -> KeyMapping:
-    """Returns the mapping of a state dict.
+def find_key_mapping(keys: Iterable[str], source: str, file: str) -> KeyMapping:
+    """Returns the key mapping of a state dict.
 
     Args:
-        names: Its names.
-        source: One of `SOURCES`, or `"auto"` to tell it from the names. Plain ResNets
-            of torchvision and timm are named alike and count as torchvision's.
-        where: What error messages call the state dict.
+        keys: Keys of the state dict.
+        source: One of `SOURCES`, or `"auto"` to detect it. Plain ResNets of torchvision
+            and timm have the same keys and count as torchvision's.
+        file: Name of the weights in error messages.
 
     Raises:
-        UserError: The source is none of these, or the names are of no known one.
+        UserError: The source is unknown, or cannot be detected.
     """
-    names = set(names)
+    keys = set(keys)
     if source == "auto":
-        source = detect_source(names, where)
+        source = detect_source(keys, file)
     elif source not in SOURCES:
         raise UserError(f"source={source!r}: allowed are auto, {', '.join(SOURCES)}")
     prefixes = {"pytorch_encoding": "pretrained.", "mmseg": "backbone."}
     prefix = prefixes.get(source, "")
-    if not any(name.startswith(prefix) for name in names):
+    if not _has_prefix(keys, prefix):  # a backbone without the rest
         prefix = ""
     head: dict[str, str] = {}
-    if source == "mmseg" and _under(names, "decode_head."):
+    if source == "mmseg" and _has_prefix(keys, "decode_head."):
         head = _MMSEG_HEAD
-    elif source == "pytorch_encoding" and _under(names, "head."):
+    elif source == "pytorch_encoding" and _has_prefix(keys, "head."):
         head = _ENCODING_HEAD
-        if "head.conv5.4.weight" in names:
+        if "head.conv5.4.weight" in keys:  # FCN
             head = {k: v for k, v in head.items() if "context" not in k}
             head |= _FCN_CLASSIFIER
     return KeyMapping(
         source=source,
         prefix=prefix,
         deep_stem="stem" if source == "mmseg" else "conv1",
-        pooled_shortcut=any(name.endswith(".downsample.2.weight") for name in names),
+        avg_down=any(key.endswith(".downsample.2.weight") for key in keys),
         head=head,
     )
 
 
-def detect_source(names: set[str], where: str) -> str:
-    """Returns the source that names its entries so.
+def detect_source(keys: set[str], file: str) -> str:
+    """Returns the code base that a state dict comes from, by its keys.
 
     Raises:
-        UserError: None of the known ones.
+        UserError: No known code base has such keys.
     """
-    if _under(names, "decode_head.") or _under(names, "stem."):
+    if _has_prefix(keys, "decode_head.") or _has_prefix(keys, "stem."):
         return "mmseg"
-    if _under(names, "pretrained."):
+    if _has_prefix(keys, "pretrained."):
         return "pytorch_encoding"
-    if "backbone.layer1.0.conv1.weight" in names and not _under(names, "classifier."):
+    if "backbone.layer1.0.conv1.weight" in keys and not _has_prefix(
+        keys, "classifier."
+    ):
         return "mmseg"
-    if "layer1.0.conv1.weight" in names and "conv1.weight" in names:
+    if "layer1.0.conv1.weight" in keys and "conv1.weight" in keys:
         return "torchvision"
-    if "layer1.0.conv1.weight" in names and "conv1.0.weight" in names:
-        # PyTorch-Encoding's resnet50s has the shortcuts of the plain net, and so have
-        # timm's nets of that name, which are the same.
-        d_variant = "layer2.0.downsample.2.weight" in names
+    if "layer1.0.conv1.weight" in keys and "conv1.0.weight" in keys:
+        # PyTorch-Encoding's resnet50s has plain shortcuts. timm's networks of that name
+        # do too, and are the same.
+        d_variant = "layer2.0.downsample.2.weight" in keys
         return "timm" if d_variant else "pytorch_encoding"
-    first = ", ".join(sorted(names)[:4]) or "no tensors"
+    first = ", ".join(sorted(keys)[:4]) or "no tensors"
     raise UserError(
-        f"{where}: the names ({first}, ...) are of no known source; known are EncNet "
-        "and FCN of PyTorch-Encoding, EncNet of mmsegmentation, ResNets of torchvision "
-        "and timm"
+        f"{file}: keys of no known source ({first}, ...); known are EncNet and FCN of "
+        "PyTorch-Encoding, EncNet of mmsegmentation, ResNets of torchvision and timm"
     )
 
 
-def _under(names: Iterable[str], prefix: str) -> bool:
-    return any(name.startswith(prefix) for name in names)
+def _has_prefix(keys: Iterable[str], prefix: str) -> bool:
+    return any(key.startswith(prefix) for key in keys)

@@ -1,4 +1,4 @@
-"""A workdir as training writes it, around a network of PyTorch's."""
+"""Converts PyTorch weights to a workdir like those of training."""
 
 import json
 from pathlib import Path
@@ -6,12 +6,8 @@ from pathlib import Path
 from encnet_jax import config, optimizer
 from encnet_jax.convert.infer_config import ModelDescription, Weights
 from encnet_jax.convert.load import load_torch_model
-from encnet_jax.data.dataset_info import (
-    DATASETS,
-    DatasetInfo,
-    save_info,
-    voc_colormap,
-)
+from encnet_jax.data.dataset_info import DatasetInfo, save_info, voc_colormap
+from encnet_jax.data.registry import DATASETS
 from encnet_jax.errors import UserError
 from encnet_jax.run.checkpoint import Checkpoints
 from encnet_jax.run.state import create_train_state, split_model
@@ -20,21 +16,21 @@ from encnet_jax.run.state import create_train_state, split_model
 def write_workdir(
     weights: Weights, workdir: Path, *, classes: str = "", dataset: str = ""
 ) -> str:
-    """Writes a workdir as training does, around the network that a file holds.
+    """Writes a workdir with the network of a weight file.
 
     Args:
-        weights: As `load_torch_model`.
-        workdir: A folder that holds no run yet; made if it is missing.
-        classes: Names of the classes: a JSON file with a list, or joined by commas.
-        dataset: A key of `data.dataset_info.DATASETS`, for its names and colors.
-            With neither, classes are called by their numbers.
+        weights: As in `load_torch_model`.
+        workdir: A folder without a run; created if missing.
+        classes: Class names, comma-separated or in a JSON file with a list.
+        dataset: A key of `data.registry.DATASETS` that defines class names and colors.
+            With neither, classes are named by index.
 
     Returns:
-        What was written, in words.
+        A description of the network, and the workdir.
 
     Raises:
-        UserError: As `load_torch_model`; the number of names is not that of the
-            network's classes; the folder holds a run.
+        UserError: As `load_torch_model`; or the number of class names differs from
+            that of the network, or the folder holds a run.
     """
     for name in ("config.json", "checkpoints"):
         if (workdir / name).exists():
@@ -42,7 +38,7 @@ def write_workdir(
     model, description = load_torch_model(weights)
     info = _class_info(description, classes, dataset)
     settings = config.default()
-    settings.total_steps = 1  # of a training that starts from here; 0 is not valid
+    settings.total_steps = 1  # not trained here, but 0 is invalid
     settings.data.name = dataset
     network = {k: v for k, v in description.settings.items() if k != "num_classes"}
     settings.model.update(network)
@@ -67,10 +63,11 @@ def _class_info(
     if classes:
         names, origin = _class_names(classes), f"--classes={classes}"
     elif dataset:
-        if dataset not in DATASETS:
-            raise UserError(f"--dataset={dataset}: allowed are {', '.join(DATASETS)}")
-        names, origin = DATASETS[dataset].class_names, f"--dataset={dataset}"
-        colors = DATASETS[dataset].colors
+        known = {name: entry.info for name, entry in DATASETS.items() if entry.info}
+        if dataset not in known:
+            raise UserError(f"--dataset={dataset}: allowed are {', '.join(known)}")
+        names, origin = known[dataset].class_names, f"--dataset={dataset}"
+        colors = known[dataset].colors
     else:
         names, origin = tuple(f"class {i}" for i in range(count)), ""
     if len(names) != count:
@@ -95,5 +92,5 @@ def _class_names(classes: str) -> tuple[str, ...]:
     except ValueError as error:
         raise UserError(f"--classes={classes}: not JSON: {error}") from error
     if not isinstance(names, list) or not all(isinstance(n, str) for n in names):
-        raise UserError(f"--classes={classes}: a list of names is needed")
+        raise UserError(f"--classes={classes}: must be a list of names")
     return tuple(names)

@@ -1,1 +1,1 @@
-"""Data sets, augmentation, and the way to the devices."""
+"""Data sets, augmentation, and batches on the devices."""

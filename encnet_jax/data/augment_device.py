@@ -1,8 +1,8 @@
-"""Augmentation inside the compiled step: no TensorFlow.
+"""Augmentation inside the compiled step, without TensorFlow.
 
-Of images in memory the host sends only indices, the pixels stay on the device, and the
-choices are drawn here, distributed as those of `augmentation.sample_crop`. Of images on
-disk it sends the pixels that it decoded and the choices that it drew.
+Of data sets cached on the device the host sends only indices, and the parameters are
+sampled here, from the same distribution as `augmentation.sample_crop`. Of data sets in
+files it sends decoded pixels with the parameters that it sampled.
 """
 
 from collections.abc import Iterator
@@ -10,47 +10,53 @@ from collections.abc import Iterator
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Bool, Float, Float32, Int32, Integer, UInt8
 
-from encnet_jax.data.augmentation import Augmentation, jitter, room_in_border
+from encnet_jax.data.augmentation import Augmentation, jitter, max_offsets
 from encnet_jax.data.dataset_info import IGNORE_LABEL, DatasetInfo
-from encnet_jax.data.datasets import Dataset, Example
+from encnet_jax.data.datasets import Dataset, Encoded, Example
 from encnet_jax.data.sampler import batch_indices, process_rows
 from encnet_jax.errors import UserError
 
 
 class ArrayDataset:
-    """Images of one size that are in memory already.
+    """A data set in memory, of images of one size.
 
     Args:
-        info: What is known of them.
-        images: uint8 (n, h, w, 3).
-        labels: Classes or `IGNORE_LABEL`, (n, h, w); or (n,), classes of whole images.
+        info: Metadata of the data set.
+        images: uint8 (n, h, w, 3), RGB 0-255.
+        labels: Class indices or `IGNORE_LABEL`, (n, h, w), or (n,) for classification.
     """
 
-    def __init__(self, info: DatasetInfo, images: np.ndarray, labels: np.ndarray):
+    def __init__(
+        self,
+        info: DatasetInfo,
+        images: UInt8[np.ndarray, "n h w 3"],
+        labels: Integer[np.ndarray, "n ..."],
+    ):
         self.info = info
         self.images = images
         self.labels = labels.astype(np.uint8)
 
     def __len__(self) -> int:
-        """Returns the index of images."""
+        """Returns the number of images."""
         return len(self.images)
 
-    def encoded(
-        self, index: int, *, raw_labels: bool = False
-    ) -> tuple[bytes, np.ndarray]:
-        """Arrays have no encoded form."""
-        raise TypeError("arrays are not encoded; read them with `example`")
-
     def __getitem__(self, index: int) -> Example:
-        """Returns one image; its name is its index."""
+        """Returns one example; its name is its index."""
         return Example(self.images[index], self.labels[index], str(index))
+
+    def encoded(self, index: int, *, raw_labels: bool = False) -> Encoded:
+        """Raises `TypeError`: arrays have no encoded form."""
+        raise TypeError("arrays have no encoded form; index the data set")
 
 
 def load_arrays(dataset: Dataset) -> dict[str, np.ndarray]:
-    """Reads a split into memory: uint8 `images` (n, h, w, 3), `labels` (n, h, w).
+    """Reads a split into memory.
 
-    Of images in classes the labels are (n,).
+    Returns:
+        `images` uint8 (n, h, w, 3) and `labels` uint8 (n, h, w), or (n,) for
+        classification.
 
     Raises:
         UserError: The images differ in size.
@@ -62,8 +68,8 @@ def load_arrays(dataset: Dataset) -> dict[str, np.ndarray]:
         example = dataset[index]
         if example.image.shape != first.image.shape:
             raise UserError(
-                f"{example.name} has the shape {example.image.shape} and {first.name} "
-                f"{first.image.shape}: data.cache_on_device needs images of one size"
+                f"{example.name} has shape {example.image.shape} and {first.name} "
+                f"{first.image.shape}: data.cache_on_device requires images of one size"
             )
         images[index], labels[index] = example.image, example.labels
     return {"images": images, "labels": labels}
@@ -77,8 +83,17 @@ def index_batches(
     start_step: int = 0,
     process_index: int = 0,
     process_count: int = 1,
-) -> Iterator[dict[str, np.ndarray]]:
-    """Yields this host's rows of the order of `order.py`: `index`, `epoch`, int32."""
+) -> Iterator[dict[str, Int32[np.ndarray, " b"]]]:
+    """Yields this host's rows of every global batch: `index` and `epoch`.
+
+    Args:
+        size: Number of examples.
+        batch_size: Size of the global batch.
+        seed: Seed of the run.
+        start_step: Index of the first batch.
+        process_index: Index of this host.
+        process_count: Number of hosts.
+    """
     rows = process_rows(batch_size, process_index, process_count)
     step = start_step
     while True:
@@ -95,96 +110,96 @@ def augmented_batch(
     batch: dict[str, jax.Array],
     seed: jax.Array | int,
     augmentation: Augmentation,
-) -> tuple[jax.Array, jax.Array]:
+) -> tuple[Float32[Array, "b crop crop 3"], UInt8[Array, "b ..."]]:
     """Gathers and augments the examples of a batch; to be called under `jax.jit`.
 
     Args:
-        arrays: What `load_arrays` returned, on the device.
+        arrays: The output of `load_arrays`, on the device.
         batch: `index` and `epoch`, int32 (b,), from `index_batches`.
-        seed: Of the run.
-        augmentation: The augmentation.
+        seed: Seed of the run.
+        augmentation: Settings of the augmentation.
 
     Returns:
-        float32 images (b, crop, crop, 3), 0-255, and uint8 labels (b, crop, crop), or
-        (b,) for images in classes.
+        Images, 0-255 RGB, and labels, (b, crop, crop), or (b,) for classification.
     """
-    augment = _augment if arrays["labels"].ndim == 3 else _padded_crop
+    augment = _scaled_crop if arrays["labels"].ndim == 3 else _padded_crop
 
-    def one(index, epoch):
+    def augment_one(index: jax.Array, epoch: jax.Array) -> tuple[jax.Array, jax.Array]:
         key = jax.random.fold_in(jax.random.key(seed), epoch)
         key = jax.random.fold_in(key, index)
-        return augment(
-            arrays["images"][index], arrays["labels"][index], key, augmentation
-        )
+        image, labels = arrays["images"][index], arrays["labels"][index]
+        return augment(image, labels, key, augmentation)
 
-    return jax.vmap(one)(batch["index"], batch["epoch"])
+    return jax.vmap(augment_one)(batch["index"], batch["epoch"])
 
 
 def resized_batch(
     batch: dict[str, jax.Array], augmentation: Augmentation
-) -> tuple[jax.Array, jax.Array]:
-    """Makes the crops of a batch of canvases; to be called under `jax.jit`.
+) -> tuple[Float32[Array, "b crop crop 3"], UInt8[Array, "b crop crop"]]:
+    """Resizes a batch of padded source pixels to crops, under `jax.jit`.
 
     Args:
-        batch: What `transforms.DeviceResizer` filled, and `labels` uint8 (b, crop,
-            crop): the host has picked them, a ninth of the bytes of those of a canvas.
-        augmentation: What it was drawn by.
+        batch: The batch that `augment_host.DeviceResizer` filled, with `labels` uint8
+            (b, crop, crop): cropped on the host, they are a ninth of the bytes.
+        augmentation: The settings by which the batch was sampled.
 
     Returns:
-        As `augmented_batch`.
+        Images, 0-255 RGB, and labels.
     """
 
-    def one(canvas, places, mirrored, colors):
+    def resize_one(padded: jax.Array, *params: jax.Array) -> jax.Array:
+        *axes, flipped, colors = params
         rows, columns = (
-            _Axis(length, step, start, count, augmentation.crop_size, size)
-            for (start, step, count, length), size in zip(places, canvas.shape)
+            _Axis(length, step, start, visible, augmentation.crop_size, size)
+            for (start, step, visible, length), size in zip(axes, padded.shape)
         )
         if augmentation.flip:
-            columns.mirror(mirrored)
-        return _resized(canvas, rows, columns, colors, augmentation)
+            columns.flip(flipped)
+        return _resample(padded, rows, columns, colors, augmentation)
 
-    places = batch["rows"], batch["columns"]
-    images = jax.vmap(one)(batch["canvas"], places, batch["mirrored"], batch["colors"])
-    return images, batch["labels"]
+    keys = "padded", "rows", "columns", "flipped", "colors"
+    return jax.vmap(resize_one)(*(batch[key] for key in keys)), batch["labels"]
 
 
-def _augment(
-    image: jax.Array, labels: jax.Array, key: jax.Array, augmentation: Augmentation
-) -> tuple[jax.Array, jax.Array]:
+def _scaled_crop(
+    image: UInt8[Array, "h w 3"],
+    labels: UInt8[Array, "h w"],
+    key: jax.Array,
+    augmentation: Augmentation,
+) -> tuple[Float32[Array, "crop crop 3"], UInt8[Array, "crop crop"]]:
+    """Scales, crops, flips and jitters an image with its label map at random."""
     draws = jax.random.uniform(key, (7,))
     original = jnp.asarray(labels.shape, jnp.float32)
     low, high = augmentation.scale_range
     long_side = jnp.round((low + (high - low) * draws[0]) * augmentation.base_size)
     size = jnp.maximum(jnp.round(original * long_side / original.max()), 1)
-    room = jnp.maximum(size - augmentation.crop_size, 0)
-    start = jnp.minimum(jnp.floor(draws[1:3] * (room + 1)), room)
+    max_start = jnp.maximum(size - augmentation.crop_size, 0)
+    start = jnp.minimum(jnp.floor(draws[1:3] * (max_start + 1)), max_start)
+    visible, crop = size - start, augmentation.crop_size
     rows, columns = (
-        _Axis(
-            length,
-            length / size[i],
-            start[i],
-            size[i] - start[i],
-            augmentation.crop_size,
-        )
+        _Axis(length, length / size[i], start[i], visible[i], crop)
         for i, length in enumerate(labels.shape)
     )
     if augmentation.flip:
-        columns.mirror(draws[3] < 0.5)
-    pixels = _resized(image, rows, columns, draws[4:], augmentation)
-    picked = labels[rows.nearest()][:, columns.nearest()]
+        columns.flip(draws[3] < 0.5)
+    pixels = _resample(image, rows, columns, draws[4:], augmentation)
+    nearest = labels[rows.nearest()][:, columns.nearest()]
     inside = rows.inside[:, None] & columns.inside[None, :]
-    return pixels, jnp.where(inside, picked, jnp.uint8(IGNORE_LABEL))
+    return pixels, jnp.where(inside, nearest, jnp.uint8(IGNORE_LABEL))
 
 
 def _padded_crop(
-    image: jax.Array, label: jax.Array, key: jax.Array, augmentation: Augmentation
-) -> tuple[jax.Array, jax.Array]:
-    """Takes a crop at random out of an image with a black border, and mirrors it."""
+    image: UInt8[Array, "h w 3"],
+    label: UInt8[Array, ""],
+    key: jax.Array,
+    augmentation: Augmentation,
+) -> tuple[Float32[Array, "crop crop 3"], UInt8[Array, ""]]:
+    """Pads an image with black, then crops, flips and jitters it at random."""
     draws = jax.random.uniform(key, (6,))
     border = (augmentation.pad, augmentation.pad)
     padded = jnp.pad(image, (border, border, (0, 0))).astype(jnp.float32)
-    room = jnp.asarray(room_in_border(augmentation, image.shape))
-    start = jnp.minimum((draws[:2] * (room + 1)).astype(jnp.int32), room)
+    limits = jnp.asarray(max_offsets(augmentation, image.shape))
+    start = jnp.minimum((draws[:2] * (limits + 1)).astype(jnp.int32), limits)
     crop = jax.lax.dynamic_slice(
         padded,
         (start[0], start[1], 0),
@@ -198,33 +213,41 @@ def _padded_crop(
 
 
 class _Axis:
-    """Where the pixels of a crop come from, along one axis of the picture.
+    """Source position of each crop pixel along one axis.
 
     Args:
-        length: Pixels of the picture.
-        step: Of those, from one pixel of the crop to the next.
-        start: Where the crop starts, in its own pixels.
-        count: How many of its pixels are in the picture.
-        crop: How many it has.
-        size: Pixels of the array that the picture is in; default: `length`.
+        length: Source pixels.
+        step: Source pixels per crop pixel.
+        start: First pixel of the crop, in scaled pixels.
+        visible: Crop pixels inside the image.
+        crop_size: Crop pixels.
+        size: Pixels of the array that holds the source pixels; default: `length`.
     """
 
-    def __init__(self, length, step, start, count, crop: int, size: int | None = None):
+    def __init__(
+        self,
+        length: jax.Array | int,
+        step: jax.Array,
+        start: jax.Array,
+        visible: jax.Array,
+        crop_size: int,
+        size: int | None = None,
+    ):
         self.length = length
         self.size = size or length
         self.step = step
-        self.inside = jnp.arange(crop) < count
-        self.position = (jnp.arange(crop) + start + 0.5) * step
+        self.inside = jnp.arange(crop_size) < visible
+        self.position = (jnp.arange(crop_size) + start + 0.5) * step
 
-    def mirror(self, mirrored: jax.Array) -> None:
-        self.inside = jnp.where(mirrored, self.inside[::-1], self.inside)
-        self.position = jnp.where(mirrored, self.position[::-1], self.position)
+    def flip(self, flipped: Bool[Array, ""]) -> None:
+        self.inside = jnp.where(flipped, self.inside[::-1], self.inside)
+        self.position = jnp.where(flipped, self.position[::-1], self.position)
 
-    def nearest(self) -> jax.Array:
+    def nearest(self) -> Int32[Array, " crop"]:
         return jnp.minimum(self.position.astype(jnp.int32), self.length - 1)
 
-    def weights(self) -> jax.Array:
-        """Triangle kernel (crop, size), wider where the image shrinks; 0 outside."""
+    def weights(self) -> Float32[Array, "crop size"]:
+        """Bilinear weights, antialiased when downscaling; 0 outside the image."""
         pixel = jnp.arange(self.size)
         distance = jnp.abs(self.position[:, None] - 0.5 - pixel)
         weights = jnp.maximum(0.0, 1 - distance / jnp.maximum(self.step, 1.0))
@@ -233,14 +256,14 @@ class _Axis:
         return jnp.where(self.inside[:, None], weights, 0.0)
 
 
-def _resized(
-    image: jax.Array,
+def _resample(
+    image: UInt8[Array, "h w 3"],
     rows: _Axis,
     columns: _Axis,
-    colors: jax.Array,
+    colors: Float[Array, "3"],
     augmentation: Augmentation,
-) -> jax.Array:
-    """Returns the crop as float32, black outside the picture."""
+) -> Float32[Array, "crop crop 3"]:
+    """Returns the jittered crop, 0-255, black outside the image."""
     pixels = image.astype(jnp.float32)
     pixels = jnp.einsum("oh,hwc->owc", rows.weights(), pixels, precision="highest")
     pixels = jnp.einsum("ow,hwc->hoc", columns.weights(), pixels, precision="highest")

@@ -1,8 +1,8 @@
-"""The pixels of a training example: only what its crop needs is decoded, resized once.
+"""Decoding and resizing of crops; only the pixels that a crop needs are decoded.
 
-`HostResizer` makes the crop on the host. `DeviceResizer` leaves that to the device: it
-decodes the same pixels into a canvas of fixed size, with the numbers by which
-`arrays.resized_batch` makes the same crop.
+`HostResizer` resizes the crop on the host. `DeviceResizer` decodes the same pixels into
+a padded buffer of fixed size, from which `augment_device.resized_batch` makes the same
+crop on the device.
 """
 
 import io
@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 import tensorflow as tf
+from jaxtyping import UInt8
 from PIL import Image
 
 from encnet_jax.data.augmentation import Augmentation, CropAxis, CropParams, jitter
@@ -18,25 +19,25 @@ from encnet_jax.errors import UserError
 
 Batch = dict[str, np.ndarray]
 
-# At the border of a part of a JPEG, colors at half resolution are interpolated without
-# the pixels beyond: one pixel differs from the whole. With one to spare:
+# With subsampled chroma, upsampling at the edge of a decoded region lacks the pixels
+# beyond, so that one pixel differs from decoding the whole image. One more to be safe:
 _MARGIN = 2
-_JPEG_RATIOS = (1, 2, 4, 8)  # by which the decoder can shrink
-# PIL decodes whole pictures only, but needs no copy of the pixels between decoding and
-# resizing: above this share of the picture it is the quicker (docs/input.md).
-_WORTH_CUTTING = 0.3
+_JPEG_RATIOS = (1, 2, 4, 8)  # downscaling factors that the JPEG decoder supports
+# PIL can only decode whole images, but resizes without copying the decoded pixels: it
+# is faster above this share of the image (docs/input.md).
+_MAX_REGION_SHARE = 0.3
 
 
 class EncodedImage(NamedTuple):
-    """An image file, JPEG or PNG: its bytes, and as PIL opened it, not yet decoded."""
+    """A JPEG or PNG file: its bytes, and the image PIL opened but did not decode."""
 
-    encoded: bytes
+    data: bytes
     image: Image.Image
 
     @classmethod
-    def open(cls, encoded: bytes) -> "EncodedImage":
+    def open(cls, data: bytes) -> "EncodedImage":
         """Reads the header."""
-        return cls(encoded, Image.open(io.BytesIO(encoded)))
+        return cls(data, Image.open(io.BytesIO(data)))
 
     @property
     def size(self) -> tuple[int, int]:
@@ -45,21 +46,20 @@ class EncodedImage(NamedTuple):
 
     @property
     def is_jpeg(self) -> bool:
-        """Whether it is JPEG rather than PNG."""
+        """Whether it is a JPEG rather than a PNG file."""
         return self.image.format == "JPEG"
 
     def decode(self) -> Image.Image:
-        """Decodes all of it into RGB."""
+        """Decodes the whole image to RGB."""
         if self.image.mode == "RGB":
             return self.image
         return Image.fromarray(to_rgb_array(self.image))
 
 
 class HostResizer:
-    """Batches of finished crops.
+    """Makes batches of finished crops.
 
-    They are resampled by PIL's bilinear filter, which is as wide as the pixels are far
-    apart where the picture shrinks.
+    Crops are resampled by PIL's bilinear filter, which antialiases when downscaling.
     """
 
     def __init__(self, augmentation: Augmentation):
@@ -71,16 +71,16 @@ class HostResizer:
         return {"images": np.empty((count, crop, crop, 3), np.uint8)}
 
     def fill(
-        self, batch: Batch, row: int, picture: EncodedImage, params: CropParams
+        self, batch: Batch, row: int, encoded: EncodedImage, params: CropParams
     ) -> None:
-        """Makes a crop in a row of a batch."""
-        image, top, left = _whole_or_part(picture, params)
+        """Writes a crop into a row of a batch."""
+        image, top, left = _whole_or_region(encoded, params)
         image = image.resize(
-            (params.columns.shown, params.rows.shown),
+            (params.columns.visible, params.rows.visible),
             Image.Resampling.BILINEAR,
-            box=_box(params, image, top, left),
+            box=_crop_box(params, image, top, left),
         )
-        if params.mirrored:
+        if params.flipped:
             image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
         crop, inside = batch["images"][row], params.inside(self.augmentation.crop_size)
         if min(image.size) < self.augmentation.crop_size:
@@ -93,135 +93,139 @@ class HostResizer:
 
 
 class DeviceResizer:
-    """Batches of canvases that hold the pixels of which the device makes crops.
+    """Makes batches of padded source pixels that the device resizes to crops.
 
-    Where these are too many for the canvas and the picture shrinks anyway, they are
-    shrunk by a power of two first.
+    Source regions larger than the buffer are first downscaled by a power of two,
+    provided that the crop downscales them at least as much.
 
     Args:
-        augmentation: The augmentation.
-        size: Height and width of the canvases; 0: enough for pictures of any size.
+        augmentation: Settings of the augmentation.
+        padded_size: Height and width of the buffer of each image; 0: large enough for
+            images of any size.
     """
 
-    def __init__(self, augmentation: Augmentation, size: int):
+    def __init__(self, augmentation: Augmentation, padded_size: int):
         self.augmentation = augmentation
-        # A crop needs less than twice its size, once shrunk by the greatest power of
-        # two that the picture shrinks by; then come the ends of the kernel and margins.
-        self.size = size or 2 * augmentation.crop_size + 16
+        # After downscaling by the largest power of two below the step, a crop covers
+        # less than twice its size; add the reach of the kernel and the margins.
+        self.padded_size = padded_size or 2 * augmentation.crop_size + 16
 
     def empty(self, count: int) -> Batch:
         """Returns a batch to fill.
 
-        `canvas` uint8 (b, s, s, 3) has the pixels in its upper left corner, and beyond
-        them anything. `rows` and `columns`, float32 (b, 4), are where the crop starts,
-        in its own pixels; canvas pixels from one to the next; how many of the
-        crop are in the picture; and how many of the canvas. `mirrored` bool
-        (b,) and `colors` float32 (b, 3) are those of `CropParams`.
+        `padded` uint8 (b, s, s, 3) holds the source pixels in its upper left corner;
+        the rest is undefined. `rows` and `columns`, float32 (b, 4), hold the start of
+        the crop in scaled pixels, the buffer pixels per scaled pixel, the number of
+        visible pixels, and the number of source pixels. `flipped` bool (b,) and
+        `colors` float32 (b, 3) are those of `CropParams`.
         """
+        size = self.padded_size
         return {
-            "canvas": np.empty((count, self.size, self.size, 3), np.uint8),
+            "padded": np.empty((count, size, size, 3), np.uint8),
             "rows": np.empty((count, 4), np.float32),
             "columns": np.empty((count, 4), np.float32),
-            "mirrored": np.empty(count, bool),
+            "flipped": np.empty(count, bool),
             "colors": np.empty((count, 3), np.float32),
         }
 
     def fill(
-        self, batch: Batch, row: int, picture: EncodedImage, params: CropParams
+        self, batch: Batch, row: int, encoded: EncodedImage, params: CropParams
     ) -> None:
-        """Decodes into a row of a batch.
+        """Decodes the source pixels of a crop into a row of a batch.
 
         Raises:
-            UserError: The canvas is too small.
+            UserError: The buffer is too small.
         """
-        spans = {"rows": params.rows, "columns": params.columns}
+        axes = {"rows": params.rows, "columns": params.columns}
         shrink = self._shrink(params)
-        parts = [span.needed(_MARGIN * shrink) for span in spans.values()]
-        pixels = _decode_part(picture, *parts, shrink=shrink)
-        batch["canvas"][row, : pixels.shape[0], : pixels.shape[1]] = pixels
-        for axis, (name, span) in enumerate(spans.items()):
-            first = parts[axis][0] // shrink * shrink
-            batch[name][row] = (
-                span.start - first / span.step,
-                span.step / shrink,
-                span.shown,
-                pixels.shape[axis],
+        ranges = [axis.source_range(_MARGIN * shrink) for axis in axes.values()]
+        pixels = _decode_region(encoded, *ranges, shrink=shrink)
+        batch["padded"][row, : pixels.shape[0], : pixels.shape[1]] = pixels
+        for dim, (key, axis) in enumerate(axes.items()):
+            first = ranges[dim][0] // shrink * shrink
+            batch[key][row] = (
+                axis.start - first / axis.step,
+                axis.step / shrink,
+                axis.visible,
+                pixels.shape[dim],
             )
-        batch["mirrored"][row] = params.mirrored
+        batch["flipped"][row] = params.flipped
         batch["colors"][row] = params.colors
 
     def _shrink(self, params: CropParams) -> int:
-        """Returns the least power of two by which the pixels needed fit the canvas."""
-        spans = params.rows, params.columns
-        shrink, step = 1, max(span.step for span in spans)
+        """Returns the least power of two by which the source region fits the buffer."""
+        axes = params.rows, params.columns
+        shrink, step = 1, max(axis.step for axis in axes)
         while True:
-            parts = [span.needed(_MARGIN * shrink) for span in spans]
-            longest = max(-(-end // shrink) - first // shrink for first, end in parts)
-            if longest <= self.size:
+            ranges = [axis.source_range(_MARGIN * shrink) for axis in axes]
+            longest = max(-(-end // shrink) - first // shrink for first, end in ranges)
+            if longest <= self.padded_size:
                 return shrink
-            if 2 * shrink > step:  # the crop would show that detail is lost
-                height, width = (span.length for span in spans)
+            if 2 * shrink > step:  # the crop would visibly lose detail
+                height, width = (axis.length for axis in axes)
                 raise UserError(
-                    f"data.padded_size={self.size}: a crop of a picture of {width}x"
-                    f"{height} pixels needs {longest}; 0 is enough for any picture"
+                    f"data.padded_size={self.padded_size}: a crop of an image of "
+                    f"{width}x{height} pixels needs {longest}; 0 fits any image"
                 )
             shrink *= 2
 
 
-def _whole_or_part(
-    picture: EncodedImage, params: CropParams
+def _whole_or_region(
+    encoded: EncodedImage, params: CropParams
 ) -> tuple[Image.Image, int, int]:
-    """Returns a picture, or a part of it that holds all that a crop needs.
+    """Decodes the image, or the region that a crop needs, whichever is faster.
 
     Returns:
-        The image in RGB, and the row and the column of the picture where it starts.
+        The RGB image, and the row and column of the whole image where it starts.
     """
-    rows, columns = params.rows.needed(_MARGIN), params.columns.needed(_MARGIN)
+    rows, columns = (
+        axis.source_range(_MARGIN) for axis in (params.rows, params.columns)
+    )
     area = (rows[1] - rows[0]) * (columns[1] - columns[0])
     whole = params.rows.length * params.columns.length
-    if picture.is_jpeg and area < _WORTH_CUTTING * whole:
-        pixels = _decode_part(picture, rows, columns, shrink=1)
+    if encoded.is_jpeg and area < _MAX_REGION_SHARE * whole:
+        pixels = _decode_region(encoded, rows, columns, shrink=1)
         return Image.fromarray(pixels), rows[0], columns[0]
-    return picture.decode(), 0, 0
+    return encoded.decode(), 0, 0
 
 
-def _box(
+def _crop_box(
     params: CropParams, image: Image.Image, top: int, left: int
 ) -> tuple[float, float, float, float]:
-    """Returns left, top, right and bottom of a crop in a picture or a part of it."""
+    """Returns left, top, right and bottom of a crop in the pixels of a region."""
 
-    def ends(span: CropAxis, first: int, length: int) -> tuple[float, float]:
-        start = span.start * span.step - first
-        end = (span.start + span.shown) * span.step - first
-        return start, min(end, length)  # beyond it by rounding
+    def bounds(axis: CropAxis, first: int, length: int) -> tuple[float, float]:
+        start = axis.start * axis.step - first
+        end = (axis.start + axis.visible) * axis.step - first
+        return start, min(end, length)  # rounding can exceed the image
 
-    left_end, right_end = ends(params.columns, left, image.width)
-    top_end, bottom_end = ends(params.rows, top, image.height)
-    return left_end, top_end, right_end, bottom_end
+    x0, x1 = bounds(params.columns, left, image.width)
+    y0, y1 = bounds(params.rows, top, image.height)
+    return x0, y0, x1, y1
 
 
-def _decode_part(
-    picture: EncodedImage,
+def _decode_region(
+    encoded: EncodedImage,
     rows: tuple[int, int],
     columns: tuple[int, int],
     *,
     shrink: int,
-) -> np.ndarray:
-    """Decodes a part of a JPEG or PNG, from the multiples of `shrink` before it on."""
-    # JPEG shrinks by some ratios as it is decoded; the rest is left to us.
-    ratio = max(r for r in _JPEG_RATIOS if r <= shrink) if picture.is_jpeg else 1
+) -> UInt8[np.ndarray, "h w 3"]:
+    """Decodes a region downscaled by `shrink`; it starts at multiples of `shrink`."""
+    # The JPEG decoder downscales by some ratios; the rest is done here.
+    ratio = max(r for r in _JPEG_RATIOS if r <= shrink) if encoded.is_jpeg else 1
     rest = shrink // ratio
     top, left = rows[0] // shrink * rest, columns[0] // shrink * rest
     bottom, right = -(-rows[1] // ratio), -(-columns[1] // ratio)
-    if picture.is_jpeg:
-        # The default inverse cosine transform differs from PIL's by up to 23 levels.
+    if encoded.is_jpeg:
+        # TensorFlow's default inverse DCT differs from PIL's by up to 23 levels.
         pixels = tf.io.decode_and_crop_jpeg(
-            picture.encoded,
+            encoded.data,
             [top, left, bottom - top, right - left],
             channels=3,
             ratio=ratio,
             dct_method="INTEGER_ACCURATE",
         ).numpy()
     else:
-        pixels = np.asarray(picture.decode().crop((left, top, right, bottom)))
+        pixels = np.asarray(encoded.decode().crop((left, top, right, bottom)))
     return np.asarray(Image.fromarray(pixels).reduce(rest)) if rest > 1 else pixels

@@ -1,28 +1,29 @@
-"""The settings of augmentation, and what is drawn by them for one example."""
+"""Settings of the augmentation, and sampling of its parameters on the host."""
 
 import dataclasses
 import math
 from typing import Any, NamedTuple
 
 import numpy as np
+from jaxtyping import Float32, Int64, Shaped, UInt8
 
 from encnet_jax.errors import UserError
 
 
 @dataclasses.dataclass(frozen=True)
 class Augmentation:
-    """How training examples vary (PyTorch-Encoding since v1.0, paper section 4).
+    """How training examples are augmented (PyTorch-Encoding v1.0, paper section 4).
 
     Attributes:
         base_size: The long side is resized to this many pixels times a random scale.
-        crop_size: Height and width of the crop; smaller images are padded below and on
-            the right, black and ignored.
-        scale_range: Least and greatest scale, uniform between.
-        flip: Mirror left and right with probability 1/2.
+        crop_size: Height and width of the crop; smaller images are padded at the bottom
+            and the right, with black pixels and ignored labels.
+        scale_range: Bounds of the scale, which is uniform between them.
+        flip: Flip horizontally with probability 1/2.
         color_jitter: Brightness, contrast and saturation are multiplied by factors
             uniform in 1 - color_jitter to 1 + color_jitter.
-        pad: Of images in classes, pixels of black border on every side, out of which
-            the crop is taken; they are not scaled (4 in the CIFAR recipes).
+        pad: For classification, the width of a black border, in pixels; the crop is
+            taken from the padded image, which is not scaled (4 in the CIFAR recipes).
     """
 
     base_size: int
@@ -34,137 +35,149 @@ class Augmentation:
 
 
 class CropAxis(NamedTuple):
-    """Where a crop lies along one axis of a picture.
+    """Position of a crop along one axis of an image.
 
     Attributes:
-        length: Pixels of the picture as it is stored.
-        size: Pixels of it after scaling.
-        start: The first of those in the crop.
-        shown: How many of them are in the crop; the rest of it is padding.
+        length: Pixels of the stored image.
+        size: Pixels of the scaled image.
+        start: First scaled pixel inside the crop.
+        visible: Scaled pixels inside the crop; the rest of the crop is padding.
     """
 
     length: int
     size: int
     start: int
-    shown: int
+    visible: int
 
     @property
     def step(self) -> float:
-        """Stored pixels from one pixel of the crop to the next."""
+        """Stored pixels per scaled pixel."""
         return self.length / self.size
 
-    def needed(self, margin: int) -> tuple[int, int]:
-        """Returns the stored pixels, first and end, that bilinear resampling reads.
+    def source_range(self, margin: int) -> tuple[int, int]:
+        """Returns the first and end stored pixels that bilinear resampling reads.
 
-        Where the picture shrinks, the kernel is as wide as the pixels are far apart.
+        When downscaling, the kernel is widened to the step (antialiasing).
+
+        Args:
+            margin: Pixels to add on both sides.
         """
         first = (self.start + 0.5) * self.step
-        last = first + (self.shown - 1) * self.step
+        last = first + (self.visible - 1) * self.step
         reach = max(self.step, 1.0)
         return (
             max(math.floor(first - reach) - margin, 0),
             min(math.ceil(last + reach) + margin, self.length),
         )
 
-    def nearest(self) -> np.ndarray:
-        """Returns the stored pixel under the center of each pixel of the crop."""
-        centers = (np.arange(self.start, self.start + self.shown) + 0.5) * self.step
+    def nearest(self) -> Int64[np.ndarray, " n"]:
+        """Returns the stored pixel nearest to the center of each visible pixel."""
+        centers = (np.arange(self.start, self.start + self.visible) + 0.5) * self.step
         return np.minimum(centers.astype(np.int64), self.length - 1)
 
 
 class CropParams(NamedTuple):
-    """What was drawn for one example: a crop, and three draws in 0 to 1 of color."""
+    """Augmentation parameters sampled for one example.
+
+    Attributes:
+        rows: The crop along the vertical axis.
+        columns: The crop along the horizontal axis.
+        flipped: Whether the crop is flipped horizontally.
+        colors: Draws in 0-1 for brightness, contrast and saturation; see `jitter`.
+    """
 
     rows: CropAxis
     columns: CropAxis
-    mirrored: bool
-    colors: np.ndarray
+    flipped: bool
+    colors: Float32[np.ndarray, "3"]
 
     def inside(self, crop_size: int) -> tuple[slice, slice]:
-        """Returns where in the crop the picture is; the rest is padding."""
-        width = self.columns.shown  # with the padding on the right, and then mirrored
-        columns = slice(crop_size - width, None) if self.mirrored else slice(width)
-        return slice(self.rows.shown), columns
+        """Returns the region of the crop that shows the image; the rest is padding."""
+        width = self.columns.visible  # padding is on the right before the flip
+        columns = slice(crop_size - width, None) if self.flipped else slice(width)
+        return slice(self.rows.visible), columns
 
-    def pick(self, labels: np.ndarray) -> np.ndarray:
-        """Returns the nearest label of each pixel of the crop inside the picture."""
+    def crop_labels(
+        self, labels: Shaped[np.ndarray, "h w"]
+    ) -> Shaped[np.ndarray, "rows columns"]:
+        """Returns the nearest label of each pixel inside the image."""
         columns = self.columns.nearest()
-        if self.mirrored:
+        if self.flipped:
             columns = columns[::-1]
         return labels[self.rows.nearest()].take(columns, axis=1)
 
 
 def sample_crop(
-    augmentation: Augmentation, original: tuple[int, int], rng: np.random.Generator
+    augmentation: Augmentation, image_size: tuple[int, int], rng: np.random.Generator
 ) -> CropParams:
-    """Draws scale, place, mirroring and colors for a picture of a height and width.
+    """Samples scale, position, flip and colors for an image.
 
-    `arrays.py` draws the same, in distribution, on the device.
+    `augment_device.py` samples from the same distribution on the device.
+
+    Args:
+        augmentation: Settings of the augmentation.
+        image_size: Height and width of the stored image.
+        rng: Source of randomness.
     """
     draws = rng.random(7).tolist()
     low, high = augmentation.scale_range
     long_side = round((low + (high - low) * draws[0]) * augmentation.base_size)
 
-    def span(length: int, draw: float) -> CropAxis:
-        size = max(round(length * long_side / max(original)), 1)
-        room = max(size - augmentation.crop_size, 0)
-        start = min(int(draw * (room + 1)), room)
+    def axis(length: int, draw: float) -> CropAxis:
+        size = max(round(length * long_side / max(image_size)), 1)
+        max_start = max(size - augmentation.crop_size, 0)
+        start = min(int(draw * (max_start + 1)), max_start)
         return CropAxis(length, size, start, min(size, augmentation.crop_size))
 
     return CropParams(
-        rows=span(original[0], draws[1]),
-        columns=span(original[1], draws[2]),
-        mirrored=augmentation.flip and draws[3] < 0.5,
+        rows=axis(image_size[0], draws[1]),
+        columns=axis(image_size[1], draws[2]),
+        flipped=augmentation.flip and draws[3] < 0.5,
         colors=np.array(draws[4:], np.float32),
     )
 
 
-def room_in_border(
-    augmentation: Augmentation, size: tuple[int, ...]
+def max_offsets(
+    augmentation: Augmentation, image_size: tuple[int, ...]
 ) -> tuple[int, int]:
-    """Returns how many rows and columns the crop can move in an image with its border.
+    """Returns the largest row and column at which a crop of the padded image starts.
 
     Args:
-        augmentation: The augmentation.
-        size: Of the image in a class: height, width.
+        augmentation: Settings of the augmentation.
+        image_size: Height and width of the image without its border.
 
     Raises:
-        UserError: The crop is larger.
+        UserError: The crop is larger than the padded image.
     """
     height, width = (
-        length + 2 * augmentation.pad - augmentation.crop_size for length in size[:2]
+        length + 2 * augmentation.pad - augmentation.crop_size
+        for length in image_size[:2]
     )
     if min(height, width) < 0:
         raise UserError(
-            f"data.crop_size={augmentation.crop_size}: an image is {size[1]}x{size[0]} "
-            f"pixels, with a border of data.pad={augmentation.pad} on every side"
+            f"data.crop_size={augmentation.crop_size}: an image is {image_size[1]}x"
+            f"{image_size[0]} pixels, with a border of data.pad={augmentation.pad} on "
+            "every side"
         )
     return height, width
 
 
 def padded_crop(
-    image: np.ndarray, augmentation: Augmentation, rng: np.random.Generator
-) -> np.ndarray:
-    """Takes a crop at random out of an image with a black border, and mirrors it.
+    image: UInt8[np.ndarray, "h w 3"],
+    augmentation: Augmentation,
+    rng: np.random.Generator,
+) -> UInt8[np.ndarray, "crop crop 3"]:
+    """Pads an image with black, then crops, flips and jitters it at random.
 
-    `arrays.py` draws the same, in distribution, on the device.
-
-    Args:
-        image: uint8 (h, w, 3).
-        augmentation: The augmentation.
-        rng: Source of the draws.
-
-    Returns:
-        uint8 (crop, crop, 3).
+    `augment_device.py` samples from the same distribution on the device.
     """
     draws = rng.random(6, np.float32)
-    rooms = room_in_border(augmentation, image.shape)
-    top, left = (min(int(d * (room + 1)), room) for d, room in zip(draws, rooms))
+    limits = max_offsets(augmentation, image.shape)
+    top, left = (min(int(d * (limit + 1)), limit) for d, limit in zip(draws, limits))
     border = (augmentation.pad, augmentation.pad)
     padded = np.pad(image, (border, border, (0, 0)))
-    crop = padded[
-        top : top + augmentation.crop_size, left : left + augmentation.crop_size
-    ]
+    size = augmentation.crop_size
+    crop = padded[top : top + size, left : left + size]
     if augmentation.flip and draws[2] < 0.5:
         crop = crop[:, ::-1]
     if augmentation.color_jitter:
@@ -173,13 +186,17 @@ def padded_crop(
     return crop
 
 
+# Any: NumPy arrays on the host, JAX arrays on the device.
 def jitter(pixels: Any, draws: Any, strength: float) -> Any:
-    """Multiplies brightness, then contrast, then saturation by 1 -+ `strength`.
+    """Multiplies brightness, then contrast, then saturation by random factors.
 
     Args:
-        pixels: float32 (h, w, 3), a NumPy or JAX array.
-        draws: float32 (3,), 0 to 1, that say where in that range the factors are.
-        strength: How far from 1 they may be.
+        pixels: float32 (h, w, 3), 0-255; a NumPy or JAX array.
+        draws: float32 (3,), uniform in 0-1.
+        strength: Factors lie within 1 - strength and 1 + strength.
+
+    Returns:
+        float32 (h, w, 3), which may exceed 0-255.
     """
     factors = 1 + strength * (2 * draws - 1)
     pixels = pixels * factors[0]

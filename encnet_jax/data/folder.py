@@ -1,18 +1,19 @@
-"""The data set `folder`: pictures of the user's own, with their classes in a file.
+"""The data set `folder`: the user's own images, with the classes in a file.
 
     DIR/classes.json
     DIR/images/train/ANY/NAME.jpg   DIR/labels/train/ANY/NAME.png
     DIR/images/val/...              DIR/labels/val/...
 
-Instead of a folder, a split may be a file: `DIR/train.txt` lists images below
-`DIR/images`, one a line, with or without suffix. `classes.json` is a list of names, or
+Instead of a folder, a split may be a file: `DIR/train.txt` lists images in
+`DIR/images`, one per line, with or without suffix. `classes.json` is a list of names,
+or
 
     {"classes": [{"name": "road", "color": "#804080", "label": 7}, ...],
      "ignore": [0, "#000000"]}
 
-where `color` ([128, 64, 128] will do) and `label`, the value in label files, may be
-left out: then a class is the value of its place, 0 the first. `ignore` holds further
-values and colors; 255 always is ignored.
+where `color` (also [128, 64, 128]) and `label`, the value in label files, are optional;
+`label` defaults to the position in the list, from 0. `ignore` lists further values and
+colors; 255 is always ignored.
 """
 
 import json
@@ -22,7 +23,8 @@ from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
 from encnet_jax.data.dataset_info import IGNORE_LABEL, DatasetInfo, voc_colormap
-from encnet_jax.data.datasets import FileDataset, files_below, is_image, pair_files
+from encnet_jax.data.datasets import FileDataset
+from encnet_jax.data.file_pairs import FilePair, files_below, is_image, pair_files
 from encnet_jax.errors import UserError
 
 Color = tuple[int, int, int]
@@ -35,10 +37,10 @@ class _Class(NamedTuple):
 
 
 def read_info(root: Path) -> DatasetInfo:
-    """Reads what a folder tells of its classes and splits.
+    """Reads the classes and finds the splits of a folder.
 
     Raises:
-        UserError: `classes.json` is missing or not as it should be, or no split.
+        UserError: `classes.json` is missing or invalid, or there is no split.
     """
     if not root.is_dir():
         raise UserError(f"{root}: no such folder")
@@ -50,7 +52,7 @@ def read_info(root: Path) -> DatasetInfo:
         or voc_colormap(len(classes)),
         splits=dict.fromkeys(_splits(root)),
         label_map={
-            **{item.label: number for number, item in enumerate(classes)},
+            **{item.label: index for index, item in enumerate(classes)},
             **{entry: IGNORE_LABEL for entry in ignored if isinstance(entry, int)},
         },
         label_colors={
@@ -61,7 +63,7 @@ def read_info(root: Path) -> DatasetInfo:
 
 
 def open_split(info: DatasetInfo, split: str, root: Path) -> FileDataset:
-    """Opens the images that `SPLIT.txt` lists, or those of the folder `SPLIT`.
+    """Opens the images listed in `SPLIT.txt`, or else those in the folder `SPLIT`.
 
     Raises:
         UserError: A folder is missing, or there are no images.
@@ -83,60 +85,60 @@ def _splits(root: Path) -> list[str]:
     splits = sorted(name for name in found if not name.startswith("."))
     if not splits:
         raise UserError(
-            f"{root}: no splits; needed are folders as {images / 'train'}, or files as "
-            f"{root / 'train.txt'} that list images"
+            f"{root}: no splits; add folders such as {images / 'train'}, or files such "
+            f"as {root / 'train.txt'} that list images"
         )
     return splits
 
 
 def _pair_listed(
     listing: Path, images: Path, labels: Path
-) -> tuple[list[tuple[Path, Path]], list[str]]:
-    """Does for the lines of a file what `pair_files` does for folders."""
-    known: dict[str, list[Path]] = {}
+) -> tuple[list[FilePair], list[str]]:
+    """Pairs the images listed in a file with their labels, as `pair_files`."""
+    by_key: dict[str, list[Path]] = {}
     for path in files_below(images):
         if is_image(path):
             relative = path.relative_to(images)
             for key in (relative, relative.with_suffix("")):
-                known.setdefault(key.as_posix(), []).append(path)
-    pairs: dict[Path, tuple[Path, Path]] = {}
+                by_key.setdefault(key.as_posix(), []).append(path)
+    pairs: dict[Path, FilePair] = {}
     problems = []
-    for number, line in enumerate(_read_text(listing).splitlines(), 1):
+    for line_number, line in enumerate(_read_text(listing).splitlines(), 1):
         if not line.strip():
             continue
         entry = str(PurePosixPath(line.strip()))
-        found = known.get(entry, [])
-        where = f"{listing} line {number}: {entry}"
+        found = by_key.get(entry, [])
+        where = f"{listing} line {line_number}: {entry}"
         if len(found) != 1:
-            what = f"{found[0].name} or {found[1].name}" if found else "no such image"
-            problems.append(f"{where}: {what} in {images}")
+            reason = f"{found[0].name} or {found[1].name}" if found else "no such image"
+            problems.append(f"{where}: {reason} in {images}")
             continue
         label = labels / found[0].relative_to(images).with_suffix(".png")
         if label in pairs:
-            problems.append(f"{where}: listed before")
+            problems.append(f"{where}: listed twice")
         elif not label.is_file():
             problems.append(f"{label}: missing, the label file of {found[0]}")
         else:
             pairs[label] = (found[0], label)
     if not pairs and not problems:
-        raise UserError(f"{listing}: empty; it should list images, one a line")
+        raise UserError(f"{listing}: empty; it should list images, one per line")
     return list(pairs.values()), problems
 
 
 def _read_text(path: Path) -> str:
     try:
-        # Editors of Windows put a mark at the start, which `-sig` takes away.
+        # `-sig` skips the byte order mark that editors on Windows write.
         return path.read_text(encoding="utf-8-sig")
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from error
     except UnicodeDecodeError as error:
-        raise UserError(f"{path}: not text in UTF-8: {error}") from error
+        raise UserError(f"{path}: not UTF-8 text: {error}") from error
 
 
 def _read_classes(path: Path) -> tuple[list[_Class], list[int | Color]]:
     """Returns the classes of `classes.json`, and the labels and colors to ignore."""
     if not path.is_file():
-        raise UserError(f"{path}: missing; it gives the classes: docs/data.md says how")
+        raise UserError(f"{path}: missing; it lists the classes, see docs/data.md")
     try:
         content = json.loads(_read_text(path))
     except json.JSONDecodeError as error:
@@ -146,37 +148,39 @@ def _read_classes(path: Path) -> tuple[list[_Class], list[int | Color]]:
     _check_object(content, f"{path}", ("classes", "ignore"))
     for key, value in content.items():
         if not isinstance(value, list):
-            raise UserError(f"{path}: {key}={value!r}: a list is needed")
+            raise UserError(f"{path}: {key}={value!r}: must be a list")
     entries = content.get("classes", [])
     if not 2 <= len(entries) <= IGNORE_LABEL:
         raise UserError(f"{path}: {len(entries)} classes; allowed are 2 to 255")
     classes = [
-        _read_class(entry, place, f"{path}: classes[{place}]")
-        for place, entry in enumerate(entries)
+        _read_class(entry, index, f"{path}: classes[{index}]")
+        for index, entry in enumerate(entries)
     ]
     ignored = [
-        entry if _is_byte(entry) else _read_color(entry, f"{path}: ignore[{place}]")
-        for place, entry in enumerate(content.get("ignore", []))
+        entry if _is_byte(entry) else _read_color(entry, f"{path}: ignore[{index}]")
+        for index, entry in enumerate(content.get("ignore", []))
     ]
     colors = [item.color for item in classes if item.color]
     if len(colors) not in (0, len(classes)):
-        bare = next(item.name for item in classes if not item.color)
-        raise UserError(f"{path}: {bare!r} has no color: give all classes one, or none")
+        uncolored = next(item.name for item in classes if not item.color)
+        raise UserError(
+            f"{path}: {uncolored!r} has no color: give all classes a color, or none"
+        )
     _check_distinct(f"{path}: the name", [item.name for item in classes])
     used = [*(item.label for item in classes), *colors, *ignored]
     _check_distinct(f"{path}: the label or color", used)
     return classes, ignored
 
 
-def _read_class(entry: Any, place: int, where: str) -> _Class:
+def _read_class(entry: Any, index: int, where: str) -> _Class:
     if isinstance(entry, str):
         entry = {"name": entry}
     _check_object(entry, where, ("name", "color", "label"))
-    name, label = entry.get("name"), entry.get("label", place)
+    name, label = entry.get("name"), entry.get("label", index)
     if not isinstance(name, str) or not name.strip():
-        raise UserError(f"{where}.name={name!r}: a name is needed")
+        raise UserError(f"{where}.name={name!r}: must be a name")
     if not _is_byte(label) or label == IGNORE_LABEL:
-        raise UserError(f"{where}.label={label!r}: must be a number from 0 to 254")
+        raise UserError(f"{where}.label={label!r}: must be an integer from 0 to 254")
     color = _read_color(entry["color"], f"{where}.color") if "color" in entry else None
     return _Class(name.strip(), label, color)
 
@@ -187,23 +191,23 @@ def _read_color(value: Any, where: str) -> Color:
         return red, green, blue
     if isinstance(value, list) and len(value) == 3 and all(map(_is_byte, value)):
         return value[0], value[1], value[2]
-    labels = "" if where.endswith("color") else "a number from 0 to 255, "
+    labels = "" if where.endswith("color") else "an integer from 0 to 255, "
     raise UserError(f"{where}={value!r}: must be {labels}'#rrggbb' or [r, g, b]")
 
 
 def _is_byte(value: Any) -> bool:
-    return type(value) is int and 0 <= value <= 255  # not True, which is an int too
+    return type(value) is int and 0 <= value <= 255  # `isinstance` would accept True
 
 
 def _check_object(entry: Any, where: str, keys: tuple[str, ...]) -> None:
     if not isinstance(entry, dict):
-        raise UserError(f"{where}: {entry!r}: needs to be an object or a name")
+        raise UserError(f"{where}: {entry!r}: must be an object or a name")
     for key in entry:
         if key not in keys:
             raise UserError(f"{where}: key {key!r}: allowed are {', '.join(keys)}")
 
 
 def _check_distinct(what: str, values: Sequence[Hashable]) -> None:
-    for place, value in enumerate(values):
-        if value in values[:place]:
+    for index, value in enumerate(values):
+        if value in values[:index]:
             raise UserError(f"{what} {value!r} is given twice")

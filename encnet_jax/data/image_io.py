@@ -1,15 +1,16 @@
-"""Image files to arrays: whatever people have becomes uint8 RGB."""
+"""Decodes any image to uint8 RGB, and label files to uint8 labels."""
 
 import io
 import struct
 from collections.abc import Mapping
 
 import numpy as np
+from jaxtyping import UInt8, UInt16
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from encnet_jax.errors import UserError
 
-_ORIENTATION = 0x0112  # of EXIF; 1 is upright
+_ORIENTATION = 0x0112  # EXIF tag; 1 is upright
 _UNREADABLE = (
     UnidentifiedImageError,
     Image.DecompressionBombError,
@@ -20,37 +21,37 @@ _UNREADABLE = (
 )
 
 
-def decode_image(data: bytes, name: str) -> np.ndarray:
-    """Decodes an image file into uint8 (h, w, 3), RGB 0-255.
+def decode_image(data: bytes, name: str) -> UInt8[np.ndarray, "h w 3"]:
+    """Decodes an image file to RGB, 0-255.
 
-    Turned upright by its EXIF orientation; gray, palette and CMYK images are converted,
-    16-bit gray is scaled to 8 bits, and transparency is laid over white.
+    The EXIF orientation is applied; gray, palette and CMYK images are converted, 16-bit
+    gray is scaled to 8 bits, and transparent pixels are blended with white.
 
     Raises:
-        UserError: The bytes are no image, or a truncated one; `name` is in the message.
+        UserError: Not an image, or a truncated one; `name` is in the message.
     """
     return to_rgb_array(_open(data, name))
 
 
-def to_rgb_array(image: Image.Image) -> np.ndarray:
-    """Converts a loaded image as `decode_image` does."""
+def to_rgb_array(image: Image.Image) -> UInt8[np.ndarray, "h w 3"]:
+    """Converts an opened image as `decode_image` does."""
     image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I;16") or image.mode == "I":
         gray = np.asarray(image).astype(np.float64) / 257
         image = Image.fromarray(np.clip(gray.round(), 0, 255).astype(np.uint8))
     if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
         image = image.convert("RGBA")
-        paper = Image.new("RGBA", image.size, "white")
-        image = Image.alpha_composite(paper, image)
+        background = Image.new("RGBA", image.size, "white")
+        image = Image.alpha_composite(background, image)
     return np.asarray(image.convert("RGB"))
 
 
 def ensure_rgb_bytes(data: bytes, name: str) -> bytes:
-    """Returns an image file that every decoder reads alike.
+    """Returns an image file that all decoders read identically.
 
-    That is the file itself if it is an upright JPEG or 8-bit PNG in RGB or gray, and
-    else a PNG of what `decode_image` makes of it: rotation by EXIF, transparency, CMYK
-    and palettes are not every decoder's.
+    Upright JPEG and 8-bit PNG files in RGB or gray are returned as they are. Others are
+    decoded by `decode_image` and encoded as PNG, as decoders differ in their support
+    for EXIF orientation, transparency, CMYK and palettes.
 
     Raises:
         UserError: As `decode_image`.
@@ -69,24 +70,24 @@ def ensure_rgb_bytes(data: bytes, name: str) -> bytes:
 
 
 def image_size(data: bytes, name: str) -> tuple[int, int]:
-    """Returns height and width of an image file from its header alone."""
+    """Reads height and width from the header of an image file."""
     image = _identify(data, name)
     return image.height, image.width
 
 
 def decode_labels(
-    data: bytes, name: str, colors: np.ndarray | None = None
-) -> np.ndarray:
-    """Decodes a label file into uint8 (h, w): gray values or palette indices.
+    data: bytes, name: str, colors: UInt16[np.ndarray, "16777216"] | None = None
+) -> UInt8[np.ndarray, "h w"]:
+    """Decodes a label file to its gray values or palette indices.
 
     Args:
-        data: The file.
-        name: Of it, for messages.
-        colors: Where label files may be in colors, the `color_table` of these; their
-            transparency is not looked at.
+        data: Content of the file.
+        name: Name of the file, for error messages.
+        colors: The `color_table` by which RGB label files are decoded; None if they
+            are not allowed. Transparency is ignored.
 
     Raises:
-        UserError: Not decodable, of another kind, or with a color not in the table.
+        UserError: Not decodable, an unsupported mode, or a color not in the table.
     """
     image = _open(data, name)
     if image.mode in ("RGB", "RGBA") and colors is not None:
@@ -101,15 +102,19 @@ def decode_labels(
     return np.asarray(image).astype(np.uint8)
 
 
-def color_table(labels: Mapping[tuple[int, int, int], int]) -> np.ndarray:
-    """Returns uint16 (2^24,): label + 1 of the color R + 256 G + 65536 B, else 0."""
-    table = np.zeros(1 << 24, np.uint16)  # only pages with a color take memory
+def color_table(
+    labels: Mapping[tuple[int, int, int], int],
+) -> UInt16[np.ndarray, "16777216"]:
+    """Returns a table from the color R + 256 G + 65536 B to label + 1; 0: unknown."""
+    table = np.zeros(1 << 24, np.uint16)  # only pages that are written take memory
     for (red, green, blue), label in labels.items():
         table[red | green << 8 | blue << 16] = label + 1
     return table
 
 
-def _labels_by_color(image: Image.Image, name: str, colors: np.ndarray) -> np.ndarray:
+def _labels_by_color(
+    image: Image.Image, name: str, colors: UInt16[np.ndarray, "16777216"]
+) -> UInt8[np.ndarray, "h w"]:
     pixels = np.asarray(image.convert("RGBA"))
     found = colors[pixels.view("<u4")[..., 0] & 0xFFFFFF]
     if not found.all():
@@ -117,7 +122,7 @@ def _labels_by_color(image: Image.Image, name: str, colors: np.ndarray) -> np.nd
         red, green, blue, _ = pixels[y, x]
         raise UserError(
             f"{name}: the color #{red:02x}{green:02x}{blue:02x} at x={x}, y={y} is "
-            f"none of those given; {np.sum(found == 0)} pixels have such a color"
+            f"none of those given; {np.sum(found == 0)} pixels have such colors"
         )
     return (found - 1).astype(np.uint8)
 
@@ -139,7 +144,7 @@ def _identify(data: bytes, name: str) -> Image.Image:
 
 
 def _unreadable(name: str, error: Exception) -> UserError:
-    # Of bytes in no known format Pillow names the address in memory.
+    # Pillow's own message for an unknown format holds an address in memory.
     unknown = isinstance(error, UnidentifiedImageError)
     reason = "unknown format" if unknown else error
     return UserError(f"{name}: cannot be decoded as an image: {reason}")

@@ -1,8 +1,8 @@
-"""Training batches from files and records: parallel, deterministic, resumed by index.
+"""Training batches from files and records: parallel, deterministic, resumable.
 
-Threads do the work, since nearly all of it is done in C without Python's lock: decoding
-by TensorFlow and PIL, resizing by PIL. Each writes its example into the arrays of the
-batch, which nothing copies again.
+Threads suffice, as nearly all the work is done in C with the GIL released: TensorFlow
+and PIL decode, PIL resizes. Each thread writes its example directly into the arrays of
+the batch.
 """
 
 import collections
@@ -17,15 +17,15 @@ import tensorflow as tf
 from encnet_jax.data.augment_host import Batch, DeviceResizer, EncodedImage, HostResizer
 from encnet_jax.data.augmentation import Augmentation, padded_crop, sample_crop
 from encnet_jax.data.dataset_info import IGNORE_LABEL
-from encnet_jax.data.datasets import Dataset, map_labels
+from encnet_jax.data.datasets import Dataset, check_sizes
+from encnet_jax.data.label_map import map_labels
 from encnet_jax.data.sampler import batch_indices, process_rows
-from encnet_jax.errors import UserError
 
-# (batch, row, index of the example, draws)
+# (batch, row, index of the example, random generator)
 FillFn = Callable[[Batch, int, int, np.random.Generator], None]
 
-_AHEAD = 2  # batches in the making; more where they are smaller than the threads many
-_DRAWS = 1  # tells these draws from the order's, which are by the same seed
+_MIN_PENDING = 2  # batches; more if the batches are smaller than the number of threads
+_AUGMENTATION_STREAM = 1  # separates these draws from the sampler's of the same seed
 
 
 def train_batches(
@@ -42,59 +42,59 @@ def train_batches(
     """Yields this host's rows of every global batch from `start_step` on, forever.
 
     Args:
-        dataset: Where examples are read; each host reads only its rows.
-        augmentation: The augmentation.
+        dataset: The data set; each host reads only its own rows.
+        augmentation: Settings of the augmentation.
         batch_size: Size of the global batch.
-        seed: Of the run; order and augmentation are functions of it, the epoch and the
-            index of the example.
-        start_step: The first batch: nothing before it is read.
-        process_index: Of this host.
+        seed: Seed of the run. Order and augmentation are functions of the seed, the
+            epoch and the index of the example.
+        start_step: Index of the first batch; earlier batches are not read.
+        process_index: Index of this host.
         process_count: Number of hosts.
-        padded_size: Leave the resize to the device, which gets canvases of this height
-            and width; 0: as large as any picture can need.
+        padded_size: Leave resizing to the device, in buffers of this height and width
+            (0: large enough for any image); None: resize on the host.
 
     Yields:
-        `images` uint8 (b, crop, crop, 3) and `labels` uint8 (b, crop, crop), or (b,)
-        for images in classes; with `padded_size` the batch of which
-        `arrays.resized_batch` makes these.
+        `images` uint8 (b, crop, crop, 3), 0-255 RGB, and `labels` uint8 (b, crop,
+        crop), or (b,) for classification. With `padded_size`, in place of `images`
+        the input of `augment_device.resized_batch`.
 
     Raises:
-        UserError: An example cannot be read; names it.
+        UserError: An example cannot be read; the message names it.
     """
-    # TensorFlow only feeds; by default it would also take the accelerator's memory.
+    # TensorFlow only reads data; by default it would claim the accelerator's memory.
     tf.config.set_visible_devices([], "GPU")
-    maker = (
+    resizer = (
         HostResizer(augmentation)
         if padded_size is None
         else DeviceResizer(augmentation, padded_size)
     )
     rows = process_rows(batch_size, process_index, process_count)
-    count, threads = rows.stop - rows.start, _cores()
+    count, threads = rows.stop - rows.start, _available_cores()
     if dataset.info.task == "classification":
         fill: FillFn = functools.partial(_fill_class, dataset, augmentation)
         shape: tuple[int, ...] = (count,)
     else:
-        fill = functools.partial(_fill_pixels, dataset, augmentation, maker)
+        fill = functools.partial(_fill_pixels, dataset, augmentation, resizer)
         shape = (count, augmentation.crop_size, augmentation.crop_size)
     load = functools.partial(_load, dataset, fill, seed)
-    making: collections.deque[tuple[Batch, list[Future]]] = collections.deque()
+    pending: collections.deque[tuple[Batch, list[Future]]] = collections.deque()
     pool = ThreadPoolExecutor(threads, "encnet-input")
     step = start_step
     try:
         while True:
-            while len(making) < _AHEAD + threads // count:
+            while len(pending) < _MIN_PENDING + threads // count:
                 indices, epochs = batch_indices(seed, len(dataset), batch_size, step)
                 examples = zip(indices[rows].tolist(), epochs[rows].tolist())
-                batch = {**maker.empty(count), "labels": np.empty(shape, np.uint8)}
-                tasks = [
+                batch = {**resizer.empty(count), "labels": np.empty(shape, np.uint8)}
+                futures = [
                     pool.submit(load, batch, row, index, epoch)
                     for row, (index, epoch) in enumerate(examples)
                 ]
-                making.append((batch, tasks))
+                pending.append((batch, futures))
                 step += 1
-            batch, tasks = making.popleft()
-            for task in tasks:
-                task.result()
+            batch, futures = pending.popleft()
+            for future in futures:
+                future.result()
             yield batch
     finally:
         pool.shutdown(cancel_futures=True)
@@ -109,39 +109,35 @@ def _load(
     index: int,
     epoch: int,
 ) -> None:
-    """Has an example made in a row of a batch."""
-    rng = np.random.default_rng((seed, epoch, index, _DRAWS))
+    """Fills a row of a batch with an example."""
+    rng = np.random.default_rng((seed, epoch, index, _AUGMENTATION_STREAM))
     try:
         fill(batch, row, index, rng)
     except Exception:
-        dataset[index]  # raises, with the name of the file, if that is bad
+        dataset[index]  # raises a `UserError` that names the file if it is invalid
         raise
 
 
 def _fill_pixels(
     dataset: Dataset,
     augmentation: Augmentation,
-    maker: HostResizer | DeviceResizer,
+    resizer: HostResizer | DeviceResizer,
     batch: Batch,
     row: int,
     index: int,
     rng: np.random.Generator,
 ) -> None:
-    """Reads an example, draws its crop, and has it made."""
-    encoded, labels = dataset.encoded(index, raw_labels=True)
-    picture = EncodedImage.open(encoded)
-    height, width = picture.size
-    if labels.shape != (height, width):
-        raise UserError(
-            f"example {index}: the image is {width}x{height} pixels and its "
-            f"labels are {labels.shape[1]}x{labels.shape[0]}: must be equal"
-        )
-    params = sample_crop(augmentation, picture.size, rng)
-    maker.fill(batch, row, picture, params)
+    """Reads an image with a label map, and crops both at random."""
+    data, labels = dataset.encoded(index, raw_labels=True)
+    encoded = EncodedImage.open(data)
+    check_sizes(encoded.size, f"example {index}", labels.shape, "its label")
+    params = sample_crop(augmentation, encoded.size, rng)
+    resizer.fill(batch, row, encoded, params)
     crop = batch["labels"][row]
     crop[:] = IGNORE_LABEL
-    picked = map_labels(params.pick(labels), dataset.info, "labels")
-    crop[params.inside(augmentation.crop_size)] = picked
+    # Mapped after cropping: fewer pixels.
+    visible = map_labels(params.crop_labels(labels), dataset.info, "labels")
+    crop[params.inside(augmentation.crop_size)] = visible
 
 
 def _fill_class(
@@ -152,14 +148,14 @@ def _fill_class(
     index: int,
     rng: np.random.Generator,
 ) -> None:
-    """Reads an image in a class and crops it; it is small, and decoded whole."""
-    encoded, batch["labels"][row] = dataset.encoded(index)
-    image = np.asarray(EncodedImage.open(encoded).decode())
+    """Reads a small image with one class, decodes it whole, and crops it at random."""
+    data, batch["labels"][row] = dataset.encoded(index)
+    image = np.asarray(EncodedImage.open(data).decode())
     batch["images"][row] = padded_crop(image, augmentation, rng)
 
 
-def _cores() -> int:
-    """Returns how many cores this process may use."""
+def _available_cores() -> int:
+    """Returns the number of cores that this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1

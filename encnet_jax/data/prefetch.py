@@ -1,4 +1,4 @@
-"""From host arrays to the devices, some batches ahead of the step."""
+"""Host-to-device transfer, a few batches ahead of the step."""
 
 import collections
 import itertools
@@ -11,7 +11,7 @@ from jax.sharding import NamedSharding
 
 
 def to_devices(batch: Any, sharding: NamedSharding) -> Any:
-    """Places this host's rows as its part of the global batch."""
+    """Places this host's rows as its shard of the global batch (a pytree)."""
     return jax.tree.map(
         lambda x: jax.make_array_from_process_local_data(sharding, np.asarray(x)),
         batch,
@@ -21,7 +21,7 @@ def to_devices(batch: Any, sharding: NamedSharding) -> Any:
 def prefetched(
     batches: Iterable[Any], sharding: NamedSharding, ahead: int = 2
 ) -> Iterator[Any]:
-    """Yields batches on the devices; the next `ahead` are on their way meanwhile."""
+    """Yields batches on the devices while the next `ahead` are being transferred."""
     iterator = iter(batches)
     queue = collections.deque(
         to_devices(batch, sharding) for batch in itertools.islice(iterator, ahead)

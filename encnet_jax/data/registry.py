@@ -1,54 +1,124 @@
-"""The data sets by name: opening a split of any of them."""
+"""The data sets that configs can name, and how a split of each is opened.
 
+A new data set is one entry of `DATASETS`.
+"""
+
+import dataclasses
 import importlib
 import logging
 import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from encnet_jax.data import dataset_info as infos
 from encnet_jax.data import folder
-from encnet_jax.data.dataset_info import DATASETS, DatasetInfo
+from encnet_jax.data.dataset_info import DatasetInfo
 from encnet_jax.data.datasets import (
     ClassificationDataset,
     Dataset,
     FileDataset,
     SyntheticScenes,
     TFRecordDataset,
-    pair_files,
 )
+from encnet_jax.data.file_pairs import pair_files
 from encnet_jax.errors import UserError
+
+if TYPE_CHECKING:
+    from tensorflow_datasets.core import DatasetBuilder
 
 _log = logging.getLogger(__name__)
 
-# Data set -> module under `builders`, class and configuration of its TFDS builder.
-_BUILDERS: dict[str, tuple[str, str, str | None]] = {
-    "scenes": ("scenes", "Scenes", "default"),
-    "voc2012": ("voc2012", "Voc2012", "voc"),
-    "voc2012_aug": ("voc2012", "Voc2012", "aug"),
-    "pascal_context": ("pascal_context", "PascalContext", None),
-    "pascal_context_sorted": ("pascal_context", "PascalContext", None),
-    "pascal_context_60": ("pascal_context", "PascalContext", None),
-    "ade20k": ("ade20k", "Ade20k", None),
-    "cityscapes": ("cityscapes", "Cityscapes", None),
-    "coco_stuff": ("coco_stuff", "CocoStuff", "stuff"),
-    "coco_voc": ("coco_stuff", "CocoStuff", "voc"),
-    "cifar10": ("", "cifar10", None),
+
+@dataclasses.dataclass(frozen=True)
+class PreparedDataset:
+    """A data set that a TFDS builder downloads and converts to TFRecord files.
+
+    Attributes:
+        info: Its metadata.
+        builder: `module.Class` in `encnet_jax.data.builders`, or the name of a builder
+            that comes with TFDS.
+        config: Name of the builder's configuration, if it has several.
+    """
+
+    info: DatasetInfo
+    builder: str
+    config: str | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class LocalDataset:
+    """A data set of image and label files in a local folder.
+
+    Attributes:
+        info: Its metadata; None where the folder itself holds them (`classes.json`).
+        open_split: Pairs the images and labels of a split, given metadata, split and
+            folder.
+        layout: Some entries of the folder, for error messages.
+    """
+
+    info: DatasetInfo | None
+    open_split: Callable[[DatasetInfo, str, Path], FileDataset]
+    layout: str
+
+    def root(self, name: str, data_dir: str | None) -> Path:
+        """Returns the folder given by `data_dir` or by the environment variable.
+
+        Raises:
+            UserError: Neither is set, or the folder is not local.
+        """
+        variable = f"ENCNET_{name.upper()}"
+        given = data_dir or os.environ.get(variable)
+        if not given:
+            raise UserError(
+                f"data.data_dir: give the folder of {name} ({self.layout}, ...) by "
+                f"--config.data.data_dir=DIR or in {variable}"
+            )
+        if "://" in given:
+            raise UserError(f"data.data_dir={given}: {name} must be a local folder")
+        return Path(given).expanduser()
+
+
+def _open_camvid(info: DatasetInfo, split: str, root: Path) -> FileDataset:
+    pairs, problems = pair_files(root / split, root / f"{split}annot")
+    return FileDataset(info, pairs, problems)
+
+
+# Labels are stored raw, so that one builder serves three class orders.
+_PASCAL_CONTEXT = "pascal_context.PascalContext"
+
+DATASETS: dict[str, PreparedDataset | LocalDataset] = {
+    "scenes": PreparedDataset(infos.SCENES, "scenes.Scenes", "default"),
+    "camvid": LocalDataset(infos.CAMVID, _open_camvid, "train/, trainannot/"),
+    "ade20k": PreparedDataset(infos.ADE20K, "ade20k.Ade20k"),
+    "cityscapes": PreparedDataset(infos.CITYSCAPES, "cityscapes.Cityscapes"),
+    "coco_stuff": PreparedDataset(infos.COCO_STUFF, "coco_stuff.CocoStuff", "stuff"),
+    "coco_voc": PreparedDataset(infos.COCO_VOC, "coco_stuff.CocoStuff", "voc"),
+    "voc2012": PreparedDataset(infos.VOC2012, "voc2012.Voc2012", "voc"),
+    "voc2012_aug": PreparedDataset(infos.VOC2012_AUG, "voc2012.Voc2012", "aug"),
+    "pascal_context": PreparedDataset(infos.PASCAL_CONTEXT, _PASCAL_CONTEXT),
+    "pascal_context_sorted": PreparedDataset(
+        infos.PASCAL_CONTEXT_SORTED, _PASCAL_CONTEXT
+    ),
+    "pascal_context_60": PreparedDataset(infos.PASCAL_CONTEXT_60, _PASCAL_CONTEXT),
+    "cifar10": PreparedDataset(infos.CIFAR10, "cifar10"),
+    "folder": LocalDataset(None, folder.open_split, "classes.json, images/, labels/"),
 }
 
 
 def dataset_info(name: str, data_dir: str | None = None) -> DatasetInfo:
-    """Returns what is known of a data set; that of `folder` is read from its folder.
+    """Returns the metadata of a data set; those of `folder` are read from its folder.
 
     Raises:
         UserError: Unknown name, or a problem in the folder or its `classes.json`.
     """
-    if name == "folder":
-        return folder.read_info(_folder(name, data_dir))
     if name not in DATASETS:
-        allowed = ", ".join((*DATASETS, "folder"))
-        raise UserError(f"data.name={name!r}: allowed are {allowed}")
-    return DATASETS[name]
+        raise UserError(f"data.name={name!r}: allowed are {', '.join(DATASETS)}")
+    entry = DATASETS[name]
+    if isinstance(entry, PreparedDataset):
+        return entry.info
+    return entry.info or folder.read_info(entry.root(name, data_dir))
 
 
 def open_dataset(
@@ -60,21 +130,23 @@ def open_dataset(
     check: bool = True,
     manual_dir: str | None = None,
 ) -> Dataset:
-    """Opens a split of a data set, which is prepared if it needs that.
+    """Opens a split of a data set, and prepares the data set on first use.
 
     Args:
-        name: A key of `DATASETS`, or `folder`.
+        name: A key of `DATASETS`.
         split: One of its splits.
-        data_dir: For file sets the folder in its published layout, by default that of
-            the set's environment variable (`ENCNET_CAMVID`, `ENCNET_FOLDER`); for TFDS
-            sets the folder of prepared sets, by default TFDS's own.
-        drawn: Draw `scenes` instead of preparing it on disk; needs no TensorFlow.
-        check: Stop for the first problem of a file set; else reading an example does.
-        manual_dir: For TFDS sets, where archives are that people must get by hand, by
-            default `downloads/manual` in `data_dir`.
+        data_dir: For local data sets their folder, by default the value of
+            `ENCNET_CAMVID` or `ENCNET_FOLDER`; for prepared ones the folder of
+            TFDS, by default TFDS's own.
+        drawn: Draw `scenes` on demand instead of preparing TFRecord files; this needs
+            no TensorFlow.
+        check: Raise the first problem of a local data set now rather than when the
+            example is read.
+        manual_dir: For prepared data sets, the folder of archives that must be
+            downloaded by hand, by default `downloads/manual` in `data_dir`.
 
     Raises:
-        UserError: Unknown name or split, missing or empty folder, a bad file.
+        UserError: Unknown name or split, missing or empty folder, or an invalid file.
     """
     info = dataset_info(name, data_dir)
     if split not in info.splits:
@@ -82,61 +154,34 @@ def open_dataset(
         raise UserError(f"split {split!r} of {name}: allowed are {allowed}")
     if drawn and name == "scenes":
         return SyntheticScenes(info, split)
-    if name in _BUILDERS:
-        kind = (
-            ClassificationDataset if info.task == "classification" else TFRecordDataset
-        )
-        return kind(info, _prepare(name, data_dir, manual_dir), split)
-    dataset = _OPENERS[name](info, split, _folder(name, data_dir))
+    entry = DATASETS[name]
+    if isinstance(entry, PreparedDataset):
+        builder = _prepare(name, entry, data_dir, manual_dir)
+        if info.task == "classification":
+            return ClassificationDataset(info, builder, split)
+        return TFRecordDataset(info, builder, split)
+    dataset = entry.open_split(info, split, entry.root(name, data_dir))
     if check:
         dataset.check()
     return dataset
 
 
-def _prepare(name: str, data_dir: str | None, manual_dir: str | None):
-    import tensorflow_datasets as tfds
-
-    builder = create_builder(name, data_dir)
-    if not builder.data_path.exists():
-        _log.info("preparing %s, once, in %s", name, builder.data_path)
-    where = tfds.download.DownloadConfig(manual_dir=manual_dir)
-    builder.download_and_prepare(download_config=where)
-    return builder
-
-
-def create_builder(name: str, data_dir: str | None):
-    """Returns the TFDS builder of a data set that has one."""
+def _prepare(
+    name: str, entry: PreparedDataset, data_dir: str | None, manual_dir: str | None
+) -> "DatasetBuilder":
+    # Here, so that data sets in local files or in memory need no TensorFlow.
     import tensorflow_datasets as tfds
 
     if not sys.stderr.isatty():
         tfds.disable_progress_bar()
-    file, builder, config = _BUILDERS[name]
-    if not file:  # TFDS's own
-        return tfds.builder(builder, data_dir=data_dir)
-    module = importlib.import_module(f"encnet_jax.data.builders.{file}")
-    return getattr(module, builder)(config=config, data_dir=data_dir)
-
-
-def _folder(name: str, data_dir: str | None) -> Path:
-    variable = f"ENCNET_{name.upper()}"
-    given = data_dir or os.environ.get(variable)
-    if not given:
-        raise UserError(
-            f"data.data_dir: give the folder of {name} ({_LAYOUTS[name]}, ...) by "
-            f"--config.data.data_dir=DIR or in {variable}"
-        )
-    if "://" in given:
-        raise UserError(f"data.data_dir={given}: {name} is read from a local folder")
-    return Path(given).expanduser()
-
-
-def _open_camvid(info: DatasetInfo, split: str, root: Path) -> FileDataset:
-    pairs, problems = pair_files(root / split, root / f"{split}annot")
-    return FileDataset(info, pairs, problems)
-
-
-_OPENERS: dict[str, Callable[[DatasetInfo, str, Path], FileDataset]] = {
-    "camvid": _open_camvid,
-    "folder": folder.open_split,
-}
-_LAYOUTS = {"camvid": "train/, trainannot/", "folder": "classes.json, images/, labels/"}
+    module, _, class_name = entry.builder.rpartition(".")
+    if module:
+        builders = importlib.import_module(f"encnet_jax.data.builders.{module}")
+        builder = getattr(builders, class_name)(config=entry.config, data_dir=data_dir)
+    else:
+        builder = tfds.builder(class_name, data_dir=data_dir)
+    if not builder.data_path.exists():
+        _log.info("preparing %s in %s (once)", name, builder.data_path)
+    download_config = tfds.download.DownloadConfig(manual_dir=manual_dir)
+    builder.download_and_prepare(download_config=download_config)
+    return builder

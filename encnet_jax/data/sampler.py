@@ -1,30 +1,39 @@
-"""The order of the training examples: a function of the seed and the step alone.
+"""Order of the training examples, a pure function of seed and step.
 
-Batch t holds positions t * batch_size and on of an endless row, in which every example
-occurs exactly once an epoch. Nothing needs saving to resume at any step, and neither
-the number of hosts nor the loader changes which examples a batch holds.
+Batch t takes positions t * batch_size to (t + 1) * batch_size of an endless sequence of
+shuffled epochs, in each of which every example occurs once. Resuming at any step needs
+no saved state, and the content of a batch depends neither on the number of hosts nor on
+the loader.
 """
 
 import functools
 
 import numpy as np
+from jaxtyping import Int64
 
 
 def batch_indices(
     seed: int, size: int, batch_size: int, step: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the examples of batch `step`: their indices and epochs, int64 (b,)."""
+) -> tuple[Int64[np.ndarray, " b"], Int64[np.ndarray, " b"]]:
+    """Returns the indices of the examples in a batch, and the epoch of each.
+
+    Args:
+        seed: Seed of the run.
+        size: Number of examples in the data set.
+        batch_size: Size of the global batch.
+        step: Index of the batch.
+    """
     positions = np.arange(step * batch_size, (step + 1) * batch_size)
-    epochs, places = np.divmod(positions, size)
-    indices = np.empty_like(places)
+    epochs, ranks = np.divmod(positions, size)
+    indices = np.empty_like(ranks)
     for epoch in np.unique(epochs):
-        chosen = epochs == epoch
-        indices[chosen] = _epoch_order(seed, int(epoch), size)[places[chosen]]
+        in_epoch = epochs == epoch
+        indices[in_epoch] = _permutation(seed, int(epoch), size)[ranks[in_epoch]]
     return indices, epochs
 
 
 def process_rows(batch_size: int, process_index: int, process_count: int) -> slice:
-    """Returns the rows of a global batch that one host reads."""
+    """Returns the rows of the global batch that one host loads."""
     if batch_size % process_count:
         raise ValueError(
             f"batch_size={batch_size} does not divide among {process_count} hosts"
@@ -34,5 +43,5 @@ def process_rows(batch_size: int, process_index: int, process_count: int) -> sli
 
 
 @functools.lru_cache(maxsize=4)
-def _epoch_order(seed: int, epoch: int, size: int) -> np.ndarray:
+def _permutation(seed: int, epoch: int, size: int) -> Int64[np.ndarray, " n"]:
     return np.random.default_rng((seed, epoch)).permutation(size)

@@ -1,9 +1,10 @@
-"""What a split is like: sizes, how frequent the classes are, and what is faulty."""
+"""Statistics of a split: image sizes, class frequencies, and problems."""
 
 import dataclasses
 from collections.abc import Callable, Sequence
 
 import numpy as np
+from jaxtyping import Float64, Int64
 
 from encnet_jax.data.dataset_info import IGNORE_LABEL, DatasetInfo
 from encnet_jax.data.datasets import Dataset, Example, FileDataset, map_examples
@@ -12,22 +13,22 @@ from encnet_jax.errors import UserError
 
 @dataclasses.dataclass
 class Statistics:
-    """Counts over the examples of a split that can be used.
+    """Counts over the valid examples of a split.
 
     Attributes:
-        pixels: int64 (n,), pixels of each class.
-        pixels_beside: int64 (n,), all pixels of the images in which the class occurs.
-        images: int64 (n,), images in which it occurs.
-        void: Pixels to ignore.
-        void_images: Images with such.
+        pixels: Pixels of each class.
+        pixels_with_class: All pixels of the images in which each class occurs.
+        images: Images in which each class occurs.
+        void: Ignored pixels.
+        void_images: Images with ignored pixels.
         sizes: Height and width of each image.
-        indices: Of the examples, in order.
-        problems: A line for each example or file that cannot be used.
+        indices: Indices of the valid examples, in order.
+        problems: One line for each invalid example or file.
     """
 
-    pixels: np.ndarray
-    pixels_beside: np.ndarray
-    images: np.ndarray
+    pixels: Int64[np.ndarray, " n"]
+    pixels_with_class: Int64[np.ndarray, " n"]
+    images: Int64[np.ndarray, " n"]
     void: int = 0
     void_images: int = 0
     sizes: list[tuple[int, int]] = dataclasses.field(default_factory=list)
@@ -35,17 +36,19 @@ class Statistics:
     problems: list[str] = dataclasses.field(default_factory=list)
 
     @classmethod
-    def of_classes(cls, count: int) -> "Statistics":
+    def empty(cls, num_classes: int) -> "Statistics":
         """Returns the statistics of no images."""
-        zeros = np.zeros((3, count), np.int64)
-        return cls(pixels=zeros[0], pixels_beside=zeros[1], images=zeros[2])
+        zeros = np.zeros((3, num_classes), np.int64)
+        return cls(pixels=zeros[0], pixels_with_class=zeros[1], images=zeros[2])
 
-    def add(self, index: int, counts: np.ndarray, size: tuple[int, int]) -> None:
-        """Adds an image by its pixels of each label, int64 (256,)."""
+    def add(
+        self, index: int, counts: Int64[np.ndarray, "256"], size: tuple[int, int]
+    ) -> None:
+        """Adds an image, given its number of pixels of each label."""
         pixels = counts[: len(self.pixels)]
         self.pixels += pixels
         self.images += pixels > 0
-        self.pixels_beside += np.where(pixels > 0, counts.sum(), 0)
+        self.pixels_with_class += np.where(pixels > 0, counts.sum(), 0)
         self.void += int(counts[IGNORE_LABEL])
         self.void_images += bool(counts[IGNORE_LABEL])
         self.sizes.append(size)
@@ -57,65 +60,66 @@ def summarize(
     indices: Sequence[int],
     progress: Callable[[int], None] = lambda done: None,
 ) -> Statistics:
-    """Reads examples and counts; those that cannot be used become `problems`.
+    """Reads examples and counts; invalid ones become `problems`.
 
     Args:
-        dataset: Where they are read.
-        indices: Of the examples.
-        progress: Called with the index of examples done so far.
+        dataset: The data set to read.
+        indices: Indices of the examples.
+        progress: Called with the number of examples read so far.
     """
-    result = Statistics.of_classes(dataset.info.num_classes)
+    result = Statistics.empty(dataset.info.num_classes)
     if isinstance(dataset, FileDataset):
         result.problems += dataset.problems
-    findings = map_examples(dataset, indices, _measure)
-    for done, (index, found) in enumerate(zip(indices, findings), 1):
-        if isinstance(found, UserError):
-            result.problems.append(str(found))
+    counts = map_examples(dataset, indices, _count_labels)
+    for done, (index, counted) in enumerate(zip(indices, counts), 1):
+        if isinstance(counted, UserError):
+            result.problems.append(str(counted))
         else:
-            result.add(index, *found)
+            result.add(index, *counted)
         progress(done)
     return result
 
 
-def _measure(example: Example) -> tuple[np.ndarray, tuple[int, int]]:
+def _count_labels(
+    example: Example,
+) -> tuple[Int64[np.ndarray, "256"], tuple[int, int]]:
     height, width = example.labels.shape
     return np.bincount(example.labels.ravel(), minlength=256), (height, width)
 
 
-def spread(indices: Sequence[int], count: int) -> list[int]:
-    """Returns `count` of the indices, evenly spread; all if they are fewer."""
+def evenly_spaced(indices: Sequence[int], count: int) -> list[int]:
+    """Returns `count` evenly spaced items; all if there are fewer."""
     if len(indices) <= count:
         return list(indices)
-    return [indices[place * len(indices) // count] for place in range(count)]
+    return [indices[i * len(indices) // count] for i in range(count)]
 
 
-def median_frequency_weights(statistics: Statistics) -> np.ndarray:
-    """Returns float64 (n,): the median frequency over that of the class.
+def median_frequency_weights(statistics: Statistics) -> Float64[np.ndarray, " n"]:
+    """Returns class weights by median frequency balancing.
 
-    The frequency is the share of a class in the pixels of the images in which it occurs
-    (Eigen and Fergus, arXiv 1411.4734, whose rule SegNet took over). The median is over
-    the classes that occur; the others get 1.
+    The frequency of a class is its share of the pixels of the images in which it occurs
+    (Eigen and Fergus, arXiv 1411.4734, as adopted by SegNet); the weight is the median
+    frequency divided by that of the class, and 1 for classes that do not occur.
     """
     occurs = statistics.pixels > 0
-    frequency = statistics.pixels[occurs] / statistics.pixels_beside[occurs]
+    frequency = statistics.pixels[occurs] / statistics.pixels_with_class[occurs]
     weights = np.ones(len(occurs))
     weights[occurs] = np.median(frequency) / frequency if occurs.any() else 1.0
     return weights
 
 
 def describe(statistics: Statistics, info: DatasetInfo) -> str:
-    """Returns sizes and frequencies as text: a line a class, then void."""
+    """Formats sizes and frequencies as text, one line per class and one for void."""
     count = len(statistics.sizes)
     by_area = sorted(statistics.sizes, key=lambda size: size[0] * size[1])
     smallest, median, largest = (
-        f"{width}x{height}"
-        for height, width in (by_area[0], by_area[count // 2], by_area[-1])
+        f"{w}x{h}" for h, w in (by_area[0], by_area[count // 2], by_area[-1])
     )
-    indent = max(map(len, (*info.class_names, "class")))
+    width = max(map(len, (*info.class_names, "class")))
 
-    def line(name: str, pixels: int, of: int, images: int) -> str:
-        share, presence = 100 * pixels / max(of, 1), 100 * images / count
-        return f"{name:<{indent}}  {share:>8.3f}  {presence:>8.2f}"
+    def line(name: str, pixels: int, total: int, images: int) -> str:
+        pixel_share, image_share = 100 * pixels / max(total, 1), 100 * images / count
+        return f"{name:<{width}}  {pixel_share:>8.3f}  {image_share:>8.2f}"
 
     labeled = int(statistics.pixels.sum())
     total = labeled + statistics.void
@@ -123,9 +127,9 @@ def describe(statistics: Statistics, info: DatasetInfo) -> str:
     return "\n".join(
         [
             f"sizes: smallest {smallest}, median {median}, largest {largest}",
-            f"{'class':<{indent}}  {'pixels %':>8}  {'images %':>8}",
+            f"{'class':<{width}}  {'pixels %':>8}  {'images %':>8}",
             *(line(name, pixels, labeled, images) for name, pixels, images in rows),
             line("void", statistics.void, total, statistics.void_images),
-            "Pixels are shares of the labeled ones, those of void of all.",
+            "Shares of the labeled pixels; for void, of all pixels.",
         ]
     )

@@ -1,8 +1,8 @@
-"""Random access to TFRecord files, which TensorFlow itself reads only in order.
+"""Random access to TFRecord files, which TensorFlow itself reads only sequentially.
 
-A record on disk is its length (8 bytes, little-endian), a checksum of that (4), the
-data, and a checksum of them (4). One pass over the lengths finds every record; what it
-found is kept in a file beside the records, so that later starts need not pass again.
+A record on disk is its length (8 bytes, little-endian), a checksum of the length (4),
+the data, and a checksum of the data (4). One pass over the lengths locates all records;
+the resulting index is stored next to them, so that later starts skip the pass.
 """
 
 import io
@@ -23,14 +23,22 @@ from google.protobuf.message import DecodeError
 from encnet_jax.errors import UserError
 
 _HEADER, _FOOTER = 12, 4
-# Bytes read at once in search of lengths. A local disk skips data between them; far
-# away, a request takes longer than to read on.
+# Bytes per read while locating records. On a local disk, small reads skip the data in
+# between; on remote storage, a request costs more than reading through it.
 _LOCAL_BLOCK, _REMOTE_BLOCK = 4096, 2**25
 _log = logging.getLogger(__name__)
 
 
 class _Index(NamedTuple):
-    """Where records are: `names` and `sizes` of the files, (n,) of the records."""
+    """Location of the records.
+
+    Attributes:
+        names: Base names of the files.
+        sizes: Sizes of the files in bytes.
+        shard: Index of the file that holds each record, (n,).
+        offset: Byte offset of each record in its file, (n,).
+        length: Length of each record's data in bytes, (n,).
+    """
 
     names: np.ndarray
     sizes: np.ndarray
@@ -40,7 +48,7 @@ class _Index(NamedTuple):
 
 
 class Records:
-    """The records of some TFRecord files, by index, in the order of the files.
+    """The records of several TFRecord files, indexed in the order of the files.
 
     Raises:
         UserError: A file is damaged.
@@ -50,38 +58,38 @@ class Records:
         self._files = [_File(path) for path in paths]
         with ThreadPoolExecutor(16) as pool:
             sizes = list(pool.map(_File.size, self._files))
-            where = f"{paths[0]}.index"
-            index = _load_index(where, paths, sizes)
+            index_path = f"{paths[0]}.index"
+            index = _load_index(index_path, paths, sizes)
             if index is None:
                 offsets = list(pool.map(_find_records, self._files, sizes))
                 index = _make_index(paths, sizes, offsets)
-                _store_index(where, index)
+                _store_index(index_path, index)
         self._index = index
 
     def __len__(self) -> int:
-        """Returns the index of records."""
+        """Returns the number of records."""
         return len(self._index.offset)
 
     def __getitem__(self, index: int) -> bytes:
         """Returns the data of one record.
 
         Raises:
-            UserError: The file is not the one that was indexed.
+            UserError: The file has changed since it was indexed.
         """
         file = self._files[self._index.shard[index]]
         length = int(self._index.length[index])
         record = file.read(int(self._index.offset[index]), _HEADER + length)
         if len(record) != _HEADER + length or _length(record, 0) != length:
             raise UserError(
-                f"{file.path}: no record where one was: if the file is whole, delete "
-                f"{self._files[0].path}.index, which is made again"
+                f"{file.path}: has changed since it was indexed: if it is intact, "
+                f"delete {self._files[0].path}.index to index it again"
             )
         return record[_HEADER:]
 
     def features(self, index: int) -> dict[str, Any]:
-        """Returns the fields of one record, which must be a tf.train.Example.
+        """Returns the fields of one record, a `tf.train.Example`.
 
-        Each is bytes or an integer, the first if it holds several.
+        Each is bytes or an integer, the first value if there are several.
 
         Raises:
             UserError: The record is damaged.
@@ -100,7 +108,7 @@ class Records:
 
 
 class _File:
-    """A file, local or not, that many threads read at any place."""
+    """A file, local or remote, that threads read at any offset."""
 
     def __init__(self, path: str):
         self.path = path
@@ -122,7 +130,7 @@ class _File:
     def read(self, offset: int, count: int) -> bytes:
         if self.is_local:
             return os.pread(self._descriptor, count, offset)
-        # One a thread, since reading moves a place in it; kept, since opening is slow.
+        # One handle per thread, as reads move its position; opening one is slow.
         file = getattr(self._opened, "file", None)
         if file is None:
             file = self._opened.file = tf.io.gfile.GFile(self.path, "rb")
@@ -130,8 +138,8 @@ class _File:
         return file.read(count)
 
 
-def _length(data: bytes, place: int) -> int:
-    return struct.unpack_from("<Q", data, place)[0]
+def _length(data: bytes, offset: int) -> int:
+    return struct.unpack_from("<Q", data, offset)[0]
 
 
 def _find_records(file: _File, size: int) -> list[int]:
@@ -147,7 +155,7 @@ def _find_records(file: _File, size: int) -> list[int]:
         length = _length(data, offsets[-1] - start)
         offsets.append(offsets[-1] + _HEADER + length + _FOOTER)
     if offsets[-1] != size:
-        raise UserError(f"{file.path}: not a whole TFRecord file; prepare it again")
+        raise UserError(f"{file.path}: not a complete TFRecord file; prepare it again")
     return offsets
 
 
@@ -162,35 +170,35 @@ def _make_index(paths: list[str], sizes: list[int], offsets: list[list[int]]) ->
     )
 
 
-def _load_index(where: str, paths: list[str], sizes: list[int]) -> _Index | None:
-    """Returns a stored index if it is one, of these files at these sizes."""
+def _load_index(index_path: str, paths: list[str], sizes: list[int]) -> _Index | None:
+    """Returns the stored index, unless it is invalid or of other files."""
     try:
-        with tf.io.gfile.GFile(where, "rb") as file:
+        with tf.io.gfile.GFile(index_path, "rb") as file:
             content = file.read()
         with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
             index = _Index(**arrays)
-    except tf.errors.OpError:  # none there
+    except tf.errors.OpError:  # no such file
         return None
     except (ValueError, TypeError, EOFError, KeyError, zipfile.BadZipFile):
-        _log.warning("%s: no index of records; it is made again", where)
+        _log.warning("%s: not a record index; rebuilding it", index_path)
         return None
     names = [os.path.basename(path) for path in paths]
     if index.names.tolist() == names and index.sizes.tolist() == sizes:
         return index
-    _log.info("%s: of other files; it is made again", where)
+    _log.info("%s: out of date; rebuilding it", index_path)
     return None
 
 
-def _store_index(where: str, index: _Index) -> None:
-    """Writes an index, at once; where that is not allowed, the next start scans too."""
+def _store_index(index_path: str, index: _Index) -> None:
+    """Writes an index atomically; if that fails, the next start scans again."""
     content = io.BytesIO()
     np.savez_compressed(content, **index._asdict())
-    unfinished = f"{where}.{uuid.uuid4().hex}"  # other hosts may write theirs
+    unfinished = f"{index_path}.{uuid.uuid4().hex}"  # other hosts may write it too
     try:
         with tf.io.gfile.GFile(unfinished, "wb") as file:
             file.write(content.getvalue())
-        tf.io.gfile.rename(unfinished, where, overwrite=True)
+        tf.io.gfile.rename(unfinished, index_path, overwrite=True)
     except tf.errors.OpError as error:
-        _log.info("%s: cannot be written: %s", where, error.message)
+        _log.info("%s: cannot be written: %s", index_path, error.message)
         if tf.io.gfile.exists(unfinished):
             tf.io.gfile.remove(unfinished)

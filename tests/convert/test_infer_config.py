@@ -1,4 +1,4 @@
-"""Tests of encnet_jax.convert.infer_config and torch_names: what weights tell."""
+"""Tests of encnet_jax.convert.infer_config: the network inferred from weights."""
 
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from encnet_jax.errors import UserError
 RESNET50S = dict(
     backbone="resnet50", stem="deep", stem_width=64, avg_down=False, width=64
 )
-ENCODING = RESNET50S | dict(
+PYTORCH_ENCODING = RESNET50S | dict(
     name="encnet",
     head_channels=512,
     num_codes=32,
@@ -23,9 +23,9 @@ ENCODING = RESNET50S | dict(
     output_stride=8,
 )
 EXPECTED = {
-    "encnet_resnet50s_ade20k": ENCODING | dict(num_classes=150, lateral=False),
-    "encnet_resnet50s_pcontext": ENCODING | dict(num_classes=59, lateral=True),
-    "mmseg_encnet_r50_d8": ENCODING
+    "encnet_resnet50s_ade20k": PYTORCH_ENCODING | dict(num_classes=150, lateral=False),
+    "encnet_resnet50s_pcontext": PYTORCH_ENCODING | dict(num_classes=59, lateral=True),
+    "mmseg_encnet_r50_d8": PYTORCH_ENCODING
     | dict(
         num_classes=19,
         lateral=False,
@@ -51,13 +51,13 @@ def empty(shapes):
 
 
 @pytest.mark.parametrize("case", EXPECTED)
-def test_originals_networks_are_told_from_names_and_shapes(case):
+def test_original_networks_are_inferred_from_keys_and_shapes(case):
     description = describe_torch_weights(empty(full_shapes(case)))
     assert description.settings == EXPECTED[case]
     assert description.source == SOURCES.get(case, "torchvision")
     assert description.backbone_only == ("num_classes" not in EXPECTED[case])
-    encoding = description.source == "pytorch_encoding"
-    assert description.resize_align_corners == encoding
+    pytorch_encoding = description.source == "pytorch_encoding"
+    assert description.resize_align_corners == pytorch_encoding
     assert description.mean == (0.485, 0.456, 0.406)
 
 
@@ -72,7 +72,7 @@ def test_originals_networks_are_told_from_names_and_shapes(case):
     ],
 )
 @pytest.mark.parametrize("prefix", ["", "pretrained.", "backbone."])
-def test_every_depth_is_told(blocks, bottleneck, name, prefix):
+def test_every_depth_is_inferred(blocks, bottleneck, name, prefix):
     shapes = {"conv1.weight": (64, 3, 7, 7), "bn1.weight": (64,)}
     for stage, count in enumerate(blocks, 1):
         for block in range(count):
@@ -82,24 +82,26 @@ def test_every_depth_is_told(blocks, bottleneck, name, prefix):
     assert describe_torch_weights(weights).settings["backbone"] == name
 
 
-def bare(case, prefix):
+def backbone_weights(case, prefix):
     weights = small_weights(case)
     kept = {k: v for k, v in weights.items() if k.startswith(prefix)}
     return {name.removeprefix(prefix): array for name, array in kept.items()}
 
 
 def test_bare_backbones_of_both_originals_are_recognized():
-    encoding = describe_torch_weights(bare("encnet_resnet50s_ade20k", "pretrained."))
+    encoding = describe_torch_weights(
+        backbone_weights("encnet_resnet50s_ade20k", "pretrained.")
+    )
     assert (encoding.source, encoding.settings["stem_width"]) == (
         "pytorch_encoding",
         64,
     )
-    mmseg = describe_torch_weights(bare("mmseg_encnet_r50_d8", "backbone."))
+    mmseg = describe_torch_weights(backbone_weights("mmseg_encnet_r50_d8", "backbone."))
     assert (mmseg.source, mmseg.settings["stem_width"]) == ("mmseg", 32)
     assert encoding.backbone_only and mmseg.backbone_only
 
 
-def test_branches_that_are_missing_are_told():
+def test_missing_branches_are_inferred():
     weights = small_weights("encnet_resnet50s_ade20k")
     part = {k: v for k, v in weights.items() if "selayer" not in k}
     part = {k: v for k, v in part.items() if "auxlayer" not in k}
@@ -107,7 +109,7 @@ def test_branches_that_are_missing_are_told():
     assert not settings["se_loss"] and not settings["aux_head"]
 
 
-def test_fcn_is_told_from_encnet():
+def test_fcn_is_distinguished_from_encnet():
     description = describe_torch_weights(fcn_weights())
     assert description.settings["name"] == "fcn"
     assert str(description) == (
@@ -116,21 +118,21 @@ def test_fcn_is_told_from_encnet():
 
 
 @pytest.mark.parametrize(
-    ("names", "message"),
+    ("keys", "message"),
     [
-        (["a.weight", "b.weight"], "a.weight, b.weight, ...) are of no known source"),
+        (["a.weight", "b.weight"], "keys of no known source (a.weight, b.weight, ...)"),
         ([], "no tensors"),
         (["backbone.layer1.0.conv1.weight", "classifier.0.weight"], "no known source"),
         (["conv1.weight", "layer1.0.conv1.weight"], "stages of [1, 0, 0, 0] basic"),
     ],
 )
-def test_unknown_networks_are_refused(names, message):
+def test_unknown_networks_are_rejected(keys, message):
     with pytest.raises(UserError) as error:
-        describe_torch_weights(empty({name: (8, 8, 1, 1) for name in names}))
+        describe_torch_weights(empty({key: (8, 8, 1, 1) for key in keys}))
     assert message in str(error.value) and "\n" not in str(error.value)
 
 
-def test_other_head_of_mmsegmentation_is_refused_by_what_is_missing():
+def test_other_head_of_mmsegmentation_is_rejected_by_a_missing_key():
     weights = small_weights("mmseg_encnet_r50_d8")
     other = {k: v for k, v in weights.items() if "enc_module" not in k}
     with pytest.raises(
@@ -140,23 +142,23 @@ def test_other_head_of_mmsegmentation_is_refused_by_what_is_missing():
 
 
 @pytest.mark.parametrize("address", ["hf://owner/repo", "hf://", "hf://a//b"])
-def test_address_of_the_hub_must_name_owner_repository_and_file(address):
+def test_hub_address_must_name_owner_repository_and_file(address):
     with pytest.raises(UserError, match="hf://OWNER/REPO/FILE"):
         open_weights(address)
 
 
-def test_file_of_the_hub_is_downloaded_by_its_library(monkeypatch):
+def test_hub_file_is_downloaded_by_huggingface_hub(monkeypatch):
     import huggingface_hub
 
     file = Path(__file__).parents[1] / "torch_files" / "checkpoint_zip.pth"
-    asked = []
+    requested = []
 
     def download(repo_id, filename):
-        asked.append((repo_id, filename))
+        requested.append((repo_id, filename))
         return str(file)
 
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
     entries, name = open_weights("hf://owner/repo/sub/file.pth")
-    assert asked == [("owner/repo", "sub/file.pth")]
+    assert requested == [("owner/repo", "sub/file.pth")]
     assert name == "hf://owner/repo/sub/file.pth"
     assert entries.keys() == open_weights(file)[0].keys()

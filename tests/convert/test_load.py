@@ -1,4 +1,4 @@
-"""Tests of encnet_jax.convert.load: every entry goes where it belongs, or is named."""
+"""Tests of encnet_jax.convert.load: every entry is loaded, dropped or an error."""
 
 import json
 import re
@@ -13,15 +13,16 @@ from flax import nnx
 from torch_networks import (
     fcn_weights,
     full_shapes,
-    random_module,
+    random_weights,
     small_shapes,
     small_weights,
 )
 
 from encnet_jax.config import load_config
-from encnet_jax.convert import load as pretrained
 from encnet_jax.convert.infer_config import describe_torch_weights
+from encnet_jax.convert.key_mapping import find_key_mapping
 from encnet_jax.convert.load import load_torch_model, load_torch_weights
+from encnet_jax.convert.load_plan import LoadPlan
 from encnet_jax.convert.workdir import write_workdir
 from encnet_jax.data.dataset_info import load_info
 from encnet_jax.errors import UserError
@@ -46,7 +47,7 @@ BACKBONES = ("torchvision_resnet18", "torchvision_resnet50", TIMM)
 
 
 def abstract_model(weights, **changes):
-    """A model without values for these weights: quick to build."""
+    """Returns an abstract model for these weights, which is fast to build."""
     settings = dict(name="encnet", num_classes=5, head_channels=16, num_codes=4)
     settings |= describe_torch_weights(weights).settings | changes
     return nnx.eval_shape(lambda: create_model(**settings))
@@ -54,11 +55,11 @@ def abstract_model(weights, **changes):
 
 @pytest.fixture(scope="module")
 def ade_model():
-    """A model with values of its own for a small `ADE` with 6 classes; clone it."""
+    """Returns an initialized model for a small `ADE` with 6 classes; clone it."""
     shapes = small_shapes(ADE)
     fewer = {n: tuple(6 if d == 150 else d for d in s) for n, s in shapes.items()}
-    # Sooner there than by `create_model`.
-    model, _ = load_torch_model(random_module(fewer, seed=1))
+    # Faster than `create_model`.
+    model, _ = load_torch_model(random_weights(fewer, seed=1))
     return model
 
 
@@ -72,10 +73,10 @@ def without(weights, part):
     return {name: array for name, array in weights.items() if part not in name}
 
 
-def assert_complete(account, weights, model):
-    assert set(account.loaded) | set(account.dropped) == set(weights)
-    assert not set(account.loaded) & set(account.dropped)
-    filled = [*account.loaded.values(), *account.fresh]
+def assert_complete(report, weights, model):
+    assert set(report.loaded) | set(report.dropped) == set(weights)
+    assert not set(report.loaded) & set(report.dropped)
+    filled = [*report.loaded.values(), *report.left_initialized]
     assert sorted(filled) == sorted(p for p, _ in path_variables(model))
 
 
@@ -86,15 +87,15 @@ def path_variables(model):
 
 
 @pytest.mark.parametrize("case", WHOLE)
-def test_whole_network_fills_every_parameter_with_its_own_values(case):
+def test_whole_network_fills_every_parameter_with_its_entry(case):
     weights = small_weights(case)
     model = abstract_model(weights)
-    account = load_torch_weights(model, weights)
-    assert_complete(account, weights, model)
-    assert account.fresh == ()
-    assert set(account.dropped) == {n for n in weights if n.endswith("tracked")}
+    report = load_torch_weights(model, weights)
+    assert_complete(report, weights, model)
+    assert report.left_initialized == ()
+    assert set(report.dropped) == {n for n in weights if n.endswith("tracked")}
     values = arrays(model)
-    for name, path in account.loaded.items():
+    for name, path in report.loaded.items():
         ours, theirs = values[path], weights[name]
         if path.endswith(".kernel") and theirs.ndim == 4:
             theirs = np.einsum("oihw->hwio", theirs)
@@ -104,7 +105,7 @@ def test_whole_network_fills_every_parameter_with_its_own_values(case):
         np.testing.assert_array_equal(ours, theirs, err_msg=name)
 
 
-PLACES = {
+PATHS = {
     ADE: {
         "pretrained.conv1.6.weight": "backbone.stem.2.conv.kernel",
         "pretrained.bn1.running_var": "backbone.stem.2.norm.var",
@@ -143,72 +144,71 @@ PLACES = {
 }
 
 
-@pytest.mark.parametrize("case", PLACES)
-def test_entries_go_to_the_layers_of_their_purpose(case):
+@pytest.mark.parametrize("case", PATHS)
+def test_entries_go_to_the_corresponding_layers(case):
     weights = small_weights(case)
     loaded = load_torch_weights(abstract_model(weights), weights).loaded
-    assert {name: loaded[name] for name in PLACES[case]} == PLACES[case]
+    assert {name: loaded[name] for name in PATHS[case]} == PATHS[case]
 
 
 @pytest.mark.parametrize("case", (*WHOLE, *BACKBONES, "backbone_resnet50_dilated"))
-def test_originals_full_networks_fit_what_is_told_of_them(case):
+def test_original_networks_fit_the_inferred_model(case):
     weights = {
-        # One number in memory for each: only names, shapes and dtypes matter.
+        # One element in memory each: only keys, shapes and dtypes matter.
         name: np.broadcast_to(
             np.int64(0) if name.endswith("tracked") else np.float32(0), shape
         )
         for name, shape in full_shapes(case).items()
     }
     model = abstract_model(weights)
-    account = pretrained.LoadPlan(
-        model, weights, pretrained.key_mapping_of(weights, "auto", ""), "strict"
-    )
-    assert account.faults() == []
-    assert set(account.loaded) | set(account.dropped) == set(weights)
+    mapping = find_key_mapping(weights, "auto", "")
+    plan = LoadPlan(model, weights, mapping, "strict")
+    assert plan.errors() == []
+    assert set(plan.loaded) | set(plan.dropped) == set(weights)
 
 
 @pytest.mark.parametrize("case", BACKBONES)
-def test_backbone_alone_leaves_the_head_as_it_is(case):
+def test_backbone_leaves_the_head_initialized(case):
     weights = small_weights(case)
     model = abstract_model(weights)
-    account = load_torch_weights(model, weights)
-    assert_complete(account, weights, model)
-    assert all(path.startswith("backbone.") for path in account.loaded.values())
-    assert not any(path.startswith("backbone.") for path in account.fresh)
-    assert "29 left as they were: aux_head.classifier.conv" in str(account)
-    assert account.dropped["fc.bias"] == "classifier of the backbone's pretraining"
+    report = load_torch_weights(model, weights)
+    assert_complete(report, weights, model)
+    assert all(path.startswith("backbone.") for path in report.loaded.values())
+    assert not any(path.startswith("backbone.") for path in report.left_initialized)
+    assert "29 left initialized: aux_head.classifier.conv" in str(report)
+    assert report.dropped["fc.bias"] == "classifier of the backbone's pretraining"
 
 
-def test_bare_resnet_takes_a_backbone():
+def test_bare_resnet_loads_a_backbone():
     weights = small_weights("torchvision_resnet18")
     options = dict(stem="plain", width=8)
     model = nnx.eval_shape(lambda: ResNet("resnet18", **options, rngs=nnx.Rngs(0)))
-    account = load_torch_weights(model, weights)
-    assert account.fresh == () and len(account.loaded) == 100
+    report = load_torch_weights(model, weights)
+    assert report.left_initialized == () and len(report.loaded) == 100
     values = arrays(model)["stem.0.conv.kernel"]
     np.testing.assert_array_equal(values[0, 1, 2], weights["conv1.weight"][:, 2, 0, 1])
 
 
-def test_bare_resnet_takes_the_backbone_of_a_whole_network_when_asked():
+def test_bare_resnet_loads_the_backbone_of_a_whole_network_with_skip():
     weights = small_weights(MMSEG)
     options = dict(stem_width=32, width=8)
     model = nnx.eval_shape(lambda: ResNet("tiny", **options, rngs=nnx.Rngs(0)))
-    with pytest.raises(UserError, match="entries match nothing: decode_head"):
+    with pytest.raises(UserError, match="unexpected keys: decode_head"):
         load_torch_weights(model, weights)
-    account = load_torch_weights(model, weights, head="skip")
-    assert set(account.loaded) | set(account.dropped) == set(weights)
-    assert account.dropped["decode_head.conv_seg.bias"].startswith(
-        "not of the backbone"
+    report = load_torch_weights(model, weights, head="skip")
+    assert set(report.loaded) | set(report.dropped) == set(weights)
+    assert report.dropped["decode_head.conv_seg.bias"].startswith(
+        "not part of the backbone"
     )
 
 
-def test_first_releases_classifier_entries_are_dropped_by_name():
+def test_pretraining_classifier_of_the_first_release_is_dropped():
     weights = small_weights(ADE)
     extra = {"fc.weight": np.zeros((1000, 256)), "fc.bias": np.zeros(1000)}
     weights |= {f"pretrained.{name}": array for name, array in extra.items()}
-    account = load_torch_weights(abstract_model(weights), weights)
+    report = load_torch_weights(abstract_model(weights), weights)
     reason = "classifier of the backbone's pretraining"
-    assert [n for n, why in account.dropped.items() if why == reason] == [
+    assert [n for n, why in report.dropped.items() if why == reason] == [
         "pretrained.fc.weight",
         "pretrained.fc.bias",
     ]
@@ -225,7 +225,7 @@ def test_fcn_of_pytorch_encoding_is_loaded():
     np.testing.assert_array_equal(bias, weights["head.conv5.4.bias"])
 
 
-def test_everything_that_does_not_fit_is_in_one_error_and_nothing_changes(ade_model):
+def test_one_error_lists_all_mismatches_and_nothing_changes(ade_model):
     model = nnx.clone(ade_model)
     before = arrays(model)
     weights = small_weights(ADE)
@@ -237,10 +237,10 @@ def test_everything_that_does_not_fit_is_in_one_error_and_nothing_changes(ade_mo
         load_torch_weights(model, weights)
     message = str(error.value)
     for part in (
-        "1 entries match nothing: pretrained.layer3.7.conv1.weight",
+        "1 unexpected keys: pretrained.layer3.7.conv1.weight",
         "backbone.stages.2.0.layers.0.norm.mean (pretrained.layer3.0.bn1.running_mean)",
         "head.conv5.0.weight is (64, 5, 3, 3), not (64, 256, 3, 3)",
-        "head.conv5.1.bias is of int32, not of floats",
+        "head.conv5.1.bias is int32, not floating-point",
         "head.conv6.1.weight is (150, 64, 1, 1), not (6, 64, 1, 1)",
         "and 2 more",
     ):
@@ -253,69 +253,71 @@ def test_everything_that_does_not_fit_is_in_one_error_and_nothing_changes(ade_mo
 def test_other_depth_is_named():
     weights = small_weights(ADE)
     model = abstract_model(weights, backbone="resnet18")
-    with pytest.raises(UserError, match=r"It is of pytorch_encoding: tiny, stem deep"):
+    with pytest.raises(
+        UserError, match=r"The weights are pytorch_encoding: tiny, stem deep"
+    ):
         load_torch_weights(model, weights)
 
 
 @pytest.mark.parametrize("case", (TIMM, "torchvision_resnet50"))
-def test_other_shortcut_which_no_shape_shows_is_an_error(case):
+def test_other_shortcut_which_no_shape_reveals_is_an_error(case):
     weights = small_weights(case)
     model = abstract_model(weights, avg_down=case != TIMM)
-    with pytest.raises(UserError, match=f"avg_down={case == TIMM} there"):
+    with pytest.raises(UserError, match=f"avg_down={case == TIMM} in the weights"):
         load_torch_weights(model, weights)
 
 
-def test_classifiers_of_other_classes_stay_fresh_when_asked(ade_model):
+def test_reinitialize_leaves_out_classifiers_of_other_classes(ade_model):
     weights = small_weights(ADE)
     model = nnx.clone(ade_model)
-    with pytest.raises(UserError, match="6 of a wrong shape: head.encmodule.selayer"):
+    with pytest.raises(UserError, match="6 mismatched keys: head.encmodule.selayer"):
         load_torch_weights(model, weights)
-    account = load_torch_weights(model, weights, head="reinitialize")
-    assert_complete(account, weights, model)
-    reasons = {n: why for n, why in account.dropped.items() if "classes" in why}
-    assert set(reasons.values()) == {"150 classes there, 6 here"} and len(reasons) == 6
+    report = load_torch_weights(model, weights, head="reinitialize")
+    assert_complete(report, weights, model)
+    reasons = {n: why for n, why in report.dropped.items() if "classes" in why}
+    assert set(reasons.values()) == {"150 classes instead of 6"} and len(reasons) == 6
     values, before = arrays(model), arrays(ade_model)
-    assert len(account.fresh) == 6
-    for path in account.fresh:
+    assert len(report.left_initialized) == 6
+    for path in report.left_initialized:
         np.testing.assert_array_equal(values[path], before[path])
 
 
 def test_reinitialize_keeps_classifiers_that_fit():
     weights = small_weights(MMSEG)
-    account = load_torch_weights(abstract_model(weights), weights, head="reinitialize")
-    assert account.fresh == ()
+    report = load_torch_weights(abstract_model(weights), weights, head="reinitialize")
+    assert report.left_initialized == ()
 
 
-def test_fresh_head_takes_the_backbone_alone(ade_model):
+def test_skip_loads_only_the_backbone(ade_model):
     weights = small_weights(ADE)
     model = nnx.clone(ade_model)
-    account = load_torch_weights(model, weights, head="skip")
-    assert_complete(account, weights, model)
-    assert all(path.startswith("backbone.") for path in account.loaded.values())
+    report = load_torch_weights(model, weights, head="skip")
+    assert_complete(report, weights, model)
+    assert all(path.startswith("backbone.") for path in report.loaded.values())
 
 
 @pytest.mark.parametrize("case", (ADE, MMSEG))
-def test_branches_that_the_model_has_not_are_dropped_by_name(case):
+def test_branches_that_the_model_lacks_are_dropped(case):
     weights = small_weights(case)
     model = abstract_model(weights, aux_head=False, se_loss=False)
-    account = load_torch_weights(model, weights)
-    assert_complete(account, weights, model)
-    dropped = {n for n, why in account.dropped.items() if "the model has not" in why}
+    report = load_torch_weights(model, weights)
+    assert_complete(report, weights, model)
+    dropped = {n for n, why in report.dropped.items() if "the model has no" in why}
     branches = re.compile(r"auxlayer|auxiliary_head|selayer|se_layer")
     named = {n for n in weights if branches.match(n) or branches.search(n)}
     assert dropped == {n for n in named if not n.endswith("tracked")}
 
 
-def test_branch_that_the_weights_have_not_is_an_error():
+def test_branch_that_the_weights_lack_is_an_error():
     weights = without(small_weights(ADE), "auxlayer")
     model = abstract_model(weights, aux_head=True)
-    with pytest.raises(UserError, match="7 of the model's are missing: aux_head"):
+    with pytest.raises(UserError, match="7 missing keys: aux_head"):
         load_torch_weights(model, weights)
     load_torch_weights(abstract_model(weights), weights)
 
 
 def test_unknown_options_are_named(ade_model):
-    with pytest.raises(UserError, match="head='no'.*strict, reinitialize, fresh"):
+    with pytest.raises(UserError, match="head='no'.*strict, reinitialize, skip"):
         load_torch_weights(ade_model, {}, head="no")
     with pytest.raises(UserError, match="source='keras'.*mmseg"):
         load_torch_weights(ade_model, {}, source="keras")
@@ -333,7 +335,7 @@ def test_other_float_types_become_float32(dtype):
 
 
 def aligned_copy(array):
-    """A copy that starts where JAX would take the memory over."""
+    """Returns a copy aligned such that JAX could alias its memory."""
     memory = np.empty(array.nbytes + 64, np.uint8)
     start = -memory.ctypes.data % 64
     copy = memory[start : start + array.nbytes].view(array.dtype).reshape(array.shape)
@@ -341,7 +343,7 @@ def aligned_copy(array):
     return copy
 
 
-def test_loaded_model_keeps_nothing_of_the_arrays_it_was_given():
+def test_loaded_model_does_not_alias_the_arrays():
     weights = {k: aligned_copy(v) for k, v in small_weights(MMSEG).items()}
     model, _ = load_torch_model(weights)
     before = {path: array.copy() for path, array in arrays(model).items()}
@@ -354,12 +356,12 @@ def test_loaded_model_keeps_nothing_of_the_arrays_it_was_given():
 def write_pth(path, weights):
     """Writes a state dict as torch.save does, instruction by instruction."""
     program, members = b"}(", {}
-    for number, (name, array) in enumerate(weights.items()):
-        array = np.asarray(array, np.float32)  # counters too: only the names matter
+    for index, (name, array) in enumerate(weights.items()):
+        array = np.asarray(array, np.float32)  # counters too: only the keys matter
         strides = [s // 4 for s in array.strides]
-        program += string(name) + TENSOR + b"(" + storage(array.size, str(number))
+        program += string(name) + TENSOR + b"(" + storage(array.size, str(index))
         program += integer(0) + sizes(*array.shape) + sizes(*strides) + b"\x89}tR"
-        members[f"data/{number}"] = array.tobytes()
+        members[f"data/{index}"] = array.tobytes()
     data = members.pop("data/0")
     wrapped = b"}" + string("state_dict") + program + b"us"
     return write_zip(path, wrapped, data, **members)
@@ -384,12 +386,14 @@ def test_files_give_the_same_model_as_arrays(tmp_path, suffix):
 
 def test_file_is_named_in_errors(tmp_path):
     path = write_pth(tmp_path / "weights.pth", small_weights(TIMM))
-    with pytest.raises(UserError, match=r"weights\.pth: a backbone alone \(timm: tiny"):
+    with pytest.raises(
+        UserError, match=r"weights\.pth: holds only a backbone \(timm: tiny"
+    ):
         load_torch_model(path)
 
 
-def test_loaded_model_has_random_numbers_for_its_dropout(ade_model):
-    # It was built without values, and dropout draws from state of its own.
+def test_loaded_model_has_rng_streams_for_dropout(ade_model):
+    # It was built abstractly, and dropout has RNG state of its own.
     classifier = nnx.clone(ade_model).head.classifier
     x = jnp.ones((1, 4, 4, 64))
     assert not np.array_equal(classifier(x), classifier(x))
@@ -439,7 +443,7 @@ def test_workdir_holds_the_model_that_its_config_builds(tmp_path):
         ({"dataset": "camvid"}, "--dataset=camvid: 11 classes; the network has 19"),
     ],
 )
-def test_wrong_class_names_are_refused(tmp_path, options, message):
+def test_wrong_class_names_are_rejected(tmp_path, options, message):
     with pytest.raises(UserError, match=re.escape(message)):
         write_workdir(small_weights(MMSEG), tmp_path / "run", **options)
     assert not (tmp_path / "run").exists()

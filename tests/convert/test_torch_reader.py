@@ -1,7 +1,7 @@
-"""Tests of encnet_jax.convert.torch_reader: what it reads, refuses, never executes.
+"""Tests of encnet_jax.convert.torch_reader: what it reads, rejects, never executes.
 
-The files under torch_files/ were written by torch (see make.py there). Hostile files
-are put together here, instruction by instruction.
+The files under torch_files/ were written by torch (see make.py there). Malicious files
+are assembled here, instruction by instruction.
 """
 
 import json
@@ -41,7 +41,7 @@ def sizes(*values: int) -> bytes:
 
 
 def storage(numel: int, key: str = "0", view: bytes = b"") -> bytes:
-    """Puts a float32 storage on the stack; `view` is for the legacy format."""
+    """Pushes a float32 storage on the stack; `view` is for the legacy format."""
     head = b"(" + string("storage") + b"ctorch\nFloatStorage\n" + string(key)
     return head + string("cpu") + integer(numel) + view + b"tQ"
 
@@ -77,14 +77,14 @@ def write_legacy(
     return path
 
 
-def opened(name: str, form: str) -> dict:
+def load_case(name: str, form: str) -> dict:
     return torch_file.load_file(FILES / f"{name}_{form}.pth")
 
 
 @pytest.mark.parametrize("form", FORMATS)
 @pytest.mark.parametrize("name", ["dtypes", "new_dtypes"])
 def test_every_dtype_keeps_its_type_and_values(name, form):
-    arrays = opened(name, form)
+    arrays = load_case(name, form)
     assert len(arrays) == {"dtypes": 12, "new_dtypes": 5}[name]
     for dtype, array in arrays.items():
         expected = np.dtype(getattr(ml_dtypes, dtype, dtype))
@@ -94,7 +94,7 @@ def test_every_dtype_keeps_its_type_and_values(name, form):
 
 @pytest.mark.parametrize("form", FORMATS)
 def test_views_keep_offsets_strides_and_shared_memory(form):
-    arrays = opened("views", form)
+    arrays = load_case("views", form)
     base = np.arange(24, dtype=np.float32)
     matrix = base.reshape(4, 6)
     nhwc = np.arange(24.0).reshape(1, 2, 3, 4)
@@ -123,7 +123,7 @@ def test_views_keep_offsets_strides_and_shared_memory(form):
 
 @pytest.mark.parametrize("form", FORMATS)
 def test_training_checkpoint_gives_tensors_and_inert_placeholders(form):
-    checkpoint = opened("checkpoint", form)
+    checkpoint = load_case("checkpoint", form)
     meta = checkpoint["meta"]
     inert = {"config": "vanished_package.Config", "time": "datetime.datetime"}
     inert |= {"function": "numpy.mean", "device": "torch.device"}
@@ -146,7 +146,7 @@ def test_training_checkpoint_gives_tensors_and_inert_placeholders(form):
 
 @pytest.mark.parametrize("form", FORMATS)
 def test_parameters_and_tensor_attributes_become_plain_arrays(form):
-    arrays = opened("parameters", form)
+    arrays = load_case("parameters", form)
     np.testing.assert_array_equal(arrays["plain"], [[0, 1, 2], [3, 4, 5]])
     for name, count in {"frozen": 2, "named": 3, "tensor": 4}.items():
         assert type(arrays[name]) is np.ndarray
@@ -168,7 +168,7 @@ def test_pickle_protocol_4_is_read(form):
         ("module", "torch.nn.modules.linear.Linear"),
     ],
 )
-def test_files_without_dense_tensors_are_refused_by_name(name, message, form):
+def test_files_without_dense_tensors_are_rejected_by_name(name, message, form):
     with pytest.raises(UserError, match=message):
         torch_file.read_state_dict(FILES / f"{name}_{form}.pth")
 
@@ -253,7 +253,7 @@ def test_missing_safetensors_package_is_named(tmp_path, monkeypatch):
         torch_file.load_file(path)
 
 
-def hostile_programs(sentinel: pathlib.Path) -> dict[str, bytes]:
+def malicious_programs(sentinel: pathlib.Path) -> dict[str, bytes]:
     """Programs that try to create `sentinel`; most of them succeed under pickle."""
     shell = b"(" + string(f"touch {sentinel}") + b"t"
     code = b"(" + string(f"open({str(sentinel)!r}, 'w').close()") + b"t"
@@ -287,12 +287,12 @@ def hostile_programs(sentinel: pathlib.Path) -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize("form", FORMATS)
-@pytest.mark.parametrize("case", hostile_programs(pathlib.Path("x")))
-def test_named_functions_are_neutralised(tmp_path, case, form):
+@pytest.mark.parametrize("case", malicious_programs(pathlib.Path("x")))
+def test_named_functions_are_never_executed(tmp_path, case, form):
     sentinel = tmp_path / "sentinel"
-    program = hostile_programs(sentinel)[case]
+    program = malicious_programs(sentinel)[case]
     before = set(sys.modules)
-    path = tmp_path / "hostile.pth"
+    path = tmp_path / "malicious.pth"
     if form == "zip":
         write_zip(path, b"(" + program + b"l")
     else:
@@ -304,8 +304,8 @@ def test_named_functions_are_neutralised(tmp_path, case, form):
     assert set(sys.modules) == before
 
 
-def test_the_hostile_programs_would_run_under_pickle(tmp_path):
-    """Proves that the cases above are live ones."""
+def test_malicious_programs_would_run_under_pickle(tmp_path):
+    """Shows that the cases above are effective."""
     sentinel = tmp_path / "sentinel"
     for case in (
         "os.system",
@@ -315,38 +315,53 @@ def test_the_hostile_programs_would_run_under_pickle(tmp_path):
         "instance",
         "nested",
     ):
-        pickle.loads(b"\x80\x04" + hostile_programs(sentinel)[case] + b".")
+        pickle.loads(b"\x80\x04" + malicious_programs(sentinel)[case] + b".")
         assert sentinel.exists(), case
         sentinel.unlink()
 
 
-REFUSED = {
+REJECTED = {
     "past the end": (tensor(1, sizes(4), sizes(1)), "reaches element 4"),
     "stride past the end": (tensor(0, sizes(2, 2), sizes(3, 1)), "reaches element 4"),
     "offset": (tensor(2**40, sizes(1), sizes(1)), "reaches element"),
-    "negative offset": (tensor(-1, sizes(1), sizes(1)), "are no sizes"),
-    "negative size": (tensor(0, sizes(-1), sizes(1)), "are no sizes"),
-    "negative stride": (tensor(3, sizes(4), sizes(-1)), "are no sizes"),
+    "negative offset": (
+        tensor(-1, sizes(1), sizes(1)),
+        "invalid shape, strides or offset",
+    ),
+    "negative size": (
+        tensor(0, sizes(-1), sizes(1)),
+        "invalid shape, strides or offset",
+    ),
+    "negative stride": (
+        tensor(3, sizes(4), sizes(-1)),
+        "invalid shape, strides or offset",
+    ),
     "absurd size": (tensor(0, sizes(2**40), sizes(1)), "reaches element"),
     "overflow": (tensor(0, sizes(2**33, 2**31), sizes(2**31, 1)), "reaches element"),
-    "long": (tensor(0, sizes(2**200), sizes(1)), "are no sizes"),
+    "long": (tensor(0, sizes(2**200), sizes(1)), "invalid shape, strides or offset"),
     "expanded": (tensor(0, sizes(2**40), sizes(0)), "16 times larger"),
     "expanded twice": (tensor(0, sizes(2**50, 2**50), sizes(0, 0)), "16 times larger"),
     "empty overflow": (
         tensor(0, sizes(0, 2**60, 2**60), sizes(1, 1, 1)),
         "too (big|many|large)",
     ),
-    "dimensions": (tensor(0, sizes(*[1] * 99), sizes(*[1] * 99)), "are no sizes"),
-    "ranks": (tensor(0, sizes(2, 2), sizes(1)), "more strides than dimensions"),
+    "dimensions": (
+        tensor(0, sizes(*[1] * 99), sizes(*[1] * 99)),
+        "invalid shape, strides or offset",
+    ),
+    "ranks": (
+        tensor(0, sizes(2, 2), sizes(1)),
+        "different numbers of strides and dimensions",
+    ),
     "storage": (tensor(0, sizes(4), sizes(1), numel=5), "asks for 20 bytes"),
     "large storage": (tensor(0, sizes(4), sizes(1), numel=2**61), "asks for"),
     "negative storage": (
         tensor(0, sizes(4), sizes(1), numel=-4),
-        "strange key or size",
+        "invalid key or size",
     ),
     "no storage": (storage(4, key="1"), "lacks storage '1'"),
     "path": (storage(4, key="../data.pkl"), "lacks storage"),
-    "strange id": (string("storage") + b"Q", "other than a storage"),
+    "strange id": (string("storage") + b"Q", "other than a torch storage"),
     "text id": (b"Pstorage\n", "PERSID"),
     "extension": (b"\x82\x01)R", "EXT1"),
     "extension 2": (b"\x83\x01\x00)R", "EXT2"),
@@ -374,16 +389,16 @@ REFUSED = {
 }
 
 
-@pytest.mark.parametrize("case", REFUSED)
-def test_hostile_sizes_and_instructions_are_refused_in_one_line(tmp_path, case):
-    program, message = REFUSED[case]
-    path = write_zip(tmp_path / "hostile.pth", program)
+@pytest.mark.parametrize("case", REJECTED)
+def test_malicious_sizes_and_instructions_are_rejected_in_one_line(tmp_path, case):
+    program, message = REJECTED[case]
+    path = write_zip(tmp_path / "malicious.pth", program)
     with pytest.raises(UserError, match=message) as caught:
         torch_file.load_file(path)
     assert str(path) in str(caught.value) and "\n" not in str(caught.value)
 
 
-def test_legacy_storage_beyond_the_file_is_refused(tmp_path):
+def test_legacy_storage_beyond_the_file_is_rejected(tmp_path):
     program = tensor(0, sizes(4), sizes(1))
     for numel in (5, 2**40, 2**63 - 1, 2**64 - 1):
         path = write_legacy(tmp_path / "a.pth", program, {"0": bytes(16)}, numel)
@@ -391,15 +406,15 @@ def test_legacy_storage_beyond_the_file_is_refused(tmp_path):
             torch_file.load_file(path)
 
 
-def test_legacy_view_beyond_its_storage_is_refused(tmp_path):
+def test_legacy_view_beyond_its_storage_is_rejected(tmp_path):
     view = b"(" + string("view") + integer(2) + integer(3) + b"t"
     path = write_legacy(tmp_path / "a.pth", storage(4, "0", view), {"0": bytes(16)})
     with pytest.raises(UserError, match="leaves storage"):
         torch_file.load_file(path)
 
 
-def test_shared_items_cannot_be_copied_without_end(tmp_path):
-    """Each 4 bytes ask for a copy of one long list: refused before time runs out."""
+def test_copies_of_shared_items_are_bounded(tmp_path):
+    """Every 4 bytes request a copy of one long list; the number of steps is bounded."""
     pairs = b"](" + b"(NNl" * 5000 + b"eq\x010"
     copies = b"ccollections\nOrderedDict\n(h\x01tR0" * 5000
     start = time.monotonic()
@@ -408,20 +423,20 @@ def test_shared_items_cannot_be_copied_without_end(tmp_path):
     assert time.monotonic() - start < 20
 
 
-def test_nested_tuples_as_keys_cost_no_time(tmp_path):
-    """Hashing this tuple would take 2 to the power of 60 steps."""
+def test_nested_tuples_as_keys_are_not_hashed(tmp_path):
+    """Hashing this tuple would take 2^60 steps."""
     program = b"})" + b"2\x86" * 60 + b"Ns"
     (key,) = torch_file.load_file(write_zip(tmp_path / "a.pth", program))
     assert isinstance(key, Placeholder)
 
 
-def test_mapping_that_contains_itself_is_no_endless_search(tmp_path):
+def test_search_of_a_mapping_that_contains_itself_ends(tmp_path):
     program = b"}q\x01" + string("model") + b"h\x01s"
     with pytest.raises(UserError, match="holds no state dict"):
         torch_file.read_state_dict(write_zip(tmp_path / "a.pth", program))
 
 
-def test_zip_bombs_and_overlapping_members_are_refused(tmp_path):
+def test_zip_bombs_and_overlapping_members_are_rejected(tmp_path):
     path = tmp_path / "a.pth"
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("root/data.pkl", b"N.")
@@ -469,7 +484,7 @@ def test_missing_file_folder_torchscript_and_npz_are_named(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["checkpoint_zip", "checkpoint_legacy"])
-def test_truncated_files_are_refused(tmp_path, name):
+def test_truncated_files_are_rejected(tmp_path, name):
     content = (FILES / f"{name}.pth").read_bytes()
     path = tmp_path / "short.pth"
     for length in [*range(0, len(content), 50), len(content) - 1]:
@@ -484,7 +499,7 @@ def test_flipped_bytes_give_a_result_or_a_user_error(tmp_path, name, form):
     content = (FILES / f"{name}_{form}.pth").read_bytes()
     draw = random.Random(0)
     path = tmp_path / "flipped.pth"
-    refused = 0
+    rejected = 0
     for _ in range(60):
         damaged = bytearray(content)
         for _ in range(draw.randint(1, 4)):
@@ -493,5 +508,5 @@ def test_flipped_bytes_give_a_result_or_a_user_error(tmp_path, name, form):
         try:
             torch_file.load_file(path)
         except UserError:
-            refused += 1
-    assert refused
+            rejected += 1
+    assert rejected

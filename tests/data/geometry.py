@@ -1,4 +1,4 @@
-"""Pictures that show where their pixels went, and what must hold after augmentation."""
+"""Images that reveal their geometry, and checks of what augmentation did to them."""
 
 import numpy as np
 
@@ -6,11 +6,11 @@ from encnet_jax.data.augmentation import Augmentation
 from encnet_jax.data.dataset_info import IGNORE_LABEL
 
 SIZE = 36, 44  # pixels
-# All that can happen: padding, crops, shrinking, growing, mirroring.
+# Everything at once: padding, cropping, downscaling, upscaling, flips.
 GEOMETRY = Augmentation(base_size=44, crop_size=40, scale_range=(0.5, 2.0))
 # The crop holds the whole image at every scale.
 SCALES = Augmentation(base_size=20, crop_size=40, scale_range=(0.5, 2.0))
-# So many sizes and places that no two results are the same by chance.
+# So many sizes and positions that no two results coincide by chance.
 DIFFERENT = Augmentation(base_size=44, crop_size=24, scale_range=(1.0, 4.0))
 CROPS = Augmentation(base_size=44, crop_size=30, scale_range=(1.0, 1.0))
 COLORS = Augmentation(base_size=40, crop_size=40, scale_range=(1, 1), color_jitter=0.15)
@@ -18,7 +18,7 @@ DARK, LIGHT, COLORED = 60, 180, (180, 120, 60)
 
 
 def labeled_by_color(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """Returns an image of irregular fields, black where 0 and white where 1."""
+    """Returns an irregular checkerboard, black where the label is 0, white where 1."""
 
     def stripes(length):
         widths = rng.integers(5, 9, length)
@@ -29,14 +29,14 @@ def labeled_by_color(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
 
 
 def ramp() -> tuple[np.ndarray, np.ndarray]:
-    """Returns an image of its own coordinates, 5 levels a pixel, and labels of 0."""
+    """Returns an image of its own coordinates, 5 levels per pixel, and labels 0."""
     rows, columns = np.mgrid[: SIZE[0], : SIZE[1]]
     image = np.stack([rows * 5, columns * 5, 0 * rows], -1)
     return image.astype(np.uint8), np.zeros(SIZE, np.uint8)
 
 
-def fields() -> tuple[np.ndarray, np.ndarray]:
-    """Returns an image of a dark, a light and a colored field, one below the other."""
+def color_bands() -> tuple[np.ndarray, np.ndarray]:
+    """Returns an image of a dark, a light and a colored band, from top to bottom."""
     image = np.full((40, 40, 3), DARK, np.uint8)
     image[12:26] = LIGHT
     image[26:] = COLORED
@@ -44,9 +44,9 @@ def fields() -> tuple[np.ndarray, np.ndarray]:
 
 
 def check_labels_follow_colors(images: np.ndarray, labels: np.ndarray) -> None:
-    """Asserts that every pixel has the class whose color is the nearer one.
+    """Asserts that every pixel has the class whose color is nearest.
 
-    Interpolated colors pass the middle exactly where the nearest label changes.
+    Interpolated colors cross the midpoint exactly where the nearest label changes.
     """
     images = images.astype(float)
     valid = labels != IGNORE_LABEL
@@ -55,7 +55,7 @@ def check_labels_follow_colors(images: np.ndarray, labels: np.ndarray) -> None:
     decided = valid & (np.abs(images[..., 0] - 127.5) > 2)
     assert decided.sum() > 0.9 * valid.sum()
     np.testing.assert_array_equal((images[..., 0] > 127.5)[decided], labels[decided])
-    # Padding is below and on the right, or the left where mirrored.
+    # Padding is at the bottom and at the right, or at the left if flipped.
     rows, columns = valid.any(2), valid.any(1)
     assert (valid == rows[:, :, None] & columns[:, None, :]).all()
     assert (np.diff(rows.astype(int)) <= 0).all() and rows[:, 0].all()
@@ -64,7 +64,7 @@ def check_labels_follow_colors(images: np.ndarray, labels: np.ndarray) -> None:
 
 
 def check_scales(images: np.ndarray, labels: np.ndarray) -> None:
-    """Asserts what `SCALES` promises, of many results for `ramp()`."""
+    """Checks the distribution of `SCALES` on many results for `ramp()`."""
     valid = labels != IGNORE_LABEL
     heights, widths = valid.any(2).sum(1), valid.any(1).sum(1)
     # The long side, 20 pixels at scale 1, is uniform in 10 to 40.
@@ -72,51 +72,51 @@ def check_scales(images: np.ndarray, labels: np.ndarray) -> None:
     quartiles = np.quantile(widths, [0.25, 0.5, 0.75])
     np.testing.assert_allclose(quartiles, [17.5, 25, 32.5], atol=3)
     np.testing.assert_allclose(heights, widths * SIZE[0] / SIZE[1], atol=0.51)
-    # Mirrored images are darker on the right, and have their padding on the left.
+    # Flipped images are darker on the right, and have their padding on the left.
     slopes = images[:, 0, -10:, 1].astype(float).mean(1) - images[:, 0, :10, 1].mean(1)
     full = widths == 40
-    mirrored = np.where(full, slopes < 0, valid[:, 0, -1])
-    assert abs(mirrored.mean() - 0.5) < 4 * 0.5 / len(images) ** 0.5
-    # The whole ramp is there: its ends are those of the original.
+    flipped = np.where(full, slopes < 0, valid[:, 0, -1])
+    assert abs(flipped.mean() - 0.5) < 4 * 0.5 / len(images) ** 0.5
+    # The whole ramp is visible: its ends are those of the original.
     for image, height, width in zip(
-        images[~mirrored], heights[~mirrored], widths[~mirrored]
+        images[~flipped], heights[~flipped], widths[~flipped]
     ):
         shown = image[:height, :width].astype(float)
         step = SIZE[1] / width
         expected = ((np.arange(width) + 0.5) * step - 0.5) * 5
-        inner = slice(2, -2)  # At the border the kernel is cut.
+        inner = slice(2, -2)  # the kernel is truncated at the border
         np.testing.assert_allclose(shown[0, inner, 1], expected[inner], atol=1.01)
 
 
 def check_crops(images: np.ndarray, labels: np.ndarray) -> None:
-    """Asserts what `CROPS` promises, of many results for `ramp()`."""
+    """Checks the distribution of `CROPS` on many results for `ramp()`."""
     assert not labels.any()
     top, left = images[:, 0, 0, 0] / 5, images[..., 1].min((1, 2)) / 5
     for starts, length in ((top, SIZE[0]), (left, SIZE[1])):
-        room = length - 30
-        assert starts.min() == 0 and starts.max() == room
+        max_start = length - 30
+        assert starts.min() == 0 and starts.max() == max_start
         assert (starts == starts.round()).all()
-        spread = room / 12**0.5
-        assert abs(starts.mean() - room / 2) < 4 * spread / len(images) ** 0.5
+        spread = max_start / 12**0.5
+        assert abs(starts.mean() - max_start / 2) < 4 * spread / len(images) ** 0.5
     assert abs(np.corrcoef(top, left)[0, 1]) < 4 / len(images) ** 0.5
-    mirrored = images[:, 0, 0, 1] > images[:, 0, -1, 1]
-    assert abs(mirrored.mean() - 0.5) < 4 * 0.5 / len(images) ** 0.5
-    assert abs(np.corrcoef(mirrored, left)[0, 1]) < 4 / len(images) ** 0.5
+    flipped = images[:, 0, 0, 1] > images[:, 0, -1, 1]
+    assert abs(flipped.mean() - 0.5) < 4 * 0.5 / len(images) ** 0.5
+    assert abs(np.corrcoef(flipped, left)[0, 1]) < 4 / len(images) ** 0.5
 
 
 def check_colors(images: np.ndarray) -> None:
-    """Asserts what `COLORS` promises, of many results for `fields()`."""
+    """Checks the distribution of `COLORS` on many results for `color_bands()`."""
     images = images.astype(float)
     dark, light, colored = images[:, 2, 20], images[:, 18, 20], images[:, 36, 20]
-    # Gray stays gray: saturation is last. Contrast is about the mean, which stays.
+    # Gray stays gray, as saturation is last. Contrast preserves the mean.
     assert (np.ptp(dark, 1) == 0).all() and (np.ptp(light, 1) == 0).all()
-    mean = fields()[0].mean()
+    mean = color_bands()[0].mean()
     share = (LIGHT - mean) / (LIGHT - DARK)
     brightness = (share * dark[:, 0] + (1 - share) * light[:, 0]) / mean
     contrast = (light - dark)[:, 0] / (LIGHT - DARK) / brightness
     spread = (colored[:, 0] - colored[:, 2]) / (COLORED[0] - COLORED[2])
     factors = np.stack([brightness, contrast, spread / brightness / contrast])
-    # Uniform from 0.85 to 1.15, but for pixels rounded to whole levels.
+    # Uniform in 0.85 to 1.15, up to rounding of the pixels.
     assert (factors.min(1) > 0.83).all() and (factors.min(1) < 0.865).all()
     assert (factors.max(1) > 1.135).all() and (factors.max(1) < 1.17).all()
     quartiles = np.quantile(factors, [0.25, 0.5, 0.75], axis=1)

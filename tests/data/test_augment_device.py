@@ -13,7 +13,7 @@ from tests.data import geometry
 
 
 class ListDataset:
-    """A dataset of given examples."""
+    """A data set of given examples."""
 
     info = SCENES
 
@@ -24,11 +24,11 @@ class ListDataset:
         return len(self.pairs)
 
     def __getitem__(self, index):
-        return Example(*self.pairs[index], f"picture {index}")
+        return Example(*self.pairs[index], f"image {index}")
 
 
 def augmented(pairs, augmentation, indices, epochs, seed=0):
-    """Returns the images and labels that a compiled step would see."""
+    """Returns the images and labels that a compiled step receives."""
     batch = {"index": np.array(indices, np.int32), "epoch": np.array(epochs, np.int32)}
     apply = jax.jit(augmented_batch, static_argnames="augmentation")
     images, labels = apply(
@@ -41,40 +41,42 @@ def augmented(pairs, augmentation, indices, epochs, seed=0):
     return np.asarray(images), np.asarray(labels)
 
 
-def pictures(count):
+def labeled_images(count):
     rng = np.random.default_rng(0)
     return [geometry.labeled_by_color(rng) for _ in range(count)]
 
 
 def test_labels_and_colors_agree_to_the_pixel():
     images, labels = augmented(
-        pictures(4), geometry.GEOMETRY, [0, 1, 2, 3] * 8, range(32)
+        labeled_images(4), geometry.GEOMETRY, [0, 1, 2, 3] * 8, range(32)
     )
     geometry.check_labels_follow_colors(images, labels)
 
 
-def test_scales_and_mirroring_are_distributed_as_promised():
+def test_scales_and_flips_follow_their_distribution():
     images, labels = augmented(
         [geometry.ramp()], geometry.SCALES, [0] * 400, range(400)
     )
     geometry.check_scales(images, labels)
 
 
-def test_crops_are_distributed_as_promised():
+def test_crops_follow_their_distribution():
     images, labels = augmented([geometry.ramp()], geometry.CROPS, [0] * 400, range(400))
     geometry.check_crops(images, labels)
 
 
-def test_colors_are_distributed_as_promised():
-    images, _ = augmented([geometry.fields()], geometry.COLORS, [0] * 400, range(400))
+def test_colors_follow_their_distribution():
+    images, _ = augmented(
+        [geometry.color_bands()], geometry.COLORS, [0] * 400, range(400)
+    )
     geometry.check_colors(images)
 
 
-def test_augmentation_is_a_function_of_seed_epoch_and_number():
+def test_augmentation_is_a_function_of_seed_epoch_and_index():
     pairs = [geometry.ramp()] * 3
     arguments = pairs, geometry.DIFFERENT
     images, labels = augmented(*arguments, [0, 1, 2, 0], [5, 5, 5, 6], seed=3)
-    # Elsewhere in another batch of as many rows: the same.
+    # The same examples in other rows of another batch.
     again, same = augmented(*arguments, [2, 0, 1, 1], [5, 6, 7, 5], seed=3)
     for here, there in ((2, 0), (3, 1), (1, 3)):
         np.testing.assert_array_equal(images[here], again[there])
@@ -104,8 +106,8 @@ def test_identity_settings_return_the_source():
         np.testing.assert_array_equal(labels[row], pairs[index][1])
 
 
-def test_color_jitter_changes_colors_and_no_labels():
-    pairs = pictures(1)
+def test_color_jitter_changes_colors_but_not_labels():
+    pairs = labeled_images(1)
     settings = dict(base_size=44, crop_size=44, scale_range=(1.0, 1.0), flip=False)
     plain = augmented(pairs, Augmentation(**settings), [0] * 20, range(20))
     augmentation = Augmentation(**settings, color_jitter=0.4)
@@ -122,7 +124,5 @@ def test_images_of_two_sizes_name_an_example():
         geometry.ramp(),
         (np.zeros((4, 4, 3), np.uint8), np.zeros((4, 4), np.uint8)),
     ]
-    with pytest.raises(
-        UserError, match=r"picture 1 .*\(4, 4, 3\).*data.cache_on_device"
-    ):
+    with pytest.raises(UserError, match=r"image 1 .*\(4, 4, 3\).*data.cache_on_device"):
         load_arrays(ListDataset(pairs))

@@ -1,4 +1,4 @@
-"""Tests of training batches of images in classes, cropped on the host or the device."""
+"""Tests of classification batches, cropped on the host or on the device."""
 
 import dataclasses
 import functools
@@ -22,12 +22,12 @@ BORDER = Augmentation(base_size=4, crop_size=4, pad=1)
 
 
 class Images:
-    """Images of random pixels stored as PNG; that of index n is in class n modulo 10.
+    """Random images stored as PNG; image n is of class n modulo 10.
 
     Args:
-        count: How many.
+        count: Number of images.
         shape: Height and width.
-        bad: The index of one that cannot be decoded.
+        bad: Index of an image that cannot be decoded.
     """
 
     info = CIFAR10
@@ -56,28 +56,28 @@ class Images:
 
 
 def host_batches(dataset, augmentation, *, batch_size=4, seed=0, **settings):
-    pipeline = pytest.importorskip("encnet_jax.data.loader")
+    loader = pytest.importorskip("encnet_jax.data.loader")
     options = dict(batch_size=batch_size, seed=seed, **settings)
-    yield from pipeline.train_batches(dataset, augmentation, **options)
+    yield from loader.train_batches(dataset, augmentation, **options)
 
 
 def device_batches(dataset, augmentation, *, batch_size=4, seed=0, **settings):
     labels = np.stack([dataset.label(index) for index in range(len(dataset))])
     arrays = {"images": jnp.asarray(dataset.images), "labels": jnp.asarray(labels)}
-    finish = jax.jit(
+    augment = jax.jit(
         functools.partial(augmented_batch, seed=seed, augmentation=augmentation)
     )
     options = dict(batch_size=batch_size, seed=seed, **settings)
     for batch in index_batches(len(dataset), **options):
-        images, labels = finish(arrays, batch)
+        images, labels = augment(arrays, batch)
         yield {"images": np.asarray(images), "labels": np.asarray(labels)}
 
 
-PLACES = pytest.mark.parametrize("batches", [host_batches, device_batches])
+BATCHES = pytest.mark.parametrize("batches", [host_batches, device_batches])
 
 
 def taken(count, made):
-    """Returns the images uint8 and labels of some batches, one after the other."""
+    """Returns the images, as uint8, and the labels of the first batches."""
     found = list(itertools.islice(made, count))
     made.close()
     images, labels = (
@@ -86,7 +86,7 @@ def taken(count, made):
     return images.astype(np.uint8), labels
 
 
-@PLACES
+@BATCHES
 def test_without_augmentation_images_come_as_they_are(batches):
     dataset = Images(10)
     images, labels = taken(5, batches(dataset, PLAIN))
@@ -97,28 +97,28 @@ def test_without_augmentation_images_come_as_they_are(batches):
     np.testing.assert_array_equal(images, dataset.images[labels])
 
 
-@PLACES
-def test_crops_are_pieces_of_the_bordered_image_each_place_alike(batches):
+@BATCHES
+def test_crops_of_the_padded_image_are_uniform_over_positions(batches):
     dataset, count = Images(1), 3600
     crops, labels = taken(count // 300, batches(dataset, BORDER, batch_size=300))
     assert (labels == 0).all() and labels.shape == (count,)
-    bordered = np.pad(dataset.images[0], ((1, 1), (1, 1), (0, 0)))
-    places = {
-        (top, left, mirrored): bordered[top : top + 4, left : left + 4][
-            :, :: -1 if mirrored else 1
+    padded = np.pad(dataset.images[0], ((1, 1), (1, 1), (0, 0)))
+    positions = {
+        (top, left, flipped): padded[top : top + 4, left : left + 4][
+            :, :: -1 if flipped else 1
         ].tobytes()
         for top in range(3)
         for left in range(3)
-        for mirrored in (False, True)
+        for flipped in (False, True)
     }
     seen = [crop.tobytes() for crop in crops]
-    counts = {place: seen.count(pixels) for place, pixels in places.items()}
+    counts = {position: seen.count(pixels) for position, pixels in positions.items()}
     assert sum(counts.values()) == count
-    # 200 each are expected; the deviation of such a count is 14.
+    # 200 each are expected, with a standard deviation of 14.
     assert min(counts.values()) > 140 and max(counts.values()) < 260
 
 
-@PLACES
+@BATCHES
 def test_larger_images_are_cropped_without_a_border(batches):
     dataset = Images(1, shape=(5, 7))
     crops, _ = taken(4, batches(dataset, PLAIN, batch_size=50))
@@ -130,13 +130,12 @@ def test_larger_images_are_cropped_without_a_border(batches):
     assert {crop.tobytes() for crop in crops} == windows
 
 
-@PLACES
-def test_colors_are_jittered_on_both_ways_alike(batches):
+@BATCHES
+def test_colors_follow_the_same_distribution_on_host_and_device(batches):
     augmentation = dataclasses.replace(PLAIN, color_jitter=0.5)
     dataset = Images(1)
     crops, _ = taken(4, batches(dataset, augmentation, batch_size=500))
-    # Brightness by 0.5 to 1.5 uniformly, and what exceeds 255 is lost; the reference
-    # draws the same with NumPy.
+    # The reference samples factors uniform in 0.5 to 1.5 and clips at 255.
     image, rng = dataset.images[0].astype(np.float64), np.random.default_rng(1)
     brightness, contrast, saturation = rng.uniform(0.5, 1.5, (3, 2000, 1, 1, 1))
     expected = image * brightness
@@ -148,7 +147,7 @@ def test_colors_are_jittered_on_both_ways_alike(batches):
     assert abs(crops.std() - expected.std()) < 4
 
 
-def test_a_run_goes_on_with_the_batches_it_would_have_had():
+def test_resumed_batches_are_those_of_an_uninterrupted_run():
     dataset = Images(7)
     whole, labels = taken(4, host_batches(dataset, BORDER, seed=3))
     rest, rest_labels = taken(2, host_batches(dataset, BORDER, seed=3, start_step=2))
@@ -166,8 +165,8 @@ def test_hosts_together_make_the_batches_of_one():
     np.testing.assert_array_equal(np.concatenate(shares), whole)
 
 
-@PLACES
-def test_crop_larger_than_the_bordered_image_is_refused(batches):
+@BATCHES
+def test_crop_larger_than_the_padded_image_is_rejected(batches):
     augmentation = Augmentation(base_size=8, crop_size=8, pad=1)
     with pytest.raises(UserError, match="crop_size=8: an image is 7x5 pixels.*pad=1"):
         next(batches(Images(4, shape=(5, 7)), augmentation))

@@ -1,4 +1,4 @@
-"""Tests of `python -m encnet_jax.data`: what is counted, shown and found faulty."""
+"""Tests of `python -m encnet_jax.data`: statistics, contact sheets and problems."""
 
 import io
 import json
@@ -15,8 +15,8 @@ from encnet_jax.data.registry import open_dataset
 from encnet_jax.data.statistics import (
     Statistics,
     describe,
+    evenly_spaced,
     median_frequency_weights,
-    spread,
     summarize,
 )
 from encnet_jax.errors import UserError
@@ -33,8 +33,8 @@ INFO = DatasetInfo(
 LABELS = ([[0, 0, 0], [0, 1, V]], [[0, 2], [2, 2]], [[1] * 8])
 
 
-class HandSource:
-    """Examples in memory; None stands for one that cannot be read."""
+class ListDataset:
+    """Examples in memory; None is one that cannot be read."""
 
     info = INFO
 
@@ -56,34 +56,34 @@ class HandSource:
 
 @pytest.fixture
 def counted():
-    return summarize(HandSource(LABELS), range(3))
+    return summarize(ListDataset(LABELS), range(3))
 
 
-def test_survey_counts_pixels_images_and_sizes(counted):
+def test_summary_counts_pixels_images_and_sizes(counted):
     assert counted.pixels.tolist() == [5, 9, 3, 0]
     assert counted.images.tolist() == [2, 2, 1, 0]
-    assert counted.pixels_beside.tolist() == [10, 14, 4, 0]
+    assert counted.pixels_with_class.tolist() == [10, 14, 4, 0]
     assert (counted.void, counted.void_images) == (1, 1)
     assert counted.sizes == [(2, 3), (2, 2), (1, 8)] and counted.indices == [0, 1, 2]
     assert not counted.problems
 
 
-def test_survey_keeps_every_fault_and_counts_the_rest():
+def test_summary_keeps_every_problem_and_counts_the_rest():
     labels = (None, LABELS[0], None, LABELS[1], LABELS[2], None)
     done = []
-    found = summarize(HandSource(labels), range(6), done.append)
+    found = summarize(ListDataset(labels), range(6), done.append)
     assert found.problems == [f"file {index} is bad" for index in (0, 2, 5)]
     assert found.indices == [1, 3, 4] and found.pixels.tolist() == [5, 9, 3, 0]
     assert done == [1, 2, 3, 4, 5, 6]
 
 
-def test_survey_of_some_numbers_reads_only_them():
-    found = summarize(HandSource((None, *LABELS)), [1, 3])
+def test_summary_of_some_indices_reads_only_them():
+    found = summarize(ListDataset((None, *LABELS)), [1, 3])
     assert found.indices == [1, 3] and found.pixels.tolist() == [4, 9, 0, 0]
 
 
-def test_examine_goes_on_past_one_round_of_threads_in_order():
-    dataset = HandSource([[[0] * (1 + n % 5)] for n in range(1100)])
+def test_map_examples_keeps_the_order_beyond_one_round_of_threads():
+    dataset = ListDataset([[[0] * (1 + n % 5)] for n in range(1100)])
     sizes = list(map_examples(dataset, range(1100), lambda e: e.labels.size))
     assert sizes == [1 + n % 5 for n in range(1100)]
 
@@ -94,16 +94,16 @@ def test_median_frequency_weights_by_hand(counted):
     np.testing.assert_allclose(median_frequency_weights(counted), expected)
 
 
-def test_median_of_an_even_number_of_classes_lies_between_two():
-    weights = median_frequency_weights(summarize(HandSource(LABELS[:1]), range(1)))
+def test_median_of_an_even_number_of_classes_is_interpolated():
+    weights = median_frequency_weights(summarize(ListDataset(LABELS[:1]), range(1)))
     # 4/6 and 1/6: the median is 5/12.
     np.testing.assert_allclose(weights, [5 / 8, 5 / 2, 1, 1])
 
 
 def test_weights_without_labels_are_one():
-    found = summarize(HandSource([[[V, V]]]), range(1))
+    found = summarize(ListDataset([[[V, V]]]), range(1))
     assert median_frequency_weights(found).tolist() == [1, 1, 1, 1]
-    assert median_frequency_weights(Statistics.of_classes(2)).tolist() == [1, 1]
+    assert median_frequency_weights(Statistics.empty(2)).tolist() == [1, 1]
 
 
 def test_table_shows_shares_of_pixels_and_images(counted):
@@ -118,10 +118,10 @@ def test_table_shows_shares_of_pixels_and_images(counted):
     ]
 
 
-def test_spread_takes_numbers_evenly():
-    assert spread(range(10), 4) == [0, 2, 5, 7]
-    assert spread([3, 5, 8], 5) == [3, 5, 8]
-    assert spread(range(4), 4) == [0, 1, 2, 3]
+def test_evenly_spaced_indices():
+    assert evenly_spaced(range(10), 4) == [0, 2, 5, 7]
+    assert evenly_spaced([3, 5, 8], 5) == [3, 5, 8]
+    assert evenly_spaced(range(4), 4) == [0, 1, 2, 3]
 
 
 def example(height, width, name="one"):
@@ -131,23 +131,23 @@ def example(height, width, name="one"):
     return Example(np.full((height, width, 3), 100, np.uint8), labels, name)
 
 
-def has(picture, color):
-    """Tells where a picture has a color, (h, w)."""
-    return (np.asarray(picture) == color).all(-1)
+def has(image, color):
+    """Returns where an image has a color, bool (h, w)."""
+    return (np.asarray(image) == color).all(-1)
 
 
 def test_contact_sheet_shows_images_labels_and_legends():
     examples = [example(8, 8), example(4, 8), example(8, 2), example(8, 8)]
     sheet = contact_sheet(examples, INFO.colors, INFO.class_names, width=160)
     assert sheet.width < 3 * (2 * 160 + 40) and sheet.height > 2 * 160
-    # Areas of the gray images: squares of 160, halves and quarters of that.
+    # Areas of the gray images: 160x160, a half and a quarter of that.
     gray = has(sheet, (100, 100, 100)).sum()
     least = 160 * 160 * (1 + 1 / 2 + 1 / 4 + 1)
     assert least <= gray < 1.05 * least
     # 100 * 0.45 + 250 * 0.55 = 182.5: half of each overlay is a `house`.
     mixed = has(sheet, (45, 182, 45)).sum() / (160 * 160)
     assert 1.2 < mixed <= 2.75 / 2
-    # A box in every legend of the classes there, and of no other.
+    # Every legend has a box for each class in it, and for no other.
     boxes = [has(sheet, color).sum() for color in INFO.colors]
     assert boxes[0] == boxes[1] > 0 and boxes[0] % 4 == 0
     assert boxes[2] == boxes[3] == 0
@@ -158,8 +158,8 @@ def test_contact_sheet_of_one_example_has_one_column():
     assert 2 * 160 < one.width < 3 * 160
 
 
-def test_legend_of_a_contact_sheet_takes_as_many_lines_as_it_needs():
-    names = [f"a class of a long name {n}" for n in range(40)]
+def test_legend_of_a_contact_sheet_wraps():
+    names = [f"a class with a long name {n}" for n in range(40)]
     labels = np.arange(40, dtype=np.uint8).repeat(40).reshape(40, 40)
     many = Example(np.zeros((40, 40, 3), np.uint8), labels, "many")
     few = Example(many.image, np.zeros_like(labels), "few")
@@ -175,7 +175,7 @@ def png(array):
     return file.getvalue()
 
 
-def test_records_that_do_not_fit_are_faults_with_their_names(tmp_path):
+def test_invalid_records_are_problems_with_their_names(tmp_path):
     path = str(tmp_path / "hand.tfrecord")
     images = np.zeros((2, 3, 3)), np.zeros((2, 2, 3)), np.zeros((2, 2, 3))
     labels = LABELS[0], LABELS[0], [[0, 9], [0, 0]]
@@ -199,7 +199,7 @@ def test_records_that_do_not_fit_are_faults_with_their_names(tmp_path):
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Returns a `folder` of six training images and one of validation."""
+    """Returns a `folder` of six training images and one validation image."""
     root = tmp_path_factory.mktemp("mine")
     (root / "classes.json").write_text(json.dumps(["sky", "house", "dog"]))
     labels = np.repeat(np.repeat(LABELS[0], 8, 0), 8, 1)
@@ -226,7 +226,7 @@ def test_command_shows_both_splits_of_the_config(folder, tmp_path):
     rows = [line.split() for line in result.stdout.splitlines()]
     assert rows.count(["sky", "80.000", "100.00"]) == 2
     assert rows.count(["void", "16.667", "100.00"]) == 2
-    # To be pasted into a config: 5/12 over 4/6 and 1/6; `dog` does not occur.
+    # 5/12 over 4/6 and 1/6; `dog` does not occur.
     pasted = result.stdout.split("config.loss.class_weights = (")[1].split(")")[0]
     assert [float(item) for item in pasted.split(",")] == [0.625, 2.5, 1]
     assert result.stdout.count("class_weights") == 1
@@ -235,7 +235,7 @@ def test_command_shows_both_splits_of_the_config(folder, tmp_path):
             assert has(sheet, (128, 0, 0)).any()  # the color of `sky`
 
 
-def test_command_lists_all_that_cannot_be_used_and_exits_with_2(folder, tmp_path):
+def test_command_lists_all_problems_and_exits_with_2(folder, tmp_path):
     root = tmp_path / "bad"
     for path in folder.rglob("*.*"):
         target = root / path.relative_to(folder)
@@ -275,7 +275,7 @@ def test_command_lists_all_that_cannot_be_used_and_exits_with_2(folder, tmp_path
         (["configs/folder.py", "--manual_dir=/no/such"], "--manual_dir=/no/such"),
     ],
 )
-def test_mistake_is_one_line(folder, tmp_path, arguments, message):
+def test_mistake_is_reported_in_one_line(folder, tmp_path, arguments, message):
     output = tmp_path / "out"
     where = f"--config.data.data_dir={folder}" if arguments[1:] else "--limit=1"
     result = run("-m", "encnet_jax.data", *arguments, where, f"--output={output}")

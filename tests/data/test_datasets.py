@@ -1,11 +1,12 @@
-"""Tests of the datasets, on a made-up folder in the layout of CamVid."""
+"""Tests of the data sets, on a fake folder in the layout of CamVid."""
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from encnet_jax.data.dataset_info import CAMVID, IGNORE_LABEL
-from encnet_jax.data.datasets import FileDataset, SyntheticScenes, pair_files
+from encnet_jax.data.datasets import FileDataset, SyntheticScenes
+from encnet_jax.data.file_pairs import pair_files
 from encnet_jax.data.registry import open_dataset
 from encnet_jax.errors import UserError
 
@@ -13,7 +14,7 @@ RNG = np.random.default_rng(0)
 
 
 def write(root, name, labels, suffix="png", split="train", size=None):
-    """Writes a pair; the image shows its labels. Returns both paths."""
+    """Writes a pair whose image shows its labels; returns both paths."""
     for folder in (split, f"{split}annot"):
         (root / folder).mkdir(exist_ok=True)
     image = np.repeat(labels[..., None] * 20, 3, -1).astype(np.uint8)
@@ -34,7 +35,7 @@ def camvid(tmp_path):
 
 
 def one_line_error(folder, split="train"):
-    """Returns the message with which opening a split ends."""
+    """Returns the error message of opening a split."""
     with pytest.raises(UserError) as raised:
         open_dataset("camvid", split, str(folder))
     assert "\n" not in str(raised.value)
@@ -70,7 +71,7 @@ def test_encoded_image_is_that_of_the_file(camvid):
 
 def test_ignored_label_in_the_file_stays(camvid):
     write(camvid, "0003", np.full((4, 4), IGNORE_LABEL))
-    labels = open_dataset("camvid", "train", str(camvid)).example(2).labels
+    labels = open_dataset("camvid", "train", str(camvid))[2].labels
     assert (labels == IGNORE_LABEL).all()
 
 
@@ -143,7 +144,7 @@ def test_file_that_vanished_is_named(camvid):
     pairs, _ = pair_files(camvid / "train", camvid / "trainannot")
     pairs[0][0].unlink()
     with pytest.raises(UserError, match=f"{pairs[0][0]}: cannot be read"):
-        FileDataset(CAMVID, pairs).example(0)
+        FileDataset(CAMVID, pairs)[0]
 
 
 def test_unknown_data_set_and_split_name_the_known_ones():
@@ -155,7 +156,7 @@ def test_unknown_data_set_and_split_name_the_known_ones():
         open_dataset("camvid", "valid")
 
 
-def test_drawn_splits_have_their_sizes_and_share_no_picture():
+def test_drawn_splits_have_their_sizes_and_are_disjoint():
     datasets = [
         open_dataset("scenes", split, drawn=True)
         for split in ("train", "validation", "test")
@@ -167,12 +168,12 @@ def test_drawn_splits_have_their_sizes_and_share_no_picture():
     assert (first[0].image != first[1].image).any()
 
 
-def test_drawn_pictures_are_those_of_their_seed():
+def test_drawn_scenes_are_a_function_of_the_seed():
     one, same, other = (
         SyntheticScenes(open_dataset("scenes", "train", drawn=True).info, "train", seed)
         for seed in (0, 0, 1)
     )
-    np.testing.assert_array_equal(one.example(3).image, same.example(3).image)
-    assert (one.example(3).image != other.example(3).image).any()
-    with pytest.raises(TypeError, match="example"):
+    np.testing.assert_array_equal(one[3].image, same[3].image)
+    assert (one[3].image != other[3].image).any()
+    with pytest.raises(TypeError, match="no encoded form"):
         one.encoded(0)

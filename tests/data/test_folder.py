@@ -1,4 +1,4 @@
-"""Tests of the data set `folder`: classes.json, layouts, colors, and all problems."""
+"""Tests of the data set `folder`: classes.json, layouts, colors, and problems."""
 
 import json
 
@@ -55,7 +55,7 @@ def folder(tmp_path):
 
 
 def one_line_error(root, split="train"):
-    """Returns the message with which opening a split ends."""
+    """Returns the error message of opening a split."""
     with pytest.raises(UserError) as raised:
         open_dataset("folder", split, str(root))
     assert "\n" not in str(raised.value)
@@ -66,7 +66,7 @@ def names_of(dataset):
     return [dataset[index].name for index in range(len(dataset))]
 
 
-def test_list_of_names_gives_labels_by_place(folder):
+def test_list_of_names_gives_labels_by_position(folder):
     info = dataset_info("folder", str(folder))
     assert info.name == "folder" and info.class_names == ("road", "car", "tree")
     assert info.label_map == {0: 0, 1: 1, 2: 2} and not info.label_colors
@@ -95,7 +95,7 @@ def test_environment_names_the_folder(folder, monkeypatch):
         open_dataset("folder", "train", "gs://b")
 
 
-def test_hidden_files_and_other_files_are_left_alone(folder):
+def test_hidden_files_and_other_files_are_skipped(folder):
     for name in ("images/train/.DS_Store", "labels/train/._b.png", "images/train/a.db"):
         (folder / name).write_bytes(b"?")
     write_image(folder, "train/.ipynb_checkpoints/b-checkpoint.jpg")
@@ -111,12 +111,12 @@ def test_split_files_list_stems_or_paths(folder):
     dataset = open_dataset("folder", "mix", str(folder))
     assert names_of(dataset) == ["a", "c.v2", "b", "d"]
     np.testing.assert_array_equal(dataset[3].labels, LABELS[::-1])
-    # A file goes before the folder of that name.
+    # A file takes precedence over the folder of that name.
     assert names_of(open_dataset("folder", "train", str(folder))) == ["d"]
     assert set(read_info(folder).splits) == {"mix", "train", "val"}
 
 
-def test_published_labels_are_mapped_and_ignored_ones_are_void(folder):
+def test_raw_labels_are_mapped_and_ignored_ones_are_void(folder):
     classes = [{"name": "road", "label": 7}, {"name": "car", "label": 0}, "tree"]
     write_classes(folder, {"classes": classes, "ignore": [3, 255]})
     write_label(folder, "train/b.png", [[7, 0, 2], [3, 255, 2]])
@@ -154,11 +154,11 @@ def test_colors_tell_the_classes_of_rgb_files(colored):
         labels = dataset[index].labels
         assert labels.dtype == np.uint8
         assert labels.tolist() == [[0, 1, IGNORE_LABEL], [2, 2, 1]]
-    # Beside them, files with values.
-    assert open_dataset("folder", "val", str(colored)).example(0).labels[0, 2] == 2
+    # Gray files remain valid.
+    assert open_dataset("folder", "val", str(colored))[0].labels[0, 2] == 2
 
 
-def test_colors_give_published_labels_that_are_then_mapped(colored):
+def test_colors_give_raw_labels_that_are_then_mapped(colored):
     classes = [
         {"name": "tree", "color": "#6b8e23", "label": 9},
         {"name": "rest", "color": "#804080", "label": 4},
@@ -178,19 +178,19 @@ def test_unknown_color_names_file_color_and_place(colored):
     assert "2 pixels" in message
 
 
-def test_color_table_keeps_apart_what_swapped_channels_would_mix():
+def test_color_table_distinguishes_the_channels():
     table = color_table({(1, 2, 3): 0, (3, 2, 1): 254, (2, 1, 3): 255})
     assert table[[0x030201, 0x010203, 0x030102]].tolist() == [1, 255, 256]
     assert np.count_nonzero(table) == 3
 
 
-def test_colors_without_a_table_are_refused(folder):
+def test_colors_without_a_table_are_rejected(folder):
     path = write_label(folder, "train/b.png", PAINT[LABELS])
     message = one_line_error(folder)
     assert str(path) in message and "mode RGB; allowed are 8-bit gray" in message
 
 
-def test_label_file_of_16_bits_is_refused(colored):
+def test_label_file_of_16_bits_is_rejected(colored):
     path = colored / "labels/train/b.png"
     Image.fromarray(LABELS.astype(np.uint16)).save(path)
     message = one_line_error(colored)
@@ -203,18 +203,21 @@ def test_label_file_of_16_bits_is_refused(colored):
     ("content", "message"),
     [
         ("{", "not JSON: Expecting property name"),
-        ("7", "7: needs to be an object"),
-        ({"classes": "road"}, "classes='road': a list is needed"),
-        ({"classes": NAMES, "ignore": 0}, "ignore=0: a list is needed"),
+        ("7", "7: must be an object"),
+        ({"classes": "road"}, "classes='road': must be a list"),
+        ({"classes": NAMES, "ignore": 0}, "ignore=0: must be a list"),
         ({"names": NAMES}, "key 'names': allowed are classes, ignore"),
         ([], "0 classes; allowed are 2 to 255"),
         (["road"], "1 classes; allowed are 2 to 255"),
         ([str(n) for n in range(256)], "256 classes; allowed are 2 to 255"),
-        ([1, "car"], r"classes\[0\]: 1: needs to be an object or a name"),
-        (["road", " "], r"classes\[1\].name=' ': a name is needed"),
+        ([1, "car"], r"classes\[0\]: 1: must be an object or a name"),
+        (["road", " "], r"classes\[1\].name=' ': must be a name"),
         (["road", {"label": 1}], r"classes\[1\].name=None"),
-        (["road", {"name": "car", "color": "#000000"}], "key 'color': allowed are"),
-        (["road", {"name": "car", "label": 255}], "label=255: must be a index from 0"),
+        (["road", {"name": "car", "colour": "#000000"}], "key 'colour': allowed are"),
+        (
+            ["road", {"name": "car", "label": 255}],
+            "label=255: must be an integer from 0",
+        ),
         (["road", {"name": "car", "label": -1}], "label=-1: must be"),
         (["road", {"name": "car", "label": True}], "label=True: must be"),
         (["road", {"name": "car", "label": "1"}], "label='1': must be"),
@@ -225,14 +228,14 @@ def test_label_file_of_16_bits_is_refused(colored):
         (["road", "road"], "the name 'road' is given twice"),
         (["road", {"name": "car", "label": 0}], "0 is given twice"),
         ({"classes": NAMES, "ignore": [2]}, "2 is given twice"),
-        ({"classes": NAMES, "ignore": [256]}, r"ignore\[0\]=256: must be a index"),
+        ({"classes": NAMES, "ignore": [256]}, r"ignore\[0\]=256: must be an integer"),
         (
             [{"name": n, "color": c} for n, c in (("a", "#010203"), ("b", [1, 2, 3]))],
             r"\(1, 2, 3\) is given twice",
         ),
     ],
 )
-def test_fault_in_classes_names_file_and_what_is_allowed(folder, content, message):
+def test_invalid_classes_name_file_and_what_is_allowed(folder, content, message):
     write_classes(folder, content)
     path = folder / "classes.json"
     with pytest.raises(UserError, match=message) as raised:
@@ -285,7 +288,7 @@ def test_two_images_for_one_label_are_named(folder):
 
 
 def test_lines_of_a_split_file_that_name_no_image_are_all_found(folder):
-    write_image(folder, "train/b.png")  # beside b.jpg
+    write_image(folder, "train/b.png")  # next to b.jpg
     image = write_image(folder, "train/new.jpg")
     listing = folder / "dev.txt"
     listing.write_text("train/b\nval/a\nval/b\nval/a.webp\ntrain/new\ntrain/b.jpg\n")
@@ -294,7 +297,7 @@ def test_lines_of_a_split_file_that_name_no_image_are_all_found(folder):
     assert dataset.problems == [
         f"{listing} line 1: train/b: b.jpg or b.png in {folder / 'images'}",
         f"{listing} line 3: val/b: no such image in {folder / 'images'}",
-        f"{listing} line 4: val/a.webp: listed before",
+        f"{listing} line 4: val/a.webp: listed twice",
         f"{folder / 'labels/train/new.png'}: missing, the label file of {image}",
     ]
     assert one_line_error(folder, "dev") == dataset.problems[0]
@@ -305,6 +308,6 @@ def test_empty_split_file_is_named(folder):
     assert one_line_error(folder, "dev").startswith(f"{folder / 'dev.txt'}: empty")
 
 
-def test_split_file_that_is_no_text_is_named(folder):
+def test_split_file_that_is_not_text_is_named(folder):
     (folder / "dev.txt").write_bytes(b"\xff\xfe\x00a")
-    assert f"{folder / 'dev.txt'}: not text in UTF-8" in one_line_error(folder, "dev")
+    assert f"{folder / 'dev.txt'}: not UTF-8 text" in one_line_error(folder, "dev")

@@ -1,4 +1,4 @@
-"""Tests of decoding: every kind of image file becomes upright uint8 RGB."""
+"""Tests of decoding: any image file becomes upright uint8 RGB."""
 
 import io
 
@@ -104,7 +104,7 @@ def test_cmyk_becomes_rgb(kind):
     assert result[:, 18:].min() > 247
 
 
-def test_transparency_is_laid_over_white():
+def test_transparency_is_blended_with_white():
     image = np.array(
         [[[10, 20, 30, 255], [10, 20, 30, 0], [0, 100, 200, 51]]], np.uint8
     )
@@ -113,7 +113,7 @@ def test_transparency_is_laid_over_white():
     np.testing.assert_allclose(decoded(image), expected, atol=1)
 
 
-def test_gray_with_transparency_is_laid_over_white():
+def test_gray_with_transparency_is_blended_with_white():
     image = Image.fromarray(np.array([[[100, 255], [100, 0]]], np.uint8))
     assert image.mode == "LA"
     np.testing.assert_array_equal(decoded(image), [[[100] * 3, [255] * 3]])

@@ -1,4 +1,4 @@
-"""Tests of training batches from a dataset, finished on the host or on the device."""
+"""Tests of training batches that are resized on the host or on the device."""
 
 import collections
 import io
@@ -13,17 +13,18 @@ from PIL import Image
 from encnet_jax.data.augment_device import resized_batch
 from encnet_jax.data.augmentation import Augmentation
 from encnet_jax.data.dataset_info import DatasetInfo
-from encnet_jax.data.datasets import Example, map_labels
+from encnet_jax.data.datasets import Example
+from encnet_jax.data.label_map import map_labels
 from encnet_jax.data.sampler import batch_indices
 from encnet_jax.errors import UserError
 from tests.data import geometry
 
-pipeline = pytest.importorskip("encnet_jax.data.loader")
+loader = pytest.importorskip("encnet_jax.data.loader")
 
 PLAIN = Augmentation(base_size=24, crop_size=24, scale_range=(1.0, 1.0), flip=False)
-# Published label n + 100 is class n, but label 7 is to be ignored.
+# Raw label n + 100 is class n; raw label 7 is ignored.
 INFO = DatasetInfo(
-    "indices",
+    "indexed",
     tuple(map(str, range(12))),
     ((0, 0, 0),) * 12,
     {},
@@ -39,7 +40,7 @@ def stored(image, kind="PNG", **settings):
 
 
 class ListDataset:
-    """A dataset of given examples, stored as PNG; remembers what was read."""
+    """A data set of given examples, stored as PNG; records what was read."""
 
     info = INFO
 
@@ -60,43 +61,43 @@ class ListDataset:
     def __getitem__(self, index):
         image, labels = self.pairs[index]
         if not isinstance(image, np.ndarray):
-            raise UserError(f"picture {index} is bad")
-        labels = map_labels(labels + np.uint8(100), INFO, f"picture {index}")
-        return Example(image, labels, f"picture {index}")
+            raise UserError(f"image {index} is bad")
+        labels = map_labels(labels + np.uint8(100), INFO, f"image {index}")
+        return Example(image, labels, f"image {index}")
 
 
 def batches(count, pairs, augmentation=PLAIN, *, batch_size=4, seed=0, **settings):
-    """Returns batches; those of canvases as the device finishes them."""
+    """Returns batches, if need be resized as on the device."""
     dataset = pairs if isinstance(pairs, ListDataset) else ListDataset(pairs)
-    made = pipeline.train_batches(
+    made = loader.train_batches(
         dataset, augmentation, batch_size=batch_size, seed=seed, **settings
     )
     found = list(itertools.islice(made, count))
     made.close()
-    if "canvas" not in found[0]:
+    if "padded" not in found[0]:
         return found
-    finish = jax.jit(resized_batch, static_argnames="augmentation")
-    finished = [finish(batch, augmentation=augmentation) for batch in found]
+    resize = jax.jit(resized_batch, static_argnames="augmentation")
+    resized = [resize(batch, augmentation=augmentation) for batch in found]
     return [
         {"images": np.asarray(images).astype("u1"), "labels": np.asarray(labels)}
-        for images, labels in finished
+        for images, labels in resized
     ]
 
 
-def joined(found):
-    """Returns the images and labels of some batches, one after the other."""
+def concatenated(found):
+    """Returns the images and labels of several batches."""
     return tuple(
         np.concatenate([b[key] for b in found]) for key in ("images", "labels")
     )
 
 
-def pictures(count):
+def labeled_images(count):
     rng = np.random.default_rng(0)
     return [geometry.labeled_by_color(rng) for _ in range(count)]
 
 
-def squares(count):
-    """Returns pictures of 24x24 random pixels that tell their index by label 0, 0."""
+def indexed_images(count):
+    """Returns random images of 24x24 pixels; label (0, 0) of each is its index."""
     rng = np.random.default_rng(0)
     pairs = []
     for index in range(count):
@@ -116,8 +117,8 @@ def assert_equal(first, second):
 
 @MODES
 def test_identity_settings_return_every_example(padded_size):
-    pairs = squares(6)
-    images, labels = joined(batches(3, pairs, padded_size=padded_size))
+    pairs = indexed_images(6)
+    images, labels = concatenated(batches(3, pairs, padded_size=padded_size))
     assert images.dtype == labels.dtype == np.uint8
     for row, index in enumerate(labels[:, 0, 0]):
         np.testing.assert_array_equal(images[row], pairs[index][0])
@@ -127,7 +128,10 @@ def test_identity_settings_return_every_example(padded_size):
 @MODES
 @pytest.mark.parametrize("hosts", [1, 2, 4])
 def test_hosts_share_every_example_exactly_once_an_epoch(hosts, padded_size):
-    pairs, settings = squares(10), dict(padded_size=padded_size, process_count=hosts)
+    pairs, settings = (
+        indexed_images(10),
+        dict(padded_size=padded_size, process_count=hosts),
+    )
     shares = [batches(5, pairs, **settings, process_index=i) for i in range(hosts)]
     assert [len(batch["labels"]) for share in shares for batch in share] == (
         [4 // hosts] * 5 * hosts
@@ -143,33 +147,33 @@ def test_hosts_share_every_example_exactly_once_an_epoch(hosts, padded_size):
 
 @MODES
 def test_hosts_together_make_the_batches_of_one(padded_size):
-    pairs = pictures(5)
+    pairs = labeled_images(5)
     settings = dict(augmentation=geometry.GEOMETRY, seed=7, padded_size=padded_size)
     whole = batches(3, pairs, **settings)
     shares = [
         batches(3, pairs, **settings, process_index=i, process_count=2)
         for i in range(2)
     ]
-    put_together = [
+    merged = [
         {key: np.concatenate([one[key], other[key]]) for key in one}
         for one, other in zip(*shares)
     ]
-    assert_equal(whole, put_together)
+    assert_equal(whole, merged)
 
 
 @MODES
 @pytest.mark.parametrize("step", [1, 3])
 def test_resumed_batches_are_those_of_an_uninterrupted_run(step, padded_size):
-    pairs, augmentation = pictures(5), geometry.GEOMETRY
+    pairs, augmentation = labeled_images(5), geometry.GEOMETRY
     settings = dict(seed=7, padded_size=padded_size)
     whole = batches(5, pairs, augmentation, **settings)
     resumed = batches(5 - step, pairs, augmentation, start_step=step, **settings)
     assert_equal(whole[step:], resumed)
 
 
-def test_resuming_reads_nothing_of_the_steps_before(monkeypatch):
-    monkeypatch.setattr(pipeline, "_cores", lambda: 3)
-    dataset = ListDataset(squares(12) * 50)
+def test_resuming_reads_no_earlier_step(monkeypatch):
+    monkeypatch.setattr(loader, "_available_cores", lambda: 3)
+    dataset = ListDataset(indexed_images(12) * 50)
     found = batches(1, dataset, start_step=123_456, batch_size=4)
     ahead = [batch_indices(0, 600, 4, step)[0] for step in range(123_456, 123_456 + 3)]
     assert not collections.Counter(dataset.read) - collections.Counter(
@@ -181,8 +185,8 @@ def test_resuming_reads_nothing_of_the_steps_before(monkeypatch):
 
 @MODES
 def test_labels_and_colors_agree_to_the_pixel(padded_size):
-    found = batches(8, pictures(4), geometry.GEOMETRY, padded_size=padded_size)
-    geometry.check_labels_follow_colors(*joined(found))
+    found = batches(8, labeled_images(4), geometry.GEOMETRY, padded_size=padded_size)
+    geometry.check_labels_follow_colors(*concatenated(found))
 
 
 @pytest.mark.parametrize("jitter", [0.0, 0.4])
@@ -194,60 +198,60 @@ def test_both_modes_make_the_same_crops(jitter):
         for _ in range(4)
     ]
     augmentation = Augmentation(44, 40, (0.5, 2.0), color_jitter=jitter)
-    images, labels = joined(batches(8, pairs, augmentation))
-    other, same = joined(batches(8, pairs, augmentation, padded_size=0))
+    images, labels = concatenated(batches(8, pairs, augmentation))
+    other, same = concatenated(batches(8, pairs, augmentation, padded_size=0))
     np.testing.assert_array_equal(labels, same)
-    # PIL rounds after each of its two passes, the device at the end. Jitter multiplies
-    # that by up to 1.4 for brightness, contrast and saturation each.
+    # PIL rounds after each of its two passes, the device at the end. Jitter amplifies
+    # the difference by up to 1.4 each for brightness, contrast and saturation.
     error = np.abs(images.astype(int) - other)
     assert error.max() <= (1 if not jitter else 3)
     assert error.mean() < 0.5
     assert not images[labels == 255].any() and not other[labels == 255].any()
 
 
-def test_published_labels_become_classes_and_survive():
+def test_raw_labels_become_classes():
     rng = np.random.default_rng(0)
     values = np.array([0, 7, 11, 255], np.uint8)
-    labels = rng.params(values, (36, 44))
+    labels = rng.choice(values, (36, 44))
     image = np.zeros((36, 44, 3), np.uint8)
-    _, found = joined(batches(4, [(image, labels)], geometry.GEOMETRY))
+    _, found = concatenated(batches(4, [(image, labels)], geometry.GEOMETRY))
     assert set(np.unique(found)) == set(values)
 
 
 def test_seeds_and_epochs_augment_differently():
     pair = [geometry.ramp()]
     augmentation = geometry.DIFFERENT
-    images, _ = joined(
+    images, _ = concatenated(
         batches(2, pair, augmentation) + batches(2, pair, augmentation, seed=1)
     )
     for one, other in itertools.combinations(images.astype(float), 2):
         assert np.abs(one - other).mean() > 1
 
 
-def test_scales_and_mirroring_are_distributed_as_promised():
+def test_scales_and_flips_follow_their_distribution():
     found = batches(4, [geometry.ramp()], geometry.SCALES, batch_size=100)
-    geometry.check_scales(*joined(found))
+    geometry.check_scales(*concatenated(found))
 
 
-def test_crops_are_distributed_as_promised():
+def test_crops_follow_their_distribution():
     found = batches(4, [geometry.ramp()], geometry.CROPS, batch_size=100)
-    geometry.check_crops(*joined(found))
+    geometry.check_crops(*concatenated(found))
 
 
 @MODES
-def test_colors_are_distributed_as_promised(padded_size):
+def test_colors_follow_their_distribution(padded_size):
     settings = dict(batch_size=100, padded_size=padded_size)
-    found = batches(4, [geometry.fields()], geometry.COLORS, **settings)
-    geometry.check_colors(joined(found)[0])
+    found = batches(4, [geometry.color_bands()], geometry.COLORS, **settings)
+    geometry.check_colors(concatenated(found)[0])
 
 
 @MODES
-def test_color_jitter_changes_colors_and_no_labels(padded_size):
+def test_color_jitter_changes_colors_but_not_labels(padded_size):
     settings = dict(base_size=44, crop_size=44, scale_range=(1.0, 1.0), flip=False)
-    pairs, mode = pictures(1), dict(padded_size=padded_size)
-    plain, expected = joined(batches(5, pairs, Augmentation(**settings), **mode))
+    pairs, mode = labeled_images(1), dict(padded_size=padded_size)
+    plain, expected = concatenated(batches(5, pairs, Augmentation(**settings), **mode))
     augmentation = Augmentation(**settings, color_jitter=0.4)
-    images, labels = joined(batches(5, pairs, augmentation, **mode))
+    images, labels = concatenated(batches(5, pairs, augmentation, **mode))
     np.testing.assert_array_equal(labels, expected)
     assert (np.abs(images.astype(float) - plain).mean((1, 2, 3)) > 2).any()
     # Padding stays black.
@@ -257,30 +261,34 @@ def test_color_jitter_changes_colors_and_no_labels(padded_size):
 @pytest.mark.parametrize("problem", [b"no image", "truncated"])
 @MODES
 def test_bad_example_is_named(problem, padded_size):
-    pairs = squares(3)
+    pairs = indexed_images(3)
     if problem == "truncated":
         problem = stored(pairs[1][0], "JPEG")[:-200]
     pairs[1] = problem, pairs[1][1]
-    with pytest.raises(UserError, match="picture 1 is bad"):
+    with pytest.raises(UserError, match="image 1 is bad"):
         batches(3, pairs, padded_size=padded_size)
 
 
 def test_unknown_label_is_named():
-    pairs = squares(3)
+    pairs = indexed_images(3)
     pairs[1][1][5, 5] = 12
-    with pytest.raises(UserError, match="picture 1: label 112; allowed are 100 to 111"):
+    with pytest.raises(UserError, match="image 1: label 112; allowed are 100 to 111"):
         batches(3, pairs)
 
 
 def test_labels_of_another_size_are_named():
-    pairs = squares(3)
+    pairs = indexed_images(3)
     pairs[1] = pairs[1][0], pairs[1][1][:20]
-    with pytest.raises(UserError, match="example 1: the image is 24x24 .* 24x20"):
+    with pytest.raises(
+        UserError, match="example 1 is 24x24 pixels and its label is 24x20"
+    ):
         batches(3, pairs)
 
 
 def test_closing_ends_the_threads():
-    made = pipeline.train_batches(ListDataset(squares(3)), PLAIN, batch_size=2, seed=0)
+    made = loader.train_batches(
+        ListDataset(indexed_images(3)), PLAIN, batch_size=2, seed=0
+    )
     next(made)
     names = [thread.name for thread in threading.enumerate()]
     assert any(name.startswith("encnet-input") for name in names)

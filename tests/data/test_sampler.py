@@ -9,7 +9,7 @@ from encnet_jax.data.augment_device import index_batches
 from encnet_jax.data.sampler import batch_indices, process_rows
 
 
-def numbers_and_epochs(seed, size, batch_size, steps):
+def indices_and_epochs(seed, size, batch_size, steps):
     batches = [batch_indices(seed, size, batch_size, step) for step in range(steps)]
     return (np.concatenate(part) for part in zip(*batches))
 
@@ -17,31 +17,31 @@ def numbers_and_epochs(seed, size, batch_size, steps):
 @pytest.mark.parametrize("size, batch_size", [(7, 3), (7, 7), (5, 16), (12, 4), (1, 2)])
 def test_every_example_comes_exactly_once_an_epoch(size, batch_size):
     steps = -(-4 * size // batch_size)
-    indices, epochs = numbers_and_epochs(3, size, batch_size, steps)
+    indices, epochs = indices_and_epochs(3, size, batch_size, steps)
     assert len(indices) == steps * batch_size
     np.testing.assert_array_equal(epochs, np.arange(len(epochs)) // size)
     for epoch in range(4):
         assert sorted(indices[epochs == epoch]) == list(range(size))
 
 
-def test_order_differs_by_seed_and_epoch_and_is_not_that_of_the_files():
-    indices, _ = numbers_and_epochs(0, 50, 50, 3)
-    others, _ = numbers_and_epochs(1, 50, 50, 3)
+def test_order_differs_by_seed_and_epoch_and_from_that_of_the_files():
+    indices, _ = indices_and_epochs(0, 50, 50, 3)
+    others, _ = indices_and_epochs(1, 50, 50, 3)
     orders = [*indices.reshape(3, 50), *others.reshape(3, 50), np.arange(50)]
     for one, other in itertools.combinations(orders, 2):
         assert (one == other).mean() < 0.2
 
 
-def test_any_batch_is_a_function_of_its_step_alone():
-    indices, epochs = numbers_and_epochs(5, 7, 3, 30)
+def test_batches_are_a_function_of_their_step():
+    indices, epochs = indices_and_epochs(5, 7, 3, 30)
     for step in (29, 4, 17, 0, 4):
-        alone = batch_indices(5, 7, 3, step)
-        np.testing.assert_array_equal(alone[0], indices[3 * step : 3 * step + 3])
-        np.testing.assert_array_equal(alone[1], epochs[3 * step : 3 * step + 3])
+        batch = batch_indices(5, 7, 3, step)
+        np.testing.assert_array_equal(batch[0], indices[3 * step : 3 * step + 3])
+        np.testing.assert_array_equal(batch[1], epochs[3 * step : 3 * step + 3])
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 6])
-def test_hosts_share_out_the_rows_of_a_batch(count):
+def test_hosts_divide_the_rows_of_a_batch(count):
     rows = np.arange(6)
     shares = [rows[process_rows(6, index, count)] for index in range(count)]
     assert {len(share) for share in shares} == {6 // count}

@@ -1,4 +1,4 @@
-"""Tests of the embedded data set: the context decides, by construction."""
+"""Tests of `scenes`: by construction, only context determines the classes."""
 
 import numpy as np
 import pytest
@@ -11,14 +11,14 @@ CUT = scenes.CUE_ROWS
 
 
 @pytest.fixture(scope="module")
-def pictures() -> list[scenes.Scene]:
-    """Returns 120 pictures as the data set holds them."""
+def samples() -> list[scenes.Scene]:
+    """Returns the first 120 scenes of a data set."""
     return [scenes.draw(5, index) for index in range(120)]
 
 
 @pytest.fixture(scope="module")
 def families() -> list[list[scenes.Scene]]:
-    """Returns 40 pictures, each drawn in all kinds."""
+    """Returns 40 scenes, each drawn in all kinds."""
     return [
         [scenes.draw(5, index, kind=kind) for kind in range(NUM_KINDS)]
         for index in range(40)
@@ -34,8 +34,8 @@ def test_draw_is_a_function_of_seed_and_index():
         assert (first.image[CUT:] != other.image[CUT:]).mean() > 0.1
 
 
-def test_forcing_the_own_kind_changes_nothing(pictures):
-    for index, own in enumerate(pictures[:12]):
+def test_forcing_the_own_kind_changes_nothing(samples):
+    for index, own in enumerate(samples[:12]):
         forced = scenes.draw(5, index, kind=own.kind)
         np.testing.assert_array_equal(own.image, forced.image)
         np.testing.assert_array_equal(own.labels, forced.labels)
@@ -56,8 +56,8 @@ def test_names_and_colors_match():
     assert apart.min() >= 40
 
 
-def test_images_and_labels_have_their_types(pictures):
-    for scene in pictures:
+def test_images_and_labels_have_their_types(samples):
+    for scene in samples:
         assert scene.image.shape == (scenes.IMAGE_SIZE, scenes.IMAGE_SIZE, 3)
         assert scene.labels.shape == (scenes.IMAGE_SIZE, scenes.IMAGE_SIZE)
         assert scene.image.dtype == scene.labels.dtype == np.uint8
@@ -65,14 +65,14 @@ def test_images_and_labels_have_their_types(pictures):
         assert (known | (scene.labels == scenes.IGNORE_LABEL)).all()
 
 
-def test_every_class_and_kind_occurs_and_void_is_rare(pictures):
-    labels = np.stack([scene.labels for scene in pictures])
+def test_every_class_and_kind_occurs_and_void_is_rare(samples):
+    labels = np.stack([scene.labels for scene in samples])
     shares = np.bincount(labels.ravel(), minlength=256) / labels.size
     assert (shares[:NUM_CLASSES] > 5e-4).all()
     assert 0.005 < shares[scenes.IGNORE_LABEL] < 0.05
     assert shares[list(scenes.AMBIGUOUS)].sum() > 0.35
-    kinds = np.bincount([scene.kind for scene in pictures], minlength=NUM_KINDS)
-    assert kinds.min() > len(pictures) / NUM_KINDS / 2
+    kinds = np.bincount([scene.kind for scene in samples], minlength=NUM_KINDS)
+    assert kinds.min() > len(samples) / NUM_KINDS / 2
 
 
 def test_kind_changes_the_image_in_the_cue_rows_only(families):
@@ -83,7 +83,7 @@ def test_kind_changes_the_image_in_the_cue_rows_only(families):
             np.testing.assert_array_equal(first.boxes, other.boxes)
 
 
-def test_kind_renames_ground_and_objects_and_nothing_else(families):
+def test_kind_relabels_ground_and_objects_and_nothing_else(families):
     ambiguous = np.array(scenes.AMBIGUOUS).reshape(-1, NUM_KINDS)
     for family in families:
         for kind, scene in enumerate(family):
@@ -95,7 +95,7 @@ def test_kind_renames_ground_and_objects_and_nothing_else(families):
             assert present <= set(ambiguous[:, kind])
 
 
-def test_cue_is_farther_than_the_small_backbone_sees(families):
+def test_cue_lies_outside_the_receptive_field_of_the_small_backbone(families):
     for family in families:
         images = np.stack([scene.image for scene in family])
         cue_rows = np.nonzero((images != images[0]).any((0, 2, 3)))[0]
@@ -115,9 +115,9 @@ def test_farm_and_winter_share_their_mean_color(families):
     assert gaps.min() > 10
 
 
-def test_objects_have_their_sizes_and_boxes(pictures):
+def test_objects_have_their_sizes_and_boxes(samples):
     sizes = []
-    for scene in pictures:
+    for scene in samples:
         assert 3 <= len(scene.boxes) <= 9
         outside = scene.labels.copy()
         for shape, left, top, right, bottom in scene.boxes:
@@ -130,8 +130,8 @@ def test_objects_have_their_sizes_and_boxes(pictures):
     assert 0.15 < np.mean(np.array(sizes) <= scenes.SMALL_SIZE) < 0.5
 
 
-def test_nothing_depends_on_handedness():
-    # Averaged over many pictures the two halves agree, in rows that hold the cue too.
+def test_scenes_have_no_left_right_bias():
+    # Averaged over many samples, the two halves agree, also in the cue rows.
     means = np.mean([scenes.draw(9, i).image for i in range(200)], axis=0)
     halves = means[:, :64].mean(1), means[:, 64:].mean(1)
     assert np.abs(halves[0] - halves[1]).max() < 12

@@ -1,4 +1,4 @@
-"""Tests of random access to records, and of the index that makes starts quick."""
+"""Tests of random access to records, and of the stored index."""
 
 import itertools
 import os
@@ -14,8 +14,8 @@ from encnet_jax.errors import UserError
 from tests.data.test_loader import INFO, stored
 
 tf = pytest.importorskip("tensorflow")
-records = pytest.importorskip("encnet_jax.data.tfrecord")
-pipeline = pytest.importorskip("encnet_jax.data.loader")
+tfrecord = pytest.importorskip("encnet_jax.data.tfrecord")
+loader = pytest.importorskip("encnet_jax.data.loader")
 
 
 def write(path, contents):
@@ -38,7 +38,7 @@ def shards(tmp_path):
 
 @pytest.fixture
 def reads(monkeypatch):
-    """Returns a list that grows with each read of a local file."""
+    """Returns a list to which each read of a local file is appended."""
     counted, pread = [], os.pread
 
     def counting(descriptor, count, offset):
@@ -50,34 +50,36 @@ def reads(monkeypatch):
 
 
 def contents(paths):
-    found = records.Records(paths)
+    found = tfrecord.Records(paths)
     return [found[index] for index in range(len(found))]
 
 
-def in_order(paths):
+def read_sequentially(paths):
     """Returns the records as TensorFlow reads them."""
     return [record.numpy() for record in tf.data.TFRecordDataset(paths)]
 
 
-def test_records_are_those_that_tensorflow_reads_in_order(shards):
-    assert contents(shards) == in_order(shards)
-    assert contents(shards) == in_order(shards)  # now by the stored index
-    assert contents(shards[2:] + shards[:1]) == in_order(shards[2:] + shards[:1])
+def test_records_equal_those_that_tensorflow_reads(shards):
+    assert contents(shards) == read_sequentially(shards)
+    assert contents(shards) == read_sequentially(shards)  # from the stored index
+    assert contents(shards[2:] + shards[:1]) == read_sequentially(
+        shards[2:] + shards[:1]
+    )
 
 
 def test_second_start_reads_the_index_and_no_record(shards, reads):
-    records.Records(shards)
+    tfrecord.Records(shards)
     assert reads
     reads.clear()
-    found = records.Records(shards)
+    found = tfrecord.Records(shards)
     assert len(found) == 8 and not reads
     found[6]
     assert len(reads) == 1
 
 
 @pytest.mark.parametrize("change", ["more", "fewer files", "no index", "cut"])
-def test_index_of_other_files_is_made_again(shards, change):
-    records.Records(shards)
+def test_index_of_other_files_is_rebuilt(shards, change):
+    tfrecord.Records(shards)
     index = f"{shards[0]}.index"
     if change == "more":
         write(shards[2], [b"first", b"second"])
@@ -88,21 +90,21 @@ def test_index_of_other_files_is_made_again(shards, change):
             content = file.read()
         with open(index, "wb") as file:
             file.write(b"no index" if change == "no index" else content[:-100])
-    assert contents(shards) == in_order(shards)
-    assert contents(shards) == in_order(shards)
+    assert contents(shards) == read_sequentially(shards)
+    assert contents(shards) == read_sequentially(shards)
 
 
-def test_place_where_no_index_can_be_written_is_read_all_the_same(shards, tmp_path):
+def test_records_are_read_where_no_index_can_be_written(shards, tmp_path):
     os.mkdir(f"{shards[0]}.index")
-    assert contents(shards) == in_order(shards)
+    assert contents(shards) == read_sequentially(shards)
     names = {path.name for path in tmp_path.iterdir()}
     assert names == {f"{n}.tfrecord" for n in range(3)} | {"0.tfrecord.index"}
 
 
-def test_file_that_changed_behind_its_index_is_named(shards):
-    records.Records(shards)
-    write(shards[2], [b"x" * 4096, b"y" * 5000, b"abc"])  # as many bytes
-    found = records.Records(shards)
+def test_file_that_changed_since_it_was_indexed_is_named(shards):
+    tfrecord.Records(shards)
+    write(shards[2], [b"x" * 4096, b"y" * 5000, b"abc"])  # the same file size
+    found = tfrecord.Records(shards)
     with pytest.raises(UserError, match=f"{shards[2]}: .* delete {shards[0]}.index"):
         found[5]
 
@@ -113,22 +115,22 @@ def test_truncated_file_is_named(shards, kept):
         content = file.read()
     with open(shards[0], "wb") as file:
         file.write(content[:kept])
-    with pytest.raises(UserError, match=f"{shards[0]}: not a whole TFRecord file"):
-        records.Records(shards)
+    with pytest.raises(UserError, match=f"{shards[0]}: not a complete TFRecord file"):
+        tfrecord.Records(shards)
 
 
 def test_missing_file_is_named(tmp_path):
     with pytest.raises(UserError, match="none.tfrecord: cannot be read: No such file"):
-        records.Records([str(tmp_path / "none.tfrecord")])
+        tfrecord.Records([str(tmp_path / "none.tfrecord")])
 
 
 @pytest.mark.parametrize("block", [2**25, 64])
-def test_remote_files_are_searched_in_blocks(shards, monkeypatch, block):
+def test_remote_files_are_scanned_in_blocks(shards, monkeypatch, block):
     paths = []
     for path in shards:
         paths.append(f"ram://{block}/{os.path.basename(path)}")
         tf.io.gfile.copy(path, paths[-1])
-    monkeypatch.setattr(records, "_REMOTE_BLOCK", block)
+    monkeypatch.setattr(tfrecord, "_REMOTE_BLOCK", block)
     opened, gfile = [], tf.io.gfile.GFile
 
     def counting(path, mode):
@@ -136,17 +138,17 @@ def test_remote_files_are_searched_in_blocks(shards, monkeypatch, block):
         return gfile(path, mode)
 
     monkeypatch.setattr(tf.io.gfile, "GFile", counting)
-    assert contents(paths) == in_order(shards)
-    # Each file once to search and read it, whatever its records; then the index.
+    assert contents(paths) == read_sequentially(shards)
+    # Once to locate and once to read the records of each file; then the index.
     assert len([path for path, _ in opened if path in paths]) <= 2 * len(paths)
     opened.clear()
-    found = records.Records(paths)
+    found = tfrecord.Records(paths)
     assert opened == [(f"{paths[0]}.index", "rb")]
-    assert found[7] == in_order(shards)[7]
+    assert found[7] == read_sequentially(shards)[7]
 
 
 def example(index, image):
-    """Returns a record of an image whose labels are all one class."""
+    """Returns a record of an image with one label."""
     fields = {
         "image": image,
         "label": LABELS[index % 12],
@@ -163,7 +165,7 @@ def example(index, image):
 LABELS = [stored(np.full((2, 2), label + 100, np.uint8)) for label in range(12)]
 
 
-def test_far_step_of_a_set_as_large_as_ade20k_takes_few_reads(tmp_path, reads):
+def test_late_step_of_a_data_set_of_ade20ks_size_takes_few_reads(tmp_path, reads):
     count, shards = 20_210, 4
     image = stored(np.zeros((2, 2, 3), np.uint8))
     paths = [
@@ -174,13 +176,13 @@ def test_far_step_of_a_set_as_large_as_ade20k_takes_few_reads(tmp_path, reads):
     builder = SimpleNamespace(info=SimpleNamespace(splits={"train": split}))
     total = sum(map(os.path.getsize, paths))
     TFRecordDataset(INFO, builder, "train")
-    # The first start goes through the files a block at a time.
+    # The first start scans the files block by block.
     assert len(reads) <= 1.3 * total / 4096
     reads.clear()
     dataset = TFRecordDataset(INFO, builder, "train")
     augmentation = Augmentation(base_size=2, crop_size=2, scale_range=(1.0, 1.0))
     step = 123_456
-    made = pipeline.train_batches(
+    made = loader.train_batches(
         dataset, augmentation, batch_size=16, seed=0, start_step=step
     )
     (batch,) = itertools.islice(made, 1)

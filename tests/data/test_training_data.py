@@ -1,4 +1,4 @@
-"""The ways of a configuration to feed the training step."""
+"""Tests of how configurations feed the training step."""
 
 import itertools
 
@@ -20,13 +20,13 @@ from encnet_jax.train.input_pipeline import (
     resident_arrays,
 )
 from encnet_jax.train.step import make_train_step
-from tests.data.test_loader import INFO, ListDataset, pictures
+from tests.data.test_loader import INFO, ListDataset, labeled_images
 
 pytest.importorskip("tensorflow")
 
 
 class OneLayer(nnx.Module):
-    """The least network that the step accepts."""
+    """The smallest network that the step accepts."""
 
     def __init__(self):
         rngs = nnx.Rngs(0)
@@ -41,7 +41,7 @@ class OneLayer(nnx.Module):
 
 
 def losses(resize, steps=3):
-    """Trains a little by a configuration; returns the loss of each step."""
+    """Trains for a few steps; returns the loss of each."""
     config = default()
     config.batch_size = 8
     config.data.update(base_size=44, crop_size=40, resize=resize)
@@ -49,7 +49,7 @@ def losses(resize, steps=3):
     model_def, params, batch_stats = split_model(OneLayer())
     tx = create_optimizer(lambda step: 0.01, head_lr_mult=1.0)
     state = create_train_state(params, batch_stats, tx)
-    dataset = ListDataset(pictures(6))
+    dataset = ListDataset(labeled_images(6))
     step_fn = make_train_step(
         model_def, tx, INFO, augmentation=create_augmentation(config)
     )
@@ -65,22 +65,22 @@ def losses(resize, steps=3):
     return found
 
 
-def test_training_is_the_same_wherever_crops_are_resized():
+def test_training_does_not_depend_on_where_crops_are_resized():
     host, device = losses("host"), losses("device")
     assert np.isfinite(host).all() and len(set(host)) == 3
-    # Pixels differ by up to a level of 255.
+    # Pixels differ by up to one level.
     np.testing.assert_allclose(host, device, rtol=2e-3)
 
 
 @pytest.mark.parametrize("cache_on_device", [False, True])
-def test_order_does_not_know_of_parts_and_devices(cache_on_device):
+def test_order_depends_neither_on_accumulation_nor_on_devices(cache_on_device):
     taken = []
-    for parts, devices in ((1, 1), (4, 1), (2, 8)):
+    for grad_accum_steps, devices in ((1, 1), (4, 1), (2, 8)):
         config = default()
-        config.batch_size, config.grad_accum_steps = 16, parts
+        config.batch_size, config.grad_accum_steps = 16, grad_accum_steps
         config.mesh.data = devices
         config.data.update(base_size=44, crop_size=40, cache_on_device=cache_on_device)
-        made = create_batches(config, ListDataset(pictures(6)), 3)
+        made = create_batches(config, ListDataset(labeled_images(6)), 3)
         taken.append(list(itertools.islice(made, 4)))
         made.close()
     for other in taken[1:]:

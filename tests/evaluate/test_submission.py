@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from encnet_jax.data.dataset_info import DATASETS
+from encnet_jax.data.registry import dataset_info
 from encnet_jax.errors import UserError
 from encnet_jax.evaluate.submission import (
     Submission,
@@ -17,7 +17,7 @@ CITYSCAPES_IDS = [7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28]
 
 def written(folder, name, place):
     """Returns the written file for a prediction of all classes in order."""
-    info = DATASETS[name]
+    info = dataset_info(name)
     predictions = np.arange(info.num_classes, dtype=np.uint8)[None].repeat(2, 0)
     Submission(folder, info).write("frankfurt_000000_000294_leftImg8bit", predictions)
     path = folder / place / "frankfurt_000000_000294_leftImg8bit.png"
@@ -45,7 +45,7 @@ def test_voc_has_palette_images_in_the_folders_of_its_archive(tmp_path):
 
 
 def test_of_several_labels_of_a_class_the_least_is_published():
-    info = DATASETS["coco_voc"]
+    info = dataset_info("coco_voc")
     labels = published_labels(info)
     for index, label in enumerate(labels):
         assert info.label_map[label] == index
@@ -57,15 +57,15 @@ def test_folders_of_images_are_read_through_and_bad_ones_named(tmp_path):
     for name in ("b/two.png", "a/one.jpg"):
         (tmp_path / name).parent.mkdir()
         Image.fromarray(pixels).save(tmp_path / name)
-    dataset = UnlabeledDataset(DATASETS["ade20k"], tmp_path)
+    dataset = UnlabeledDataset(dataset_info("ade20k"), tmp_path)
     assert [dataset[n].name for n in range(len(dataset))] == ["one", "two"]
     example = dataset[1]
     np.testing.assert_array_equal(example.image, pixels)
     assert example.labels.shape == (6, 9) and (example.labels == 255).all()
     Image.fromarray(pixels).save(tmp_path / "b" / "one.png")
     with pytest.raises(UserError, match="both would be one.png"):
-        UnlabeledDataset(DATASETS["ade20k"], tmp_path)
+        UnlabeledDataset(dataset_info("ade20k"), tmp_path)
     empty = tmp_path / "empty"
     empty.mkdir()
     with pytest.raises(UserError, match="no .jpg, .jpeg, .png in it"):
-        UnlabeledDataset(DATASETS["ade20k"], empty)
+        UnlabeledDataset(dataset_info("ade20k"), empty)

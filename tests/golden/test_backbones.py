@@ -28,7 +28,7 @@ def test_backbone_matches(name, check):
     weights = case.weights()
     model = empty(ResNet, **_SETTINGS[name])
     account = load_torch_weights(model, weights)
-    assert not account.fresh
+    assert not account.left_initialized
     dropped = {k for k in account.dropped if not k.endswith("num_batches_tracked")}
     assert dropped == {"fc.weight", "fc.bias"} & weights.keys()
     model.eval()

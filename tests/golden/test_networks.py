@@ -40,7 +40,7 @@ def _check_account(account: LoadReport, name: str) -> None:
     """Asserts that each entry went where the table of the tests says."""
     mmseg = name.startswith("mmseg")
     assert account.source == ("mmseg" if mmseg else "pytorch_encoding")
-    assert not account.fresh
+    assert not account.left_initialized
     assert all(k.endswith("num_batches_tracked") for k in account.dropped)
     rules = MMSEG if mmseg else PYTORCH_ENCODING
     for theirs, ours in account.loaded.items():

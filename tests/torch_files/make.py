@@ -1,9 +1,9 @@
 """Writes the files of this folder with torch: `python make.py` (torch 2.13).
 
-Run it only to change the cases. The tensors are given by formula, and the tests
-compute them again, so no expected value passes through the reader under test. Bytes
-of the legacy files differ between runs, because torch names storages after their
-addresses there; their contents do not.
+Run it only to change the cases. Tensors are defined by formulas that the tests repeat,
+so that no expected value passes through the reader under test. The bytes of the legacy
+files differ between runs, as torch names their storages by memory address; their
+contents do not.
 """
 
 import collections
@@ -36,7 +36,7 @@ def _save(name: str, value: object, **options: object) -> None:
 
 
 def _views() -> dict[str, torch.Tensor]:
-    """Tensors that share one storage of 0 to 23, and some of odd shapes."""
+    """Returns tensors that share one storage of 0 to 23, and some unusual shapes."""
     base = torch.arange(24, dtype=torch.float32)
     return {
         "base": base,
@@ -54,11 +54,11 @@ def _views() -> dict[str, torch.Tensor]:
 
 
 def _checkpoint() -> dict[str, object]:
-    """A training checkpoint as mmsegmentation and DataParallel leave them."""
+    """Returns a training checkpoint like those of mmsegmentation and DataParallel."""
     package = types.ModuleType("vanished_package")
 
     class Config(dict):
-        """Is gone when the file is read."""
+        """A class that does not exist when the file is read."""
 
     Config.__module__, Config.__qualname__ = "vanished_package", "Config"
     package.Config = Config
@@ -109,16 +109,16 @@ def _parameters() -> dict[str, object]:
 
 def main() -> None:
     torch.manual_seed(0)
-    warnings.simplefilter("ignore")  # quantised tensors and TorchScript are leaving
-    numbers = torch.arange(6).view(2, 3)
-    _save("dtypes", {name: numbers.to(getattr(torch, name)) for name in DTYPES})
-    _save("new_dtypes", {name: numbers.to(getattr(torch, name)) for name in NEW_DTYPES})
+    warnings.simplefilter("ignore")  # quantized tensors and TorchScript are deprecated
+    values = torch.arange(6).view(2, 3)
+    _save("dtypes", {name: values.to(getattr(torch, name)) for name in DTYPES})
+    _save("new_dtypes", {name: values.to(getattr(torch, name)) for name in NEW_DTYPES})
     _save("views", _views())
     _save("checkpoint", _checkpoint())
     _save("parameters", _parameters())
     _save("protocol4", {"model": {"weight": torch.arange(4.0)}}, pickle_protocol=4)
     _save("module", torch.nn.Linear(2, 1))
-    _save("quantised", torch.quantize_per_tensor(torch.ones(2), 0.5, 0, torch.qint8))
+    _save("quantized", torch.quantize_per_tensor(torch.ones(2), 0.5, 0, torch.qint8))
     _save("sparse", {"weight": torch.eye(2).to_sparse()})
     torch.jit.script(torch.nn.Linear(2, 1)).save(HERE / "torchscript.pt")
 

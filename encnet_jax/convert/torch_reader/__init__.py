@@ -1,1 +1,1 @@
-"""PyTorch files to NumPy arrays, without PyTorch and without executing code."""
+"""Reads PyTorch files to NumPy arrays, without PyTorch and without executing code."""

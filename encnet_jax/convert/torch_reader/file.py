@@ -1,11 +1,10 @@
-"""PyTorch checkpoint files read without torch, and without running anything in them.
+"""Reads PyTorch checkpoint files without torch and without executing their code.
 
-Their pickles run on a stack machine of our own (`torch_pickle`). Sizes are checked
-against the bytes that the file really holds before any array is made, and arrays are
-read-only views of the memory-mapped file.
+Pickles run on a safe unpickler. Sizes are checked against the bytes in the file before
+any array is created, and arrays are read-only views of the memory-mapped file.
 
-Both formats of torch.save are read: the zip archive (torch 1.6 and later) and the
-older one, a row of pickles with the raw storages behind them (2018 to 2020).
+Both formats of torch.save are supported: the zip archive (torch 1.6 and later) and the
+legacy one, a sequence of pickles followed by the raw storages.
 """
 
 from __future__ import annotations
@@ -20,6 +19,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+from jaxtyping import UInt8
 
 from encnet_jax.convert.torch_reader.formats import ALLOWED, load_legacy, load_zip
 from encnet_jax.convert.torch_reader.tensors import (
@@ -51,17 +51,11 @@ _SAFETENSORS_DTYPES = {
     "C64": "complex64",
 }
 _WRAPPERS = (
-    "state_dict",
-    "model_state_dict",
-    "model_state",
-    "model",
-    "net",
-    "network",
-    "module",
-    "weights",
+    *("state_dict", "model_state_dict", "model_state", "model"),
+    *("net", "network", "module", "weights"),
 )
 _PREFIXES = ("module.", "_orig_mod.")  # DataParallel, torch.compile
-# What parsing damaged bytes raises; anything else would be a bug of this module.
+# Raised while parsing damaged bytes; anything else would be a bug in this module.
 _MALFORMED = (
     ValueError,
     TypeError,
@@ -73,30 +67,29 @@ _MALFORMED = (
     OSError,
     struct.error,
     zipfile.BadZipFile,
-    DeprecationWarning,  # of odd escapes in strings, where warnings are errors
+    DeprecationWarning,  # invalid escapes in strings, where warnings are errors
 )
 
 
 def load_file(path: str | os.PathLike[str]) -> Any:
-    """Returns what a PyTorch checkpoint holds, with NumPy arrays for its tensors.
+    """Loads a PyTorch checkpoint, with NumPy arrays for its tensors.
 
-    Mappings come as dict, other containers as list, tuple and (from pickle protocol
-    4) set; parameters as plain arrays; torch.dtype as np.dtype; objects of all other
-    classes (optimizers, configs, NumPy objects, dates) as `Placeholder`. Attributes
-    set on containers are left out.
+    Mappings become dict, other containers list, tuple and (from pickle protocol 4) set;
+    parameters become arrays, torch.dtype np.dtype, and objects of all other classes
+    (optimizers, configs, NumPy objects, dates) `Placeholder`. Attributes of containers
+    are dropped.
 
     Args:
-        path: a file of torch.save, or a `.safetensors` file.
+        path: A file of torch.save, or a `.safetensors` file.
 
     Returns:
         The nested structure. Arrays from torch.save are read-only views of the
-        memory-mapped file (of a copy, where its byte order is not this machine's),
-        so the file must not be rewritten while they are in use; copy what has to
-        outlive it. Tensors that shared a storage share it here, and strides are
-        kept. Arrays from `.safetensors` are read-only copies.
+        memory-mapped file (of a copy, if its byte order is not native), so that the
+        file must not be rewritten while they are in use. Shared storages and strides
+        are preserved. Arrays from `.safetensors` are read-only copies.
 
     Raises:
-        UserError: if the file is missing, truncated, of another kind, or asks for
+        UserError: The file is missing, truncated, of another format, or needs
             something that is not allowed.
     """
     file = pathlib.Path(path)
@@ -123,16 +116,16 @@ def load_file(path: str | os.PathLike[str]) -> Any:
 
 
 def read_state_dict(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
-    """Returns the tensors of a checkpoint file by name: `load_file`, `state_dict_of`.
+    """Reads the state dict in a checkpoint file: `load_file`, then `state_dict_of`.
 
     Args:
-        path: a file of torch.save, or a `.safetensors` file.
+        path: A file of torch.save, or a `.safetensors` file.
 
     Returns:
-        Arrays by parameter name, in the file's order; read-only as `load_file` says.
+        Key -> read-only array, in the order of the file.
 
     Raises:
-        UserError: if the file cannot be read or holds no state dict.
+        UserError: The file cannot be read or holds no state dict.
     """
     return state_dict_of(load_file(path), source=str(path))
 
@@ -140,25 +133,25 @@ def read_state_dict(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
 def state_dict_of(
     checkpoint: Any, source: str = "the checkpoint"
 ) -> dict[str, np.ndarray]:
-    """Returns the mapping from parameter names to arrays inside a checkpoint.
+    """Finds the state dict inside a checkpoint.
 
-    That is what lies under "state_dict", "model", "net" and the like, else the top
-    level itself, else the only mapping in it that holds arrays. A prefix "module."
-    (DataParallel) or "_orig_mod." (torch.compile) common to all names is removed.
-    Entries that are no arrays are left out.
+    It is the value of "state_dict", "model", "net" and the like, or else the top level
+    itself, or else the only mapping in it that holds arrays. A prefix "module."
+    (DataParallel) or "_orig_mod." (torch.compile) common to all keys is removed.
+    Entries other than arrays are dropped.
 
     Args:
-        checkpoint: what `load_file` returned.
-        source: what error messages call the checkpoint.
+        checkpoint: The output of `load_file`.
+        source: Name of the checkpoint in error messages.
 
     Returns:
-        Arrays by parameter name, in the file's order.
+        Key -> array, in the order of the file.
 
     Raises:
-        UserError: if there is no such mapping, or more than one candidate.
+        UserError: There is no such mapping, or several.
     """
     node = checkpoint
-    for _ in range(4):  # bounded: a hostile mapping can contain itself
+    for _ in range(4):  # bounded: a malicious mapping can contain itself
         inner = _wrapped(node)
         if inner is None:
             break
@@ -186,7 +179,7 @@ def _arrays(node: Any) -> dict[str, np.ndarray]:
 
 
 def _wrapped(node: Any) -> Any:
-    """Returns the mapping inside node that holds the state dict; None: node itself."""
+    """Returns the mapping in `node` that holds the state dict; None: `node` itself."""
     if not isinstance(node, Mapping):
         return None
     for name in _WRAPPERS:
@@ -204,24 +197,26 @@ def _contents(node: Any) -> str:
     if not isinstance(node, Mapping):
         return f"a {type(node).__name__}"
     names = [repr(name)[:40] for name in node if isinstance(name, str)][:8]
-    return f"a mapping with the entries {', '.join(names)}" if names else "no names"
+    return f"a mapping with the keys {', '.join(names)}" if names else "no keys"
 
 
-def _open(file: pathlib.Path) -> tuple[mmap.mmap | io.BytesIO, np.ndarray]:
-    """Returns the file as a stream and as read-only uint8 [size], without copying."""
+def _open(
+    file: pathlib.Path,
+) -> tuple[mmap.mmap | io.BytesIO, UInt8[np.ndarray, " size"]]:
+    """Returns the file as a stream and as read-only bytes, memory-mapped."""
     with file.open("rb") as opened:
         if os.fstat(opened.fileno()).st_size == 0:
             raise UnsupportedFileError(f"is empty; allowed: {ALLOWED}")
         try:
             stream = mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ)
             return stream, np.frombuffer(stream, np.uint8)
-        except OSError:  # some network file systems cannot map
+        except OSError:  # not supported by some network file systems
             content = opened.read()
             return io.BytesIO(content), np.frombuffer(content, np.uint8)
 
 
-def _kind(data: np.ndarray) -> str:
-    """Returns "zip" or "legacy"; names what else the file is."""
+def _kind(data: UInt8[np.ndarray, " size"]) -> str:
+    """Returns "zip" or "legacy"; raises with the kind of any other file."""
     head = data[:512].tobytes()
     if head.startswith(b"PK\x03\x04"):
         return "zip"
@@ -252,7 +247,7 @@ def _load_safetensors(file: pathlib.Path) -> dict[str, np.ndarray]:
         ) from error
     arrays = {}
     try:
-        # Not safetensors.numpy, which knows no bfloat16.
+        # safetensors.numpy lacks bfloat16.
         for name, entry in safetensors.deserialize(file.read_bytes()):
             dtype = _SAFETENSORS_DTYPES.get(entry["dtype"])
             if dtype is None:

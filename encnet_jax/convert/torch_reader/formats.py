@@ -1,4 +1,4 @@
-"""The two file formats of torch.save around its pickles and storages."""
+"""The two file formats of torch.save: zip and legacy."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from typing import Any, Literal
 
 import numpy as np
+from jaxtyping import UInt8
 
 from encnet_jax.convert.torch_reader.tensors import (
     Lookup,
@@ -26,8 +27,8 @@ _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 _LEGACY_PROTOCOL = 1001
 
 
-def load_zip(file: pathlib.Path, data: np.ndarray) -> Any:
-    """Returns the object of a zip archive; its storages are members of their own."""
+def load_zip(file: pathlib.Path, data: UInt8[np.ndarray, " size"]) -> Any:
+    """Loads the object of a zip archive, in which each storage is a member."""
     members = dict(_zip_members(file, data))
     roots = [name for name in members if name.endswith("/data.pkl")]
     if len(roots) != 1 or roots[0].count("/") != 1:
@@ -52,11 +53,11 @@ def load_zip(file: pathlib.Path, data: np.ndarray) -> Any:
 
 
 def _zip_members(
-    file: pathlib.Path, data: np.ndarray
+    file: pathlib.Path, data: UInt8[np.ndarray, " size"]
 ) -> Iterator[tuple[str, np.ndarray]]:
-    """Yields name and bytes, uint8 views of data, of every member of the archive.
+    """Yields the name and the bytes, a view of `data`, of every member.
 
-    Checksums are left unread, as torch does: they may be switched off in torch.save.
+    Checksums are not verified, as in torch: torch.save may omit them.
     """
     seen: set[str] = set()
     total = 0
@@ -79,7 +80,7 @@ def _zip_members(
                 raise UnsupportedFileError("has a damaged zip directory")
             start += 30 + sum(struct.unpack("<HH", header[26:]))
             total += info.file_size
-            # Overlapping members would let a small file stand for a large one.
+            # Overlapping members would make a small file expand to a large one.
             if start + info.file_size > data.size or total > data.size:
                 raise UnsupportedFileError(
                     "has members larger than the file; it is truncated"
@@ -90,11 +91,13 @@ def _zip_members(
             yield info.filename, data[start : start + info.file_size]
 
 
-def load_legacy(stream: mmap.mmap | io.BytesIO, data: np.ndarray) -> Any:
-    """Returns the object of a legacy file.
+def load_legacy(
+    stream: mmap.mmap | io.BytesIO, data: UInt8[np.ndarray, " size"]
+) -> Any:
+    """Loads the object of a legacy file.
 
-    The object's pickle precedes the list of storages and their bytes, and only the
-    pickle tells their types, so it is run twice: to learn the types, then to build.
+    The pickle precedes the storages, but only the pickle holds their types, so it runs
+    twice: once to find the types, once to build the tensors.
     """
 
     def run(lookup: Lookup = lambda key, dtype: None) -> tuple[Any, Tensors]:
@@ -113,7 +116,7 @@ def load_legacy(stream: mmap.mmap | io.BytesIO, data: np.ndarray) -> Any:
         )
     info, _ = run()
     if not isinstance(info, dict) or not isinstance(info.get("little_endian"), bool):
-        raise UnsupportedFileError("does not tell its byte order; it is damaged")
+        raise UnsupportedFileError("lacks its byte order; it is damaged")
     order: Literal["little", "big"] = "little" if info["little_endian"] else "big"
 
     start = stream.tell()
@@ -150,8 +153,10 @@ def load_legacy(stream: mmap.mmap | io.BytesIO, data: np.ndarray) -> Any:
     return run(lookup)[0]
 
 
-def _native(raw: np.ndarray, dtype: np.dtype, swap: bool) -> np.ndarray:
-    """Returns the bytes of a storage, uint8 [n], in this machine's byte order."""
+def _native(
+    raw: UInt8[np.ndarray, " n"], dtype: np.dtype, swap: bool
+) -> UInt8[np.ndarray, " n"]:
+    """Returns the bytes of a storage in native byte order."""
     width = dtype.itemsize // 2 if dtype.kind == "c" else dtype.itemsize
     if not swap or width == 1:
         return raw

@@ -1,4 +1,4 @@
-"""Tensors out of the bytes of a PyTorch file, every size checked against the file."""
+"""Builds tensors from the bytes of a PyTorch file, checking every size."""
 
 from __future__ import annotations
 
@@ -9,30 +9,19 @@ from typing import Any, NamedTuple
 
 import ml_dtypes
 import numpy as np
+from jaxtyping import UInt8
 
-_MAX_DIMS = 32  # what every NumPy version holds
-_SPARE_BYTES = 2**24  # all tensors together: 16 times the file and this
+_MAX_DIMS = 32  # supported by every NumPy version
+_SPARE_BYTES = 2**24  # limit of all tensors: 16 times the file size plus this
 
 DTYPES = {
-    "float64": np.dtype(np.float64),
-    "float32": np.dtype(np.float32),
-    "float16": np.dtype(np.float16),
-    "bfloat16": np.dtype(ml_dtypes.bfloat16),
-    "float8_e4m3fn": np.dtype(ml_dtypes.float8_e4m3fn),
-    "float8_e4m3fnuz": np.dtype(ml_dtypes.float8_e4m3fnuz),
-    "float8_e5m2": np.dtype(ml_dtypes.float8_e5m2),
-    "float8_e5m2fnuz": np.dtype(ml_dtypes.float8_e5m2fnuz),
-    "int8": np.dtype(np.int8),
-    "int16": np.dtype(np.int16),
-    "int32": np.dtype(np.int32),
-    "int64": np.dtype(np.int64),
-    "uint8": np.dtype(np.uint8),
-    "uint16": np.dtype(np.uint16),
-    "uint32": np.dtype(np.uint32),
-    "uint64": np.dtype(np.uint64),
-    "bool": np.dtype(np.bool_),
-    "complex64": np.dtype(np.complex64),
-    "complex128": np.dtype(np.complex128),
+    name: np.dtype(getattr(ml_dtypes, name, name))
+    for name in (
+        *("float64", "float32", "float16", "bfloat16", "float8_e4m3fn"),
+        *("float8_e4m3fnuz", "float8_e5m2", "float8_e5m2fnuz", "int8", "int16"),
+        *("int32", "int64", "uint8", "uint16", "uint32", "uint64", "bool"),
+        *("complex64", "complex128"),
+    )
 }
 STORAGES = {
     "DoubleStorage": "float64",
@@ -53,16 +42,14 @@ STORAGES = {
 
 
 class UnsupportedFileError(ValueError):
-    """Carries a reason, in words for the user, to `load_file`."""
+    """The reason why a file is rejected, for the message of `load_file`."""
 
 
 class Placeholder:
-    """Stands for an object of a class that this reader does not build.
-
-    It holds no state and does nothing.
+    """Inert stand-in for an object of a class that this reader does not build.
 
     Attributes:
-        name: what the file calls it, "module.name".
+        name: Its name in the file, "module.name".
     """
 
     __slots__ = ("name",)
@@ -75,7 +62,7 @@ class Placeholder:
 
 
 class StorageType(Placeholder):
-    """A storage class of torch, as it occurs in a storage's persistent id."""
+    """A storage class of torch, part of a storage's persistent id."""
 
     __slots__ = ("dtype",)
 
@@ -85,30 +72,35 @@ class StorageType(Placeholder):
 
 
 class Storage(NamedTuple):
-    """A flat run of numbers; raw is uint8 in this machine's byte order.
+    """A flat array of elements.
 
-    raw is None in the first of the two passes over a legacy file, where the bytes
-    are not yet located.
+    Attributes:
+        raw: The bytes in native byte order; None in the first of the two passes over a
+            legacy file, where they are not located yet.
+        dtype: Type of the elements.
+        numel: Number of elements.
     """
 
-    raw: np.ndarray | None
+    raw: UInt8[np.ndarray, " n"] | None
     dtype: np.dtype
     numel: int
 
 
-# The bytes of the storage with this key and dtype: uint8, native byte order.
+# Returns the bytes, in native byte order, of the storage with this key and dtype.
 Lookup = Callable[[str, np.dtype], "np.ndarray | None"]
 
 
 @dataclasses.dataclass
 class Tensors:
-    """Makes the tensors of one file, read-only views of its storages.
+    """Builds the tensors of one file, read-only views of its storages.
 
     Attributes:
-        lookup: finds the bytes of a storage.
-        file_size: bytes in the file, which bound what tensors may hold.
-        swap: whether the file's byte order differs from this machine's.
-        storage_types: dtype of every storage met, by key.
+        lookup: Finds the bytes of a storage.
+        file_size: Size of the file in bytes, which bounds that of all tensors.
+        swap: Whether the file's byte order is not the native one.
+        storage_types: Key -> dtype of the storages so far.
+        raws: Key -> bytes of the storages so far.
+        total_bytes: Size of the tensors so far.
     """
 
     lookup: Lookup
@@ -121,11 +113,10 @@ class Tensors:
     def storage(
         self, cls: Any, key: Any, location: Any, numel: Any, view: Any = None
     ) -> Storage:
-        """Returns the storage of a persistent id; the arguments are its parts.
+        """Returns the storage of a persistent id, of which the arguments are the parts.
 
         Raises:
-            UnsupportedFileError: The id is malformed, or asks for more bytes than there
-                are.
+            UnsupportedFileError: The id is malformed or exceeds the storage.
         """
         if not isinstance(cls, StorageType):
             name = getattr(cls, "name", type(cls).__name__)
@@ -134,7 +125,7 @@ class Tensors:
                 " and bool storages of torch, not quantized ones"
             )
         if not isinstance(key, str) or not is_size(numel):
-            raise UnsupportedFileError("has a storage with a strange key or size")
+            raise UnsupportedFileError("has a storage with an invalid key or size")
         if self.storage_types.setdefault(key, cls.dtype) != cls.dtype:
             raise UnsupportedFileError(f"gives storage {one_line(key)!r} two types")
         if key not in self.raws:
@@ -149,7 +140,7 @@ class Tensors:
             return Storage(raw, cls.dtype, numel)
         # torch until 0.4: (key of the view, its offset and size in elements)
         if not isinstance(view, tuple) or len(view) != 3 or not are_sizes(view[1:]):
-            raise UnsupportedFileError("has a strange view of a storage")
+            raise UnsupportedFileError("has an invalid view of a storage")
         _, offset, size = view
         if offset + size > numel:
             raise UnsupportedFileError(
@@ -159,21 +150,20 @@ class Tensors:
         return Storage(part, cls.dtype, size)
 
     def build(self, args: tuple[Any, ...]) -> np.ndarray | None:
-        """Returns the tensor of `_rebuild_tensor` and `_rebuild_tensor_v2`.
+        """Builds the tensor of `_rebuild_tensor` and `_rebuild_tensor_v2`.
 
         Raises:
-            UnsupportedFileError: It reaches out of its storage, or its sizes are no
-                sizes.
+            UnsupportedFileError: It exceeds its storage, or its sizes are invalid.
         """
         if len(args) < 4 or not isinstance(args[0], Storage):
             raise UnsupportedFileError("has a tensor without a storage")
         return self._view(args[:4], args[0].dtype, args[6] if args[6:] else None)
 
     def build_v3(self, args: tuple[Any, ...]) -> np.ndarray | None:
-        """Returns the tensor of `_rebuild_tensor_v3`, which has a type of its own.
+        """Builds the tensor of `_rebuild_tensor_v3`, which has its own dtype.
 
         Raises:
-            UnsupportedFileError: As `build`, or the type is not known.
+            UnsupportedFileError: As `build`, or the dtype is unknown.
         """
         if len(args) < 7 or not isinstance(args[0], Storage):
             raise UnsupportedFileError("has a tensor without a storage")
@@ -196,11 +186,11 @@ class Tensors:
         storage, offset, shape, strides = args
         if not (is_size(offset) and are_sizes(shape) and are_sizes(strides)):
             raise UnsupportedFileError(
-                "has a tensor whose shape, strides or offset are no sizes"
+                "has a tensor with an invalid shape, strides or offset"
             )
         if len(shape) != len(strides):
             raise UnsupportedFileError(
-                "has a tensor with more strides than dimensions, or fewer"
+                "has a tensor with different numbers of strides and dimensions"
             )
         if isinstance(metadata, dict) and (metadata.get("conj") or metadata.get("neg")):
             raise UnsupportedFileError(
@@ -226,7 +216,7 @@ class Tensors:
 
 
 def one_line(text: object) -> str:
-    """Returns text as one printable line of at most 160 characters."""
+    """Formats text as one printable line of at most 160 characters."""
     words = " ".join(str(text)[:400].split())
     if not words.isprintable():
         words = "".join(c if c.isprintable() else "?" for c in words)
@@ -234,12 +224,12 @@ def one_line(text: object) -> str:
 
 
 def is_size(value: Any) -> bool:
-    """Tells whether value is an integer that can count elements."""
+    """Returns whether a value is a valid number of elements."""
     return type(value) is int and 0 <= value < 2**62
 
 
 def are_sizes(value: Any) -> bool:
-    """Tells whether value is a tuple of sizes, no longer than a shape can be."""
+    """Returns whether a value is a tuple of sizes, of at most 32."""
     return (
         isinstance(value, tuple)
         and len(value) <= _MAX_DIMS

@@ -1,10 +1,10 @@
-"""The pickles inside a PyTorch file, run without running anything they name.
+"""A safe unpickler for PyTorch files, which never executes code from the file.
 
-A pickle is a program that may name any function and call it. Here that program runs
-on a small stack machine of our own, over a closed set of values. Names in the file
-are only looked up in the tables below; every other name becomes a `Placeholder`,
-which swallows whatever the file does to it. No import, no `getattr` and no call ever
-depends on a name in the file, so there is nothing to break out of.
+A pickle is a program that may import and call any function. Here it runs on a small
+stack machine over a closed set of values. Names in the file are only looked up in the
+tables of `global_names.py`; every other name becomes a `Placeholder`, which ignores
+whatever the file does to it. No import, no `getattr` and no call depends on a name in
+the file.
 """
 
 from __future__ import annotations
@@ -17,49 +17,17 @@ from typing import IO, Any, cast
 
 import numpy as np
 
+from encnet_jax.convert.torch_reader.global_names import Builder, resolve
 from encnet_jax.convert.torch_reader.tensors import (
-    DTYPES,
-    STORAGES,
     Placeholder,
-    StorageType,
     Tensors,
     UnsupportedFileError,
     are_sizes,
-    one_line,
 )
 
-# What one file may cost. Real checkpoints stay far below: a ResNet-101 with its
-# optimizer takes about 60,000 instructions.
+# Bounds the cost of one file. A ResNet-101 with its optimizer takes 60,000 steps.
 _MAX_STEPS = 3_000_000  # pickle instructions and copied items
-_MAX_NAME = 300  # characters of "module.name"
 
-_STORAGE_MODULES = ("torch", "torch.cuda", "torch.storage")
-# Names that stand for something to build, with the method of `SafeUnpickler` that does.
-_BUILDERS = {
-    ("collections", "OrderedDict"): "_build_dict",
-    ("collections", "defaultdict"): "_build_defaultdict",
-    ("torch", "Size"): "_build_size",
-    ("torch._utils", "_rebuild_tensor"): "_build_tensor",
-    ("torch._utils", "_rebuild_tensor_v2"): "_build_tensor",
-    ("torch._utils", "_rebuild_tensor_v3"): "_build_tensor_v3",
-    ("torch._utils", "_rebuild_parameter"): "_build_parameter",
-    ("torch._utils", "_rebuild_parameter_with_state"): "_build_parameter",
-    ("torch.nn.parameter", "Parameter"): "_build_parameter",
-    ("torch.nn", "Parameter"): "_build_parameter",
-    ("torch._tensor", "_rebuild_from_type_v2"): "_build_from_type",
-}
-# Tensors that would silently go missing if they became placeholders.
-_UNREADABLE_TENSORS = (
-    "_rebuild_qtensor",
-    "_rebuild_sparse_tensor",
-    "_rebuild_sparse_csr_tensor",
-    "_rebuild_nested_tensor",
-    "_rebuild_meta_tensor_no_storage",
-    "_rebuild_wrapper_subclass",
-    "_rebuild_device_tensor_from_numpy",
-    "_rebuild_device_tensor_from_cpu_tensor",
-    "_rebuild_xla_tensor",
-)
 _LITERALS = frozenset(
     "INT BININT BININT1 BININT2 LONG LONG1 LONG4 FLOAT BINFLOAT STRING BINSTRING"
     " SHORT_BINSTRING BINBYTES SHORT_BINBYTES BINBYTES8 BYTEARRAY8 UNICODE BINUNICODE"
@@ -76,28 +44,18 @@ _CONSTANTS: dict[str, Callable[[], Any]] = {
 }
 
 
-class _Builder(Placeholder):
-    """A name of `_BUILDERS`, or of a tensor that cannot be built."""
-
-    __slots__ = ("method",)
-
-    def __init__(self, name: str, method: str) -> None:
-        super().__init__(name)
-        self.method = method
-
-
 class SafeUnpickler:
-    """Runs one pickle over a closed set of values.
+    """Runs pickles over a closed set of values.
 
     Methods `_op_*` are the instructions, by their names in `pickletools`; those
-    without a method (the extension registry, text persistent ids, buffers outside
-    the pickle) are refused. Methods `_build_*` are what `_BUILDERS` names.
+    without a method (the extension registry, text persistent ids, out-of-band buffers)
+    are rejected. Methods `_build_*` are those that `global_names.py` refers to.
 
-    Never format, compare or hash a value taken from the file unless its type is
-    known to be flat: nested tuples take exponential time.
+    Never format, compare or hash a value from the file unless its type is known to be
+    flat: nested tuples take exponential time.
 
     Args:
-        tensors: makes the tensors; shared by all pickles of a file.
+        tensors: Builds the tensors; shared by all pickles of a file.
     """
 
     def __init__(self, tensors: Tensors) -> None:
@@ -105,7 +63,7 @@ class SafeUnpickler:
         self.steps = 0
 
     def run(self, stream: mmap.mmap | io.BytesIO) -> Any:
-        """Returns the object of the pickle that starts at the stream's position."""
+        """Unpickles the object at the current position of the stream."""
         self.stack: list[Any] = []
         self.outer: list[list[Any]] = []
         self.memo: dict[int, Any] = {}
@@ -119,7 +77,7 @@ class SafeUnpickler:
             elif name in _CONSTANTS:
                 self.stack.append(_CONSTANTS[name]())
             elif name not in ("PROTO", "FRAME"):
-                # The name is one of pickletools' own table, not the file's choice.
+                # The name is from the table of pickletools, not chosen by the file.
                 method = getattr(self, f"_op_{name.lower()}", None)
                 if method is None:
                     raise UnsupportedFileError(
@@ -161,7 +119,7 @@ class SafeUnpickler:
     _op_binget = _op_long_binget = _op_get
 
     def _op_put(self, arg: int) -> None:
-        if arg >= 2**32:  # chosen to share a hash value, they would fill memo slowly
+        if arg >= 2**32:  # with equal hash values, inserts would take quadratic time
             raise UnsupportedFileError("has a memo index beyond 32 bits")
         self.memo[arg] = self.stack[-1]
 
@@ -171,7 +129,7 @@ class SafeUnpickler:
         self.memo[len(self.memo)] = self.stack[-1]
 
     def _op_list(self, arg: None) -> None:
-        items = self._pop_mark()  # also puts the outer stack back
+        items = self._pop_mark()  # also restores the outer stack
         self.stack.append(items)
 
     def _op_tuple(self, arg: None) -> None:
@@ -246,18 +204,18 @@ class SafeUnpickler:
 
     def _op_global(self, arg: str) -> None:
         module, _, name = arg.partition(" ")
-        self.stack.append(_resolve(module, name))
+        self.stack.append(resolve(module, name))
 
     def _op_stack_global(self, arg: None) -> None:
         name, module = self.stack.pop(), self.stack.pop()
         if not isinstance(name, str) or not isinstance(module, str):
             raise UnsupportedFileError("names a class by something other than strings")
-        self.stack.append(_resolve(module, name))
+        self.stack.append(resolve(module, name))
 
     def _op_inst(self, arg: str) -> None:
         self._pop_mark()
         module, _, name = arg.partition(" ")
-        self.stack.append(Placeholder(_resolve(module, name).name))
+        self.stack.append(Placeholder(resolve(module, name).name))
 
     def _op_obj(self, arg: None) -> None:
         cls = self._pop_mark()[0]
@@ -270,7 +228,7 @@ class SafeUnpickler:
     _op_newobj = _op_reduce
 
     def _op_newobj_ex(self, arg: None) -> None:
-        self.stack.pop()  # keyword arguments, which no builder here takes
+        self.stack.pop()  # keyword arguments, which no builder takes
         self._op_reduce(arg)
 
     def _call(self, function: Any, args: Any) -> Any:
@@ -278,7 +236,7 @@ class SafeUnpickler:
             raise UnsupportedFileError(
                 f"calls a {type(function).__name__}: not allowed"
             )
-        if not isinstance(function, _Builder):
+        if not isinstance(function, Builder):
             return Placeholder(function.name)
         if not function.method:
             raise UnsupportedFileError(
@@ -291,24 +249,21 @@ class SafeUnpickler:
             return self.tensors.build(args)
         if function.method == "_build_tensor_v3":
             return self.tensors.build_v3(args)
-        # A value of `_BUILDERS`, chosen here and not by the file.
+        # The method is from a table, not chosen by the file.
         return getattr(self, function.method)(args)
 
     def _op_binpersid(self, arg: None) -> None:
         pid = self.stack.pop()
         kind = pid[0] if isinstance(pid, tuple) and pid else None
         if isinstance(kind, str) and kind == "module" and len(pid) > 1:
-            # a class with its source text
-            self.stack.append(pid[1])
+            self.stack.append(pid[1])  # a class, followed by its source text
         elif isinstance(kind, str) and kind == "storage" and len(pid) in (5, 6):
             self.stack.append(self.tensors.storage(*pid[1:]))
         else:
-            raise UnsupportedFileError(
-                "refers to something other than a storage of torch"
-            )
+            raise UnsupportedFileError("refers to something other than a torch storage")
 
     def _build_dict(self, args: tuple[Any, ...]) -> dict[Any, Any]:
-        pairs = args[0] if args else []  # Python 2 gives the items to the constructor
+        pairs = args[0] if args else []  # Python 2 passes the items to the constructor
         if not isinstance(pairs, list):
             raise UnsupportedFileError("builds an OrderedDict from no list of pairs")
         self._spend(len(pairs))
@@ -317,7 +272,7 @@ class SafeUnpickler:
         return {_key(name): value for name, value in pairs}
 
     def _build_defaultdict(self, args: tuple[Any, ...]) -> dict[Any, Any]:
-        return {}  # its factory stays out; its items follow as instructions
+        return {}  # without its factory; the items follow as instructions
 
     def _build_size(self, args: tuple[Any, ...]) -> tuple[int, ...]:
         if len(args) != 1 or not are_sizes(args[0]):
@@ -333,32 +288,16 @@ class SafeUnpickler:
         # A tensor of a subclass, or with attributes: (function, class, args, state).
         if len(args) != 4 or getattr(args[0], "method", None) == "_build_from_type":
             raise UnsupportedFileError(
-                "has a tensor subclass that is built in a strange way"
+                "has a tensor subclass that is built in an unknown way"
             )
         return self._call(args[0], args[2])
 
 
-def _resolve(module: str, name: str) -> Any:
-    """Returns what a class or function named in the file stands for here."""
-    if len(module) + len(name) > _MAX_NAME:
-        raise UnsupportedFileError(f"names a class with over {_MAX_NAME} characters")
-    full = one_line(f"{module}.{name}")
-    if method := _BUILDERS.get((module, name)):
-        return _Builder(full, method)
-    if module == "torch._utils" and name in _UNREADABLE_TENSORS:
-        return _Builder(full, "")
-    if module in _STORAGE_MODULES and name in STORAGES:
-        return StorageType(full, DTYPES[STORAGES[name]])
-    if module == "torch" and name in DTYPES:
-        return DTYPES[name]
-    return Placeholder(full)
-
-
 def _key(value: Any) -> Any:
-    """Returns value if it is fit for a key of a mapping, else a placeholder.
+    """Returns value if it can safely be a key of a mapping, else a placeholder.
 
-    Nested tuples hash in exponential time, and long integers or tuples of integers
-    can be chosen to share one hash value; neither occurs in checkpoints.
+    Nested tuples hash in exponential time, and long integers or tuples of integers can
+    be crafted to collide; neither occurs in checkpoints.
     """
     if value is None or isinstance(value, str | bytes | float | Placeholder):
         return value

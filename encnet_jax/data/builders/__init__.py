@@ -1,1 +1,1 @@
-"""TFDS builders: one module a data set."""
+"""TFDS builders, one module per data set."""

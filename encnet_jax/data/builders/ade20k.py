@@ -1,4 +1,4 @@
-"""TFDS builder of ADE20K scene parsing, as published for the challenge of 2016."""
+"""TFDS builder of ADE20K scene parsing, as released for the 2016 challenge."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -9,7 +9,7 @@ from encnet_jax.data.builders.archives import Archive, unpacked
 from encnet_jax.data.builders.segmentation import SegmentationBuilder, find_pairs
 from encnet_jax.data.dataset_info import ADE20K
 
-# Digest: PyTorch-Encoding, GluonCV.
+# Source of the digest: PyTorch-Encoding, GluonCV.
 SCENES = Archive(
     file="ADEChallengeData2016.zip",
     contents="ADEChallengeData2016",
@@ -21,18 +21,18 @@ _FOLDERS = {"train": "training", "val": "validation"}
 
 
 class Ade20k(SegmentationBuilder):
-    """Scenes in 150 classes of things and stuff, 1 to 150; 0 is the rest."""
+    """Scenes with 150 classes of things and stuff, labels 1 to 150; 0 is other."""
 
     dataset = ADE20K
     VERSION = tfds.core.Version("1.0.0")
     RELEASE_NOTES = {"1.0.0": "First release."}
     MANUAL_DOWNLOAD_INSTRUCTIONS = (
-        f"{SCENES.file} (0.9 GB) is downloaded unless it lies here, as it is or "
+        f"{SCENES.file} (0.9 GB) is downloaded unless it is here, packed or "
         f"unpacked ({SCENES.contents})."
     )
 
     def _split_generators(self, dl_manager: Any) -> dict[str, Iterator]:
-        """Returns train and val; the images of test have no labels."""
+        """Returns train and val; the test labels are not published."""
         root = unpacked(dl_manager, SCENES) / SCENES.contents
         splits = {
             split: find_pairs(

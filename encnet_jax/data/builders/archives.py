@@ -1,4 +1,4 @@
-"""Published archives: found where people have put them, or downloaded and checked."""
+"""Archives of the data sets: found where the user placed them, or downloaded."""
 
 import dataclasses
 import gzip
@@ -30,16 +30,15 @@ _log = logging.getLogger(__name__)
 
 @dataclasses.dataclass(frozen=True)
 class Archive:
-    """A published file.
+    """A published archive.
 
     Attributes:
-        file: Its name.
-        contents: A folder or file that it unpacks to, by which an archive that is
-            unpacked already is known.
-        url: Where it is published; empty if that asks for a log-in.
-        digest: `sha1:...` or `md5:...` of it; empty if none is published.
-        homepage: Where people get it by hand.
-        folder: Where people unpack it by hand, if not into the manual folder itself.
+        file: File name.
+        contents: A folder or file inside, by which an unpacked archive is recognized.
+        url: Download address; empty if it requires a login.
+        digest: `ALGORITHM:HEX`; empty if none is published.
+        homepage: Where to download it by hand.
+        folder: Where it is unpacked by hand, relative to the manual folder.
     """
 
     file: str
@@ -53,47 +52,47 @@ class Archive:
 def unpacked(dl_manager: Any, archive: Archive) -> Path:
     """Returns the folder that holds `archive.contents`.
 
-    Looks for the contents, then for the archive itself, in the folder for files placed
-    by hand (`manual_dir` of TFDS), and downloads the archive otherwise.
+    Looks in the manual folder (`manual_dir` of TFDS) for the contents, then for the
+    archive, and downloads the archive otherwise.
 
     Raises:
-        UserError: The archive is damaged, lacks its contents, or must be got by hand.
+        UserError: The archive is damaged, incomplete, or must be downloaded by hand.
     """
     try:
         manual = Path(dl_manager.manual_dir)
-    except AssertionError:  # TFDS's word for a folder that is missing or empty
+    except AssertionError:  # raised by TFDS if the folder is missing or empty
         manual = None
-    place = manual or Path(dl_manager.download_dir, "manual")
+    manual_folder = manual or Path(dl_manager.download_dir, "manual")
     if manual and (manual / archive.folder / archive.contents).exists():
         return manual / archive.folder
     if manual and (manual / archive.file).is_file():
         path = manual / archive.file
     elif archive.url:
-        path = _download(dl_manager, archive, place)
+        path = _download(dl_manager, archive, manual_folder)
     else:
         raise UserError(
-            f"{archive.file}: must be got by hand, from {archive.homepage}, and put "
-            f"into {place}"
+            f"{archive.file}: must be downloaded by hand from {archive.homepage} and "
+            f"put into {manual_folder}"
         )
     check_digest(path, archive.digest)
     return _unpack(path, archive, Path(dl_manager.download_dir, "extracted"))
 
 
-def _download(dl_manager: Any, archive: Archive, place: Path) -> Path:
+def _download(dl_manager: Any, archive: Archive, manual_folder: Path) -> Path:
     try:
         return Path(dl_manager.download(archive.url))
     except (OSError, tfds.download.DownloadError, NonMatchingChecksumError) as error:
         raise UserError(
             f"{archive.url}: cannot be downloaded: {_one_line(error)}; {archive.file} "
-            f"can also be put into {place}"
+            f"can also be put into {manual_folder}"
         ) from error
 
 
 def _unpack(path: Path, archive: Archive, parent: Path) -> Path:
-    """Unpacks a file into a folder of its own in `parent`, once: whole or not at all.
+    """Unpacks an archive into its own folder in `parent`, once and atomically.
 
-    (TFDS's `extract` leaves behind what it wrote of a damaged file, and for a file that
-    was replaced returns what the earlier one held.)
+    (TFDS's `extract` leaves partial output of a damaged file behind, and for a file
+    that was replaced returns the contents of the previous one.)
     """
     status = path.stat()
     folder = parent / f"{path.name}.{status.st_size}.{status.st_mtime_ns}"
@@ -107,7 +106,7 @@ def _unpack(path: Path, archive: Archive, parent: Path) -> Path:
             _write_contents(path, part)
         except _DAMAGED as error:
             raise UserError(
-                f"{path}: damaged: {_one_line(error)}; get it again"
+                f"{path}: damaged: {_one_line(error)}; download it again"
             ) from error
         if not (part / archive.contents).exists():
             raise UserError(f"{path}: lacks {archive.contents}; is it {archive.file}?")
@@ -126,7 +125,7 @@ def _write_contents(path: Path, folder: Path) -> None:
 
 
 def check_digest(path: Path, digest: str) -> None:
-    """Raises `UserError` unless a file has the digest, `sha1:...`; empty: any."""
+    """Raises `UserError` if the file differs from the digest, if there is one."""
     if not digest:
         return
     algorithm, _, expected = digest.partition(":")

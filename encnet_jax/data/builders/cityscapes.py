@@ -1,4 +1,4 @@
-"""TFDS builder of Cityscapes with its fine labels."""
+"""TFDS builder of Cityscapes with fine annotations."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -17,19 +17,19 @@ LABELS = Archive(file="gtFine_trainvaltest.zip", contents="gtFine", homepage=_DO
 
 
 class Cityscapes(SegmentationBuilder):
-    """Streets of European cities; of the published ids 0 to 33, 19 are classes."""
+    """Streets of European cities; 19 of the label ids 0 to 33 are classes."""
 
     dataset = CITYSCAPES
     VERSION = tfds.core.Version("1.0.0")
     RELEASE_NOTES = {"1.0.0": "First release."}
     MANUAL_DOWNLOAD_INSTRUCTIONS = (
         f"Log in at {_DOWNLOADS} and put {IMAGES.file} (11 GB) and {LABELS.file} "
-        f"(241 MB) here, as they are or unpacked ({IMAGES.contents}, "
+        f"(241 MB) here, packed or unpacked ({IMAGES.contents}, "
         f"{LABELS.contents})."
     )
 
     def _split_generators(self, dl_manager: Any) -> dict[str, Iterator]:
-        """Returns train and val; the labels of test are blank."""
+        """Returns train and val; the test labels are blank."""
         labels = unpacked(dl_manager, LABELS) / LABELS.contents
         images = unpacked(dl_manager, IMAGES) / IMAGES.contents
         splits = {

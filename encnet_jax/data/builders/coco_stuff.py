@@ -1,4 +1,4 @@
-"""TFDS builder of COCO-Stuff 164k, whole or for pretraining on the classes of VOC."""
+"""TFDS builder of COCO-Stuff 164k, whole or for pretraining on the VOC classes."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -13,8 +13,8 @@ from encnet_jax.data.dataset_info import COCO_STUFF, COCO_VOC, IGNORE_LABEL
 _COCO = "http://images.cocodataset.org/zips"
 _CALVIN = "http://calvin.inf.ed.ac.uk/wp-content/uploads/data/cocostuffdataset"
 
-# Images and labels have folders of the same names; unpacked by hand they lie as in the
-# instructions of COCO-Stuff. Digests: TFDS.
+# The image and label archives have folders of the same names; unpacked by hand they are
+# laid out as in the instructions of COCO-Stuff. Source of the digests: TFDS.
 TRAIN = Archive(
     file="train2017.zip",
     contents="train2017",
@@ -29,7 +29,7 @@ VAL = Archive(
     digest="sha256:4f7e2ccb2866ec5041993c9cf2a952bbed69647b115d0f74da7ce8f4bef82f05",
     folder="images",
 )
-# No digest is published; zip has checksums of its own.
+# No digest is published; zip files carry checksums.
 LABELS = Archive(
     file="stuffthingmaps_trainval2017.zip",
     contents="train2017",
@@ -37,11 +37,11 @@ LABELS = Archive(
     folder="annotations",
 )
 _DATASETS = {"stuff": COCO_STUFF, "voc": COCO_VOC}
-_VOC_PIXELS = 1000  # an image for VOC has more than these: PyTorch-Encoding
+_MIN_VOC_PIXELS = 1000  # images of `voc` have more (PyTorch-Encoding)
 
 
 class CocoStuff(SegmentationBuilder):
-    """80 kinds of things, labels 0 to 89 with gaps, and 91 of stuff, 91 to 181."""
+    """80 thing classes, labels 0 to 89 with gaps, and 91 stuff classes, 91 to 181."""
 
     VERSION = tfds.core.Version("1.0.0")
     RELEASE_NOTES = {"1.0.0": "First release."}
@@ -55,21 +55,21 @@ class CocoStuff(SegmentationBuilder):
     ]
     MANUAL_DOWNLOAD_INSTRUCTIONS = (
         f"{TRAIN.file}, {VAL.file} and {LABELS.file} (21 GB) are downloaded unless "
-        "they lie here, as they are or unpacked (images/train2017, images/val2017, "
+        "they are here, packed or unpacked (images/train2017, images/val2017, "
         "annotations/train2017, annotations/val2017)."
     )
 
     def _info(self) -> tfds.core.DatasetInfo:
-        """Returns the features and the words of the configuration's data set."""
+        """Returns features and metadata of the configuration's data set."""
         self.dataset = _DATASETS[self.builder_config.name]
         return super()._info()
 
     def wanted(self, classes: np.ndarray) -> bool:
-        """Returns, for the configuration `voc`, whether enough pixels have classes."""
+        """Returns whether an image has enough object pixels for `voc`."""
         if self.builder_config.name != "voc":
             return True
         objects = (classes != 0) & (classes != IGNORE_LABEL)
-        return int(objects.sum()) > _VOC_PIXELS
+        return int(objects.sum()) > _MIN_VOC_PIXELS
 
     def _split_generators(self, dl_manager: Any) -> dict[str, Iterator]:
         """Returns train and val."""

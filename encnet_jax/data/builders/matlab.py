@@ -1,4 +1,4 @@
-"""Label maps in MATLAB files, as SBD and PASCAL-Context publish them."""
+"""Label maps in MATLAB files, the format of SBD and PASCAL-Context."""
 
 import io
 import zlib
@@ -6,13 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from jaxtyping import Integer
 from scipy.io import loadmat
 from scipy.io.matlab import MatReadError
 
-from encnet_jax.data.builders.segmentation import read
+from encnet_jax.data.file_pairs import read_file
 from encnet_jax.errors import UserError
 
-# What SciPy raises for files that are damaged, of another kind, or lack the variable.
+# Raised by SciPy for damaged files, other formats, and missing variables.
 _UNREADABLE = (
     MatReadError,
     LookupError,
@@ -25,29 +26,30 @@ _UNREADABLE = (
 )
 
 
-def read_label_map(path: Path, *names: str, highest: int) -> np.ndarray:
-    """Returns the label map (h, w) of a MATLAB file, whole numbers.
+def read_label_map(path: Path, *names: str, highest: int) -> Integer[np.ndarray, "h w"]:
+    """Returns the label map (h, w) in a MATLAB file, of an integer type.
 
     Args:
         path: The file.
-        *names: A variable, and then the field of it if it is a struct.
-        highest: No label may be above it.
+        *names: Name of the variable, and of its field if it is a struct.
+        highest: The largest label allowed.
 
     Raises:
-        UserError: Missing, damaged, without such a map, or with a label out of range.
+        UserError: The file is missing, damaged, without such a map, or has a label
+                out of range.
     """
     where = ".".join(names)
     try:
-        value: Any = loadmat(io.BytesIO(read(path)), variable_names=names[:1])
+        value: Any = loadmat(io.BytesIO(read_file(path)), variable_names=names[:1])
         for name in names:
             value = value[name]
             value = value.item() if value.dtype == object else value
     except _UNREADABLE as error:
-        raise UserError(f"{path}: no {where} can be read from it: {error}") from error
+        raise UserError(f"{path}: cannot read {where}: {error}") from error
     if value.ndim != 2 or value.size == 0 or value.dtype.kind not in "iu":
         raise UserError(
-            f"{path}: {where} is {value.dtype} {value.shape}; allowed are whole "
-            "numbers (height, width)"
+            f"{path}: {where} is {value.dtype} {value.shape}; allowed are "
+            "integers (height, width)"
         )
     outside = value[(value < 0) | (value > highest)]
     if outside.size:

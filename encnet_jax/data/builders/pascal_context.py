@@ -1,4 +1,4 @@
-"""TFDS builder of PASCAL-Context: VOC 2010 with a label for (nearly) every pixel."""
+"""TFDS builder of PASCAL-Context: VOC 2010 with dense labels."""
 
 import functools
 from collections.abc import Iterator
@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
+from jaxtyping import UInt8
 
 from encnet_jax.data.builders.archives import Archive, unpacked
 from encnet_jax.data.builders.matlab import read_label_map
@@ -14,12 +15,12 @@ from encnet_jax.data.builders.segmentation import (
     Pair,
     SegmentationBuilder,
     encode_labels,
-    read,
     warn_of_counts,
 )
 from encnet_jax.data.dataset_info import PASCAL_CONTEXT, read_rows
+from encnet_jax.data.file_pairs import read_file
 
-# Digest: torchvision.
+# Source of the digest: torchvision.
 IMAGES = Archive(
     file="VOCtrainval_03-May-2010.tar",
     contents="VOCdevkit/VOC2010",
@@ -27,7 +28,7 @@ IMAGES = Archive(
     digest="md5:da459979d0c395079b5c75ee67908abb",
     homepage="http://host.robots.ox.ac.uk/pascal/VOC/voc2010/",
 )
-# No digest is published; gzip has a checksum of its own.
+# No digest is published; gzip files carry a checksum.
 LABELS = Archive(
     file="trainval.tar.gz",
     contents="trainval",
@@ -38,18 +39,18 @@ _RAW_LABELS = 459
 
 
 class PascalContext(SegmentationBuilder):
-    """59 kinds of objects and stuff in the official order, 1 to 59; 0 is the rest."""
+    """59 classes of things and stuff, labels 1 to 59 in official order; 0 is other."""
 
     dataset = PASCAL_CONTEXT
     VERSION = tfds.core.Version("1.0.0")
     RELEASE_NOTES = {"1.0.0": "First release."}
     MANUAL_DOWNLOAD_INSTRUCTIONS = (
-        f"{IMAGES.file} and {LABELS.file} are downloaded unless they lie here, as they "
-        f"are or unpacked ({IMAGES.contents}, {LABELS.contents})."
+        f"{IMAGES.file} and {LABELS.file} are downloaded unless they are here, packed "
+        f"or unpacked ({IMAGES.contents}, {LABELS.contents})."
     )
 
     def _split_generators(self, dl_manager: Any) -> dict[str, Iterator]:
-        """Returns train and val: the lists of all images of VOC 2010."""
+        """Returns train and val as VOC 2010 lists all its images."""
         voc = unpacked(dl_manager, IMAGES) / IMAGES.contents
         labels = unpacked(dl_manager, LABELS) / LABELS.contents
         splits = {name: _listed(voc, labels, name) for name in self.dataset.splits}
@@ -57,27 +58,27 @@ class PascalContext(SegmentationBuilder):
         return {name: self._generate_examples(pairs) for name, pairs in splits.items()}
 
     def read_label(self, path: Path) -> bytes:
-        """Returns the official numbers of a file of raw labels, as a PNG."""
+        """Converts a file of raw labels to a PNG of the official labels."""
         raw = read_label_map(path, "LabelMap", highest=_RAW_LABELS)
-        return encode_labels(_official_numbers()[raw])
+        return encode_labels(_official_labels()[raw])
 
 
 def _listed(voc: Path, labels: Path, split: str) -> list[Pair]:
     """Returns the pairs of a split.
 
-    `ImageSets/Main` lists 4,998 and 5,105 images, all that PASCAL-Context labels;
-    `ImageSets/Segmentation` only those with VOC's own segmentation.
+    `ImageSets/Main` lists all the 4,998 and 5,105 images that PASCAL-Context labels;
+    `ImageSets/Segmentation` lists only those with VOC's own segmentation.
     """
-    names = read(voc / f"ImageSets/Main/{split}.txt").decode().split()
+    names = read_file(voc / f"ImageSets/Main/{split}.txt").decode().split()
     return [
         (name, voc / f"JPEGImages/{name}.jpg", labels / f"{name}.mat") for name in names
     ]
 
 
 @functools.cache
-def _official_numbers() -> np.ndarray:
-    """Returns uint8 (460,): raw label -> official number; 0 for 400 rare ones and 0."""
-    numbers = np.zeros(_RAW_LABELS + 1, np.uint8)
+def _official_labels() -> UInt8[np.ndarray, "460"]:
+    """Returns a table from raw to official label; 0 for 400 rare ones and for 0."""
+    labels = np.zeros(_RAW_LABELS + 1, np.uint8)
     for row in read_rows("pascal_context"):
-        numbers[int(row["raw"])] = int(row["label"])
-    return numbers
+        labels[int(row["raw"])] = int(row["label"])
+    return labels

@@ -1,4 +1,4 @@
-"""TFDS builder of `scenes`, the embedded data set that is drawn, not downloaded."""
+"""TFDS builder of `scenes`, the synthetic data set that is drawn, not downloaded."""
 
 import dataclasses
 from collections.abc import Iterator
@@ -13,13 +13,13 @@ _SHAPE = (scenes.IMAGE_SIZE, scenes.IMAGE_SIZE)
 
 @dataclasses.dataclass(eq=False)
 class ScenesConfig(tfds.core.BuilderConfig):
-    """How many pictures to draw, and from which seed.
+    """Number of scenes to draw, and the seed.
 
     Attributes:
-      seed: stands for one endless row of pictures; the splits are pieces of it.
-      train: number of training pictures.
-      validation: number of validation pictures.
-      test: number of test pictures.
+        seed: Determines an endless sequence of scenes, of which splits are slices.
+        train: Number of training scenes.
+        validation: Number of validation scenes.
+        test: Number of test scenes.
     """
 
     seed: int = 0
@@ -29,11 +29,11 @@ class ScenesConfig(tfds.core.BuilderConfig):
 
 
 class Scenes(tfds.core.GeneratorBasedBuilder):
-    """Pictures in which only the far backdrop tells what the objects are called."""
+    """Images in which only the distant backdrop determines the object classes."""
 
     VERSION = tfds.core.Version("1.3.0")
     RELEASE_NOTES = {"1.3.0": "More objects."}
-    BUILDER_CONFIGS = [ScenesConfig(name="default", description="4,800 pictures.")]
+    BUILDER_CONFIGS = [ScenesConfig(name="default", description="4,800 scenes.")]
 
     def _info(self) -> tfds.core.DatasetInfo:
         """Returns the features: `image` and `label` as PNG, and `id`."""
@@ -50,12 +50,12 @@ class Scenes(tfds.core.GeneratorBasedBuilder):
                     "id": tfds.features.Text(),
                 }
             ),
-            # The order on disk is the order of the numbers.
+            # Records are stored in the order of their indices.
             disable_shuffling=True,
         )
 
     def _split_generators(self, dl_manager: Any) -> dict[str, Iterator]:
-        """Returns the splits: pieces of one row of pictures that do not overlap."""
+        """Returns the splits: disjoint slices of one sequence of scenes."""
         del dl_manager  # Nothing is downloaded.
         config, start, splits = self.builder_config, 0, {}
         for name in ("train", "validation", "test"):
@@ -67,7 +67,7 @@ class Scenes(tfds.core.GeneratorBasedBuilder):
     def _generate_examples(
         self, seed: int, start: int, stop: int
     ) -> Iterator[tuple[int, dict[str, Any]]]:
-        """Yields the pictures numbered `start` to `stop` - 1, keyed by number."""
+        """Yields the scenes `start` to `stop` - 1, keyed by index."""
         for index in range(start, stop):
             scene = scenes.draw(seed, index)
             yield (

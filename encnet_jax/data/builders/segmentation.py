@@ -1,4 +1,4 @@
-"""What the TFDS builders of segmentation sets share: features, and checked examples."""
+"""Base class of the TFDS builders for segmentation: features, checks, file pairs."""
 
 import io
 import logging
@@ -8,29 +8,32 @@ from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
+from jaxtyping import UInt8
 from PIL import Image
 
 from encnet_jax.data.dataset_info import DatasetInfo
-from encnet_jax.data.datasets import map_labels
+from encnet_jax.data.datasets import check_sizes
+from encnet_jax.data.file_pairs import read_file
 from encnet_jax.data.image_io import decode_labels, ensure_rgb_bytes, image_size
+from encnet_jax.data.label_map import map_labels
 from encnet_jax.errors import UserError
 
 _log = logging.getLogger(__name__)
 
-# The name of an example, its image file, and its label file or what one would hold.
+# Name of an example, its image file, and its label file or the content of one.
 Pair = tuple[str, Path, Path | bytes]
 
 
 class SegmentationBuilder(tfds.core.GeneratorBasedBuilder):
-    """Images and published labels: features `image`, `label` (PNG) and `id`.
+    """Images with raw labels: features `image`, `label` (PNG) and `id`.
 
-    Subclasses name their `dataset` and yield `Pair`s.
+    Subclasses set `dataset` and pass `Pair`s to `_generate_examples`.
     """
 
     dataset: DatasetInfo
 
     def _info(self) -> tfds.core.DatasetInfo:
-        """Returns the features and the words of `dataset`."""
+        """Returns features and metadata of `dataset`."""
         return self.dataset_info_from_configs(
             description=f"{self.dataset.name}: {type(self).__doc__}",
             features=tfds.features.FeaturesDict(
@@ -47,45 +50,41 @@ class SegmentationBuilder(tfds.core.GeneratorBasedBuilder):
             homepage=self.dataset.homepage or None,
             citation=self.dataset.citation,
             license=self.dataset.license or None,
-            # Shuffling is the pipeline's; on disk the order is that of the lists.
+            # The sampler shuffles; records keep the order of the lists.
             disable_shuffling=True,
         )
 
     def read_label(self, path: Path) -> bytes:
-        """Returns a label file; subclasses turn one that is no image into a PNG."""
-        return read(path)
+        """Returns the label file; subclasses convert other formats to PNG."""
+        return read_file(path)
 
-    def wanted(self, classes: np.ndarray) -> bool:
-        """Returns whether an example with these classes (h, w) belongs to the set."""
+    def wanted(self, classes: UInt8[np.ndarray, "h w"]) -> bool:
+        """Returns whether an example with these mapped labels is kept."""
         return True
 
     def _generate_examples(
         self, pairs: Sequence[Pair]
     ) -> Iterator[tuple[int, dict[str, Any]]]:
-        """Yields the pairs, each checked, in their order.
+        """Checks the pairs and yields them in order.
 
         Raises:
-            UserError: Not readable, of different sizes, or an unknown label; names it.
+            UserError: A file is unreadable, or sizes differ, or a label is unknown.
         """
-        # TFDS sorts by key, in memory, each thousandth of the range of 128-bit keys:
-        # keys from 0 upwards would bring a whole split into memory at once.
+        # TFDS sorts buckets of a thousandth of the 128-bit key range in memory:
+        # consecutive keys from 0 would load a whole split at once.
         step = 2**128 // max(len(pairs), 1)
-        for number, (name, image_path, label) in enumerate(pairs):
-            image = ensure_rgb_bytes(read(image_path), str(image_path))
+        for index, (name, image_path, label) in enumerate(pairs):
+            image = ensure_rgb_bytes(read_file(image_path), str(image_path))
             where = str(label) if isinstance(label, Path) else name
             content = label if isinstance(label, bytes) else self.read_label(label)
             labels = decode_labels(content, where)
             classes = map_labels(labels, self.dataset, where)
             size = image_size(image, str(image_path))
-            if size != labels.shape:
-                raise UserError(
-                    f"{image_path} is {size[1]}x{size[0]} pixels and {where} is "
-                    f"{labels.shape[1]}x{labels.shape[0]}: must be equal"
-                )
+            check_sizes(size, str(image_path), labels.shape, where)
             if not self.wanted(classes):
                 continue
             yield (
-                number * step,
+                index * step,
                 {
                     "image": io.BytesIO(image),
                     "label": io.BytesIO(encode_labels(labels)),
@@ -95,12 +94,12 @@ class SegmentationBuilder(tfds.core.GeneratorBasedBuilder):
 
 
 def warn_of_counts(dataset: DatasetInfo, splits: Mapping[str, Sized]) -> None:
-    """Logs each split that has not the official number of images: results differ."""
+    """Warns of splits whose number of images differs from the official one."""
     for split, examples in splits.items():
         official = dataset.splits[split]
         if official is not None and len(examples) != official:
             _log.warning(
-                "%s: %s has %d images, the official one %d",
+                "%s: %s has %d images instead of the official %d",
                 dataset.name,
                 split,
                 len(examples),
@@ -116,17 +115,17 @@ def find_pairs(
     image_end: str = ".jpg",
     label_end: str = ".png",
 ) -> list[Pair]:
-    """Returns the images in a folder, at any depth, with the labels of their places.
+    """Pairs the images in a folder, at any depth, with labels of the same path.
 
     Args:
-        images: The folder with images, `NAME` and `image_end`.
-        labels: The folder with labels, `NAME` and `label_end`.
-        count: How many are published: no list tells which ones belong to the set.
-        image_end: See `images`.
-        label_end: See `labels`.
+        images: Folder of the images, `NAME` + `image_end`.
+        labels: Folder of the labels, `NAME` + `label_end`.
+        count: Official number of images, as no list of them is published.
+        image_end: End of the image file names.
+        label_end: End of the label file names.
 
     Raises:
-        UserError: A label file is missing, or the count is another.
+        UserError: A label file is missing, or the number of images differs.
     """
     pairs: list[Pair] = []
     for image in sorted(images.rglob(f"*{image_end}")):
@@ -142,18 +141,10 @@ def find_pairs(
     return pairs
 
 
-def read(path: Path) -> bytes:
-    """Returns the content of a file; raises `UserError` if there is none."""
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror}") from error
+def encode_labels(labels: UInt8[np.ndarray, "h w"]) -> bytes:
+    """Encodes labels as a gray PNG.
 
-
-def encode_labels(labels: Any) -> bytes:
-    """Returns uint8 labels (h, w) as a gray PNG.
-
-    Not as a palette one: TensorFlow would decode that to the brightness of its colors.
+    TensorFlow would decode a palette PNG to the brightness of its colors.
     """
     file = io.BytesIO()
     Image.fromarray(labels).save(file, "PNG")

@@ -1,4 +1,4 @@
-"""TFDS builder of PASCAL VOC 2012 segmentation, with the labels of SBD on request."""
+"""TFDS builder of PASCAL VOC 2012 segmentation, optionally with SBD labels."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,12 +13,12 @@ from encnet_jax.data.builders.segmentation import (
     Pair,
     SegmentationBuilder,
     encode_labels,
-    read,
     warn_of_counts,
 )
 from encnet_jax.data.dataset_info import VOC2012, VOC2012_AUG
+from encnet_jax.data.file_pairs import read_file
 
-# Digests: torchvision.
+# Source of the digests: torchvision.
 VOC = Archive(
     file="VOCtrainval_11-May-2012.tar",
     contents="VOCdevkit/VOC2012",
@@ -38,7 +38,7 @@ _DATASETS = {"voc": VOC2012, "aug": VOC2012_AUG}
 
 
 class Voc2012(SegmentationBuilder):
-    """Twenty kinds of objects and background; 255 is the border between them."""
+    """Twenty object classes and background; 255 marks the borders between them."""
 
     VERSION = tfds.core.Version("1.0.0")
     RELEASE_NOTES = {"1.0.0": "First release."}
@@ -48,18 +48,18 @@ class Voc2012(SegmentationBuilder):
         ),
         tfds.core.BuilderConfig(
             name="aug",
-            description="As train all images of VOC and SBD but VOC's val; as val that."
-            " Labels are VOC's own in train and val, and SBD's, without borders, in"
-            " the others.",
+            description="train: all images of VOC and SBD except VOC's val; val: VOC's."
+            " Images of VOC's train and val keep VOC's labels; the others have SBD's,"
+            " without borders.",
         ),
     ]
     MANUAL_DOWNLOAD_INSTRUCTIONS = (
         f"{VOC.file} and, for the configuration aug, {SBD.file} are downloaded unless "
-        f"they lie here, as they are or unpacked ({VOC.contents}, {SBD.contents})."
+        f"they are here, packed or unpacked ({VOC.contents}, {SBD.contents})."
     )
 
     def _info(self) -> tfds.core.DatasetInfo:
-        """Returns the features and the words of the configuration's data set."""
+        """Returns features and metadata of the configuration's data set."""
         self.dataset = _DATASETS[self.builder_config.name]
         return super()._info()
 
@@ -75,16 +75,16 @@ class Voc2012(SegmentationBuilder):
         return {name: self._generate_examples(pairs) for name, pairs in splits.items()}
 
     def read_label(self, path: Path) -> bytes:
-        """Returns a label file of VOC, or one of SBD as a PNG."""
+        """Returns a label file of VOC; converts one of SBD to PNG."""
         if path.suffix != ".mat":
-            return read(path)
+            return read_file(path)
         labels = read_label_map(path, "GTcls", "Segmentation", highest=255)
         return encode_labels(labels.astype(np.uint8))
 
 
 def _listed(voc: Path, split: str) -> list[Pair]:
-    """Returns the pairs of a list of VOC."""
-    names = read(voc / f"ImageSets/Segmentation/{split}.txt").decode().split()
+    """Returns the pairs of a split as listed by VOC."""
+    names = read_file(voc / f"ImageSets/Segmentation/{split}.txt").decode().split()
     return [
         (name, voc / f"JPEGImages/{name}.jpg", voc / f"SegmentationClass/{name}.png")
         for name in names
@@ -92,11 +92,15 @@ def _listed(voc: Path, split: str) -> list[Pair]:
 
 
 def _augmented(voc: Path, sbd: Path) -> list[Pair]:
-    """Returns the pairs of VOC's train, then those only SBD has, without VOC's val."""
+    """Returns VOC's train and the images that only SBD has, without VOC's val."""
     train = _listed(voc, "train")
-    taken = {name for name, _, _ in train + _listed(voc, "val")}
-    lists = [read(sbd / f"{split}.txt").decode().split() for split in ("train", "val")]
-    names = [name for name in dict.fromkeys(lists[0] + lists[1]) if name not in taken]
+    excluded = {name for name, _, _ in train + _listed(voc, "val")}
+    lists = [
+        read_file(sbd / f"{split}.txt").decode().split() for split in ("train", "val")
+    ]
+    names = [
+        name for name in dict.fromkeys(lists[0] + lists[1]) if name not in excluded
+    ]
     return train + [
         (name, sbd / f"img/{name}.jpg", sbd / f"cls/{name}.mat") for name in names
     ]

@@ -1,4 +1,4 @@
-"""The backdrops of `scenes`: the only part of a picture that tells its kind."""
+"""Backdrops of `scenes`: the only part of an image that reveals its kind."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -15,10 +15,10 @@ from encnet_jax.data.scenes.drawing import (
     mix,
 )
 
-CUE_ROWS = 24  # Rows from here on are the same, bit for bit, in every kind of scene.
-_BACKDROP = 1  # The class of all that stands before the sky, which is class 0.
+CUE_ROWS = 24  # From this row down, all kinds of a scene are identical bit for bit.
+_BACKDROP = 1  # Class of everything in front of the sky, which is class 0.
 
-# Top and foot of the sky, by kind; farm and winter share theirs.
+# Top and bottom color of the sky, by kind; farm and winter share theirs.
 _SKIES = (
     colors_of("8e84c8 f0c8dc"),
     colors_of("5aaee6 d8f0fa"),
@@ -42,14 +42,14 @@ _LIGHTHOUSE = (
 
 
 def draw_backdrop(drawing: Drawing, rng: np.random.Generator, kind: int) -> None:
-    """Draws sky and skyline of a kind of scene, some rows too far down."""
+    """Draws sky and skyline of a kind of scene, reaching below `CUE_ROWS`."""
     _draw_sky(drawing, rng, _SKIES[kind])
     _BACKDROPS[kind](drawing, rng)
 
 
 def _draw_sky(drawing: Drawing, rng: np.random.Generator, sky: Sequence[Color]) -> None:
-    """Draws a sky, from its top color to that of its foot, with a sun and clouds."""
-    # No labels in this function: a fresh drawing holds class 0, the sky.
+    """Draws a sky with a vertical color gradient, a sun and clouds."""
+    # No labels here: a new drawing is filled with class 0, the sky.
     top, foot = (mix(c, _WHITE, rng.uniform(0, 0.25)) for c in sky)
     drawing.add("rectangle", foot, (0, 0, IMAGE_SIZE, CUE_ROWS))
     for row in range(18):
@@ -114,7 +114,7 @@ def _draw_harbour(drawing: Drawing, rng: np.random.Generator) -> None:
 def _draw_village(
     drawing: Drawing, rng: np.random.Generator, wall: Color, roof: Color
 ) -> None:
-    """Draws hills with a row of houses, as much of wall to be seen as of roof."""
+    """Draws hills with a row of houses; walls and roofs cover equal areas."""
     for height, color in zip((9, 14), _HILLS, strict=True):
         drawing.add("polygon", color, contour(rng, height, 3.5), _BACKDROP)
     pine = ("polygon", _PINE, (-2.6, 12, 0, 0, 2.6, 12))

@@ -1,27 +1,28 @@
-"""The drawing of `scenes`: forms painted and labeled in one go."""
+"""Drawing of `scenes`: shapes are painted and labeled together."""
 
 from collections.abc import Sequence
 
 import numpy as np
+from jaxtyping import UInt8
 from PIL import Image, ImageDraw
 
 IMAGE_SIZE = 128
 IGNORE_LABEL = 255
-_SCALE = 2  # Drawn this much larger, then averaged: smooth edges.
+_SCALE = 2  # supersampling factor, for smooth edges
 _CONTOUR_X = np.linspace(-1, IMAGE_SIZE + 1, 27)
 
 Color = tuple[int, int, int]
-Part = tuple[str, Color, Sequence[float]]  # Form, color, points: `Drawing.add`.
+Part = tuple[str, Color, Sequence[float]]  # form, color, points; see `Drawing.add`
 
 
 def colors_of(text: str) -> tuple[Color, ...]:
-    """Returns the RGB colors written in `text` as hexadecimal numbers."""
+    """Parses RGB colors in hexadecimal notation, separated by spaces."""
     codes = (bytes.fromhex(code) for code in text.split())
     return tuple((red, green, blue) for red, green, blue in codes)
 
 
 class Drawing:
-    """Draws the picture and its label map in one go, in picture coordinates."""
+    """An image and its label map, drawn together in image coordinates."""
 
     def __init__(self) -> None:
         size = (IMAGE_SIZE * _SCALE, IMAGE_SIZE * _SCALE)
@@ -35,13 +36,13 @@ class Drawing:
         points: Sequence[float],
         label: int | None = None,
     ) -> None:
-        """Fills a form; without a label the pixels keep the one they have.
+        """Fills a form; without a label, its pixels keep theirs.
 
         Args:
-          form: "polygon", or "rectangle" or "ellipse" given by two opposite corners.
-          color: RGB 0-255.
-          points: x, y, x, y, ... in pixels.
-          label: class id.
+            form: "polygon", or "rectangle" or "ellipse" given by two opposite corners.
+            color: RGB 0-255.
+            points: x, y, x, y, ... in pixels.
+            label: Class index.
         """
         scaled = [value * _SCALE for value in points]
         getattr(self._paint, form)(scaled, fill=color)
@@ -56,13 +57,13 @@ class Drawing:
         label: int | None,
         parts: Sequence[Part],
     ) -> None:
-        """Adds parts given around (0, 0), moved to (x, y) and `size` times as large."""
+        """Adds parts that are defined around (0, 0), scaled by `size` and moved."""
         for form, color, points in parts:
             moved = [(y if i % 2 else x) + size * v for i, v in enumerate(points)]
             self.add(form, color, moved, label)
 
-    def finish(self) -> tuple[np.ndarray, np.ndarray]:
-        """Returns the image and the labels, void where a pixel holds two classes."""
+    def finish(self) -> tuple[UInt8[np.ndarray, "h w 3"], UInt8[np.ndarray, "h w"]]:
+        """Returns image and labels; pixels that mix classes are void."""
         image, fine = np.asarray(self._image.reduce(_SCALE)), np.asarray(self._labels)
         cells = [
             fine[i % _SCALE :: _SCALE, i // _SCALE :: _SCALE] for i in range(_SCALE**2)
@@ -78,7 +79,7 @@ def mix(a: Color, b: Color, share: float) -> Color:
 
 
 def contour(rng: np.random.Generator, height: float, swing: float) -> list[float]:
-    """Returns the points of a gentle hill, closed along the picture's lower edge."""
+    """Returns a polygon below a random smooth line, down to the lower edge."""
     phases, waves = rng.random((2, 2)) * ((2 * np.pi,), (1.7,)) + ((0,), (0.5,))
     angles = 2 * np.pi / IMAGE_SIZE * waves * _CONTOUR_X[:, None] + phases
     y = height + swing * (np.sin(angles) @ (0.65, 0.35))

@@ -1,17 +1,16 @@
-"""Draws `scenes`, the embedded data set in which only the context decides.
+"""Draws `scenes`, a synthetic data set in which only context determines the classes.
 
-Every picture shows a far backdrop (rows 0 to 23), a broad meadow, and a pale ground
-with a few objects on it (row 69 and below). The backdrop alone tells the kind of
-scene: a city, a harbour, a farm or a winter village. The ground and the objects look
-exactly the same in all of them and yet bear other names: what is a car on a road is a
-boat on water. At least 45 rows of meadow lie between the two, more than half the
-receptive field of the demo's backbone, so a network without a view of the whole
-picture can only guess.
+Every image shows a distant backdrop (rows 0 to 23), a broad meadow, and a pale ground
+with a few objects on it (row 69 and below). Only the backdrop reveals the kind of
+scene: a city, a harbour, a farm or a winter village. Ground and objects look identical
+in all kinds but belong to different classes: a car on a road is a boat on water. At
+least 45 rows of meadow separate the two, more than half the receptive field of the
+demo's backbone, so that a network without global context can only guess.
 
-City and harbour differ in color and texture at large. Farm and winter village do not:
-under the same sky both show the same hills and houses in the same red and cream, once
-as red roofs on cream walls and once as snow on the roofs of red walls, so that the mean
-color is the same and only the combination tells.
+City and harbour differ in their overall color and texture. Farm and winter village do
+not: both show the same sky, hills and houses in the same red and cream, with red roofs
+on cream walls or snow-covered roofs on red walls, so that their mean color is the same
+and only the arrangement differs.
 
 Nothing here needs TensorFlow; `builders/scenes.py` wraps it for TFDS.
 """
@@ -20,12 +19,11 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
+from jaxtyping import Int32, UInt8
 
 from encnet_jax.data.scenes.backdrops import CUE_ROWS as CUE_ROWS
 from encnet_jax.data.scenes.backdrops import draw_backdrop
-from encnet_jax.data.scenes.drawing import (
-    IGNORE_LABEL as IGNORE_LABEL,
-)
+from encnet_jax.data.scenes.drawing import IGNORE_LABEL as IGNORE_LABEL
 from encnet_jax.data.scenes.drawing import (
     IMAGE_SIZE,
     Color,
@@ -36,17 +34,17 @@ from encnet_jax.data.scenes.drawing import (
     mix,
 )
 
-AMBIGUOUS_ROW = 69  # No pixel above this row bears a name that the kind decides.
-SMALL_SIZE = 10  # Objects up to this many pixels across count as small.
+AMBIGUOUS_ROW = 69  # no pixel above this row has a class that depends on the kind
+SMALL_SIZE = 10  # objects up to this width in pixels count as small
 
 KINDS = ("city", "harbour", "farm", "winter")
 SHAPES = ("body", "ring", "wedge")
 CLASS_NAMES = (
     *("sky", "backdrop", "meadow", "tree"),
-    *("road", "water", "field", "snow"),  # The ground, by kind.
-    *("car", "boat", "tractor", "sledge"),  # The body, by kind.
-    *("tyre", "lifebuoy", "bale", "tube"),  # The ring, by kind.
-    *("cone", "sail", "haystack", "tent"),  # The wedge, by kind.
+    *("road", "water", "field", "snow"),  # ground, by kind
+    *("car", "boat", "tractor", "sledge"),  # body, by kind
+    *("tyre", "lifebuoy", "bale", "tube"),  # ring, by kind
+    *("cone", "sail", "haystack", "tent"),  # wedge, by kind
 )
 COLORS = (
     *colors_of("b7dcf0 7c8aaa 9ec97c 3e7c58 5c5e6e 3a7cbe debc6e eef2fa e23e48 163a78"),
@@ -56,7 +54,7 @@ AMBIGUOUS = tuple(range(4, 20))
 
 _MEADOW, _TREE, _GROUND, _OBJECT = 2, 3, 4, 8
 
-# A mood, whatever the kind: far and near meadow, ground.
+# Color schemes, independent of the kind: far meadow, near meadow, ground.
 _MOODS = (
     colors_of("b2d396 80b67a ccd9e6"),
     colors_of("cdce8c 96b270 eddccc"),
@@ -71,41 +69,38 @@ _DUSK, _WHITE = colors_of("282846 ffffff")
 
 
 class Scene(NamedTuple):
-    """One picture.
+    """One scene.
 
     Attributes:
-      image: uint8 [128, 128, 3], RGB 0-255.
-      labels: uint8 [128, 128], class ids; 255 (void) where a pixel holds two classes.
-      kind: index into `KINDS`.
-      boxes: int32 [n, 5], one row an object: index into `SHAPES`, left, top, right and
-        bottom in pixels (right and bottom excluded). Boxes do not overlap.
+        image: RGB, 0-255.
+        labels: Class indices; 255 (void) where a pixel mixes two classes.
+        kind: Index into `KINDS`.
+        boxes: One row per object: index into `SHAPES`, left, top, right and bottom in
+            pixels (right and bottom exclusive). Boxes do not overlap.
     """
 
-    image: np.ndarray
-    labels: np.ndarray
+    image: UInt8[np.ndarray, "128 128 3"]
+    labels: UInt8[np.ndarray, "128 128"]
     kind: int
-    boxes: np.ndarray
+    boxes: Int32[np.ndarray, "n 5"]
 
 
 def draw(seed: int, index: int, *, kind: int | None = None) -> Scene:
-    """Returns picture number `index` of the data set that `seed` stands for.
+    """Draws one scene, a pure function of the arguments.
 
     Args:
-      seed: the data set's seed, 0 or more.
-      index: the picture's number, 0 or more.
-      kind: index into `KINDS` to draw in place of the picture's own kind. The image
-        then changes above row `CUE_ROWS` only, and the labels change there and in
-        the names of the ground and the objects.
-
-    Returns:
-      The scene, a pure function of the arguments.
+        seed: Seed of the data set, 0 or more.
+        index: Index of the scene, 0 or more.
+        kind: Index into `KINDS`, to override the kind of the scene. The image then
+            changes only above row `CUE_ROWS`; the labels change there and in the
+            classes of ground and objects.
 
     Raises:
-      ValueError: if `kind` is not an index into `KINDS`.
+        ValueError: `kind` is not an index into `KINDS`.
     """
     if kind is not None and kind not in range(len(KINDS)):
         raise ValueError(f"kind must be in 0..{len(KINDS) - 1}, got {kind}")
-    # Two generators, so that nothing drawn for the backdrop can shift the rest.
+    # Two generators, so that the rest does not depend on the draws of the backdrop.
     rng = np.random.default_rng((seed, index, 0))
     backdrop_rng = np.random.default_rng((seed, index, 1))
     own_kind = int(backdrop_rng.integers(len(KINDS)))
@@ -130,25 +125,27 @@ def draw(seed: int, index: int, *, kind: int | None = None) -> Scene:
     return Scene(_light(image, rng), labels, kind, np.array(boxes, np.int32))
 
 
-def _light(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Returns the image under a soft light that varies a little with the picture."""
+def _light(
+    image: UInt8[np.ndarray, "h w 3"], rng: np.random.Generator
+) -> UInt8[np.ndarray, "h w 3"]:
+    """Applies soft lighting that varies slightly between scenes."""
     line = np.linspace(-1, 1, IMAGE_SIZE)
     center, strength, *tint = rng.uniform(
         (-0.7, 0.02, *[0.97] * 3), (0.7, 0.06, 1, 1, 1)
     )
     across = np.outer(1 - strength * (line - center) ** 2, tint)
     down = 256 - 96 * strength * line**2
-    gains = (down[:, None, None] * across).astype(np.uint16)  # 256 leaves as it is.
+    gains = (down[:, None, None] * across).astype(np.uint16)  # 256 is a gain of 1
     return (image * gains >> 8).astype(np.uint8)
 
 
-# From here on only label values depend on the kind.
+# From here on, only label values depend on the kind.
 
 
 def _draw_meadow(
     drawing: Drawing, rng: np.random.Generator, mood: Sequence[Color]
 ) -> None:
-    """Draws rolling meadows with flowers and trees, opaque from `CUE_ROWS` down."""
+    """Draws rolling meadows with flowers and trees, opaque below `CUE_ROWS`."""
     for step, swing in enumerate((0.9, 3.5, 3.5, 3.5)):
         color, line = mix(mood[0], mood[1], step / 3), 22 + 11 * step
         label = None if step else _MEADOW
@@ -176,7 +173,7 @@ def _draw_meadow(
 def _draw_ground(
     drawing: Drawing, rng: np.random.Generator, base: Color, label: int
 ) -> None:
-    """Draws the pale ground: softly graded bands with streaks, and a bright verge."""
+    """Draws the pale ground: graded bands with streaks, and a bright verge."""
     shore = contour(rng, 71.5, 2)
     verge = [v - 1.6 * (i % 2) for i, v in enumerate(shore)]
     drawing.add("polygon", mix(base, (255, 252, 240), 0.6), verge, _MEADOW)
@@ -191,7 +188,7 @@ def _draw_ground(
 
 
 def _place_objects(rng: np.random.Generator) -> list[tuple[float, float, float]]:
-    """Returns x, y and radius of objects that keep apart, the far ones first."""
+    """Returns x, y and radius of non-overlapping objects, far ones first."""
     placed: list[tuple[float, float, float]] = []
     wanted = rng.integers(5, 10)
     for near, spread, across in rng.uniform(
@@ -236,4 +233,4 @@ def _wedge(color: Color) -> Sequence[Part]:
 
 
 _PARTS = (_body, _ring, _wedge)
-_FEET = (0.7, 1, 0.85)  # How far below its center a shape stands, in radii.
+_FEET = (0.7, 1, 0.85)  # distance from the center of a shape to its foot, in radii

@@ -1,4 +1,4 @@
-"""Made-up copies of published archives: files as a mapping, path -> content."""
+"""Fake copies of published archives: files as a mapping, path -> content."""
 
 import io
 import tarfile
@@ -74,7 +74,7 @@ def prepare(builder: Any, manual: Path) -> None:
 def problem(builder: Any, manual: Path) -> str:
     """Returns the line with which preparing ends; nothing must be left of it.
 
-    The data set is to be prepared in a folder beside that of its archives.
+    The data set is prepared in a folder next to that of its archives.
     """
     with pytest.raises(UserError) as raised:
         prepare(builder, manual)

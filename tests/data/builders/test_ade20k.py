@@ -1,4 +1,4 @@
-"""Tests of ADE20K, on a made-up copy of its archive."""
+"""Tests of ADE20K, on a fake copy of its archive."""
 
 import dataclasses
 
@@ -11,8 +11,8 @@ from tensorflow_datasets.core import shuffle  # noqa: E402
 
 from encnet_jax.data.builders import ade20k  # noqa: E402
 from encnet_jax.data.builders.ade20k import SCENES, Ade20k  # noqa: E402
-from encnet_jax.data.dataset_info import ADE20K, DATASETS, IGNORE_LABEL  # noqa: E402
-from encnet_jax.data.registry import open_dataset  # noqa: E402
+from encnet_jax.data.dataset_info import ADE20K, IGNORE_LABEL  # noqa: E402
+from encnet_jax.data.registry import dataset_info, open_dataset  # noqa: E402
 from tests.data.builders.archives import (  # noqa: E402
     jpeg,
     pack,
@@ -33,10 +33,10 @@ def files():
     """Returns the files of the archive; the gray of an image tells it from others."""
     found = {f"{ROOT}/objectInfo150.txt": b"Idx", f"{ROOT}/sceneCategories.txt": b""}
     for folder, names in (("training", TRAIN), ("validation", VAL)):
-        for number, name in enumerate(names):
-            found[f"{ROOT}/images/{folder}/{name}.jpg"] = jpeg(3, 4, 40 * number)
+        for index, name in enumerate(names):
+            found[f"{ROOT}/images/{folder}/{name}.jpg"] = jpeg(3, 4, 40 * index)
             found[f"{ROOT}/annotations/{folder}/{name}.png"] = png(
-                np.roll(LABELS, number)
+                np.roll(LABELS, index)
             )
     return found
 
@@ -67,19 +67,19 @@ def test_examples_are_those_of_the_archive_in_the_order_of_their_names(tmp_path)
     for split, names in (("train", TRAIN), ("val", VAL)):
         examples = list(tfds.as_numpy(builder.as_dataset(split=split)))
         assert [example["id"].decode() for example in examples] == names
-        for number, example in enumerate(examples):
+        for index, example in enumerate(examples):
             labels = example["label"][..., 0]
-            np.testing.assert_array_equal(labels, np.roll(LABELS, number))
+            np.testing.assert_array_equal(labels, np.roll(LABELS, index))
             assert example["image"].shape == (3, 4, 3)
-            assert abs(int(example["image"][0, 0, 0]) - 40 * number) <= 2
+            assert abs(int(example["image"][0, 0, 0]) - 40 * index) <= 2
 
 
-def test_catalog_opens_an_unpacked_folder_and_maps_the_labels(tmp_path):
+def test_registry_opens_an_unpacked_folder_and_maps_the_labels(tmp_path):
     content = files()
     unpack(tmp_path / "downloads/manual", content)
-    source = open_dataset("ade20k", "train", str(tmp_path))
-    assert len(source) == 3 and source.info is ADE20K
-    image, labels = source.encoded(0)
+    dataset = open_dataset("ade20k", "train", str(tmp_path))
+    assert len(dataset) == 3 and dataset.info is ADE20K
+    image, labels = dataset.encoded(0)
     assert image == content[f"{ROOT}/images/training/{TRAIN[0]}.jpg"]
     expected = [[255, 0, 1, 149], [148, 74, 0, 255], [11, 12, 13, 14]]
     np.testing.assert_array_equal(labels, expected)
@@ -89,20 +89,20 @@ def test_images_that_decoders_read_differently_are_stored_as_png(tmp_path):
     path = f"{ROOT}/images/training/{TRAIN[1]}.jpg"
     builder = prepared(tmp_path, files() | {path: png(LABELS, palette=True)})
     example = list(tfds.as_numpy(builder.as_dataset(split="train")))[1]
-    # Entry n of the made-up palette is (111n, 111n + 37, 111n + 74) modulo 256; the
-    # labels of the picture begin with 0, 1.
+    # Entry n of the fake palette is (111n, 111n + 37, 111n + 74) modulo 256; the
+    # labels of the image begin with 0, 1.
     np.testing.assert_array_equal(
         example["image"][0, :2], [[0, 37, 74], [111, 148, 185]]
     )
 
 
 def test_classes_are_the_150_of_the_challenge():
-    assert DATASETS["ade20k"] is ADE20K
+    assert dataset_info("ade20k") is ADE20K
     assert ADE20K.splits == {"train": 20_210, "val": 2_000}
     assert ADE20K.num_classes == len(set(ADE20K.class_names)) == 150
     expected = {0: "wall", 7: "bed", 12: "person", 20: "car", 89: "television receiver"}
-    for number, name in (expected | {125: "pot", 148: "clock", 149: "flag"}).items():
-        assert ADE20K.class_names[number] == name
+    for index, name in (expected | {125: "pot", 148: "clock", 149: "flag"}).items():
+        assert ADE20K.class_names[index] == name
     assert ADE20K.colors[0] == (120, 120, 120) and ADE20K.colors[2] == (6, 230, 230)
     assert ADE20K.colors[20] == (0, 102, 200) and ADE20K.colors[149] == (92, 0, 255)
     assert ADE20K.label_map == {0: IGNORE_LABEL, **{n: n - 1 for n in range(1, 151)}}
@@ -116,7 +116,7 @@ def test_missing_label_file_is_named_with_its_image(tmp_path):
     assert f"images/validation/{VAL[1]}.jpg" in message
 
 
-def test_missing_images_are_noticed_by_their_number(tmp_path):
+def test_missing_images_are_noticed_by_their_count(tmp_path):
     content = files()
     del content[f"{ROOT}/images/training/{TRAIN[2]}.jpg"]
     message = problem(*packed(tmp_path, content))

@@ -18,7 +18,7 @@ KINDS = ["set.zip", "set.tar", "set.tgz"]
 
 @pytest.fixture
 def manager(tmp_path):
-    """Returns TFDS's manager; nothing has been downloaded or placed by hand."""
+    """Returns TFDS's manager; nothing has been downloaded or placed manually."""
     return tfds.download.DownloadManager(
         download_dir=tmp_path / "downloads",
         manual_dir=tmp_path / "manual",
@@ -42,12 +42,12 @@ def problem(manager, tmp_path, archive=SET):
 
 
 @pytest.mark.parametrize("file", KINDS)
-def test_archive_placed_by_hand_is_unpacked(manager, tmp_path, file):
+def test_archive_placed_manually_is_unpacked(manager, tmp_path, file):
     pack(tmp_path / "manual" / file, FILES)
     assert_whole(unpacked(manager, dataclasses.replace(SET, file=file)))
 
 
-def test_folder_placed_by_hand_is_used_as_it_is(manager, tmp_path):
+def test_folder_placed_manually_is_used_as_it_is(manager, tmp_path):
     unpack(tmp_path / "manual", FILES)
     assert unpacked(manager, SET) == tmp_path / "manual"
 
@@ -69,7 +69,7 @@ def test_archive_is_unpacked_once_but_anew_when_it_is_replaced(manager, tmp_path
     assert_whole(unpacked(manager, SET))
 
 
-def test_archive_is_downloaded_if_it_was_not_placed_by_hand(
+def test_archive_is_downloaded_if_it_was_not_placed_manually(
     manager, tmp_path, monkeypatch
 ):
     pack(tmp_path / "elsewhere" / SET.file, FILES)
@@ -96,10 +96,12 @@ def test_failed_download_names_the_address(manager, tmp_path, monkeypatch, error
     )
 
 
-def test_archive_without_an_address_must_be_got_by_hand(manager, tmp_path):
+def test_archive_without_an_address_must_be_downloaded_by_hand(manager, tmp_path):
     archive = Archive("set.zip", "set", homepage="https://example.org")
     place = tmp_path / "downloads/manual"
-    expected = "set.zip: must be got by hand, from https://example.org, and put into "
+    expected = (
+        "set.zip: must be downloaded by hand from https://example.org and put into "
+    )
     assert problem(manager, tmp_path, archive) == expected + str(place)
 
 

@@ -1,4 +1,4 @@
-"""Tests of Cityscapes, on made-up copies of its two archives."""
+"""Tests of Cityscapes, on fake copies of its two archives."""
 
 import dataclasses
 
@@ -12,8 +12,8 @@ from encnet_jax.data.builders.cityscapes import (  # noqa: E402
     LABELS,
     Cityscapes,
 )
-from encnet_jax.data.dataset_info import CITYSCAPES, DATASETS, IGNORE_LABEL  # noqa: E402
-from encnet_jax.data.registry import open_dataset  # noqa: E402
+from encnet_jax.data.dataset_info import CITYSCAPES, IGNORE_LABEL  # noqa: E402
+from encnet_jax.data.registry import dataset_info, open_dataset  # noqa: E402
 from encnet_jax.errors import UserError  # noqa: E402
 from tests.data.builders.archives import (  # noqa: E402
     jpeg,
@@ -36,11 +36,11 @@ CLASSES = [[255, 255, 0, 1], [2, 11, 255, 18], [255, 255, 255, 10]]
 
 def image_files():
     """Returns the files of the archive of images; the gray of one tells it apart."""
-    pictures = [np.full((3, 4), 40 * n) for n in range(3)]
+    images = [np.full((3, 4), 40 * n) for n in range(3)]
     return {
-        f"leftImg8bit/{split}/{name.split('_')[0]}/{name}_leftImg8bit.png": png(picture)
+        f"leftImg8bit/{split}/{name.split('_')[0]}/{name}_leftImg8bit.png": png(image)
         for split, names in NAMES.items()
-        for name, picture in zip(names, pictures)
+        for name, image in zip(names, images)
     } | {"README": b"", "license.txt": b""}
 
 
@@ -80,42 +80,42 @@ def test_examples_are_those_of_train_and_val_with_published_names(tmp_path):
     for split in ("train", "val"):
         examples = list(tfds.as_numpy(builder.as_dataset(split=split)))
         assert [example["id"].decode() for example in examples] == NAMES[split]
-        for number, example in enumerate(examples):
+        for index, example in enumerate(examples):
             np.testing.assert_array_equal(example["label"][..., 0], PUBLISHED)
             np.testing.assert_array_equal(
-                example["image"], np.full((3, 4, 3), 40 * number)
+                example["image"], np.full((3, 4, 3), 40 * index)
             )
 
 
-def test_catalog_opens_unpacked_folders_and_maps_the_labels(tmp_path):
+def test_registry_opens_unpacked_folders_and_maps_the_labels(tmp_path):
     unpack(tmp_path / "downloads/manual", image_files() | label_files())
-    source = open_dataset("cityscapes", "train", str(tmp_path))
-    assert len(source) == 3 and source.info is CITYSCAPES
-    np.testing.assert_array_equal(source.example(2).labels, CLASSES)
-    assert source.example(2).image[0, 0, 0] == 80
+    dataset = open_dataset("cityscapes", "train", str(tmp_path))
+    assert len(dataset) == 3 and dataset.info is CITYSCAPES
+    np.testing.assert_array_equal(dataset[2].labels, CLASSES)
+    assert dataset[2].image[0, 0, 0] == 80
     with pytest.raises(UserError, match="split 'test' of cityscapes"):
         open_dataset("cityscapes", "test", str(tmp_path))
 
 
 def test_classes_are_the_19_of_the_benchmark():
-    assert DATASETS["cityscapes"] is CITYSCAPES
+    assert dataset_info("cityscapes") is CITYSCAPES
     assert CITYSCAPES.splits == {"train": 2_975, "val": 500}
     assert CITYSCAPES.num_classes == len(CITYSCAPES.colors) == 19
-    for number, name in {
+    for index, name in {
         0: "road",
         5: "pole",
         10: "sky",
         13: "car",
         18: "bicycle",
     }.items():
-        assert CITYSCAPES.class_names[number] == name
+        assert CITYSCAPES.class_names[index] == name
     assert CITYSCAPES.colors[0] == (128, 64, 128)
     assert CITYSCAPES.colors[13] == (0, 0, 142)
     assert CITYSCAPES.colors[18] == (119, 11, 32)
     published = (7, 8, 11, 12, 13, 17, *range(19, 29), 31, 32, 33)
     assert CITYSCAPES.label_map == {
         **dict.fromkeys(range(34), IGNORE_LABEL),
-        **{label: number for number, label in enumerate(published)},
+        **{label: index for index, label in enumerate(published)},
     }
 
 
@@ -124,13 +124,13 @@ def test_missing_archive_is_named_with_where_to_get_and_put_it(tmp_path, archive
     builder, manual = packed(tmp_path)
     (manual / archive.file).unlink()
     assert problem(builder, manual) == (
-        f"{archive.file}: must be got by hand, from "
-        f"https://www.cityscapes-dataset.com/downloads, and put into {manual}"
+        f"{archive.file}: must be downloaded by hand from "
+        f"https://www.cityscapes-dataset.com/downloads and put into {manual}"
     )
     assert archive.file in Cityscapes.MANUAL_DOWNLOAD_INSTRUCTIONS
 
 
-def test_missing_manual_folder_is_named_by_the_catalog(tmp_path):
+def test_missing_manual_folder_is_named_by_the_registry(tmp_path):
     with pytest.raises(UserError) as raised:
         open_dataset("cityscapes", "train", str(tmp_path))
     assert f"put into {tmp_path / 'downloads/manual'}" in str(raised.value)
@@ -145,7 +145,7 @@ def test_missing_label_file_is_named_with_its_image(tmp_path):
     assert "frankfurt_000000_000294_leftImg8bit.png" in message
 
 
-def test_missing_city_is_noticed_by_the_number_of_images(tmp_path):
+def test_missing_city_is_noticed_by_the_image_count(tmp_path):
     images = {k: v for k, v in image_files().items() if "hamburg" not in k}
     message = problem(*packed(tmp_path, images=images))
     assert "leftImg8bit/train: 1 images; 3 are published" in message

@@ -1,4 +1,4 @@
-"""Tests of COCO-Stuff and its subset for VOC, on made-up copies of the archives."""
+"""Tests of COCO-Stuff and its subset for VOC, on fake copies of the archives."""
 
 import dataclasses
 
@@ -17,10 +17,9 @@ from encnet_jax.data.builders.coco_stuff import (  # noqa: E402
 from encnet_jax.data.dataset_info import (  # noqa: E402
     COCO_STUFF,
     COCO_VOC,
-    DATASETS,
     IGNORE_LABEL,
 )
-from encnet_jax.data.registry import open_dataset  # noqa: E402
+from encnet_jax.data.registry import dataset_info, open_dataset  # noqa: E402
 from tests.data.builders.archives import (  # noqa: E402
     jpeg,
     pack,
@@ -34,7 +33,7 @@ SHAPE = (40, 50)  # 2,000 pixels
 GIRAFFE, PIZZA, COUCH, TV, SKY = 24, 58, 62, 71, 156  # 24 to 71 are things
 
 
-def picture(*parts):
+def label_map(*parts):
     """Returns labels (40, 50): (label, pixels) in turn, then unlabeled."""
     labels = np.full(SHAPE, IGNORE_LABEL, np.uint8)
     start = 0
@@ -44,29 +43,29 @@ def picture(*parts):
     return labels
 
 
-PICTURES = {
+LABEL_MAPS = {
     "train": {
-        "000000000009": picture((GIRAFFE, 900), (SKY, 1100)),  # nothing of VOC
-        "000000000025": picture((TV, 1000), (SKY, 400), (0, 1), (PIZZA, 9)),  # 1,001
-        "000000000030": picture((COUCH, 1000), (SKY, 1000)),  # too few by one
-        "000000000034": picture((COUCH, 2000)),
+        "000000000009": label_map((GIRAFFE, 900), (SKY, 1100)),  # nothing of VOC
+        "000000000025": label_map((TV, 1000), (SKY, 400), (0, 1), (PIZZA, 9)),  # 1,001
+        "000000000030": label_map((COUCH, 1000), (SKY, 1000)),  # too few by one
+        "000000000034": label_map((COUCH, 2000)),
     },
-    "val": {"000000000139": picture((89, 1), (91, 1), (181, 1), (0, 1997))},
+    "val": {"000000000139": label_map((89, 1), (91, 1), (181, 1), (0, 1997))},
 }
 COUNTS = {"train": 4, "val": 1}
 
 
 def image_files(split):
     """Returns the files of an archive of images."""
-    return {f"{split}2017/{name}.jpg": jpeg(*SHAPE) for name in PICTURES[split]}
+    return {f"{split}2017/{name}.jpg": jpeg(*SHAPE) for name in LABEL_MAPS[split]}
 
 
 def label_files():
     """Returns the files of the archive of labels."""
     return {
         f"{split}2017/{name}.png": png(labels)
-        for split, pictures in PICTURES.items()
-        for name, labels in pictures.items()
+        for split, label_maps in LABEL_MAPS.items()
+        for name, labels in label_maps.items()
     }
 
 
@@ -102,13 +101,13 @@ def assert_examples(builder, expected):
         assert [example["id"].decode() for example in examples] == names
         for name, example in zip(names, examples):
             labels = example["label"][..., 0]
-            np.testing.assert_array_equal(labels, PICTURES[split][name])
+            np.testing.assert_array_equal(labels, LABEL_MAPS[split][name])
 
 
 def test_stuff_has_all_images_with_labels_as_published(tmp_path):
     builder, manual = packed(tmp_path)
     prepare(builder, manual)
-    assert_examples(builder, {split: list(PICTURES[split]) for split in PICTURES})
+    assert_examples(builder, {split: list(LABEL_MAPS[split]) for split in LABEL_MAPS})
 
 
 def test_voc_has_images_with_more_than_1000_pixels_of_its_classes(tmp_path):
@@ -118,27 +117,27 @@ def test_voc_has_images_with_more_than_1000_pixels_of_its_classes(tmp_path):
     assert_examples(builder, {"train": names, "val": ["000000000139"]})
 
 
-def test_catalog_opens_both_from_one_unpacked_folder(tmp_path):
+def test_registry_opens_both_from_one_unpacked_folder(tmp_path):
     manual = tmp_path / "downloads/manual"
     unpack(manual / "images", image_files("train") | image_files("val"))
     unpack(manual / "annotations", label_files())
-    source = open_dataset("coco_stuff", "val", str(tmp_path))
-    labels = source.example(0).labels.ravel()
-    assert list(labels[:4]) == [79, 80, 170, 0] and source.info is COCO_STUFF
-    source = open_dataset("coco_voc", "train", str(tmp_path))
-    labels = source.example(0).labels.ravel()
+    dataset = open_dataset("coco_stuff", "val", str(tmp_path))
+    labels = dataset[0].labels.ravel()
+    assert list(labels[:4]) == [79, 80, 170, 0] and dataset.info is COCO_STUFF
+    dataset = open_dataset("coco_voc", "train", str(tmp_path))
+    labels = dataset[0].labels.ravel()
     # tvmonitor, sky as background, person, pizza as background, unlabeled
     assert list(labels[[0, 1000, 1400, 1401, 1410]]) == [20, 0, 15, 0, IGNORE_LABEL]
-    assert len(source) == 2 and source.info is COCO_VOC
+    assert len(dataset) == 2 and dataset.info is COCO_VOC
 
 
 def test_classes_are_the_171_in_the_order_of_their_labels():
-    assert DATASETS["coco_stuff"] is COCO_STUFF
+    assert dataset_info("coco_stuff") is COCO_STUFF
     assert COCO_STUFF.splits == {"train": 118_287, "val": 5_000}
     assert COCO_STUFF.num_classes == len(set(COCO_STUFF.class_names)) == 171
     expected = {0: "person", 11: "stop sign", 23: "giraffe", 62: "tv", 79: "toothbrush"}
-    for number, name in (expected | {80: "banner", 153: "table", 170: "wood"}).items():
-        assert COCO_STUFF.class_names[number] == name
+    for index, name in (expected | {80: "banner", 153: "table", 170: "wood"}).items():
+        assert COCO_STUFF.class_names[index] == name
     assert COCO_STUFF.colors[0] == (0, 192, 64) and COCO_STUFF.colors[26] == (0, 0, 0)
     assert COCO_STUFF.colors[80] == (0, 192, 0)
     assert COCO_STUFF.colors[170] == (64, 64, 0)
@@ -149,14 +148,14 @@ def test_classes_are_the_171_in_the_order_of_their_labels():
 
 
 def test_classes_for_voc_are_found_by_their_ids_in_coco():
-    assert DATASETS["coco_voc"] is COCO_VOC and COCO_VOC.num_classes == 21
+    assert dataset_info("coco_voc") is COCO_VOC and COCO_VOC.num_classes == 21
     assert COCO_VOC.splits == {"train": None, "val": None}
-    assert COCO_VOC.class_names == DATASETS["voc2012"].class_names
-    assert COCO_VOC.colors == DATASETS["voc2012"].colors
+    assert COCO_VOC.class_names == dataset_info("voc2012").class_names
+    assert COCO_VOC.colors == dataset_info("voc2012").colors
     # Ids of COCO in the order of VOC's classes, from PyTorch-Encoding.
     ids = (5, 2, 16, 9, 44, 6, 3, 17, 62, 21, 67, 18, 19, 4, 1, 64, 20, 63, 7, 72)
-    objects = {label: number for label, number in COCO_VOC.label_map.items() if number}
-    assert objects == {id_ - 1: number for number, id_ in enumerate(ids, 1)}
+    objects = {label: index for label, index in COCO_VOC.label_map.items() if index}
+    assert objects == {id_ - 1: index for index, id_ in enumerate(ids, 1)}
     assert set(COCO_VOC.label_map) == set(COCO_STUFF.label_map)
 
 
@@ -169,7 +168,7 @@ def test_missing_label_file_is_named_with_its_image(tmp_path):
 
 
 @pytest.mark.parametrize("config", ["stuff", "voc"])
-def test_missing_images_are_noticed_by_their_number(tmp_path, config):
+def test_missing_images_are_noticed_by_their_count(tmp_path, config):
     builder, manual = packed(tmp_path, config)
     pack(manual / TRAIN.file, dict(list(image_files("train").items())[1:]))
     message = problem(builder, manual)
@@ -180,10 +179,10 @@ def test_missing_images_are_noticed_by_their_number(tmp_path, config):
 @pytest.mark.parametrize(
     "content, word",
     [
-        (png(picture((11, 2000))), "label 11; allowed are 0 to 10, 12 to 24, 26"),
-        (png(picture((182, 2000))), "label 182;"),
-        (png(picture((0, 2000)).T), "is 40x50: must be equal"),
-        (png(picture((0, 2000)))[:50], "cannot be decoded"),
+        (png(label_map((11, 2000))), "label 11; allowed are 0 to 10, 12 to 24, 26"),
+        (png(label_map((182, 2000))), "label 182;"),
+        (png(label_map((0, 2000)).T), "is 40x50: must be equal"),
+        (png(label_map((0, 2000)))[:50], "cannot be decoded"),
     ],
     ids=["gap", "label", "size", "cut"],
 )

@@ -1,4 +1,4 @@
-"""Tests of PASCAL-Context, on made-up copies of the two archives."""
+"""Tests of PASCAL-Context, on fake copies of the two archives."""
 
 import dataclasses
 import logging
@@ -15,13 +15,12 @@ from encnet_jax.data.builders.pascal_context import (  # noqa: E402
     PascalContext,
 )
 from encnet_jax.data.dataset_info import (  # noqa: E402
-    DATASETS,
     PASCAL_CONTEXT,
     PASCAL_CONTEXT_60,
     PASCAL_CONTEXT_SORTED,
     read_rows,
 )
-from encnet_jax.data.registry import open_dataset  # noqa: E402
+from encnet_jax.data.registry import dataset_info, open_dataset  # noqa: E402
 from encnet_jax.errors import UserError  # noqa: E402
 from tests.data.builders.archives import jpeg, mat, names, pack, unpack  # noqa: E402
 
@@ -49,8 +48,8 @@ def image_files():
 def label_files():
     """Returns the files of PASCAL-Context's archive; the second is mirrored."""
     files = {"labels.txt": b"1: accordion\n2: aeroplane\n"}
-    for number, name in enumerate((*LISTS["train"], *LISTS["val"])):
-        raw = RAW[:, ::-1] if number == 1 else RAW
+    for index, name in enumerate((*LISTS["train"], *LISTS["val"])):
+        raw = RAW[:, ::-1] if index == 1 else RAW
         files[f"{LABELS.contents}/{name}.mat"] = mat(LabelMap=raw)
     return files
 
@@ -72,14 +71,14 @@ def prepared(folder, images=None, labels=None):
     return builder
 
 
-def test_records_hold_official_numbers_in_the_order_of_the_lists(tmp_path):
+def test_records_hold_official_labels_in_the_order_of_the_lists(tmp_path):
     builder = prepared(tmp_path)
     assert set(builder.info.splits) == {"train", "val"}
     for split, listed in LISTS.items():
         examples = list(tfds.as_numpy(builder.as_dataset(split=split)))
         assert tuple(example["id"].decode() for example in examples) == listed
-        for number, example in enumerate(examples):
-            expected = np.array(OFFICIAL)[:, ::-1] if number == 1 else OFFICIAL
+        for index, example in enumerate(examples):
+            expected = np.array(OFFICIAL)[:, ::-1] if index == 1 else OFFICIAL
             np.testing.assert_array_equal(example["label"][..., 0], expected)
             assert example["image"].shape == (*RAW.shape, 3)
 
@@ -103,12 +102,12 @@ def test_prepared_set_is_loaded_by_its_name_without_the_archives(tmp_path):
         ("pascal_context_60", [[1, 2, 37, 59], [0] * 4]),
     ],
 )
-def test_catalog_opens_every_order_of_the_same_records(tmp_path, name, expected):
+def test_registry_opens_every_order_of_the_same_records(tmp_path, name, expected):
     unpack(tmp_path / "downloads/manual", image_files())
     unpack(tmp_path / "downloads/manual", label_files())
-    source = open_dataset(name, "train", str(tmp_path))
-    assert source.info is DATASETS[name] and len(source) == 2
-    np.testing.assert_array_equal(source.example(0).labels, expected)
+    dataset = open_dataset(name, "train", str(tmp_path))
+    assert dataset.info is dataset_info(name) and len(dataset) == 2
+    np.testing.assert_array_equal(dataset[0].labels, expected)
     assert [path.name for path in tmp_path.iterdir() if path.name != "downloads"] == [
         "pascal_context"
     ]
@@ -145,19 +144,19 @@ def test_a_class_keeps_its_color_and_its_records_in_every_order():
 
 
 def test_every_raw_label_but_59_is_background():
-    numbers = pascal_context._official_numbers()
-    assert numbers.shape == (460,) and numbers[0] == 0
-    assert sorted(numbers[numbers > 0]) == list(range(1, 60))
+    labels = pascal_context._official_labels()
+    assert labels.shape == (460,) and labels[0] == 0
+    assert sorted(labels[labels > 0]) == list(range(1, 60))
     # The names differ from those of the list of 59: diningtable, clothes, bedcloth.
-    assert (numbers[397], numbers[80], numbers[19]) == (11, 28, 52)
+    assert (labels[397], labels[80], labels[19]) == (11, 28, 52)
 
 
 def test_counts_that_are_not_the_official_ones_are_logged(tmp_path, caplog):
     with caplog.at_level(logging.WARNING, "encnet_jax"):
         prepared(tmp_path)
     assert [record.getMessage() for record in caplog.records] == [
-        "pascal_context: train has 2 images, the official one 4998",
-        "pascal_context: val has 1 images, the official one 5105",
+        "pascal_context: train has 2 images instead of the official 4998",
+        "pascal_context: val has 1 images instead of the official 5105",
     ]
 
 
@@ -207,7 +206,7 @@ def test_images_are_checked_by_their_published_digest(tmp_path, monkeypatch):
     assert "published is da459979d0c395079b5c75ee67908abb" in problem(tmp_path)
 
 
-def test_labels_of_another_archive_of_that_name_are_refused(tmp_path):
+def test_labels_of_another_archive_of_that_name_are_rejected(tmp_path):
     # PASCAL-Part calls its archive trainval.tar.gz, too.
     message = problem(tmp_path, labels={"Annotations_Part/2008_000002.mat": b""})
     assert f"lacks {LABELS.contents}; is it {LABELS.file}?" in message

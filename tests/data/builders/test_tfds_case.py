@@ -1,4 +1,4 @@
-"""TFDS's own test of a builder, on made-up copies of the published files."""
+"""TFDS's own test of a builder, on fake copies of the published files."""
 
 import tempfile
 from pathlib import Path

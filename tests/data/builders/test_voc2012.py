@@ -1,4 +1,4 @@
-"""Tests of VOC 2012 and its augmented set, on made-up copies of the two archives."""
+"""Tests of VOC 2012 and its augmented set, on fake copies of the two archives."""
 
 import dataclasses
 import logging
@@ -11,8 +11,8 @@ tfds = pytest.importorskip("tensorflow_datasets")
 
 from encnet_jax.data.builders import voc2012  # noqa: E402
 from encnet_jax.data.builders.voc2012 import SBD, VOC, Voc2012  # noqa: E402
-from encnet_jax.data.dataset_info import DATASETS, VOC2012, VOC2012_AUG  # noqa: E402
-from encnet_jax.data.registry import open_dataset  # noqa: E402
+from encnet_jax.data.dataset_info import VOC2012, VOC2012_AUG  # noqa: E402
+from encnet_jax.data.registry import dataset_info, open_dataset  # noqa: E402
 from encnet_jax.errors import UserError  # noqa: E402
 from tests.data.builders.archives import jpeg, mat, names, pack, png, unpack  # noqa: E402
 
@@ -65,8 +65,8 @@ def sbd_files():
     files = {f"{root}/{split}.txt": names(*SBD_LISTS[split]) for split in SBD_LISTS}
     for name, labels in SBD_LABELS.items():
         borders = np.empty((20, 1), object)
-        for number in range(20):
-            borders[number, 0] = csc_array(SHAPE)
+        for index in range(20):
+            borders[index, 0] = csc_array(SHAPE)
         struct = {"Boundaries": borders, "Segmentation": rows(labels)}
         files[f"{root}/img/{name}.jpg"] = jpeg(*SHAPE, gray=200)
         files[f"{root}/cls/{name}.mat"] = mat(GTcls=struct)
@@ -135,21 +135,21 @@ def test_prepared_set_is_loaded_by_its_name_without_the_archives(tmp_path):
     assert "Everingham" in info.citation and "Hariharan" in info.citation
 
 
-def test_catalog_opens_both_from_unpacked_folders_and_ignores_borders(tmp_path):
+def test_registry_opens_both_from_unpacked_folders_and_ignores_borders(tmp_path):
     unpack(tmp_path / "downloads/manual", voc_files())
     unpack(tmp_path / "downloads/manual", sbd_files())
-    source = open_dataset("voc2012", "train", str(tmp_path))
-    np.testing.assert_array_equal(source.example(0).labels, rows((0, 1, 255, 15)))
+    dataset = open_dataset("voc2012", "train", str(tmp_path))
+    np.testing.assert_array_equal(dataset[0].labels, rows((0, 1, 255, 15)))
     assert len(open_dataset("voc2012", "trainval", str(tmp_path))) == 3
-    source = open_dataset("voc2012_aug", "train", str(tmp_path))
-    np.testing.assert_array_equal(source.example(3).labels, rows((13, 13, 15, 0)))
+    dataset = open_dataset("voc2012_aug", "train", str(tmp_path))
+    np.testing.assert_array_equal(dataset[3].labels, rows((13, 13, 15, 0)))
     with pytest.raises(UserError, match="split 'trainval' of voc2012_aug"):
         open_dataset("voc2012_aug", "trainval", str(tmp_path))
 
 
 def test_classes_and_colors_are_those_of_voc():
     for info in (VOC2012, VOC2012_AUG):
-        assert DATASETS[info.name] is info and info.num_classes == 21
+        assert dataset_info(info.name) is info and info.num_classes == 21
         assert info.class_names[0] == "background"
         assert info.class_names[15] == "person"
         assert info.label_map == {n: n for n in range(21)}
@@ -162,8 +162,8 @@ def test_counts_that_are_not_the_official_ones_are_logged(tmp_path, caplog):
     with caplog.at_level(logging.WARNING, "encnet_jax"):
         prepared(tmp_path, "aug")
     assert [record.getMessage() for record in caplog.records] == [
-        "voc2012_aug: train has 4 images, the official one 10582",
-        "voc2012_aug: val has 1 images, the official one 1449",
+        "voc2012_aug: train has 4 images instead of the official 10582",
+        "voc2012_aug: val has 1 images instead of the official 1449",
     ]
 
 
