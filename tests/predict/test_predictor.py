@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from safetensors.numpy import save_file
-from torch_networks import random_module, small_shapes, small_weights
+from torch_networks import random_weights, small_shapes, small_weights
 
 from encnet_jax import Segmenter, UserError
 from encnet_jax.convert.workdir import write_workdir
@@ -97,7 +97,7 @@ def test_evaluate_and_predict_accept_an_imported_workdir(tmp_path):
     }
     path, workdir = tmp_path / "encnet.safetensors", tmp_path / "imported"
     save_file(
-        {k: np.ascontiguousarray(v) for k, v in random_module(eleven).items()}, path
+        {k: np.ascontiguousarray(v) for k, v in random_weights(eleven).items()}, path
     )
     write_workdir(path, workdir, dataset="camvid")
     camvid = make_camvid(tmp_path / "camvid")
