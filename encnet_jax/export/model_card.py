@@ -80,23 +80,7 @@ def model_card(
         f"| {index} | {name} | {_hexadecimal(color)} |"
         for index, (name, color) in enumerate(zip(info.class_names, info.colors))
     ]
-    notes = []
-    if any_size:
-        notes.append(
-            f"b, h and w are arbitrary; h and w are at least {smallest}. Images are "
-            "not resized; all images of a call have the same size."
-        )
-    if info.task == "classification":
-        notes.append(f"Training images had {training_size}x{training_size} pixels.")
-    elif training_size:
-        notes.append(
-            f"The long side of the training images was about {training_size} pixels: "
-            "resize images to that first, and the labels back by nearest neighbor."
-        )
-    notes.append(
-        "Images are normalized by the model, to (x / 255 - mean) / std with mean "
-        f"{_triple(info.mean)} and std {_triple(info.std)}. Computed in float32."
-    )
+    notes = _notes(info, smallest if any_size else None, training_size)
     return "\n".join(
         [
             f"# {title}",
@@ -120,6 +104,28 @@ def model_card(
             "",
         ]
     )
+
+
+def _notes(info: DatasetInfo, smallest: int | None, training_size: int) -> list[str]:
+    """Returns what a caller must know; `smallest` is None where sizes are fixed."""
+    notes = []
+    if smallest is not None:
+        notes.append(
+            f"b, h and w are arbitrary; h and w are at least {smallest}. Images are "
+            "not resized; all images of a call have the same size."
+        )
+    if info.task == "classification":
+        notes.append(f"Training images had {training_size}x{training_size} pixels.")
+    elif training_size:
+        notes.append(
+            f"The long side of the training images was about {training_size} pixels: "
+            "resize images to that first, and the labels back by nearest neighbor."
+        )
+    notes.append(
+        "Images are normalized by the model, to (x / 255 - mean) / std with mean "
+        f"{_triple(info.mean)} and std {_triple(info.std)}. Computed in float32."
+    )
+    return notes
 
 
 def _array(array: jax.ShapeDtypeStruct) -> str:
