@@ -70,8 +70,8 @@ FULL = Sizes(
     memory=("resnet101", 576, (8, 16)),
     parts=(
         *("r50-480 inference", "r50-480 training"),
-        *("r101-480 inference", "windows", "r101-480 training"),
-        *("r50-512x1024 inference", "r50-512x1024 training"),
+        *("r101-480 inference", "windows", "r50-512x1024 inference"),
+        *("r101-480 training", "r50-512x1024 training"),
         *("r101-512x1024 inference", "r101-512x1024 training"),
         *("memory", "layers"),
     ),
