@@ -120,9 +120,9 @@ def _memory(record: BenchmarkRecord, sizes: Sizes) -> None:
     Memory is linear in the batch: two batches are compiled. Nothing runs, so kernels
     need not be tuned.
     """
-    backbone, side, batches = sizes.memory
+    backbone, side, batches, variants = sizes.memory
     tuned = {"xla_gpu_autotune_level": 0} if jax.default_backend() == "gpu" else None
-    for name, remat in (("remat", (1, 2, 3, 4)), ("keep", ())):
+    for name, remat in variants.items():
         for batch in batches:
             row = f"{backbone}-{side} {name} {batch}"
             if record.has("memory", row):

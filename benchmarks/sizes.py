@@ -32,7 +32,8 @@ class Sizes(NamedTuple):
         encoding: Arguments of `encoding`.
         networks: Name -> network.
         windows: Keyword arguments of `benchmarks.windows.measure`.
-        memory: Backbone, height and width, and two batches whose memory is analyzed.
+        memory: Backbone, height and width, two batches whose memory is analyzed, and
+            name -> stages computed again in the backward pass.
         parts: What is measured, the most important first: `"NETWORK WORK"`,
             `"windows"`, `"memory"`, `"layers"`.
         rounds: See `medians`.
@@ -44,7 +45,7 @@ class Sizes(NamedTuple):
     encoding: dict[str, Any]
     networks: dict[str, Network]
     windows: dict[str, Any]
-    memory: tuple[str, int, tuple[int, int]]
+    memory: tuple[str, int, tuple[int, int], dict[str, tuple[int, ...]]]
     parts: tuple[str, ...]
     rounds: int
     seconds: float
@@ -67,7 +68,7 @@ FULL = Sizes(
         batch=16,
         rounds=3,
     ),
-    memory=("resnet101", 576, (8, 16)),
+    memory=("resnet101", 576, (8, 16), {"remat": (1, 2, 3, 4), "keep": ()}),
     parts=(
         *("r50-480 inference", "r50-480 training"),
         *("r101-480 inference", "windows", "r50-512x1024 inference"),
@@ -84,7 +85,7 @@ SMALL = Sizes(
     encoding=dict(batch=1, pixels=6, channels=8),
     networks={"tiny-32x48": Network("tiny", (32, 48), 2, 2)},
     windows=dict(backbone="tiny", images=1, scales=(0.5,), batch=2, rounds=1),
-    memory=("tiny", 32, (2, 4)),
+    memory=("tiny", 32, (2, 4), {"keep": ()}),
     parts=(
         *("tiny-32x48 inference", "tiny-32x48 training"),
         *("windows", "memory", "layers"),

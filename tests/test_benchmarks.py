@@ -60,9 +60,8 @@ def test_small_run_has_every_measurement(measured):
     assert layers.keys() == {"lax", "space_to_batch", "encoding"}
     for times in layers.values():
         assert times["forward_ms"] > 0 and times["gradients_ms"] > 0
-    # Without remat features are kept, and fewer images fit.
-    assert 2 < found["largest_batch"]["tiny-32 keep"]
-    assert found["largest_batch"].keys() == {"tiny-32 keep", "tiny-32 remat"}
+    assert found["largest_batch"].keys() == {"tiny-32 keep"}
+    assert found["largest_batch"]["tiny-32 keep"] > 4
     rows = found["networks"]
     assert {row["work"] for row in rows.values()} == {"inference", "training"}
     for row in rows.values():
