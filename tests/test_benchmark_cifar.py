@@ -29,11 +29,11 @@ def test_network_in_torch_is_the_same(name):
     model = random_module(create_model, name, num_classes=10, width=16, num_codes=3)
     model_def, params, batch_stats = split_model(model)
     images = np.random.default_rng(0).standard_normal((3, 8, 12, 3), np.float32)
-    ours = jax.jit(lambda *arrays: model_def.merge(*arrays)(images).logits)
+    ours = jax.jit(lambda x, *arrays: model_def.merge(*arrays)(x).logits)
     theirs = network(name, 16, 3, jax.tree.map(np.asarray, params))
     with torch.no_grad():
         expected = theirs(torch.from_numpy(images).permute(0, 3, 1, 2)).numpy()
-    actual = ours(params, batch_stats)
+    actual = ours(images, params, batch_stats)
     np.testing.assert_allclose(actual, expected, atol=1e-4 * abs(expected).max())
 
 
