@@ -143,7 +143,9 @@ def test_missing_folder_is_named(camvid, missing):
 def test_split_without_pairs_names_its_folder(tmp_path, monkeypatch):
     entry = LocalDataset(CAMVID, lambda info, split, root: FileDataset(info, []), "x/")
     monkeypatch.setitem(DATASETS, "camvid", entry)
-    assert one_line_error(tmp_path).startswith(f"{tmp_path}: no images of split 'train'")
+    assert one_line_error(tmp_path).startswith(
+        f"{tmp_path}: no images of split 'train'"
+    )
 
 
 def test_file_that_vanished_is_named(camvid):
