@@ -12,7 +12,7 @@ that takes the process down takes no other result with it. Parts come in the ord
 what matters. In each, everything is compiled first and then timed in turns, so that
 each ratio is of one run on one device. The file is written after every measurement. A
 part that has not ended after `--part_minutes`, or when `--minutes` are over, is cut
-off, and the output says so; `--resume` goes on with the parts that are missing. With
+off, and the output says so; `--resume` continues with the parts that are missing. With
 `--small` tiny networks run on any machine.
 """
 

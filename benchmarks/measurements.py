@@ -19,7 +19,7 @@ from benchmarks.sizes import FULL, SMALL, Network, Sizes
 from benchmarks.timing import Candidate, medians
 from encnet_jax.errors import UserError
 
-_MEMORY = 80e9  # of the device for which the largest batch is told, bytes
+_MEMORY = 80e9  # of the device for which the largest batch is sought, bytes
 _log = logging.getLogger("encnet_jax.benchmarks")
 
 
@@ -215,7 +215,7 @@ def _program(work: str, network: Network) -> programs.Program:
 
 
 def _stepping(work: str, compiled: jax.stages.Compiled, shapes: Any) -> Candidate:
-    """Returns a candidate that calls a program; training goes on with its own state."""
+    """Returns a candidate that calls a program; training carries its own state on."""
     first, *others = programs.random_arrays(shapes)
     if work == "inference":
         return Candidate(lambda: compiled(first, *others), jax.block_until_ready)

@@ -43,7 +43,7 @@ GROUPS = {
         *("winograd", "winograd_conv", "_winograd_gradients"),
         *("im2col_conv", "space_to_batch", "batch_to_space"),
     ),
-    "batch norm, ReLU, residual sums": (
+    "batch norm, ReLU, residual additions": (
         *("BatchNorm.__call__", "BatchNorm._batch_statistics", "BatchNorm.affine"),
         *("BatchNorm._update_statistics", "ConvBN.__call__", "Block.__call__"),
     ),

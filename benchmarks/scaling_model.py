@@ -27,7 +27,7 @@ class Chip(NamedTuple):
         name: Name of the chip.
         peak: Peak bfloat16 operations per second.
         share: Share of the peak that the convolutions of this network reach, an
-            assumption. Measured on an H100: 0.25 (456 images/s of ResNet-50, 360x480).
+            assumption. Measured on an H100: 0.25 (456 images/s of ResNet-50, 480x360).
         link: Bytes per second to the other chips, one direction. For TPUs half of the
             data sheet, as slices smaller than a pod have no wraparound links.
         one_host: Chips in the largest single-host slice.

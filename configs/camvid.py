@@ -2,7 +2,7 @@
 
     python train.py --config=configs/camvid.py --config.data.data_dir=DIR
 
-EncNet-50 on the 360x480 images, 16,000 steps of batch 16 (about 700 epochs of the 367
+EncNet-50 on the 480x360 images, 16,000 steps of batch 16 (about 700 epochs of the 367
 images, as nothing is pretrained). Batches are cropped on the device, as the data set
 fits in its memory. One H100: 17 min for 14,000 steps.
 
@@ -11,7 +11,7 @@ fits in its memory. One H100: 17 min for 14,000 steps.
     python train.py --config=configs/camvid.py:cpu --config.data.data_dir=DIR
 
 ResNet-18 of half the width, 2,200 steps of batch 8 (about 50 epochs), scored at
-360x480. Two CPU cores: 84 min.
+480x360. Two CPU cores: 84 min.
 
 Expected mean IoU on test at the last step: 60 (`gpu`), 42 (`cpu`); see docs/results.md.
 FC-DenseNet103 from scratch: 66.9 (arXiv 1611.09326). The numbers of both recipes were

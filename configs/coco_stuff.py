@@ -5,7 +5,7 @@
     python evaluate.py --config=configs/coco_stuff.py:r50 \
         --scales=0.5,0.75,1,1.25,1.5,1.75 --flip
 
-No EncNet is published on this data set, by the paper, PyTorch-Encoding or
+No EncNet is published on this data set, by the paper, PyTorch-Encoding, or
 mmsegmentation, so there is no expected score. The schedule is that of mmsegmentation's
 other networks (80k iterations of 16 crops of 512, SGD 0.01, poly); everything else is
 as for ADE20K. Not trained here.

@@ -122,7 +122,7 @@ def pixel_cross_entropy(
         own = jnp.where(chosen, logits, 0).sum(-1)
         costs = jax.nn.logsumexp(logits, axis=-1) - own
         total = jnp.where(valid, costs * weights, 0).sum()
-    else:
+    else:  # training: logits of `forward_low_res`
         total = resized_cross_entropy_sum(logits, labels, weights, align_corners)
     count = jnp.maximum(weights.sum(), 1.0) if normalize_by == "valid" else labels.size
     return total / count

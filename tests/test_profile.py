@@ -29,7 +29,7 @@ def test_time_is_attributed_to_the_layers_that_ran():
     groups = operations(step.as_text())
     assert {
         "convolution GEMMs",
-        "batch norm, ReLU, residual sums",
+        "batch norm, ReLU, residual additions",
         "max pooling",
         "resizing and loss",
     } <= set(groups.values())
@@ -44,6 +44,6 @@ def test_innermost_function_determines_the_group():
         group_of("add.1", "add", stack) == "Winograd transforms, im2col, space-to-batch"
     )
     assert group_of("dot.1", "dot_general", stack) == "convolution GEMMs"
-    assert group_of("add.1", "add", stack[2:]) == "batch norm, ReLU, residual sums"
+    assert group_of("add.1", "add", stack[2:]) == "batch norm, ReLU, residual additions"
     assert group_of("add.1", "add", ["main"]) == "rest"
     assert group_of("dot.2", "", []) == "convolution GEMMs"

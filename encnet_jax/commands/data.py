@@ -3,7 +3,7 @@
 Reads every example of the splits and prints image sizes and class frequencies, for the
 training split also class weights, and writes SPLIT.png, a contact sheet of examples
 with their labels. Invalid examples are listed, one per line, and the exit code is 2.
-Config keys are overridden as in training: `--config.data.data_dir=DIR`.
+Config keys are overridden as in training: --config.data.data_dir=DIR.
 """
 
 import sys

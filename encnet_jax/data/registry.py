@@ -160,7 +160,10 @@ def open_dataset(
         if info.task == "classification":
             return ClassificationDataset(info, builder, split)
         return TFRecordDataset(info, builder, split)
-    dataset = entry.open_split(info, split, entry.root(name, data_dir))
+    root = entry.root(name, data_dir)
+    dataset = entry.open_split(info, split, root)
+    if not dataset.pairs and not dataset.problems:
+        raise UserError(f"{root}: no images of split {split!r} of {name} in it")
     if check:
         dataset.check()
     return dataset

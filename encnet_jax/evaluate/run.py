@@ -201,7 +201,7 @@ def _save_figures(
         iou = f"IoU {100 * image_iou[p.index]:.1f}"
         caption = f"{selected[p.index]}, {iou}: {p.example.name}"
         rows[p.index] = (caption, p.example, p.labels)
-    charts.save_examples(list(rows.values()), info, Path(f"{prefix}-pictures.png"))
+    charts.save_examples(list(rows.values()), info, Path(f"{prefix}-examples.png"))
 
 
 def select_examples(image_iou: np.ndarray) -> dict[int, str]:

@@ -32,7 +32,7 @@ _MEANING = {
     "probabilities": "class probabilities (softmax)",
 }
 _JAX_ONLY = f"""\
-Requires only JAX and NumPy; runs on CPU, CUDA and TPU. Compiled once per shape of
+Requires only JAX and NumPy; lowered for CPU, CUDA, and TPU. Compiled once per shape of
 `images`. Written by JAX {jax.__version__}; JAX guarantees that versions released up to
 six months later can read it.
 """

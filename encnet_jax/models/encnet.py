@@ -53,6 +53,7 @@ class EncodingHead(nnx.Module):
         rngs: nnx.Rngs,
     ):
         self.reduce = ConvBN(stage_features[3], channels, 3, rngs=rngs)
+        # `nnx.data`, because NNX would take None for a static attribute.
         self.lateral = nnx.data(None)
         self.fuse = nnx.data(None)
         if lateral:

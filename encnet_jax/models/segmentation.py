@@ -19,7 +19,8 @@ class SegmentationOutput(NamedTuple):
     """The outputs of a segmentation network.
 
     Attributes:
-        logits: Pixel logits, at the size of the input.
+        logits: Pixel logits, at the size of the input; from `forward_low_res`, at that
+            of the features.
         se_logits: Logits of class presence, float32, before the sigmoid; None without
             the semantic encoding branch.
         aux_logits: Pixel logits of the auxiliary head on stage 3, or None.

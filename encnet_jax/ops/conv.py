@@ -39,9 +39,9 @@ def conv2d(
         dilation: Distance of the kernel's taps in pixels.
         impl: `"lax"`: as the compiler does it. `"gemm"`: a 1x1 convolution as one
             matrix product. `"space_to_batch"`: a dilated convolution as a plain one of
-            the d x d interleaved phases. `"winograd"`: 3x3 by fewer products, dilated
-            ones on their phases. `"im2col"`: 3x3 as one matrix product, in chunks of
-            the batch. `"auto"`: what `select_conv_impl` selects.
+            the d x d interleaved phases. `"winograd"`: 3x3 by fewer multiplications,
+            dilated ones on their phases. `"im2col"`: 3x3 as one matrix product, in
+            chunks of the batch. `"auto"`: what `select_conv_impl` selects.
 
     Raises:
         ValueError: An unknown `impl`.
@@ -205,7 +205,7 @@ def strided_slice(x: Float[Array, "b h w c"], stride: int) -> Float[Array, "b H 
     """Returns every `stride`-th row and column.
 
     Written so that free sizes (export) come out as those of a strided convolution do;
-    NumPy's notation would give them another form, and a gather.
+    NumPy's notation would give them other expressions, and a gather.
     """
     if stride == 1:
         return x

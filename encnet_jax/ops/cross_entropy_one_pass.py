@@ -3,8 +3,8 @@
 The low-resolution logits are interpolated to the rows of the labels, an array of
 (b, H, w, n) in their dtype; the columns are interpolated where they are used. So one
 kernel reads the rows and leaves two numbers a pixel, and another writes the gradient of
-the resized logits, once and in the dtype of the logits, which two products pull back:
-by tensor cores where that is bfloat16, at full precision where it is float32.
+the resized logits, once and in the dtype of the logits, which two matrix products pull
+back: by tensor cores where that is bfloat16, at full precision where it is float32.
 """
 
 import jax

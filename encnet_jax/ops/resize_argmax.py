@@ -36,9 +36,9 @@ def resize_argmax(
             `"scan"`: one channel after the other is resized and compared with the best
             so far; a third of the time on CPU, and the array, which for 150 classes is
             the largest of a prediction, is never held. `"lerp"`: interpolates from the
-            neighbors inside the arg max, for GPU, where float32 products run without
-            tensor cores and the array, again, is not written; where a size is unknown,
-            as `"matmul"`. `"auto"`: the fastest of the platform lowered for.
+            neighbors inside the arg max, for GPU, where float32 matrix products run
+            without tensor cores and the array, again, is not written; where a size is
+            unknown, as `"matmul"`. `"auto"`: the fastest of the platform lowered for.
 
     Returns:
         Labels (b, *sizes[-1]); of equal channels the first.

@@ -222,20 +222,20 @@ class Trainer:
 
     def _evaluate(self, step: int) -> dict[str, float]:
         started = time.perf_counter()
-        found = self.validate(self.state.params, self.state.batch_stats)
-        self.writer.scalars(step, found.scores, "evaluation")
-        self.writer.image(step, "predictions", found.panel)
+        result = self.validate(self.state.params, self.state.batch_stats)
+        self.writer.scalars(step, result.scores, "evaluation")
+        self.writer.image(step, "predictions", result.panel)
         _log.info(
             "step %d: %s (%d images, %.0f s)",
             step,
             ", ".join(
                 f"{name.replace('_', ' ').replace('iou', 'IoU')} {value:.4f}"
-                for name, value in found.scores.items()
+                for name, value in result.scores.items()
             ),
-            found.images,
+            result.images,
             time.perf_counter() - started,
         )
-        return found.scores
+        return result.scores
 
     def _save_and_stop(self, step: int) -> None:
         self._check_finite(step)

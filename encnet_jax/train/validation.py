@@ -50,7 +50,7 @@ def make_validate_fn(
 
     Args:
         config: See `encnet_jax.config`.
-        model: From `create_model`, or its abstract form.
+        model: From `create_model`, or abstract.
         dataset: The validation split.
     """
     info, settings = dataset.info, config.evaluation

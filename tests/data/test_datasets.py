@@ -7,7 +7,7 @@ from PIL import Image
 from encnet_jax.data.dataset_info import CAMVID, IGNORE_LABEL
 from encnet_jax.data.datasets import FileDataset, SyntheticScenes
 from encnet_jax.data.file_pairs import pair_files
-from encnet_jax.data.registry import open_dataset
+from encnet_jax.data.registry import DATASETS, LocalDataset, open_dataset
 from encnet_jax.errors import UserError
 
 RNG = np.random.default_rng(0)
@@ -138,6 +138,14 @@ def test_missing_folder_is_named(camvid, missing):
     other = {"test": "testannot", "testannot": "test"}[missing]
     (camvid / other).mkdir()
     assert one_line_error(camvid, "test") == f"{camvid / missing}: no such folder"
+
+
+def test_split_without_pairs_names_its_folder(tmp_path, monkeypatch):
+    entry = LocalDataset(CAMVID, lambda info, split, root: FileDataset(info, []), "x/")
+    monkeypatch.setitem(DATASETS, "camvid", entry)
+    assert one_line_error(tmp_path).startswith(
+        f"{tmp_path}: no images of split 'train'"
+    )
 
 
 def test_file_that_vanished_is_named(camvid):

@@ -121,7 +121,7 @@ def test_scores_are_printed_written_and_plotted(whole):
     assert scores["evaluation"]["scales"] == [0.5, 1.0]
     for word in ("Bicyclist", "ADE score", "small objects", "presence"):
         assert word in result.stdout
-    for kind in ("classes", "confusion", "pictures"):
+    for kind in ("classes", "confusion", "examples"):
         with Image.open(path.with_name(f"test-ms-{kind}.png")) as figure:
             assert figure.width > 300
     assert not list(path.parent.glob("*.partial*"))
@@ -187,7 +187,7 @@ def test_two_hosts_share_an_evaluation_and_one_prints_and_writes_it(
         expected["presence_average_precision"], abs=1e-3
     )
     names = sorted(p.name for p in path.parent.iterdir() if "test-ms" in p.name)
-    kinds = ("classes", "confusion", "pictures")
+    kinds = ("classes", "confusion", "examples")
     assert names == sorted([f"test-ms-{kind}.png" for kind in kinds] + [path.name])
 
 
