@@ -22,7 +22,7 @@ Published test error in percent (paper, table 5):
 | encnet_16k64d | 3.51 M | 3.96 |
 | encnet_32k128d | 16.79 M | 3.45 (3.35 with the published weights) |
 
-Hardware, times, and scores of runs here: docs/results.md. The data set is read by TFDS's
+Hardware, times, and scores of runs: docs/results.md. The data set is read by TFDS's
 builder, which downloads it unless a prepared copy is in `data.data_dir`.
 """
 
