@@ -2,6 +2,7 @@
 
 import logging
 import os
+import re
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -66,8 +67,9 @@ def _set_up() -> None:
 def _renamed_flag(arguments: list[str]) -> str | None:
     """Returns the message for the first flag with an old key, or None."""
     for argument in arguments:
-        key = argument.partition("=")[0].removeprefix("--config.")
-        if key in CONFIG_KEYS:
+        # absl also takes one dash, and `no` in front of a Boolean.
+        flag = re.match(r"--?(?:no)?config\.([^=]+)", argument)
+        if flag and (key := flag[1]) in CONFIG_KEYS:
             return f"--config.{key}: is now called --config.{CONFIG_KEYS[key]}"
     return None
 

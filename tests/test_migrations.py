@@ -122,10 +122,11 @@ def test_an_unknown_key_is_refused():
         validate(config)
 
 
-def test_a_flag_with_an_old_key_is_one_line_and_exit_code_2():
-    result = run(
-        "train.py", "--config=configs/scenes.py", "--config.data.in_memory=True"
-    )
+@pytest.mark.parametrize(
+    "flag", ["--config.data.in_memory=True", "--noconfig.data.in_memory"]
+)
+def test_a_flag_with_an_old_key_is_one_line_and_exit_code_2(flag):
+    result = run("train.py", "--config=configs/scenes.py", flag)
     assert result.returncode == 2
     assert errors(result) == [
         "error: --config.data.in_memory: is now called --config.data.cache_on_device"
