@@ -78,7 +78,9 @@ def _one_line(error: Exception) -> str:
     text = error.args[0] if isinstance(error, KeyError) and error.args else error
     lines = str(text).strip().splitlines()
     # absl reports a config file that raises with its traceback; the last line counts.
-    return lines[-1] if "Traceback" in str(text) else " ".join(" ".join(lines).split())
+    if "Traceback" in str(text):
+        return lines[-1].removeprefix(f"{UserError.__module__}.UserError: ")
+    return " ".join(" ".join(lines).split())
 
 
 def _fail(message: str, code: int) -> None:

@@ -17,6 +17,7 @@ from encnet_jax.models import create_model
 from encnet_jax.run.model_config import check_config, model_settings
 from encnet_jax.run.state import split_model
 from encnet_jax.train.settings import check_task
+from tests.commands import errors, run
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = {
@@ -131,3 +132,11 @@ def test_stored_config_is_read_back(tmp_path):
 def test_workdir_is_named_after_file_and_argument():
     assert default_workdir("configs/scenes.py") == Path("runs/scenes")
     assert default_workdir("a/camvid.py:cpu") == Path("runs/camvid-cpu")
+
+
+def test_an_unknown_variant_is_one_line_without_the_type_of_the_error():
+    result = run("train.py", "--config=configs/scenes.py:bogus")
+    assert result.returncode == 2
+    assert errors(result) == [
+        "error: scenes.py:bogus: allowed are encnet, fcn, pspnet, deeplabv3"
+    ]

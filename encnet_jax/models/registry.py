@@ -131,8 +131,11 @@ def check_model_settings(
     for key, value in {**settings, "backbone": backbone}.items():
         if key in same_task:
             own = [settings_of(e)[key] for e in entries if key in settings_of(e)]
-            for setting in own or [same_task[key]]:
-                check_value(key, value, setting.check)
+            # Ignored: what one network or the other allows is left alone.
+            others = [task[key] for task in (same_task, other_task) if key in task]
+            if own or not any(_allows(setting, value) for setting in others):
+                for setting in own or others:
+                    check_value(key, value, setting.check)
         elif key not in other_task:
             raise TypeError(f"{key}={value!r}: no such setting of any model")
         elif value != other_task[key].default:
@@ -140,6 +143,10 @@ def check_model_settings(
                 f"model.{key}={value!r}: {name} has no such setting; allowed is "
                 f"{other_task[key].default!r}"
             )
+
+
+def _allows(setting: Setting, value: Any) -> bool:
+    return setting.check is None or not setting.check(value)
 
 
 def _settings_of_task(segment: bool) -> dict[str, Setting]:

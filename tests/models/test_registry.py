@@ -108,3 +108,16 @@ def test_layer_options_reach_every_layer():
     assert {x.dtype for x in layers if isinstance(x, Conv)} == {jnp.bfloat16}
     norms = [x for x in layers if isinstance(x, BatchNorm)]
     assert norms and all(norm.unbiased_running_var for norm in norms)
+
+
+@pytest.mark.parametrize("name", ["resnet14", "se_resnet14", "fcn"])
+def test_no_codewords_are_allowed_where_there_are_none_anyway(name):
+    # As in 0.1.0, whose stored configurations say so.
+    registry.check_model_settings(name=name, num_classes=3, num_codes=0)
+    with pytest.raises(UserError, match="model.num_codes=-1: an integer of at least"):
+        registry.check_model_settings(name=name, num_classes=3, num_codes=-1)
+
+
+def test_an_encnet14_needs_a_codeword():
+    with pytest.raises(UserError, match="model.num_codes=0: an integer of at least 1"):
+        registry.check_model_settings(name="encnet14", num_classes=3, num_codes=0)
