@@ -13,11 +13,11 @@ from .cases import Case, load_case, nchw, nhwc
 from .modules import empty
 
 _SETTINGS = {
-    "backbone_resnet50_dilated": dict(backbone="resnet50", stem="plain"),
-    "torchvision_resnet18": dict(backbone="resnet18", stem="plain", output_stride=32),
-    "torchvision_resnet50": dict(backbone="resnet50", stem="plain", output_stride=32),
+    "backbone_resnet50_dilated": dict(name="resnet50", stem="plain"),
+    "torchvision_resnet18": dict(name="resnet18", stem="plain", output_stride=32),
+    "torchvision_resnet50": dict(name="resnet50", stem="plain", output_stride=32),
     "timm_resnet50d": dict(
-        backbone="resnet50", stem_width=32, avg_down=True, output_stride=32
+        name="resnet50", stem_width=32, avg_down=True, output_stride=32
     ),
 }
 
