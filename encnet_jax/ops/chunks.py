@@ -1,8 +1,8 @@
 """A batch in chunks of images, so that what is made of a chunk stays in the cache.
 
-A convolution as matrix products makes four to nine times as many elements as the images
-have. Of a whole batch they go to memory and come back, which takes as long as the
-products; that matters where channels are few.
+A convolution by GEMMs makes four to nine times as many elements as the images have.
+For a whole batch they go to memory and back, which takes as long as the GEMMs
+themselves; that matters where channels are few.
 """
 
 import jax
@@ -25,7 +25,7 @@ def chunk_size(
     """Returns how many of the images pass together; a divisor of the batch.
 
     As many as have `max_elements`, but enough for four times as many pixels as
-    channels: the products of every chunk read all of the kernel.
+    channels: the GEMMs of every chunk read the whole kernel.
     """
     b, h, w, _ = x.shape
     channels = max(kernel.shape[2:])

@@ -39,15 +39,6 @@ def add_bias(
     return dispatch("add_bias", impls, impl, y, bias)
 
 
-def count_fused_convolutions(hlo: str) -> int:
-    """Returns how many cuDNN calls take in a bias, in the text of a compiled program.
-
-    Args:
-        hlo: `jax.jit(f).lower(...).compile().as_text()`, for a GPU.
-    """
-    return hlo.count('custom_call_target="__cudnn$convBiasActivationForward"')
-
-
 def _add_in_float32(y: jax.Array, bias: AnyArray, dtype: DTypeLike) -> jax.Array:
     return (y.astype(jnp.float32) + bias).astype(dtype)
 

@@ -6,7 +6,17 @@ import numpy as np
 import pytest
 
 from encnet_jax.ops import conv_bias
-from encnet_jax.ops.conv_bias import add_bias, count_fused_convolutions
+from encnet_jax.ops.conv_bias import add_bias
+
+
+def count_fused_convolutions(hlo: str) -> int:
+    """Returns how many cuDNN calls take in a bias, in the text of a compiled program.
+
+    Args:
+        hlo: `jax.jit(f).lower(...).compile().as_text()`, for a GPU.
+    """
+    return hlo.count('custom_call_target="__cudnn$convBiasActivationForward"')
+
 
 RNG = np.random.default_rng(0)
 
