@@ -64,6 +64,8 @@ def _model() -> ConfigDict:
     model.width = 64  # channels of the first stage before expansion
     model.remat = ()  # stages recomputed in the backward pass, to save memory
     model.head_channels = 512  # channels of the head
+    # Initial convolutions of the head: pytorch_encoding (PyTorch's default) or mmseg.
+    model.head_init = "pytorch_encoding"
     model.dropout = 0.1  # rate before each classifier
     # 3x3 convolutions: lax, space_to_batch (dilated ones), winograd; auto: by platform.
     model.conv_impl = "auto"
