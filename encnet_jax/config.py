@@ -57,10 +57,15 @@ def _model() -> ConfigDict:
     model.lateral = False  # lateral links from stages 2 and 3 to the head
     model.align_corners = True  # of the upsampling; mmsegmentation: False
     model.num_codes = 32  # codewords (paper); 0: global average pooling
+    # Initial scales of the codewords: original ([-1, 0)), or scaled ([-1/channels, 0)).
+    model.scale_init = "original"
+    model.code_reduction = "mean"  # over codewords; paper: sum
+    model.gate = "residual"  # relu(x + x * gate); plain: x * gate (paper)
     model.se_loss = True  # predict class presence
     model.se_stages = (4,)  # stages to predict it from; paper: (3, 4)
     model.aux_head = True  # auxiliary FCN head on stage 3
     model.output_stride = 8  # 8, 16 or 32
+    model.decoder_stride = 8  # encnet, fcn; 4: logits at stride 4, by a link to stage 1
     model.width = 64  # channels of the first stage before expansion
     model.remat = ()  # stages recomputed in the backward pass, to save memory
     model.head_channels = 512  # channels of the head

@@ -15,9 +15,9 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from encnet_jax.models.encoding import Encoding
+from encnet_jax.models.encoding import SCALE_INITS, Encoding
 from encnet_jax.models.layers import BatchNorm, Conv, linear, uniform_fan_in
-from encnet_jax.models.settings import Check, at_least
+from encnet_jax.models.settings import Check, at_least, one_of
 
 SE_REDUCTION = 16
 ENCODING_REDUCTION = 4
@@ -39,15 +39,23 @@ class ClassifierOutput(NamedTuple):
 class DropEncoding(Encoding):
     """Encoding with random scales, drawn anew in every training step.
 
-    Each codeword's scale is uniform in [-1, 0); in eval mode it is -0.5. The authors'
+    Each codeword's scale is uniform in the range of the initial scales, [-1, 0) or that
+    of another `scale_init`; in eval mode it is the mean, -0.5. The authors'
     published weights are of this variant. Their layer draws again between the forward
     and the backward pass; here both see the same scales.
 
     Args: as `Encoding`; there is no parameter `scale`.
     """
 
-    def __init__(self, features: int, num_codes: int, *, rngs: nnx.Rngs):
-        super().__init__(features, num_codes, rngs=rngs)
+    def __init__(
+        self,
+        features: int,
+        num_codes: int,
+        *,
+        scale_init: str = "original",
+        rngs: nnx.Rngs,
+    ):
+        super().__init__(features, num_codes, scale_init=scale_init, rngs=rngs)
         del self.scale
         # Own stream, of a fixed name: the training step reseeds it.
         self.rngs = nnx.Rngs(dropout=rngs.dropout())
@@ -61,9 +69,9 @@ class DropEncoding(Encoding):
     def _scales(self) -> Float[Array, " k"]:
         num_codes = self.codewords.shape[0]
         if self.deterministic:
-            return jnp.full(num_codes, -0.5)
+            return jnp.full(num_codes, self.min_scale / 2)
         key = self.rngs.dropout()
-        return jax.random.uniform(key, (num_codes,), minval=-1.0, maxval=0.0)
+        return jax.random.uniform(key, (num_codes,), minval=self.min_scale, maxval=0.0)
 
 
 class EncodingAttention(nnx.Module):
@@ -78,15 +86,24 @@ class EncodingAttention(nnx.Module):
         features: Number of channels c.
         num_codes: Number of codewords k.
         drop: Whether scales are random; see `DropEncoding`.
+        scale_init: See `Encoding`.
         rngs: Source of the initial weights and of random scales.
     """
 
-    def __init__(self, features: int, *, num_codes: int, drop: bool, rngs: nnx.Rngs):
+    def __init__(
+        self,
+        features: int,
+        *,
+        num_codes: int,
+        drop: bool,
+        scale_init: str = "original",
+        rngs: nnx.Rngs,
+    ):
         reduced = features // ENCODING_REDUCTION
         self.conv = _Conv(features, reduced, use_bias=True, rngs=rngs)
         self.norm = BatchNorm(reduced, rngs=rngs)
         create = DropEncoding if drop else Encoding
-        self.encoding = create(reduced, num_codes, rngs=rngs)
+        self.encoding = create(reduced, num_codes, scale_init=scale_init, rngs=rngs)
         self.linear = linear(num_codes * reduced, features, rngs=rngs)
 
     def gate(self, x: Float[Array, "b h w c"]) -> Float[Array, "b c"]:
@@ -236,11 +253,13 @@ class EncNet14(CifarResNet14):
         - `width`: At least 4.
         - `num_codes`: Number of codewords k, 16 or 32 in the paper (16k, 32k).
         - `scale_drop`: Whether scales are random; see `DropEncoding`.
+        - `scale_init`: See `Encoding`.
     """
 
     checks = CifarResNet14.checks | {
         "width": at_least(ENCODING_REDUCTION),
         "num_codes": at_least(1),
+        "scale_init": one_of(*SCALE_INITS),
     }
 
     def __init__(
@@ -249,12 +268,17 @@ class EncNet14(CifarResNet14):
         *,
         num_codes: int = 32,
         scale_drop: bool = False,
+        scale_init: str = "original",
         rngs: nnx.Rngs,
         **settings: Any,
     ):
         def block(features_in: int, features: int, stride: int) -> AttentionBlock:
             attention = EncodingAttention(
-                features, num_codes=num_codes, drop=scale_drop, rngs=rngs
+                features,
+                num_codes=num_codes,
+                drop=scale_drop,
+                scale_init=scale_init,
+                rngs=rngs,
             )
             return AttentionBlock(features_in, features, stride, attention, rngs=rngs)
 

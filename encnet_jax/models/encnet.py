@@ -10,8 +10,18 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from encnet_jax.models.encoding import ContextEncoding
-from encnet_jax.models.heads import ClassifierHead
+from encnet_jax.models.encoding import (
+    CODE_REDUCTIONS,
+    GATES,
+    SCALE_INITS,
+    ContextEncoding,
+)
+from encnet_jax.models.heads import (
+    DECODER_STRIDES,
+    ClassifierHead,
+    Decoder,
+    create_decoder,
+)
 from encnet_jax.models.layers import HeadConvBN
 from encnet_jax.models.segmentation import (
     Backbone,
@@ -34,10 +44,11 @@ class EncodingHead(nnx.Module):
         channels: Channels of the head.
         num_classes: Number of classes n.
         lateral: Whether to add the lateral links.
-        num_codes: See `ContextEncoding`.
         se_loss: Whether to add the semantic encoding branch.
+        decoder: Comes between the module and the classifier, if there is one.
         dropout: Rate before the classifier.
         rngs: Source of the initial weights and of dropout.
+        **context: See `ContextEncoding`.
     """
 
     def __init__(
@@ -47,10 +58,11 @@ class EncodingHead(nnx.Module):
         num_classes: int,
         *,
         lateral: bool,
-        num_codes: int,
         se_loss: bool,
+        decoder: Decoder | None = None,
         dropout: float,
         rngs: nnx.Rngs,
+        **context: Any,
     ):
         self.reduce = HeadConvBN(stage_features[3], channels, 3, rngs=rngs)
         # `nnx.data`, because NNX would take None for a static attribute.
@@ -63,18 +75,24 @@ class EncodingHead(nnx.Module):
             self.fuse = HeadConvBN(3 * channels, channels, 3, rngs=rngs)
         self.context = ContextEncoding(
             channels,
-            num_codes=num_codes,
             num_classes=num_classes if se_loss else None,
             rngs=rngs,
+            **context,
         )
+        self.decoder = nnx.data(decoder)
         self.classifier = ClassifierHead(
-            channels, num_classes, dropout=dropout, rngs=rngs
+            decoder.features if decoder else channels,
+            num_classes,
+            dropout=dropout,
+            rngs=rngs,
         )
 
     def __call__(
         self, stages: list[jax.Array]
     ) -> tuple[Float[Array, "b h w n"], Float[Array, "b n"] | None]:
-        """Returns logits, at the size of the last stage, and SE logits or None.
+        """Returns logits and SE logits or None.
+
+        Logits have the size of the last stage, with a decoder that of the first.
 
         Args:
             stages: Outputs of the four stages, each (b, h/s, w/s, c).
@@ -86,6 +104,8 @@ class EncodingHead(nnx.Module):
             links = [resize_bilinear(link, (x.shape[1], x.shape[2])) for link in links]
             x = self.fuse(jnp.concatenate([x, *links], axis=-1))
         x, se_logits = self.context(x)
+        if self.decoder is not None:
+            x = self.decoder(x, stages[0])
         return self.classifier(x), se_logits
 
 
@@ -97,6 +117,11 @@ class EncNet(SegmentationModel):
         backbone: The backbone.
         lateral: Whether the head takes stages 2 and 3 as well; see `EncodingHead`.
         num_codes: Number of codewords k; 0 is global average pooling.
+        code_reduction: See `ContextEncoding`.
+        gate: See `ContextEncoding`.
+        scale_init: See `Encoding`.
+        decoder_stride: Stride of the logits: 8 for that of the features; 4 adds a
+            `Decoder`.
         se_loss: Whether to predict class presence, for the semantic encoding loss.
         se_stages: Stages to predict it from: `(4,)` as in the released code; `(3, 4)`
             as in the paper, where a second Context Encoding Module on stage 3 serves
@@ -109,6 +134,10 @@ class EncNet(SegmentationModel):
 
     checks = SegmentationModel.checks | {
         "num_codes": at_least(0),
+        "code_reduction": one_of(*CODE_REDUCTIONS),
+        "gate": one_of(*GATES),
+        "scale_init": one_of(*SCALE_INITS),
+        "decoder_stride": one_of(*DECODER_STRIDES),
         "se_stages": one_of((4,), (3, 4), (3,)),
     }
 
@@ -117,8 +146,13 @@ class EncNet(SegmentationModel):
         num_classes: int,
         backbone: Backbone,
         *,
+        align_corners: bool = True,
         lateral: bool = False,
         num_codes: int = 32,
+        code_reduction: str = "mean",
+        gate: str = "residual",
+        scale_init: str = "original",
+        decoder_stride: int = 8,
         se_loss: bool = True,
         se_stages: tuple[int, ...] = (4,),
         head_channels: int = 512,
@@ -126,15 +160,29 @@ class EncNet(SegmentationModel):
         rngs: nnx.Rngs,
         **settings: Any,
     ):
+        settings["align_corners"] = align_corners
+        context: dict[str, Any] = dict(
+            num_codes=num_codes,
+            code_reduction=code_reduction,
+            gate=gate,
+            scale_init=scale_init,
+            rngs=rngs,
+        )
         head = EncodingHead(
             backbone.features,
             head_channels,
             num_classes,
             lateral=lateral,
-            num_codes=num_codes,
             se_loss=se_loss and 4 in se_stages,
+            decoder=create_decoder(
+                decoder_stride,
+                backbone.features[0],
+                head_channels,
+                align_corners=align_corners,
+                rngs=rngs,
+            ),
             dropout=dropout,
-            rngs=rngs,
+            **context,
         )
         super().__init__(
             num_classes, backbone, head, dropout=dropout, rngs=rngs, **settings
@@ -145,7 +193,7 @@ class EncNet(SegmentationModel):
                 backbone.features[2], head_channels, 3, rngs=rngs
             )
             self.stage3_context = ContextEncoding(
-                head_channels, num_codes=num_codes, num_classes=num_classes, rngs=rngs
+                head_channels, num_classes=num_classes, **context
             )
 
     def apply_head(self, stages: list[jax.Array]) -> SegmentationOutput:

@@ -11,6 +11,10 @@ from jaxtyping import Array, Float
 from encnet_jax.models.layers import BatchNorm, HeadConvBN, linear
 from encnet_jax.ops.resize import AnyArray
 
+SCALE_INITS = ("original", "scaled")
+CODE_REDUCTIONS = ("mean", "sum")
+GATES = ("residual", "plain")
+
 
 class Encoding(nnx.Module):
     """The Encoding Layer: residuals of features over learned codewords.
@@ -29,10 +33,22 @@ class Encoding(nnx.Module):
     Args:
         features: Number of channels c.
         num_codes: Number of codewords k, at least 1.
+        scale_init: How the scales start. `"original"`: uniform in [-1, 0), as in both
+            original implementations. `"scaled"`: uniform in [-1/c, 0). Behind batch
+            norm and ReLU |x - d|^2 is about c/2 for every codeword at first, so that
+            the original start gives nearly all pixels to the few codewords whose scales
+            are closest to 0, and the others next to no gradient.
         rngs: Source of the initial codewords, uniform in +-1/sqrt(k c), and scales.
     """
 
-    def __init__(self, features: int, num_codes: int, *, rngs: nnx.Rngs):
+    def __init__(
+        self,
+        features: int,
+        num_codes: int,
+        *,
+        scale_init: str = "original",
+        rngs: nnx.Rngs,
+    ):
         if num_codes < 1:
             raise ValueError(f"num_codes={num_codes}: at least 1 codeword is needed")
         bound = (num_codes * features) ** -0.5
@@ -41,8 +57,11 @@ class Encoding(nnx.Module):
                 rngs.params(), (num_codes, features), minval=-bound, maxval=bound
             )
         )
+        self.min_scale = -1.0 if scale_init == "original" else -1.0 / features
         self.scale = nnx.Param(
-            jax.random.uniform(rngs.params(), (num_codes,), minval=-1.0, maxval=0.0)
+            jax.random.uniform(
+                rngs.params(), (num_codes,), minval=self.min_scale, maxval=0.0
+            )
         )
 
     def __call__(self, x: Float[Array, "b *pixels c"]) -> Float[Array, "b k c"]:
@@ -79,13 +98,16 @@ class ContextEncoding(nnx.Module):
         e = mean_k relu(batch_norm(encoding(conv_bn_relu(x))))
         features = relu(x + x sigmoid(linear(e))),   se_logits = linear(e).
 
-    The paper sums over the codewords, and has neither the identity nor the ReLU around
-    the product; both original implementations compute what is written here.
+    This is what both original implementations compute. In the paper e is the sum over
+    the codewords, and the features are x sigmoid(linear(e)).
 
     Args:
         features: Number of channels c.
         num_codes: Number of codewords k; 0 replaces the encoding by the mean over the
             pixels (the paper's ablation with K = 0).
+        code_reduction: `"mean"` over the codewords, or the paper's `"sum"`.
+        gate: `"residual"`, or the paper's `"plain"` product.
+        scale_init: See `Encoding`.
         num_classes: Classes n of the semantic encoding branch; None omits the branch.
         rngs: Source of the initial weights.
     """
@@ -95,6 +117,9 @@ class ContextEncoding(nnx.Module):
         features: int,
         *,
         num_codes: int = 32,
+        code_reduction: str = "mean",
+        gate: str = "residual",
+        scale_init: str = "original",
         num_classes: int | None,
         rngs: nnx.Rngs,
     ):
@@ -102,8 +127,12 @@ class ContextEncoding(nnx.Module):
         self.encoding = nnx.data(None)
         self.norm = nnx.data(None)
         if num_codes:
-            self.encoding = Encoding(features, num_codes, rngs=rngs)
+            self.encoding = Encoding(
+                features, num_codes, scale_init=scale_init, rngs=rngs
+            )
             self.norm = BatchNorm(num_codes, axis=1, rngs=rngs)
+        self.code_reduction = code_reduction
+        self.residual = gate == "residual"
         self.gate = linear(features, features, rngs=rngs)
         self.se_head = nnx.data(
             linear(features, num_classes, rngs=rngs) if num_classes else None
@@ -114,7 +143,8 @@ class ContextEncoding(nnx.Module):
         x = self.reduce(x)
         if self.encoding is None or self.norm is None:
             return x.astype(jnp.float32).mean((1, 2))
-        return jax.nn.relu(self.norm(self.encoding(x))).mean(1)
+        codes = jax.nn.relu(self.norm(self.encoding(x)))
+        return codes.mean(1) if self.code_reduction == "mean" else codes.sum(1)
 
     def __call__(
         self, x: Float[Array, "b h w c"]
@@ -129,5 +159,7 @@ class ContextEncoding(nnx.Module):
         se_logits = None if self.se_head is None else self.se_head(encoded)
         # Float32, so that the gradient of the gate, a sum over all pixels, is too.
         features = x.astype(jnp.float32)
-        features = jax.nn.relu(features + features * gate[:, None, None, :])
-        return features.astype(x.dtype), se_logits
+        gated = features * gate[:, None, None, :]
+        if self.residual:
+            gated = jax.nn.relu(features + gated)
+        return gated.astype(x.dtype), se_logits

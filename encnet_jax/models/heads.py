@@ -1,5 +1,7 @@
 """Heads: from the features of a backbone to logits at their size."""
 
+from typing import Any
+
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
@@ -10,6 +12,8 @@ from encnet_jax.ops.resize import adaptive_average_pool, resize_bilinear
 PYRAMID = (1, 2, 3, 6)  # cells along each side (PSPNet, section 3.2)
 ASPP_RATES = (12, 24, 36)  # dilations at output stride 8 (DeepLabV3, section 3.3)
 ASPP_DROPOUT = 0.5
+DECODER_STRIDES = (8, 4)
+DECODER_LINK = 48  # channels of the link from stage 1 (DeepLabV3+, section 4.1)
 HEAD_INITS = ("pytorch_encoding", "mmseg")
 MMSEG_CLASSIFIER_STD = 0.01
 
@@ -41,6 +45,50 @@ class ClassifierHead(nnx.Module):
         return self.conv(self.dropout(x))
 
 
+class Decoder(nnx.Module):
+    """Joins the features of a head with stage 1, at its stride 4.
+
+    As in DeepLabV3+ (Chen et al. 2018, section 3.1), with one 3x3 convolution: stage 1
+    is reduced to 48 channels, the features are resized to its size, both are
+    concatenated and fused to half the channels of the head.
+
+    Args:
+        stage1_features: Number of channels d of stage 1.
+        channels: Number of channels c of the head.
+        align_corners: How the features are resized; see `resize_bilinear`.
+        rngs: Source of the initial weights.
+
+    Attributes:
+        features: Number of output channels e, half of c.
+    """
+
+    def __init__(
+        self,
+        stage1_features: int,
+        channels: int,
+        *,
+        align_corners: bool,
+        rngs: nnx.Rngs,
+    ):
+        self.features = max(channels // 2, 1)
+        self.link = HeadConvBN(stage1_features, DECODER_LINK, rngs=rngs)
+        self.fuse = HeadConvBN(channels + DECODER_LINK, self.features, 3, rngs=rngs)
+        self.align_corners = align_corners
+
+    def __call__(
+        self, x: Float[Array, "b h w c"], stage1: Float[Array, "b H W d"]
+    ) -> Float[Array, "b H W e"]:
+        """Returns the joined features, at the size of stage 1."""
+        size = (stage1.shape[1], stage1.shape[2])
+        x = resize_bilinear(x, size, align_corners=self.align_corners)
+        return self.fuse(jnp.concatenate([x, self.link(stage1)], axis=-1))
+
+
+def create_decoder(decoder_stride: int, *args: Any, **kwargs: Any) -> Decoder | None:
+    """Returns a `Decoder` of the given arguments at stride 4, None at 8."""
+    return Decoder(*args, **kwargs) if decoder_stride == 4 else None
+
+
 class FCNHead(nnx.Module):
     """3x3 convolution, batch norm, ReLU, dropout, 1x1 convolution.
 
@@ -51,6 +99,7 @@ class FCNHead(nnx.Module):
         features: Number of input channels c.
         channels: Output channels of the 3x3 convolution.
         num_classes: Number of classes n.
+        decoder: Comes before the classifier, if there is one.
         dropout: Rate before the classifier.
         rngs: Source of the initial weights and of dropout.
     """
@@ -61,17 +110,35 @@ class FCNHead(nnx.Module):
         channels: int,
         num_classes: int,
         *,
+        decoder: Decoder | None = None,
         dropout: float,
         rngs: nnx.Rngs,
     ):
         self.reduce = HeadConvBN(features, channels, 3, rngs=rngs)
+        self.decoder = nnx.data(decoder)
         self.classifier = ClassifierHead(
-            channels, num_classes, dropout=dropout, rngs=rngs
+            decoder.features if decoder else channels,
+            num_classes,
+            dropout=dropout,
+            rngs=rngs,
         )
 
-    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w n"]:
-        """Returns the logits of every pixel."""
-        return self.classifier(self.reduce(x))
+    def __call__(
+        self,
+        x: Float[Array, "b h w c"],
+        stage1: Float[Array, "b H W d"] | None = None,
+    ) -> Float[Array, "b ... n"]:
+        """Returns the logits at the size of x, with a decoder at that of stage 1.
+
+        Args:
+            x: Features of one stage.
+            stage1: Features of stage 1; the decoder needs them.
+        """
+        x = self.reduce(x)
+        if self.decoder is not None:
+            assert stage1 is not None  # `FCN` passes it
+            x = self.decoder(x, stage1)
+        return self.classifier(x)
 
 
 class PSPHead(nnx.Module):

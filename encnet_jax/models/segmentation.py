@@ -10,8 +10,14 @@ import jax
 from flax import nnx
 from jaxtyping import Array, Float
 
-from encnet_jax.models.heads import DeepLabV3Head, FCNHead, PSPHead
-from encnet_jax.models.settings import Check, at_least
+from encnet_jax.models.heads import (
+    DECODER_STRIDES,
+    DeepLabV3Head,
+    FCNHead,
+    PSPHead,
+    create_decoder,
+)
+from encnet_jax.models.settings import Check, at_least, one_of
 from encnet_jax.ops.resize import Size, resize_bilinear
 
 
@@ -132,33 +138,51 @@ class FCN(SegmentationModel):
     Args:
         num_classes: See `SegmentationModel`.
         backbone: See `SegmentationModel`.
+        decoder_stride: Stride of the logits: 8 for that of the features; 4 adds a
+            `Decoder`.
         head_channels: Channels of the head; 512 in all published networks.
         dropout: Rate before both classifiers.
         rngs: Source of the initial weights and of dropout.
         **settings: See `SegmentationModel`.
     """
 
+    checks = SegmentationModel.checks | {"decoder_stride": one_of(*DECODER_STRIDES)}
+
     def __init__(
         self,
         num_classes: int,
         backbone: Backbone,
         *,
+        align_corners: bool = True,
+        decoder_stride: int = 8,
         head_channels: int = 512,
         dropout: float = 0.1,
         rngs: nnx.Rngs,
         **settings: Any,
     ):
+        settings["align_corners"] = align_corners
+        decoder = create_decoder(
+            decoder_stride,
+            backbone.features[0],
+            head_channels,
+            align_corners=align_corners,
+            rngs=rngs,
+        )
         shape = (backbone.features[3], head_channels, num_classes)
-        head = FCNHead(*shape, dropout=dropout, rngs=rngs)
+        head = FCNHead(*shape, decoder=decoder, dropout=dropout, rngs=rngs)
         super().__init__(
             num_classes, backbone, head, dropout=dropout, rngs=rngs, **settings
         )
+
+    def apply_head(self, stages: list[jax.Array]) -> SegmentationOutput:
+        """Returns the logits; see `SegmentationModel`."""
+        return SegmentationOutput(self.head(stages[3], stages[0]))
 
 
 class PSPNet(SegmentationModel):
     """PSPNet (Zhao et al. 2017) on a dilated backbone; see `PSPHead`.
 
-    Args: as `FCN`.
+    Args: as `FCN`, but `decoder_stride`.
     """
 
     def __init__(
@@ -183,7 +207,7 @@ class PSPNet(SegmentationModel):
 class DeepLabV3(SegmentationModel):
     """DeepLabV3 (Chen et al. 2017); see `DeepLabV3Head`.
 
-    Args: as `FCN`, and
+    Args: as `PSPNet`, and
 
         - `output_stride`: That of the backbone.
         - `head_channels`: Twice the channels of the head, so that the default gives the

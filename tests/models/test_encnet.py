@@ -39,6 +39,8 @@ def abstract_outputs(*arguments, size=(33, 49), **settings):
         ("encnet", dict(se_stages=(3, 4), se_loss=False), {"aux_logits"}),
         ("encnet", dict(num_codes=0), {"se_logits", "aux_logits"}),
         ("encnet", dict(lateral=True, output_stride=32), {"se_logits", "aux_logits"}),
+        ("encnet", dict(decoder_stride=4), {"se_logits", "aux_logits"}),
+        ("fcn", dict(decoder_stride=4, output_stride=16), {"aux_logits"}),
         ("fcn", {}, {"aux_logits"}),
         ("fcn", dict(aux_head=False, se_stages=(3, 4), lateral=True), set()),
     ],

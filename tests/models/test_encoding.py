@@ -92,6 +92,23 @@ def test_codewords_start_within_their_bounds():
     assert -1 <= scale.min() and scale.max() <= 0
 
 
+@pytest.mark.parametrize(
+    "scale_init, lowest, share", [("original", -1.0, 0.8), ("scaled", -1 / 512, 0.1)]
+)
+def test_start_of_the_scales_decides_how_many_codewords_get_pixels(
+    scale_init, lowest, share
+):
+    layer = Encoding(512, 32, scale_init=scale_init, rngs=nnx.Rngs(0))
+    scale = np.asarray(layer.scale)
+    assert lowest <= scale.min() < 0.9 * lowest and 0.1 * lowest < scale.max() <= 0
+    # Features as behind batch norm and ReLU.
+    x = np.maximum(RNG.standard_normal((300, 1, 512)), 0)
+    logits = scale * np.square(x - np.asarray(layer.codewords)).sum(-1)
+    weights = np.exp(logits - logits.max(-1, keepdims=True))
+    mean = (weights / weights.sum(-1, keepdims=True)).mean(0)
+    assert (mean.max() > share) == (scale_init == "original")
+
+
 def test_less_than_one_codeword_raises():
     with pytest.raises(ValueError, match="num_codes=0"):
         Encoding(4, 0, rngs=nnx.Rngs(0))
@@ -108,8 +125,15 @@ def test_context_without_codewords_is_average_pooling():
     assert sorted(state) == ["gate", "reduce", "se_head"]
 
 
-def test_context_takes_the_mean_of_the_rectified_codewords():
-    module = random_module(ContextEncoding, 4, num_codes=3, num_classes=None)
+@pytest.mark.parametrize("code_reduction", ["mean", "sum"])
+def test_context_reduces_the_rectified_codewords(code_reduction):
+    module = random_module(
+        ContextEncoding,
+        4,
+        num_codes=3,
+        code_reduction=code_reduction,
+        num_classes=None,
+    )
     module.eval()
     module.norm.bias[...] = jnp.array([0.0, 0.5, -0.5])
     x = features(2, 3, 5, 4)
@@ -121,21 +145,22 @@ def test_context_takes_the_mean_of_the_rectified_codewords():
         np.asarray(module.encoding.scale),
     )
     normalized = codes / np.sqrt(1 + 1e-5) + [[[0.0], [0.5], [-0.5]]]
-    expected = np.maximum(normalized, 0).mean(1)
+    expected = getattr(np.maximum(normalized, 0), code_reduction)(1)
     np.testing.assert_allclose(module.encode(x), expected, atol=1e-4)
 
 
-def test_attention_multiplies_by_one_plus_the_gate():
-    module = random_module(ContextEncoding, 2, num_codes=0, num_classes=3)
+@pytest.mark.parametrize(
+    "gate, factors", [("residual", [1.5, 1.75]), ("plain", [0.5, 0.75])]
+)
+def test_attention_multiplies_by_the_gate(gate, factors):
+    module = random_module(ContextEncoding, 2, num_codes=0, gate=gate, num_classes=3)
     module.gate.kernel[...] = jnp.zeros((2, 2))
     module.gate.bias[...] = jnp.array([0.0, np.log(3.0)])  # Gates of 1/2 and 3/4.
     module.se_head.kernel[...] = jnp.zeros((2, 3))
     module.se_head.bias[...] = jnp.array([1.0, -2.0, 3.0])
-    x = features(2, 3, 5, 2)
+    x = jax.nn.relu(features(2, 3, 5, 2))
     attended, presence = module(x)
-    np.testing.assert_allclose(
-        attended, np.maximum(x * np.array([1.5, 1.75]), 0), rtol=1e-5
-    )
+    np.testing.assert_allclose(attended, x * np.array(factors), rtol=1e-5)
     np.testing.assert_allclose(presence, [[1, -2, 3]] * 2)
 
 

@@ -12,7 +12,7 @@ from flax import nnx
 from benchmarks.model_costs import model_costs, table
 from encnet_jax.errors import UserError
 from encnet_jax.models import create_model
-from encnet_jax.models.heads import DeepLabV3Head, PSPHead
+from encnet_jax.models.heads import Decoder, DeepLabV3Head, PSPHead
 from encnet_jax.ops.resize import adaptive_average_pool
 from tests.random_module import random_module
 
@@ -188,3 +188,33 @@ def test_adaptive_pooling_can_be_exported_for_any_size():
     x = np.random.default_rng(0).standard_normal((1, 7, 5, 2), np.float32)
     expected = adaptive_average_pool(jnp.asarray(x), 6)
     np.testing.assert_allclose(exported.call(x), expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["encnet", "fcn"])
+@pytest.mark.parametrize("size", [(33, 49), (32, 40)])
+def test_decoder_gives_logits_at_stride_4(name, size):
+    def outputs(images):
+        model = create_model(name, decoder_stride=4, **TINY)
+        return model.forward_low_res(images), model.head
+
+    images = jax.ShapeDtypeStruct((2, *size, 3), jnp.float32)
+    output, head = nnx.eval_shape(outputs, images)
+    assert output.logits.shape == (2, -(-size[0] // 4), -(-size[1] // 4), 5)
+    assert head.decoder.link.conv.kernel.shape == (1, 1, 8, 48)
+    assert head.decoder.fuse.conv.kernel.shape == (3, 3, 4 + 48, 2)
+    assert head.classifier.conv.kernel.shape == (1, 1, 2, 5)
+
+
+@pytest.mark.parametrize("align_corners", [True, False])
+def test_decoder_joins_resized_features_with_stage_1(align_corners):
+    decoder = random_module(Decoder, 2, 4, align_corners=align_corners)
+    decoder.eval()
+    rng = np.random.default_rng(0)
+    x = jnp.asarray(rng.standard_normal((1, 1, 2, 4)), jnp.float32)
+    stage1 = jnp.asarray(rng.standard_normal((1, 1, 4, 2)), jnp.float32)
+    # Two pixels to four: at thirds between them, or at quarters around them.
+    weights = [0, 1 / 3, 2 / 3, 1] if align_corners else [0, 1 / 4, 3 / 4, 1]
+    resized = [x[0, 0, 0] * (1 - w) + x[0, 0, 1] * w for w in weights]
+    link = jax.nn.relu(decoder.link(stage1))
+    joined = jnp.concatenate([jnp.stack(resized)[None, None], link], -1)
+    np.testing.assert_allclose(decoder(x, stage1), decoder.fuse(joined), atol=1e-5)

@@ -96,7 +96,11 @@ def test_settings_are_the_keyword_arguments_of_a_class_and_its_bases():
         key: s.default for key, s in settings_of(registry.MODELS["fcn"]).items()
     }
     assert defaults == dict(
-        align_corners=True, aux_head=True, head_channels=512, dropout=0.1
+        align_corners=True,
+            aux_head=True,
+            decoder_stride=8,
+            head_channels=512,
+            dropout=0.1,
     )
 
 
