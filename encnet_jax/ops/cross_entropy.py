@@ -18,13 +18,14 @@ from encnet_jax.ops import cross_entropy_scan as scan
 from encnet_jax.ops.dispatch import dispatch
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(3, 4))
+@partial(jax.custom_vjp, nondiff_argnums=(3, 4, 5))
 def resized_cross_entropy_sum(
     logits: Float[Array, "b h w n"],
     labels: Integer[Array, "b H W"],
     weights: Float[Array, "b H W"],
     align_corners: bool = True,
     impl: str = "auto",
+    label_smoothing: float = 0.0,
 ) -> Float[Array, ""]:
     """Returns the sum of weights times cross-entropy, float32.
 
@@ -39,11 +40,14 @@ def resized_cross_entropy_sum(
         impl: `"scan"`: products in float32, a few rows at a time, for CPU and TPU.
             `"one_pass"`: for GPU; see `cross_entropy_one_pass`. `"auto"`: the fastest
             of the platform lowered for.
+        label_smoothing: Share of the target that is spread evenly over all classes
+            (Szegedy et al. 2016).
 
     Raises:
         ValueError: An unknown `impl`.
     """
-    return _sum_forward(logits, labels, weights, align_corners, impl)[0]
+    options = (align_corners, impl, label_smoothing)
+    return _sum_forward(logits, labels, weights, *options)[0]
 
 
 def _sum_forward(
@@ -52,26 +56,33 @@ def _sum_forward(
     weights: jax.Array,
     align_corners: bool,
     impl: str,
+    label_smoothing: float,
 ) -> tuple[jax.Array, jax.Array]:
-    arrays = (logits, labels, weights)
-    return _dispatch(impl, "total_and_gradient", align_corners, *arrays)
+    options, arrays = (align_corners, label_smoothing), (logits, labels, weights)
+    return _dispatch(impl, "total_and_gradient", options, *arrays)
 
 
 def _sum_backward(
-    align_corners: bool, impl: str, gradient: jax.Array, cotangent: jax.Array
+    align_corners: bool,
+    impl: str,
+    label_smoothing: float,
+    gradient: jax.Array,
+    cotangent: jax.Array,
 ) -> tuple[jax.Array, None, None]:
+    del align_corners, impl, label_smoothing  # `gradient` follows them already
     return (cotangent * gradient).astype(gradient.dtype), None, None
 
 
 resized_cross_entropy_sum.defvjp(_sum_forward, _sum_backward)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+@partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
 def resized_cross_entropy(
     logits: Float[Array, "b h w n"],
     labels: Integer[Array, "b H W"],
     align_corners: bool = True,
     impl: str = "auto",
+    label_smoothing: float = 0.0,
 ) -> Float[Array, "b H W"]:
     """Returns the cross-entropy of every pixel, float32.
 
@@ -83,17 +94,23 @@ def resized_cross_entropy(
         labels: 0 to n - 1, or any other number for a pixel that costs 0.
         align_corners: See `resize_bilinear`.
         impl: As of `resized_cross_entropy_sum`.
+        label_smoothing: Likewise.
 
     Raises:
         ValueError: An unknown `impl`.
     """
-    return _costs_forward(logits, labels, align_corners, impl)[0]
+    return _costs_forward(logits, labels, align_corners, impl, label_smoothing)[0]
 
 
 def _costs_forward(
-    logits: jax.Array, labels: jax.Array, align_corners: bool, impl: str
+    logits: jax.Array,
+    labels: jax.Array,
+    align_corners: bool,
+    impl: str,
+    label_smoothing: float,
 ) -> tuple[jax.Array, tuple[jax.Array, ...]]:
-    norm, own = _dispatch(impl, "norm_and_own", align_corners, logits, labels)
+    options = (align_corners, label_smoothing)
+    norm, own = _dispatch(impl, "norm_and_own", options, logits, labels)
     costs = jnp.where(_known(logits, labels), norm - own, 0)
     return costs, (logits, labels, norm)
 
@@ -101,13 +118,14 @@ def _costs_forward(
 def _costs_backward(
     align_corners: bool,
     impl: str,
+    label_smoothing: float,
     residuals: tuple[jax.Array, ...],
     cotangent: jax.Array,
 ) -> tuple[jax.Array, None]:
     logits, labels, norm = residuals
     weights = jnp.where(_known(logits, labels), cotangent, 0)
-    arrays = (logits, labels, norm, weights)
-    return _dispatch(impl, "gradient", align_corners, *arrays), None
+    options, arrays = (align_corners, label_smoothing), (logits, labels, norm, weights)
+    return _dispatch(impl, "gradient", options, *arrays), None
 
 
 resized_cross_entropy.defvjp(_costs_forward, _costs_backward)
@@ -118,10 +136,12 @@ def _known(logits: jax.Array, labels: jax.Array) -> jax.Array:
     return (labels >= 0) & (labels < logits.shape[-1])
 
 
-def _dispatch(impl: str, function: str, align_corners: bool, *arrays: jax.Array) -> Any:
+def _dispatch(
+    impl: str, function: str, options: tuple[bool, float], *arrays: jax.Array
+) -> Any:
     """Calls a function of the implementation asked for, or of the platform's."""
     impls = {
-        name: partial(getattr(module, function), align_corners)
+        name: partial(getattr(module, function), *options)
         for name, module in (("scan", scan), ("one_pass", one_pass))
     }
     return dispatch("resized_cross_entropy", impls, impl, *arrays)

@@ -18,28 +18,37 @@ from encnet_jax.ops.taps import interpolate_grid, taps_of
 
 def total_and_gradient(
     align_corners: bool,
+    smoothing: float,
     logits: Float[Array, "b h w n"],
     labels: Integer[Array, "b H W"],
     weights: Float[Array, "b H W"],
 ) -> tuple[Float[Array, ""], Float[Array, "b h w n"]]:
     """Returns the sum of weights times cross-entropy, and its gradient."""
-    norm, own = norm_and_own(align_corners, logits, labels)
+    norm, own = norm_and_own(align_corners, smoothing, logits, labels)
     total = ((norm - own) * weights).sum()
-    return total, gradient(align_corners, logits, labels, norm, weights)
+    return total, gradient(align_corners, smoothing, logits, labels, norm, weights)
 
 
 def norm_and_own(
     align_corners: bool,
+    smoothing: float,
     logits: Float[Array, "b h w n"],
     labels: Integer[Array, "b H W"],
 ) -> tuple[Float[Array, "b H W"], Float[Array, "b H W"]]:
-    """Returns the log of the softmax's sum, and the label's logit (0: no class)."""
+    """Returns the log of the softmax's sum, and the label's logit (0: no class).
+
+    With smoothing that logit is the mean of all, weighted by the smoothed target.
+    """
     resized = _resized(align_corners, logits, labels)
-    return _reduced(resized, jnp.where(_chosen(labels, resized), resized, 0))
+    own = jnp.where(_chosen(labels, resized), resized, 0)
+    if smoothing:
+        own = (1 - smoothing) * own + smoothing / resized.shape[-1] * resized
+    return _reduced(resized, own)
 
 
 def gradient(
     align_corners: bool,
+    smoothing: float,
     logits: Float[Array, "b h w n"],
     labels: Integer[Array, "b H W"],
     norm: Float[Array, "b H W"],
@@ -49,13 +58,17 @@ def gradient(
 
     Args:
         align_corners: See `resize_bilinear`.
+        smoothing: Share of the target that is spread evenly over all classes.
         logits: Resized bilinearly to the labels.
         labels: 0 to n - 1, or another number.
         norm: Of `norm_and_own`.
         weights: What comes back to each pixel.
     """
     resized = _resized(align_corners, logits, labels)
-    cotangent = jnp.exp(resized - norm[..., None]) - _chosen(labels, resized)
+    target: jax.Array | float = _chosen(labels, resized)
+    if smoothing:
+        target = (1 - smoothing) * target + smoothing / resized.shape[-1]
+    cotangent = jnp.exp(resized - norm[..., None]) - target
     cotangent = (cotangent * weights[..., None]).astype(logits.dtype)
     return _pulled_back(cotangent, *_matrices(align_corners, logits, labels))
 

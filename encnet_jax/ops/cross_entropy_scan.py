@@ -19,6 +19,7 @@ _product = partial(jnp.einsum, precision="highest")
 
 def total_and_gradient(
     align_corners: bool,
+    smoothing: float,
     logits: Float[Array, "b h w n"],
     labels: Integer[Array, "b H W"],
     weights: Float[Array, "b H W"],
@@ -38,9 +39,10 @@ def total_and_gradient(
         resized -= resized.max(2, keepdims=True)
         powers = jnp.exp(resized)
         norm = powers.sum(2, keepdims=True)
-        costs = jnp.log(norm[:, :, 0]) - jnp.where(chosen, resized, 0).sum(2)
+        costs = jnp.log(norm[:, :, 0]) - _own(chosen, resized, smoothing)
         total += (costs * weights).sum()
-        cotangent = (powers / norm - chosen) * weights[:, :, None]
+        target = _smoothed(chosen, smoothing)
+        cotangent = (powers / norm - target) * weights[:, :, None]
         return (total, gradient + _pulled_back(cotangent, rows, columns)), None
 
     start = (jnp.zeros(()), jnp.zeros_like(low_res))
@@ -50,17 +52,21 @@ def total_and_gradient(
 
 def norm_and_own(
     align_corners: bool,
+    smoothing: float,
     logits: Float[Array, "b h w n"],
     labels: Integer[Array, "b H W"],
 ) -> tuple[Float[Array, "b H W"], Float[Array, "b H W"]]:
-    """Returns the log of the softmax's sum, and the label's logit (0: no class)."""
+    """Returns the log of the softmax's sum, and the label's logit (0: no class).
+
+    With smoothing that logit is the mean of all, weighted by the smoothed target.
+    """
     rows, columns, blocks = _blocks(align_corners, logits, labels)
     low_res = logits.astype(jnp.float32)
 
     def reduced(block: Any) -> tuple[jax.Array, jax.Array]:
         rows, labels = block
         resized = _resized(low_res, rows, columns)
-        own = jnp.where(_chosen(labels, resized), resized, 0).sum(2)
+        own = _own(_chosen(labels, resized), resized, smoothing)
         return jax.nn.logsumexp(resized, axis=2), own
 
     norm, own = jax.lax.map(reduced, (rows, *blocks))
@@ -70,6 +76,7 @@ def norm_and_own(
 
 def gradient(
     align_corners: bool,
+    smoothing: float,
     logits: Float[Array, "b h w n"],
     labels: Integer[Array, "b H W"],
     norm: Float[Array, "b H W"],
@@ -79,6 +86,7 @@ def gradient(
 
     Args:
         align_corners: See `resize_bilinear`.
+        smoothing: Share of the target that is spread evenly over all classes.
         logits: Resized bilinearly to the labels.
         labels: 0 to n - 1, or another number.
         norm: Of `norm_and_own`.
@@ -90,7 +98,8 @@ def gradient(
     def add(gradient: jax.Array, block: Any) -> tuple[jax.Array, None]:
         rows, labels, norm, weights = block
         resized = _resized(low_res, rows, columns)
-        cotangent = jnp.exp(resized - norm[:, :, None]) - _chosen(labels, resized)
+        target = _smoothed(_chosen(labels, resized), smoothing)
+        cotangent = jnp.exp(resized - norm[:, :, None]) - target
         cotangent *= weights[:, :, None]
         return gradient + _pulled_back(cotangent, rows, columns), None
 
@@ -113,6 +122,17 @@ def _pulled_back(
 
 def _chosen(labels: jax.Array, resized: jax.Array) -> jax.Array:
     return labels[:, :, None] == jnp.arange(resized.shape[2])[:, None]
+
+
+def _own(chosen: jax.Array, resized: jax.Array, smoothing: float) -> jax.Array:
+    own = jnp.where(chosen, resized, 0).sum(2)
+    return (1 - smoothing) * own + smoothing * resized.mean(2) if smoothing else own
+
+
+def _smoothed(chosen: jax.Array, smoothing: float) -> jax.Array:
+    if not smoothing:
+        return chosen
+    return (1 - smoothing) * chosen + smoothing / chosen.shape[2]
 
 
 def _blocks(

@@ -25,7 +25,7 @@ LIMITS = {jnp.float32: (1e-6, 1e-6), jnp.bfloat16: (1e-3, 6e-3)}
 class Exact:
     """Costs (b, H, W) in float64, and their gradient."""
 
-    def __init__(self, logits, labels, align_corners):
+    def __init__(self, logits, labels, align_corners, smoothing=0.0):
         self.rows, self.columns = (
             weights_of(*sizes, align_corners)
             for sizes in zip(logits.shape[1:3], labels.shape[1:3])
@@ -33,9 +33,11 @@ class Exact:
         x = resize(logits, labels.shape[1:], align_corners)
         x -= x.max(-1, keepdims=True)
         norm = np.log(np.exp(x).sum(-1, keepdims=True))
-        self.truth = labels[..., None] == np.arange(x.shape[-1])
+        truth = labels[..., None] == np.arange(x.shape[-1])
+        self.truth = (1 - smoothing) * truth + smoothing / x.shape[-1]
         self.probability = np.exp(x - norm)
-        self.costs = np.where(self.truth, norm - x, 0).sum(-1)
+        known = np.asarray(labels) < x.shape[-1]
+        self.costs = np.where(known, (self.truth * (norm - x)).sum(-1), 0)
 
     def gradient(self, cotangent):
         """Returns the gradient of costs whose cotangent is (b, H, W)."""
@@ -99,6 +101,27 @@ def test_costs_of_pixels_and_gradient_are_those_of_float64(
     _, limit = LIMITS[dtype]
     assert error(costs, exact.costs) < limit
     assert error(gradient, exact.gradient(2 * exact.costs * weights)) < 2 * limit
+
+
+@BOTH
+def test_smoothed_costs_and_gradients_are_those_of_float64(impl):
+    logits, labels, weights = drawn((37, 9))
+    exact = Exact(logits, labels, True, smoothing=0.2)
+
+    def total(x):
+        return resized_cross_entropy_sum(x, labels, weights, True, impl, 0.2)
+
+    def costs(x):
+        costs = resized_cross_entropy(x, labels, True, impl, 0.2)
+        return (costs * weights).sum(), costs
+
+    expected, slope = (exact.costs * weights).sum(), exact.gradient(weights)
+    found, gradient = jax.value_and_grad(total)(logits)
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
+    assert error(gradient, slope) < 1e-6
+    (found, each), gradient = jax.value_and_grad(costs, has_aux=True)(logits)
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
+    assert error(each, exact.costs) < 1e-6 and error(gradient, slope) < 1e-6
 
 
 @BOTH
