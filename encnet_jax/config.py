@@ -67,6 +67,7 @@ def _model() -> ConfigDict:
     model.output_stride = 8  # 8, 16 or 32
     model.decoder_stride = 8  # encnet, fcn; 4: logits at stride 4, by a link to stage 1
     model.width = 64  # channels of the first stage before expansion
+    model.freeze_backbone = False  # keep its weights and running statistics
     model.remat = ()  # stages recomputed in the backward pass, to save memory
     model.head_channels = 512  # channels of the head
     # Initial convolutions of the head: pytorch_encoding (PyTorch's default) or mmseg.
@@ -113,13 +114,16 @@ def _loss() -> ConfigDict:
 
 def _optimizer() -> ConfigDict:
     optimizer = ConfigDict()
+    optimizer.name = "sgd"  # or adamw
     optimizer.schedule = "poly"  # or cosine
     optimizer.power = 0.9  # of poly
     optimizer.warmup_steps = 0  # of linear increase from 0
     optimizer.min_learning_rate = 0.0  # of poly; mmsegmentation: 1e-4
-    optimizer.momentum = 0.9
-    optimizer.nesterov = False
-    optimizer.weight_decay = 1e-4  # of every parameter
+    optimizer.momentum = 0.9  # of adamw: decay of the first moment
+    optimizer.nesterov = False  # of sgd
+    optimizer.beta2 = 0.999  # of adamw: decay of the second moment
+    optimizer.weight_decay = 1e-4  # of every parameter; adamw: not of vectors
+    optimizer.max_grad_norm = 0.0  # gradients are clipped to this norm; 0: not
     optimizer.head_lr_mult = 10.0  # learning rate outside the backbone, relative to it
     return optimizer
 
@@ -245,7 +249,8 @@ def _check_numbers(values: dict[str, Any]) -> None:
         "checkpoint_every data.base_size data.crop_size evaluation.batch_size",
         0: "seed data.padded_size data.pad loss.se_weight loss.aux_weight "
         "optimizer.power optimizer.warmup_steps optimizer.min_learning_rate "
-        "optimizer.weight_decay optimizer.head_lr_mult evaluation.base_size "
+        "optimizer.weight_decay optimizer.head_lr_mult optimizer.max_grad_norm "
+        "evaluation.base_size "
         "evaluation.short_size evaluation.crop_size evaluation.stride",
     }
     for least, keys in at_least.items():
@@ -256,7 +261,7 @@ def _check_numbers(values: dict[str, Any]) -> None:
         raise UserError(f"seed={values['seed']}: must be below 2^32")
     if not values["learning_rate"] > 0:
         raise UserError(f"learning_rate={values['learning_rate']}: must be above 0")
-    for key in ("optimizer.momentum", "data.color_jitter"):
+    for key in ("optimizer.momentum", "optimizer.beta2", "data.color_jitter"):
         if not 0 <= values[key] < 1:
             raise UserError(f"{key}={values[key]}: must be at least 0 and below 1")
     devices = values["mesh.data"]
@@ -269,6 +274,7 @@ def _check_choices(values: dict[str, Any]) -> None:
         "data.resize": ("host", "device"),
         "model.dtype": ("auto", "float32", "bfloat16"),
         "loss.normalize_by": ("valid", "all"),
+        "optimizer.name": ("sgd", "adamw"),
         "optimizer.schedule": ("poly", "cosine"),
         "evaluation.protocol": ("pytorch_encoding", "mmseg"),
         "evaluation.mode": ("whole", "slide"),

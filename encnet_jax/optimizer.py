@@ -1,5 +1,6 @@
-"""Stochastic gradient descent and learning rates as in the original implementations."""
+"""SGD as in the original implementations, AdamW, and learning rates."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -61,27 +62,56 @@ def cosine_schedule(
 def create_optimizer(
     schedule: optax.Schedule,
     *,
+    name: str = "sgd",
     momentum: float = 0.9,
     nesterov: bool = False,
+    beta2: float = 0.999,
     weight_decay: float = 1e-4,
     head_lr_mult: float = 10.0,
+    max_grad_norm: float = 0.0,
+    freeze_backbone: bool = False,
 ) -> optax.GradientTransformation:
-    """Returns SGD with PyTorch's momentum and its decay of every parameter.
+    """Returns an optimizer with a learning rate for the backbone and one for the rest.
 
-    For a parameter w: d = gradient + weight_decay * w; v = momentum * v + d;
-    w = w - rate * v.
+    `"sgd"` has PyTorch's momentum and decays every parameter. For a parameter w:
+    d = gradient + weight_decay * w; v = momentum * v + d; w = w - rate * v. `"adamw"`
+    (Loshchilov and Hutter 2019) exempts vectors from the decay: biases, batch norms and
+    the scales of codewords.
 
     Args:
         schedule: Learning rate of the parameters under the top-level key `backbone`.
-        momentum: See above.
-        nesterov: Whether to use d + momentum * v in place of v.
-        weight_decay: See above; biases and batch norms decay too.
+        name: `"sgd"` or `"adamw"`.
+        momentum: See above; of AdamW the decay of the first moment.
+        nesterov: Whether to use d + momentum * v in place of v; SGD alone.
+        beta2: Decay of the second moment; AdamW alone.
+        weight_decay: See above.
         head_lr_mult: Learning rate of all other parameters, relative to `schedule`.
+        max_grad_norm: Gradients of a larger norm, over all parameters, are scaled to
+            it; 0: none are.
+        freeze_backbone: Whether the parameters under `backbone` stay as they are.
     """
+
+    def factor(path: tuple[Any, ...]) -> float:
+        if path[0].key == "backbone":
+            return 0.0 if freeze_backbone else 1.0
+        return head_lr_mult
+
+    clip = [optax.clip_by_global_norm(max_grad_norm)] if max_grad_norm else []
+    if name == "adamw":
+        matrices = functools.partial(jax.tree.map, lambda p: p.ndim > 1)
+        descent = [
+            optax.scale_by_adam(momentum, beta2),
+            optax.add_decayed_weights(weight_decay, mask=matrices),
+        ]
+    else:
+        descent = [
+            optax.add_decayed_weights(weight_decay),
+            optax.trace(momentum, nesterov=nesterov),
+        ]
     return optax.chain(
-        optax.add_decayed_weights(weight_decay),
-        optax.trace(momentum, nesterov=nesterov),
-        scale_by_path(lambda path: 1.0 if path[0].key == "backbone" else head_lr_mult),
+        *clip,
+        *descent,
+        scale_by_path(factor),
         optax.scale_by_learning_rate(schedule),
     )
 

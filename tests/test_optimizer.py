@@ -125,3 +125,47 @@ def test_schedule_is_followed_step_by_step():
         updates, state = tx.update(one, state, params)
         found.append(float(updates["backbone"]))
     np.testing.assert_allclose(found, [-1, -0.75, -0.5, -0.25, 0])
+
+
+def test_adamw_takes_the_steps_worked_out_by_hand():
+    # From a constant gradient g both moments, their bias corrected, give g / |g| = 1 at
+    # every step; a matrix also decays: w - 0.1 (1 + 0.5 w), twice from w = 2.
+    params = {"head": {"kernel": np.full((1, 1), 2, np.float32), "bias": np.ones(1)}}
+    gradients = jax.tree.map(lambda p: np.full_like(p, 3.0), params)
+    settings = dict(name="adamw", weight_decay=0.5, head_lr_mult=1.0)
+    for steps, kernel, bias in ((1, 1.8, 0.9), (2, 1.61, 0.8)):
+        moved = taken(steps, params, gradients, **settings)["head"]
+        np.testing.assert_allclose(moved["kernel"], [[kernel]], rtol=1e-5)
+        np.testing.assert_allclose(moved["bias"], [bias], rtol=1e-5)
+
+
+def test_adamw_forgets_its_moments_at_their_rates():
+    # Gradients 1, 0: m = (1 - b1) b1 / (1 - b1^2), v = (1 - b2) b2 / (1 - b2^2).
+    params = {"backbone": np.float32(0)}
+    tx = create_optimizer(
+        lambda step: 1.0, name="adamw", momentum=0.5, beta2=0.75, weight_decay=0.0
+    )
+    state = tx.init(params)
+    _, state = tx.update({"backbone": np.float32(1)}, state, params)
+    updates, _ = tx.update({"backbone": np.float32(0)}, state, params)
+    expected = -(0.25 / 0.75) / (0.1875 / 0.4375) ** 0.5
+    np.testing.assert_allclose(updates["backbone"], expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("limit, scale", [(0.0, 1.0), (10.0, 1.0), (2.5, 0.5)])
+def test_gradients_are_clipped_by_their_global_norm(limit, scale):
+    params = {"backbone": np.float32(0), "head": np.float32(0)}
+    gradients = {"backbone": np.float32(3), "head": np.float32(4)}  # of norm 5
+    moved = taken(
+        *(1, params, gradients), rate=1.0, max_grad_norm=limit, head_lr_mult=1.0
+    )
+    np.testing.assert_allclose(moved["backbone"], -3 * scale, rtol=1e-6)
+    np.testing.assert_allclose(moved["head"], -4 * scale, rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["sgd", "adamw"])
+def test_frozen_backbone_stays_and_does_not_decay(name):
+    params = {"backbone": np.ones((2, 2), np.float32), "head": np.ones(2, np.float32)}
+    moved = taken(3, params, params, name=name, weight_decay=0.5, freeze_backbone=True)
+    np.testing.assert_array_equal(moved["backbone"], params["backbone"])
+    assert (moved["head"] < 1).all()

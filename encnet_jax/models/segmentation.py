@@ -59,6 +59,9 @@ class Backbone(Protocol):
 
     features: tuple[int, ...]
 
+    def eval(self) -> None:
+        """Fixes the running statistics, as every `nnx.Module` does."""
+
     def __call__(self, images: Float[Array, "b h w 3"]) -> list[jax.Array]:
         """Returns the outputs of stages 1 to 4, each (b, h/s, w/s, c)."""
 
@@ -80,6 +83,8 @@ class SegmentationModel(nnx.Module):
         head: Maps the features of the last stage to logits.
         align_corners: How logits are upsampled; see `resize_bilinear`.
         aux_head: Whether to add the auxiliary head.
+        freeze_backbone: Whether the backbone is never trained: its batch norms keep
+            their running statistics, and no gradient reaches it.
         dropout: Rate before the classifier of the auxiliary head.
         rngs: Source of the initial weights and of dropout.
     """
@@ -97,6 +102,7 @@ class SegmentationModel(nnx.Module):
         *,
         align_corners: bool = True,
         aux_head: bool = True,
+        freeze_backbone: bool = False,
         dropout: float,
         rngs: nnx.Rngs,
     ):
@@ -109,6 +115,9 @@ class SegmentationModel(nnx.Module):
             else None
         )
         self.align_corners = align_corners
+        self.freeze_backbone = freeze_backbone
+        if freeze_backbone:
+            backbone.eval()
 
     def __call__(self, images: Float[Array, "b h w 3"]) -> SegmentationOutput:
         """Segments normalized images; logits have the size of the images."""
@@ -118,6 +127,8 @@ class SegmentationModel(nnx.Module):
     def forward_low_res(self, images: Float[Array, "b h w 3"]) -> SegmentationOutput:
         """Segments normalized images; logits have the size of the features."""
         stages = self.backbone(images)
+        if self.freeze_backbone:
+            stages = [jax.lax.stop_gradient(stage) for stage in stages]
         output = self.apply_head(stages)
         if self.aux_head is None:
             return output

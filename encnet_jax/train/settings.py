@@ -13,7 +13,10 @@ from encnet_jax.models.registry import CIFAR_MODELS
 from encnet_jax.optimizer import cosine_schedule, poly_schedule
 
 # Keys of `model` that leave its parameters as they are.
-_MAY_CHANGE_ON_RESUME = ("weights", "remat", "conv_impl", "head_init")
+_MAY_CHANGE_ON_RESUME = (
+    *("weights", "remat", "conv_impl", "head_init"),
+    *("scale_init", "freeze_backbone"),
+)
 
 
 def check_task(config: ConfigDict, info: DatasetInfo) -> None:
@@ -83,8 +86,12 @@ def create_schedule(config: ConfigDict) -> optax.Schedule:
 
 def optimizer_settings(config: ConfigDict) -> dict[str, Any]:
     """Returns the arguments of `create_optimizer` after the schedule."""
-    keys = ("momentum", "nesterov", "weight_decay", "head_lr_mult")
-    return {key: config.optimizer[key] for key in keys}
+    keys = (
+        *("name", "momentum", "nesterov", "beta2"),
+        *("weight_decay", "head_lr_mult", "max_grad_norm"),
+    )
+    settings = {key: config.optimizer[key] for key in keys}
+    return {**settings, "freeze_backbone": config.model.freeze_backbone}
 
 
 def loss_settings(config: ConfigDict) -> dict[str, Any]:

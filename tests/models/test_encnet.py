@@ -1,5 +1,7 @@
 """Tests of the whole networks: what they return, and what they refuse."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,6 +11,7 @@ from flax import nnx
 from encnet_jax.errors import UserError
 from encnet_jax.models import create_model
 from encnet_jax.models.registry import check_model_settings
+from encnet_jax.run.state import pure_batch_stats, split_model
 from tests.random_module import random_module
 
 TINY = dict(
@@ -127,3 +130,29 @@ def test_a_setting_that_is_not_allowed_is_named(key, value, allowed):
         refuse(**settings)
     assert f"model.{key}={value!r}" in str(raised.value)
     assert "\n" not in str(raised.value)
+
+
+def test_frozen_backbone_gets_no_gradient_and_keeps_its_statistics():
+    model = random_module(
+        lambda **kwargs: create_model("encnet", freeze_backbone=True, **TINY, **kwargs)
+    )
+    model_def, params, batch_stats = split_model(model)
+    images = jnp.asarray(np.random.default_rng(0).normal(size=(2, 33, 33, 3)))
+
+    @jax.jit
+    @functools.partial(jax.grad, has_aux=True)
+    def gradient(params):
+        network = model_def.merge(params, batch_stats)
+        logits = network(images.astype(jnp.float32)).logits
+        return jnp.square(logits).sum(), pure_batch_stats(network)
+
+    gradients, statistics = gradient(params)
+    for leaf in jax.tree.leaves(gradients["backbone"]):
+        assert not leaf.any()
+    assert all(leaf.any() for leaf in jax.tree.leaves(gradients["head"]["reduce"]))
+    for same, old, new in (
+        (True, batch_stats["backbone"], statistics["backbone"]),
+        (False, batch_stats["head"]["reduce"], statistics["head"]["reduce"]),
+    ):
+        pairs = zip(jax.tree.leaves(old), jax.tree.leaves(new), strict=True)
+        assert all(bool((a == b).all()) is same for a, b in pairs)
