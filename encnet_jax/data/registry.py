@@ -81,7 +81,10 @@ class LocalDataset:
 
 
 def _open_camvid(info: DatasetInfo, split: str, root: Path) -> FileDataset:
-    pairs, problems = pair_files(root / split, root / f"{split}annot")
+    parts = ("train", "val") if split == "trainval" else (split,)
+    found = [pair_files(root / part, root / f"{part}annot") for part in parts]
+    pairs = [pair for pairs, _ in found for pair in pairs]
+    problems = [problem for _, problems in found for problem in problems]
     return FileDataset(info, pairs, problems)
 
 

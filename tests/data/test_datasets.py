@@ -1,5 +1,7 @@
 """Tests of the data sets, on a fake folder in the layout of CamVid."""
 
+import shutil
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -47,6 +49,16 @@ def test_camvid_pairs_files_sorted_by_name(camvid):
     assert len(dataset) == 2 and dataset.info is CAMVID
     names = [dataset[index].name for index in range(2)]
     assert names == ["0001", "0002"]
+
+
+def test_camvid_joins_training_and_validation(camvid):
+    for folder in ("train", "trainannot"):
+        shutil.copytree(camvid / folder, camvid / folder.replace("train", "val"))
+    dataset = open_dataset("camvid", "trainval", str(camvid))
+    folders = [image.parent.name for image, _ in dataset.pairs]
+    count = len(open_dataset("camvid", "train", str(camvid)))
+    assert folders == ["train"] * count + ["val"] * count
+    assert dataset.pairs[-1][1].parent.name == "valannot"
 
 
 def test_camvid_maps_void_to_the_ignored_label_and_nothing_else(camvid):
