@@ -92,6 +92,7 @@ def _data() -> ConfigDict:
     # Pixels, height and width, to which images are padded for resizing on the device;
     # 0: enough for any image.
     data.padded_size = 0
+    data.max_image_pixels = 0  # allow images of up to so many; 0: Pillow's limit
     return data
 
 
@@ -236,7 +237,8 @@ def _check_numbers(values: dict[str, Any]) -> None:
     at_least = {
         1: "total_steps batch_size grad_accum_steps log_every eval_every "
         "checkpoint_every data.base_size data.crop_size evaluation.batch_size",
-        0: "seed data.padded_size data.pad loss.se_weight loss.aux_weight "
+        0: "seed data.padded_size data.max_image_pixels "
+        "data.pad loss.se_weight loss.aux_weight "
         "optimizer.power optimizer.warmup_steps optimizer.min_learning_rate "
         "optimizer.weight_decay optimizer.head_lr_mult evaluation.base_size "
         "evaluation.short_size evaluation.crop_size evaluation.stride",

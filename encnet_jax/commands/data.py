@@ -15,6 +15,7 @@ from ml_collections import config_flags
 
 from encnet_jax import cli
 from encnet_jax.data.datasets import Dataset
+from encnet_jax.data.image_io import set_max_image_pixels
 from encnet_jax.data.registry import open_dataset
 from encnet_jax.data.statistics import (
     Statistics,
@@ -59,6 +60,7 @@ def main(arguments: list[str]) -> int:
     config, workdir = cli.config_and_workdir(None)
     if values.manual_dir and not Path(values.manual_dir).is_dir():
         raise UserError(f"--manual_dir={values.manual_dir}: no such folder")
+    set_max_image_pixels(config.data.max_image_pixels)
     splits = values.split or [config.data.train_split, config.evaluation.split]
     datasets = {
         split: open_dataset(

@@ -15,11 +15,18 @@ def define_flags() -> None:
     flags.DEFINE_string("workdir", None, "Folder of the run.", required=True)
     flags.DEFINE_string("output", None, "Output folder.", required=True)
     flags.DEFINE_string("step", "best", "Checkpoint: best, latest or a step number.")
+    flags.DEFINE_integer(
+        "max_image_pixels",
+        0,
+        "Allow images of up to so many pixels; 0: Pillow's limit.",
+        0,
+    )
 
 
 def main(arguments: list[str]) -> int:
     """Runs the prediction; returns 2 if an image could not be read."""
     from encnet_jax.data.dataset_info import load_info
+    from encnet_jax.data.image_io import set_max_image_pixels
     from encnet_jax.errors import UserError
     from encnet_jax.predict.predictor import Classifier, Segmenter
     from encnet_jax.predict.write import find_images, write_classes, write_predictions
@@ -27,6 +34,7 @@ def main(arguments: list[str]) -> int:
     values = flags.FLAGS
     if not arguments:
         raise UserError("no images: pass files, folders or globs after the flags")
+    set_max_image_pixels(values.max_image_pixels)
     images, output = find_images(arguments), Path(values.output)
     if load_info(Path(values.workdir) / "classes.json").task == "classification":
         classifier = Classifier.from_workdir(values.workdir, values.step)

@@ -32,6 +32,9 @@ class DatasetInfo:
             the raw labels as gray values or palette indices.
         mean: Mean of the RGB channels, scaled to 0-1.
         std: Standard deviation of the RGB channels, scaled to 0-1.
+        value_range: The values that are black and white in gray images of more than 8
+            bits; None: 0 and 65535, of 16-bit images alone.
+        label_suffix: What names of label files add to those of images.
         citation: The publication that introduced the data set.
         homepage: Where to get the data set.
         license: Terms of use, in a few words.
@@ -48,6 +51,8 @@ class DatasetInfo:
     )
     mean: tuple[float, float, float] = IMAGENET_MEAN
     std: tuple[float, float, float] = IMAGENET_STD
+    value_range: tuple[float, float] | None = None
+    label_suffix: str = ""
     citation: str = ""
     homepage: str = ""
     license: str = ""
@@ -102,7 +107,7 @@ def voc_colormap(count: int) -> tuple[tuple[int, int, int], ...]:
 
 def save_info(info: DatasetInfo, path: Path) -> None:
     """Writes the metadata that prediction needs, as JSON."""
-    keys = ("name", "class_names", "colors", "mean", "std", "task")
+    keys = ("name", "class_names", "colors", "mean", "std", "task", "value_range")
     path.write_text(json.dumps({k: getattr(info, k) for k in keys}, indent=2) + "\n")
 
 
@@ -114,6 +119,7 @@ def load_info(path: Path) -> DatasetInfo:
     """
     try:
         stored = json.loads(path.read_text())
+        value_range = stored.get("value_range")
         return DatasetInfo(
             name=stored["name"],
             class_names=tuple(stored["class_names"]),
@@ -122,6 +128,7 @@ def load_info(path: Path) -> DatasetInfo:
             mean=tuple(stored["mean"]),
             std=tuple(stored["std"]),
             task=stored.get("task", "segmentation"),
+            value_range=tuple(value_range) if value_range else None,
         )
     except OSError as error:
         raise UserError(

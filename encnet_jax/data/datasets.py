@@ -15,13 +15,10 @@ from jaxtyping import UInt8
 from encnet_jax.data import scenes
 from encnet_jax.data.dataset_info import DatasetInfo
 from encnet_jax.data.file_pairs import FilePair, read_file
-from encnet_jax.data.image_io import (
-    color_table,
-    decode_image,
-    decode_labels,
-    ensure_rgb_bytes,
-)
+from encnet_jax.data.image_io import decode_image, ensure_rgb_bytes, image_size
+from encnet_jax.data.label_io import LabelColors, decode_labels
 from encnet_jax.data.label_map import map_labels
+from encnet_jax.data.pair_checks import OrientationCheck, check_sizes
 from encnet_jax.errors import UserError
 
 if TYPE_CHECKING:
@@ -86,7 +83,8 @@ class FileDataset:
         self.info = info
         self.pairs = pairs
         self.problems = problems
-        self._colors = color_table(info.label_colors) if info.label_colors else None
+        self._colors = LabelColors.of(info)
+        self._orientations = OrientationCheck()
 
     def __len__(self) -> int:
         """Returns the number of pairs."""
@@ -97,17 +95,38 @@ class FileDataset:
         image_path, label_path = self.pairs[index]
         encoded, labels = self.encoded(index)
         image = decode_image(encoded, str(image_path))
-        check_sizes(image.shape, str(image_path), labels.shape, str(label_path))
+        if image.shape[:2] != labels.shape:
+            files = read_file(image_path), read_file(label_path)
+            self._check_pair(index, *files, image.shape[:2], labels.shape)
         return Example(image, labels, image_path.stem)
 
     def encoded(self, index: int, *, raw_labels: bool = False) -> Encoded:
         """Returns the content of the image file, and the decoded labels."""
         image_path, label_path = self.pairs[index]
-        labels = decode_labels(read_file(label_path), str(label_path), self._colors)
-        image = ensure_rgb_bytes(read_file(image_path), str(image_path))
+        image_file, label_file = read_file(image_path), read_file(label_path)
+        labels = decode_labels(label_file, str(label_path), self._colors)
+        value_range = self.info.value_range
+        image = ensure_rgb_bytes(image_file, str(image_path), value_range)
+        if image is not image_file:  # it may have been turned
+            size = image_size(image, str(image_path))
+            self._check_pair(index, image_file, label_file, size, labels.shape)
         if not raw_labels:
             labels = map_labels(labels, self.info, str(label_path))
         return image, labels
+
+    def _check_pair(
+        self,
+        index: int,
+        image: bytes,
+        labels: bytes,
+        size: tuple[int, ...],
+        label_size: tuple[int, ...],
+    ) -> None:
+        """Raises if sizes differ, warns if EXIF turned the image and not the labels."""
+        image_path, label_path = map(str, self.pairs[index])
+        self._orientations(
+            *(image, image_path, labels, label_path), size=size, label_size=label_size
+        )
 
     def check(self) -> None:
         """Raises the first problem; reads the examples too, unless they are many."""
@@ -218,14 +237,3 @@ def map_examples(
     with ThreadPoolExecutor() as pool:
         for start in range(0, len(indices), _READ_AHEAD):
             yield from pool.map(apply, indices[start : start + _READ_AHEAD])
-
-
-def check_sizes(
-    image: tuple[int, ...], image_name: str, labels: tuple[int, ...], label_name: str
-) -> None:
-    """Raises `UserError` if the shapes of an image and its labels differ in size."""
-    if image[:2] != labels:
-        raise UserError(
-            f"{image_name} is {image[1]}x{image[0]} pixels and {label_name} is "
-            f"{labels[1]}x{labels[0]}: must be equal"
-        )

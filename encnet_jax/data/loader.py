@@ -17,8 +17,9 @@ import tensorflow as tf
 from encnet_jax.data.augment_host import Batch, DeviceResizer, EncodedImage, HostResizer
 from encnet_jax.data.augmentation import Augmentation, padded_crop, sample_crop
 from encnet_jax.data.dataset_info import IGNORE_LABEL
-from encnet_jax.data.datasets import Dataset, check_sizes
+from encnet_jax.data.datasets import Dataset
 from encnet_jax.data.label_map import map_labels
+from encnet_jax.data.pair_checks import check_sizes
 from encnet_jax.data.sampler import batch_indices, process_rows
 
 # (batch, row, index of the example, random generator)

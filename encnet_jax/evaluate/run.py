@@ -11,6 +11,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from encnet_jax.data.datasets import Dataset
+from encnet_jax.data.image_io import set_max_image_pixels
 from encnet_jax.data.registry import dataset_info, open_dataset
 from encnet_jax.errors import UserError
 from encnet_jax.evaluate.accumulator import ImageMetrics, MetricAccumulator
@@ -55,6 +56,7 @@ def evaluate_workdir(
     Raises:
         UserError: Workdir, checkpoint, model, classes and split do not fit.
     """
+    set_max_image_pixels(config.data.max_image_pixels)
     if dataset_info(config.data.name, config.data.data_dir).task == "classification":
         if submission or images or config.evaluation.scales:
             raise UserError(

@@ -9,7 +9,8 @@ from PIL import Image
 
 from encnet_jax.data.dataset_info import IGNORE_LABEL, DatasetInfo
 from encnet_jax.data.datasets import Example
-from encnet_jax.data.image_io import decode_image
+from encnet_jax.data.file_pairs import files_below, is_image, read_file
+from encnet_jax.data.image_io import decode_image, ensure_rgb_bytes, image_size
 from encnet_jax.errors import UserError
 from encnet_jax.visualize.overlay import palette_image
 
@@ -18,7 +19,6 @@ _FOLDERS = {
     "voc2012": "results/VOC2012/Segmentation/comp6_test_cls",
     "voc2012_aug": "results/VOC2012/Segmentation/comp6_test_cls",
 }
-_SUFFIXES = (".jpg", ".jpeg", ".png")
 
 
 class Submission:
@@ -62,7 +62,7 @@ class UnlabeledDataset:
 
     Args:
         info: The data set whose classes are predicted.
-        folder: Folder of JPEG and PNG files, searched recursively.
+        folder: Folder of images, searched recursively; other files are skipped.
 
     Raises:
         UserError: No such folder, no images in it, or two images of one name.
@@ -72,11 +72,9 @@ class UnlabeledDataset:
         self.info = info
         if not folder.is_dir():
             raise UserError(f"--images={folder}: no such folder")
-        self.paths = sorted(
-            path for path in folder.rglob("*") if path.suffix.lower() in _SUFFIXES
-        )
+        self.paths = [path for path in files_below(folder) if is_image(path)]
         if not self.paths:
-            raise UserError(f"--images={folder}: no {', '.join(_SUFFIXES)} in it")
+            raise UserError(f"--images={folder}: no images (.jpg, .png, ...) in it")
         _check_names(self.paths)
 
     def __len__(self) -> int:
@@ -86,14 +84,16 @@ class UnlabeledDataset:
     def encoded(
         self, index: int, *, raw_labels: bool = False
     ) -> tuple[bytes, np.ndarray]:
-        """Returns the bytes of the image file, and ignored labels."""
+        """Returns the image as a JPEG or PNG file, and ignored labels."""
         path = self.paths[index]
-        return path.read_bytes(), self[index].labels
+        data = ensure_rgb_bytes(read_file(path), str(path), self.info.value_range)
+        size = image_size(data, str(path))
+        return data, np.full(size, IGNORE_LABEL, np.uint8)
 
     def __getitem__(self, index: int) -> Example:
         """Returns an image; raises `UserError` if it cannot be decoded."""
         path = self.paths[index]
-        image = decode_image(path.read_bytes(), str(path))
+        image = decode_image(read_file(path), str(path), self.info.value_range)
         labels = np.full(image.shape[:2], IGNORE_LABEL, np.uint8)
         return Example(image, labels, path.stem)
 

@@ -121,6 +121,13 @@ def _notes(info: DatasetInfo, smallest: int | None, training_size: int) -> list[
             f"The long side of the training images was about {training_size} pixels: "
             "resize images to that first, and the labels back by nearest neighbor."
         )
+    if info.value_range:
+        low, high = info.value_range
+        notes.append(
+            f"Training images of more than 8 bits held values from {low:g} to "
+            f"{high:g}. The model takes uint8: scale such images linearly to 0 to 255 "
+            "first, round, and clip."
+        )
     notes.append(
         "Images are normalized by the model, to (x / 255 - mean) / std with mean "
         f"{_triple(info.mean)} and std {_triple(info.std)}. Computed in float32."

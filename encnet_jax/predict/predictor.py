@@ -168,7 +168,7 @@ class Segmenter:
             UserError: The file cannot be read or decoded.
             TypeError: An array of another dtype or shape.
         """
-        pixels = read_image(image)
+        pixels = read_image(image, self.info.value_range)
         labels, presence = self._label(self._params, self._batch_stats, pixels[None])
         return Segmentation(
             labels=np.asarray(labels[0]),
@@ -203,7 +203,7 @@ class Classifier:
     def __call__(self, image: ImageInput) -> ClassPrediction:
         """Classifies one image; arguments and errors are those of `Segmenter`."""
         fitted = ImageOps.fit(
-            Image.fromarray(read_image(image)),
+            Image.fromarray(read_image(image, self.info.value_range)),
             (self.size, self.size),
             Image.Resampling.BILINEAR,
         )
@@ -214,8 +214,15 @@ class Classifier:
         return ClassPrediction(label, probabilities, self.info.class_names)
 
 
-def read_image(image: ImageInput) -> UInt8[np.ndarray, "h w 3"]:
-    """Returns any supported image as an RGB array; see `Segmenter.__call__`."""
+def read_image(
+    image: ImageInput, value_range: tuple[float, float] | None = None
+) -> UInt8[np.ndarray, "h w 3"]:
+    """Returns any supported image as an RGB array; see `Segmenter.__call__`.
+
+    Args:
+        image: A file, a PIL image, or an RGB array, 0-255.
+        value_range: See `decode_image`; arrays are 0-255 in any case.
+    """
     if isinstance(image, np.ndarray):
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
             raise TypeError(
@@ -224,10 +231,10 @@ def read_image(image: ImageInput) -> UInt8[np.ndarray, "h w 3"]:
             )
         return image
     if isinstance(image, Image.Image):
-        return to_rgb_array(image)
+        return to_rgb_array(image, value_range)
     path = Path(image)
     try:
         data = path.read_bytes()
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from error
-    return decode_image(data, str(path))
+    return decode_image(data, str(path), value_range)

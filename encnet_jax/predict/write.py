@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
-from PIL import Image
 
+from encnet_jax.data.file_pairs import is_image
 from encnet_jax.errors import UserError
 from encnet_jax.predict.predictor import Classifier, Segmenter
 
@@ -19,21 +19,23 @@ _Result = TypeVar("_Result")
 def find_images(arguments: Sequence[str]) -> list[Path]:
     """Returns the image files that files, folders and globs name, each once.
 
+    Folders and globs stand for those of their files that `is_image`.
+
     Raises:
         UserError: An argument that matches no file.
     """
-    suffixes = {key for key, name in Image.registered_extensions().items() if name}
     found: list[Path] = []
     for argument in arguments:
         path = Path(argument)
         if path.is_dir():
-            files = sorted(p for p in path.iterdir() if p.suffix.lower() in suffixes)
+            files = sorted(p for p in path.iterdir() if is_image(p) and p.is_file())
         elif path.exists():
             files = [path]
         else:
             parent = Path(path.anchor or ".")
             pattern = str(path.relative_to(path.anchor) if path.anchor else path)
-            files = sorted(parent.glob(pattern))
+            matches = parent.glob(pattern)
+            files = sorted(p for p in matches if is_image(p) and p.is_file())
         if not files:
             raise UserError(f"{argument}: no such image, or a folder without images")
         found.extend(files)

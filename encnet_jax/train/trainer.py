@@ -19,6 +19,7 @@ from ml_collections import ConfigDict
 from encnet_jax.config import save_config
 from encnet_jax.data.dataset_info import save_info
 from encnet_jax.data.datasets import Dataset
+from encnet_jax.data.image_io import set_max_image_pixels
 from encnet_jax.data.prefetch import prefetched
 from encnet_jax.data.registry import open_dataset
 from encnet_jax.errors import UserError
@@ -66,6 +67,7 @@ def train(
     log_missing_large_pages(jax.default_backend())
     mesh = create_mesh(config.mesh.data)
     settings.check_batch_size(config, mesh.size)
+    set_max_image_pixels(config.data.max_image_pixels)
     dataset, validation = datasets or (
         _open(config, config.data.train_split),
         _open(config, config.evaluation.split),

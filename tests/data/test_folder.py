@@ -8,7 +8,7 @@ from PIL import Image
 
 from encnet_jax.data.dataset_info import IGNORE_LABEL, voc_colormap
 from encnet_jax.data.folder import read_info
-from encnet_jax.data.image_io import color_table, decode_labels
+from encnet_jax.data.label_io import color_table, decode_labels
 from encnet_jax.data.registry import dataset_info, open_dataset
 from encnet_jax.errors import UserError
 
@@ -187,7 +187,7 @@ def test_color_table_distinguishes_the_channels():
 def test_colors_without_a_table_are_rejected(folder):
     path = write_label(folder, "train/b.png", PAINT[LABELS])
     message = one_line_error(folder)
-    assert str(path) in message and "mode RGB; allowed are 8-bit gray" in message
+    assert str(path) in message and "mode RGB; allowed are gray" in message
 
 
 def test_label_file_of_16_bits_is_rejected(colored):
