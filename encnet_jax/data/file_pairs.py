@@ -206,9 +206,10 @@ class LabelFiles:
                 continue
             elif rest[:1].isalpha() and not key[-1:].isdigit():  # cats.png of cat.jpg
                 continue
-            elif self.suffix is None and self._left.pop(stem, None):
-                return f"; {path} is there, but must have the name of the image"
-            elif self._left.pop(stem, None) or (self.suffix and not self._by_image):
+            elif stem in self._left or (self.suffix and not self._by_image):
+                self._left.pop(stem, None)
+                if self.suffix is None:
+                    return f"; {path} is there, but must have the name of the image"
                 return (
                     f'; {path} is there: set "label_suffix": "{rest}" in classes.json'
                 )

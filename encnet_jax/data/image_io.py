@@ -207,7 +207,7 @@ def open_image(data: bytes, name: str, *, load: bool = False) -> Image.Image:
 
 def unreadable(name: str, error: Exception) -> UserError:
     """Returns the error for a file that Pillow cannot decode."""
-    reason = str(error)
+    reason = str(error).removesuffix(".")
     if isinstance(error, UnidentifiedImageError):
         reason = "unknown format"  # Pillow's own message holds an address in memory
     elif isinstance(error, Image.DecompressionBombError):

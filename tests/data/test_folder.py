@@ -8,7 +8,6 @@ from PIL import Image
 
 from encnet_jax.data.dataset_info import IGNORE_LABEL, voc_colormap
 from encnet_jax.data.folder import read_info
-from encnet_jax.data.label_io import color_table, decode_labels
 from encnet_jax.data.registry import dataset_info, open_dataset
 from encnet_jax.errors import UserError
 
@@ -178,25 +177,10 @@ def test_unknown_color_names_file_color_and_place(colored):
     assert "2 pixels" in message
 
 
-def test_color_table_distinguishes_the_channels():
-    table = color_table({(1, 2, 3): 0, (3, 2, 1): 254, (2, 1, 3): 255})
-    assert table[[0x030201, 0x010203, 0x030102]].tolist() == [1, 255, 256]
-    assert np.count_nonzero(table) == 3
-
-
 def test_colors_without_a_table_are_rejected(folder):
     path = write_label(folder, "train/b.png", PAINT[LABELS])
     message = one_line_error(folder)
     assert str(path) in message and "mode RGB; allowed are gray" in message
-
-
-def test_label_file_of_16_bits_is_rejected(colored):
-    path = colored / "labels/train/b.png"
-    Image.fromarray(LABELS.astype(np.uint16)).save(path)
-    message = one_line_error(colored)
-    assert str(path) in message and "mode I;16; allowed are" in message
-    with pytest.raises(UserError, match=r"\(P\)$"):
-        decode_labels(path.read_bytes(), "x")
 
 
 @pytest.mark.parametrize(
