@@ -1,7 +1,6 @@
 """Image and label files in a folder."""
 
 import bisect
-import itertools
 import os
 import re
 import unicodedata
@@ -194,7 +193,8 @@ class LabelFiles:
             if other in self._left:
                 path = self._left.pop(other)
                 return f"; {path} is there, in other upper and lower case"
-        for name in itertools.islice(names, bisect.bisect_left(names, key), None):
+        for index in range(bisect.bisect_left(names, key), len(names)):
+            name = names[index]
             if not name.startswith(key):
                 break
             stem, extension = os.path.splitext(name)
