@@ -1,12 +1,19 @@
 """Tests of the data set `folder`: classes.json, layouts, colors, and problems."""
 
+import dataclasses
 import json
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from encnet_jax.data.dataset_info import IGNORE_LABEL, voc_colormap
+from encnet_jax.data.dataset_info import (
+    CIFAR10,
+    IGNORE_LABEL,
+    load_info,
+    save_info,
+    voc_colormap,
+)
 from encnet_jax.data.folder import read_info
 from encnet_jax.data.registry import dataset_info, open_dataset
 from encnet_jax.errors import UserError
@@ -352,3 +359,14 @@ def test_empty_split_file_is_named(folder):
 def test_split_file_that_is_not_text_is_named(folder):
     (folder / "dev.txt").write_bytes(b"\xff\xfe\x00a")
     assert f"{folder / 'dev.txt'}: not UTF-8 text" in one_line_error(folder, "dev")
+
+
+def test_value_range_is_kept_with_the_model(tmp_path):
+    info = dataclasses.replace(CIFAR10, value_range=(-1.5, 4095))
+    save_info(info, tmp_path / "classes.json")
+    assert load_info(tmp_path / "classes.json").value_range == (-1.5, 4095)
+    # Workdirs of older versions have no such key.
+    stored = json.loads((tmp_path / "classes.json").read_text())
+    del stored["value_range"]
+    (tmp_path / "classes.json").write_text(json.dumps(stored))
+    assert load_info(tmp_path / "classes.json").value_range is None

@@ -1,6 +1,7 @@
 """Tests of training batches that are resized on the host or on the device."""
 
 import collections
+import dataclasses
 import io
 import itertools
 import threading
@@ -13,11 +14,12 @@ from PIL import Image
 from encnet_jax.data.augment_device import resized_batch
 from encnet_jax.data.augmentation import Augmentation
 from encnet_jax.data.dataset_info import DatasetInfo
-from encnet_jax.data.datasets import Example
+from encnet_jax.data.datasets import Example, FileDataset
 from encnet_jax.data.label_map import map_labels
 from encnet_jax.data.sampler import batch_indices
 from encnet_jax.errors import UserError
 from tests.data import geometry
+from tests.data.png_files import make_png
 
 loader = pytest.importorskip("encnet_jax.data.loader")
 
@@ -68,7 +70,7 @@ class ListDataset:
 
 def batches(count, pairs, augmentation=PLAIN, *, batch_size=4, seed=0, **settings):
     """Returns batches, if need be resized as on the device."""
-    dataset = pairs if isinstance(pairs, ListDataset) else ListDataset(pairs)
+    dataset = ListDataset(pairs) if isinstance(pairs, list) else pairs
     made = loader.train_batches(
         dataset, augmentation, batch_size=batch_size, seed=seed, **settings
     )
@@ -295,3 +297,33 @@ def test_closing_ends_the_threads():
     made.close()
     names = [thread.name for thread in threading.enumerate()]
     assert not any(name.startswith("encnet-input") for name in names)
+
+
+@MODES
+def test_files_are_turned_and_scaled_as_when_they_are_indexed(tmp_path, padded_size):
+    rng = np.random.default_rng(0)
+    exif = Image.Exif()
+    exif[274] = 6
+    info = dataclasses.replace(
+        INFO, label_map={n: n for n in range(12)}, value_range=(-1, 1)
+    )
+    pairs = []
+    for index, suffix in enumerate(["tif", "png", "jpg", "png"]):
+        files = tmp_path / f"{index}.{suffix}", tmp_path / f"{index}-labels.png"
+        values = rng.integers(0, 256, (24, 24)).astype(np.uint8)
+        if suffix == "tif":
+            values = values.astype(np.float32) / 127.5 - 1
+        labels = rng.integers(0, 12, (24, 24)).astype(np.uint8)
+        Image.fromarray(values).save(files[0], exif=exif if index < 3 else None)
+        Image.fromarray(labels).save(files[1], exif=exif if index < 3 else None)
+        pairs.append(files)
+    files[1].write_bytes(make_png(labels, 4))
+    dataset = FileDataset(info, pairs)
+    (batch,) = batches(1, dataset, padded_size=padded_size)
+    indices, _ = batch_indices(0, 4, 4, 0)
+    assert sorted(indices.tolist()) == [0, 1, 2, 3]
+    for row, index in enumerate(indices.tolist()):
+        example = dataset[index]
+        np.testing.assert_array_equal(batch["labels"][row], example.labels)
+        np.testing.assert_array_equal(batch["images"][row], example.image)
+    np.testing.assert_array_equal(dataset[3].labels, labels)

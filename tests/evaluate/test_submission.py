@@ -1,5 +1,8 @@
 """Submissions, read back as the test servers do."""
 
+import dataclasses
+import io
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -67,5 +70,22 @@ def test_folders_of_images_are_read_through_and_bad_ones_named(tmp_path):
         UnlabeledDataset(dataset_info("ade20k"), tmp_path)
     empty = tmp_path / "empty"
     empty.mkdir()
+    for name in ("._a.jpg", "a.pdf", ".cache/a.png"):
+        (empty / name).parent.mkdir(exist_ok=True)
+        (empty / name).touch()
     with pytest.raises(UserError, match="empty: no images"):
         UnlabeledDataset(dataset_info("ade20k"), empty)
+
+
+def test_images_without_labels_are_of_any_format_and_value_range(tmp_path):
+    info = dataclasses.replace(dataset_info("ade20k"), value_range=(0, 4095))
+    values = np.array([[0, 819, 4095], [9000, 2048, 0]])
+    Image.fromarray(values.astype(np.uint16)).save(tmp_path / "a.png")
+    Image.fromarray(values.astype(np.float32)).save(tmp_path / "b.TIF")
+    dataset = UnlabeledDataset(info, tmp_path)
+    for index in range(2):
+        image = dataset[index].image
+        assert image[..., 0].tolist() == [[0, 51, 255], [255, 128, 0]]
+        data, labels = dataset.encoded(index)
+        np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(data))), image)
+        assert labels.shape == (2, 3)

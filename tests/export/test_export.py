@@ -1,5 +1,6 @@
 """Exported models run without the package and equal the original in JAX."""
 
+import dataclasses
 import importlib.util
 import re
 import subprocess
@@ -20,6 +21,7 @@ from encnet_jax.data.dataset_info import (
 )
 from encnet_jax.errors import UserError
 from encnet_jax.export import formats as export_formats
+from encnet_jax.export.model_card import model_card
 from encnet_jax.export.run import compare, export_workdir, load_trained
 from encnet_jax.inference.predict_fn import make_classify_fn, make_predict_fn
 from encnet_jax.models import create_model
@@ -145,6 +147,18 @@ def test_readme_lists_classes_and_arrays(stablehlo):
     ):
         assert row in text, row
     assert "logits" not in text
+
+
+def test_readme_says_how_images_of_a_value_range_are_scaled(stablehlo):
+    info = load_info(stablehlo / "classes.json")
+    assert info.value_range is None
+    shape = jax.ShapeDtypeStruct((1, 33, 40, 3), np.uint8)
+    settings = dict(smallest=9, training_size=0, file_format="onnx", checked="")
+    card = model_card("t", info, shape, {}, **settings)
+    assert "scale" not in card
+    info = dataclasses.replace(info, value_range=(0, 4095.5))
+    card = model_card("t", info, shape, {}, **settings)
+    assert "from 0 to 4095.5. The model takes uint8: scale such images linearly" in card
 
 
 def test_onnx_takes_images_of_any_size(trained, onnx, monkeypatch):

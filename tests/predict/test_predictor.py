@@ -1,13 +1,18 @@
 """The segmenter on imported weights: names, sizes, kinds of input."""
 
+import dataclasses
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 from PIL import Image
 from safetensors.numpy import save_file
 from torch_networks import random_weights, small_shapes, small_weights
 
-from encnet_jax import Segmenter, UserError
+from encnet_jax import Classifier, Segmenter, UserError
+from encnet_jax.commands import predict as command
 from encnet_jax.convert.workdir import write_workdir
+from encnet_jax.data.dataset_info import CIFAR10
 from encnet_jax.predict.write import find_images
 from encnet_jax.run.workdir import load_workdir
 from tests.commands import SMALL, make_camvid, run
@@ -46,16 +51,61 @@ def test_array_of_another_dtype_is_rejected(segmenter):
         segmenter(np.zeros((4, 4, 3)))
 
 
+@pytest.mark.parametrize("kind", ["file", "PIL"])
+def test_images_of_a_value_range_equal_those_scaled_by_hand(
+    segmenter, tmp_path, monkeypatch, kind
+):
+    pixels = np.random.default_rng(1).integers(0, 256, (40, 52)).astype(np.uint8)
+    path = tmp_path / "a.tif"
+    Image.fromarray(pixels.astype(np.float32) / 255 * 5 - 2).save(path)
+    with pytest.raises(UserError, match="floats of unknown range"):
+        segmenter(path)
+    info = dataclasses.replace(segmenter.info, value_range=(-2, 3))
+    monkeypatch.setattr(segmenter, "info", info)
+    result = segmenter(path if kind == "file" else Image.open(path))
+    np.testing.assert_array_equal(result.image, np.stack([pixels] * 3, -1))
+    np.testing.assert_array_equal(result.labels, segmenter(result.image).labels)
+
+
+def test_classifier_scales_images_of_its_value_range(tmp_path):
+    classifier = object.__new__(Classifier)  # without a network to compile
+    classifier.info = dataclasses.replace(CIFAR10, value_range=(0, 0.5))
+    classifier.size = 16
+    classifier._params = classifier._batch_stats = None
+    classifier._classify = lambda params, batch_stats, images: images.reshape(1, -1)
+    pixels = np.random.default_rng(1).integers(0, 256, (16, 16)).astype(np.uint8)
+    Image.fromarray(pixels.astype(np.float32) / 510).save(tmp_path / "a.tif")
+    found = classifier(tmp_path / "a.tif").probabilities
+    np.testing.assert_array_equal(found, pixels.ravel().repeat(3))
+
+
+def test_flag_allows_larger_images(tmp_path, monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
+    values = SimpleNamespace(
+        workdir=tmp_path, output=tmp_path / "out", step="best", max_image_pixels=5000
+    )
+    monkeypatch.setattr(command.flags, "FLAGS", values)
+    (tmp_path / "a.png").touch()
+    with pytest.raises(UserError, match="classes.json"):
+        command.main([str(tmp_path / "a.png")])
+    assert Image.MAX_IMAGE_PIXELS == 2500  # Pillow refuses above the double
+
+
 def test_wrong_number_of_class_names_is_rejected(weights_file):
     with pytest.raises(UserError, match="2 names were given"):
         Segmenter.from_torch(weights_file, ["a", "b"])
 
 
 def test_files_folders_and_globs_are_found_once(tmp_path):
-    for name in ("b.png", "a.jpg", "notes.txt"):
+    others = ("notes.txt", "._a.jpg", ".b.png", "c.pdf", "d.eps", "e.mpg", "f.h5")
+    for name in ("b.png", "a.jpg", *others):
         (tmp_path / name).touch()
+    (tmp_path / "folder.png").mkdir()
     found = find_images([str(tmp_path), str(tmp_path / "*.png")])
     assert [path.name for path in found] == ["a.jpg", "b.png"]
+    assert find_images([str(tmp_path / "*")]) == found
+    with pytest.raises(UserError, match=r"\*.pdf: no such image"):
+        find_images([str(tmp_path / "*.pdf")])
     with pytest.raises(UserError, match="c.png: no such image"):
         find_images([str(tmp_path / "c.png")])
 
