@@ -94,7 +94,7 @@ def _data() -> ConfigDict:
     # Pixels, height and width, to which images are padded for resizing on the device;
     # 0: enough for any image.
     data.padded_size = 0
-    data.max_image_pixels = 0  # allow images of up to so many; 0: Pillow's limit
+    data.max_image_pixels = 0  # allows images over Pillow's limit of 179 million
     return data
 
 

@@ -18,7 +18,7 @@ def define_flags() -> None:
     flags.DEFINE_integer(
         "max_image_pixels",
         0,
-        "Allow images of up to so many pixels; 0: Pillow's limit.",
+        "Allow images of up to so many pixels, over Pillow's limit of 179 million.",
         0,
     )
 

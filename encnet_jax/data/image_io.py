@@ -30,15 +30,16 @@ _RANGE_REMEDY = (
 
 
 def set_max_image_pixels(limit: int) -> None:
-    """Sets the number of pixels above which images are refused; 0 leaves it.
+    """Allows images of up to `limit` pixels; 0: of up to Pillow's limit.
 
     Pillow refuses images of more than about 179 million pixels, as files of a few
     kilobytes can expand to any size, and warns from half of that on. It no longer warns
-    once this has been called.
+    once this has been called. The limit is never lowered: it holds for figures too.
     """
     warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
-    if limit:
-        Image.MAX_IMAGE_PIXELS = -(-limit // 2)  # it refuses what exceeds the double
+    present = Image.MAX_IMAGE_PIXELS
+    if present is not None:  # Pillow refuses what exceeds the double
+        Image.MAX_IMAGE_PIXELS = max(-(-limit // 2), present)
 
 
 def decode_image(

@@ -282,13 +282,3 @@ def test_mistake_is_reported_in_one_line(folder, tmp_path, arguments, message):
     assert result.returncode == 2 and len(errors(result)) == 1
     assert message in errors(result)[0] and "Traceback" not in result.stderr
     assert not output.exists()
-
-
-def test_limit_of_pixels_is_a_setting(folder, tmp_path):
-    limit = "--config.data.max_image_pixels=383"
-    result = data_command(folder, tmp_path / "out", "--split=val", limit)
-    lines = errors(result)
-    assert result.returncode == 2 and lines
-    for line in lines:
-        assert "(384 pixels) exceeds limit of 38" in line
-        assert "data.max_image_pixels" in line
