@@ -107,7 +107,11 @@ def pair_listed(
         found, label_entry = _find_listed(line.strip(), by_key, images.name)
         where = f"{listing} line {line_number}: {PurePosixPath(line.strip())}"
         if len(found) != 1:
-            reason = f"{found[0].name} or {found[1].name}" if found else "no such image"
+            reason = "no such image"
+            if found:
+                reason = f"{found[0].name} or {found[1].name}"
+            elif near := by_key.get(os.path.splitext(_key(Path(line.strip())))[0]):
+                reason = f"{near[0].name}, but not that image, is"
             problems.append(f"{where}: {reason} in {images}")
             continue
         image, key = found[0], _key(found[0].relative_to(images).with_suffix(""))

@@ -70,7 +70,7 @@ def decode_labels(
         raise unreadable(name, error) from error
     if image.mode in ("RGB", "RGBA") and colors is not None:
         return _labels_by_color(image, name, colors)
-    if image.mode == "I;16":
+    if image.mode in ("I;16", "I"):  # PNG files have no more than 16 bits
         return _labels_of_16_bits(np.asarray(image), name)
     if image.mode not in ("L", "P", "1"):
         allowed = "gray (L, I;16) and palette (P)"

@@ -10,6 +10,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
+from encnet_jax.data.dataset_info import DatasetInfo
 from encnet_jax.data.datasets import Dataset
 from encnet_jax.data.image_io import set_max_image_pixels
 from encnet_jax.data.registry import dataset_info, open_dataset
@@ -66,6 +67,7 @@ def evaluate_workdir(
         return evaluate_classes_workdir(config, workdir, split, step)
     dataset = _open(config, split, submission, images)
     run = load_workdir(workdir, step, dataset=dataset.info)
+    compare_value_ranges(run.info, dataset.info)
     predict_batches = predict_fn_from_config(config, run.config, run.model, run.info)
     name = ("images" if images else split) + ("-ms" if config.evaluation.scales else "")
     path = workdir / "evaluation" / f"{name}.json"
@@ -102,6 +104,13 @@ def evaluate_workdir(
         _save_figures(results, totals.image_iou, prefix, dataset, run, predict_batches)
     table = format_table(results, dataset.info)
     return "\n".join([table, *summary, f"scores: {path}"])
+
+
+def compare_value_ranges(trained: DatasetInfo, evaluated: DatasetInfo) -> None:
+    """Warns of images whose values are scaled otherwise than those of the training."""
+    ranges = trained.value_range, evaluated.value_range
+    if ranges[0] != ranges[1]:
+        _log.warning("value_range: %s in training, %s in evaluation", *ranges)
 
 
 def _accumulate(

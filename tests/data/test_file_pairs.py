@@ -188,5 +188,8 @@ def test_lists_follow_the_label_suffix_and_name_near_misses(tmp_path):
 def test_folders_in_front_are_left_out_only_up_to_images(tmp_path):
     touch(tmp_path / "images", "a.jpg")
     touch(tmp_path / "labels", "a.png")
-    _, problems = listed(tmp_path, "val/a.jpg")
-    assert problems == ["train.txt line 1: val/a.jpg: no such image in images"]
+    _, problems = listed(tmp_path, "val/a.jpg\na.png")
+    assert problems == [
+        "train.txt line 1: val/a.jpg: no such image in images",
+        "train.txt line 2: a.png: a.jpg, but not that image, is in images",
+    ]

@@ -147,6 +147,20 @@ def test_gray_ramps_are_read_by_index(top):
     assert decode_labels(data, "name", COLORS).tolist() == [[0, 1, 2, 4]]
 
 
+def test_gray_values_as_a_palette_are_read_by_index_whatever_colors_are_given():
+    info = DatasetInfo(
+        "gray",
+        ("road", "car"),
+        (ROAD, CAR),
+        {},
+        label_map={0: 0, 1: 1},
+        label_colors={ROAD: 0, CAR: 1, VOID: IGNORE_LABEL},
+    )
+    data = indexed([[0, 0, 0]], [(n, n, n) for n in range(256)])  # no 1 to tell it
+    decoded = decode_labels(data, "name", LabelColors.of(info))
+    assert decoded.tolist() == [[0, 0, 0]]
+
+
 def test_black_and_white_entries_of_given_colors_are_read_by_color():
     info = DatasetInfo(
         "binary",

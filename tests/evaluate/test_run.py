@@ -1,5 +1,6 @@
 """evaluate.py on a small run: killed, resumed, misused, writing submissions."""
 
+import dataclasses
 import json
 import logging
 import signal
@@ -16,7 +17,11 @@ from encnet_jax import optimizer
 from encnet_jax.config import load_config, save_config
 from encnet_jax.data.dataset_info import CAMVID, save_info
 from encnet_jax.evaluate.progress_log import EvalProgressLog
-from encnet_jax.evaluate.run import evaluate_workdir, select_examples
+from encnet_jax.evaluate.run import (
+    compare_value_ranges,
+    evaluate_workdir,
+    select_examples,
+)
 from encnet_jax.models import create_model
 from encnet_jax.run.checkpoint import Checkpoints
 from encnet_jax.run.model_config import model_settings
@@ -274,3 +279,13 @@ def test_best_median_and_worst_images_are_chosen_once():
         0: "worst",
     }
     assert select_examples(np.array([0.3])) == {0: "best"}
+
+
+def test_value_range_other_than_in_training_is_a_warning(caplog):
+    scaled = dataclasses.replace(CAMVID, value_range=(0, 4095))
+    compare_value_ranges(CAMVID, CAMVID)
+    compare_value_ranges(scaled, scaled)
+    assert not caplog.messages
+    compare_value_ranges(scaled, CAMVID)
+    message = "value_range: (0, 4095) in training, None in evaluation"
+    assert caplog.messages == [message]
