@@ -5,7 +5,9 @@ from typing import Any
 
 import numpy as np
 
-_FLOAT32 = np.finfo(np.float32)  # in which losses are computed
+# The range of float32, in which losses are computed.
+_LEAST = float(np.finfo(np.float32).tiny)
+_MOST = float(np.finfo(np.float32).max)
 
 
 def check_class_weights(weights: Iterable[Any]) -> None:
@@ -24,8 +26,8 @@ def check_class_weights(weights: Iterable[Any]) -> None:
         except (TypeError, ValueError) as error:
             message = f"weight {index} is {weight!r}: must be a number"
             raise ValueError(message) from error
-        if not 0 <= value <= _FLOAT32.max:
+        if not 0 <= value <= _MOST:
             raise ValueError(f"weight {index} is {weight}: must be finite, at least 0")
         values.append(value)
-    if not max(values, default=0) >= _FLOAT32.tiny:
+    if not max(values, default=0) >= _LEAST:
         raise ValueError("all weights are 0: one at least must be above 0")
