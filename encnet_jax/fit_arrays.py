@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 from encnet_jax.config import default
 from encnet_jax.data.augment_device import ArrayDataset
 from encnet_jax.data.dataset_info import IGNORE_LABEL, DatasetInfo, voc_colormap
-from encnet_jax.data.statistics import Statistics
+from encnet_jax.data.statistics import Statistics, label_histogram
 from encnet_jax.errors import UserError
 from encnet_jax.predict.predictor import Classifier, Segmenter
 from encnet_jax.run.model_config import check_config
@@ -152,8 +152,8 @@ def _count(
     Raises:
         UserError: Nothing can be learned from the labels.
     """
-    items = classes if classes.ndim == 3 else classes[None]
-    counts = np.stack([np.bincount(item.ravel(), minlength=256) for item in items])
+    items = classes if classes.ndim == 3 else classes[None, None]
+    counts = np.stack([label_histogram(item) for item in items])
     total = counts.sum(0)
     if ignore_label is None and total[IGNORE_LABEL] and not total[1:IGNORE_LABEL].any():
         raise UserError(

@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 from jaxtyping import Float64, Int64, UInt8
+from PIL import Image
 
 from encnet_jax.data.dataset_info import IGNORE_LABEL, DatasetInfo
 from encnet_jax.data.datasets import (
@@ -90,7 +91,12 @@ def summarize(
 def count_labels(labels: UInt8[np.ndarray, "h w"]) -> LabelCounts:
     """Returns the number of pixels of each class index, and height and width."""
     height, width = labels.shape
-    return np.bincount(labels.ravel(), minlength=256), (height, width)
+    return label_histogram(labels), (height, width)
+
+
+def label_histogram(labels: UInt8[np.ndarray, "h w"]) -> Int64[np.ndarray, "256"]:
+    """Returns the number of pixels of each value; twice as fast as `np.bincount`."""
+    return np.array(Image.fromarray(labels).histogram(), np.int64)
 
 
 def read_label_counts(dataset: Dataset, index: int) -> LabelCounts:
