@@ -102,7 +102,10 @@ def _loss() -> ConfigDict:
     loss = ConfigDict()
     loss.se_weight = 0.2  # alpha of the paper
     loss.aux_weight = 0.2  # PyTorch-Encoding; mmsegmentation: 0.4
-    loss.class_weights = ()  # one per class; empty: equal
+    loss.class_weights = ()  # one per class, at least 0; empty: equal
+    # Class weights computed from the training split: median_frequency (SegNet), or log,
+    # 1/ln(1.02 + share of the labeled pixels) (ENet); empty: loss.class_weights.
+    loss.class_balance = ""
     loss.normalize_by = "valid"  # pixels that the mean is over; mmsegmentation: all
     return loss
 
@@ -165,7 +168,7 @@ def check_variant(file: str, variant: str, allowed: Iterable[str]) -> None:
 def validate(config: ConfigDict) -> None:
     """Raises `UserError` for the first key or value that is not allowed.
 
-    Reads no data. `run.model_config.check_config` checks the model's settings as well.
+    Reads no data. `run.model_config.check_config` checks model and loss as well.
     """
     values = dict(leaves(config))
     _check_names(values)
@@ -266,6 +269,7 @@ def _check_choices(values: dict[str, Any]) -> None:
         "data.resize": ("host", "device"),
         "model.dtype": ("auto", "float32", "bfloat16"),
         "loss.normalize_by": ("valid", "all"),
+        "loss.class_balance": ("", "median_frequency", "log"),
         "optimizer.schedule": ("poly", "cosine"),
         "evaluation.protocol": ("pytorch_encoding", "mmseg"),
         "evaluation.mode": ("whole", "slide"),
@@ -273,7 +277,7 @@ def _check_choices(values: dict[str, Any]) -> None:
     }
     for key, allowed in choices.items():
         if values[key] not in allowed:
-            names = ", ".join(allowed)
+            names = ", ".join(name or "''" for name in allowed)
             raise UserError(f"{key}={values[key]!r}: allowed are {names}")
 
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import time
@@ -67,6 +68,10 @@ def test_train_again_takes_no_step_and_reports(workdir, camvid):
     before = trained_arrays(workdir)
     result = run(*train_arguments(camvid, workdir))
     assert result.returncode == 0 and "all 6 steps are done" in result.stderr
+    score = r"mean IoU 0\.\d{4} over (\d+) of 11 classes"
+    logged = re.search(rf"step 6: {score}, pixel accuracy 0\.", result.stderr)
+    printed = re.search(f"^{score}; everything is in", result.stdout, re.M)
+    assert logged and printed and 0 < int(logged[1]) == int(printed[1]) <= 11
     for old, new in zip(before, trained_arrays(workdir)):
         np.testing.assert_array_equal(old, new)
 
@@ -83,6 +88,9 @@ def test_evaluate_scores_the_split_and_agrees_with_prediction(workdir, camvid):
     scores = json.loads((workdir / "evaluation" / "test.json").read_text())
     assert scores["images"] == 3 and len(scores["per_class_iou"]) == 11
     assert "Bicyclist" in result.stdout
+    scored = sum(iou is not None for iou in scores["per_class_iou"])
+    assert scores["classes_scored"] == scored > 0
+    assert f"over {scored} of 11 classes\n" in result.stdout
     # The same by hand: predict each image and count.
     segmenter = Segmenter.from_workdir(workdir)
     right = labeled = 0

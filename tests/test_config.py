@@ -105,6 +105,18 @@ def test_every_key_is_read_by_the_package(key):
         ({"evaluation.flip": True}, "needs evaluation.scales"),
         ({"evaluation.scales": (0.0,)}, "must be above 0"),
         ({"mesh.data": 0}, "mesh.data=0"),
+        ({"loss.class_weights": (1.0, -1.0)}, r"class_weights=\(1.0, -1.0\): weight 1"),
+        ({"loss.class_weights": (1.0, float("nan"))}, "weight 1 is nan: must be fin"),
+        ({"loss.class_weights": (0.0, 0.0)}, "all weights are 0"),
+        ({"loss.class_weights": (1, "a")}, "weight 1 is 'a': must be a number"),
+        (
+            {"loss.class_balance": "mean"},
+            "'mean': allowed are '', median_frequency, log",
+        ),
+        (
+            {"loss.class_balance": "log", "loss.class_weights": (1.0, 2.0)},
+            "loss.class_balance='log': .* with loss.class_weights it must be ''",
+        ),
     ],
 )
 def test_value_out_of_range_is_named_with_what_is_allowed(changes, message):

@@ -1,8 +1,10 @@
 """Prepares and checks a data set: encnet data configs/NAME.py.
 
 Reads every example of the splits and prints image sizes and class frequencies, for the
-training split also class weights, and writes SPLIT.png, a contact sheet of examples
-with their labels. Invalid examples are listed, one per line, and the exit code is 2.
+training split also class weights and the classes without a pixel, and writes SPLIT.png,
+a contact sheet of examples with their labels. Invalid examples, and labels that say
+nothing (all ignored, or 0 and 255 only), are listed, one per line, and the exit code is
+2.
 Config keys are overridden as in training: --config.data.data_dir=DIR.
 """
 
@@ -16,6 +18,7 @@ from ml_collections import config_flags
 from encnet_jax import cli
 from encnet_jax.data.datasets import Dataset
 from encnet_jax.data.image_io import set_max_image_pixels
+from encnet_jax.data.label_check import label_problem, unlabeled_classes
 from encnet_jax.data.registry import open_dataset
 from encnet_jax.data.statistics import (
     Statistics,
@@ -77,9 +80,14 @@ def main(arguments: list[str]) -> int:
     problems = 0
     for split, dataset in datasets.items():
         stats = _read(dataset, values.limit)
+        if problem := label_problem(dataset, stats, split):
+            stats.problems.append(problem)
         problems += len(stats.problems)
         _print(split, dataset, stats)
         if stats.indices and split == config.data.train_split:
+            absent = unlabeled_classes(stats, dataset.info)
+            if absent and not values.limit:
+                print(f"warning: {absent}", file=sys.stderr, flush=True)
             _print_weights(stats)
         if stats.indices:
             print(f"contact sheet: {_save_sheet(dataset, stats, output, split)}\n")
@@ -112,7 +120,8 @@ def _print_weights(stats: Statistics) -> None:
     weights = ", ".join(f"{weight:.4g}" for weight in median_frequency_weights(stats))
     indent = " " * 4
     print(
-        "Class weights by median frequency balancing:\n"
+        "Class weights by median frequency balancing, as training computes them with\n"
+        "config.loss.class_balance = 'median_frequency':\n"
         "config.loss.class_weights = (\n"
         f"{textwrap.fill(weights, 88, initial_indent=indent, subsequent_indent=indent)}"
         "\n)"

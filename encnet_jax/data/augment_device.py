@@ -16,6 +16,7 @@ from encnet_jax.data.augmentation import Augmentation, jitter, max_offsets
 from encnet_jax.data.dataset_info import IGNORE_LABEL, DatasetInfo
 from encnet_jax.data.datasets import Dataset, Encoded, Example
 from encnet_jax.data.sampler import batch_indices, process_rows
+from encnet_jax.data.statistics import Statistics
 from encnet_jax.errors import UserError
 
 
@@ -26,7 +27,12 @@ class ArrayDataset:
         info: Metadata of the data set.
         images: uint8 (n, h, w, 3), RGB 0-255.
         labels: Class indices or `IGNORE_LABEL`, (n, h, w), or (n,) for classification.
+
+    Attributes:
+        statistics: Counts of the labels, where `fit` has taken them.
     """
+
+    statistics: Statistics | None = None
 
     def __init__(
         self,
@@ -36,7 +42,7 @@ class ArrayDataset:
     ):
         self.info = info
         self.images = images
-        self.labels = labels.astype(np.uint8)
+        self.labels = labels.astype(np.uint8, copy=False)
 
     def __len__(self) -> int:
         """Returns the number of images."""

@@ -12,7 +12,7 @@ from PIL import ImageColor
 from encnet_jax.data import scenes
 from encnet_jax.errors import UserError
 
-IGNORE_LABEL = 255
+IGNORE_LABEL = 255  # class index of ignored pixels; so there are 255 classes at most
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
@@ -26,8 +26,8 @@ class DatasetInfo:
         class_names: One name per class, in the order of the model's outputs.
         colors: One RGB triple (0-255) per class, for overlays.
         splits: Split -> official number of images; None where any number will do.
-        label_map: Raw label -> class, or `IGNORE_LABEL`; any other raw label except
-            `IGNORE_LABEL` itself is an error. Empty if raw labels are class indices.
+        label_map: Raw label -> class, or `IGNORE_LABEL`; any other raw label is an
+            error, except 255, which is ignored. Empty if raw labels are class indices.
         label_colors: Color in RGB label files -> raw label. Empty if label files hold
             the raw labels as gray values or palette indices.
         mean: Mean of the RGB channels, scaled to 0-1.

@@ -24,10 +24,10 @@ from encnet_jax.errors import UserError
 if TYPE_CHECKING:
     from tensorflow_datasets.core import DatasetBuilder
 
+    from encnet_jax.data.statistics import Statistics
+
 T = TypeVar("T")
 
-# Checking more files than this when a split is opened takes minutes, not seconds.
-_MAX_CHECKED = 5000
 _READ_AHEAD = 512  # examples that threads may read ahead of the consumer
 
 
@@ -72,7 +72,12 @@ class FileDataset:
         info: Metadata of the data set.
         pairs: Image and label file of each example.
         problems: One line for each file that belongs to no pair.
+
+    Attributes:
+        statistics: Counts of all examples, if `label_check.check_split` has read them.
     """
+
+    statistics: "Statistics | None" = None
 
     def __init__(
         self,
@@ -127,16 +132,6 @@ class FileDataset:
         self._orientations(
             *(image, image_path, labels, label_path), size=size, label_size=label_size
         )
-
-    def check(self) -> None:
-        """Raises the first problem; reads the examples too, unless they are many."""
-        if self.problems:
-            raise UserError(self.problems[0])
-        if len(self) > _MAX_CHECKED:
-            return
-        for problem in map_examples(self, range(len(self)), lambda example: None):
-            if problem is not None:
-                raise problem
 
 
 class TFRecordDataset:
@@ -224,13 +219,24 @@ def map_examples(
         indices: Indices of the examples.
         fn: Called with each example, in the threads.
 
-    Yields:
+    Returns:
         The results in the order of `indices`; for an invalid example its `UserError`.
+    """
+    return read_ahead(lambda index: fn(dataset[index]), indices)
+
+
+def read_ahead(
+    read: Callable[[int], T], indices: Sequence[int]
+) -> Iterator[T | UserError]:
+    """Calls a function with each index, in threads ahead of the consumer.
+
+    Yields:
+        The results in the order of `indices`; where it raised a `UserError`, that.
     """
 
     def apply(index: int) -> T | UserError:
         try:
-            return fn(dataset[index])
+            return read(index)
         except UserError as problem:
             return problem
 

@@ -14,8 +14,8 @@ each. `classes.json` is a list of names, or
 
 where `color` (also [128, 64, 128]) and `label`, the value in label files, are optional;
 `label` defaults to the position in the list, from 0. `ignore` lists further values and
-colors; 255 is always ignored. With `label_suffix`, the label file is `NAME_mask.png`.
-`value_range` is that of images of more than 8 bits.
+colors; 255 is ignored too, unless it is the label of a class. With `label_suffix`, the
+label file is `NAME_mask.png`. `value_range` is that of images of more than 8 bits.
 """
 
 import json
@@ -49,6 +49,14 @@ def read_info(root: Path) -> DatasetInfo:
         raise UserError(f"{root}: no such folder")
     content = _read_content(root / "classes.json")
     classes, ignored = _read_classes(root / "classes.json", content)
+    ignored_labels = [entry for entry in ignored if isinstance(entry, int)]
+    ignored_colors = [entry for entry in ignored if isinstance(entry, tuple)]
+    # Ignored colors become a label that no class has: 255, which is ignored anyway, or
+    # one that then is ignored in gray files too.
+    used = {item.label for item in classes}
+    void = next(label for label in range(255, -1, -1) if label not in used)
+    if ignored_colors and void != IGNORE_LABEL:
+        ignored_labels.append(void)
     return DatasetInfo(
         name="folder",
         class_names=tuple(item.name for item in classes),
@@ -57,11 +65,11 @@ def read_info(root: Path) -> DatasetInfo:
         splits=dict.fromkeys(_splits(root)),
         label_map={
             **{item.label: index for index, item in enumerate(classes)},
-            **{entry: IGNORE_LABEL for entry in ignored if isinstance(entry, int)},
+            **dict.fromkeys(ignored_labels, IGNORE_LABEL),
         },
         label_colors={
             **{item.color: item.label for item in classes if item.color},
-            **{entry: IGNORE_LABEL for entry in ignored if isinstance(entry, tuple)},
+            **dict.fromkeys(ignored_colors, void),
         },
         value_range=_read_range(content.get("value_range"), root / "classes.json"),
         label_suffix=content.get("label_suffix", ""),
@@ -180,8 +188,8 @@ def _read_class(entry: Any, index: int, where: str) -> _Class:
     name, label = entry.get("name"), entry.get("label", index)
     if not isinstance(name, str) or not name.strip():
         raise UserError(f"{where}.name={name!r}: must be a name")
-    if not _is_byte(label) or label == IGNORE_LABEL:
-        raise UserError(f"{where}.label={label!r}: must be an integer from 0 to 254")
+    if not _is_byte(label):
+        raise UserError(f"{where}.label={label!r}: must be an integer from 0 to 255")
     color = _read_color(entry["color"], f"{where}.color") if "color" in entry else None
     return _Class(name.strip(), label, color)
 

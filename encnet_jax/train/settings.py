@@ -1,5 +1,6 @@
 """Settings of a training run: checks beyond one key, and arguments made from them."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,11 @@ def check_task(config: ConfigDict, info: DatasetInfo) -> None:
         allowed = 0 if classifies else f"0 or {info.num_classes}"
         raise UserError(
             f"loss.class_weights has {count} values; {info.name} allows {allowed}"
+        )
+    if config.loss.class_balance and classifies:
+        raise UserError(
+            f"loss.class_balance={config.loss.class_balance!r}: weights the classes of "
+            "pixels; allowed for image classification is ''"
         )
     if config.data.pad and not classifies:
         raise UserError(
@@ -87,12 +93,20 @@ def optimizer_settings(config: ConfigDict) -> dict[str, Any]:
     return {key: config.optimizer[key] for key in keys}
 
 
-def loss_settings(config: ConfigDict) -> dict[str, Any]:
-    """Returns the arguments of `segmentation_loss` set in `loss` and `model`."""
+def loss_settings(
+    config: ConfigDict, class_weights: Sequence[float] | None = None
+) -> dict[str, Any]:
+    """Returns the arguments of `segmentation_loss` set in `loss` and `model`.
+
+    Args:
+        config: See `encnet_jax.config`.
+        class_weights: Those that `loss.class_balance` asks for; None: those of
+            `loss.class_weights`.
+    """
     return dict(
         se_weight=config.loss.se_weight,
         aux_weight=config.loss.aux_weight,
-        class_weights=tuple(config.loss.class_weights) or None,
+        class_weights=class_weights or tuple(config.loss.class_weights) or None,
         normalize_by=config.loss.normalize_by,
         align_corners=config.model.align_corners,
     )

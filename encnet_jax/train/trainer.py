@@ -34,10 +34,10 @@ from encnet_jax.run.sharding import batch_sharded, create_mesh, replicated
 from encnet_jax.run.startup import log_missing_large_pages
 from encnet_jax.run.state import PureDict, create_train_state, split_model
 from encnet_jax.run.workdir import best_metric_name
-from encnet_jax.train import input_pipeline, settings
+from encnet_jax.train import class_balance, input_pipeline, settings
 from encnet_jax.train.initialization import load_initial_weights
 from encnet_jax.train.step import make_train_step
-from encnet_jax.train.validation import make_validate_fn
+from encnet_jax.train.validation import make_validate_fn, score_texts
 
 _ADVICE = (
     "the checkpoints before it are kept. Try a lower learning_rate or more "
@@ -58,7 +58,8 @@ def train(
         datasets: Training and validation split, instead of those that `data` names.
 
     Returns:
-        The scores of the last evaluation, or None if SIGTERM ended the run early.
+        The scores of the last evaluation, of segmentation with `classes_scored` and
+        `num_classes`; or None if SIGTERM ended the run early.
 
     Raises:
         UserError: A setting or file does not fit; names it.
@@ -73,6 +74,7 @@ def train(
         _open(config, config.evaluation.split),
     )
     settings.check_task(config, dataset.info)
+    class_balance.warn_of_unlabeled_classes(dataset)
     trainer = Trainer(config, workdir, mesh, dataset, validation)
     workdir.mkdir(parents=True, exist_ok=True)
     with lock_workdir(workdir):
@@ -80,6 +82,7 @@ def train(
         if jax.process_index() == 0:
             save_config(config, workdir / "config.json")
             save_info(dataset.info, workdir / "classes.json")
+            class_balance.save_weights(trainer.class_weights, config, dataset, workdir)
         return trainer.run()
 
 
@@ -122,13 +125,16 @@ class Trainer:
         self.schedule = settings.create_schedule(config)
         tx = create_optimizer(self.schedule, **settings.optimizer_settings(config))
         self.state = create_train_state(params, batch_stats, tx)
+        self.class_weights = class_balance.create_weights(
+            config, dataset, workdir, resumes=bool(self.checkpoints.steps())
+        )
         self.resident = input_pipeline.resident_arrays(config, dataset)
         self.step_fn = make_train_step(
             model_def,
             tx,
             info,
             augmentation=input_pipeline.create_augmentation(config),
-            loss_settings=settings.loss_settings(config),
+            loss_settings=settings.loss_settings(config, self.class_weights),
             grad_accum_steps=config.grad_accum_steps,
         )
         self.validate = make_validate_fn(config, model, validation)
@@ -227,17 +233,15 @@ class Trainer:
         result = self.validate(self.state.params, self.state.batch_stats)
         self.writer.scalars(step, result.scores, "evaluation")
         self.writer.image(step, "predictions", result.panel)
+        scores = {**result.scores, **result.classes}
         _log.info(
             "step %d: %s (%d images, %.0f s)",
             step,
-            ", ".join(
-                f"{name.replace('_', ' ').replace('iou', 'IoU')} {value:.4f}"
-                for name, value in result.scores.items()
-            ),
+            ", ".join(score_texts(scores)),
             result.images,
             time.perf_counter() - started,
         )
-        return result.scores
+        return scores
 
     def _save_and_stop(self, step: int) -> None:
         self._check_finite(step)

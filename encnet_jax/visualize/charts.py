@@ -46,7 +46,10 @@ def save_class_bars(scores: dict[str, Any], info: DatasetInfo, path: Path) -> No
     axes.set_ylim(-0.7, len(iou) - 0.3)
     axes.set_xlim(0, 108)
     axes.set_xlabel("IoU, %")
-    axes.set_title(f"mean IoU {100 * scores['mean_iou']:.2f} % (dashed)")
+    axes.set_title(
+        f"mean IoU {100 * scores['mean_iou']:.2f} % (dashed), over "
+        f"{scores['classes_scored']} of {info.num_classes} classes"
+    )
     _save(figure, path)
 
 

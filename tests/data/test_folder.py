@@ -263,8 +263,8 @@ def test_colors_without_a_table_are_rejected(folder):
         (["road", {"label": 1}], r"classes\[1\].name=None"),
         (["road", {"name": "car", "colour": "#000000"}], "key 'colour': allowed are"),
         (
-            ["road", {"name": "car", "label": 255}],
-            "label=255: must be an integer from 0",
+            ["road", {"name": "car", "label": 256}],
+            "label=256: must be an integer from 0 to 255",
         ),
         (["road", {"name": "car", "label": -1}], "label=-1: must be"),
         (["road", {"name": "car", "label": True}], "label=True: must be"),
@@ -276,6 +276,10 @@ def test_colors_without_a_table_are_rejected(folder):
         (["road", "road"], "the name 'road' is given twice"),
         (["road", {"name": "car", "label": 0}], "0 is given twice"),
         ({"classes": NAMES, "ignore": [2]}, "2 is given twice"),
+        (
+            {"classes": ["road", {"name": "car", "label": 255}], "ignore": [255]},
+            "255 is given twice",
+        ),
         ({"classes": NAMES, "ignore": [256]}, r"ignore\[0\]=256: must be an integer"),
         (
             [{"name": n, "color": c} for n, c in (("a", "#010203"), ("b", [1, 2, 3]))],

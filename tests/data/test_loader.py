@@ -327,3 +327,30 @@ def test_files_are_turned_and_scaled_as_when_they_are_indexed(tmp_path, padded_s
         np.testing.assert_array_equal(batch["labels"][row], example.labels)
         np.testing.assert_array_equal(batch["images"][row], example.image)
     np.testing.assert_array_equal(dataset[3].labels, labels)
+
+
+@MODES
+def test_label_255_of_a_class_is_learned_and_padding_is_not(padded_size):
+    class Masks(ListDataset):
+        info = DatasetInfo("masks", ("no", "yes"), ((0, 0, 0),) * 2, {}, {0: 0, 255: 1})
+
+        def encoded(self, index, *, raw_labels):
+            image, labels = self.pairs[index]
+            return stored(image), labels
+
+    labels = np.zeros((24, 12), np.uint8)  # narrower than the crop
+    labels[:10] = 255
+    image = np.zeros((24, 12, 3), np.uint8)
+    (batch,) = itertools.islice(
+        loader.train_batches(
+            Masks([(image, labels)]),
+            PLAIN,
+            batch_size=1,
+            seed=0,
+            padded_size=padded_size,
+        ),
+        1,
+    )
+    expected = np.full((24, 24), 255)
+    expected[:10, :12], expected[10:, :12] = 1, 0
+    np.testing.assert_array_equal(batch["labels"][0], expected)
