@@ -46,8 +46,9 @@ def at_step(state, step):
 def save_all(folder, state, scores):
     checkpoints = Checkpoints(folder)
     for step, score in scores.items():
-        result = None if score is None else {"mean_iou": score}
-        checkpoints.save(at_step(state, step), step, result)
+        checkpoints.save(at_step(state, step), step)
+        if score is not None:
+            checkpoints.add_scores(step, {"mean_iou": score})
     checkpoints.close()
     return checkpoints
 
