@@ -18,6 +18,7 @@ from ml_collections import ConfigDict
 
 from encnet_jax.data.dataset_info import DatasetInfo
 from encnet_jax.data.datasets import Dataset, Example
+from encnet_jax.evaluate.settings import protocol_from_config, whole_image_size
 from encnet_jax.inference.folding import InferenceModel
 from encnet_jax.inference.predict_fn import Prediction, make_label_fn
 from encnet_jax.inference.score_map import Labels, ScoreMapPool, ScoreMapSharding
@@ -26,11 +27,7 @@ from encnet_jax.inference.sliding_window import (
     merge_hflip,
     run_sliding_window,
 )
-from encnet_jax.inference.tta import (
-    MmsegProtocol,
-    PyTorchEncodingProtocol,
-    TTAProtocol,
-)
+from encnet_jax.inference.tta import TTAProtocol
 from encnet_jax.run.sharding import batch_sharded, local_mesh, replicated
 from encnet_jax.run.state import PureDict
 
@@ -94,44 +91,21 @@ def local_indices(dataset: Dataset, skip: Collection[int] = ()) -> list[int]:
 
 
 def predict_fn_from_config(
-    config: ConfigDict, trained: ConfigDict, model: nnx.Module, info: DatasetInfo
+    config: ConfigDict, model: nnx.Module, info: DatasetInfo
 ) -> PredictBatchesFn:
     """Returns the segmentation function that `config.evaluation` describes.
 
     Args:
         config: Settings of the evaluation.
-        trained: Configuration of the training; its resizing conventions apply.
         model: A segmentation model, or an abstract one.
         info: The data set.
     """
-    settings, mesh = config.evaluation, local_mesh(config.mesh.data)
-    align_corners = trained.evaluation.align_corners
-    windows: dict[str, Any] = dict(
-        crop_size=settings.crop_size or config.data.crop_size,
-        scales=tuple(settings.scales) or (1.0,),
-        flip=settings.flip,
-        stride=settings.stride,
-        mean=info.mean,
-        std=info.std,
-    )
-    if settings.protocol == "mmseg":
-        if settings.mode == "whole":
-            windows["crop_size"] = 0
-        mmseg = MmsegProtocol(
-            base_size=settings.base_size,
-            short_size=settings.short_size,
-            align_corners=align_corners,
-            **windows,
-        )
-        return make_window_fn(model, info, mmseg, mesh)
-    if settings.mode == "slide" or settings.scales:
-        pytorch_encoding = PyTorchEncodingProtocol(
-            base_size=settings.base_size or config.data.base_size,
-            align_corners=trained.model.align_corners,
-            **windows,
-        )
-        return make_window_fn(model, info, pytorch_encoding, mesh)
-    return make_whole_image_fn(model, info, settings.base_size, align_corners, mesh)
+    mesh = local_mesh(config.mesh.data)
+    protocol = protocol_from_config(config, model, info)
+    if protocol is not None:
+        return make_window_fn(model, info, protocol, mesh)
+    size, align_corners = whole_image_size(config), config.evaluation.align_corners
+    return make_whole_image_fn(model, info, size, align_corners, mesh)
 
 
 def make_whole_image_fn(

@@ -23,6 +23,10 @@ from encnet_jax.evaluate.evaluator import (
 from encnet_jax.evaluate.progress import show_progress
 from encnet_jax.evaluate.progress_log import EvalProgressLog
 from encnet_jax.evaluate.report import add_dataset_metrics, format_table, save_scores
+from encnet_jax.evaluate.settings import (
+    describe_differences,
+    differences_from_training,
+)
 from encnet_jax.evaluate.submission import Submission, UnlabeledDataset
 from encnet_jax.run.workdir import LoadedRun, load_workdir
 
@@ -45,7 +49,7 @@ def evaluate_workdir(
     the predictions for the data set's test server to `submission/SPLIT[-ms]`.
 
     Args:
-        config: Data set and settings of the evaluation.
+        config: Data set and settings of the evaluation; see `evaluation_config`.
         workdir: Folder of the run.
         split: Name of the split.
         step: Which checkpoint: `"best"`, `"latest"` or a step number.
@@ -63,8 +67,12 @@ def evaluate_workdir(
             )
         return evaluate_classes_workdir(config, workdir, split, step)
     dataset = _open(config, split, submission, images)
-    run = load_workdir(workdir, step, dataset=dataset.info)
-    predict_batches = predict_fn_from_config(config, run.config, run.model, run.info)
+    computation = {key: config.model[key] for key in ("dtype", "conv_impl")}
+    run = load_workdir(workdir, step, dataset=dataset.info, **computation)
+    differences = differences_from_training(config, workdir)
+    if differences:
+        _log.info("differs from training: %s", describe_differences(differences))
+    predict_batches = predict_fn_from_config(config, run.model, run.info)
     name = ("images" if images else split) + ("-ms" if config.evaluation.scales else "")
     path = workdir / "evaluation" / f"{name}.json"
     writer = (
@@ -92,6 +100,7 @@ def evaluate_workdir(
             split=split,
             step=run.step,
             evaluation=config.evaluation.to_dict(),
+            differs_from_training=differences,
             class_names=dataset.info.class_names,
         )
     progress_log.remove()

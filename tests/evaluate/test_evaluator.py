@@ -298,6 +298,6 @@ def test_configuration_sets_the_shapes_that_the_network_sees(settings, shape):
     config.mesh.data = 1
     config.data.base_size = 12
     config.evaluation.update(settings)
-    predict_batches = predict_fn_from_config(config, config, Counting(), INFO)
+    predict_batches = predict_fn_from_config(config, Counting(), INFO)
     results, _ = run(predict_batches, Counting(), FakeDataset([(18, 15)]))
     assert set(shapes) == {shape} and results["images"] == 1
