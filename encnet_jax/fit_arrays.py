@@ -49,6 +49,7 @@ def fit(
         UserError: Arrays or settings do not fit together, or SIGTERM ended the run.
         FloatingPointError: The loss is not finite.
     """
+    workdir = Path(workdir).expanduser()
     images, labels = np.asarray(images), np.asarray(labels)
     _check(images, labels)
     info = _info(images, labels, class_names)
@@ -63,7 +64,7 @@ def fit(
         _check(images, labels)
         _check_classes(labels, info)
         scored = ArrayDataset(info, images, labels)
-    if train(config, Path(workdir), datasets=(dataset, scored)) is None:
+    if train(config, workdir, datasets=(dataset, scored)) is None:
         raise UserError(f"{workdir}: stopped by SIGTERM; call fit again to resume")
     if info.task == "classification":
         return Classifier.from_workdir(workdir)

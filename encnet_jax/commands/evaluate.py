@@ -56,6 +56,6 @@ def main(arguments: list[str]) -> None:
         split,
         values.step,
         submission=values.submission,
-        images=Path(values.images) if values.images else None,
+        images=Path(values.images).expanduser() if values.images else None,
     )
     cli.print_on_host0(text)

@@ -15,6 +15,7 @@ from jaxtyping import UInt8
 from encnet_jax.data import scenes
 from encnet_jax.data.dataset_info import DatasetInfo
 from encnet_jax.data.file_pairs import FilePair, read_file
+from encnet_jax.data.fingerprint import file_states, fingerprint
 from encnet_jax.data.image_io import (
     color_table,
     decode_image,
@@ -67,6 +68,10 @@ class Dataset(Protocol):
         """
         ...
 
+    def fingerprint(self) -> str:
+        """Returns a digest of what the examples are, without reading them all."""
+        ...
+
 
 class FileDataset:
     """Pairs of image and label files.
@@ -108,6 +113,11 @@ class FileDataset:
         if not raw_labels:
             labels = map_labels(labels, self.info, str(label_path))
         return image, labels
+
+    def fingerprint(self) -> str:
+        """Returns a digest of the files' names, sizes and times of modification."""
+        paths = (path for pair in self.pairs for path in pair)
+        return fingerprint(self.info, file_states(paths))
 
     def check(self) -> None:
         """Raises the first problem; reads the examples too, unless they are many."""
@@ -153,6 +163,10 @@ class TFRecordDataset:
             labels = map_labels(labels, self.info, name)
         return fields["image"], labels
 
+    def fingerprint(self) -> str:
+        """Returns a digest of the files' names and sizes, and of their records'."""
+        return fingerprint(self.info, *self.records.layout())
+
 
 class ClassificationDataset(TFRecordDataset):
     """A data set for image classification prepared by TFDS, such as `cifar10`."""
@@ -193,6 +207,10 @@ class SyntheticScenes:
     def encoded(self, index: int, *, raw_labels: bool = False) -> Encoded:
         """Raises `TypeError`: scenes are drawn, not stored."""
         raise TypeError("drawn scenes have no encoded form; index the data set")
+
+    def fingerprint(self) -> str:
+        """Returns a digest of the seed and the range of scenes."""
+        return fingerprint(self.info, self.seed, self.start, self.size)
 
 
 def map_examples(

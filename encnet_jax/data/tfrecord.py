@@ -86,6 +86,10 @@ class Records:
             )
         return record[_HEADER:]
 
+    def layout(self) -> tuple[np.ndarray, ...]:
+        """Returns the names and sizes of the files, and the lengths of the records."""
+        return self._index.names, self._index.sizes, self._index.length
+
     def features(self, index: int) -> dict[str, Any]:
         """Returns the fields of one record, a `tf.train.Example`.
 

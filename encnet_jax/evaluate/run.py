@@ -28,6 +28,7 @@ from encnet_jax.evaluate.settings import (
     differences_from_training,
 )
 from encnet_jax.evaluate.submission import Submission, UnlabeledDataset
+from encnet_jax.run.distributed import sum_over_hosts
 from encnet_jax.run.workdir import LoadedRun, load_workdir
 
 _EXAMPLES = 2  # shown of the best, the median and the worst images each
@@ -80,7 +81,7 @@ def evaluate_workdir(
     )
     progress_log = EvalProgressLog(
         path.with_suffix(".partial"),
-        _identity(config, dataset, run, submission, images),
+        _identity(config, dataset, run, submission),
         dataset.info.num_classes,
     )
     totals = _accumulate(config, dataset, run, predict_batches, progress_log, writer)
@@ -157,16 +158,16 @@ def _open(
 
 
 def _identity(
-    config: ConfigDict,
-    dataset: Dataset,
-    run: LoadedRun,
-    submission: bool,
-    images: Path | None,
+    config: ConfigDict, dataset: Dataset, run: LoadedRun, submission: bool
 ) -> dict[str, Any]:
-    """Returns everything that the metrics in a progress log depend on."""
+    """Returns everything that the metrics in a progress log depend on.
+
+    The same on all hosts, whose copies of the files may differ in their times.
+    """
     checksum = 0
     for leaf in jax.tree.leaves((run.params, run.batch_stats)):
         checksum = zlib.crc32(np.asarray(leaf).tobytes(), checksum)
+    data = np.frombuffer(bytes.fromhex(dataset.fingerprint()), np.uint64)
     settings = {
         **config.evaluation.to_dict(),
         "absent_classes": None,
@@ -174,12 +175,12 @@ def _identity(
     }
     return {
         "evaluation": settings,
-        "data": [config.data.name, config.data.data_dir, len(dataset)],
+        "data": [config.data.name, len(dataset), *sum_over_hosts(data).tolist()],
         "sizes": [config.data.base_size, config.data.crop_size],
+        "dtype": run.config.model.dtype,
         "step": run.step,
         "weights": checksum,
         "submission": submission,
-        "images": str(images),
     }
 
 

@@ -9,6 +9,7 @@ from PIL import Image
 
 from encnet_jax.data.dataset_info import IGNORE_LABEL, DatasetInfo
 from encnet_jax.data.datasets import Example
+from encnet_jax.data.fingerprint import file_states, fingerprint
 from encnet_jax.data.image_io import decode_image
 from encnet_jax.errors import UserError
 from encnet_jax.visualize.overlay import palette_image
@@ -89,6 +90,10 @@ class UnlabeledDataset:
         """Returns the bytes of the image file, and ignored labels."""
         path = self.paths[index]
         return path.read_bytes(), self[index].labels
+
+    def fingerprint(self) -> str:
+        """Returns a digest of the files' names, sizes and times of modification."""
+        return fingerprint(self.info, file_states(self.paths))
 
     def __getitem__(self, index: int) -> Example:
         """Returns an image; raises `UserError` if it cannot be decoded."""

@@ -108,7 +108,7 @@ class Segmenter:
         Raises:
             UserError: No workdir, no such checkpoint, or a damaged one.
         """
-        run = load_workdir(Path(path), step)
+        run = load_workdir(Path(path).expanduser(), step)
         settings = run.config.evaluation
         base_size = run.config.data.base_size
         if settings.protocol == "pytorch_encoding":  # for others it is a bound
@@ -197,7 +197,7 @@ class Classifier:
     @classmethod
     def from_workdir(cls, path: str | Path, step: str | int = "best") -> "Classifier":
         """Loads a model that `train.py` wrote; see `Segmenter.from_workdir`."""
-        run = load_workdir(Path(path), step)
+        run = load_workdir(Path(path).expanduser(), step)
         return cls(run.model, run.info, run.config.data.crop_size)
 
     def __call__(self, image: ImageInput) -> ClassPrediction:

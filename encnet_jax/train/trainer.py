@@ -26,6 +26,7 @@ from encnet_jax.errors import UserError
 from encnet_jax.models import create_model
 from encnet_jax.optimizer import create_optimizer
 from encnet_jax.run.checkpoint import Checkpoints
+from encnet_jax.run.checkpoint_folder import check_path
 from encnet_jax.run.metric_writer import MetricWriter
 from encnet_jax.run.model_config import model_settings
 from encnet_jax.run.preemption import SigtermHandler, lock_workdir
@@ -64,6 +65,7 @@ def train(
         UserError: A setting or file does not fit; names it.
         FloatingPointError: The loss is not finite; names the step.
     """
+    check_path(workdir.resolve())
     log_missing_large_pages(jax.default_backend())
     mesh = create_mesh(config.mesh.data)
     settings.check_batch_size(config, mesh.size)
@@ -112,7 +114,7 @@ class Trainer:
             rngs=nnx.Rngs(config.seed),
             **model_settings(config),
         )
-        settings.check_workdir(config, workdir)
+        settings.check_workdir(config, workdir, info)
         self.checkpoints = Checkpoints(workdir, best_metric_name(info))
         if config.model.weights and not self.checkpoints.steps():
             report = load_initial_weights(model, config.model.weights, info.class_names)
