@@ -116,7 +116,8 @@ class _File:
 
     def __init__(self, path: str):
         self.path = path
-        self.is_local = "://" not in path
+        # Without `pread`, as on Windows, threads cannot share a descriptor.
+        self.is_local = "://" not in path and hasattr(os, "pread")
         if self.is_local:
             try:
                 self._descriptor = os.open(path, os.O_RDONLY)
