@@ -28,7 +28,7 @@ from encnet_jax.evaluate.settings import (
     differences_from_training,
 )
 from encnet_jax.evaluate.submission import Submission, UnlabeledDataset
-from encnet_jax.run.distributed import sum_over_hosts
+from encnet_jax.run.distributed import distinct_over_hosts
 from encnet_jax.run.workdir import LoadedRun, load_workdir
 
 _EXAMPLES = 2  # shown of the best, the median and the worst images each
@@ -162,12 +162,12 @@ def _identity(
 ) -> dict[str, Any]:
     """Returns everything that the metrics in a progress log depend on.
 
-    The same on all hosts, whose copies of the files may differ in their times.
+    The same on all hosts, whose own copies of the files may differ in their times.
     """
     checksum = 0
     for leaf in jax.tree.leaves((run.params, run.batch_stats)):
         checksum = zlib.crc32(np.asarray(leaf).tobytes(), checksum)
-    data = np.frombuffer(bytes.fromhex(dataset.fingerprint()), np.uint64)
+    data = distinct_over_hosts(dataset.fingerprint())
     settings = {
         **config.evaluation.to_dict(),
         "absent_classes": None,
@@ -175,7 +175,7 @@ def _identity(
     }
     return {
         "evaluation": settings,
-        "data": [config.data.name, len(dataset), *sum_over_hosts(data).tolist()],
+        "data": [config.data.name, len(dataset), data],
         "sizes": [config.data.base_size, config.data.crop_size],
         "dtype": run.config.model.dtype,
         "step": run.step,
