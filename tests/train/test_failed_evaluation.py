@@ -31,7 +31,8 @@ def whole(camvid, tmp_path_factory):
 
 
 def lines_of(workdir):
-    return [json.loads(line) for line in (workdir / "metrics.jsonl").open()]
+    text = (workdir / "metrics.jsonl").read_text()
+    return [json.loads(line) for line in text.splitlines()]
 
 
 def assert_as_whole(workdir, whole):
@@ -72,8 +73,9 @@ def test_damaged_image_costs_no_step(config, camvid, whole, tmp_path, monkeypatc
     assert_as_whole(workdir, whole)
 
 
-@pytest.mark.parametrize("step", [2, 4, 6])
-@pytest.mark.parametrize("moment", ["evaluating", "logged"])
+@pytest.mark.parametrize(
+    ("step", "moment"), [(2, "logged"), (4, "evaluating"), (6, "logged")]
+)
 def test_killed_evaluation_is_repeated_first(
     config, whole, tmp_path, monkeypatch, step, moment
 ):
