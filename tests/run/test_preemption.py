@@ -141,6 +141,7 @@ def test_file_system_without_locks_is_a_warning(tmp_path, monkeypatch, caplog):
         assert "its file system has no locks (No locks available)" in caplog.text
 
 
+@pytest.mark.slow
 def test_killed_at_twenty_moments_ends_with_the_same_parameters(camvid, tmp_path):
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["tests.interrupted"])
