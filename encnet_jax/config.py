@@ -132,8 +132,8 @@ def _evaluation() -> ConfigDict:
     # whole: each image at once, compiled for each size; slide: windows of one shape,
     # for data sets of many sizes. pytorch_encoding with scales always takes windows.
     evaluation.mode = "whole"
-    # Pixels of the long side in the network; 0: that of the image, or data.base_size
-    # for windows of pytorch_encoding. mmseg: an upper bound; 0: none.
+    # Pixels of the long side in the network; 0: data.base_size. mmseg: an upper bound;
+    # 0: none.
     evaluation.base_size = 0
     evaluation.short_size = 0  # mmseg: bound of the short side in pixels; 0: none
     # How whole images and mmseg's logits are resized. Runs imported from

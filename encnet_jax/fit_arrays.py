@@ -57,6 +57,7 @@ def fit(
         UserError: Arrays or settings do not fit together, or SIGTERM ended the run.
         FloatingPointError: The loss is not finite.
     """
+    workdir = Path(workdir).expanduser()
     images, labels = np.asarray(images), np.asarray(labels)
     classes = _classes("labels", images, labels, ignore_label)
     counts = _count("labels", classes, ignore_label)
@@ -77,7 +78,7 @@ def fit(
         counts = _count(name, classes, ignore_label)
         _check_classes(name, classes, counts, info)
         scored = ArrayDataset(info, images, classes)
-    if train(config, Path(workdir), datasets=(dataset, scored)) is None:
+    if train(config, workdir, datasets=(dataset, scored)) is None:
         raise UserError(f"{workdir}: stopped by SIGTERM; call fit again to resume")
     if info.task == "classification":
         return Classifier.from_workdir(workdir)

@@ -102,6 +102,23 @@ def test_evaluate_scores_the_split_and_agrees_with_prediction(workdir, camvid):
     assert scores["pixel_accuracy"] == pytest.approx(right / labeled)
 
 
+def test_evaluate_repeats_the_score_of_the_training(workdir, camvid):
+    """The flags of the training, such as its sizes, are not repeated."""
+    result = run(
+        "evaluate.py",
+        "--config=configs/camvid.py:cpu",
+        f"--config.data.data_dir={camvid}",
+        f"--workdir={workdir}",
+    )
+    assert result.returncode == 0, result.stderr
+    scores = json.loads((workdir / "evaluation" / "val.json").read_text())
+    (trained,) = [line for line in read_metrics(workdir) if "mean_iou" in line]
+    assert scores["mean_iou"] == pytest.approx(trained["mean_iou"], abs=1e-12)
+    assert scores["pixel_accuracy"] == trained["pixel_accuracy"]
+    assert scores["differs_from_training"] == {}
+    assert "data.base_size=48, not 240" in result.stderr
+
+
 def test_evaluate_at_many_scales_writes_a_file_of_its_own(workdir, camvid):
     result = run(
         "evaluate.py",

@@ -266,3 +266,19 @@ def test_images_in_classes_get_a_classifier_config():
     config = small_config(images, np.arange(4))
     assert config.model.name == "encnet14" and config.data.pad == 4
     assert small_config(images, labels).model.name == "encnet"
+
+
+def test_resumed_with_reordered_class_names_is_refused(tmp_path):
+    images, labels = squares()
+    config = tiny(small_config(images, labels))
+    config.total_steps, config.optimizer.warmup_steps = 1, 0
+    encnet_jax.fit(
+        images, labels, config, class_names=("ground", "square"), workdir=tmp_path
+    )
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*.json*")}
+    config.total_steps = 2
+    with pytest.raises(UserError, match="class 0 is 'ground' there and 'square' here"):
+        encnet_jax.fit(
+            images, labels, config, class_names=("square", "ground"), workdir=tmp_path
+        )
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*.json*")} == before

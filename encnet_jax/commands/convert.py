@@ -29,7 +29,7 @@ def main(arguments: list[str]) -> None:
     print(
         write_workdir(
             arguments[0],
-            Path(values.output),
+            Path(values.output).expanduser(),
             classes=values.classes,
             dataset=values.dataset,
         )

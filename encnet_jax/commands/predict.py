@@ -35,8 +35,11 @@ def main(arguments: list[str]) -> int:
     if not arguments:
         raise UserError("no images: pass files, folders or globs after the flags")
     set_max_image_pixels(values.max_image_pixels)
-    images, output = find_images(arguments), Path(values.output)
-    if load_info(Path(values.workdir) / "classes.json").task == "classification":
+    images, output = find_images(arguments), Path(values.output).expanduser()
+    if (
+        load_info(Path(values.workdir).expanduser() / "classes.json").task
+        == "classification"
+    ):
         classifier = Classifier.from_workdir(values.workdir, values.step)
         failed = write_classes(classifier, images, output)
     else:

@@ -32,6 +32,7 @@ def write_workdir(
         UserError: As `load_torch_model`; or the number of class names differs from
             that of the network, or the folder holds a run.
     """
+    checkpoints = Checkpoints(workdir)
     for name in ("config.json", "checkpoints"):
         if (workdir / name).exists():
             raise UserError(f"{workdir / name}: exists; give a folder without a run")
@@ -46,7 +47,6 @@ def write_workdir(
     workdir.mkdir(parents=True, exist_ok=True)
     _, params, batch_stats = split_model(model)
     tx = optimizer.create_optimizer(lambda step: 0.0)
-    checkpoints = Checkpoints(workdir)
     checkpoints.save(create_train_state(params, batch_stats, tx), 0)
     checkpoints.close()
     save_info(info, workdir / "classes.json")

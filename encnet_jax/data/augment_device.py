@@ -15,6 +15,7 @@ from jaxtyping import Array, Bool, Float, Float32, Int32, Integer, UInt8
 from encnet_jax.data.augmentation import Augmentation, jitter, max_offsets
 from encnet_jax.data.dataset_info import IGNORE_LABEL, DatasetInfo
 from encnet_jax.data.datasets import Dataset, Encoded, Example
+from encnet_jax.data.fingerprint import fingerprint
 from encnet_jax.data.sampler import batch_indices, process_rows
 from encnet_jax.data.statistics import Statistics
 from encnet_jax.errors import UserError
@@ -55,6 +56,10 @@ class ArrayDataset:
     def encoded(self, index: int, *, raw_labels: bool = False) -> Encoded:
         """Raises `TypeError`: arrays have no encoded form."""
         raise TypeError("arrays have no encoded form; index the data set")
+
+    def fingerprint(self) -> str:
+        """Returns a digest of the arrays."""
+        return fingerprint(self.info, self.images, self.labels)
 
 
 def load_arrays(dataset: Dataset) -> dict[str, np.ndarray]:

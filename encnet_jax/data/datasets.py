@@ -15,6 +15,7 @@ from jaxtyping import UInt8
 from encnet_jax.data import scenes
 from encnet_jax.data.dataset_info import DatasetInfo
 from encnet_jax.data.file_pairs import FilePair, read_file
+from encnet_jax.data.fingerprint import file_states, fingerprint
 from encnet_jax.data.image_io import decode_image, ensure_rgb_bytes, image_size
 from encnet_jax.data.label_io import LabelColors, decode_labels
 from encnet_jax.data.label_map import map_labels
@@ -62,6 +63,10 @@ class Dataset(Protocol):
             index: Index of the example.
             raw_labels: Return the labels as stored; the caller applies `map_labels`.
         """
+        ...
+
+    def fingerprint(self) -> str:
+        """Returns a digest of what the examples are, without reading them all."""
         ...
 
 
@@ -133,6 +138,11 @@ class FileDataset:
             *(image, image_path, labels, label_path), size=size, label_size=label_size
         )
 
+    def fingerprint(self) -> str:
+        """Returns a digest of the files' names, sizes and times of modification."""
+        paths = (path for pair in self.pairs for path in pair)
+        return fingerprint(self.info, file_states(paths))
+
 
 class TFRecordDataset:
     """A data set prepared by TFDS with the features `image`, `label` and `id`."""
@@ -166,6 +176,10 @@ class TFRecordDataset:
         if not raw_labels:
             labels = map_labels(labels, self.info, name)
         return fields["image"], labels
+
+    def fingerprint(self) -> str:
+        """Returns a digest of the files' names and sizes, and of their records'."""
+        return fingerprint(self.info, *self.records.layout())
 
 
 class ClassificationDataset(TFRecordDataset):
@@ -207,6 +221,10 @@ class SyntheticScenes:
     def encoded(self, index: int, *, raw_labels: bool = False) -> Encoded:
         """Raises `TypeError`: scenes are drawn, not stored."""
         raise TypeError("drawn scenes have no encoded form; index the data set")
+
+    def fingerprint(self) -> str:
+        """Returns a digest of the seed and the range of scenes."""
+        return fingerprint(self.info, self.seed, self.start, self.size)
 
 
 def map_examples(

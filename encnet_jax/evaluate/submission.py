@@ -10,6 +10,7 @@ from PIL import Image
 from encnet_jax.data.dataset_info import IGNORE_LABEL, DatasetInfo
 from encnet_jax.data.datasets import Example
 from encnet_jax.data.file_pairs import files_below, is_image, read_file
+from encnet_jax.data.fingerprint import file_states, fingerprint
 from encnet_jax.data.image_io import decode_image, ensure_rgb_bytes, image_size
 from encnet_jax.errors import UserError
 from encnet_jax.visualize.overlay import palette_image
@@ -89,6 +90,10 @@ class UnlabeledDataset:
         data = ensure_rgb_bytes(read_file(path), str(path), self.info.value_range)
         size = image_size(data, str(path))
         return data, np.full(size, IGNORE_LABEL, np.uint8)
+
+    def fingerprint(self) -> str:
+        """Returns a digest of the files' names, sizes and times of modification."""
+        return fingerprint(self.info, file_states(self.paths))
 
     def __getitem__(self, index: int) -> Example:
         """Returns an image; raises `UserError` if it cannot be decoded."""

@@ -1,7 +1,7 @@
 """`Segmenter` and `Classifier`: trained models as functions of one image."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,8 +15,16 @@ from encnet_jax.convert.load import load_torch_model
 from encnet_jax.data.dataset_info import DatasetInfo, voc_colormap
 from encnet_jax.data.image_io import decode_image, to_rgb_array
 from encnet_jax.errors import UserError
+from encnet_jax.evaluate.settings import protocol_from_config, whole_image_size
 from encnet_jax.inference.folding import fold_model
 from encnet_jax.inference.predict_fn import make_classify_fn, make_label_fn
+from encnet_jax.inference.sliding_window import (
+    ImageScores,
+    make_score_fn,
+    mean_presence,
+)
+from encnet_jax.inference.tta import TTAProtocol
+from encnet_jax.run.sharding import mesh_of
 from encnet_jax.run.state import split_model
 from encnet_jax.run.workdir import load_workdir
 from encnet_jax.visualize.overlay import overlay, palette_image
@@ -68,13 +76,14 @@ class ClassPrediction(NamedTuple):
 
 
 class Segmenter:
-    """Segments images of any size; compiled once per image size.
+    """Segments images of any size: whole, compiled once per size, or in windows.
 
     Args:
         model: A segmentation model with its weights, which are copied.
         info: Class names, colors and normalization.
         base_size: Long side in the network, in pixels; 0 keeps the size of the image.
         align_corners: How images and logits are resized; see `whole_image_logits`.
+        protocol: How images are cut into windows and resized instead; None: whole.
     """
 
     def __init__(
@@ -83,6 +92,7 @@ class Segmenter:
         info: DatasetInfo,
         base_size: int = 0,
         align_corners: bool = False,
+        protocol: TTAProtocol | None = None,
     ):
         model_def, *arrays = fold_model(model)
         self._params, self._batch_stats = jax.device_put(arrays)
@@ -94,12 +104,20 @@ class Segmenter:
             base_size=base_size,
             align_corners=align_corners,
         )
+        self._scores: Callable[[np.ndarray], ImageScores] | None = None
+        if protocol is not None:
+            mesh = mesh_of(jax.local_devices()[:1])
+            scores_of = make_score_fn(model_def, info.num_classes, protocol, mesh)
+            # One window at a time: most images have few, and batches are padded.
+            self._scores = lambda pixels: next(
+                scores_of(self._params, self._batch_stats, [(0, pixels)], 1)
+            )
 
     @classmethod
     def from_workdir(cls, path: str | Path, step: str | int = "best") -> "Segmenter":
         """Loads a model that `train.py` wrote.
 
-        Images are resized to the scale at which the model was trained or evaluated.
+        Images are resized, and cut into windows, as the evaluation of the run does.
 
         Args:
             path: The workdir.
@@ -108,12 +126,15 @@ class Segmenter:
         Raises:
             UserError: No workdir, no such checkpoint, or a damaged one.
         """
-        run = load_workdir(Path(path), step)
-        settings = run.config.evaluation
-        base_size = run.config.data.base_size
-        if settings.protocol == "pytorch_encoding":  # for others it is a bound
-            base_size = settings.base_size or base_size
-        return cls(run.model, run.info, base_size, settings.align_corners)
+        run = load_workdir(Path(path).expanduser(), step)
+        model = run.model
+        return cls(
+            model,
+            run.info,
+            whole_image_size(run.config),
+            run.config.evaluation.align_corners,
+            protocol_from_config(run.config, model, run.info),
+        )
 
     @classmethod
     def from_torch(
@@ -169,14 +190,24 @@ class Segmenter:
             TypeError: An array of another dtype or shape.
         """
         pixels = read_image(image, self.info.value_range)
-        labels, presence = self._label(self._params, self._batch_stats, pixels[None])
+        labels, presence = self._segment(pixels)
         return Segmentation(
-            labels=np.asarray(labels[0]),
-            presence=None if presence is None else np.asarray(presence[0]),
+            labels=labels,
+            presence=presence,
             class_names=self.info.class_names,
             colors=self.info.colors,
             image=pixels,
         )
+
+    def _segment(
+        self, pixels: UInt8[np.ndarray, "h w 3"]
+    ) -> tuple[UInt8[np.ndarray, "h w"], Float32[np.ndarray, " n"] | None]:
+        if self._scores is not None:
+            result = self._scores(pixels)
+            return result.score_map.labels().fetch(), mean_presence(result.presence)
+        batch = self._label(self._params, self._batch_stats, pixels[None])
+        labels, presence = jax.device_get(batch)
+        return labels[0], None if presence is None else presence[0]
 
 
 class Classifier:
@@ -197,7 +228,7 @@ class Classifier:
     @classmethod
     def from_workdir(cls, path: str | Path, step: str | int = "best") -> "Classifier":
         """Loads a model that `train.py` wrote; see `Segmenter.from_workdir`."""
-        run = load_workdir(Path(path), step)
+        run = load_workdir(Path(path).expanduser(), step)
         return cls(run.model, run.info, run.config.data.crop_size)
 
     def __call__(self, image: ImageInput) -> ClassPrediction:

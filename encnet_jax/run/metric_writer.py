@@ -29,9 +29,13 @@ class MetricWriter:
         workdir: Folder of the run.
         start_step: Step at which the run resumes. Later lines of `metrics.jsonl`, from
             steps after the restored checkpoint, are removed: they will be rewritten.
+        keep_evaluation: Whether to keep the scores of `start_step` itself; otherwise
+            that evaluation will be repeated.
     """
 
-    def __init__(self, workdir: Path, start_step: int = 0):
+    def __init__(
+        self, workdir: Path, start_step: int = 0, *, keep_evaluation: bool = True
+    ):
         self.active = jax.process_index() == 0
         self.workdir = workdir
         self.path = workdir / "metrics.jsonl"
@@ -42,7 +46,7 @@ class MetricWriter:
             if not self.has_board:
                 _log.info("no TensorBoard events: tensorboardX is not installed")
             with _unless_full(self.path):
-                _truncate(self.path, start_step)
+                _truncate(self.path, start_step, keep_evaluation)
 
     def scalars(self, step: int, values: dict[str, float], group: str) -> None:
         """Writes one line with `step` and values; TensorBoard shows them in `group`.
@@ -117,17 +121,18 @@ def _unless_full(path: Path) -> Iterator[None]:
         _log.warning("WARNING: %s: not written: %s", path, error.strerror)
 
 
-def _truncate(path: Path, last_step: int) -> None:
-    """Removes incomplete lines and those after `last_step`."""
+def _truncate(path: Path, last_step: int, keep_evaluation: bool) -> None:
+    """Removes incomplete lines, those after `last_step`, and perhaps its scores."""
     if not path.exists():
         return
     kept = []
     for line in path.read_text().splitlines():
         try:
-            step = json.loads(line)["step"]
+            values = json.loads(line)
+            step, trained = values["step"], "loss" in values
         except (json.JSONDecodeError, KeyError, TypeError):
             continue  # truncated by a kill
-        if step <= last_step:
+        if step < last_step or (step == last_step and (trained or keep_evaluation)):
             kept.append(line + "\n")
     partial = path.with_suffix(".partial")
     partial.write_text("".join(kept))

@@ -12,6 +12,7 @@ from encnet_jax.data.dataset_info import DatasetInfo
 from encnet_jax.errors import UserError
 from encnet_jax.models.registry import CIFAR_MODELS
 from encnet_jax.optimizer import cosine_schedule, poly_schedule
+from encnet_jax.run.workdir import check_resumed_classes
 
 # Keys of `model` that leave its parameters as they are.
 _MAY_CHANGE_ON_RESUME = ("weights", "remat", "conv_impl", "head_init")
@@ -57,8 +58,14 @@ def check_batch_size(config: ConfigDict, devices: int) -> None:
         )
 
 
-def check_workdir(config: ConfigDict, workdir: Path) -> None:
-    """Raises `UserError` if the workdir has a run of another model or data set."""
+def check_workdir(config: ConfigDict, workdir: Path, info: DatasetInfo) -> None:
+    """Raises `UserError` if the workdir has a run of another model or data set.
+
+    Args:
+        config: See `encnet_jax.config`.
+        workdir: Folder of the run.
+        info: The data set to train on.
+    """
     path = workdir / "config.json"
     if not path.exists():
         return
@@ -75,6 +82,7 @@ def check_workdir(config: ConfigDict, workdir: Path) -> None:
                 f"{key}={here!r}: the run in {workdir} has {there!r}; use another "
                 "--workdir, or remove that one"
             )
+    check_resumed_classes(workdir, info)
 
 
 def create_schedule(config: ConfigDict) -> optax.Schedule:

@@ -1,9 +1,10 @@
 """A training run in the order in which it happens.
 
 Open the data, build model, optimizer and step, restore; then, for every step: batch,
-step, log, evaluate, save, stop.
+step, log, save, evaluate, stop.
 """
 
+import contextlib
 import logging
 import math
 import time
@@ -26,6 +27,7 @@ from encnet_jax.errors import UserError
 from encnet_jax.models import create_model
 from encnet_jax.optimizer import create_optimizer
 from encnet_jax.run.checkpoint import Checkpoints
+from encnet_jax.run.checkpoint_folder import check_path
 from encnet_jax.run.metric_writer import MetricWriter
 from encnet_jax.run.model_config import model_settings
 from encnet_jax.run.preemption import SigtermHandler, lock_workdir
@@ -65,6 +67,7 @@ def train(
         UserError: A setting or file does not fit; names it.
         FloatingPointError: The loss is not finite; names the step.
     """
+    check_path(workdir.resolve())
     log_missing_large_pages(jax.default_backend())
     mesh = create_mesh(config.mesh.data)
     settings.check_batch_size(config, mesh.size)
@@ -116,7 +119,7 @@ class Trainer:
             rngs=nnx.Rngs(config.seed),
             **model_settings(config),
         )
-        settings.check_workdir(config, workdir)
+        settings.check_workdir(config, workdir, info)
         self.checkpoints = Checkpoints(workdir, best_metric_name(info))
         if config.model.weights and not self.checkpoints.steps():
             report = load_initial_weights(model, config.model.weights, info.class_names)
@@ -152,54 +155,78 @@ class Trainer:
     def run(self) -> dict[str, float] | None:
         """Takes the remaining steps.
 
+        If the evaluation of the restored step failed or was killed, it comes first.
+
         Returns:
             The scores of the last evaluation, or None if SIGTERM ended the run before
             its last step; then that step is saved.
 
         Raises:
             FloatingPointError: The loss is not finite; names the step.
-            UserError: The last checkpoint does not fit on the disk.
+            UserError: An image of the validation split cannot be read, or the last
+                checkpoint does not fit on the disk.
         """
-        config, start = self.config, int(self.state.step)
-        self.writer = MetricWriter(self.workdir, start)
-        if start >= config.total_steps:
-            _log.info("all %d steps are done", start)
-            return self._evaluate(start)
+        start, total = int(self.state.step), self.config.total_steps
+        scored = start == 0 or self.checkpoints.has_scores(start)
+        due = start >= total or (self._evaluates(start) and not scored)
+        self.writer = MetricWriter(self.workdir, start, keep_evaluation=not due)
+        try:
+            if start >= total:
+                _log.info("all %d steps are done", start)
+            scores = self._evaluate(start) if due else None
+            if scores is not None and not scored:
+                self.checkpoints.add_scores(start, scores)
+            if start < total:
+                scores = self._take_steps(start)
+        finally:
+            self.checkpoints.close()
+            self.writer.close()
+        if start < total and scores is not None:
+            self._check_last_checkpoint()
+        return scores
+
+    def _take_steps(self, start: int) -> dict[str, float] | None:
+        """Takes the steps after `start`; returns as `run`."""
+        config = self.config
         host_batches = input_pipeline.create_batches(config, self.dataset, start)
         batches = prefetched(host_batches, batch_sharded(self.mesh))
         resident = jax.device_put(self.resident, replicated(self.mesh))
         self.progress = Progress(start, config.total_steps, config.batch_size)
         scores: dict[str, float] | None = None
-        try:
-            with SigtermHandler() as sigterm:
-                for step in range(start + 1, config.total_steps + 1):
-                    last = step == config.total_steps
-                    batch = next(batches)
-                    with jax.transfer_guard("disallow"):
-                        self.state, metrics = self.step_fn(self.state, resident, batch)
-                    self.losses.append(metrics["loss"])
-                    self.progress.advance()
-                    if last or step % config.log_every == 0:
-                        self._log_metrics(step, metrics)
-                    evaluates = last or step % config.eval_every == 0
-                    if evaluates or step % config.checkpoint_every == 0:
-                        self._check_finite(step)
-                        scores = self._evaluate(step) if evaluates else None
-                        self.checkpoints.save(self.state, step, scores)
-                    if not last and sigterm.due(step):
-                        self._save_and_stop(step)
-                        return None
-        finally:
-            self.checkpoints.close()
-            self.progress.close()
-            self.writer.close()
-        if config.total_steps not in self.checkpoints.steps():
+        with SigtermHandler() as sigterm, contextlib.closing(self.progress):
+            for step in range(start + 1, config.total_steps + 1):
+                last = step == config.total_steps
+                batch = next(batches)
+                with jax.transfer_guard("disallow"):
+                    self.state, metrics = self.step_fn(self.state, resident, batch)
+                self.losses.append(metrics["loss"])
+                self.progress.advance()
+                if last or step % config.log_every == 0:
+                    self._log_metrics(step, metrics)
+                evaluates = self._evaluates(step)
+                if evaluates or step % config.checkpoint_every == 0:
+                    self._check_finite(step)
+                    # First: an evaluation that fails or is killed costs no step.
+                    self.checkpoints.save(self.state, step)
+                if evaluates:
+                    scores = self._evaluate(step)
+                    self.checkpoints.add_scores(step, scores)
+                if not last and sigterm.due(step):
+                    self._save_and_stop(step)
+                    return None
+        return scores
+
+    def _evaluates(self, step: int) -> bool:
+        last = step == self.config.total_steps
+        return last or step % self.config.eval_every == 0
+
+    def _check_last_checkpoint(self) -> None:
+        if self.config.total_steps not in self.checkpoints.steps():
             raise UserError(
                 f"{self.workdir}: the checkpoint of the last step, "
-                f"{config.total_steps}, does not fit on the disk; free space and rerun "
-                "the command"
+                f"{self.config.total_steps}, does not fit on the disk; free space and "
+                "rerun the command"
             )
-        return scores
 
     def _log_metrics(self, step: int, metrics: dict[str, jax.Array]) -> None:
         self._check_losses(step)
@@ -230,7 +257,16 @@ class Trainer:
 
     def _evaluate(self, step: int) -> dict[str, float]:
         started = time.perf_counter()
-        result = self.validate(self.state.params, self.state.batch_stats)
+        try:
+            result = self.validate(self.state.params, self.state.batch_stats)
+        except UserError as error:
+            self.checkpoints.close()
+            if step not in self.checkpoints.steps():
+                raise
+            raise UserError(
+                f"{error} (in the evaluation of step {step}, which is saved: a resumed "
+                "run evaluates it again and continues from there)"
+            ) from error
         self.writer.scalars(step, result.scores, "evaluation")
         self.writer.image(step, "predictions", result.panel)
         scores = {**result.scores, **result.classes}

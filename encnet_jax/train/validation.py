@@ -81,7 +81,7 @@ def make_validate_fn(
         classify = make_classify_fn(model, mean=info.mean, std=info.std)
         predict_batches = make_class_fn(classify)
     else:
-        predict_batches = predict_fn_from_config(config, config, model, info)
+        predict_batches = predict_fn_from_config(config, model, info)
 
     def validate(params: PureDict, batch_stats: PureDict) -> Validation:
         predictions = predict_dataset(

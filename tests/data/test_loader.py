@@ -354,3 +354,17 @@ def test_label_255_of_a_class_is_learned_and_padding_is_not(padded_size):
     expected = np.full((24, 24), 255)
     expected[:10, :12], expected[10:, :12] = 1, 0
     np.testing.assert_array_equal(batch["labels"][0], expected)
+
+
+@MODES
+@pytest.mark.parametrize("size", [(2, 1100), (1100, 2), (1, 1), (1, 7)])
+def test_images_a_few_pixels_wide_are_cropped(padded_size, size):
+    augmentation = Augmentation(base_size=48, crop_size=32)
+    image, labels = np.full((*size, 3), 200, np.uint8), np.full(size, 3, np.uint8)
+    found = batches(3, [(image, labels)] * 4, augmentation, padded_size=padded_size)
+    for pixels, mapped in zip(*concatenated(found)):
+        labeled = mapped == 3
+        # Scaled to a long side of 24 to 96 pixels; the short side has at least one.
+        assert labeled.sum() >= 24
+        assert (pixels[labeled] == 200).all() and not pixels[~labeled].any()
+        assert set(np.unique(mapped)) <= {3, 255}
