@@ -100,10 +100,12 @@ def _check(images: np.ndarray, labels: np.ndarray) -> None:
         raise UserError(
             f"images: {images.dtype} {images.shape}; must be uint8 (n, h, w, 3)"
         )
-    if labels.shape not in (images.shape[:3], images.shape[:1]) or not len(images):
+    if not images.size:
+        raise UserError(f"images: {images.shape} is empty; at least one is needed")
+    if labels.shape not in (images.shape[:3], images.shape[:1]):
         raise UserError(
             f"labels: {labels.shape}; allowed are {images.shape[:3]} and "
-            f"{images.shape[:1]}, at least one image"
+            f"{images.shape[:1]}"
         )
     if not np.issubdtype(labels.dtype, np.integer) or not (
         0 <= labels.min() <= labels.max() <= IGNORE_LABEL

@@ -6,7 +6,8 @@ import numpy as np
 from jaxtyping import Integer, UInt8
 from PIL import Image, ImageDraw, ImageFont
 
-from encnet_jax.data.dataset_info import IGNORE_LABEL
+from encnet_jax.data.dataset_info import IGNORE_LABEL, DatasetInfo
+from encnet_jax.data.label_map import published_labels
 
 Color = tuple[int, int, int]
 
@@ -25,6 +26,24 @@ def palette_image(
     table[: len(colors)] = colors
     image.putpalette(table.ravel().tolist())
     return image
+
+
+def label_image(labels: UInt8[np.ndarray, "h w"], info: DatasetInfo) -> Image.Image:
+    """Returns a palette image whose indices are the data set's own label values.
+
+    The palette has each class's color in label files, or else in overlays, at its
+    label: read by index or by color, a pixel has the same class.
+
+    Args:
+        labels: Class indices.
+        info: The data set, with its label map.
+    """
+    published = published_labels(info)
+    color_of = {label: color for color, label in [*info.label_colors.items()][::-1]}
+    palette = [(0, 0, 0)] * 256
+    for raw, color in zip(published.tolist(), info.colors):
+        palette[raw] = color_of.get(raw, color)
+    return palette_image(published[labels], palette)
 
 
 def overlay(

@@ -1,0 +1,79 @@
+"""Folders and files for output: checked before the work starts, and written whole."""
+
+import contextlib
+import os
+import tempfile
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+from encnet_jax.errors import UserError
+
+
+def check_folder(folder: Path, setting: str) -> None:
+    """Raises `UserError` unless a folder is writable, or can be created.
+
+    Creates nothing, so that a command that stops on another mistake leaves nothing.
+
+    Args:
+        folder: The folder.
+        setting: What names it, for the error: `--output` or `workdir`.
+    """
+    existing = folder.absolute()
+    try:
+        while not _exists(existing):
+            if existing.is_symlink():
+                raise UserError(f"{setting}={folder}: {existing} is a broken link")
+            existing = existing.parent
+        if not existing.is_dir():
+            raise UserError(f"{setting}={folder}: {existing} is a file, not a folder")
+        with tempfile.TemporaryFile(dir=existing):
+            pass
+    except OSError as error:
+        raise _unwritable(folder, setting, error) from error
+
+
+def make_folder(folder: Path, setting: str) -> None:
+    """Creates a folder and its parents; errors and arguments are as `check_folder`."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise _unwritable(folder, setting, error) from error
+
+
+@contextlib.contextmanager
+def whole_file(path: Path) -> Iterator[BinaryIO]:
+    """Opens a file for writing that appears, or replaces another, once it is complete.
+
+    Until then it is `.encnet-*.tmp` in the same folder. If the block raises, the file
+    system stays as it was.
+
+    Raises:
+        OSError: The folder is not writable, the name too long, or the disk full.
+    """
+    # Not by `tempfile`: its files are readable by their owner only.
+    new = path.with_name(f".encnet-{uuid.uuid4().hex}.tmp")
+    try:
+        with new.open("xb") as file:
+            yield file
+        os.replace(new, path)
+    except BaseException:
+        new.unlink(missing_ok=True)
+        raise
+
+
+def _exists(path: Path) -> bool:
+    """Returns whether a path exists; raises `OSError` where that cannot be said."""
+    try:
+        path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    return True
+
+
+def _unwritable(folder: Path, setting: str, error: OSError) -> UserError:
+    return UserError(
+        f"{setting}={folder}: cannot be written to: {error.strerror}; choose another "
+        "folder"
+    )
