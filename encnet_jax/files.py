@@ -20,18 +20,32 @@ def check_folder(folder: Path, setting: str) -> None:
         folder: The folder.
         setting: What names it, for the error: `--output` or `workdir`.
     """
-    existing = folder.absolute()
     try:
-        while not _exists(existing):
-            if existing.is_symlink():
-                raise UserError(f"{setting}={folder}: {existing} is a broken link")
-            existing = existing.parent
+        existing = existing_parent(folder)
+        if existing != folder.absolute() and folder.is_symlink():
+            raise UserError(f"{setting}={folder}: is a broken link")
         if not existing.is_dir():
             raise UserError(f"{setting}={folder}: {existing} is a file, not a folder")
         with tempfile.TemporaryFile(dir=existing):
             pass
     except OSError as error:
         raise _unwritable(folder, setting, error) from error
+
+
+def existing_parent(path: Path) -> Path:
+    """Returns a path itself if it exists, otherwise the nearest parent that does.
+
+    Raises:
+        OSError: A parent cannot be read, or a name is too long.
+    """
+    path = path.absolute()
+    while True:
+        try:
+            path.stat()
+        except (FileNotFoundError, NotADirectoryError):
+            path = path.parent
+        else:
+            return path
 
 
 def make_folder(folder: Path, setting: str) -> None:
@@ -61,15 +75,6 @@ def whole_file(path: Path) -> Iterator[BinaryIO]:
     except BaseException:
         new.unlink(missing_ok=True)
         raise
-
-
-def _exists(path: Path) -> bool:
-    """Returns whether a path exists; raises `OSError` where that cannot be said."""
-    try:
-        path.stat()
-    except (FileNotFoundError, NotADirectoryError):
-        return False
-    return True
 
 
 def _unwritable(folder: Path, setting: str, error: OSError) -> UserError:

@@ -3,6 +3,7 @@
 No result replaces an image, a file of another origin, or the result of another image.
 """
 
+import contextlib
 import errno
 import os
 import unicodedata
@@ -13,6 +14,7 @@ from typing import NamedTuple
 
 from encnet_jax.data.result_file import result_source, source_digest
 from encnet_jax.errors import UserError
+from encnet_jax.files import existing_parent
 
 _REMEDY = "choose another --output"
 
@@ -58,12 +60,15 @@ def plan_outputs(
         UserError: A result would replace an image, a file that `predict.py` did not
             write, or the result of another image.
     """
+    existing = existing_parent(output)
     sources = {identity for path in images if (identity := _identity(path))}
     planned, problems = [], []
     for path, name in zip(images, distinct_names(images, endings)):
         outputs = tuple(output / f"{name}{ending}" for ending in endings)
         try:
             for file in outputs:
+                with contextlib.suppress(FileNotFoundError):  # not if it is too long
+                    existing.joinpath(file.name).lstat()
                 _check_replaceable(file, path, sources)
         except OSError as error:
             if error.errno != errno.ENAMETOOLONG:

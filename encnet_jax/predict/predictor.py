@@ -146,6 +146,7 @@ class Segmenter:
         class_names: Sequence[str] | None = None,
         *,
         source: str = "auto",
+        prefix: str = "",
         base_size: int = 520,
         **settings: Any,
     ) -> "Segmenter":
@@ -157,6 +158,7 @@ class Segmenter:
             path: A `.pth` or `.safetensors` file, or `hf://OWNER/REPO/FILE`.
             class_names: One name per class; by default `class 0`, `class 1`, ...
             source: See `encnet_jax.convert.load.load_torch_weights`.
+            prefix: Likewise.
             base_size: Long side in the network, in pixels; 0 keeps the size of the
                 image. 520 is PyTorch-Encoding's.
             **settings: Arguments of `create_model` that override those inferred from
@@ -166,7 +168,7 @@ class Segmenter:
             UserError: The file holds no known network, or the number of names differs
                 from the number of classes.
         """
-        model, description = load_torch_model(path, source, **settings)
+        model, description = load_torch_model(path, source, prefix, **settings)
         count = description.settings["num_classes"]
         names = tuple(class_names or (f"class {i}" for i in range(count)))
         if len(names) != count:

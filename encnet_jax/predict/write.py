@@ -43,15 +43,11 @@ def find_images(arguments: Sequence[str]) -> list[Path]:
     found: dict[str, Path] = {}  # by absolute path
     results = 0
     for argument in arguments:
-        path = Path(argument)
-        if path.is_dir():
-            files = sorted(filter(is_image, path.iterdir()))
-        elif path.exists():
-            files = [path]
-        else:
-            parent = Path(path.anchor or ".")
-            pattern = str(path.relative_to(path.anchor) if path.anchor else path)
-            files = sorted(filter(is_image, parent.glob(pattern)))
+        try:
+            files = _matching_files(argument)
+        except (OSError, ValueError) as error:  # such as a name that is too long
+            reason = getattr(error, "strerror", None) or error
+            raise UserError(f"{argument}: cannot be read: {reason}") from error
         if not files:
             raise UserError(f"{argument}: no such image, or a folder without images")
         images = [file for file in files if not is_result(file)]
@@ -62,6 +58,17 @@ def find_images(arguments: Sequence[str]) -> list[Path]:
     if not found:
         raise UserError(f"{arguments[0]}: no images but results of predict")
     return list(found.values())
+
+
+def _matching_files(argument: str) -> list[Path]:
+    path = Path(argument)
+    if path.is_dir():
+        return sorted(filter(is_image, path.iterdir()))
+    if path.exists():
+        return [path]
+    parent = Path(path.anchor or ".")
+    pattern = str(path.relative_to(path.anchor) if path.anchor else path)
+    return sorted(filter(is_image, parent.glob(pattern)))
 
 
 def _save_labels(

@@ -14,6 +14,12 @@ from encnet_jax.run.checkpoint import Checkpoints
 from encnet_jax.run.model_config import model_settings
 from encnet_jax.run.state import ModelDef, PureDict, split_model
 
+# What a run writes to its workdir.
+RUN_FILES = (
+    *("config.json", "classes.json", "metrics.jsonl", "predictions.png"),
+    *("checkpoints", "tensorboard"),
+)
+
 
 class LoadedRun(NamedTuple):
     """A trained model with its configuration and classes.
@@ -43,6 +49,21 @@ class LoadedRun(NamedTuple):
 def best_metric_name(info: DatasetInfo) -> str:
     """Returns the name of the score that ranks checkpoints, greater is better."""
     return "accuracy" if info.task == "classification" else "mean_iou"
+
+
+def check_no_run_files(folder: Path, setting: str) -> None:
+    """Raises `UserError` if a new run in a folder would replace files that are there.
+
+    Args:
+        folder: The future workdir.
+        setting: What names it, for the error: `--output` or `workdir`.
+    """
+    for name in RUN_FILES:
+        if (folder / name).exists():
+            raise UserError(
+                f"{setting}={folder}: {folder / name} exists; give a folder without "
+                "files of this name"
+            )
 
 
 def load_workdir(

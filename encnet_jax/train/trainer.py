@@ -22,6 +22,7 @@ from encnet_jax.data.datasets import Dataset
 from encnet_jax.data.prefetch import prefetched
 from encnet_jax.data.registry import open_dataset
 from encnet_jax.errors import UserError
+from encnet_jax.files import check_folder
 from encnet_jax.models import create_model
 from encnet_jax.optimizer import create_optimizer
 from encnet_jax.run.checkpoint import Checkpoints
@@ -63,6 +64,7 @@ def train(
         UserError: A setting or file does not fit; names it.
         FloatingPointError: The loss is not finite; names the step.
     """
+    check_folder(workdir, "workdir")
     log_missing_large_pages(jax.default_backend())
     mesh = create_mesh(config.mesh.data)
     settings.check_batch_size(config, mesh.size)
