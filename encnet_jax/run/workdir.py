@@ -60,10 +60,7 @@ def check_no_run_files(folder: Path, setting: str) -> None:
     """
     for name in RUN_FILES:
         if (folder / name).exists():
-            raise UserError(
-                f"{setting}={folder}: {folder / name} exists; give a folder without "
-                "files of this name"
-            )
+            raise UserError(f"{folder / name}: exists; choose another {setting}")
 
 
 def load_workdir(
