@@ -14,7 +14,6 @@ from absl import flags
 from ml_collections import config_flags
 
 from encnet_jax import cli
-from encnet_jax.files import check_folder
 
 
 def define_flags() -> None:
@@ -43,8 +42,6 @@ def main(arguments: list[str]) -> None:
     if values.scales:
         protocol["scales"] = cli.numbers("scales", values.scales)
     config, workdir = cli.config_and_workdir(values.workdir, protocol)
-    folder = "submission" if values.submission else "evaluation"
-    check_folder(workdir / folder, "--workdir")
     split = values.split or config.evaluation.split
     text = evaluate_workdir(
         config,

@@ -24,6 +24,7 @@ from encnet_jax.evaluate.progress import show_progress
 from encnet_jax.evaluate.progress_log import EvalProgressLog
 from encnet_jax.evaluate.report import add_dataset_metrics, format_table, save_scores
 from encnet_jax.evaluate.submission import Submission, UnlabeledDataset
+from encnet_jax.files import check_folder
 from encnet_jax.run.workdir import LoadedRun, load_workdir
 
 _EXAMPLES = 2  # shown of the best, the median and the worst images each
@@ -53,8 +54,10 @@ def evaluate_workdir(
         images: Folder of images without labels, predicted instead of the split.
 
     Raises:
-        UserError: Workdir, checkpoint, model, classes and split do not fit.
+        UserError: Workdir, checkpoint, model, classes and split do not fit, or the
+            workdir cannot be written to.
     """
+    check_folder(workdir / "evaluation", "--workdir")
     if dataset_info(config.data.name, config.data.data_dir).task == "classification":
         if submission or images or config.evaluation.scales:
             raise UserError(

@@ -13,6 +13,7 @@ import pytest
 
 from encnet_jax.config import default, save_config
 from encnet_jax.data.dataset_info import (
+    ADE20K,
     DatasetInfo,
     load_info,
     save_info,
@@ -20,6 +21,7 @@ from encnet_jax.data.dataset_info import (
 )
 from encnet_jax.errors import UserError
 from encnet_jax.export import formats as export_formats
+from encnet_jax.export.model_card import model_card
 from encnet_jax.export.run import compare, export_workdir, load_trained
 from encnet_jax.inference.predict_fn import make_classify_fn, make_predict_fn
 from encnet_jax.models import create_model
@@ -145,6 +147,21 @@ def test_readme_lists_classes_and_arrays(stablehlo):
     ):
         assert row in text, row
     assert "logits" not in text
+
+
+def test_readme_gives_the_labels_in_files_where_they_differ():
+    images = jax.ShapeDtypeStruct((1, 33, 40, 3), np.uint8)
+    settings = dict(smallest=9, training_size=0, file_format="onnx", checked="")
+    text = model_card("title", ADE20K, images, {"labels": images}, **settings)
+    assert "| label | class | color | label in the data set's files |" in text
+    assert "| 0 | wall | #787878 | 1 |" in text and "| 150 |\n" in text
+
+
+@pytest.mark.parametrize("name", ["file", "file/below"])
+def test_output_that_cannot_be_a_folder_is_named(trained, tmp_path, name):
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match=f"--output=.*{name}: .*file is a file"):
+        export_workdir(trained[0], tmp_path / name)
 
 
 def test_onnx_takes_images_of_any_size(trained, onnx, monkeypatch):
