@@ -1,6 +1,7 @@
 """Images that predictions are saved as: written whole, marked, and recognized later."""
 
 import hashlib
+import os
 import struct
 from pathlib import Path
 from typing import BinaryIO
@@ -27,7 +28,7 @@ def save_result(image: Image.Image, file: BinaryIO, source: Path) -> None:
 
 def source_digest(source: Path) -> str:
     """Returns what a result stores of its source: no path, but one digest a file."""
-    return hashlib.sha256(str(source.resolve()).encode()).hexdigest()[:32]
+    return hashlib.sha256(os.fsencode(source.resolve())).hexdigest()[:32]
 
 
 def result_source(path: Path) -> str | None:

@@ -1,4 +1,4 @@
-"""The files of predict.py: in the data set's own label values, and readable as labels."""
+"""The files of predict.py: labels in the data set's values, nothing overwritten."""
 
 import json
 
