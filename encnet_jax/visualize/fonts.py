@@ -137,7 +137,10 @@ def _font_folders() -> Iterator[Path]:
 @functools.cache
 def matplotlib_font() -> str | None:
     """Returns the file of Matplotlib's default font, without importing Matplotlib."""
-    spec = importlib.util.find_spec("matplotlib")
+    try:
+        spec = importlib.util.find_spec("matplotlib")
+    except ValueError:  # imports of it are blocked
+        return None
     if spec is None or spec.origin is None:
         return None
     path = Path(spec.origin).parent / "mpl-data" / "fonts" / "ttf" / "DejaVuSans.ttf"
