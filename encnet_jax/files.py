@@ -25,7 +25,10 @@ def check_folder(folder: Path, setting: str) -> None:
         if existing != folder.absolute() and folder.is_symlink():
             raise UserError(f"{setting}={folder}: is a broken link")
         if not existing.is_dir():
-            raise UserError(f"{setting}={folder}: {existing} is a file, not a folder")
+            which = ""
+            if existing != folder.absolute():
+                which = f"Not a directory: {existing} "
+            raise UserError(f"{setting}={folder}: {which}is a file; choose a folder")
         with tempfile.TemporaryFile(dir=existing):
             pass
     except OSError as error:

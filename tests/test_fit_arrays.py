@@ -81,7 +81,7 @@ def test_files_of_the_user_are_not_replaced_by_a_run(name, tmp_path):
     (tmp_path / name).write_text("mine")
     with pytest.raises(UserError, match=f"{name}: exists; choose another workdir"):
         encnet_jax.fit(*squares(2), workdir=tmp_path)
-    with pytest.raises(UserError, match=f"workdir=.*{name} is a file"):
+    with pytest.raises(UserError, match=f"workdir=.*{name}: is a file"):
         encnet_jax.fit(*squares(2), workdir=tmp_path / name)
     assert (tmp_path / name).read_text() == "mine" and len([*tmp_path.iterdir()]) == 1
 

@@ -43,6 +43,8 @@ def write_workdir(
     """
     check_folder(workdir, "--output")
     check_no_run_files(workdir, "--output")
+    if (workdir / "checkpoints").exists():
+        raise UserError(f"{workdir / 'checkpoints'}: exists; choose another --output")
     model, description = load_torch_model(weights, prefix=prefix)
     info = _class_info(description, classes, dataset)
     settings = config.default()

@@ -14,11 +14,8 @@ from encnet_jax.run.checkpoint import Checkpoints
 from encnet_jax.run.model_config import model_settings
 from encnet_jax.run.state import ModelDef, PureDict, split_model
 
-# What a run writes to its workdir.
-RUN_FILES = (
-    *("config.json", "classes.json", "metrics.jsonl", "predictions.png"),
-    *("checkpoints", "tensorboard"),
-)
+# Files that a run writes to its workdir, in place of any of these names.
+_RUN_FILES = ("config.json", "classes.json", "metrics.jsonl", "predictions.png")
 
 
 class LoadedRun(NamedTuple):
@@ -58,7 +55,7 @@ def check_no_run_files(folder: Path, setting: str) -> None:
         folder: The future workdir.
         setting: What names it, for the error: `--output` or `workdir`.
     """
-    for name in RUN_FILES:
+    for name in _RUN_FILES:
         if (folder / name).exists():
             raise UserError(f"{folder / name}: exists; choose another {setting}")
 

@@ -483,7 +483,7 @@ def test_files_of_the_user_are_not_replaced_by_a_workdir(tmp_path, name):
     (tmp_path / name).write_text("mine")
     with pytest.raises(UserError, match=f"{name}: exists; choose another --output"):
         write_workdir(path, tmp_path)
-    with pytest.raises(UserError, match="--output=.*weights.pth is a file"):
+    with pytest.raises(UserError, match="--output=.*weights.pth: is a file"):
         write_workdir(path, path)
     assert (tmp_path / name).read_text() == "mine" and len([*tmp_path.iterdir()]) == 2
 

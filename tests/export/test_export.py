@@ -160,7 +160,7 @@ def test_readme_gives_the_labels_in_files_where_they_differ():
 @pytest.mark.parametrize("name", ["file", "file/below"])
 def test_output_that_cannot_be_a_folder_is_named(trained, tmp_path, name):
     (tmp_path / "file").touch()
-    with pytest.raises(UserError, match=f"--output=.*{name}: .*file is a file"):
+    with pytest.raises(UserError, match=f"--output=.*{name}: .*is a file"):
         export_workdir(trained[0], tmp_path / name)
 
 
