@@ -1,6 +1,7 @@
 """Shared by the command-line scripts: flags, logging, and errors as exit codes."""
 
 import difflib
+import io
 import logging
 import os
 import re
@@ -51,6 +52,9 @@ def run(main: Callable[[list[str]], int | None]) -> None:
 
 
 def _set_up() -> None:
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # File and class names that the terminal cannot show must not end a command.
+        sys.stdout.reconfigure(errors="backslashreplace")
     logging.basicConfig(format="%(message)s", stream=sys.stderr, force=True)
     logging.getLogger("encnet_jax").setLevel(logging.INFO)
     logging.getLogger("absl").setLevel(logging.ERROR)

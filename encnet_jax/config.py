@@ -12,6 +12,7 @@ from typing import Any
 from ml_collections import ConfigDict, config_dict
 
 from encnet_jax.errors import UserError
+from encnet_jax.files import whole_file
 from encnet_jax.migrations import CONFIG_KEYS, CONFIG_VALUES, migrate_config
 
 # Variant of a file in `configs/` -> backbone and its ImageNet weights. For 50 and 101
@@ -283,7 +284,8 @@ def _check_choices(values: dict[str, Any]) -> None:
 
 def save_config(config: ConfigDict, path: Path) -> None:
     """Writes a configuration as JSON."""
-    path.write_text(json.dumps(config.to_dict(), indent=2) + "\n")
+    with whole_file(path) as file:
+        file.write((json.dumps(config.to_dict(), indent=2) + "\n").encode())
 
 
 def load_config(path: Path) -> ConfigDict:

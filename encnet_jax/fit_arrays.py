@@ -118,10 +118,12 @@ def _classes(
         raise UserError(
             f"images: {images.dtype} {images.shape}; must be uint8 (n, h, w, 3)"
         )
-    if labels.shape not in (images.shape[:3], images.shape[:1]) or not len(images):
+    if not images.size:
+        raise UserError(f"images: {images.shape} is empty; at least one is needed")
+    if labels.shape not in (images.shape[:3], images.shape[:1]):
         raise UserError(
             f"{name}: {labels.shape}; allowed are {images.shape[:3]} and "
-            f"{images.shape[:1]}, at least one image"
+            f"{images.shape[:1]}"
         )
     ignored = IGNORE_LABEL if ignore_label is None else ignore_label
     if not isinstance(ignored, Integral) or isinstance(ignored, bool):

@@ -64,13 +64,28 @@ def test_three_lines_from_images_to_predictions(tmp_path):
         (np.zeros((2, 8, 8, 3), np.uint8), np.zeros((2, 8, 9), int), "labels: "),
         (np.zeros((2, 8, 8, 3), np.uint8), np.zeros((2, 8, 8)), "labels: float64"),
         (np.zeros((2, 8, 8, 3), np.uint8), np.full((2,), -1), "labels: int64, -1"),
-        (np.zeros((0, 8, 8, 3), np.uint8), np.zeros((0,), int), "at least one"),
+        (np.zeros((0, 8, 8, 3), np.uint8), np.zeros((0,), int), "images: .*empty"),
+        (np.zeros((2, 0, 8, 3), np.uint8), np.zeros((2, 0, 8), int), "images: .*empty"),
+        ([], [], "images: float64 .0,.; must be uint8"),
     ],
 )
 def test_arrays_that_do_not_fit_are_named(images, labels, message, tmp_path):
     with pytest.raises(UserError, match=message):
         encnet_jax.fit(images, labels, workdir=tmp_path / "run")
+    good = squares(2)
+    with pytest.raises(UserError, match=message):
+        encnet_jax.fit(*good, validation=(images, labels), workdir=tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("name", ["classes.json", "metrics.jsonl", "predictions.png"])
+def test_files_of_the_user_are_not_replaced_by_a_run(name, tmp_path):
+    (tmp_path / name).write_text("mine")
+    with pytest.raises(UserError, match=f"{name}: exists; choose another workdir"):
+        encnet_jax.fit(*squares(2), workdir=tmp_path)
+    with pytest.raises(UserError, match=f"workdir=.*{name}: is a file"):
+        encnet_jax.fit(*squares(2), workdir=tmp_path / name)
+    assert (tmp_path / name).read_text() == "mine" and len([*tmp_path.iterdir()]) == 1
 
 
 @pytest.mark.parametrize("where", ["training", "validation"])

@@ -20,6 +20,7 @@ from encnet_jax.data.datasets import Dataset
 from encnet_jax.data.image_io import set_max_image_pixels
 from encnet_jax.data.label_check import label_problem, unlabeled_classes
 from encnet_jax.data.registry import open_dataset
+from encnet_jax.data.result_file import is_result, save_result
 from encnet_jax.data.statistics import (
     Statistics,
     describe,
@@ -28,6 +29,7 @@ from encnet_jax.data.statistics import (
     summarize,
 )
 from encnet_jax.errors import UserError
+from encnet_jax.files import check_folder, make_folder, whole_file
 from encnet_jax.run.progress import Counter
 from encnet_jax.visualize.panels import contact_sheet
 
@@ -64,7 +66,13 @@ def main(arguments: list[str]) -> int:
     if values.manual_dir and not Path(values.manual_dir).is_dir():
         raise UserError(f"--manual_dir={values.manual_dir}: no such folder")
     set_max_image_pixels(config.data.max_image_pixels)
+    output = Path(values.output or workdir / "data")
+    check_folder(output, "--output")
     splits = values.split or [config.data.train_split, config.evaluation.split]
+    for sheet in (output / f"{split}.png" for split in splits):
+        # In the default folder it can only be an older version's.
+        if values.output and sheet.exists() and not is_result(sheet):
+            raise UserError(f"{sheet}: exists, and is not a contact sheet")
     datasets = {
         split: open_dataset(
             config.data.name,
@@ -76,7 +84,6 @@ def main(arguments: list[str]) -> int:
         )
         for split in splits
     }
-    output = Path(values.output or workdir / "data")
     problems = 0
     for split, dataset in datasets.items():
         stats = _read(dataset, values.limit)
@@ -130,9 +137,11 @@ def _print_weights(stats: Statistics) -> None:
 
 def _save_sheet(dataset: Dataset, stats: Statistics, output: Path, split: str) -> Path:
     examples = [dataset[i] for i in evenly_spaced(stats.indices, _SHEET_EXAMPLES)]
-    output.mkdir(parents=True, exist_ok=True)
+    sheet = contact_sheet(examples, dataset.info.colors, dataset.info.class_names)
+    make_folder(output, "--output")
     path = output / f"{split}.png"
-    contact_sheet(examples, dataset.info.colors, dataset.info.class_names).save(path)
+    with whole_file(path) as file:
+        save_result(sheet, file, path)
     return path
 
 

@@ -11,6 +11,7 @@ from PIL import ImageColor
 
 from encnet_jax.data import scenes
 from encnet_jax.errors import UserError
+from encnet_jax.files import whole_file
 
 IGNORE_LABEL = 255  # class index of ignored pixels; so there are 255 classes at most
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -107,12 +108,21 @@ def voc_colormap(count: int) -> tuple[tuple[int, int, int], ...]:
 
 def save_info(info: DatasetInfo, path: Path) -> None:
     """Writes the metadata that prediction needs, as JSON."""
-    keys = ("name", "class_names", "colors", "mean", "std", "task", "value_range")
-    path.write_text(json.dumps({k: getattr(info, k) for k in keys}, indent=2) + "\n")
+    keys = (
+        *("name", "class_names", "colors", "mean", "std", "task"),
+        *("label_map", "value_range"),
+    )
+    stored = {key: getattr(info, key) for key in keys}
+    stored["label_colors"] = [[*c, label] for c, label in info.label_colors.items()]
+    with whole_file(path) as file:
+        file.write((json.dumps(stored, indent=2) + "\n").encode())
 
 
 def load_info(path: Path) -> DatasetInfo:
     """Reads the metadata that `save_info` wrote; `splits` is empty.
+
+    Files of 0.2.0 and older hold no label map: it is that of the data set of this name
+    if the classes are the same, otherwise raw labels are class indices.
 
     Raises:
         UserError: The file is missing or malformed.
@@ -120,11 +130,22 @@ def load_info(path: Path) -> DatasetInfo:
     try:
         stored = json.loads(path.read_text())
         value_range = stored.get("value_range")
+        names = tuple(stored["class_names"])
+        if "label_map" not in stored:
+            known = _STORED_WITHOUT_LABEL_MAP.get(stored["name"])
+            same = known is not None and known.class_names == names
+            stored["label_map"] = known.label_map if known and same else {}
         return DatasetInfo(
             name=stored["name"],
-            class_names=tuple(stored["class_names"]),
+            class_names=names,
             colors=tuple(tuple(color) for color in stored["colors"]),
             splits={},
+            # Keys of JSON objects are text.
+            label_map={int(raw): index for raw, index in stored["label_map"].items()},
+            label_colors={
+                (red, green, blue): label
+                for red, green, blue, label in stored.get("label_colors", ())
+            },
             mean=tuple(stored["mean"]),
             std=tuple(stored["std"]),
             task=stored.get("task", "segmentation"),
@@ -135,7 +156,7 @@ def load_info(path: Path) -> DatasetInfo:
             f"{path}: cannot be read: {error.strerror}; is {path.parent} the workdir "
             "of a training run?"
         ) from error
-    except (ValueError, KeyError, TypeError) as error:
+    except (AttributeError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path}: not a class file: {error!r}") from error
 
 
@@ -295,3 +316,12 @@ CIFAR10 = DatasetInfo(
     license="None stated.",
     task="classification",
 )
+
+# Data sets of 0.2.0, whose workdirs `load_info` completes.
+_STORED_WITHOUT_LABEL_MAP = {
+    info.name: info
+    for info in (
+        *(SCENES, CAMVID, ADE20K, CITYSCAPES, COCO_STUFF, COCO_VOC, VOC2012),
+        *(VOC2012_AUG, PASCAL_CONTEXT, PASCAL_CONTEXT_SORTED, PASCAL_CONTEXT_60),
+    )
+}

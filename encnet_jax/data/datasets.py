@@ -4,6 +4,7 @@ Images are uint8 (h, w, 3) RGB 0-255; labels are uint8 (h, w), class indices or
 `IGNORE_LABEL`.
 """
 
+import functools
 import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -108,7 +109,16 @@ class FileDataset:
         if image.shape[:2] != labels.shape:
             files = read_file(image_path), read_file(label_path)
             self._check_pair(index, *files, image.shape[:2], labels.shape)
-        return Example(image, labels, image_path.stem)
+        return Example(image, labels, self.names[index])
+
+    @functools.cached_property
+    def names(self) -> list[str]:
+        """The file names without suffix; with folders if they repeat otherwise."""
+        images = [image.with_suffix("") for image, _ in self.pairs]
+        if len({image.name.casefold() for image in images}) == len(images):
+            return [image.name for image in images]
+        root = os.path.commonpath({image.parent for image in images})
+        return [image.relative_to(root).as_posix() for image in images]
 
     def encoded(self, index: int, *, raw_labels: bool = False) -> Encoded:
         """Returns the content of the image file, and the decoded labels."""

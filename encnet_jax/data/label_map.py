@@ -44,6 +44,18 @@ def label_table(info: DatasetInfo) -> Int16[np.ndarray, "256"]:
     return table
 
 
+def published_labels(info: DatasetInfo) -> UInt8[np.ndarray, " n"]:
+    """Returns the raw label of each class, as the data set publishes it.
+
+    The inverse of `label_table`; of several labels of a class the lowest.
+    """
+    labels = np.arange(info.num_classes)
+    for label, index in sorted(info.label_map.items(), reverse=True):
+        if index != IGNORE_LABEL:
+            labels[index] = label
+    return labels.astype(np.uint8)
+
+
 def _format_ranges(values: Sequence[int]) -> str:
     """Formats 0, 1, 2, 7 as `0 to 2, 7`."""
     parts, first = [], 0

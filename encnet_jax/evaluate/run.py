@@ -30,6 +30,7 @@ from encnet_jax.evaluate.settings import (
     differences_from_training,
 )
 from encnet_jax.evaluate.submission import Submission, UnlabeledDataset
+from encnet_jax.files import check_folder
 from encnet_jax.run.distributed import distinct_over_hosts
 from encnet_jax.run.workdir import LoadedRun, load_workdir
 
@@ -60,9 +61,11 @@ def evaluate_workdir(
         images: Folder of images without labels, predicted instead of the split.
 
     Raises:
-        UserError: Workdir, checkpoint, model, classes and split do not fit.
+        UserError: Workdir, checkpoint, model, classes and split do not fit, or the
+            workdir cannot be written to.
     """
     set_max_image_pixels(config.data.max_image_pixels)
+    check_folder(workdir / "evaluation", "--workdir")
     if dataset_info(config.data.name, config.data.data_dir).task == "classification":
         if submission or images or config.evaluation.scales:
             raise UserError(

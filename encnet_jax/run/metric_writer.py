@@ -15,6 +15,7 @@ import numpy as np
 from PIL import Image
 
 from encnet_jax.errors import DISK_FULL
+from encnet_jax.files import whole_file
 
 _log = logging.getLogger(__name__)
 
@@ -73,8 +74,9 @@ class MetricWriter:
 
             pixels = np.asarray(panel)
             self._event(step, summary=image(name, pixels, dataformats="HWC"))
-        with _unless_full(self.workdir):
-            panel.save(self.workdir / f"{name}.png")
+        path = self.workdir / f"{name}.png"
+        with _unless_full(path), whole_file(path) as file:
+            panel.save(file, "PNG")
 
     def close(self) -> None:
         """Closes the event file."""

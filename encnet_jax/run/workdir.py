@@ -17,6 +17,9 @@ from encnet_jax.run.checkpoint import Checkpoints
 from encnet_jax.run.model_config import model_settings
 from encnet_jax.run.state import ModelDef, PureDict, split_model
 
+# Files that a run writes to its workdir, in place of any of these names.
+_RUN_FILES = ("config.json", "classes.json", "metrics.jsonl", "predictions.png")
+
 
 class LoadedRun(NamedTuple):
     """A trained model with its configuration and classes.
@@ -106,6 +109,18 @@ def check_resumed_classes(workdir: Path, info: DatasetInfo) -> None:
 
 def _class_of(index: int, info: DatasetInfo) -> str:
     return "ignored" if index == IGNORE_LABEL else repr(info.class_names[index])
+
+
+def check_no_run_files(folder: Path, setting: str) -> None:
+    """Raises `UserError` if a new run in a folder would replace files that are there.
+
+    Args:
+        folder: The future workdir.
+        setting: What names it, for the error: `--output` or `workdir`.
+    """
+    for name in _RUN_FILES:
+        if (folder / name).exists():
+            raise UserError(f"{folder / name}: exists; choose another {setting}")
 
 
 def load_workdir(

@@ -12,7 +12,7 @@ from encnet_jax.data.dataset_info import DatasetInfo
 from encnet_jax.errors import UserError
 from encnet_jax.models.registry import CIFAR_MODELS
 from encnet_jax.optimizer import cosine_schedule, poly_schedule
-from encnet_jax.run.workdir import check_resumed_classes
+from encnet_jax.run.workdir import check_no_run_files, check_resumed_classes
 
 # Keys of `model` that leave its parameters as they are.
 _MAY_CHANGE_ON_RESUME = ("weights", "remat", "conv_impl", "head_init")
@@ -61,6 +61,9 @@ def check_batch_size(config: ConfigDict, devices: int) -> None:
 def check_workdir(config: ConfigDict, workdir: Path, info: DatasetInfo) -> None:
     """Raises `UserError` if the workdir has a run of another model or data set.
 
+    So does a folder without a run but with files of the names that a run writes, such
+    as the `classes.json` of a data set.
+
     Args:
         config: See `encnet_jax.config`.
         workdir: Folder of the run.
@@ -68,6 +71,7 @@ def check_workdir(config: ConfigDict, workdir: Path, info: DatasetInfo) -> None:
     """
     path = workdir / "config.json"
     if not path.exists():
+        check_no_run_files(workdir, "workdir")
         return
     stored = load_config(path)
     pairs = {

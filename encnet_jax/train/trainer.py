@@ -24,6 +24,7 @@ from encnet_jax.data.image_io import set_max_image_pixels
 from encnet_jax.data.prefetch import prefetched
 from encnet_jax.data.registry import open_dataset
 from encnet_jax.errors import UserError
+from encnet_jax.files import check_folder
 from encnet_jax.models import create_model
 from encnet_jax.optimizer import create_optimizer
 from encnet_jax.run.checkpoint import Checkpoints
@@ -68,6 +69,7 @@ def train(
         FloatingPointError: The loss is not finite; names the step.
     """
     check_path(workdir.resolve())
+    check_folder(workdir, "workdir")
     log_missing_large_pages(jax.default_backend())
     mesh = create_mesh(config.mesh.data)
     settings.check_batch_size(config, mesh.size)

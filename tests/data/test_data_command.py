@@ -238,6 +238,15 @@ def test_command_shows_both_splits_of_the_config(folder, tmp_path):
             assert has(sheet, (128, 0, 0)).any()  # the color of `sky`
 
 
+def test_image_of_the_user_is_not_replaced_by_a_contact_sheet(folder, tmp_path):
+    (tmp_path / "val.png").write_bytes(png([[0, 1]]))
+    result = data_command(folder, tmp_path)
+    assert result.returncode == 2 and len(errors(result)) == 1
+    assert "val.png: exists, and is not a contact sheet" in errors(result)[0]
+    assert (tmp_path / "val.png").read_bytes() == png([[0, 1]])
+    assert not (tmp_path / "train.png").exists()
+
+
 def test_command_lists_all_problems_and_exits_with_2(folder, tmp_path):
     root = tmp_path / "bad"
     for path in folder.rglob("*.*"):
