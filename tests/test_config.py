@@ -99,6 +99,8 @@ def test_every_key_is_read_by_the_package(key):
         ({"optimizer.warmup_steps": 9}, "must be below total_steps=9"),
         ({"optimizer.momentum": 1.0}, "momentum=1.0"),
         ({"data.scale_range": (2.0, 1.0)}, "scale_range"),
+        ({"data.rotation": 180}, "rotation=180: must be at least 0 and below 180"),
+        ({"data.rotation": -10}, "data.rotation=-10: must be at least 0"),
         ({"model.stem_width": 48}, "stem_width=48: allowed are 32, 64"),
         ({"model.num_codes": -1}, "num_codes=-1"),
         ({"model.dtype": "float16"}, "'float16': allowed are auto"),

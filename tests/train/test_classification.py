@@ -202,3 +202,11 @@ def test_model_of_the_other_task_is_refused():
     config.model.name = "fcn"
     with pytest.raises(UserError, match="'fcn': classifies pixels; .* classification"):
         check_task(config, CIFAR10)
+
+
+def test_rotation_is_refused():
+    config = default()
+    config.model.name = "resnet14"
+    config.data.rotation = 10
+    with pytest.raises(UserError, match="data.rotation=10: only for segmentation"):
+        check_task(config, CIFAR10)
