@@ -187,16 +187,11 @@ def _scaled_crop(
     if augmentation.rotation:
         angle = jax.random.uniform(jax.random.fold_in(key, 1), (), minval=-1, maxval=1)
         frames = (Frame(*axis) for axis in zip(size, start, jnp.minimum(visible, crop)))
-        rotation, *windows = rotate(augmentation.rotation * angle, *frames, jnp)
-        start, visible = zip(*windows)
+        rotation, windows = rotate(augmentation.rotation * angle, frames, jnp)
+        start, visible = map(jnp.stack, zip(*windows))
+    pixels = max_window(crop, augmentation.rotation)
     rows, columns = (
-        Axis(
-            length,
-            length / size[i],
-            start[i],
-            visible[i],
-            max_window(crop, augmentation.rotation),
-        )
+        Axis(length, length / size[i], start[i], visible[i], pixels)
         for i, length in enumerate(labels.shape)
     )
     grid = CropGrid(rows, columns)
@@ -204,9 +199,9 @@ def _scaled_crop(
         grid = RotatedGrid(rows, columns, rotation, crop)
     if augmentation.flip:
         grid.flip(draws[3] < 0.5)
-    pixels = _resample(image, grid, draws[4:], augmentation)
+    image = _resample(image, grid, draws[4:], augmentation)
     nearest = grid.nearest(labels)
-    return pixels, jnp.where(grid.inside, nearest, jnp.uint8(IGNORE_LABEL))
+    return image, jnp.where(grid.inside, nearest, jnp.uint8(IGNORE_LABEL))
 
 
 def _padded_crop(

@@ -196,17 +196,14 @@ def _rotated_crop(encoded: EncodedImage, params: CropParams) -> Image.Image:
     """Returns the visible part of a crop of a rotated image, black beyond it."""
     rotation, rows, columns = params.rotated()
     window = _crop(encoded, params._replace(rows=rows, columns=columns))
-    bands = [
-        # In float, because PIL truncates integers.
-        band.convert("F").transform(
-            (params.columns.visible, params.rows.visible),
-            Image.Transform.AFFINE,
-            rotation.matrix,
-            Image.Resampling.BILINEAR,
+    size = (params.columns.visible, params.rows.visible)
+    pixels = np.empty((size[1], size[0], 3), np.uint8)
+    for channel, band in enumerate(window.split()):
+        rotated = band.convert("F").transform(  # as bytes, PIL would truncate them
+            size, Image.Transform.AFFINE, rotation.matrix, Image.Resampling.BILINEAR
         )
-        for band in window.split()
-    ]
-    return Image.fromarray(np.stack(bands, -1).round().astype(np.uint8))
+        pixels[..., channel] = np.asarray(rotated).round()
+    return Image.fromarray(pixels)
 
 
 def _whole_or_region(

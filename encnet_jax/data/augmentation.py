@@ -122,8 +122,8 @@ class CropParams(NamedTuple):
         """Returns the nearest label of each pixel inside the image."""
         if self.angle:
             down, right = self._positions()
-            _, rows, columns = self.rotated()
-            return labels[rows.nearest_to(down), columns.nearest_to(right)]
+            _, *window = self.rotated()
+            return labels[window[0].nearest_to(down), window[1].nearest_to(right)]
         columns = self.columns.nearest()
         if self.flipped:
             columns = columns[::-1]
@@ -132,7 +132,7 @@ class CropParams(NamedTuple):
     def rotated(self) -> tuple[Rotation, CropAxis, CropAxis]:
         """Returns how the crop lies in its window, and the axes of the window."""
         frames = (Frame(a.size, a.start, a.visible) for a in (self.rows, self.columns))
-        rotation, rows, columns = rotate(self.angle, *frames, np)
+        rotation, (rows, columns) = rotate(self.angle, frames, np)
         return rotation, self.rows.part(rows), self.columns.part(columns)
 
     def covered(self) -> Bool[np.ndarray, "rows columns"]:

@@ -149,8 +149,9 @@ def _pair(
 ) -> tuple[Int32[Array, "..."], Int32[Array, "..."], Float[Array, "..."]]:
     """Returns the two pixels next to each position, and how far it is between them."""
     low = jnp.floor(positions - 0.5)
-    ends = (jnp.clip(low + i, 0, length - 1).astype(jnp.int32) for i in (0, 1))
-    return *ends, positions - 0.5 - low
+    first, second = (jnp.clip(low + i, 0, length - 1) for i in (0, 1))
+    share = positions - 0.5 - low
+    return first.astype(jnp.int32), second.astype(jnp.int32), share
 
 
 def _mix(

@@ -7,6 +7,7 @@ rotated crop is taken from it.
 """
 
 import math
+from collections.abc import Iterable
 from types import ModuleType
 from typing import Any, NamedTuple
 
@@ -76,16 +77,16 @@ class Window(NamedTuple):
 
 
 def rotate(
-    angle: Number, rows: Frame, columns: Frame, xp: ModuleType
-) -> tuple[Rotation, Window, Window]:
+    angle: Number, frames: Iterable[Frame], xp: ModuleType
+) -> tuple[Rotation, tuple[Window, Window]]:
     """Returns how a crop lies in its window, and the window along both axes.
 
     Args:
         angle: Degrees, counterclockwise.
-        rows: The crop along the vertical axis.
-        columns: The crop along the horizontal axis.
+        frames: The crop along the vertical axis, and along the horizontal.
         xp: `numpy`, or `jax.numpy` under `jax.jit`.
     """
+    rows, columns = frames
     cos, sin = xp.cos(angle * (math.pi / 180)), xp.sin(angle * (math.pi / 180))
     down = rows.start + 0.5 - rows.size / 2
     right = columns.start + 0.5 - columns.size / 2
@@ -102,7 +103,7 @@ def rotate(
         rows.visible,
         columns.visible,
     )
-    return rotation, vertical, horizontal
+    return rotation, (vertical, horizontal)
 
 
 def _window(

@@ -205,8 +205,7 @@ def test_model_of_the_other_task_is_refused():
 
 
 def test_rotation_is_refused():
-    config = default()
-    config.model.name = "resnet14"
+    config = get_config()
     config.data.rotation = 10
-    with pytest.raises(UserError, match="data.rotation=10: only for segmentation"):
+    with pytest.raises(UserError, match="data.rotation=10.0: only for segmentation"):
         check_task(config, CIFAR10)
