@@ -41,6 +41,8 @@ def train_steps(toys, monkeypatch, tmp_path):
                     recorded.resident = jax.device_get(resident)
                     recorded.augmentation = options["augmentation"]
                 recorded.inputs.append(jax.device_get(batch))
+                if not steps:
+                    raise Finished
                 state, metrics = step_fn(state, resident, batch)
                 recorded.state = state
                 recorded.params.append(flat(state.params))
@@ -55,7 +57,7 @@ def train_steps(toys, monkeypatch, tmp_path):
         config = toy_config(**changes)
         check_config(config)
         datasets = (dataset or toy_dataset(),) * 2
-        if dataset == "files":
+        if dataset == "files":  # those that the configuration names
             datasets = None
         with monkeypatch.context() as patch:
             patch.setattr(trainer, "make_train_step", make_recording)

@@ -223,8 +223,8 @@ def test_what_happens_when(toys, tmp_path, monkeypatch):
     check_config(config)
     trainer.train(config, tmp_path, (toy_dataset(), toy_dataset()))
     found = lines(tmp_path)
-    assert [row["step"] for row in found if "train/loss" in row] == [2, 4, 6, 7]
-    evaluated = [row["step"] for row in found if "evaluation/mean_iou" in row]
+    assert [row["step"] for row in found if "loss" in row] == [2, 4, 6, 7]
+    evaluated = [row["step"] for row in found if "mean_iou" in row]
     assert evaluated == [5, 7]
     assert saved == [(3, False), (5, True), (6, False), (7, True)]
 
