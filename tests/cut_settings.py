@@ -158,7 +158,8 @@ class Cutter:
 
 def main() -> int:
     cutter = Cutter(sys.argv[1:])
-    options = ["-p", "no:cacheprovider", "-p", "no:terminal", "-m", ""]
+    options = ["-o", "addopts=--strict-markers", "-p", "no:cacheprovider"]
+    options += ["-p", "no:terminal"]
     return int(pytest.main([*options, *test_files()], plugins=[cutter]) != 0)
 
 

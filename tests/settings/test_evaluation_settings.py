@@ -27,7 +27,7 @@ def segmenting(toys, monkeypatch, tmp_path):
     size. All pixels are predicted as class 0.
     """
 
-    def run(datasets=(toy_dataset(),) * 2, **changes):
+    def run(labels=None, datasets=(), **changes):
         found = {}
 
         def predict(params, batch_stats, examples, batch_size):
@@ -47,6 +47,8 @@ def segmenting(toys, monkeypatch, tmp_path):
         monkeypatch.setattr(evaluator, "make_whole_image_fn", whole)
         config = toy_config(total_steps=1, **changes)
         check_config(config)
+        if datasets == ():
+            datasets = (toy_dataset(labels),) * 2
         trainer.train(config, tmp_path / "run", datasets)
         (found["scores"],) = [x for x in lines(tmp_path / "run") if "mean_iou" in x]
         return found
@@ -67,7 +69,6 @@ MMSEG = {"evaluation.protocol": "mmseg"}
 # Key, value, the settings with it, what of the evaluation it sets, and that.
 CASES = [
     ("mode", "slide", {}, lambda found: "protocol" in found, True),
-    ("mode", "slide", SLIDE, lambda found: len(views(found)[0].columns), 3),
     ("protocol", "mmseg", {}, lambda found: type(found["protocol"]), MmsegProtocol),
     ("batch_size", 3, {}, lambda found: found["batch_size"], 3),
     ("base_size", 30, {}, lambda found: found["base_size"], 30),
@@ -115,17 +116,15 @@ def test_devices_of_windows(segmenting):
 @pytest.mark.parametrize(("value", "expected"), [("skip", 1.0), ("zero", 0.5)])
 def test_absent_classes(value, expected, segmenting):
     # Class 1 is neither in the labels nor predicted.
-    datasets = (toy_dataset(np.zeros((4, 4, 4), np.uint8)),) * 2
-    found = segmenting(datasets, **{"evaluation.absent_classes": value})
+    labels = np.zeros((4, 4, 4), np.uint8)
+    found = segmenting(labels, **{"evaluation.absent_classes": value})
     assert found["scores"]["mean_iou"] == expected
 
 
 @sets("evaluation.split")
-def test_split(segmenting, folder, caplog):
-    settings = files(
-        folder, **{"data.cache_on_device": True, "evaluation.split": "one"}
-    )
-    found = segmenting(None, **settings)
+def test_split(segmenting, folder):
+    changes = {"data.cache_on_device": True, "evaluation.split": "one"}
+    found = segmenting(datasets=None, **files(folder, **changes))
     # Labels of the split `one` are all 0, of the others half.
     assert found["scores"]["pixel_accuracy"] == 1
 
@@ -139,7 +138,7 @@ def test_split(segmenting, folder, caplog):
 )
 def test_evaluation_of_a_workdir(segmenting, folder, tmp_path):
     changes = {"data.cache_on_device": True}
-    segmenting(None, **files(folder, **changes))
+    found = segmenting(datasets=None, **files(folder, **changes))
     run = tmp_path / "run"
     changes |= {
         "evaluation.object_sizes": True,
@@ -150,3 +149,4 @@ def test_evaluation_of_a_workdir(segmenting, folder, tmp_path):
     evaluate_workdir(config, run, "one")
     scores = json.loads((run / "evaluation" / "one.json").read_text())
     assert scores["mean_iou"] == 0.5 and "by_object_size" in scores
+    assert found["batch_size"] == 3

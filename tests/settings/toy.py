@@ -78,7 +78,8 @@ class ToyModel(SegmentationModel):
 def toy_config(**changes):
     """Returns the configuration of a toy run, with changes by dotted name.
 
-    Every key that a test cuts differs from its default only where the test sets it.
+    A key that the test of another needs to have another value than its default is set
+    here too.
     """
     config = default()
     config.total_steps = 100
