@@ -28,10 +28,10 @@ def segmenting(toys, monkeypatch, tmp_path):
     """
 
     def run(labels=None, datasets=(), **changes):
-        found = {}
+        found = {"batch_sizes": []}
 
         def predict(params, batch_stats, examples, batch_size):
-            found["batch_size"] = batch_size
+            found["batch_sizes"].append(batch_size)
             for index, example in examples:
                 yield ImagePrediction(index, example, 0 * example.labels)
 
@@ -70,7 +70,7 @@ MMSEG = {"evaluation.protocol": "mmseg"}
 CASES = [
     ("mode", "slide", {}, lambda found: "protocol" in found, True),
     ("protocol", "mmseg", {}, lambda found: type(found["protocol"]), MmsegProtocol),
-    ("batch_size", 3, {}, lambda found: found["batch_size"], 3),
+    ("batch_size", 3, {}, lambda found: found["batch_sizes"], [3]),
     ("base_size", 30, {}, lambda found: found["base_size"], 30),
     ("base_size", 32, SLIDE, lambda found: shapes(found)[0][1] >= 32, True),
     ("base_size", 30, MMSEG, shapes, [(15, 30)]),
@@ -149,4 +149,5 @@ def test_evaluation_of_a_workdir(segmenting, folder, tmp_path):
     evaluate_workdir(config, run, "one")
     scores = json.loads((run / "evaluation" / "one.json").read_text())
     assert scores["mean_iou"] == 0.5 and "by_object_size" in scores
-    assert found["batch_size"] == 3
+    # In training, in the evaluation, and for its figures.
+    assert found["batch_sizes"] == [8, 3, 1]

@@ -8,6 +8,7 @@ from flax import nnx
 
 from encnet_jax.run.checkpoint import Checkpoints
 from encnet_jax.run.model_config import check_config
+from encnet_jax.run.progress import Progress
 from encnet_jax.run.workdir import load_workdir
 from encnet_jax.train import trainer
 from tests.settings.toy import ToyModel, flat, lines, toy_config, toy_dataset
@@ -209,17 +210,23 @@ def test_corners_of_logits_in_the_loss(train_steps, monkeypatch):
     np.testing.assert_allclose(recorded.loss, expected, rtol=1e-5)
 
 
-@sets("total_steps", "log_every", "eval_every", "checkpoint_every")
+@sets("total_steps", "log_every", "eval_every", "checkpoint_every", "batch_size")
 def test_what_happens_when(toys, tmp_path, monkeypatch):
-    saved = []
+    saved, progress = [], []
     save = Checkpoints.save
+
+    def counting(*arguments):
+        progress.append(arguments)
+        return Progress(*arguments)
 
     def spied(self, state, step, scores=None):
         saved.append((step, scores is not None))
         save(self, state, step, scores)
 
     monkeypatch.setattr(Checkpoints, "save", spied)
-    config = toy_config(total_steps=7, log_every=2, eval_every=5, checkpoint_every=3)
+    monkeypatch.setattr(trainer, "Progress", counting)
+    every = dict(log_every=2, eval_every=5, checkpoint_every=3)
+    config = toy_config(total_steps=7, batch_size=3, **every)
     check_config(config)
     trainer.train(config, tmp_path, (toy_dataset(), toy_dataset()))
     found = lines(tmp_path)
@@ -227,6 +234,7 @@ def test_what_happens_when(toys, tmp_path, monkeypatch):
     evaluated = [row["step"] for row in found if "mean_iou" in row]
     assert evaluated == [5, 7]
     assert saved == [(3, False), (5, True), (6, False), (7, True)]
+    assert progress == [(0, 7, 3)]  # of steps, and images a step for their rate
 
 
 @sets("model.weights")
