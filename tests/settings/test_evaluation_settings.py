@@ -149,5 +149,6 @@ def test_evaluation_of_a_workdir(segmenting, folder, tmp_path):
     evaluate_workdir(config, run, "one")
     scores = json.loads((run / "evaluation" / "one.json").read_text())
     assert scores["mean_iou"] == 0.5 and "by_object_size" in scores
+    assert all(scores["evaluation"][k] == v for k, v in config.evaluation.items() if v)
     # In training, in the evaluation, and for its figures.
     assert found["batch_sizes"] == [8, 3, 1]
