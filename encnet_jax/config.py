@@ -89,6 +89,7 @@ def _data() -> ConfigDict:
     data.scale_range = (0.5, 2.0)  # of random resizing; (1.0, 1.0): none
     data.flip = True  # horizontal, with probability 1/2
     data.color_jitter = 0.0  # brightness, contrast, saturation times 1 +- this
+    data.rotation = 0.0  # degrees, random within +- this; paper: 10
     data.pad = 0  # classification: black border in pixels before the crop; CIFAR: 4
     data.cache_on_device = False  # keep the data set on the device and augment there
     data.resize = "host"  # where crops are resized otherwise, or device
@@ -260,6 +261,9 @@ def _check_numbers(values: dict[str, Any]) -> None:
     for key in ("optimizer.momentum", "data.color_jitter"):
         if not 0 <= values[key] < 1:
             raise UserError(f"{key}={values[key]}: must be at least 0 and below 1")
+    rotation = values["data.rotation"]
+    if not 0 <= rotation < 180:
+        raise UserError(f"data.rotation={rotation}: must be at least 0 and below 180")
     devices = values["mesh.data"]
     if devices != -1 and devices < 1:
         raise UserError(f"mesh.data={devices}: must be -1 (all) or at least 1")

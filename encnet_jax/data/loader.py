@@ -138,6 +138,8 @@ def _fill_pixels(
     crop[:] = IGNORE_LABEL
     # Mapped after cropping: fewer pixels.
     visible = map_labels(params.crop_labels(labels), dataset.info, "labels")
+    if params.angle:
+        visible[~params.covered()] = IGNORE_LABEL
     crop[params.inside(augmentation.crop_size)] = visible
 
 

@@ -42,6 +42,10 @@ def check_task(config: ConfigDict, info: DatasetInfo) -> None:
         raise UserError(
             f"data.pad={config.data.pad}: only for image classification; allowed is 0"
         )
+    if config.data.rotation and classifies:
+        raise UserError(
+            f"data.rotation={config.data.rotation}: only for segmentation; allowed is 0"
+        )
     if config.data.resize != "host" and classifies:
         raise UserError(
             f"data.resize={config.data.resize!r}: image classification does not "

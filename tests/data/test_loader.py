@@ -191,15 +191,17 @@ def test_labels_and_colors_agree_to_the_pixel(padded_size):
     geometry.check_labels_follow_colors(*concatenated(found))
 
 
-@pytest.mark.parametrize("jitter", [0.0, 0.4])
-def test_both_modes_make_the_same_crops(jitter):
+@pytest.mark.parametrize(("jitter", "rotation"), [(0.0, 0), (0.4, 0), (0.0, 30)])
+def test_both_modes_make_the_same_crops(jitter, rotation):
     rng = np.random.default_rng(1)
     size = geometry.SIZE
     pairs = [
-        (rng.integers(0, 256, (*size, 3), np.uint8), rng.integers(0, 12, size, "u1"))
+        (rng.integers(1, 256, (*size, 3), np.uint8), rng.integers(0, 12, size, "u1"))
         for _ in range(4)
     ]
-    augmentation = Augmentation(44, 40, (0.5, 2.0), color_jitter=jitter)
+    augmentation = Augmentation(
+        44, 40, (0.5, 2.0), color_jitter=jitter, rotation=rotation
+    )
     images, labels = concatenated(batches(8, pairs, augmentation))
     other, same = concatenated(batches(8, pairs, augmentation, padded_size=0))
     np.testing.assert_array_equal(labels, same)
@@ -209,6 +211,8 @@ def test_both_modes_make_the_same_crops(jitter):
     assert error.max() <= (1 if not jitter else 3)
     assert error.mean() < 0.5
     assert not images[labels == 255].any() and not other[labels == 255].any()
+    if not jitter:  # which clips
+        assert images[labels != 255].all() and other[labels != 255].all()
 
 
 def test_raw_labels_become_classes():
