@@ -124,7 +124,7 @@ def _stored_form(tiles: list) -> tuple[str, str, int]:
         return "", "", 65535
     codec, *_, arguments = tiles[0]
     mode, *rest = arguments if isinstance(arguments, tuple) else (arguments,)
-    if codec.startswith("ppm"):
+    if codec.startswith("ppm") and rest:
         return "ppm", str(mode), int(rest[-1])
     return codec, str(mode), 4095 if mode == "I;12" else 65535
 

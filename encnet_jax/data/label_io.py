@@ -1,5 +1,6 @@
 """Decodes label files to uint8 labels, as stored: gray values, indices or colors."""
 
+import struct
 from collections.abc import Mapping
 from typing import NamedTuple
 
@@ -66,7 +67,7 @@ def decode_labels(
     image = open_image(data, name, load=True)
     try:
         image = ImageOps.exif_transpose(image)
-    except (ValueError, OSError, SyntaxError) as error:
+    except (ValueError, OSError, SyntaxError, struct.error) as error:
         raise unreadable(name, error) from error
     if image.mode in ("RGB", "RGBA") and colors is not None:
         return _labels_by_color(image, name, colors)

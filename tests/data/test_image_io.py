@@ -211,6 +211,8 @@ def test_pgm_files_declare_their_range():
     data = b"P5 3 1 4095\n" + np.array([0, 819, 4095], ">u2").tobytes()
     assert decode_image(data, "name")[0, :, 0].tolist() == [0, 51, 255]
     assert decode_image(data, "name", (0, 1638))[0, :, 0].tolist() == [0, 128, 255]
+    assert decode_image(b"P2 2 1 4095\n819 4095", "name")[0, :, 0].tolist() == [51, 255]
+    assert decode_image(b"P1 2 1\n0 1", "name")[0, :, 0].tolist() == [255, 0]
     full = b"P5 3 1 65535\n" + np.array([0, 13107, 65535], ">u2").tobytes()
     assert decode_image(full, "name")[0, :, 0].tolist() == [0, 51, 255]
 
