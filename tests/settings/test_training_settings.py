@@ -189,6 +189,14 @@ def test_class_weights(train_steps):
     np.testing.assert_allclose(recorded.loss, expected, rtol=1e-5)
 
 
+@sets("loss.class_balance")
+def test_class_weights_by_the_shares_of_the_classes(train_steps):
+    recorded = train_steps(**{"loss.class_balance": "log"})
+    weights = 1 / np.log(1.02 + np.array([0.75, 0.25]))
+    expected = cross_entropy(logits_of(recorded), weights)
+    np.testing.assert_allclose(recorded.loss, expected, rtol=1e-5)
+
+
 @sets("loss.normalize_by")
 def test_pixels_that_the_loss_is_averaged_over(train_steps):
     dataset = toy_dataset()

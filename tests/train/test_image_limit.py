@@ -45,6 +45,7 @@ def check(config, workdir):
     raise Opened
 
 
+@pytest.mark.sets("data.max_image_pixels")
 @pytest.mark.parametrize("command", [train, evaluate, check])
 def test_setting_allows_images_over_the_limit_of_pillow(tmp_path, monkeypatch, command):
     for name in ("train", "trainannot", "val", "valannot"):
