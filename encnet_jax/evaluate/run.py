@@ -74,12 +74,7 @@ def evaluate_workdir(
             )
         return evaluate_classes_workdir(config, workdir, split, step)
     dataset = _open(config, split, submission, images)
-    computation = {key: config.model[key] for key in ("dtype", "conv_impl")}
-    run = load_workdir(workdir, step, dataset=dataset.info, **computation)
-    compare_value_ranges(run.info, dataset.info)
-    differences = differences_from_training(config, workdir)
-    if differences:
-        _log.info("differs from training: %s", describe_differences(differences))
+    run, differences = _load(config, workdir, step, dataset.info)
     predict_batches = predict_fn_from_config(config, run.model, run.info)
     name = ("images" if images else split) + ("-ms" if config.evaluation.scales else "")
     path = workdir / "evaluation" / f"{name}.json"
@@ -117,6 +112,19 @@ def evaluate_workdir(
         _save_figures(results, totals.image_iou, prefix, dataset, run, predict_batches)
     table = format_table(results, dataset.info)
     return "\n".join([table, *summary, f"scores: {path}"])
+
+
+def _load(
+    config: ConfigDict, workdir: Path, step: str, info: DatasetInfo
+) -> tuple[LoadedRun, dict[str, Any]]:
+    """Returns the run, and the settings that differ from its training; logs them."""
+    computation = {key: config.model[key] for key in ("dtype", "conv_impl")}
+    run = load_workdir(workdir, step, dataset=info, **computation)
+    compare_value_ranges(run.info, info)
+    differences = differences_from_training(config, workdir)
+    if differences:
+        _log.info("differs from training: %s", describe_differences(differences))
+    return run, differences
 
 
 def compare_value_ranges(trained: DatasetInfo, evaluated: DatasetInfo) -> None:

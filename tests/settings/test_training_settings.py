@@ -220,18 +220,23 @@ def test_corners_of_logits_in_the_loss(train_steps, monkeypatch):
 
 @sets("total_steps", "log_every", "eval_every", "checkpoint_every", "batch_size")
 def test_what_happens_when(toys, tmp_path, monkeypatch):
-    saved, progress = [], []
-    save = Checkpoints.save
+    saved, scored, progress = [], [], []
+    save, add_scores = Checkpoints.save, Checkpoints.add_scores
 
     def counting(*arguments):
         progress.append(arguments)
         return Progress(*arguments)
 
-    def spied(self, state, step, scores=None):
-        saved.append((step, scores is not None))
-        save(self, state, step, scores)
+    def spied(self, state, step):
+        saved.append(step)
+        save(self, state, step)
+
+    def scoring(self, step, scores):
+        scored.append(step)
+        add_scores(self, step, scores)
 
     monkeypatch.setattr(Checkpoints, "save", spied)
+    monkeypatch.setattr(Checkpoints, "add_scores", scoring)
     monkeypatch.setattr(trainer, "Progress", counting)
     every = dict(log_every=2, eval_every=5, checkpoint_every=3)
     config = toy_config(total_steps=7, batch_size=3, **every)
@@ -241,7 +246,7 @@ def test_what_happens_when(toys, tmp_path, monkeypatch):
     assert [row["step"] for row in found if "loss" in row] == [2, 4, 6, 7]
     evaluated = [row["step"] for row in found if "mean_iou" in row]
     assert evaluated == [5, 7]
-    assert saved == [(3, False), (5, True), (6, False), (7, True)]
+    assert saved == [3, 5, 6, 7] and scored == [5, 7]
     assert progress == [(0, 7, 3)]  # of steps, and images a step for their rate
 
 
