@@ -12,6 +12,7 @@ images. The settings to adapt first:
 - `learning_rate`: 0.001 for few images, 0.01 for large data sets
 - `batch_size` if memory is short; scale `learning_rate` with it, or keep both and set
   `grad_accum_steps`
+- `loss.class_balance`, "median_frequency" or "log", if classes are rare
 """
 
 from ml_collections import ConfigDict

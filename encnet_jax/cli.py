@@ -1,14 +1,13 @@
 """Shared by the command-line scripts: flags, logging, and errors as exit codes."""
 
 import difflib
+import io
 import logging
 import os
 import re
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
-from types import MappingProxyType
-from typing import Any
 
 from absl import flags
 from ml_collections import ConfigDict, config_flags
@@ -53,6 +52,9 @@ def run(main: Callable[[list[str]], int | None]) -> None:
 
 
 def _set_up() -> None:
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # File and class names that the terminal cannot show must not end a command.
+        sys.stdout.reconfigure(errors="backslashreplace")
     logging.basicConfig(format="%(message)s", stream=sys.stderr, force=True)
     logging.getLogger("encnet_jax").setLevel(logging.INFO)
     logging.getLogger("absl").setLevel(logging.ERROR)
@@ -97,14 +99,13 @@ def _fail(message: str, code: int) -> None:
 
 
 def config_and_workdir(
-    workdir: str | None,
-    evaluation: Mapping[str, Any] = MappingProxyType({}),
+    workdir: str | None, *, check: bool = True
 ) -> tuple[ConfigDict, Path]:
     """Returns the configuration that `--config` names, validated, and the workdir.
 
     Args:
         workdir: Value of the workdir flag, or None for the default.
-        evaluation: Overrides of the group `evaluation`, from flags of their own.
+        check: Whether to validate; otherwise the caller does.
 
     Raises:
         UserError: The file is missing, or a value is out of range.
@@ -115,9 +116,14 @@ def config_and_workdir(
     file = config_flags.get_config_filename(flags.FLAGS["config"])
     if not Path(file.partition(":")[0]).is_file():
         raise UserError(f"--config={file}: no such file")
-    config.evaluation.update(evaluation)
-    check_config(config)
-    return config, Path(workdir or default_workdir(file))
+    if check:
+        check_config(config)
+    return config, Path(workdir or default_workdir(file)).expanduser()
+
+
+def overridden_keys() -> list[str]:
+    """Returns the keys that flags set, such as `data.base_size`."""
+    return list(config_flags.get_override_values(flags.FLAGS["config"]))
 
 
 def print_on_host0(text: str) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 from ml_collections import ConfigDict, config_dict
 
 from encnet_jax.errors import UserError
+from encnet_jax.files import whole_file
 from encnet_jax.migrations import CONFIG_KEYS, CONFIG_VALUES, migrate_config
 
 # Variant of a file in `configs/` -> backbone and its ImageNet weights. For 50 and 101
@@ -94,12 +95,14 @@ def _data() -> ConfigDict:
     data.scale_range = (0.5, 2.0)  # of random resizing; (1.0, 1.0): none
     data.flip = True  # horizontal, with probability 1/2
     data.color_jitter = 0.0  # brightness, contrast, saturation times 1 +- this
+    data.rotation = 0.0  # degrees, random within +- this; paper: 10
     data.pad = 0  # classification: black border in pixels before the crop; CIFAR: 4
     data.cache_on_device = False  # keep the data set on the device and augment there
     data.resize = "host"  # where crops are resized otherwise, or device
     # Pixels, height and width, to which images are padded for resizing on the device;
     # 0: enough for any image.
     data.padded_size = 0
+    data.max_image_pixels = 0  # allows images over Pillow's limit of 179 million
     return data
 
 
@@ -107,7 +110,10 @@ def _loss() -> ConfigDict:
     loss = ConfigDict()
     loss.se_weight = 0.2  # alpha of the paper
     loss.aux_weight = 0.2  # PyTorch-Encoding; mmsegmentation: 0.4
-    loss.class_weights = ()  # one per class; empty: equal
+    loss.class_weights = ()  # one per class, at least 0; empty: equal
+    # Class weights computed from the training split: median_frequency (SegNet), or log,
+    # 1/ln(1.02 + share of the labeled pixels) (ENet); empty: loss.class_weights.
+    loss.class_balance = ""
     loss.normalize_by = "valid"  # pixels that the mean is over; mmsegmentation: all
     return loss
 
@@ -137,8 +143,8 @@ def _evaluation() -> ConfigDict:
     # whole: each image at once, compiled for each size; slide: windows of one shape,
     # for data sets of many sizes. pytorch_encoding with scales always takes windows.
     evaluation.mode = "whole"
-    # Pixels of the long side in the network; 0: that of the image, or data.base_size
-    # for windows of pytorch_encoding. mmseg: an upper bound; 0: none.
+    # Pixels of the long side in the network; 0: data.base_size. mmseg: an upper bound;
+    # 0: none.
     evaluation.base_size = 0
     evaluation.short_size = 0  # mmseg: bound of the short side in pixels; 0: none
     # How whole images and mmseg's logits are resized. Runs imported from
@@ -173,7 +179,7 @@ def check_variant(file: str, variant: str, allowed: Iterable[str]) -> None:
 def validate(config: ConfigDict) -> None:
     """Raises `UserError` for the first key or value that is not allowed.
 
-    Reads no data. `run.model_config.check_config` checks the model's settings as well.
+    Reads no data. `run.model_config.check_config` checks model and loss as well.
     """
     values = dict(leaves(config))
     _check_names(values)
@@ -247,7 +253,8 @@ def _check_numbers(values: dict[str, Any]) -> None:
     at_least = {
         1: "total_steps batch_size grad_accum_steps log_every eval_every "
         "checkpoint_every data.base_size data.crop_size evaluation.batch_size",
-        0: "seed data.padded_size data.pad loss.se_weight loss.aux_weight "
+        0: "seed data.padded_size data.max_image_pixels "
+        "data.pad loss.se_weight loss.aux_weight "
         "optimizer.power optimizer.warmup_steps optimizer.min_learning_rate "
         "optimizer.weight_decay optimizer.head_lr_mult optimizer.max_grad_norm "
         "evaluation.base_size "
@@ -264,6 +271,9 @@ def _check_numbers(values: dict[str, Any]) -> None:
     for key in ("optimizer.momentum", "optimizer.beta2", "data.color_jitter"):
         if not 0 <= values[key] < 1:
             raise UserError(f"{key}={values[key]}: must be at least 0 and below 1")
+    rotation = values["data.rotation"]
+    if not 0 <= rotation < 180:
+        raise UserError(f"data.rotation={rotation}: must be at least 0 and below 180")
     devices = values["mesh.data"]
     if devices != -1 and devices < 1:
         raise UserError(f"mesh.data={devices}: must be -1 (all) or at least 1")
@@ -274,6 +284,7 @@ def _check_choices(values: dict[str, Any]) -> None:
         "data.resize": ("host", "device"),
         "model.dtype": ("auto", "float32", "bfloat16"),
         "loss.normalize_by": ("valid", "all"),
+        "loss.class_balance": ("", "median_frequency", "log"),
         "optimizer.name": ("sgd", "adamw"),
         "optimizer.schedule": ("poly", "cosine"),
         "evaluation.protocol": ("pytorch_encoding", "mmseg"),
@@ -282,13 +293,14 @@ def _check_choices(values: dict[str, Any]) -> None:
     }
     for key, allowed in choices.items():
         if values[key] not in allowed:
-            names = ", ".join(allowed)
+            names = ", ".join(name or "''" for name in allowed)
             raise UserError(f"{key}={values[key]!r}: allowed are {names}")
 
 
 def save_config(config: ConfigDict, path: Path) -> None:
     """Writes a configuration as JSON."""
-    path.write_text(json.dumps(config.to_dict(), indent=2) + "\n")
+    with whole_file(path) as file:
+        file.write((json.dumps(config.to_dict(), indent=2) + "\n").encode())
 
 
 def load_config(path: Path) -> ConfigDict:

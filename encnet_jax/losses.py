@@ -10,6 +10,7 @@ from jaxtyping import Array, Float, Integer
 
 from encnet_jax.models.cifar import ClassifierOutput
 from encnet_jax.models.segmentation import SegmentationOutput
+from encnet_jax.ops.class_weights import check_class_weights
 from encnet_jax.ops.cross_entropy import resized_cross_entropy_sum
 from encnet_jax.ops.resize import AnyArray
 
@@ -100,11 +101,15 @@ def pixel_cross_entropy(
         logits: Of another size than the labels they are resized to it.
         labels: Other values than 0 to n - 1 must be `ignore_label`.
         ignore_label: Label of pixels that cost nothing.
-        class_weights: Weights of the classes; the mean is then a weighted one.
-        normalize_by: `"valid"` divides by the (weighted) number of labeled pixels, at
-            least 1, as PyTorch-Encoding; `"all"` by the number of all pixels, as
-            mmsegmentation does by default.
+        class_weights: One weight per class, at least 0; None: all 1.
+        normalize_by: `"valid"` divides by the sum of the weights of the labeled pixels,
+            as PyTorch-Encoding; where it is 0, so is the loss. `"all"` divides by the
+            number of all pixels, as mmsegmentation does by default.
         align_corners: See `resize_bilinear`.
+
+    Raises:
+        ValueError: An unknown `normalize_by`, or class weights that are not one finite
+            number per class, at least 0 and not all 0.
     """
     if normalize_by not in ("valid", "all"):
         raise ValueError(f"normalize_by={normalize_by!r}: allowed are 'valid', 'all'")
@@ -112,6 +117,13 @@ def pixel_cross_entropy(
     valid = labels != ignore_label
     weights = valid.astype(jnp.float32)
     if class_weights is not None:
+        if len(class_weights) != logits.shape[-1]:
+            raise ValueError(
+                f"class_weights has {len(class_weights)} values; must be one for each "
+                f"of {logits.shape[-1]} classes"
+            )
+        if not isinstance(class_weights, jax.core.Tracer):
+            check_class_weights(class_weights)
         table = jnp.asarray(class_weights, jnp.float32)
         weights *= table[jnp.where(valid, labels, 0)]
     if logits.shape[1:3] == labels.shape[1:3]:
@@ -124,8 +136,10 @@ def pixel_cross_entropy(
         total = jnp.where(valid, costs * weights, 0).sum()
     else:  # training: logits of `forward_low_res`
         total = resized_cross_entropy_sum(logits, labels, weights, align_corners)
-    count = jnp.maximum(weights.sum(), 1.0) if normalize_by == "valid" else labels.size
-    return total / count
+    if normalize_by == "all":
+        return total / labels.size
+    total_weight = weights.sum()
+    return total / jnp.where(total_weight > 0, total_weight, 1.0)
 
 
 def class_presence(

@@ -74,9 +74,10 @@ def segmentation_metrics(
 
     Returns:
         `pixel_accuracy`, `mean_iou`, `mean_accuracy`, `frequency_weighted_iou` and
-        `ade_score`, the mean of the first two (floats, 0 to 1); `per_class_iou` and
-        `per_class_accuracy` (float64, (n,)). The accuracy of a class without labeled
-        pixels follows the rule of `absent_classes`, even where it is predicted.
+        `ade_score`, the mean of the first two (floats, 0 to 1); `classes_scored`, over
+        how many classes `mean_iou` is; `per_class_iou` and `per_class_accuracy`
+        (float64, (n,)). The accuracy of a class without labeled pixels follows the rule
+        of `absent_classes`, even where it is predicted.
 
     Raises:
         ValueError: `absent_classes` is neither of the two.
@@ -99,6 +100,7 @@ def segmentation_metrics(
     return {
         "pixel_accuracy": pixel_accuracy,
         "mean_iou": mean_iou,
+        "classes_scored": int(np.count_nonzero(~np.isnan(iou))),
         "ade_score": (pixel_accuracy + mean_iou) / 2,
         "mean_accuracy": _mean(accuracy),
         "frequency_weighted_iou": float(np.nansum(labeled * iou) / total),

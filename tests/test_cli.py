@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import time
@@ -67,6 +68,10 @@ def test_train_again_takes_no_step_and_reports(workdir, camvid):
     before = trained_arrays(workdir)
     result = run(*train_arguments(camvid, workdir))
     assert result.returncode == 0 and "all 6 steps are done" in result.stderr
+    score = r"mean IoU 0\.\d{4} over (\d+) of 11 classes"
+    logged = re.search(rf"step 6: {score}, pixel accuracy 0\.", result.stderr)
+    printed = re.search(f"^{score}; everything is in", result.stdout, re.M)
+    assert logged and printed and 0 < int(logged[1]) == int(printed[1]) <= 11
     for old, new in zip(before, trained_arrays(workdir)):
         np.testing.assert_array_equal(old, new)
 
@@ -83,6 +88,9 @@ def test_evaluate_scores_the_split_and_agrees_with_prediction(workdir, camvid):
     scores = json.loads((workdir / "evaluation" / "test.json").read_text())
     assert scores["images"] == 3 and len(scores["per_class_iou"]) == 11
     assert "Bicyclist" in result.stdout
+    scored = sum(iou is not None for iou in scores["per_class_iou"])
+    assert scores["classes_scored"] == scored > 0
+    assert f"over {scored} of 11 classes\n" in result.stdout
     # The same by hand: predict each image and count.
     segmenter = Segmenter.from_workdir(workdir)
     right = labeled = 0
@@ -92,6 +100,23 @@ def test_evaluate_scores_the_split_and_agrees_with_prediction(workdir, camvid):
         right += int(((labels == truth) & (truth < 11)).sum())
         labeled += int((truth < 11).sum())
     assert scores["pixel_accuracy"] == pytest.approx(right / labeled)
+
+
+def test_evaluate_repeats_the_score_of_the_training(workdir, camvid):
+    """The flags of the training, such as its sizes, are not repeated."""
+    result = run(
+        "evaluate.py",
+        "--config=configs/camvid.py:cpu",
+        f"--config.data.data_dir={camvid}",
+        f"--workdir={workdir}",
+    )
+    assert result.returncode == 0, result.stderr
+    scores = json.loads((workdir / "evaluation" / "val.json").read_text())
+    (trained,) = [line for line in read_metrics(workdir) if "mean_iou" in line]
+    assert scores["mean_iou"] == pytest.approx(trained["mean_iou"], abs=1e-12)
+    assert scores["pixel_accuracy"] == trained["pixel_accuracy"]
+    assert scores["differs_from_training"] == {}
+    assert "data.base_size=48, not 240" in result.stderr
 
 
 def test_evaluate_at_many_scales_writes_a_file_of_its_own(workdir, camvid):

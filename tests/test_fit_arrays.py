@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 
 import encnet_jax
+from encnet_jax import fit_arrays
 from encnet_jax.errors import UserError
 from encnet_jax.fit_arrays import small_config
 from encnet_jax.run.preemption import SigtermHandler
+from encnet_jax.train.class_balance import warn_of_unlabeled_classes
 from tests.commands import ROOT, environment, trained_arrays
 
 RNG = np.random.default_rng(0)
@@ -62,13 +64,28 @@ def test_three_lines_from_images_to_predictions(tmp_path):
         (np.zeros((2, 8, 8, 3), np.uint8), np.zeros((2, 8, 9), int), "labels: "),
         (np.zeros((2, 8, 8, 3), np.uint8), np.zeros((2, 8, 8)), "labels: float64"),
         (np.zeros((2, 8, 8, 3), np.uint8), np.full((2,), -1), "labels: int64, -1"),
-        (np.zeros((0, 8, 8, 3), np.uint8), np.zeros((0,), int), "at least one"),
+        (np.zeros((0, 8, 8, 3), np.uint8), np.zeros((0,), int), "images: .*empty"),
+        (np.zeros((2, 0, 8, 3), np.uint8), np.zeros((2, 0, 8), int), "images: .*empty"),
+        ([], [], "images: float64 .0,.; must be uint8"),
     ],
 )
 def test_arrays_that_do_not_fit_are_named(images, labels, message, tmp_path):
     with pytest.raises(UserError, match=message):
         encnet_jax.fit(images, labels, workdir=tmp_path / "run")
+    good = squares(2)
+    with pytest.raises(UserError, match=message):
+        encnet_jax.fit(*good, validation=(images, labels), workdir=tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("name", ["classes.json", "metrics.jsonl", "predictions.png"])
+def test_files_of_the_user_are_not_replaced_by_a_run(name, tmp_path):
+    (tmp_path / name).write_text("mine")
+    with pytest.raises(UserError, match=f"{name}: exists; choose another workdir"):
+        encnet_jax.fit(*squares(2), workdir=tmp_path)
+    with pytest.raises(UserError, match=f"workdir=.*{name}: is a file"):
+        encnet_jax.fit(*squares(2), workdir=tmp_path / name)
+    assert (tmp_path / name).read_text() == "mine" and len([*tmp_path.iterdir()]) == 1
 
 
 @pytest.mark.parametrize("where", ["training", "validation"])
@@ -85,6 +102,123 @@ def test_class_without_a_name_is_refused(where, tmp_path):
             validation=(images, pair[1]),
             workdir=tmp_path,
         )
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.int64])
+@pytest.mark.parametrize("where", ["labels", "validation labels"])
+def test_masks_of_0_and_255_are_refused_with_both_remedies(where, dtype, tmp_path):
+    images, labels = squares(2)
+    mask = np.where(labels == 1, 255, 0).astype(dtype)
+    first, second = (mask, None) if where == "labels" else (labels, (images, mask))
+    message = f"^{where}: nothing but 0 and 255;.* labels == 255.* ignore_label=255"
+    with pytest.raises(UserError, match=message):
+        encnet_jax.fit(images, first, validation=second, workdir=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.fixture
+def trained_on(monkeypatch):
+    """Replaces training; returns what it is called with."""
+    calls = []
+    monkeypatch.setattr(
+        fit_arrays, "train", lambda config, workdir, datasets: calls.append(datasets)
+    )
+
+    def call(*arguments, **settings):
+        with pytest.raises(UserError, match="stopped by SIGTERM"):
+            encnet_jax.fit(*arguments, **settings)
+        return calls.pop()
+
+    return call
+
+
+def test_remedies_for_masks_work(trained_on):
+    images, labels = squares(2)
+    mask = np.where(labels == 1, 255, 0)
+    dataset, _ = trained_on(images, mask == 255)
+    np.testing.assert_array_equal(dataset.labels, (labels == 1).astype(np.uint8))
+    assert dataset.statistics.pixels.tolist() == [*np.bincount((mask > 0).ravel())]
+    dataset, _ = trained_on(images, mask, ignore_label=255)
+    np.testing.assert_array_equal(dataset.labels, mask)
+    assert dataset.statistics.pixels.tolist() == [(mask == 0).sum(), 0]
+
+
+@pytest.mark.parametrize(
+    ("ignore_label", "values"),
+    [
+        (None, {0: 0, 1: 1, 2: 2, 255: 255}),
+        (255, {0: 0, 1: 1, 2: 2, 255: 255}),
+        (-1, {0: 0, 1: 1, 2: 2, -1: 255}),
+        (0, {0: 255, 1: 1, 2: 2, 254: 254}),
+        (1000, {0: 0, 1: 1, 2: 2, 1000: 255}),
+        (np.int16(-1), {0: 0, 1: 1, -1: 255}),
+    ],
+)
+def test_ignored_label_is_the_one_named(ignore_label, values, trained_on):
+    images = squares(4)[0]
+    labels = RNG.choice([*values], images.shape[:3])
+    expected = np.vectorize(values.get)(labels)
+    dataset, scored = trained_on(
+        images, labels, ignore_label=ignore_label, validation=(images, labels[::-1])
+    )
+    np.testing.assert_array_equal(dataset.labels, expected)
+    np.testing.assert_array_equal(scored.labels, expected[::-1])
+    assert dataset.labels.dtype == np.uint8
+    classes = {value for value in values.values() if value < 255}
+    assert dataset.info.num_classes == max(classes) + 1
+    assert dataset.statistics.void == (expected == 255).sum()
+
+
+@pytest.mark.parametrize(
+    ("labels", "settings", "message"),
+    [
+        (
+            [0, 1, 255],
+            dict(ignore_label=-1),
+            "0 to 255; .* 0 to 254, or ignore_label=-1",
+        ),
+        (
+            [0, 255, 255],
+            dict(ignore_label=0),
+            "0 to 255; .* 0 to 254, or ignore_label=0",
+        ),
+        ([0, 1, -1], {}, "-1 to 1; .* 0 to 254, or ignore_label=255"),
+        ([0, 1, 300], {}, "0 to 300; must be integers from 0 to 254"),
+        ([0, 1, 1], dict(ignore_label="255"), "ignore_label='255': must be an integer"),
+        ([0, 1, 1], dict(ignore_label=255.0), "ignore_label=255.0: must be an integer"),
+        ([7, 7, 7], dict(ignore_label=7), "no pixel has a class; all are ignored"),
+        ([255] * 3, dict(ignore_label=255), "no pixel has a class; all are ignored"),
+        ([255] * 3, {}, "nothing but 0 and 255"),
+        ([0, 1, 1], dict(class_names=map(str, range(256))), "256 names; .* 255"),
+    ],
+)
+def test_labels_without_meaning_are_named(labels, settings, message, tmp_path):
+    images = np.zeros((3, 8, 8, 3), np.uint8)
+    labels = np.broadcast_to(np.reshape(labels, (3, 1, 1)), (3, 8, 8))
+    with pytest.raises(UserError, match=message):
+        encnet_jax.fit(images, labels, workdir=tmp_path / "run", **settings)
+    assert not (tmp_path / "run").exists()
+
+
+def test_whole_images_cannot_be_ignored():
+    images = np.zeros((3, 8, 8, 3), np.uint8)
+    with pytest.raises(UserError, match="labels: images without a class"):
+        encnet_jax.fit(images, np.array([0, 1, 255]))
+    with pytest.raises(UserError, match="labels == 255"):
+        encnet_jax.fit(images, np.array([0, 255, 255]))
+
+
+@pytest.mark.parametrize("task", ["segmentation", "classification"])
+def test_classes_without_a_training_example_are_named(task, trained_on, caplog):
+    images, labels = squares(3)
+    kind, arrays = "pixel", (images, labels)
+    if task == "classification":
+        kind, arrays = "image", (images, np.array([0, 1, 1]))
+    dataset, _ = trained_on(*arrays, class_names=("a", "b", "c", "d"))
+    warn_of_unlabeled_classes(dataset)
+    (record,) = caplog.records
+    assert f"no training {kind} of 2 of 4 classes" in record.message
+    assert record.message.endswith(": c, d")
 
 
 def test_interrupted_fit_resumes_to_the_same_weights(tmp_path, monkeypatch):
@@ -147,3 +281,19 @@ def test_images_in_classes_get_a_classifier_config():
     config = small_config(images, np.arange(4))
     assert config.model.name == "encnet14" and config.data.pad == 4
     assert small_config(images, labels).model.name == "encnet"
+
+
+def test_resumed_with_reordered_class_names_is_refused(tmp_path):
+    images, labels = squares()
+    config = tiny(small_config(images, labels))
+    config.total_steps, config.optimizer.warmup_steps = 1, 0
+    encnet_jax.fit(
+        images, labels, config, class_names=("ground", "square"), workdir=tmp_path
+    )
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*.json*")}
+    config.total_steps = 2
+    with pytest.raises(UserError, match="class 0 is 'ground' there and 'square' here"):
+        encnet_jax.fit(
+            images, labels, config, class_names=("square", "ground"), workdir=tmp_path
+        )
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*.json*")} == before

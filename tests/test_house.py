@@ -84,7 +84,7 @@ def test_version_has_one_source():
     project = (ROOT / "pyproject.toml").read_text()
     assert 'version = { attr = "encnet_jax.__version__" }' in project
     assert f"\nversion: {version}\n" in (ROOT / "CITATION.cff").read_text()
-    latest = re.search(r"^## (\S+)", (ROOT / "CHANGELOG.md").read_text(), re.M)
+    latest = re.search(r"^## (\d\S+)", (ROOT / "CHANGELOG.md").read_text(), re.M)
     assert latest and latest[1] == version
 
 

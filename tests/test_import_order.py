@@ -9,6 +9,7 @@ ROOT = Path(__file__).parents[1] / "encnet_jax"
 # From the bottom up: a file imports from its own entry and from those before it.
 ORDER = (
     "errors",
+    "files",
     "migrations",
     "ops",
     "config",

@@ -41,6 +41,16 @@ def labels(*values):
             dict(class_weights=(9.0, 3.0, 1.0), normalize_by="all"),
             -3 * np.log(0.25) / 2,
         ),
+        (  # weights that sum to less than 1
+            (1, 2),
+            dict(class_weights=(0.9, 0.3, 0.1)),
+            -(3 * np.log(0.25) + np.log(0.7)) / 4,
+        ),
+        (
+            (1, 2),
+            dict(class_weights=(0.9, 0.3, 0.1), normalize_by="all"),
+            -(0.3 * np.log(0.25) + 0.1 * np.log(0.7)) / 2,
+        ),
     ],
 )
 def test_pixel_cross_entropy_has_the_value_worked_out_by_hand(
@@ -49,6 +59,55 @@ def test_pixel_cross_entropy_has_the_value_worked_out_by_hand(
     cost = pixel_cross_entropy(LOGITS, labels(*pixels), **settings)
     assert cost.dtype == jnp.float32
     np.testing.assert_allclose(cost, expected, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("coarse", [False, True])
+@pytest.mark.parametrize("scale", [1e-9, 1e-3, 1.0, 1e3, 1e9])
+def test_scale_of_class_weights_changes_neither_loss_nor_gradient(scale, coarse):
+    pixels = jnp.asarray([[[1, 1, 2, 255]] * 2], jnp.uint8)
+    rng = np.random.default_rng(0)
+    size = (1, 1, 2, 3) if coarse else (1, 2, 4, 3)
+    logits = jnp.asarray(rng.standard_normal(size), jnp.float32)
+    weights = np.array([1, 1 / 4, 1 / 2])  # 1 over the count; class 0 has no pixel
+
+    def loss(logits, weights):
+        return pixel_cross_entropy(logits, pixels, class_weights=weights.tolist())
+
+    cost, gradient = jax.value_and_grad(loss)(logits, weights * scale)
+    expected, slope = jax.value_and_grad(loss)(logits, weights)
+    np.testing.assert_allclose(cost, expected, rtol=1e-5)
+    np.testing.assert_allclose(gradient, slope, rtol=1e-4, atol=1e-7)
+    if not coarse:  # the mean of the means of both classes
+        costs = jax.nn.logsumexp(logits, -1) - jnp.where(
+            pixels == 1, logits[..., 1], logits[..., 2]
+        )
+        by_hand = (costs[0, :, :2].mean() + costs[0, :, 2].mean()) / 2
+        np.testing.assert_allclose(cost, by_hand, rtol=1e-5)
+
+
+@pytest.mark.parametrize("pixels", [(0, 0), (255, 255), (0, 255)])
+def test_pixels_without_weight_cost_nothing(pixels):
+    weights = (0.0, 1e-3, 1.0)
+    cost, gradient = jax.value_and_grad(pixel_cross_entropy)(
+        LOGITS, labels(*pixels), class_weights=weights
+    )
+    assert cost == 0 and not gradient.any()
+
+
+@pytest.mark.parametrize(
+    ("weights", "message"),
+    [
+        ((1.0, -1.0, 1.0), "weight 1 is -1.0: must be finite, at least 0"),
+        ((1.0, 1.0, np.nan), "weight 2 is nan: must be finite"),
+        ((np.inf, 1.0, 1.0), "weight 0 is inf: must be finite"),
+        ((1e39, 1.0, 1.0), "weight 0 is 1e.39: must be finite"),
+        ((0.0, 0.0, 0.0), "all weights are 0"),
+        ((1.0, 1.0), "class_weights has 2 values; must be one for each of 3 classes"),
+    ],
+)
+def test_class_weights_of_no_mean_are_refused(weights, message):
+    with pytest.raises(ValueError, match=message):
+        pixel_cross_entropy(LOGITS, labels(0, 1), class_weights=weights)
 
 
 def test_gradient_is_probability_less_truth_and_zero_where_ignored():

@@ -74,6 +74,7 @@ def test_absent_class_is_skipped_or_zero(absent, iou, count):
     np.testing.assert_allclose(actual["per_class_iou"], [1 / 2, iou, 2 / 3])
     np.testing.assert_allclose(actual["per_class_accuracy"], [1, iou, 2 / 3])
     assert actual["mean_iou"] == pytest.approx((1 / 2 + 2 / 3) / count)
+    assert actual["classes_scored"] == count
     assert actual["mean_accuracy"] == pytest.approx((1 + 2 / 3) / count)
 
 
@@ -81,7 +82,7 @@ def test_absent_class_is_skipped_or_zero(absent, iou, count):
 def test_class_that_is_only_predicted_has_an_iou_of_zero(absent):
     actual = segmentation_metrics(np.array([[1, 1], [0, 0]]), absent)
     np.testing.assert_allclose(actual["per_class_iou"], [0.5, 0])
-    assert actual["mean_iou"] == 0.25
+    assert actual["mean_iou"] == 0.25 and actual["classes_scored"] == 2
     # Of its accuracy nothing is known.
     assert actual["mean_accuracy"] == (0.5 if absent == "skip" else 0.25)
 

@@ -18,6 +18,9 @@ def define_flags() -> None:
     flags.DEFINE_string(
         "dataset", "", "Data set that defines the class names and colors."
     )
+    flags.DEFINE_string(
+        "prefix", "", "Prefix of the network's keys, where the file holds others too."
+    )
     flags.FLAGS.set_gnu_getopt(True)  # allow flags after the file
 
 
@@ -29,8 +32,9 @@ def main(arguments: list[str]) -> None:
     print(
         write_workdir(
             arguments[0],
-            Path(values.output),
+            Path(values.output).expanduser(),
             classes=values.classes,
             dataset=values.dataset,
+            prefix=values.prefix,
         )
     )

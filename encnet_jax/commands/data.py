@@ -1,8 +1,10 @@
 """Prepares and checks a data set: encnet data configs/NAME.py.
 
 Reads every example of the splits and prints image sizes and class frequencies, for the
-training split also class weights, and writes SPLIT.png, a contact sheet of examples
-with their labels. Invalid examples are listed, one per line, and the exit code is 2.
+training split also class weights and the classes without a pixel, and writes SPLIT.png,
+a contact sheet of examples with their labels. Invalid examples, and labels that say
+nothing (all ignored, or 0 and 255 only), are listed, one per line, and the exit code is
+2.
 Config keys are overridden as in training: --config.data.data_dir=DIR.
 """
 
@@ -15,7 +17,10 @@ from ml_collections import config_flags
 
 from encnet_jax import cli
 from encnet_jax.data.datasets import Dataset
+from encnet_jax.data.image_io import set_max_image_pixels
+from encnet_jax.data.label_check import label_problem, unlabeled_classes
 from encnet_jax.data.registry import open_dataset
+from encnet_jax.data.result_file import is_result, save_result
 from encnet_jax.data.statistics import (
     Statistics,
     describe,
@@ -24,6 +29,7 @@ from encnet_jax.data.statistics import (
     summarize,
 )
 from encnet_jax.errors import UserError
+from encnet_jax.files import check_folder, make_folder, whole_file
 from encnet_jax.run.progress import Counter
 from encnet_jax.visualize.panels import contact_sheet
 
@@ -59,7 +65,14 @@ def main(arguments: list[str]) -> int:
     config, workdir = cli.config_and_workdir(None)
     if values.manual_dir and not Path(values.manual_dir).is_dir():
         raise UserError(f"--manual_dir={values.manual_dir}: no such folder")
+    set_max_image_pixels(config.data.max_image_pixels)
+    output = Path(values.output or workdir / "data")
+    check_folder(output, "--output")
     splits = values.split or [config.data.train_split, config.evaluation.split]
+    for sheet in (output / f"{split}.png" for split in splits):
+        # In the default folder it can only be an older version's.
+        if values.output and sheet.exists() and not is_result(sheet):
+            raise UserError(f"{sheet}: exists, and is not a contact sheet")
     datasets = {
         split: open_dataset(
             config.data.name,
@@ -71,13 +84,17 @@ def main(arguments: list[str]) -> int:
         )
         for split in splits
     }
-    output = Path(values.output or workdir / "data")
     problems = 0
     for split, dataset in datasets.items():
         stats = _read(dataset, values.limit)
+        if problem := label_problem(dataset, stats, split):
+            stats.problems.append(problem)
         problems += len(stats.problems)
         _print(split, dataset, stats)
         if stats.indices and split == config.data.train_split:
+            absent = unlabeled_classes(stats, dataset.info)
+            if absent and not values.limit:
+                print(f"warning: {absent}", file=sys.stderr, flush=True)
             _print_weights(stats)
         if stats.indices:
             print(f"contact sheet: {_save_sheet(dataset, stats, output, split)}\n")
@@ -110,7 +127,8 @@ def _print_weights(stats: Statistics) -> None:
     weights = ", ".join(f"{weight:.4g}" for weight in median_frequency_weights(stats))
     indent = " " * 4
     print(
-        "Class weights by median frequency balancing:\n"
+        "Class weights by median frequency balancing, as training computes them with\n"
+        "config.loss.class_balance = 'median_frequency':\n"
         "config.loss.class_weights = (\n"
         f"{textwrap.fill(weights, 88, initial_indent=indent, subsequent_indent=indent)}"
         "\n)"
@@ -119,9 +137,11 @@ def _print_weights(stats: Statistics) -> None:
 
 def _save_sheet(dataset: Dataset, stats: Statistics, output: Path, split: str) -> Path:
     examples = [dataset[i] for i in evenly_spaced(stats.indices, _SHEET_EXAMPLES)]
-    output.mkdir(parents=True, exist_ok=True)
+    sheet = contact_sheet(examples, dataset.info.colors, dataset.info.class_names)
+    make_folder(output, "--output")
     path = output / f"{split}.png"
-    contact_sheet(examples, dataset.info.colors, dataset.info.class_names).save(path)
+    with whole_file(path) as file:
+        save_result(sheet, file, path)
     return path
 
 

@@ -1,10 +1,11 @@
 """Evaluates a model: encnet evaluate --config=configs/NAME.py [--split=test].
 
 Writes DIR/evaluation/SPLIT.json (SPLIT-ms.json with scales) and figures, and prints a
-table. Images are evaluated whole by default; with --scales=0.5,0.75,1,1.25,1.5,1.75
---flip, in sliding windows at several scales, as PyTorch-Encoding does. Other protocols:
-docs/evaluation.md. An interrupted evaluation resumes when rerun. --submission writes
-predictions for the data set's test server, for the split or for --images=DIR.
+table. Sizes and protocol are those of the training, unless flags set them; with
+--scales=0.5,0.75,1,1.25,1.5,1.75 --flip, sliding windows at several scales, as
+PyTorch-Encoding does. Other protocols: docs/evaluation.md. An interrupted evaluation
+resumes when rerun. --submission writes predictions for the data set's test server, for
+the split or for --images=DIR.
 """
 
 from pathlib import Path
@@ -33,7 +34,9 @@ def define_flags() -> None:
 def main(arguments: list[str]) -> None:
     """Runs the evaluation."""
     from encnet_jax.evaluate.run import evaluate_workdir
+    from encnet_jax.evaluate.settings import evaluation_config
     from encnet_jax.run.distributed import connect_hosts
+    from encnet_jax.run.model_config import check_config
 
     cli.reject_positional(arguments)
     values = flags.FLAGS
@@ -41,7 +44,11 @@ def main(arguments: list[str]) -> None:
     protocol: dict[str, Any] = {"flip": True} if values.flip else {}
     if values.scales:
         protocol["scales"] = cli.numbers("scales", values.scales)
-    config, workdir = cli.config_and_workdir(values.workdir, protocol)
+    config, workdir = cli.config_and_workdir(values.workdir, check=False)
+    config.evaluation.update(protocol)
+    explicit = {*cli.overridden_keys(), *(f"evaluation.{key}" for key in protocol)}
+    config = evaluation_config(config, workdir, explicit)
+    check_config(config)
     split = values.split or config.evaluation.split
     text = evaluate_workdir(
         config,
@@ -49,6 +56,6 @@ def main(arguments: list[str]) -> None:
         split,
         values.step,
         submission=values.submission,
-        images=Path(values.images) if values.images else None,
+        images=Path(values.images).expanduser() if values.images else None,
     )
     cli.print_on_host0(text)

@@ -27,8 +27,8 @@ def main(arguments: list[str]) -> None:
     cli.reject_positional(arguments)
     values = flags.FLAGS
     text = export_workdir(
-        Path(values.workdir),
-        Path(values.output),
+        Path(values.workdir).expanduser(),
+        Path(values.output).expanduser(),
         values.format,
         values.step,
         values.size,

@@ -22,12 +22,12 @@ def main(arguments: list[str]) -> None:
     """Runs the training."""
     from encnet_jax.run.distributed import connect_hosts
     from encnet_jax.train import train
+    from encnet_jax.train.validation import score_texts
 
     cli.reject_positional(arguments)
     connect_hosts(flags.FLAGS.distributed)
     config, workdir = cli.config_and_workdir(flags.FLAGS.workdir)
     scores = train(config, workdir)
     if scores is not None:
-        (metric, value), *_ = scores.items()
-        name = metric.replace("_iou", " IoU")
-        cli.print_on_host0(f"{name} {value:.4f}; everything is in {workdir}")
+        first, *_ = score_texts(scores)
+        cli.print_on_host0(f"{first}; everything is in {workdir}")

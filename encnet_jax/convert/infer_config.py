@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from encnet_jax.convert.key_mapping import KeyMapping, find_key_mapping
-from encnet_jax.convert.torch_reader.file import read_state_dict
+from encnet_jax.convert.torch_reader.file import read_state_dict, without_prefixes
 from encnet_jax.data.dataset_info import IMAGENET_MEAN, IMAGENET_STD
 from encnet_jax.errors import UserError
 from encnet_jax.models.resnet import RESNETS
@@ -56,17 +56,20 @@ class ModelDescription:
         return ", ".join([text, *extras])
 
 
-def describe_torch_weights(weights: Weights, source: str = "auto") -> ModelDescription:
+def describe_torch_weights(
+    weights: Weights, source: str = "auto", prefix: str = ""
+) -> ModelDescription:
     """Infers the network that weights belong to.
 
     Args:
         weights: A file (`.pth`, `.pt`, `.safetensors`), or key -> array.
         source: The code base they come from; see `load_torch_weights`.
+        prefix: See `load_torch_weights`.
 
     Raises:
         UserError: The file cannot be read, or the network is not supported.
     """
-    entries, file = open_weights(weights)
+    entries, file = open_weights(weights, prefix)
     mapping = find_key_mapping(entries, source, file)
     shapes = {key: tuple(array.shape) for key, array in entries.items()}
     settings = _backbone_settings(shapes, mapping, file)
@@ -82,17 +85,18 @@ def describe_torch_weights(weights: Weights, source: str = "auto") -> ModelDescr
     )
 
 
-def open_weights(weights: Weights) -> tuple[Mapping[str, Any], str]:
+def open_weights(weights: Weights, prefix: str = "") -> tuple[Mapping[str, Any], str]:
     """Returns key -> array, and the name of the weights in error messages.
 
-    A file `hf://OWNER/REPO/FILE` is downloaded by huggingface_hub to its cache; no
-    other form accesses the network.
+    The keys are those of the network, see `without_prefixes`. A file
+    `hf://OWNER/REPO/FILE` is downloaded by huggingface_hub to its cache; no other form
+    accesses the network.
     """
     if isinstance(weights, str) and weights.startswith(_HUB):
-        return read_state_dict(_download(weights)), weights
+        return read_state_dict(_download(weights), prefix), weights
     if isinstance(weights, str | os.PathLike):
-        return read_state_dict(weights), str(weights)
-    return weights, "the weights"
+        return read_state_dict(weights, prefix), str(weights)
+    return without_prefixes(weights, "the weights", prefix), "the weights"
 
 
 def _download(address: str) -> str:

@@ -183,7 +183,8 @@ def detect_source(keys: set[str], file: str) -> str:
     first = ", ".join(sorted(keys)[:4]) or "no tensors"
     raise UserError(
         f"{file}: keys of no known source ({first}, ...); known are EncNet and FCN of "
-        "PyTorch-Encoding, EncNet of mmsegmentation, ResNets of torchvision and timm"
+        "PyTorch-Encoding, EncNet of mmsegmentation, ResNets of torchvision and timm; "
+        "prefix= (encnet convert --prefix) names what stands before their keys"
     )
 
 

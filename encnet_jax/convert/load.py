@@ -51,7 +51,11 @@ class LoadReport:
 
 
 def load_torch_weights(
-    model: nnx.Module, weights: Weights, source: str = "auto", head: str = "strict"
+    model: nnx.Module,
+    weights: Weights,
+    source: str = "auto",
+    head: str = "strict",
+    prefix: str = "",
 ) -> LoadReport:
     """Loads PyTorch weights into a segmentation model or a bare `ResNet`, in place.
 
@@ -66,20 +70,24 @@ def load_torch_weights(
         head: `"strict"`: everything must fit. `"reinitialize"`: classifiers (main,
             auxiliary, SE branch) of another number of classes are left out. `"skip"`:
             only the backbone is loaded.
+        prefix: What stands before the keys of the network, such as `student.`, where
+            the weights hold more than one; other keys are left out. Prefixes of
+            DataParallel, torch.compile and Lightning are removed without it.
 
     Returns:
         What was loaded, and what was dropped and why.
 
     Raises:
-        UserError: Unexpected, missing or mismatched keys, all listed in one error; or
-            the source cannot be detected.
+        UserError: Unexpected, missing or mismatched keys, or values that are not
+            finite, all listed in one error; or the source cannot be detected.
     """
     if head not in HEADS:
         raise UserError(f"head={head!r}: allowed are {', '.join(HEADS)}")
-    entries, file = open_weights(weights)
+    entries, file = open_weights(weights, prefix)
     mapping = find_key_mapping(entries, source, file)
     plan = LoadPlan(model, entries, mapping, head)
-    if errors := plan.errors():
+    not_finite = [key for key in plan.loaded if not _is_finite(entries[key])]
+    if errors := plan.errors(not_finite):
         raise UserError(
             f"{file}: does not fit the model: {'; '.join(errors)}"
             f"{_hint(entries, mapping.source)}"
@@ -93,13 +101,14 @@ def load_torch_weights(
 
 
 def load_torch_model(
-    weights: Weights, source: str = "auto", **settings: Any
+    weights: Weights, source: str = "auto", prefix: str = "", **settings: Any
 ) -> tuple[nnx.Module, ModelDescription]:
     """Builds the network of a weight file and loads the weights.
 
     Args:
         weights: As in `load_torch_weights`, of a whole network.
         source: As in `load_torch_weights`.
+        prefix: As in `load_torch_weights`.
         **settings: Arguments of `create_model` that override the inferred ones, such as
             `dtype`, or `align_corners=True` for mmsegmentation's networks with crops of
             769 pixels.
@@ -111,7 +120,7 @@ def load_torch_model(
         UserError: The file cannot be read, or holds only a backbone or an unsupported
             network.
     """
-    entries, file = open_weights(weights)
+    entries, file = open_weights(weights, prefix)
     description = describe_torch_weights(entries, source)
     if description.backbone_only:
         raise UserError(
@@ -125,6 +134,12 @@ def load_torch_model(
     load_torch_weights(model, entries, source)
     _seed_dropout(model)
     return model, description
+
+
+def _is_finite(array: Any) -> bool:
+    """Returns whether all values are finite in float32, in which they are loaded."""
+    with np.errstate(over="ignore"):
+        return bool(np.isfinite(np.asarray(array, np.float32)).all())
 
 
 def _from_torch_layout(path: str, array: Any) -> jax.Array:

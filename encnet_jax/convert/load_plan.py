@@ -1,6 +1,6 @@
 """Matches the entries of a PyTorch state dict to the parameters of a model."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax.numpy as jnp
@@ -112,14 +112,19 @@ class LoadPlan:
                 return reason
         return None
 
-    def errors(self) -> list[str]:
-        """Returns everything that does not fit, in words."""
+    def errors(self, not_finite: Sequence[str] = ()) -> list[str]:
+        """Returns everything that does not fit, in words.
+
+        Args:
+            not_finite: Keys whose arrays hold NaN or infinite values.
+        """
         found = [
-            f"{len(keys)} {kind} keys: {shortened(keys)}"
+            f"{len(keys)} {kind}: {shortened(list(keys))}"
             for kind, keys in (
-                ("unexpected", self.unexpected_keys),
-                ("missing", self.missing_keys),
-                ("mismatched", self.mismatched_keys),
+                ("unexpected keys", self.unexpected_keys),
+                ("missing keys", self.missing_keys),
+                ("mismatched keys", self.mismatched_keys),
+                ("tensors with NaN or infinity", not_finite),
             )
             if keys
         ]

@@ -1,5 +1,6 @@
 """Converts PyTorch weights to a workdir like those of training."""
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -9,12 +10,19 @@ from encnet_jax.convert.load import load_torch_model
 from encnet_jax.data.dataset_info import DatasetInfo, save_info, voc_colormap
 from encnet_jax.data.registry import DATASETS
 from encnet_jax.errors import UserError
+from encnet_jax.files import check_folder, make_folder
 from encnet_jax.run.checkpoint import Checkpoints
 from encnet_jax.run.state import create_train_state, split_model
+from encnet_jax.run.workdir import check_no_run_files
 
 
 def write_workdir(
-    weights: Weights, workdir: Path, *, classes: str = "", dataset: str = ""
+    weights: Weights,
+    workdir: Path,
+    *,
+    classes: str = "",
+    dataset: str = "",
+    prefix: str = "",
 ) -> str:
     """Writes a workdir with the network of a weight file.
 
@@ -24,6 +32,7 @@ def write_workdir(
         classes: Class names, comma-separated or in a JSON file with a list.
         dataset: A key of `data.registry.DATASETS` that defines class names and colors.
             With neither, classes are named by index.
+        prefix: As in `load_torch_model`.
 
     Returns:
         A description of the network, and the workdir.
@@ -32,10 +41,12 @@ def write_workdir(
         UserError: As `load_torch_model`; or the number of class names differs from
             that of the network, or the folder holds a run.
     """
-    for name in ("config.json", "checkpoints"):
-        if (workdir / name).exists():
-            raise UserError(f"{workdir / name}: exists; give a folder without a run")
-    model, description = load_torch_model(weights)
+    checkpoints = Checkpoints(workdir)
+    check_folder(workdir, "--output")
+    check_no_run_files(workdir, "--output")
+    if (workdir / "checkpoints").exists():
+        raise UserError(f"{workdir / 'checkpoints'}: exists; choose another --output")
+    model, description = load_torch_model(weights, prefix=prefix)
     info = _class_info(description, classes, dataset)
     settings = config.default()
     settings.total_steps = 1  # not trained here, but 0 is invalid
@@ -43,10 +54,9 @@ def write_workdir(
     network = {k: v for k, v in description.settings.items() if k != "num_classes"}
     settings.model.update(network)
     settings.evaluation.align_corners = description.resize_align_corners
-    workdir.mkdir(parents=True, exist_ok=True)
+    make_folder(workdir, "--output")
     _, params, batch_stats = split_model(model)
     tx = optimizer.create_optimizer(lambda step: 0.0)
-    checkpoints = Checkpoints(workdir)
     checkpoints.save(create_train_state(params, batch_stats, tx), 0)
     checkpoints.close()
     save_info(info, workdir / "classes.json")
@@ -59,24 +69,23 @@ def _class_info(
 ) -> DatasetInfo:
     """Returns names, colors and normalization for the classes of a network."""
     count = description.settings["num_classes"]
-    colors = voc_colormap(count)
-    if classes:
-        names, origin = _class_names(classes), f"--classes={classes}"
-    elif dataset:
+    info = DatasetInfo("", tuple(f"class {i}" for i in range(count)), (), {})
+    origin = ""
+    if dataset:
         known = {name: entry.info for name, entry in DATASETS.items() if entry.info}
         if dataset not in known:
             raise UserError(f"--dataset={dataset}: allowed are {', '.join(known)}")
-        names, origin = known[dataset].class_names, f"--dataset={dataset}"
-        colors = known[dataset].colors
-    else:
-        names, origin = tuple(f"class {i}" for i in range(count)), ""
-    if len(names) != count:
-        raise UserError(f"{origin}: {len(names)} classes; the network has {count}")
-    return DatasetInfo(
-        name=dataset,
-        class_names=names,
-        colors=colors,
-        splits={},
+        info, origin = known[dataset], f"--dataset={dataset}"
+    if classes:
+        origin = f"--classes={classes}"
+        info = dataclasses.replace(info, class_names=_class_names(classes))
+    if info.num_classes != count:
+        raise UserError(
+            f"{origin}: {info.num_classes} classes; the network has {count}"
+        )
+    return dataclasses.replace(
+        info,
+        colors=(() if classes else info.colors) or voc_colormap(count),
         mean=description.mean,
         std=description.std,
     )

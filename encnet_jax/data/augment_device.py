@@ -10,12 +10,16 @@ from collections.abc import Iterator
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Float32, Int32, Integer, UInt8
+from jaxtyping import Array, Float, Float32, Int32, Integer, UInt8
 
 from encnet_jax.data.augmentation import Augmentation, jitter, max_offsets
+from encnet_jax.data.crop_grid import Axis, CropGrid, RotatedGrid
 from encnet_jax.data.dataset_info import IGNORE_LABEL, DatasetInfo
 from encnet_jax.data.datasets import Dataset, Encoded, Example
+from encnet_jax.data.fingerprint import fingerprint
+from encnet_jax.data.rotation import Frame, Rotation, max_window, rotate
 from encnet_jax.data.sampler import batch_indices, process_rows
+from encnet_jax.data.statistics import Statistics
 from encnet_jax.errors import UserError
 
 
@@ -26,7 +30,12 @@ class ArrayDataset:
         info: Metadata of the data set.
         images: uint8 (n, h, w, 3), RGB 0-255.
         labels: Class indices or `IGNORE_LABEL`, (n, h, w), or (n,) for classification.
+
+    Attributes:
+        statistics: Counts of the labels, where `fit` has taken them.
     """
+
+    statistics: Statistics | None = None
 
     def __init__(
         self,
@@ -36,7 +45,7 @@ class ArrayDataset:
     ):
         self.info = info
         self.images = images
-        self.labels = labels.astype(np.uint8)
+        self.labels = labels.astype(np.uint8, copy=False)
 
     def __len__(self) -> int:
         """Returns the number of images."""
@@ -49,6 +58,10 @@ class ArrayDataset:
     def encoded(self, index: int, *, raw_labels: bool = False) -> Encoded:
         """Raises `TypeError`: arrays have no encoded form."""
         raise TypeError("arrays have no encoded form; index the data set")
+
+    def fingerprint(self) -> str:
+        """Returns a digest of the arrays."""
+        return fingerprint(self.info, self.images, self.labels)
 
 
 def load_arrays(dataset: Dataset) -> dict[str, np.ndarray]:
@@ -146,19 +159,25 @@ def resized_batch(
     Returns:
         Images, 0-255 RGB, and labels.
     """
+    pixels = max_window(augmentation.crop_size, augmentation.rotation)
 
-    def resize_one(padded: jax.Array, *params: jax.Array) -> jax.Array:
-        *axes, flipped, colors = params
+    def resize_one(example: dict[str, jax.Array]) -> jax.Array:
         rows, columns = (
-            _Axis(length, step, start, visible, augmentation.crop_size, size)
-            for (start, step, visible, length), size in zip(axes, padded.shape)
+            Axis(length, step, start, visible, pixels, size)
+            for (start, step, visible, length), size in zip(
+                (example["rows"], example["columns"]), example["padded"].shape
+            )
         )
+        grid = CropGrid(rows, columns)
+        if augmentation.rotation:
+            rotation = Rotation(*example["rotation"])
+            grid = RotatedGrid(rows, columns, rotation, augmentation.crop_size)
         if augmentation.flip:
-            columns.flip(flipped)
-        return _resample(padded, rows, columns, colors, augmentation)
+            grid.flip(example["flipped"])
+        return _resample(example["padded"], grid, example["colors"], augmentation)
 
-    keys = "padded", "rows", "columns", "flipped", "colors"
-    return jax.vmap(resize_one)(*(batch[key] for key in keys)), batch["labels"]
+    examples = {key: value for key, value in batch.items() if key != "labels"}
+    return jax.vmap(resize_one)(examples), batch["labels"]
 
 
 def _scaled_crop(
@@ -176,16 +195,24 @@ def _scaled_crop(
     max_start = jnp.maximum(size - augmentation.crop_size, 0)
     start = jnp.minimum(jnp.floor(draws[1:3] * (max_start + 1)), max_start)
     visible, crop = size - start, augmentation.crop_size
+    if augmentation.rotation:
+        angle = jax.random.uniform(jax.random.fold_in(key, 1), (), minval=-1, maxval=1)
+        frames = (Frame(*axis) for axis in zip(size, start, jnp.minimum(visible, crop)))
+        rotation, windows = rotate(augmentation.rotation * angle, frames, jnp)
+        start, visible = map(jnp.stack, zip(*windows))
+    pixels = max_window(crop, augmentation.rotation)
     rows, columns = (
-        _Axis(length, length / size[i], start[i], visible[i], crop)
+        Axis(length, length / size[i], start[i], visible[i], pixels)
         for i, length in enumerate(labels.shape)
     )
+    grid = CropGrid(rows, columns)
+    if augmentation.rotation:
+        grid = RotatedGrid(rows, columns, rotation, crop)
     if augmentation.flip:
-        columns.flip(draws[3] < 0.5)
-    pixels = _resample(image, rows, columns, draws[4:], augmentation)
-    nearest = labels[rows.nearest()][:, columns.nearest()]
-    inside = rows.inside[:, None] & columns.inside[None, :]
-    return pixels, jnp.where(inside, nearest, jnp.uint8(IGNORE_LABEL))
+        grid.flip(draws[3] < 0.5)
+    image = _resample(image, grid, draws[4:], augmentation)
+    nearest = grid.nearest(labels)
+    return image, jnp.where(grid.inside, nearest, jnp.uint8(IGNORE_LABEL))
 
 
 def _padded_crop(
@@ -200,75 +227,28 @@ def _padded_crop(
     padded = jnp.pad(image, (border, border, (0, 0))).astype(jnp.float32)
     limits = jnp.asarray(max_offsets(augmentation, image.shape))
     start = jnp.minimum((draws[:2] * (limits + 1)).astype(jnp.int32), limits)
-    crop = jax.lax.dynamic_slice(
-        padded,
-        (start[0], start[1], 0),
-        (augmentation.crop_size, augmentation.crop_size, 3),
-    )
+    size = (augmentation.crop_size, augmentation.crop_size)
+    crop = jax.lax.dynamic_slice(padded, (start[0], start[1], 0), (*size, 3))
     if augmentation.flip:
         crop = jnp.where(draws[2] < 0.5, crop[:, ::-1], crop)
     if augmentation.color_jitter:
-        crop = jnp.clip(jitter(crop, draws[3:], augmentation.color_jitter), 0, 255)
+        inside = jnp.pad(jnp.ones(image.shape[:2], bool), augmentation.pad)
+        inside = jax.lax.dynamic_slice(inside, (start[0], start[1]), size)
+        if augmentation.flip:
+            inside = jnp.where(draws[2] < 0.5, inside[:, ::-1], inside)
+        crop = jitter(crop, draws[3:], augmentation.color_jitter, inside)
+        crop = jnp.clip(crop, 0, 255)
     return crop, label
-
-
-class _Axis:
-    """Source position of each crop pixel along one axis.
-
-    Args:
-        length: Source pixels.
-        step: Source pixels per crop pixel.
-        start: First pixel of the crop, in scaled pixels.
-        visible: Crop pixels inside the image.
-        crop_size: Crop pixels.
-        size: Pixels of the array that holds the source pixels; default: `length`.
-    """
-
-    def __init__(
-        self,
-        length: jax.Array | int,
-        step: jax.Array,
-        start: jax.Array,
-        visible: jax.Array,
-        crop_size: int,
-        size: int | None = None,
-    ):
-        self.length = length
-        self.size = size or length
-        self.step = step
-        self.inside = jnp.arange(crop_size) < visible
-        self.position = (jnp.arange(crop_size) + start + 0.5) * step
-
-    def flip(self, flipped: Bool[Array, ""]) -> None:
-        self.inside = jnp.where(flipped, self.inside[::-1], self.inside)
-        self.position = jnp.where(flipped, self.position[::-1], self.position)
-
-    def nearest(self) -> Int32[Array, " crop"]:
-        return jnp.minimum(self.position.astype(jnp.int32), self.length - 1)
-
-    def weights(self) -> Float32[Array, "crop size"]:
-        """Bilinear weights, antialiased when downscaling; 0 outside the image."""
-        pixel = jnp.arange(self.size)
-        distance = jnp.abs(self.position[:, None] - 0.5 - pixel)
-        weights = jnp.maximum(0.0, 1 - distance / jnp.maximum(self.step, 1.0))
-        weights = jnp.where(pixel < self.length, weights, 0.0)
-        weights = weights / weights.sum(1, keepdims=True)
-        return jnp.where(self.inside[:, None], weights, 0.0)
 
 
 def _resample(
     image: UInt8[Array, "h w 3"],
-    rows: _Axis,
-    columns: _Axis,
+    grid: CropGrid,
     colors: Float[Array, "3"],
     augmentation: Augmentation,
 ) -> Float32[Array, "crop crop 3"]:
     """Returns the jittered crop, 0-255, black outside the image."""
-    pixels = image.astype(jnp.float32)
-    pixels = jnp.einsum("oh,hwc->owc", rows.weights(), pixels, precision="highest")
-    pixels = jnp.einsum("ow,hwc->hoc", columns.weights(), pixels, precision="highest")
+    pixels = grid.resample(image)
     if augmentation.color_jitter:
-        pixels = jitter(pixels, colors, augmentation.color_jitter)
-        inside = rows.inside[:, None] & columns.inside[None, :]
-        pixels = jnp.where(inside[..., None], pixels, 0.0)  # padding stays black
+        pixels = jitter(pixels, colors, augmentation.color_jitter, grid.inside)
     return jnp.round(jnp.clip(pixels, 0, 255))

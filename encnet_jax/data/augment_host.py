@@ -15,6 +15,7 @@ from PIL import Image
 
 from encnet_jax.data.augmentation import Augmentation, CropAxis, CropParams, jitter
 from encnet_jax.data.image_io import to_rgb_array
+from encnet_jax.data.rotation import max_window
 from encnet_jax.errors import UserError
 
 Batch = dict[str, np.ndarray]
@@ -74,22 +75,24 @@ class HostResizer:
         self, batch: Batch, row: int, encoded: EncodedImage, params: CropParams
     ) -> None:
         """Writes a crop into a row of a batch."""
-        image, top, left = _whole_or_region(encoded, params)
-        image = image.resize(
-            (params.columns.visible, params.rows.visible),
-            Image.Resampling.BILINEAR,
-            box=_crop_box(params, image, top, left),
+        image = (
+            _rotated_crop(encoded, params) if params.angle else _crop(encoded, params)
         )
         if params.flipped:
             image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-        crop, inside = batch["images"][row], params.inside(self.augmentation.crop_size)
+        crop = batch["images"][row]
         if min(image.size) < self.augmentation.crop_size:
             crop[:] = 0
-        crop[inside] = np.asarray(image)
+        crop = crop[params.inside(self.augmentation.crop_size)]
+        crop[:] = np.asarray(image)
         if self.augmentation.color_jitter:
-            pixels = crop.astype(np.float32)
-            pixels = jitter(pixels, params.colors, self.augmentation.color_jitter)
-            crop[inside] = np.clip(pixels[inside], 0, 255).round()
+            pixels = jitter(
+                crop.astype(np.float32),
+                params.colors,
+                self.augmentation.color_jitter,
+                params.covered() if params.angle else None,
+            )
+            crop[:] = np.clip(pixels, 0, 255).round()
 
 
 class DeviceResizer:
@@ -108,7 +111,8 @@ class DeviceResizer:
         self.augmentation = augmentation
         # After downscaling by the largest power of two below the step, a crop covers
         # less than twice its size; add the reach of the kernel and the margins.
-        self.padded_size = padded_size or 2 * augmentation.crop_size + 16
+        window = max_window(augmentation.crop_size, augmentation.rotation)
+        self.padded_size = padded_size or 2 * window + 16
 
     def empty(self, count: int) -> Batch:
         """Returns a batch to fill.
@@ -117,10 +121,14 @@ class DeviceResizer:
         the rest is undefined. `rows` and `columns`, float32 (b, 4), hold the start of
         the crop in scaled pixels, the buffer pixels per scaled pixel, the number of
         visible pixels, and the number of source pixels. `flipped` bool (b,) and
-        `colors` float32 (b, 3) are those of `CropParams`.
+        `colors` float32 (b, 3) are those of `CropParams`. With rotation `rows` and
+        `columns` are those of the window, and `rotation` float32 (b, 6) is a
+        `Rotation`.
         """
-        size = self.padded_size
+        size, rotates = self.padded_size, self.augmentation.rotation
+        rotation = {"rotation": np.empty((count, 6), np.float32)} if rotates else {}
         return {
+            **rotation,
             "padded": np.empty((count, size, size, 3), np.uint8),
             "rows": np.empty((count, 4), np.float32),
             "columns": np.empty((count, 4), np.float32),
@@ -136,6 +144,10 @@ class DeviceResizer:
         Raises:
             UserError: The buffer is too small.
         """
+        if self.augmentation.rotation:
+            rotation, rows, columns = params.rotated()
+            batch["rotation"][row] = rotation
+            params = params._replace(rows=rows, columns=columns)
         axes = {"rows": params.rows, "columns": params.columns}
         shrink = self._shrink(params)
         ranges = [axis.source_range(_MARGIN * shrink) for axis in axes.values()]
@@ -168,6 +180,30 @@ class DeviceResizer:
                     f"{width}x{height} pixels needs {longest}; 0 fits any image"
                 )
             shrink *= 2
+
+
+def _crop(encoded: EncodedImage, params: CropParams) -> Image.Image:
+    """Decodes and resizes the visible part of a crop."""
+    image, top, left = _whole_or_region(encoded, params)
+    return image.resize(
+        (params.columns.visible, params.rows.visible),
+        Image.Resampling.BILINEAR,
+        box=_crop_box(params, image, top, left),
+    )
+
+
+def _rotated_crop(encoded: EncodedImage, params: CropParams) -> Image.Image:
+    """Returns the visible part of a crop of a rotated image, black beyond it."""
+    rotation, rows, columns = params.rotated()
+    window = _crop(encoded, params._replace(rows=rows, columns=columns))
+    size = (params.columns.visible, params.rows.visible)
+    pixels = np.empty((size[1], size[0], 3), np.uint8)
+    for channel, band in enumerate(window.split()):
+        rotated = band.convert("F").transform(  # as bytes, PIL would truncate them
+            size, Image.Transform.AFFINE, rotation.matrix, Image.Resampling.BILINEAR
+        )
+        pixels[..., channel] = np.asarray(rotated).round()
+    return Image.fromarray(pixels)
 
 
 def _whole_or_region(

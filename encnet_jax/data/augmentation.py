@@ -5,8 +5,9 @@ import math
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Float32, Int64, Shaped, UInt8
+from jaxtyping import Bool, Float32, Int64, Num, Shaped, UInt8
 
+from encnet_jax.data.rotation import Frame, Rotation, Window, rotate
 from encnet_jax.errors import UserError
 
 
@@ -22,6 +23,8 @@ class Augmentation:
         flip: Flip horizontally with probability 1/2.
         color_jitter: Brightness, contrast and saturation are multiplied by factors
             uniform in 1 - color_jitter to 1 + color_jitter.
+        rotation: The scaled image is rotated about its center by up to so many degrees,
+            in either direction; what it does not cover is as padding.
         pad: For classification, the width of a black border, in pixels; the crop is
             taken from the padded image, which is not scaled (4 in the CIFAR recipes).
     """
@@ -31,6 +34,7 @@ class Augmentation:
     scale_range: tuple[float, float] = (0.5, 2.0)
     flip: bool = True
     color_jitter: float = 0.0
+    rotation: float = 0.0
     pad: int = 0
 
 
@@ -72,8 +76,18 @@ class CropAxis(NamedTuple):
 
     def nearest(self) -> Int64[np.ndarray, " n"]:
         """Returns the stored pixel nearest to the center of each visible pixel."""
-        centers = (np.arange(self.start, self.start + self.visible) + 0.5) * self.step
-        return np.minimum(centers.astype(np.int64), self.length - 1)
+        return self.nearest_to(np.arange(self.visible) + 0.5)
+
+    def nearest_to(
+        self, positions: Num[np.ndarray, "*shape"]
+    ) -> Int64[np.ndarray, "*shape"]:
+        """Returns the stored pixels at positions, in scaled pixels from `start`."""
+        nearest = ((self.start + positions) * self.step).astype(np.int64)
+        return nearest.clip(0, self.length - 1)
+
+    def part(self, window: Window) -> "CropAxis":
+        """Returns the window of a rotated crop along this axis."""
+        return self._replace(start=int(window.first), visible=int(window.length))
 
 
 class CropParams(NamedTuple):
@@ -84,15 +98,20 @@ class CropParams(NamedTuple):
         columns: The crop along the horizontal axis.
         flipped: Whether the crop is flipped horizontally.
         colors: Draws in 0-1 for brightness, contrast and saturation; see `jitter`.
+        angle: Degrees by which the image is rotated, counterclockwise before the flip.
     """
 
     rows: CropAxis
     columns: CropAxis
     flipped: bool
     colors: Float32[np.ndarray, "3"]
+    angle: float = 0.0
 
     def inside(self, crop_size: int) -> tuple[slice, slice]:
-        """Returns the region of the crop that shows the image; the rest is padding."""
+        """Returns the region of the crop that shows the image; the rest is padding.
+
+        Of a rotated image `covered` says which of these pixels it covers.
+        """
         width = self.columns.visible  # padding is on the right before the flip
         columns = slice(crop_size - width, None) if self.flipped else slice(width)
         return slice(self.rows.visible), columns
@@ -101,10 +120,39 @@ class CropParams(NamedTuple):
         self, labels: Shaped[np.ndarray, "h w"]
     ) -> Shaped[np.ndarray, "rows columns"]:
         """Returns the nearest label of each pixel inside the image."""
+        if self.angle:
+            down, right = self._positions()
+            _, *window = self.rotated()
+            return labels[window[0].nearest_to(down), window[1].nearest_to(right)]
         columns = self.columns.nearest()
         if self.flipped:
             columns = columns[::-1]
         return labels[self.rows.nearest()].take(columns, axis=1)
+
+    def rotated(self) -> tuple[Rotation, CropAxis, CropAxis]:
+        """Returns how the crop lies in its window, and the axes of the window."""
+        frames = (Frame(a.size, a.start, a.visible) for a in (self.rows, self.columns))
+        rotation, (rows, columns) = rotate(self.angle, frames, np)
+        return rotation, self.rows.part(rows), self.columns.part(columns)
+
+    def covered(self) -> Bool[np.ndarray, "rows columns"]:
+        """Returns which of the pixels `inside` a rotated image covers."""
+        down, right = self._positions()
+        _, rows, columns = self.rotated()
+        return (
+            (down >= 0)
+            & (down < rows.visible)
+            & (right >= 0)
+            & (right < columns.visible)
+        )
+
+    def _positions(self) -> tuple[np.ndarray, np.ndarray]:
+        """Returns the positions in the window of the pixels `inside`."""
+        rows = np.arange(self.rows.visible)[:, None]
+        columns = np.arange(self.columns.visible)
+        return self.rotated()[0].positions(
+            rows, columns[::-1] if self.flipped else columns
+        )
 
 
 def sample_crop(
@@ -134,6 +182,7 @@ def sample_crop(
         columns=axis(image_size[1], draws[2]),
         flipped=augmentation.flip and draws[3] < 0.5,
         colors=np.array(draws[4:], np.float32),
+        angle=augmentation.rotation and augmentation.rotation * (2 * rng.random() - 1),
     )
 
 
@@ -178,29 +227,47 @@ def padded_crop(
     padded = np.pad(image, (border, border, (0, 0)))
     size = augmentation.crop_size
     crop = padded[top : top + size, left : left + size]
-    if augmentation.flip and draws[2] < 0.5:
+    flipped = augmentation.flip and draws[2] < 0.5
+    if flipped:
         crop = crop[:, ::-1]
     if augmentation.color_jitter:
-        pixels = jitter(crop.astype(np.float32), draws[3:], augmentation.color_jitter)
+        inside = np.pad(np.ones(image.shape[:2], bool), augmentation.pad)
+        inside = inside[top : top + size, left : left + size]
+        pixels = jitter(
+            crop.astype(np.float32),
+            draws[3:],
+            augmentation.color_jitter,
+            inside[:, ::-1] if flipped else inside,
+        )
         crop = np.clip(pixels, 0, 255).round().astype(np.uint8)
     return crop
 
 
 # Any: NumPy arrays on the host, JAX arrays on the device.
-def jitter(pixels: Any, draws: Any, strength: float) -> Any:
+def jitter(pixels: Any, draws: Any, strength: float, inside: Any = None) -> Any:
     """Multiplies brightness, then contrast, then saturation by random factors.
+
+    Contrast is relative to the mean over the image without its padding, which stays
+    black.
 
     Args:
         pixels: float32 (h, w, 3), 0-255; a NumPy or JAX array.
         draws: float32 (3,), uniform in 0-1.
         strength: Factors lie within 1 - strength and 1 + strength.
+        inside: bool (h, w), which pixels are the image's, the others being 0; None:
+            all.
 
     Returns:
         float32 (h, w, 3), which may exceed 0-255.
     """
     factors = 1 + strength * (2 * draws - 1)
     pixels = pixels * factors[0]
-    pixels = (pixels - pixels.mean()) * factors[1] + pixels.mean()
+    if inside is None:
+        mean = pixels.mean()
+    else:
+        mean = pixels.sum() / (3 * inside.sum(dtype=np.float32)).clip(1)
+    pixels = (pixels - mean) * factors[1] + mean
     luma = np.array([0.299, 0.587, 0.114], np.float32)
     gray = (pixels * luma).sum(-1, keepdims=True)
-    return (pixels - gray) * factors[2] + gray
+    pixels = (pixels - gray) * factors[2] + gray
+    return pixels if inside is None else pixels * inside[..., None]

@@ -11,8 +11,9 @@ from PIL import ImageColor
 
 from encnet_jax.data import scenes
 from encnet_jax.errors import UserError
+from encnet_jax.files import whole_file
 
-IGNORE_LABEL = 255
+IGNORE_LABEL = 255  # class index of ignored pixels; so there are 255 classes at most
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
@@ -26,12 +27,15 @@ class DatasetInfo:
         class_names: One name per class, in the order of the model's outputs.
         colors: One RGB triple (0-255) per class, for overlays.
         splits: Split -> official number of images; None where any number will do.
-        label_map: Raw label -> class, or `IGNORE_LABEL`; any other raw label except
-            `IGNORE_LABEL` itself is an error. Empty if raw labels are class indices.
+        label_map: Raw label -> class, or `IGNORE_LABEL`; any other raw label is an
+            error, except 255, which is ignored. Empty if raw labels are class indices.
         label_colors: Color in RGB label files -> raw label. Empty if label files hold
             the raw labels as gray values or palette indices.
         mean: Mean of the RGB channels, scaled to 0-1.
         std: Standard deviation of the RGB channels, scaled to 0-1.
+        value_range: The values that are black and white in gray images of more than 8
+            bits; None: 0 and 65535, of 16-bit images alone.
+        label_suffix: What names of label files add to those of images.
         citation: The publication that introduced the data set.
         homepage: Where to get the data set.
         license: Terms of use, in a few words.
@@ -48,6 +52,8 @@ class DatasetInfo:
     )
     mean: tuple[float, float, float] = IMAGENET_MEAN
     std: tuple[float, float, float] = IMAGENET_STD
+    value_range: tuple[float, float] | None = None
+    label_suffix: str = ""
     citation: str = ""
     homepage: str = ""
     license: str = ""
@@ -102,33 +108,55 @@ def voc_colormap(count: int) -> tuple[tuple[int, int, int], ...]:
 
 def save_info(info: DatasetInfo, path: Path) -> None:
     """Writes the metadata that prediction needs, as JSON."""
-    keys = ("name", "class_names", "colors", "mean", "std", "task")
-    path.write_text(json.dumps({k: getattr(info, k) for k in keys}, indent=2) + "\n")
+    keys = (
+        *("name", "class_names", "colors", "mean", "std", "task"),
+        *("label_map", "value_range"),
+    )
+    stored = {key: getattr(info, key) for key in keys}
+    stored["label_colors"] = [[*c, label] for c, label in info.label_colors.items()]
+    with whole_file(path) as file:
+        file.write((json.dumps(stored, indent=2) + "\n").encode())
 
 
 def load_info(path: Path) -> DatasetInfo:
     """Reads the metadata that `save_info` wrote; `splits` is empty.
+
+    Files of 0.2.0 and older hold no label map: it is that of the data set of this name
+    if the classes are the same, otherwise raw labels are class indices.
 
     Raises:
         UserError: The file is missing or malformed.
     """
     try:
         stored = json.loads(path.read_text())
+        value_range = stored.get("value_range")
+        names = tuple(stored["class_names"])
+        if "label_map" not in stored:
+            known = _STORED_WITHOUT_LABEL_MAP.get(stored["name"])
+            same = known is not None and known.class_names == names
+            stored["label_map"] = known.label_map if known and same else {}
         return DatasetInfo(
             name=stored["name"],
-            class_names=tuple(stored["class_names"]),
+            class_names=names,
             colors=tuple(tuple(color) for color in stored["colors"]),
             splits={},
+            # Keys of JSON objects are text.
+            label_map={int(raw): index for raw, index in stored["label_map"].items()},
+            label_colors={
+                (red, green, blue): label
+                for red, green, blue, label in stored.get("label_colors", ())
+            },
             mean=tuple(stored["mean"]),
             std=tuple(stored["std"]),
             task=stored.get("task", "segmentation"),
+            value_range=tuple(value_range) if value_range else None,
         )
     except OSError as error:
         raise UserError(
             f"{path}: cannot be read: {error.strerror}; is {path.parent} the workdir "
             "of a training run?"
         ) from error
-    except (ValueError, KeyError, TypeError) as error:
+    except (AttributeError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path}: not a class file: {error!r}") from error
 
 
@@ -288,3 +316,12 @@ CIFAR10 = DatasetInfo(
     license="None stated.",
     task="classification",
 )
+
+# Data sets of 0.2.0, whose workdirs `load_info` completes.
+_STORED_WITHOUT_LABEL_MAP = {
+    info.name: info
+    for info in (
+        *(SCENES, CAMVID, ADE20K, CITYSCAPES, COCO_STUFF, COCO_VOC, VOC2012),
+        *(VOC2012_AUG, PASCAL_CONTEXT, PASCAL_CONTEXT_SORTED, PASCAL_CONTEXT_60),
+    )
+}

@@ -4,6 +4,7 @@ Images are uint8 (h, w, 3) RGB 0-255; labels are uint8 (h, w), class indices or
 `IGNORE_LABEL`.
 """
 
+import functools
 import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -15,22 +16,20 @@ from jaxtyping import UInt8
 from encnet_jax.data import scenes
 from encnet_jax.data.dataset_info import DatasetInfo
 from encnet_jax.data.file_pairs import FilePair, read_file
-from encnet_jax.data.image_io import (
-    color_table,
-    decode_image,
-    decode_labels,
-    ensure_rgb_bytes,
-)
+from encnet_jax.data.fingerprint import file_states, fingerprint
+from encnet_jax.data.image_io import decode_image, ensure_rgb_bytes, image_size
+from encnet_jax.data.label_io import LabelColors, decode_labels
 from encnet_jax.data.label_map import map_labels
+from encnet_jax.data.pair_checks import OrientationCheck, check_sizes
 from encnet_jax.errors import UserError
 
 if TYPE_CHECKING:
     from tensorflow_datasets.core import DatasetBuilder
 
+    from encnet_jax.data.statistics import Statistics
+
 T = TypeVar("T")
 
-# Checking more files than this when a split is opened takes minutes, not seconds.
-_MAX_CHECKED = 5000
 _READ_AHEAD = 512  # examples that threads may read ahead of the consumer
 
 
@@ -67,6 +66,10 @@ class Dataset(Protocol):
         """
         ...
 
+    def fingerprint(self) -> str:
+        """Returns a digest of what the examples are, without reading them all."""
+        ...
+
 
 class FileDataset:
     """Pairs of image and label files.
@@ -75,7 +78,12 @@ class FileDataset:
         info: Metadata of the data set.
         pairs: Image and label file of each example.
         problems: One line for each file that belongs to no pair.
+
+    Attributes:
+        statistics: Counts of all examples, if `label_check.check_split` has read them.
     """
+
+    statistics: "Statistics | None" = None
 
     def __init__(
         self,
@@ -86,7 +94,8 @@ class FileDataset:
         self.info = info
         self.pairs = pairs
         self.problems = problems
-        self._colors = color_table(info.label_colors) if info.label_colors else None
+        self._colors = LabelColors.of(info)
+        self._orientations = OrientationCheck()
 
     def __len__(self) -> int:
         """Returns the number of pairs."""
@@ -97,27 +106,52 @@ class FileDataset:
         image_path, label_path = self.pairs[index]
         encoded, labels = self.encoded(index)
         image = decode_image(encoded, str(image_path))
-        check_sizes(image.shape, str(image_path), labels.shape, str(label_path))
-        return Example(image, labels, image_path.stem)
+        if image.shape[:2] != labels.shape:
+            files = read_file(image_path), read_file(label_path)
+            self._check_pair(index, *files, image.shape[:2], labels.shape)
+        return Example(image, labels, self.names[index])
+
+    @functools.cached_property
+    def names(self) -> list[str]:
+        """The file names without suffix; with folders if they repeat otherwise."""
+        images = [image.with_suffix("") for image, _ in self.pairs]
+        if len({image.name.casefold() for image in images}) == len(images):
+            return [image.name for image in images]
+        root = os.path.commonpath({image.parent for image in images})
+        return [image.relative_to(root).as_posix() for image in images]
 
     def encoded(self, index: int, *, raw_labels: bool = False) -> Encoded:
         """Returns the content of the image file, and the decoded labels."""
         image_path, label_path = self.pairs[index]
-        labels = decode_labels(read_file(label_path), str(label_path), self._colors)
-        image = ensure_rgb_bytes(read_file(image_path), str(image_path))
+        image_file, label_file = read_file(image_path), read_file(label_path)
+        labels = decode_labels(label_file, str(label_path), self._colors)
+        value_range = self.info.value_range
+        image = ensure_rgb_bytes(image_file, str(image_path), value_range)
+        if image is not image_file:  # it may have been turned
+            size = image_size(image, str(image_path))
+            self._check_pair(index, image_file, label_file, size, labels.shape)
         if not raw_labels:
             labels = map_labels(labels, self.info, str(label_path))
         return image, labels
 
-    def check(self) -> None:
-        """Raises the first problem; reads the examples too, unless they are many."""
-        if self.problems:
-            raise UserError(self.problems[0])
-        if len(self) > _MAX_CHECKED:
-            return
-        for problem in map_examples(self, range(len(self)), lambda example: None):
-            if problem is not None:
-                raise problem
+    def _check_pair(
+        self,
+        index: int,
+        image: bytes,
+        labels: bytes,
+        size: tuple[int, ...],
+        label_size: tuple[int, ...],
+    ) -> None:
+        """Raises if sizes differ, warns if EXIF turned the image and not the labels."""
+        image_path, label_path = map(str, self.pairs[index])
+        self._orientations(
+            *(image, image_path, labels, label_path), size=size, label_size=label_size
+        )
+
+    def fingerprint(self) -> str:
+        """Returns a digest of the files' names, sizes and times of modification."""
+        paths = (path for pair in self.pairs for path in pair)
+        return fingerprint(self.info, file_states(paths))
 
 
 class TFRecordDataset:
@@ -152,6 +186,10 @@ class TFRecordDataset:
         if not raw_labels:
             labels = map_labels(labels, self.info, name)
         return fields["image"], labels
+
+    def fingerprint(self) -> str:
+        """Returns a digest of the files' names and sizes, and of their records'."""
+        return fingerprint(self.info, *self.records.layout())
 
 
 class ClassificationDataset(TFRecordDataset):
@@ -194,6 +232,10 @@ class SyntheticScenes:
         """Raises `TypeError`: scenes are drawn, not stored."""
         raise TypeError("drawn scenes have no encoded form; index the data set")
 
+    def fingerprint(self) -> str:
+        """Returns a digest of the seed and the range of scenes."""
+        return fingerprint(self.info, self.seed, self.start, self.size)
+
 
 def map_examples(
     dataset: Dataset, indices: Sequence[int], fn: Callable[[Example], T]
@@ -205,27 +247,27 @@ def map_examples(
         indices: Indices of the examples.
         fn: Called with each example, in the threads.
 
-    Yields:
+    Returns:
         The results in the order of `indices`; for an invalid example its `UserError`.
+    """
+    return read_ahead(lambda index: fn(dataset[index]), indices)
+
+
+def read_ahead(
+    read: Callable[[int], T], indices: Sequence[int]
+) -> Iterator[T | UserError]:
+    """Calls a function with each index, in threads ahead of the consumer.
+
+    Yields:
+        The results in the order of `indices`; where it raised a `UserError`, that.
     """
 
     def apply(index: int) -> T | UserError:
         try:
-            return fn(dataset[index])
+            return read(index)
         except UserError as problem:
             return problem
 
     with ThreadPoolExecutor() as pool:
         for start in range(0, len(indices), _READ_AHEAD):
             yield from pool.map(apply, indices[start : start + _READ_AHEAD])
-
-
-def check_sizes(
-    image: tuple[int, ...], image_name: str, labels: tuple[int, ...], label_name: str
-) -> None:
-    """Raises `UserError` if the shapes of an image and its labels differ in size."""
-    if image[:2] != labels:
-        raise UserError(
-            f"{image_name} is {image[1]}x{image[0]} pixels and {label_name} is "
-            f"{labels[1]}x{labels[0]}: must be equal"
-        )

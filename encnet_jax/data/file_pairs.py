@@ -1,20 +1,52 @@
 """Image and label files in a folder."""
 
+import bisect
 import os
-from pathlib import Path
+import re
+import unicodedata
+from collections.abc import Iterable
+from pathlib import Path, PurePosixPath
 
-from PIL import Image
+from PIL import Image, ImageFile
 
 from encnet_jax.errors import UserError
 
 FilePair = tuple[Path, Path]  # image, labels
 
+# Formats that Pillow opens but that are no raster images: video, vector graphics, and
+# containers of which it reads the header alone (with `StubImageFile`).
+_NOT_RASTER = ("MPEG", "EPS", "IPTC")
 
-def pair_files(images: Path, labels: Path) -> tuple[list[FilePair], list[str]]:
+
+def is_image(path: Path) -> bool:
+    """Returns whether a file name is that of a raster image that Pillow reads.
+
+    Hidden files are none, such as `._a.jpg`, in which macOS stores attributes.
+    """
+    if path.name.startswith("."):
+        return False
+    kind = Image.registered_extensions().get(path.suffix.lower(), "")
+    if kind not in Image.OPEN or kind in _NOT_RASTER:
+        return False
+    reader = Image.OPEN[kind][0]
+    is_stub = isinstance(reader, type) and issubclass(reader, ImageFile.StubImageFile)
+    return not is_stub
+
+
+def pair_files(
+    images: Path, labels: Path, label_suffix: str | None = None
+) -> tuple[list[FilePair], list[str]]:
     """Pairs images with label files of the same relative path.
 
-    Label files end in `.png`, images in any suffix that Pillow reads. Hidden files are
-    skipped.
+    Label files end in `.png`, images in any suffix of a raster image that Pillow reads.
+    Hidden files are skipped.
+
+    Args:
+        images: Folder of the images.
+        labels: Folder of the label files.
+        label_suffix: What the names of label files add to those of images, such as
+            `_mask`; other label files are skipped. None: nothing, and the layout has no
+            such setting.
 
     Returns:
         The pairs, sorted by path, and one line for each file without a counterpart.
@@ -28,30 +60,205 @@ def pair_files(images: Path, labels: Path) -> tuple[list[FilePair], list[str]]:
     files = [path for path in files_below(images) if is_image(path)]
     if not files:
         raise UserError(f"{images}: no images (.jpg, .png, ...) in it")
-    unpaired = {
-        path.relative_to(labels).with_suffix(""): path
-        for path in files_below(labels)
-        if path.suffix == ".png"
-    }
-    pairs: dict[Path, FilePair] = {}
-    problems = []
+    label_files = LabelFiles(labels, label_suffix)
+    pairs: dict[str, FilePair] = {}
+    problems: list[str | Path] = []  # a path: the image of a missing label file
     for path in files:
-        stem = path.relative_to(images).with_suffix("")
-        if stem in pairs:
+        key = _key(path.relative_to(images).with_suffix(""))
+        if key in pairs:
             problems.append(
-                f"{path} and {pairs[stem][0]}: two images for one label file"
+                f"{path} and {pairs[key][0]}: two images for one label file"
             )
-        elif stem in unpaired:
-            pairs[stem] = (path, unpaired.pop(stem))
+        elif label := label_files.take(key):
+            pairs[key] = (path, label)
+            problems += label_files.duplicates(key)
         else:
-            problems.append(f"{labels / stem}.png: missing, the label file of {path}")
-    problems += [f"{path}: a label file without an image" for path in unpaired.values()]
-    return list(pairs.values()), problems
+            problems.append(path)
+    lines = label_files.report(problems, images)
+    lines += [f"{path}: a label file without an image" for path in label_files.left]
+    return list(pairs.values()), lines
 
 
-def is_image(path: Path) -> bool:
-    """Returns whether a file's suffix is that of an image format Pillow reads."""
-    return Image.registered_extensions().get(path.suffix.lower()) in Image.OPEN
+def pair_listed(
+    listing: Path,
+    lines: Iterable[str],
+    images: Path,
+    labels: Path,
+    label_suffix: str | None = None,
+) -> tuple[list[FilePair], list[str]]:
+    r"""Pairs the images listed in a file with their labels, as `pair_files`.
+
+    A line is an image, with or without suffix, and after white space optionally its
+    label file. Both may be written with `\`, and with folders that end in the name of
+    `images` or `labels` in front: `images\a\b.jpg`.
+    """
+    by_key: dict[str, list[Path]] = {}
+    for path in files_below(images):
+        if is_image(path):
+            relative = path.relative_to(images)
+            for name in (relative, relative.with_suffix("")):
+                by_key.setdefault(_key(name), []).append(path)
+    label_files = LabelFiles(labels, label_suffix)
+    pairs: dict[Path, FilePair] = {}
+    problems: list[str | Path] = []
+    for line_number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        found, label_entry = _find_listed(line.strip(), by_key, images.name)
+        where = f"{listing} line {line_number}: {PurePosixPath(line.strip())}"
+        if len(found) != 1:
+            reason = "no such image"
+            if found:
+                reason = f"{found[0].name} or {found[1].name}"
+            elif near := by_key.get(os.path.splitext(_key(Path(line.strip())))[0]):
+                reason = f"{near[0].name}, but not that image, is"
+            problems.append(f"{where}: {reason} in {images}")
+            continue
+        image, key = found[0], _key(found[0].relative_to(images).with_suffix(""))
+        if image in pairs:
+            problems.append(f"{where}: listed twice")
+        elif label_entry:
+            if label := label_files.listed(label_entry):
+                pairs[image] = (image, label)
+            else:
+                problems.append(f"{where}: no such label file (.png) in {labels}")
+        elif label := label_files.take(key):
+            pairs[image] = (image, label)
+            problems += label_files.duplicates(key)
+        else:
+            problems.append(image)
+    if not pairs and not problems:
+        raise UserError(f"{listing}: empty; it should list images, one per line")
+    return list(pairs.values()), label_files.report(problems, images)
+
+
+class LabelFiles:
+    """The label files below a folder, by the images that they belong to.
+
+    Args:
+        folder: The folder.
+        suffix: See `pair_files`.
+    """
+
+    def __init__(self, folder: Path, suffix: str | None):
+        self.folder = folder
+        self.suffix = suffix
+        self._files = {_key(p.relative_to(folder)): p for p in files_below(folder)}
+        self._by_image: dict[str, list[Path]] = {}
+        end = _normalize(suffix or "")
+        for key, path in self._files.items():
+            stem, extension = os.path.splitext(key)
+            if extension.lower() == ".png" and stem.endswith(end):
+                self._by_image.setdefault(stem.removesuffix(end), []).append(path)
+        self._left = {key: paths[0] for key, paths in self._by_image.items()}
+
+    @property
+    def left(self) -> list[Path]:
+        """The files that were neither taken nor reported as the nearest ones."""
+        return list(self._left.values())
+
+    def take(self, key: str) -> Path | None:
+        """Returns the label file of an image, given the key of its relative path."""
+        return self._left.pop(key, None)
+
+    def duplicates(self, key: str) -> list[str]:
+        """Returns one line for each further label file of an image."""
+        first, *others = self._by_image[key]
+        return [f"{path} and {first}: two label files for one image" for path in others]
+
+    def listed(self, entry: str) -> Path | None:
+        """Returns the PNG file that a list names, with or without folders in front."""
+        for key in _spellings(entry, self.folder.name):
+            path = self._files.get(key)
+            if path is not None and path.suffix.lower() == ".png":
+                return path
+        return None
+
+    def report(self, problems: Iterable[str | Path], images: Path) -> list[str]:
+        """Replaces images without labels by lines that name the nearest label file.
+
+        To be called once all others are taken: the nearest is one of those left.
+        """
+        names = sorted(self._files)
+        unlike_case = {key.casefold(): key for key in self._left}
+        lines = []
+        for item in problems:
+            if isinstance(item, Path):
+                stem = item.relative_to(images).with_suffix("")
+                name = stem.with_name(f"{stem.name}{self.suffix or ''}.png")
+                hint = self._hint(_key(stem), names, unlike_case)
+                item = f"{self.folder / name}: missing, the label file of {item}{hint}"
+            lines.append(item)
+        return lines
+
+    def _hint(self, key: str, names: list[str], unlike_case: dict[str, str]) -> str:
+        """Returns what to add to the report of a missing label file."""
+        if other := unlike_case.get(key.casefold()):
+            if other in self._left:
+                path = self._left.pop(other)
+                return f"; {path} is there, in other upper and lower case"
+        for index in range(bisect.bisect_left(names, key), len(names)):
+            name = names[index]
+            if not name.startswith(key):
+                break
+            stem, extension = os.path.splitext(name)
+            rest, path = stem.removeprefix(key), self._files[name]
+            if extension.lower() != ".png":
+                if rest == _normalize(self.suffix or ""):
+                    return f"; {path} is there, but label files must be PNG"
+            elif "/" in rest or rest[:1].isdigit():  # a10.png is not of a1.jpg
+                continue
+            elif rest[:1].isalpha() and not key[-1:].isdigit():  # cats.png of cat.jpg
+                continue
+            elif stem in self._left or (self.suffix and not self._by_image):
+                self._left.pop(stem, None)
+                if self.suffix is None:
+                    return f"; {path} is there, but must have the name of the image"
+                return (
+                    f'; {path} is there: set "label_suffix": "{rest}" in classes.json'
+                )
+        return ""
+
+
+def _find_listed(
+    line: str, by_key: dict[str, list[Path]], folder: str
+) -> tuple[list[Path], str]:
+    """Returns the images that a line of a list may mean, and the label file it names.
+
+    Names may contain spaces: the whole line is tried first.
+    """
+    columns = [(line, "")]
+    for gap in re.finditer(r"\s+", line):
+        columns.append((line[: gap.start()], line[gap.end() :]))
+    for image, label in columns:
+        for key in _spellings(image, folder):
+            if key in by_key:
+                return by_key[key], label
+    return [], ""
+
+
+def _spellings(entry: str, folder: str) -> list[str]:
+    """Returns the keys that a path in a list may stand for, the likeliest first."""
+    keys = []
+    for path in (entry, entry.replace("\\", "/")):
+        parts = PurePosixPath(path).parts
+        keys.append(_key(PurePosixPath(*parts)))
+        for index, part in enumerate(parts):
+            if part == folder:
+                keys.append(_key(PurePosixPath(*parts[index + 1 :])))
+    return keys
+
+
+def _key(path: Path | PurePosixPath) -> str:
+    """Returns a relative path in the Unicode form in which paths are compared.
+
+    Names in archives made on macOS are decomposed: `é` is an `e` and an accent.
+    """
+    return _normalize(path.as_posix())
+
+
+def _normalize(text: str) -> str:
+    return unicodedata.normalize("NFC", text)
 
 
 def read_file(path: Path) -> bytes:

@@ -5,26 +5,29 @@
     DIR/images/val/...              DIR/labels/val/...
 
 Instead of a folder, a split may be a file: `DIR/train.txt` lists images in
-`DIR/images`, one per line, with or without suffix. `classes.json` is a list of names,
-or
+`DIR/images`, one per line, with or without suffix, and optionally the label file of
+each. `classes.json` is a list of names, or
 
     {"classes": [{"name": "road", "color": "#804080", "label": 7}, ...],
-     "ignore": [0, "#000000"]}
+     "ignore": [0, "#000000"],
+     "label_suffix": "_mask", "value_range": [0, 4095]}
 
 where `color` (also [128, 64, 128]) and `label`, the value in label files, are optional;
 `label` defaults to the position in the list, from 0. `ignore` lists further values and
-colors; 255 is always ignored.
+colors; 255 is ignored too, unless it is the label of a class. With `label_suffix`, the
+label file is `NAME_mask.png`. `value_range` is that of images of more than 8 bits.
 """
 
 import json
+import math
 import re
 from collections.abc import Hashable, Sequence
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from encnet_jax.data.dataset_info import IGNORE_LABEL, DatasetInfo, voc_colormap
 from encnet_jax.data.datasets import FileDataset
-from encnet_jax.data.file_pairs import FilePair, files_below, is_image, pair_files
+from encnet_jax.data.file_pairs import pair_files, pair_listed
 from encnet_jax.errors import UserError
 
 Color = tuple[int, int, int]
@@ -44,7 +47,16 @@ def read_info(root: Path) -> DatasetInfo:
     """
     if not root.is_dir():
         raise UserError(f"{root}: no such folder")
-    classes, ignored = _read_classes(root / "classes.json")
+    content = _read_content(root / "classes.json")
+    classes, ignored = _read_classes(root / "classes.json", content)
+    ignored_labels = [entry for entry in ignored if isinstance(entry, int)]
+    ignored_colors = [entry for entry in ignored if isinstance(entry, tuple)]
+    # Ignored colors become a label that no class has: 255, which is ignored anyway, or
+    # one that then is ignored in gray files too.
+    used = {item.label for item in classes}
+    void = next(label for label in range(255, -1, -1) if label not in used)
+    if ignored_colors and void != IGNORE_LABEL:
+        ignored_labels.append(void)
     return DatasetInfo(
         name="folder",
         class_names=tuple(item.name for item in classes),
@@ -53,12 +65,14 @@ def read_info(root: Path) -> DatasetInfo:
         splits=dict.fromkeys(_splits(root)),
         label_map={
             **{item.label: index for index, item in enumerate(classes)},
-            **{entry: IGNORE_LABEL for entry in ignored if isinstance(entry, int)},
+            **dict.fromkeys(ignored_labels, IGNORE_LABEL),
         },
         label_colors={
             **{item.color: item.label for item in classes if item.color},
-            **{entry: IGNORE_LABEL for entry in ignored if isinstance(entry, tuple)},
+            **dict.fromkeys(ignored_colors, void),
         },
+        value_range=_read_range(content.get("value_range"), root / "classes.json"),
+        label_suffix=content.get("label_suffix", ""),
     )
 
 
@@ -70,9 +84,11 @@ def open_split(info: DatasetInfo, split: str, root: Path) -> FileDataset:
     """
     images, labels, listing = root / "images", root / "labels", root / f"{split}.txt"
     if listing.is_file():
-        pairs, problems = _pair_listed(listing, images, labels)
+        lines = _read_text(listing).splitlines()
+        pairs, problems = pair_listed(listing, lines, images, labels, info.label_suffix)
     else:
-        pairs, problems = pair_files(images / split, labels / split)
+        folders = images / split, labels / split
+        pairs, problems = pair_files(*folders, info.label_suffix)
     return FileDataset(info, pairs, problems)
 
 
@@ -91,40 +107,6 @@ def _splits(root: Path) -> list[str]:
     return splits
 
 
-def _pair_listed(
-    listing: Path, images: Path, labels: Path
-) -> tuple[list[FilePair], list[str]]:
-    """Pairs the images listed in a file with their labels, as `pair_files`."""
-    by_key: dict[str, list[Path]] = {}
-    for path in files_below(images):
-        if is_image(path):
-            relative = path.relative_to(images)
-            for key in (relative, relative.with_suffix("")):
-                by_key.setdefault(key.as_posix(), []).append(path)
-    pairs: dict[Path, FilePair] = {}
-    problems = []
-    for line_number, line in enumerate(_read_text(listing).splitlines(), 1):
-        if not line.strip():
-            continue
-        entry = str(PurePosixPath(line.strip()))
-        found = by_key.get(entry, [])
-        where = f"{listing} line {line_number}: {entry}"
-        if len(found) != 1:
-            reason = f"{found[0].name} or {found[1].name}" if found else "no such image"
-            problems.append(f"{where}: {reason} in {images}")
-            continue
-        label = labels / found[0].relative_to(images).with_suffix(".png")
-        if label in pairs:
-            problems.append(f"{where}: listed twice")
-        elif not label.is_file():
-            problems.append(f"{label}: missing, the label file of {found[0]}")
-        else:
-            pairs[label] = (found[0], label)
-    if not pairs and not problems:
-        raise UserError(f"{listing}: empty; it should list images, one per line")
-    return list(pairs.values()), problems
-
-
 def _read_text(path: Path) -> str:
     try:
         # `-sig` skips the byte order mark that editors on Windows write.
@@ -135,8 +117,8 @@ def _read_text(path: Path) -> str:
         raise UserError(f"{path}: not UTF-8 text: {error}") from error
 
 
-def _read_classes(path: Path) -> tuple[list[_Class], list[int | Color]]:
-    """Returns the classes of `classes.json`, and the labels and colors to ignore."""
+def _read_content(path: Path) -> dict[str, Any]:
+    """Returns the object in `classes.json`, whose keys are known and of their types."""
     if not path.is_file():
         raise UserError(f"{path}: missing; it lists the classes, see docs/data.md")
     try:
@@ -145,10 +127,37 @@ def _read_classes(path: Path) -> tuple[list[_Class], list[int | Color]]:
         raise UserError(f"{path}: not JSON: {error}") from error
     if isinstance(content, list):
         content = {"classes": content}
-    _check_object(content, f"{path}", ("classes", "ignore"))
-    for key, value in content.items():
-        if not isinstance(value, list):
-            raise UserError(f"{path}: {key}={value!r}: must be a list")
+    keys = ("classes", "ignore", "value_range", "label_suffix")
+    _check_object(content, f"{path}", keys)
+    for key in ("classes", "ignore", "value_range"):
+        if not isinstance(content.get(key, []), list):
+            raise UserError(f"{path}: {key}={content[key]!r}: must be a list")
+    suffix = content.get("label_suffix", "")
+    if not isinstance(suffix, str) or re.search(r"[/\\]|\.png$", suffix, re.I):
+        raise UserError(
+            f"{path}: label_suffix={suffix!r}: must be the end of the names of label "
+            "files without .png, such as '_mask'"
+        )
+    return content
+
+
+def _read_range(value: list | None, path: Path) -> tuple[float, float] | None:
+    """Returns the value of `value_range`."""
+    if value is None:
+        return None
+    numbers = [v for v in value if type(v) in (int, float) and math.isfinite(v)]
+    if len(value) != 2 or numbers != value or not value[0] < value[1]:
+        raise UserError(
+            f"{path}: value_range={value!r}: must be [low, high], two numbers, "
+            "low < high"
+        )
+    return value[0], value[1]
+
+
+def _read_classes(
+    path: Path, content: dict[str, Any]
+) -> tuple[list[_Class], list[int | Color]]:
+    """Returns the classes of `classes.json`, and the labels and colors to ignore."""
     entries = content.get("classes", [])
     if not 2 <= len(entries) <= IGNORE_LABEL:
         raise UserError(f"{path}: {len(entries)} classes; allowed are 2 to 255")
@@ -179,8 +188,8 @@ def _read_class(entry: Any, index: int, where: str) -> _Class:
     name, label = entry.get("name"), entry.get("label", index)
     if not isinstance(name, str) or not name.strip():
         raise UserError(f"{where}.name={name!r}: must be a name")
-    if not _is_byte(label) or label == IGNORE_LABEL:
-        raise UserError(f"{where}.label={label!r}: must be an integer from 0 to 254")
+    if not _is_byte(label):
+        raise UserError(f"{where}.label={label!r}: must be an integer from 0 to 255")
     color = _read_color(entry["color"], f"{where}.color") if "color" in entry else None
     return _Class(name.strip(), label, color)
 

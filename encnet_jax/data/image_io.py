@@ -1,14 +1,16 @@
-"""Decodes any image to uint8 RGB, and label files to uint8 labels."""
+"""Decodes any image to uint8 RGB."""
 
 import io
 import struct
-from collections.abc import Mapping
+import warnings
 
 import numpy as np
-from jaxtyping import UInt8, UInt16
+from jaxtyping import UInt8
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from encnet_jax.errors import UserError
+
+ValueRange = tuple[float, float]
 
 _ORIENTATION = 0x0112  # EXIF tag; 1 is upright
 _UNREADABLE = (
@@ -19,26 +21,65 @@ _UNREADABLE = (
     ValueError,
     struct.error,
 )
+# A 16-bit image that is darker throughout holds 10, 12 or 14 bits.
+_MIN_BRIGHTEST = 1 << 14
+_RANGE_REMEDY = (
+    'give the range as "value_range": [low, high] in classes.json, or convert it to '
+    "8 bits"
+)
 
 
-def decode_image(data: bytes, name: str) -> UInt8[np.ndarray, "h w 3"]:
+def set_max_image_pixels(limit: int) -> None:
+    """Allows images of up to `limit` pixels; 0: of up to Pillow's limit.
+
+    Pillow refuses images of more than about 179 million pixels, as files of a few
+    kilobytes can expand to any size, and warns from half of that on. It no longer warns
+    once this has been called. The limit is never lowered: it holds for figures too.
+    """
+    warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+    present = Image.MAX_IMAGE_PIXELS
+    if present is not None:  # Pillow refuses what exceeds the double
+        Image.MAX_IMAGE_PIXELS = max(-(-limit // 2), present)
+
+
+def decode_image(
+    data: bytes, name: str, value_range: ValueRange | None = None
+) -> UInt8[np.ndarray, "h w 3"]:
     """Decodes an image file to RGB, 0-255.
 
-    The EXIF orientation is applied; gray, palette and CMYK images are converted, 16-bit
-    gray is scaled to 8 bits, and transparent pixels are blended with white.
+    The EXIF orientation is applied; gray, palette and CMYK images are converted, and
+    transparent pixels are blended with white. Gray images of more than 8 bits are
+    scaled to 8: from `value_range`, or else from all 16 bits.
+
+    Args:
+        data: Content of the file.
+        name: Name of the file, for error messages.
+        value_range: The values that become 0 and 255 in images of more than 8 bits;
+            those beyond are clipped.
 
     Raises:
-        UserError: Not an image, or a truncated one; `name` is in the message.
+        UserError: Not an image, or a truncated one, or one whose range of values is
+            unknown; `name` is in the message.
     """
-    return to_rgb_array(_open(data, name))
+    image = open_image(data, name)
+    try:
+        return to_rgb_array(image, value_range, name)
+    except UserError:
+        raise
+    except _UNREADABLE as error:
+        raise unreadable(name, error) from error
 
 
-def to_rgb_array(image: Image.Image) -> UInt8[np.ndarray, "h w 3"]:
+def to_rgb_array(
+    image: Image.Image, value_range: ValueRange | None = None, name: str = "image"
+) -> UInt8[np.ndarray, "h w 3"]:
     """Converts an opened image as `decode_image` does."""
+    tiles, deep_color = getattr(image, "tile", []), _is_deep_color(image)
     image = ImageOps.exif_transpose(image)
-    if image.mode.startswith("I;16") or image.mode == "I":
-        gray = np.asarray(image).astype(np.float64) / 257
-        image = Image.fromarray(np.clip(gray.round(), 0, 255).astype(np.uint8))
+    if image.mode.startswith("I") or image.mode == "F":
+        image = _scale_gray(image, tiles, value_range, name)
+    elif deep_color:
+        _check_deep_color(image, value_range, name)
     if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
         image = image.convert("RGBA")
         background = Image.new("RGBA", image.size, "white")
@@ -46,105 +87,130 @@ def to_rgb_array(image: Image.Image) -> UInt8[np.ndarray, "h w 3"]:
     return np.asarray(image.convert("RGB"))
 
 
-def ensure_rgb_bytes(data: bytes, name: str) -> bytes:
+def _scale_gray(
+    image: Image.Image, tiles: list, value_range: ValueRange | None, name: str
+) -> Image.Image:
+    """Scales an image of integers or floats to 8 bits; `tiles` are those of its file.
+
+    Raises:
+        UserError: The range of the values is unknown.
+    """
+    values = np.asarray(image).astype(np.float64)
+    codec, mode, declared = _stored_form(tiles)
+    if codec == "ppm":  # Pillow has scaled them from the declared maximum to 65535
+        values *= declared / 65535
+    if value_range is None:
+        sixteen_bits = image.mode.startswith("I;16") or codec == "ppm"
+        sixteen_bits |= mode.startswith("I;16") and not mode.endswith("S")
+        if not sixteen_bits:
+            kind = "floats" if image.mode == "F" else "32-bit or signed integers"
+            raise UserError(f"{name}: {kind} of unknown range: {_RANGE_REMEDY}")
+        value_range = (0, declared)
+        highest = int(values.max(initial=0))
+        if declared == 65535 and 0 < highest < _MIN_BRIGHTEST:
+            raise UserError(
+                f"{name}: 16-bit values of unknown range, none above {highest}: "
+                f"{_RANGE_REMEDY}"
+            )
+    low, high = value_range
+    values = np.nan_to_num(values, nan=low, posinf=high, neginf=low)
+    values = (values - low) * (255 / (high - low))
+    return Image.fromarray(np.clip(values.round(), 0, 255).astype(np.uint8))
+
+
+def _stored_form(tiles: list) -> tuple[str, str, int]:
+    """Returns the codec, the mode in the file, and the greatest value it declares."""
+    if not tiles:  # made or loaded by the caller
+        return "", "", 65535
+    codec, *_, arguments = tiles[0]
+    mode, *rest = arguments if isinstance(arguments, tuple) else (arguments,)
+    if codec.startswith("ppm") and rest:
+        return "ppm", str(mode), int(rest[-1])
+    return codec, str(mode), 4095 if mode == "I;12" else 65535
+
+
+def _is_deep_color(image: Image.Image) -> bool:
+    """Returns whether a file holds 16 bits per color, of which Pillow reads 8."""
+    mode = _stored_form(getattr(image, "tile", []))[1]
+    return ";16" in mode and not mode.startswith("I")
+
+
+def _check_deep_color(
+    image: Image.Image, value_range: ValueRange | None, name: str
+) -> None:
+    """Raises `UserError` unless the upper 8 of 16 bits are the image."""
+    if value_range not in (None, (0, 65535)):
+        raise UserError(
+            f"{name}: 16 bits per color, of which only the upper 8 are read, so that "
+            "value_range does not apply: convert it to 8 bits"
+        )
+    bands = image.getextrema()[: 1 if image.mode == "LA" else 3]
+    highest = max(high for _, high in bands)  # type: ignore[misc]
+    if value_range is None and 0 < highest < _MIN_BRIGHTEST >> 8:
+        raise UserError(
+            f"{name}: 16 bits per color of unknown range, none above "
+            f"{(highest + 1 << 8) - 1}: convert it to 8 bits"
+        )
+
+
+def ensure_rgb_bytes(
+    data: bytes, name: str, value_range: ValueRange | None = None
+) -> bytes:
     """Returns an image file that all decoders read identically.
 
     Upright JPEG and 8-bit PNG files in RGB or gray are returned as they are. Others are
     decoded by `decode_image` and encoded as PNG, as decoders differ in their support
-    for EXIF orientation, transparency, CMYK and palettes.
+    for EXIF orientation, transparency, CMYK, palettes and more than 8 bits.
 
     Raises:
         UserError: As `decode_image`.
     """
-    image = _identify(data, name)
-    try:
-        upright = image.getexif().get(_ORIENTATION, 1) == 1
-    except _UNREADABLE as error:
-        raise _unreadable(name, error) from error
+    image = open_image(data, name)
     plain = image.mode in ("RGB", "L") and "transparency" not in image.info
-    if image.format in ("JPEG", "PNG") and plain and upright:
-        return data
+    if image.format in ("JPEG", "PNG") and plain and not _is_deep_color(image):
+        if orientation(image, name) == 1:
+            return data
     file = io.BytesIO()
-    Image.fromarray(decode_image(data, name)).save(file, "PNG", compress_level=1)
+    pixels = decode_image(data, name, value_range)
+    Image.fromarray(pixels).save(file, "PNG", compress_level=1)
     return file.getvalue()
 
 
 def image_size(data: bytes, name: str) -> tuple[int, int]:
     """Reads height and width from the header of an image file."""
-    image = _identify(data, name)
+    image = open_image(data, name)
     return image.height, image.width
 
 
-def decode_labels(
-    data: bytes, name: str, colors: UInt16[np.ndarray, "16777216"] | None = None
-) -> UInt8[np.ndarray, "h w"]:
-    """Decodes a label file to its gray values or palette indices.
+def orientation(image: Image.Image, name: str) -> int:
+    """Returns the EXIF orientation of an opened image, 1 (upright) to 8."""
+    try:
+        value = image.getexif().get(_ORIENTATION, 1)
+    except _UNREADABLE as error:
+        raise unreadable(name, error) from error
+    return value if value in range(2, 9) else 1
 
-    Args:
-        data: Content of the file.
-        name: Name of the file, for error messages.
-        colors: The `color_table` by which RGB label files are decoded; None if they
-            are not allowed. Transparency is ignored.
+
+def open_image(data: bytes, name: str, *, load: bool = False) -> Image.Image:
+    """Opens an image file: reads the header, with `load` all of it.
 
     Raises:
-        UserError: Not decodable, an unsupported mode, or a color not in the table.
+        UserError: Not an image, too large, or truncated; `name` is in the message.
     """
-    image = _open(data, name)
-    if image.mode in ("RGB", "RGBA") and colors is not None:
-        return _labels_by_color(image, name, colors)
-    if image.mode not in ("L", "P", "1"):
-        allowed = "8-bit gray (L) and palette (P)"
-        if colors is not None:
-            allowed = "8-bit gray (L), palette (P) and colors (RGB, RGBA)"
-        raise UserError(
-            f"{name}: a label image of mode {image.mode}; allowed are {allowed}"
-        )
-    return np.asarray(image).astype(np.uint8)
-
-
-def color_table(
-    labels: Mapping[tuple[int, int, int], int],
-) -> UInt16[np.ndarray, "16777216"]:
-    """Returns a table from the color R + 256 G + 65536 B to label + 1; 0: unknown."""
-    table = np.zeros(1 << 24, np.uint16)  # only pages that are written take memory
-    for (red, green, blue), label in labels.items():
-        table[red | green << 8 | blue << 16] = label + 1
-    return table
-
-
-def _labels_by_color(
-    image: Image.Image, name: str, colors: UInt16[np.ndarray, "16777216"]
-) -> UInt8[np.ndarray, "h w"]:
-    pixels = np.asarray(image.convert("RGBA"))
-    found = colors[pixels.view("<u4")[..., 0] & 0xFFFFFF]
-    if not found.all():
-        y, x = np.argwhere(found == 0)[0]
-        red, green, blue, _ = pixels[y, x]
-        raise UserError(
-            f"{name}: the color #{red:02x}{green:02x}{blue:02x} at x={x}, y={y} is "
-            f"none of those given; {np.sum(found == 0)} pixels have such colors"
-        )
-    return (found - 1).astype(np.uint8)
-
-
-def _open(data: bytes, name: str) -> Image.Image:
-    image = _identify(data, name)
     try:
-        image.load()
+        image = Image.open(io.BytesIO(data))
+        if load:
+            image.load()
     except _UNREADABLE as error:
-        raise _unreadable(name, error) from error
+        raise unreadable(name, error) from error
     return image
 
 
-def _identify(data: bytes, name: str) -> Image.Image:
-    try:
-        return Image.open(io.BytesIO(data))
-    except _UNREADABLE as error:
-        raise _unreadable(name, error) from error
-
-
-def _unreadable(name: str, error: Exception) -> UserError:
-    # Pillow's own message for an unknown format holds an address in memory.
-    unknown = isinstance(error, UnidentifiedImageError)
-    reason = "unknown format" if unknown else error
+def unreadable(name: str, error: Exception) -> UserError:
+    """Returns the error for a file that Pillow cannot decode."""
+    reason = str(error).removesuffix(".")
+    if isinstance(error, UnidentifiedImageError):
+        reason = "unknown format"  # Pillow's own message holds an address in memory
+    elif isinstance(error, Image.DecompressionBombError):
+        reason += "; a larger data.max_image_pixels (--max_image_pixels) allows it"
     return UserError(f"{name}: cannot be decoded as an image: {reason}")

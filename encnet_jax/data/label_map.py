@@ -23,21 +23,37 @@ def map_labels(
         unknown = np.unique(labels[mapped < 0])
         classes = [raw for raw in range(256) if 0 <= table[raw] < info.num_classes]
         ignored = [raw for raw in range(256) if table[raw] == IGNORE_LABEL]
+        to_ignore = f", and {_format_ranges(ignored)} to ignore" if ignored else ""
         raise UserError(
-            f"{name}: label {unknown[0]}; allowed are {_format_ranges(classes)}, and "
-            f"{_format_ranges(ignored)} to ignore"
+            f"{name}: label {unknown[0]}; allowed are {_format_ranges(classes)}"
+            f"{to_ignore}"
         )
     return mapped.astype(np.uint8)
 
 
 def label_table(info: DatasetInfo) -> Int16[np.ndarray, "256"]:
-    """Returns a lookup table from raw label to class, -1 for unknown labels."""
+    """Returns a lookup table from raw label to class, -1 for unknown labels.
+
+    255 is ignored unless the label map says otherwise.
+    """
     table = np.full(256, -1, np.int16)
+    table[IGNORE_LABEL] = IGNORE_LABEL
     identity = {label: label for label in range(info.num_classes)}
     for raw, label in (info.label_map or identity).items():
         table[raw] = label
-    table[IGNORE_LABEL] = IGNORE_LABEL
     return table
+
+
+def published_labels(info: DatasetInfo) -> UInt8[np.ndarray, " n"]:
+    """Returns the raw label of each class, as the data set publishes it.
+
+    The inverse of `label_table`; of several labels of a class the lowest.
+    """
+    labels = np.arange(info.num_classes)
+    for label, index in sorted(info.label_map.items(), reverse=True):
+        if index != IGNORE_LABEL:
+            labels[index] = label
+    return labels.astype(np.uint8)
 
 
 def _format_ranges(values: Sequence[int]) -> str:

@@ -17,8 +17,9 @@ import tensorflow as tf
 from encnet_jax.data.augment_host import Batch, DeviceResizer, EncodedImage, HostResizer
 from encnet_jax.data.augmentation import Augmentation, padded_crop, sample_crop
 from encnet_jax.data.dataset_info import IGNORE_LABEL
-from encnet_jax.data.datasets import Dataset, check_sizes
+from encnet_jax.data.datasets import Dataset
 from encnet_jax.data.label_map import map_labels
+from encnet_jax.data.pair_checks import check_sizes
 from encnet_jax.data.sampler import batch_indices, process_rows
 
 # (batch, row, index of the example, random generator)
@@ -137,6 +138,8 @@ def _fill_pixels(
     crop[:] = IGNORE_LABEL
     # Mapped after cropping: fewer pixels.
     visible = map_labels(params.crop_labels(labels), dataset.info, "labels")
+    if params.angle:
+        visible[~params.covered()] = IGNORE_LABEL
     crop[params.inside(augmentation.crop_size)] = visible
 
 

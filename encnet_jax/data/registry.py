@@ -23,6 +23,7 @@ from encnet_jax.data.datasets import (
     TFRecordDataset,
 )
 from encnet_jax.data.file_pairs import pair_files
+from encnet_jax.data.label_check import check_split
 from encnet_jax.errors import UserError
 
 if TYPE_CHECKING:
@@ -149,7 +150,8 @@ def open_dataset(
             downloaded by hand, by default `downloads/manual` in `data_dir`.
 
     Raises:
-        UserError: Unknown name or split, missing or empty folder, or an invalid file.
+        UserError: Unknown name or split, missing or empty folder, an invalid file, or
+            labels that `label_check.label_problem` refuses.
     """
     info = dataset_info(name, data_dir)
     if split not in info.splits:
@@ -168,7 +170,7 @@ def open_dataset(
     if not dataset.pairs and not dataset.problems:
         raise UserError(f"{root}: no images of split {split!r} of {name} in it")
     if check:
-        dataset.check()
+        check_split(dataset, split)
     return dataset
 
 

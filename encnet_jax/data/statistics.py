@@ -4,11 +4,19 @@ import dataclasses
 from collections.abc import Callable, Sequence
 
 import numpy as np
-from jaxtyping import Float64, Int64
+from jaxtyping import Float64, Int64, UInt8
+from PIL import Image
 
 from encnet_jax.data.dataset_info import IGNORE_LABEL, DatasetInfo
-from encnet_jax.data.datasets import Dataset, Example, FileDataset, map_examples
+from encnet_jax.data.datasets import (
+    Dataset,
+    FileDataset,
+    TFRecordDataset,
+    map_examples,
+)
 from encnet_jax.errors import UserError
+
+LabelCounts = tuple[Int64[np.ndarray, "256"], tuple[int, int]]
 
 
 @dataclasses.dataclass
@@ -70,7 +78,7 @@ def summarize(
     result = Statistics.empty(dataset.info.num_classes)
     if isinstance(dataset, FileDataset):
         result.problems += dataset.problems
-    counts = map_examples(dataset, indices, _count_labels)
+    counts = map_examples(dataset, indices, lambda e: count_labels(e.labels))
     for done, (index, counted) in enumerate(zip(indices, counts), 1):
         if isinstance(counted, UserError):
             result.problems.append(str(counted))
@@ -80,11 +88,22 @@ def summarize(
     return result
 
 
-def _count_labels(
-    example: Example,
-) -> tuple[Int64[np.ndarray, "256"], tuple[int, int]]:
-    height, width = example.labels.shape
-    return np.bincount(example.labels.ravel(), minlength=256), (height, width)
+def count_labels(labels: UInt8[np.ndarray, "h w"]) -> LabelCounts:
+    """Returns the number of pixels of each class index, and height and width."""
+    height, width = labels.shape
+    return label_histogram(labels), (height, width)
+
+
+def label_histogram(labels: UInt8[np.ndarray, "h w"]) -> Int64[np.ndarray, "256"]:
+    """Returns the number of pixels of each value; twice as fast as `np.bincount`."""
+    return np.array(Image.fromarray(labels).histogram(), np.int64)
+
+
+def read_label_counts(dataset: Dataset, index: int) -> LabelCounts:
+    """Returns `count_labels` of an example; a stored image is not decoded for it."""
+    if isinstance(dataset, (FileDataset, TFRecordDataset)):
+        return count_labels(dataset.encoded(index)[1])
+    return count_labels(dataset[index].labels)
 
 
 def evenly_spaced(indices: Sequence[int], count: int) -> list[int]:
@@ -106,6 +125,23 @@ def median_frequency_weights(statistics: Statistics) -> Float64[np.ndarray, " n"
     weights = np.ones(len(occurs))
     weights[occurs] = np.median(frequency) / frequency if occurs.any() else 1.0
     return weights
+
+
+def log_weights(statistics: Statistics) -> Float64[np.ndarray, " n"]:
+    """Returns the class weights 1 / ln(1.02 + share of the labeled pixels).
+
+    ENet's (Paszke et al., arXiv 1606.02147): between 1.4, of a class with all pixels,
+    and 50.5, of one with none.
+    """
+    labeled = max(int(statistics.pixels.sum()), 1)
+    return 1 / np.log(1.02 + statistics.pixels / labeled)
+
+
+# Value of `loss.class_balance` -> the weights by that rule.
+CLASS_BALANCES: dict[str, Callable[[Statistics], Float64[np.ndarray, " n"]]] = {
+    "median_frequency": median_frequency_weights,
+    "log": log_weights,
+}
 
 
 def describe(statistics: Statistics, info: DatasetInfo) -> str:

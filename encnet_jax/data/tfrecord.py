@@ -86,6 +86,10 @@ class Records:
             )
         return record[_HEADER:]
 
+    def layout(self) -> tuple[np.ndarray, ...]:
+        """Returns the names and sizes of the files, and the lengths of the records."""
+        return self._index.names, self._index.sizes, self._index.length
+
     def features(self, index: int) -> dict[str, Any]:
         """Returns the fields of one record, a `tf.train.Example`.
 
@@ -112,7 +116,8 @@ class _File:
 
     def __init__(self, path: str):
         self.path = path
-        self.is_local = "://" not in path
+        # Without `pread`, as on Windows, threads cannot share a descriptor.
+        self.is_local = "://" not in path and hasattr(os, "pread")
         if self.is_local:
             try:
                 self._descriptor = os.open(path, os.O_RDONLY)

@@ -1,5 +1,6 @@
 """Scores of image classification, the task of the paper's CIFAR-10 experiments."""
 
+import logging
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -19,11 +20,18 @@ from encnet_jax.evaluate.evaluator import (
 )
 from encnet_jax.evaluate.progress import show_progress
 from encnet_jax.evaluate.report import save_scores
+from encnet_jax.evaluate.settings import (
+    describe_differences,
+    differences_from_training,
+)
 from encnet_jax.inference.predict_fn import ClassifyFn, make_classify_fn
 from encnet_jax.metrics import confusion_matrix_np
 from encnet_jax.run.distributed import sum_over_hosts
 from encnet_jax.run.state import PureDict
 from encnet_jax.run.workdir import load_workdir
+
+_SETTINGS_USED = ("data.name", "model.dtype")
+_log = logging.getLogger(__name__)
 
 
 def make_class_fn(classify: ClassifyFn) -> PredictBatchesFn:
@@ -83,7 +91,14 @@ def evaluate_classes_workdir(
         UserError: Workdir, checkpoint, classes and split do not fit.
     """
     dataset = open_dataset(config.data.name, split, config.data.data_dir)
-    run = load_workdir(workdir, step, dataset=dataset.info)
+    run = load_workdir(workdir, step, dataset=dataset.info, dtype=config.model.dtype)
+    # Others, such as sizes, are not used.
+    differences = differences_from_training(config, workdir)
+    differences = {
+        key: differences[key] for key in _SETTINGS_USED if key in differences
+    }
+    if differences:
+        _log.info("differs from training: %s", describe_differences(differences))
     classify = make_classify_fn(run.model, mean=run.info.mean, std=run.info.std)
     predictions = predict_dataset(
         make_class_fn(classify),
@@ -98,7 +113,14 @@ def evaluate_classes_workdir(
     names = run.info.class_names
     path = workdir / "evaluation" / f"{split}.json"
     if jax.process_index() == 0:
-        save_scores(scores, path, split=split, step=run.step, class_names=names)
+        save_scores(
+            scores,
+            path,
+            split=split,
+            step=run.step,
+            differs_from_training=differences,
+            class_names=names,
+        )
         # Here, so that training runs without matplotlib.
         from encnet_jax.visualize.charts import save_confusion
 

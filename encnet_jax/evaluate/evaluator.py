@@ -7,30 +7,22 @@ import dataclasses
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import jax
 import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
-from jaxtyping import Array, Float32, UInt8
+from jaxtyping import Float32, UInt8
 from ml_collections import ConfigDict
 
 from encnet_jax.data.dataset_info import DatasetInfo
 from encnet_jax.data.datasets import Dataset, Example
+from encnet_jax.evaluate.settings import protocol_from_config, whole_image_size
 from encnet_jax.inference.folding import InferenceModel
 from encnet_jax.inference.predict_fn import Prediction, make_label_fn
-from encnet_jax.inference.score_map import Labels, ScoreMapPool, ScoreMapSharding
-from encnet_jax.inference.sliding_window import (
-    add_hflip,
-    merge_hflip,
-    run_sliding_window,
-)
-from encnet_jax.inference.tta import (
-    MmsegProtocol,
-    PyTorchEncodingProtocol,
-    TTAProtocol,
-)
+from encnet_jax.inference.sliding_window import make_score_fn, mean_presence
+from encnet_jax.inference.tta import TTAProtocol
 from encnet_jax.run.sharding import batch_sharded, local_mesh, replicated
 from encnet_jax.run.state import PureDict
 
@@ -94,44 +86,21 @@ def local_indices(dataset: Dataset, skip: Collection[int] = ()) -> list[int]:
 
 
 def predict_fn_from_config(
-    config: ConfigDict, trained: ConfigDict, model: nnx.Module, info: DatasetInfo
+    config: ConfigDict, model: nnx.Module, info: DatasetInfo
 ) -> PredictBatchesFn:
     """Returns the segmentation function that `config.evaluation` describes.
 
     Args:
         config: Settings of the evaluation.
-        trained: Configuration of the training; its resizing conventions apply.
         model: A segmentation model, or an abstract one.
         info: The data set.
     """
-    settings, mesh = config.evaluation, local_mesh(config.mesh.data)
-    align_corners = trained.evaluation.align_corners
-    windows: dict[str, Any] = dict(
-        crop_size=settings.crop_size or config.data.crop_size,
-        scales=tuple(settings.scales) or (1.0,),
-        flip=settings.flip,
-        stride=settings.stride,
-        mean=info.mean,
-        std=info.std,
-    )
-    if settings.protocol == "mmseg":
-        if settings.mode == "whole":
-            windows["crop_size"] = 0
-        mmseg = MmsegProtocol(
-            base_size=settings.base_size,
-            short_size=settings.short_size,
-            align_corners=align_corners,
-            **windows,
-        )
-        return make_window_fn(model, info, mmseg, mesh)
-    if settings.mode == "slide" or settings.scales:
-        pytorch_encoding = PyTorchEncodingProtocol(
-            base_size=settings.base_size or config.data.base_size,
-            align_corners=trained.model.align_corners,
-            **windows,
-        )
-        return make_window_fn(model, info, pytorch_encoding, mesh)
-    return make_whole_image_fn(model, info, settings.base_size, align_corners, mesh)
+    mesh = local_mesh(config.mesh.data)
+    protocol = protocol_from_config(config, model, info)
+    if protocol is not None:
+        return make_window_fn(model, info, protocol, mesh)
+    size, align_corners = whole_image_size(config), config.evaluation.align_corners
+    return make_whole_image_fn(model, info, size, align_corners, mesh)
 
 
 def make_whole_image_fn(
@@ -201,17 +170,7 @@ def make_window_fn(
     """
     mesh = mesh or local_mesh()
     folded = InferenceModel(model)
-    sharding = ScoreMapSharding(info.num_classes, protocol.softmax, mesh)
-    pool = ScoreMapPool(sharding)
-    mirror = protocol.mirror_windows
-
-    @jax.jit
-    def forward(
-        params: PureDict, batch_stats: PureDict, windows: Float32[Array, "b h w 3"]
-    ) -> tuple[jax.Array, jax.Array | None]:
-        network: Any = folded.model_def.merge(params, batch_stats)
-        output = network(add_hflip(windows, mirror))
-        return merge_hflip(output.logits, output.se_logits, mirror, sharding)
+    scores_of = make_score_fn(folded.model_def, info.num_classes, protocol, mesh)
 
     def predict_batches(
         params: PureDict, batch_stats: PureDict, examples: Examples, batch_size: int
@@ -219,19 +178,13 @@ def make_window_fn(
         params, batch_stats = jax.device_put(
             folded.arrays(params, batch_stats), replicated(mesh)
         )
-        windows_per_device = max(batch_size // 2, 1) if mirror else batch_size
-
-        def apply(windows: np.ndarray) -> tuple[jax.Array, jax.Array | None]:
-            windows = jax.device_put(windows, batch_sharded(mesh))
-            return forward(params, batch_stats, windows)
-
         images = ((indexed, indexed[1].image) for indexed in examples)
-        finished = run_sliding_window(
-            images, apply, protocol, pool, windows_per_device * mesh.size
-        )
+        finished = scores_of(params, batch_stats, images, batch_size)
         results = ((i.key, i.score_map.labels(), i.presence) for i in finished)
-        for indexed, labels, presence in _one_behind(results):
-            yield _fetch(indexed, labels, presence)
+        for (index, example), labels, presence in _one_behind(results):
+            yield ImagePrediction(
+                index, example, labels.fetch(), mean_presence(presence)
+            )
 
     return predict_batches
 
@@ -259,15 +212,6 @@ def _unbatch(
     for row, (index, example) in enumerate(batch):
         probabilities = None if presence is None else presence[row]
         yield ImagePrediction(index, example, labels[row], probabilities)
-
-
-def _fetch(
-    indexed: IndexedExample, labels: Labels, presence: list[tuple[jax.Array, int]]
-) -> ImagePrediction:
-    """Fetches labels; the presence of the image is the mean over its windows."""
-    rows = [np.asarray(array)[row] for array, row in presence]
-    mean = np.asarray(np.mean(rows, 0, dtype=np.float32)) if rows else None
-    return ImagePrediction(*indexed, labels.fetch(), mean)
 
 
 def batches_of_one_size(

@@ -48,7 +48,8 @@ def count_by_size(
 def scores_by_size(counts: Int64[np.ndarray, "3 n 3"]) -> dict[str, dict[str, Any]]:
     """Returns mean IoU, mean recall and per-class IoU by size, from `count_by_size`.
 
-    Means are over the classes with objects of that size; other classes are NaN.
+    Means are over the classes with objects of that size, `classes_scored` of them; the
+    IoU of the others is NaN.
     """
     results = {}
     for name, (true, missed, false) in zip(SIZES, counts.transpose(0, 2, 1)):
@@ -59,6 +60,7 @@ def scores_by_size(counts: Int64[np.ndarray, "3 n 3"]) -> dict[str, dict[str, An
         np.divide(true, true + missed, out=recall, where=has)
         results[name] = {
             "mean_iou": float(iou[has].mean()) if has.any() else np.nan,
+            "classes_scored": int(has.sum()),
             "mean_recall": float(recall[has].mean()) if has.any() else np.nan,
             "per_class_iou": iou,
         }

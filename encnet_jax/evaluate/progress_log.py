@@ -30,15 +30,16 @@ class EvalProgressLog:
         self._path = path
         self._header = json.dumps(identity, sort_keys=True)
         self._num_classes = num_classes
-        self.done: list[ImageMetrics] = []
+        done: dict[int, ImageMetrics] = {}
         path.parent.mkdir(parents=True, exist_ok=True)
         own = self._file(jax.process_index())
         lines = [self._header]
         for file in self._files():
             records = self._read(file)
-            self.done += [record for record, _ in records]
+            done |= {record.index: record for record, _ in records}
             if file == own:
                 lines += [line for _, line in records]
+        self.done = list(done.values())
         if jax.process_count() > 1:  # nobody writes before all have read
             multihost_utils.sync_global_devices("progress_log")
         # Rewritten, because a kill can truncate the last line.

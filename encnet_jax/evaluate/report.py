@@ -58,13 +58,26 @@ def format_table(scores: dict[str, Any], info: DatasetInfo) -> str:
         values = (_percent(scores[key][k]) for key in columns.values())
         lines.append(f"{name:<{width}}" + "".join(f"  {v:>8}" for v in values))
     lines.append("-" * len(lines[0]))
-    lines += [f"{n:<{width}}  {_percent(scores[k]):>8}" for k, n in summary.items()]
+    counted = scores["classes_scored"], info.num_classes
+    notes = {
+        "mean_iou": f"  {over_classes(*counted)}",
+        "mean_iou_with_background": f"  {over_classes(*(n + 1 for n in counted))}",
+    }
+    for key, name in summary.items():
+        value = _percent(scores[key])
+        lines.append(f"{name:<{width}}  {value:>8}{notes.get(key, '')}")
     for size, values in scores.get("by_object_size", {}).items():
         lines.append(
             f"{f'{size} objects':<{width}}  {_percent(values['mean_iou']):>8}"
             f"  {_percent(values['mean_recall']):>8}"
+            f"  {over_classes(values['classes_scored'], info.num_classes)}"
         )
     return "\n".join(lines)
+
+
+def over_classes(scored: int, count: int) -> str:
+    """Says over how many classes a mean IoU is: `over 3 of 4 classes`."""
+    return f"over {scored} of {count} classes"
 
 
 def _percent(value: float) -> str:

@@ -10,7 +10,9 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
+from encnet_jax.data.dataset_info import DatasetInfo
 from encnet_jax.data.datasets import Dataset
+from encnet_jax.data.image_io import set_max_image_pixels
 from encnet_jax.data.registry import dataset_info, open_dataset
 from encnet_jax.errors import UserError
 from encnet_jax.evaluate.accumulator import ImageMetrics, MetricAccumulator
@@ -23,7 +25,13 @@ from encnet_jax.evaluate.evaluator import (
 from encnet_jax.evaluate.progress import show_progress
 from encnet_jax.evaluate.progress_log import EvalProgressLog
 from encnet_jax.evaluate.report import add_dataset_metrics, format_table, save_scores
+from encnet_jax.evaluate.settings import (
+    describe_differences,
+    differences_from_training,
+)
 from encnet_jax.evaluate.submission import Submission, UnlabeledDataset
+from encnet_jax.files import check_folder
+from encnet_jax.run.distributed import distinct_over_hosts
 from encnet_jax.run.workdir import LoadedRun, load_workdir
 
 _EXAMPLES = 2  # shown of the best, the median and the worst images each
@@ -45,7 +53,7 @@ def evaluate_workdir(
     the predictions for the data set's test server to `submission/SPLIT[-ms]`.
 
     Args:
-        config: Data set and settings of the evaluation.
+        config: Data set and settings of the evaluation; see `evaluation_config`.
         workdir: Folder of the run.
         split: Name of the split.
         step: Which checkpoint: `"best"`, `"latest"` or a step number.
@@ -53,8 +61,11 @@ def evaluate_workdir(
         images: Folder of images without labels, predicted instead of the split.
 
     Raises:
-        UserError: Workdir, checkpoint, model, classes and split do not fit.
+        UserError: Workdir, checkpoint, model, classes and split do not fit, or the
+            workdir cannot be written to.
     """
+    set_max_image_pixels(config.data.max_image_pixels)
+    check_folder(workdir / "evaluation", "--workdir")
     if dataset_info(config.data.name, config.data.data_dir).task == "classification":
         if submission or images or config.evaluation.scales:
             raise UserError(
@@ -63,8 +74,8 @@ def evaluate_workdir(
             )
         return evaluate_classes_workdir(config, workdir, split, step)
     dataset = _open(config, split, submission, images)
-    run = load_workdir(workdir, step, dataset=dataset.info)
-    predict_batches = predict_fn_from_config(config, run.config, run.model, run.info)
+    run, differences = _load(config, workdir, step, dataset.info)
+    predict_batches = predict_fn_from_config(config, run.model, run.info)
     name = ("images" if images else split) + ("-ms" if config.evaluation.scales else "")
     path = workdir / "evaluation" / f"{name}.json"
     writer = (
@@ -72,7 +83,7 @@ def evaluate_workdir(
     )
     progress_log = EvalProgressLog(
         path.with_suffix(".partial"),
-        _identity(config, dataset, run, submission, images),
+        _identity(config, dataset, run, submission),
         dataset.info.num_classes,
     )
     totals = _accumulate(config, dataset, run, predict_batches, progress_log, writer)
@@ -92,6 +103,7 @@ def evaluate_workdir(
             split=split,
             step=run.step,
             evaluation=config.evaluation.to_dict(),
+            differs_from_training=differences,
             class_names=dataset.info.class_names,
         )
     progress_log.remove()
@@ -100,6 +112,26 @@ def evaluate_workdir(
         _save_figures(results, totals.image_iou, prefix, dataset, run, predict_batches)
     table = format_table(results, dataset.info)
     return "\n".join([table, *summary, f"scores: {path}"])
+
+
+def _load(
+    config: ConfigDict, workdir: Path, step: str, info: DatasetInfo
+) -> tuple[LoadedRun, dict[str, Any]]:
+    """Returns the run, and the settings that differ from its training; logs them."""
+    computation = {key: config.model[key] for key in ("dtype", "conv_impl")}
+    run = load_workdir(workdir, step, dataset=info, **computation)
+    compare_value_ranges(run.info, info)
+    differences = differences_from_training(config, workdir)
+    if differences:
+        _log.info("differs from training: %s", describe_differences(differences))
+    return run, differences
+
+
+def compare_value_ranges(trained: DatasetInfo, evaluated: DatasetInfo) -> None:
+    """Warns of images whose values are scaled otherwise than those of the training."""
+    ranges = trained.value_range, evaluated.value_range
+    if ranges[0] != ranges[1]:
+        _log.warning("value_range: %s in training, %s in evaluation", *ranges)
 
 
 def _accumulate(
@@ -148,16 +180,16 @@ def _open(
 
 
 def _identity(
-    config: ConfigDict,
-    dataset: Dataset,
-    run: LoadedRun,
-    submission: bool,
-    images: Path | None,
+    config: ConfigDict, dataset: Dataset, run: LoadedRun, submission: bool
 ) -> dict[str, Any]:
-    """Returns everything that the metrics in a progress log depend on."""
+    """Returns everything that the metrics in a progress log depend on.
+
+    The same on all hosts, whose own copies of the files may differ in their times.
+    """
     checksum = 0
     for leaf in jax.tree.leaves((run.params, run.batch_stats)):
         checksum = zlib.crc32(np.asarray(leaf).tobytes(), checksum)
+    data = distinct_over_hosts(dataset.fingerprint())
     settings = {
         **config.evaluation.to_dict(),
         "absent_classes": None,
@@ -165,12 +197,12 @@ def _identity(
     }
     return {
         "evaluation": settings,
-        "data": [config.data.name, config.data.data_dir, len(dataset)],
+        "data": [config.data.name, len(dataset), data],
         "sizes": [config.data.base_size, config.data.crop_size],
+        "dtype": run.config.model.dtype,
         "step": run.step,
         "weights": checksum,
         "submission": submission,
-        "images": str(images),
     }
 
 

@@ -9,8 +9,13 @@ from PIL import Image
 
 from encnet_jax.data.dataset_info import IGNORE_LABEL, DatasetInfo
 from encnet_jax.data.datasets import Example
-from encnet_jax.data.image_io import decode_image
+from encnet_jax.data.file_pairs import files_below, is_image, read_file
+from encnet_jax.data.fingerprint import file_states, fingerprint
+from encnet_jax.data.image_io import decode_image, ensure_rgb_bytes, image_size
+from encnet_jax.data.label_map import published_labels
+from encnet_jax.data.result_file import is_result
 from encnet_jax.errors import UserError
+from encnet_jax.files import make_folder, whole_file
 from encnet_jax.visualize.overlay import palette_image
 
 # Where VOC's server looks in the archive; comp6 allows other training images.
@@ -18,7 +23,6 @@ _FOLDERS = {
     "voc2012": "results/VOC2012/Segmentation/comp6_test_cls",
     "voc2012_aug": "results/VOC2012/Segmentation/comp6_test_cls",
 }
-_SUFFIXES = (".jpg", ".jpeg", ".png")
 
 
 class Submission:
@@ -28,33 +32,46 @@ class Submission:
     folders of its archive. Other data sets: their published labels.
 
     Args:
-        folder: Output folder; existing files are kept.
+        folder: Output folder; created, existing files are kept.
         info: The data set, with its label map.
+
+    Raises:
+        UserError: The folder cannot be written to.
     """
 
     def __init__(self, folder: Path, info: DatasetInfo):
         self.folder = folder / _FOLDERS.get(info.name, "")
         self._palette = info.colors if info.name in _FOLDERS else None
         self._published = published_labels(info)
-        self.folder.mkdir(parents=True, exist_ok=True)
+        self._written: set[str] = set()
+        make_folder(self.folder, "submission")
 
     def write(self, name: str, predictions: UInt8[np.ndarray, "h w"]) -> None:
-        """Writes the predicted classes of the image `name`."""
+        """Writes the predicted classes of the image `name`.
+
+        Args:
+            name: Name of the example; may contain folders.
+            predictions: Class indices.
+
+        Raises:
+            UserError: An image of this name was written before, or the file cannot be
+                written.
+        """
+        path = self.folder / f"{name}.png"
+        if name in self._written:
+            raise UserError(f"{path}: two images of this name; the second is not saved")
+        self._written.add(name)
         labels = self._published[predictions]
         if self._palette is None:
             image = Image.fromarray(labels)
         else:
             image = palette_image(labels, self._palette)
-        image.save(self.folder / f"{name}.png")
-
-
-def published_labels(info: DatasetInfo) -> UInt8[np.ndarray, " n"]:
-    """Returns the published label of each class, the lowest if there are several."""
-    labels = np.arange(info.num_classes)
-    for label, index in sorted(info.label_map.items(), reverse=True):
-        if index != IGNORE_LABEL:
-            labels[index] = label
-    return labels.astype(np.uint8)
+        make_folder(path.parent, "submission")
+        try:
+            with whole_file(path) as file:
+                image.save(file, "PNG")
+        except OSError as error:
+            raise UserError(f"{path}: cannot be written: {error.strerror}") from error
 
 
 class UnlabeledDataset:
@@ -62,7 +79,8 @@ class UnlabeledDataset:
 
     Args:
         info: The data set whose classes are predicted.
-        folder: Folder of JPEG and PNG files, searched recursively.
+        folder: Folder of images, searched recursively. Other files and results of
+            `predict.py` are skipped.
 
     Raises:
         UserError: No such folder, no images in it, or two images of one name.
@@ -72,11 +90,10 @@ class UnlabeledDataset:
         self.info = info
         if not folder.is_dir():
             raise UserError(f"--images={folder}: no such folder")
-        self.paths = sorted(
-            path for path in folder.rglob("*") if path.suffix.lower() in _SUFFIXES
-        )
+        files = files_below(folder)
+        self.paths = [path for path in files if is_image(path) and not is_result(path)]
         if not self.paths:
-            raise UserError(f"--images={folder}: no {', '.join(_SUFFIXES)} in it")
+            raise UserError(f"--images={folder}: no images (.jpg, .png, ...) in it")
         _check_names(self.paths)
 
     def __len__(self) -> int:
@@ -86,14 +103,20 @@ class UnlabeledDataset:
     def encoded(
         self, index: int, *, raw_labels: bool = False
     ) -> tuple[bytes, np.ndarray]:
-        """Returns the bytes of the image file, and ignored labels."""
+        """Returns the image as a JPEG or PNG file, and ignored labels."""
         path = self.paths[index]
-        return path.read_bytes(), self[index].labels
+        data = ensure_rgb_bytes(read_file(path), str(path), self.info.value_range)
+        size = image_size(data, str(path))
+        return data, np.full(size, IGNORE_LABEL, np.uint8)
+
+    def fingerprint(self) -> str:
+        """Returns a digest of the files' names, sizes and times of modification."""
+        return fingerprint(self.info, file_states(self.paths))
 
     def __getitem__(self, index: int) -> Example:
         """Returns an image; raises `UserError` if it cannot be decoded."""
         path = self.paths[index]
-        image = decode_image(path.read_bytes(), str(path))
+        image = decode_image(read_file(path), str(path), self.info.value_range)
         labels = np.full(image.shape[:2], IGNORE_LABEL, np.uint8)
         return Example(image, labels, path.stem)
 

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 import jax
 
 from encnet_jax.data.dataset_info import DatasetInfo
+from encnet_jax.data.label_map import published_labels
 
 _CODE = {
     "stablehlo": """\
@@ -26,7 +27,7 @@ images = np.zeros({shape}, np.uint8)  # RGB, 0 to 255
 """,
 }
 _MEANING = {
-    "labels": "the highest-scoring class",
+    "labels": "index of the highest-scoring class",
     "logits": "class scores before the softmax",
     "presence": "probability that the class occurs in the image (SE branch)",
     "probabilities": "class probabilities (softmax)",
@@ -76,10 +77,6 @@ def model_card(
             for name in sorted(outputs)
         ),
     ]
-    classes = [
-        f"| {index} | {name} | {_hexadecimal(color)} |"
-        for index, (name, color) in enumerate(zip(info.class_names, info.colors))
-    ]
     notes = _notes(info, smallest if any_size else None, training_size)
     return "\n".join(
         [
@@ -96,14 +93,25 @@ def model_card(
             *(line for note in notes for line in (note, "")),
             f"Compared with JAX at export: {checked}.",
             "",
-            "| label | class | color |",
-            "| ---: | --- | --- |",
-            *classes,
+            *_class_table(info),
             "",
             "`classes.json` holds the same table in machine-readable form.",
             "",
         ]
     )
+
+
+def _class_table(info: DatasetInfo) -> list[str]:
+    """Returns a row per class; with the label in files where that is another number."""
+    published = published_labels(info).tolist()
+    differ = published != list(range(info.num_classes))
+    files = " label in the data set's files |" if differ else ""
+    rows = [f"| label | class | color |{files}"]
+    rows.append("| ---: | --- | --- |" + (" ---: |" if differ else ""))
+    for index, (name, color) in enumerate(zip(info.class_names, info.colors)):
+        value = f" {published[index]} |" if differ else ""
+        rows.append(f"| {index} | {name} | {_hexadecimal(color)} |{value}")
+    return rows
 
 
 def _notes(info: DatasetInfo, smallest: int | None, training_size: int) -> list[str]:
@@ -120,6 +128,13 @@ def _notes(info: DatasetInfo, smallest: int | None, training_size: int) -> list[
         notes.append(
             f"The long side of the training images was about {training_size} pixels: "
             "resize images to that first, and the labels back by nearest neighbor."
+        )
+    if info.value_range:
+        low, high = info.value_range
+        notes.append(
+            f"Training images of more than 8 bits held values from {low:g} to "
+            f"{high:g}. The model takes uint8: scale such images linearly to 0 to 255 "
+            "first, round, and clip."
         )
     notes.append(
         "Images are normalized by the model, to (x / 255 - mean) / std with mean "

@@ -16,6 +16,7 @@ from encnet_jax.data.dataset_info import DatasetInfo, save_info
 from encnet_jax.errors import UserError
 from encnet_jax.export.formats import READERS, WRITERS, PredictFn, Shape, check_format
 from encnet_jax.export.model_card import model_card
+from encnet_jax.files import check_folder
 from encnet_jax.inference.folding import fold_model
 from encnet_jax.inference.predict_fn import make_classify_fn, whole_image_logits
 from encnet_jax.run.state import split_model
@@ -74,7 +75,9 @@ def export_workdir(
     """
     check_format(file_format)
     fixed = _parse_size(size, file_format)
-    _check_empty(output)
+    check_folder(output, "--output")
+    if output.is_dir() and any(output.iterdir()):
+        raise UserError(f"--output={output}: is not empty; choose a new folder")
     spec = load_trained(workdir, step)
     if fixed and min(fixed) < spec.smallest:
         raise UserError(
@@ -223,10 +226,3 @@ def _parse_size(size: str, file_format: str) -> tuple[int, int] | None:
     if not (height.isdecimal() and width.isdecimal()):
         raise UserError(f"--size={size}: must be HEIGHTxWIDTH, such as 480x640")
     return int(height), int(width)
-
-
-def _check_empty(output: Path) -> None:
-    if output.is_dir() and any(output.iterdir()):
-        raise UserError(f"--output={output}: is not empty; choose a new folder")
-    if output.exists() and not output.is_dir():
-        raise UserError(f"--output={output}: is a file; choose a new folder")

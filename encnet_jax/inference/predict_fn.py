@@ -16,7 +16,7 @@ from encnet_jax.inference.folding import eval_model_def, fold_model
 from encnet_jax.models.segmentation import SegmentationOutput
 from encnet_jax.ops.normalize import normalize
 from encnet_jax.ops.resize import resize_bilinear
-from encnet_jax.ops.resize_argmax import resize_argmax
+from encnet_jax.ops.resize_argmax import resize_argmax, resize_logits
 from encnet_jax.run.state import ModelDef, PureDict
 
 
@@ -35,6 +35,10 @@ class Prediction(NamedTuple):
 
 # (params, batch_stats, images) -> labels
 LabelFn = Callable[[PureDict, PureDict, UInt8[ArrayLike, "b h w 3"]], Prediction]
+# (params, batch_stats, images) -> class probabilities of every pixel
+ProbabilityFn = Callable[
+    [PureDict, PureDict, UInt8[ArrayLike, "b h w 3"]], Float32[Array, "b h w n"]
+]
 # (params, batch_stats, images) -> class probabilities
 ClassifyFn = Callable[
     [PureDict, PureDict, UInt8[ArrayLike, "b h w 3"]], Float[Array, "b n"]
@@ -117,6 +121,35 @@ def make_label_fn(
         return Prediction(labels, _presence(output))
 
     return label
+
+
+def make_probability_fn(
+    model_def: ModelDef,
+    *,
+    mean: Sequence[float] = IMAGENET_MEAN,
+    std: Sequence[float] = IMAGENET_STD,
+    base_size: int = 0,
+    align_corners: bool = False,
+) -> ProbabilityFn:
+    """Returns a jitted function from whole images to probabilities of every pixel.
+
+    The arguments are those of `make_label_fn`, and the logits those of its labels.
+    """
+
+    @jax.jit
+    def probabilities(
+        params: PureDict, batch_stats: PureDict, images: UInt8[Array, "b h w 3"]
+    ) -> Float32[Array, "b h w n"]:
+        model: Any = model_def.merge(params, batch_stats)
+        inputs = _preprocess(images, mean, std, base_size, align_corners)
+        logits = resize_logits(
+            model.forward_low_res(inputs).logits,
+            [_size(inputs), _size(images)],
+            [model.align_corners, align_corners],
+        )
+        return jax.nn.softmax(logits)
+
+    return probabilities
 
 
 def make_predict_fn(

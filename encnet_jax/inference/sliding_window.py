@@ -2,16 +2,19 @@
 
 import itertools
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 from jaxtyping import Array, Float, Float32
 
 from encnet_jax.inference.score_map import ScoreMap, ScoreMapPool, ScoreMapSharding
 from encnet_jax.inference.tta import TTAProtocol, WindowPlacement
+from encnet_jax.run.sharding import batch_sharded
+from encnet_jax.run.state import ModelDef, PureDict
 
 # Windows (b, h, w, 3), normalized -> what `merge_hflip` returns.
 ApplyFn = Callable[
@@ -34,6 +37,13 @@ class ImageScores(NamedTuple):
     key: Any
     score_map: ScoreMap
     presence: list[tuple[jax.Array, int]]
+
+
+# (params, batch_stats, keys and images, windows per batch and device, mirrored ones
+# included) -> the scores of each image, in order.
+ScoreFn = Callable[
+    [PureDict, PureDict, Iterable[tuple[Any, np.ndarray]], int], Iterator[ImageScores]
+]
 
 
 class _Window(NamedTuple):
@@ -91,6 +101,54 @@ def merge_hflip(
         scores = jnp.pad(scores, [(0, 0)] * 3 + [(0, unused)])
     scores = jax.lax.with_sharding_constraint(scores, sharding.windows_by_class)
     return scores, presence
+
+
+def make_score_fn(
+    model_def: ModelDef, num_classes: int, protocol: TTAProtocol, mesh: Mesh
+) -> ScoreFn:
+    """Returns a function from images to their scores, with the network of a model.
+
+    Args:
+        model_def: Definition of an `InferenceModel`.
+        num_classes: Number of classes.
+        protocol: How images are cut into windows and their scores merged.
+        mesh: Devices that share a batch of windows.
+    """
+    sharding = ScoreMapSharding(num_classes, protocol.softmax, mesh)
+    pool = ScoreMapPool(sharding)
+    mirror = protocol.mirror_windows
+
+    @jax.jit
+    def forward(
+        params: PureDict, batch_stats: PureDict, windows: Float32[Array, "b h w 3"]
+    ) -> tuple[jax.Array, jax.Array | None]:
+        network: Any = model_def.merge(params, batch_stats)
+        output = network(add_hflip(windows, mirror))
+        return merge_hflip(output.logits, output.se_logits, mirror, sharding)
+
+    def scores_of(
+        params: PureDict,
+        batch_stats: PureDict,
+        images: Iterable[tuple[Any, np.ndarray]],
+        batch_size: int,
+    ) -> Iterator[ImageScores]:
+        def apply(windows: np.ndarray) -> tuple[jax.Array, jax.Array | None]:
+            windows = jax.device_put(windows, batch_sharded(mesh))
+            return forward(params, batch_stats, windows)
+
+        windows_per_device = max(batch_size // 2, 1) if mirror else batch_size
+        count = windows_per_device * mesh.size
+        return run_sliding_window(images, apply, protocol, pool, count)
+
+    return scores_of
+
+
+def mean_presence(
+    presence: Sequence[tuple[jax.Array, int]],
+) -> Float32[np.ndarray, " n"] | None:
+    """Returns the mean of `ImageScores.presence` over the windows, or None."""
+    rows = [np.asarray(array)[row] for array, row in presence]
+    return np.asarray(np.mean(rows, 0, dtype=np.float32)) if rows else None
 
 
 def run_sliding_window(

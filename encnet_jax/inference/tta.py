@@ -125,7 +125,7 @@ class PyTorchEncodingProtocol(TTAProtocol):
             yield TTAView(padded, rows, columns)
 
     def _grid(self, length: int) -> list[slice]:
-        stride = self.stride or int(self.crop_size * (2 / 3))
+        stride = self.stride or max(int(self.crop_size * (2 / 3)), 1)
         count = math.ceil(max(length - self.crop_size, 0) / stride) + 1
         return [slice(i * stride, i * stride + self.crop_size) for i in range(count)]
 
@@ -173,7 +173,7 @@ class MmsegProtocol(TTAProtocol):
         ]
         factors = factors or [int(side * scale + 0.5) / side for side in size]
         factor = min(factors)
-        return int(size[0] * factor + 0.5), int(size[1] * factor + 0.5)
+        return _rounded(size[0] * factor), _rounded(size[1] * factor)
 
     def _grid(self, length: int) -> list[slice]:
         crop = min(self.crop_size or length, length)
@@ -200,8 +200,13 @@ def resized(
 def _with_long_side(size: Sequence[int], long_side: int) -> tuple[int, int]:
     height, width = size
     if height > width:
-        return long_side, int(width * long_side / height + 0.5)
-    return int(height * long_side / width + 0.5), long_side
+        return long_side, _rounded(width * long_side / height)
+    return _rounded(height * long_side / width), long_side
+
+
+def _rounded(length: float) -> int:
+    """Returns a length in pixels, at least 1: an image may be a thin line."""
+    return max(int(length + 0.5), 1)
 
 
 def _neighbors(

@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, UInt8
+from jaxtyping import Array, Float, Float32, UInt8
 
 from encnet_jax.ops.dispatch import dispatch
 from encnet_jax.ops.resize import AnyArray, Size, interpolation_matrix
@@ -55,6 +55,20 @@ def resize_argmax(
     return dispatch("resize_argmax", impls, impl, x)
 
 
+def resize_logits(
+    x: Float[Array, "b h w n"],
+    sizes: Sequence[tuple[Size, Size]],
+    align_corners: Sequence[bool],
+) -> Float32[Array, "b H W n"]:
+    """Returns the resized logits whose largest channels `resize_argmax` returns.
+
+    The arguments are those of `resize_argmax`.
+    """
+    rows = _composed(x.shape[1], [size[0] for size in sizes], align_corners)
+    columns = _composed(x.shape[2], [size[1] for size in sizes], align_corners)
+    return _resized(x, rows, columns)
+
+
 def _composed(
     source: Size, targets: Sequence[Size], aligned: Sequence[bool]
 ) -> AnyArray:
@@ -75,11 +89,17 @@ def _product(
     return jnp.einsum(equation, jnp.asarray(matrix), x, precision="highest")
 
 
+def _resized(
+    x: Float[Array, "b h w n"], rows: AnyArray, columns: AnyArray
+) -> Float32[Array, "b H W n"]:
+    x = _product("oh,bhwc->bowc", rows, x.astype(jnp.float32))
+    return _product("ow,bhwc->bhoc", columns, x)
+
+
 def _matmul(
     x: Float[Array, "b h w n"], rows: AnyArray, columns: AnyArray
 ) -> UInt8[Array, "b H W"]:
-    x = _product("oh,bhwc->bowc", rows, x.astype(jnp.float32))
-    return _product("ow,bhwc->bhoc", columns, x).argmax(-1).astype(jnp.uint8)
+    return _resized(x, rows, columns).argmax(-1).astype(jnp.uint8)
 
 
 def _scan(

@@ -1,7 +1,9 @@
 """`Segmenter` and `Classifier`: trained models as functions of one image."""
 
+import dataclasses
+import functools
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,20 +17,36 @@ from encnet_jax.convert.load import load_torch_model
 from encnet_jax.data.dataset_info import DatasetInfo, voc_colormap
 from encnet_jax.data.image_io import decode_image, to_rgb_array
 from encnet_jax.errors import UserError
+from encnet_jax.evaluate.settings import protocol_from_config, whole_image_size
 from encnet_jax.inference.folding import fold_model
-from encnet_jax.inference.predict_fn import make_classify_fn, make_label_fn
+from encnet_jax.inference.predict_fn import (
+    make_classify_fn,
+    make_label_fn,
+    make_probability_fn,
+)
+from encnet_jax.inference.sliding_window import (
+    ImageScores,
+    make_score_fn,
+    mean_presence,
+)
+from encnet_jax.inference.tta import TTAProtocol
+from encnet_jax.run.sharding import mesh_of
 from encnet_jax.run.state import split_model
 from encnet_jax.run.workdir import load_workdir
 from encnet_jax.visualize.overlay import overlay, palette_image
 
-ImageInput = str | os.PathLike[str] | Image.Image | UInt8[np.ndarray, "h w 3"]
+ImageInput = (
+    str | os.PathLike[str] | Image.Image | UInt8[np.ndarray | jax.Array, "h w 3"]
+)
 
 
-class Segmentation(NamedTuple):
+@dataclasses.dataclass(frozen=True, eq=False)
+class Segmentation:
     """The result of a `Segmenter`.
 
     Attributes:
-        labels: The class index of each pixel, at the size of the image.
+        labels: The class index of each pixel, at the size of the image. The files of
+            `predict.py` hold the data set's own values, see `label_image`.
         presence: The probability that each class occurs in the image, from the
             semantic encoding branch; None without one.
         class_names: n names.
@@ -41,6 +59,19 @@ class Segmentation(NamedTuple):
     class_names: tuple[str, ...]
     colors: tuple[tuple[int, int, int], ...]
     image: UInt8[np.ndarray, "h w 3"]
+    _compute_probabilities: Callable[[UInt8[np.ndarray, "h w 3"]], np.ndarray] = (
+        dataclasses.field(repr=False)
+    )
+
+    @functools.cached_property
+    def probabilities(self) -> Float32[np.ndarray, "h w n"]:
+        """The probability of each class at each pixel, at the size of the image.
+
+        The softmax of the resized logits. Computed by another pass of the network on
+        first use, and kept: 4 h w n bytes. The largest is that of `labels`, except
+        where two are equal to rounding.
+        """
+        return self._compute_probabilities(self.image)
 
     def overlay(self, opacity: float = 0.55) -> Image.Image:
         """Returns the image tinted with the colors of its classes, with a legend."""
@@ -68,13 +99,14 @@ class ClassPrediction(NamedTuple):
 
 
 class Segmenter:
-    """Segments images of any size; compiled once per image size.
+    """Segments images of any size: whole, compiled once per size, or in windows.
 
     Args:
         model: A segmentation model with its weights, which are copied.
         info: Class names, colors and normalization.
         base_size: Long side in the network, in pixels; 0 keeps the size of the image.
         align_corners: How images and logits are resized; see `whole_image_logits`.
+        protocol: How images are cut into windows and resized instead; None: whole.
     """
 
     def __init__(
@@ -83,23 +115,33 @@ class Segmenter:
         info: DatasetInfo,
         base_size: int = 0,
         align_corners: bool = False,
+        protocol: TTAProtocol | None = None,
     ):
         model_def, *arrays = fold_model(model)
         self._params, self._batch_stats = jax.device_put(arrays)
         self.info = info
-        self._label = make_label_fn(
-            model_def,
+        settings: dict[str, Any] = dict(
             mean=info.mean,
             std=info.std,
             base_size=base_size,
             align_corners=align_corners,
         )
+        self._label = make_label_fn(model_def, **settings)
+        self._probabilities = make_probability_fn(model_def, **settings)
+        self._scores: Callable[[np.ndarray], ImageScores] | None = None
+        if protocol is not None:
+            mesh = mesh_of(jax.local_devices()[:1])
+            scores_of = make_score_fn(model_def, info.num_classes, protocol, mesh)
+            # One window at a time: most images have few, and batches are padded.
+            self._scores = lambda pixels: next(
+                scores_of(self._params, self._batch_stats, [(0, pixels)], 1)
+            )
 
     @classmethod
     def from_workdir(cls, path: str | Path, step: str | int = "best") -> "Segmenter":
         """Loads a model that `train.py` wrote.
 
-        Images are resized to the scale at which the model was trained or evaluated.
+        Images are resized, and cut into windows, as the evaluation of the run does.
 
         Args:
             path: The workdir.
@@ -108,12 +150,15 @@ class Segmenter:
         Raises:
             UserError: No workdir, no such checkpoint, or a damaged one.
         """
-        run = load_workdir(Path(path), step)
-        settings = run.config.evaluation
-        base_size = run.config.data.base_size
-        if settings.protocol == "pytorch_encoding":  # for others it is a bound
-            base_size = settings.base_size or base_size
-        return cls(run.model, run.info, base_size, settings.align_corners)
+        run = load_workdir(Path(path).expanduser(), step)
+        model = run.model
+        return cls(
+            model,
+            run.info,
+            whole_image_size(run.config),
+            run.config.evaluation.align_corners,
+            protocol_from_config(run.config, model, run.info),
+        )
 
     @classmethod
     def from_torch(
@@ -122,6 +167,7 @@ class Segmenter:
         class_names: Sequence[str] | None = None,
         *,
         source: str = "auto",
+        prefix: str = "",
         base_size: int = 520,
         **settings: Any,
     ) -> "Segmenter":
@@ -133,6 +179,7 @@ class Segmenter:
             path: A `.pth` or `.safetensors` file, or `hf://OWNER/REPO/FILE`.
             class_names: One name per class; by default `class 0`, `class 1`, ...
             source: See `encnet_jax.convert.load.load_torch_weights`.
+            prefix: Likewise.
             base_size: Long side in the network, in pixels; 0 keeps the size of the
                 image. 520 is PyTorch-Encoding's.
             **settings: Arguments of `create_model` that override those inferred from
@@ -142,7 +189,7 @@ class Segmenter:
             UserError: The file holds no known network, or the number of names differs
                 from the number of classes.
         """
-        model, description = load_torch_model(path, source, **settings)
+        model, description = load_torch_model(path, source, prefix, **settings)
         count = description.settings["num_classes"]
         names = tuple(class_names or (f"class {i}" for i in range(count)))
         if len(names) != count:
@@ -162,21 +209,41 @@ class Segmenter:
         """Segments one image.
 
         Args:
-            image: A file, a PIL image, or an RGB array, 0-255.
+            image: A file, a PIL image, or an RGB array (NumPy, JAX), 0-255.
 
         Raises:
             UserError: The file cannot be read or decoded.
-            TypeError: An array of another dtype or shape.
+            TypeError: Another type, or an array of another dtype or shape.
         """
-        pixels = read_image(image)
-        labels, presence = self._label(self._params, self._batch_stats, pixels[None])
+        pixels = read_image(image, self.info.value_range)
+        labels, presence = self._segment(pixels)
         return Segmentation(
-            labels=np.asarray(labels[0]),
-            presence=None if presence is None else np.asarray(presence[0]),
+            labels=labels,
+            presence=presence,
             class_names=self.info.class_names,
             colors=self.info.colors,
             image=pixels,
+            _compute_probabilities=self._compute_probabilities,
         )
+
+    def _segment(
+        self, pixels: UInt8[np.ndarray, "h w 3"]
+    ) -> tuple[UInt8[np.ndarray, "h w"], Float32[np.ndarray, " n"] | None]:
+        if self._scores is not None:
+            result = self._scores(pixels)
+            return result.score_map.labels().fetch(), mean_presence(result.presence)
+        batch = self._label(self._params, self._batch_stats, pixels[None])
+        labels, presence = jax.device_get(batch)
+        return labels[0], None if presence is None else presence[0]
+
+    def _compute_probabilities(
+        self, pixels: UInt8[np.ndarray, "h w 3"]
+    ) -> Float32[np.ndarray, "h w n"]:
+        if self._scores is not None:  # sums of powers or of softmaxes
+            scores = self._scores(pixels).score_map.scores()
+            return scores / scores.sum(-1, keepdims=True)
+        batch = self._probabilities(self._params, self._batch_stats, pixels[None])
+        return np.asarray(batch[0])
 
 
 class Classifier:
@@ -197,13 +264,13 @@ class Classifier:
     @classmethod
     def from_workdir(cls, path: str | Path, step: str | int = "best") -> "Classifier":
         """Loads a model that `train.py` wrote; see `Segmenter.from_workdir`."""
-        run = load_workdir(Path(path), step)
+        run = load_workdir(Path(path).expanduser(), step)
         return cls(run.model, run.info, run.config.data.crop_size)
 
     def __call__(self, image: ImageInput) -> ClassPrediction:
         """Classifies one image; arguments and errors are those of `Segmenter`."""
         fitted = ImageOps.fit(
-            Image.fromarray(read_image(image)),
+            Image.fromarray(read_image(image, self.info.value_range)),
             (self.size, self.size),
             Image.Resampling.BILINEAR,
         )
@@ -214,20 +281,35 @@ class Classifier:
         return ClassPrediction(label, probabilities, self.info.class_names)
 
 
-def read_image(image: ImageInput) -> UInt8[np.ndarray, "h w 3"]:
-    """Returns any supported image as an RGB array; see `Segmenter.__call__`."""
-    if isinstance(image, np.ndarray):
-        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
-            raise TypeError(
-                f"image: an array of {image.dtype} {image.shape}; "
-                "allowed is uint8 (h, w, 3)"
-            )
-        return image
+def read_image(
+    image: ImageInput, value_range: tuple[float, float] | None = None
+) -> UInt8[np.ndarray, "h w 3"]:
+    """Returns any supported image as an RGB array; see `Segmenter.__call__`.
+
+    Args:
+        image: A file, a PIL image, or an RGB array, 0-255.
+        value_range: See `decode_image`; arrays are 0-255 in any case.
+    """
     if isinstance(image, Image.Image):
-        return to_rgb_array(image)
+        return to_rgb_array(image, value_range)
+    if not isinstance(image, str | os.PathLike):
+        return _check_array(image)
     path = Path(image)
     try:
         data = path.read_bytes()
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from error
-    return decode_image(data, str(path))
+    return decode_image(data, str(path), value_range)
+
+
+def _check_array(image: Any) -> UInt8[np.ndarray, "h w 3"]:
+    """Returns an array of any library in NumPy; raises `TypeError` for others."""
+    allowed = "allowed are a file, a PIL image and a uint8 array (h, w, 3), RGB"
+    if not hasattr(image, "__array__"):
+        raise TypeError(f"image: {type(image).__name__}; {allowed}")
+    array = np.asarray(image)
+    if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] != 3:
+        raise TypeError(f"image: an array of {array.dtype} {array.shape}; {allowed}")
+    if not array.size:
+        raise TypeError(f"image: an array without pixels, {array.shape}; {allowed}")
+    return array

@@ -1,122 +1,230 @@
 """The files of predict.py: images found, label maps and class probabilities written."""
 
+import contextlib
 import json
+import logging
+import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, BinaryIO, TypeVar
 
 import numpy as np
-from PIL import Image
 
+from encnet_jax.data.dataset_info import DatasetInfo
+from encnet_jax.data.file_pairs import is_image
+from encnet_jax.data.result_file import is_result, save_result
 from encnet_jax.errors import UserError
-from encnet_jax.predict.predictor import Classifier, Segmenter
+from encnet_jax.files import check_folder, make_folder, whole_file
+from encnet_jax.predict.output_plan import (
+    OutputPlan,
+    PlannedImage,
+    distinct_names,
+    plan_outputs,
+)
+from encnet_jax.predict.predictor import Classifier, Segmentation, Segmenter
+from encnet_jax.visualize.overlay import label_image
 
+_CLASSES_FILE = "classes.json"
+_CLASS_KEYS = {"file", "class", "probabilities"}
 _PRINTED_CLASSES = 3  # per image
 _Result = TypeVar("_Result")
+_log = logging.getLogger(__name__)
 
 
 def find_images(arguments: Sequence[str]) -> list[Path]:
     """Returns the image files that files, folders and globs name, each once.
 
+    Folders and globs stand for those of their files that `is_image`. Results of earlier
+    predictions are left out, with a log line.
+
     Raises:
-        UserError: An argument that matches no file.
+        UserError: An argument that matches no image.
     """
-    suffixes = {key for key, name in Image.registered_extensions().items() if name}
-    found: list[Path] = []
+    found: dict[str, Path] = {}  # by absolute path
+    results = 0
     for argument in arguments:
-        path = Path(argument)
-        if path.is_dir():
-            files = sorted(p for p in path.iterdir() if p.suffix.lower() in suffixes)
-        elif path.exists():
-            files = [path]
-        else:
-            parent = Path(path.anchor or ".")
-            pattern = str(path.relative_to(path.anchor) if path.anchor else path)
-            files = sorted(parent.glob(pattern))
+        try:
+            files = _matching_files(argument)
+        except (OSError, ValueError) as error:  # such as a name that is too long
+            reason = getattr(error, "strerror", None) or error
+            raise UserError(f"{argument}: cannot be read: {reason}") from error
         if not files:
             raise UserError(f"{argument}: no such image, or a folder without images")
-        found.extend(files)
-    return list(dict.fromkeys(found))
+        images = [file for file in files if not is_result(file)]
+        results += len(files) - len(images)
+        found |= {os.path.abspath(image): image for image in images}
+    if results:
+        _log.info("%d files are results of predict: left out", results)
+    if not found:
+        raise UserError(f"{arguments[0]}: no images but results of predict")
+    return list(found.values())
 
 
-def write_predictions(
-    segmenter: Segmenter, images: Sequence[Path], output: Path
-) -> list[Path]:
+def _matching_files(argument: str) -> list[Path]:
+    path = Path(argument)
+    if path.is_dir():
+        return _image_files(path.iterdir())
+    if path.exists():
+        return [path]
+    parent = Path(path.anchor or ".")
+    pattern = str(path.relative_to(path.anchor) if path.anchor else path)
+    return _image_files(parent.glob(pattern))
+
+
+def _image_files(paths: Iterable[Path]) -> list[Path]:
+    return sorted(path for path in paths if is_image(path) and path.is_file())
+
+
+def _save_labels(
+    result: Segmentation, info: DatasetInfo, source: Path, file: BinaryIO
+) -> None:
+    save_result(label_image(result.labels, info), file, source)
+
+
+def _save_overlay(
+    result: Segmentation, info: DatasetInfo, source: Path, file: BinaryIO
+) -> None:
+    save_result(result.overlay(), file, source)
+
+
+# Kinds of result: how the name of their file ends, and what writes it.
+_SAVERS: dict[str, Callable[[Segmentation, DatasetInfo, Path, BinaryIO], None]] = {
+    ".png": _save_labels,
+    "-overlay.png": _save_overlay,
+}
+
+
+def plan_predictions(images: Sequence[Path], output: Path) -> OutputPlan:
+    """Returns the files of all images, having created nothing.
+
+    Raises:
+        UserError: The output folder cannot be written to, or what `plan_outputs`
+            refuses.
+    """
+    check_folder(output, "--output")
+    return plan_outputs(images, output, tuple(_SAVERS))
+
+
+def write_predictions(segmenter: Segmenter, plan: OutputPlan, output: Path) -> int:
     """Writes `NAME.png` and `NAME-overlay.png` for each image.
 
-    Images of the same name are told apart by their suffix or their folder.
+    The first holds labels as the data set's label files do, see `label_image`.
 
     Returns:
-        The images that could not be read; each is reported on standard error.
+        How many images failed; each is reported on standard error.
+
+    Raises:
+        UserError: A file cannot be written.
     """
-    output.mkdir(parents=True, exist_ok=True)
-    failed: list[Path] = []
-    for path, name, result in _predict_each(segmenter, images, failed):
-        result.palette().save(output / f"{name}.png")
-        result.overlay().save(output / f"{name}-overlay.png")
+    make_folder(output, "--output")
+    failed = list(plan.problems)
+    for image, result in _predict_each(segmenter, plan.images, failed):
+        for path, save in zip(image.outputs, _SAVERS.values()):
+            with _writing(path) as file:
+                save(result, segmenter.info, image.path, file)
         shares = np.bincount(result.labels.ravel(), minlength=1) / result.labels.size
         print(
-            f"{path} -> {output / name}.png "
+            f"{image.path} -> {image.outputs[0]} "
             f"({_largest(zip(result.class_names, shares.tolist()))})"
         )
-    return failed
+    return len(failed)
 
 
-def write_classes(
-    classifier: Classifier, images: Sequence[Path], output: Path
-) -> list[Path]:
+def plan_classes(images: Sequence[Path], output: Path) -> OutputPlan:
+    """Returns the names of all images in `classes.json`, having created nothing.
+
+    Raises:
+        UserError: The output folder cannot be written to, or its `classes.json` is not
+            a result of predict or holds another image of one of these names.
+    """
+    check_folder(output, "--output")
+    earlier = _read_classes(output / _CLASSES_FILE)
+    names = distinct_names(images, [""])
+    for path, name in zip(images, names):
+        if name in earlier and Path(earlier[name]["file"]).resolve() != path.resolve():
+            raise UserError(
+                f"{output / _CLASSES_FILE}: {name!r} is another image, "
+                f"{earlier[name]['file']}; choose another --output"
+            )
+    return OutputPlan([PlannedImage(*item) for item in zip(images, names)], [])
+
+
+def write_classes(classifier: Classifier, plan: OutputPlan, output: Path) -> int:
     """Writes `classes.json`, the class and the probabilities of each image.
 
+    Results of other images that are in the file stay there.
+
     Returns:
-        The images that could not be read; each is reported on standard error.
+        How many images failed; each is reported on standard error.
+
+    Raises:
+        UserError: The file cannot be written.
     """
-    output.mkdir(parents=True, exist_ok=True)
-    failed: list[Path] = []
-    written = {}
-    for path, name, result in _predict_each(classifier, images, failed):
+    make_folder(output, "--output")
+    failed = list(plan.problems)
+    written = _read_classes(output / _CLASSES_FILE)
+    for image, result in _predict_each(classifier, plan.images, failed):
         probabilities = dict(zip(result.class_names, result.probabilities.tolist()))
-        written[name] = {
-            "file": str(path),
+        written[image.name] = {
+            "file": str(image.path),
             "class": result.class_names[result.label],
             "probabilities": probabilities,
         }
-        print(f"{path}: {_largest(probabilities.items())}")
-    (output / "classes.json").write_text(json.dumps(written, indent=2) + "\n")
-    return failed
+        print(f"{image.path}: {_largest(probabilities.items())}")
+    with _writing(output / _CLASSES_FILE) as file:
+        file.write((json.dumps(written, indent=2) + "\n").encode())
+    return len(failed)
+
+
+def _read_classes(path: Path) -> dict[str, Any]:
+    """Returns what `write_classes` wrote; raises `UserError` for another file."""
+    try:
+        results = json.loads(path.read_text())
+        if all(entry.keys() == _CLASS_KEYS for entry in results.values()):
+            return results
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError, AttributeError):
+        pass
+    raise UserError(
+        f"{path}: exists, and is not a result of predict; choose another --output"
+    )
+
+
+@contextlib.contextmanager
+def _writing(path: Path) -> Iterator[BinaryIO]:
+    """As `whole_file`, with `UserError`."""
+    try:
+        with whole_file(path) as file:
+            yield file
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written: {error.strerror}") from error
 
 
 def _predict_each(
-    predict: Callable[[Path], _Result], images: Sequence[Path], failed: list[Path]
-) -> Iterator[tuple[Path, str, _Result]]:
-    """Yields each image with a name for its files and its result.
+    predict: Callable[[Path], _Result],
+    images: Sequence[PlannedImage],
+    failed: list[str],
+) -> Iterator[tuple[PlannedImage, _Result]]:
+    """Yields each image with its result.
 
-    Images that cannot be read are reported and appended to `failed`.
+    Prints the messages in `failed`, and those of images that cannot be read, which are
+    appended.
     """
-    for path, name in zip(images, _distinct_names(images)):
+    for message in failed:
+        print(f"error: {message}", file=sys.stderr)
+    for image in images:
         try:
-            result = predict(path)
+            result = predict(image.path)
         except UserError as error:
             print(f"error: {error}", file=sys.stderr)
-            failed.append(path)
+            failed.append(str(error))
         else:
-            yield path, name, result
+            yield image, result
 
 
 def _largest(shares: Iterable[tuple[str, float]]) -> str:
     """Returns the names of the largest shares in percent; zeros are left out."""
     ordered = sorted(shares, key=lambda item: -item[1])[:_PRINTED_CLASSES]
     return ", ".join(f"{name} {share:.0%}" for name, share in ordered if share)
-
-
-def _distinct_names(paths: Sequence[Path]) -> list[str]:
-    """Returns a file name for each path, with suffix or folder where needed."""
-    for name_of in (
-        lambda p: p.stem,
-        lambda p: p.name,
-        lambda p: "_".join(p.parts[-2:]),
-    ):
-        names = [name_of(path) for path in paths]
-        if len(set(names)) == len(names):
-            return names
-    return [f"{index:06d}_{path.stem}" for index, path in enumerate(paths)]

@@ -1,43 +1,37 @@
 """Checkpoints of a run; the only file that imports Orbax.
 
 `workdir/checkpoints/STEP` holds the items `params`, `batch_stats` and `optimizer` (with
-the step). Kept are the latest two, in case one is damaged, and the best by mean IoU (or
-accuracy).
+the step), and `metrics` once the step has been evaluated. Kept are the latest two, in
+case one is damaged, and the best by mean IoU (or accuracy).
 """
 
-import contextlib
-import gc
-import io
 import logging
 import shutil
-import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 from jax.sharding import Sharding
-from orbax.checkpoint.checkpoint_managers import (
-    AnyPreservationPolicy,
-    BestN,
-    LatestN,
-)
 
 from encnet_jax import migrations
 from encnet_jax.errors import DISK_FULL, UserError
-from encnet_jax.run.checkpoint_folder import choose_step, saved_steps, stored_paths
-from encnet_jax.run.state import PureDict, TrainState, flatten_paths
+from encnet_jax.run import checkpoint_folder
+from encnet_jax.run.distributed import sum_over_hosts
+from encnet_jax.run.failed_reads import DamagedError, quiet_threads
+from encnet_jax.run.state import (
+    PureDict,
+    TrainState,
+    abstract_arrays,
+    shapes_by_path,
+)
 
 _ITEMS = ("params", "batch_stats", "optimizer")
-_THREADS_END = 0.5  # seconds until reads that run beside a failed one have ended
 _log = logging.getLogger(__name__)
-
-
-class DamagedError(UserError):
-    """A checkpoint that cannot be read: a file is truncated or missing."""
 
 
 class Checkpoints:
@@ -51,12 +45,12 @@ class Checkpoints:
     def __init__(self, workdir: Path, metric: str = "mean_iou"):
         self.metric = metric
         self.folder = workdir.resolve() / "checkpoints"
-        self._manager: ocp.CheckpointManager | None = None
+        self._writer: ocp.AsyncCheckpointer | None = None
         self._saving: int | None = None  # step being written
+        self._newest: int | None = None  # step saved or restored last
+        checkpoint_folder.check_path(self.folder)
 
-    def save(
-        self, state: TrainState, step: int, scores: dict[str, float] | None = None
-    ) -> None:
+    def save(self, state: TrainState, step: int) -> None:
         """Starts saving a state in the background, unless this step is saved.
 
         A full disk logs a warning and leaves the earlier checkpoints as they are.
@@ -64,30 +58,54 @@ class Checkpoints:
         Args:
             state: Copied at once; may be donated after the call.
             step: Number of steps taken.
-            scores: Result of the evaluation at this step, if there was one.
         """
         self._finish()
-        manager = self._open()
-        if step in manager.all_steps():
+        # Not read from the folder: a host could see it as it was before.
+        if step == self._newest:
             return
+        writer = self._open()
         # On CPU the writer would read memory that the next step may overwrite.
         state = jax.tree.map(jnp.copy, state)
         optimizer = {"step": state.step, "opt_state": state.opt_state}
         items = zip(_ITEMS, (state.params, state.batch_stats, optimizer))
         arguments = {name: ocp.args.StandardSave(item) for name, item in items}
-        metrics = None if scores is None else {self.metric: scores[self.metric]}
-        self._saving = step
+        self._saving = self._newest = step
         try:
-            manager.save(
-                step, args=ocp.args.Composite(**arguments), metrics=metrics, force=True
-            )
+            writer.save(self.folder / str(step), args=ocp.args.Composite(**arguments))
         except (OSError, ValueError) as error:
             self._give_up(error)
 
-    def restore_latest(self, like: TrainState, sharding: Sharding) -> TrainState | None:
-        """Returns the newest readable state, or None if none was saved.
+    def add_scores(self, step: int, scores: dict[str, float]) -> None:
+        """Stores the scores of a saved step, once it is complete.
 
-        A damaged checkpoint is set aside with a warning, and the previous one is read.
+        Does nothing if the step is not saved, as on a full disk.
+
+        Args:
+            step: Number of steps taken.
+            scores: Result of the evaluation at this step.
+        """
+        self._finish()
+        if jax.process_index() != 0 or step not in self.steps():
+            return
+        checkpoint = self.folder / str(step)
+        try:
+            checkpoint_folder.write_score(checkpoint, self.metric, scores[self.metric])
+        except OSError as error:
+            if error.errno not in DISK_FULL:
+                raise
+            _log.warning("WARNING: %s: no space for its scores", checkpoint)
+        self._remove_old()
+
+    def has_scores(self, step: int) -> bool:
+        """Returns whether the scores of a step are stored; the same on all hosts."""
+        scores = checkpoint_folder.read_scores(self.folder, self.metric)
+        return _on_any_host(scores.get(step) is not None)
+
+    def restore_latest(self, like: TrainState, sharding: Sharding) -> TrainState | None:
+        """Returns the newest state that all hosts can read, or None if none was saved.
+
+        Damaged checkpoints newer than that are set aside with a warning. If none can be
+        read, all stay as they are: the fault may be one that they share.
 
         Args:
             like: A state of the same structure, shapes and dtypes.
@@ -96,19 +114,26 @@ class Checkpoints:
         Raises:
             UserError: The checkpoint is of another model, or all are damaged.
         """
-        abstract = _abstract(like, sharding)
+        abstract = abstract_arrays(like, sharding)
         wanted = {
             "params": abstract.params,
             "batch_stats": abstract.batch_stats,
             "optimizer": {"step": abstract.step, "opt_state": abstract.opt_state},
         }
-        steps = sorted(self.steps(), reverse=True)
-        for step in steps:
+        damaged: dict[int, str] = {}
+        for step in sorted(self.steps(), reverse=True):
+            items, fault = None, ""
             try:
                 items = self._restore(step, wanted)
             except DamagedError as error:
-                self._set_aside(step, error)
+                # As text: the error would keep the failed reads alive.
+                fault = str(error)
+            if _on_any_host(bool(fault)):
+                damaged[step] = fault or f"{self.folder / str(step)}: on another host"
                 continue
+            assert items is not None
+            self._set_aside(damaged)
+            self._newest = step
             optimizer = items["optimizer"]
             return TrainState(
                 optimizer["step"],
@@ -116,8 +141,13 @@ class Checkpoints:
                 items["batch_stats"],
                 optimizer["opt_state"],
             )
-        if steps:
-            raise UserError(f"{self.folder}: none of the checkpoints can be read")
+        if damaged:
+            raise UserError(
+                f"{self.folder}: none of the checkpoints ("
+                f"{', '.join(map(str, sorted(damaged)))}) can be read, so none is "
+                f"changed; the latest is {next(iter(damaged.values()))}: restore "
+                "them from a copy, or start anew in another --workdir"
+            )
         return None
 
     def restore_model(
@@ -128,52 +158,60 @@ class Checkpoints:
         Args:
             params: Parameters of the same structure, shapes and dtypes.
             batch_stats: Running statistics likewise.
-            step: `"best"`, `"latest"` or a number; see `choose_step`.
+            step: `"best"`, `"latest"` or a number; see `checkpoint_folder.choose_step`.
 
         Raises:
             UserError: No such checkpoint, a damaged one, or one of another model.
         """
-        chosen = choose_step(self.folder, step, self.metric)
+        chosen = checkpoint_folder.choose_step(self.folder, step, self.metric)
         sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
         wanted = {
-            "params": _abstract(params, sharding),
-            "batch_stats": _abstract(batch_stats, sharding),
+            "params": abstract_arrays(params, sharding),
+            "batch_stats": abstract_arrays(batch_stats, sharding),
         }
         items = self._restore(chosen, wanted)
         return items["params"], items["batch_stats"], chosen
 
     def steps(self) -> list[int]:
         """Returns the saved steps, ascending."""
-        return saved_steps(self.folder)
+        return checkpoint_folder.saved_steps(self.folder)
 
     def close(self) -> None:
         """Blocks until everything is on disk."""
         self._finish()
-        if self._manager is not None:
-            self._manager.close()
-            self._manager = None
+        if self._writer is not None:
+            self._writer.close()
+            self._writer = None
 
     def _finish(self) -> None:
-        """Blocks until the checkpoint being written is complete."""
-        if self._manager is None or self._saving is None:
+        """Blocks until the checkpoint being written is complete; removes old ones."""
+        if self._writer is None or self._saving is None:
             return
         try:
-            self._manager.wait_until_finished()
+            self._writer.wait_until_finished()
         # TensorStore reports a full disk by a ValueError.
         except (OSError, ValueError) as error:
             self._give_up(error)
         self._saving = None
+        self._remove_old()
+
+    def _remove_old(self) -> None:
+        if jax.process_index() != 0:
+            return
+        scores = checkpoint_folder.read_scores(self.folder, self.metric)
+        for step in scores.keys() - checkpoint_folder.kept_steps(scores):
+            checkpoint_folder.remove_checkpoint(self.folder, step)
 
     def _give_up(self, error: Exception) -> None:
         """Removes an incomplete checkpoint if the disk is full, else raises."""
         full = "RESOURCE_EXHAUSTED" in str(error) or (
             isinstance(error, OSError) and error.errno in DISK_FULL
         )
-        if not full or self._manager is None:
+        if not full or self._writer is None:
             raise error
-        step, self._saving = self._saving, None
-        self._manager.close()
-        self._manager = None
+        step, self._saving, self._newest = self._saving, None, None
+        self._writer.close()
+        self._writer = None
         if jax.process_index() == 0:
             for incomplete in self.folder.glob(f"{step}.*tmp*"):
                 shutil.rmtree(incomplete, ignore_errors=True)
@@ -184,25 +222,15 @@ class Checkpoints:
             self.folder,
         )
 
-    def _open(self) -> ocp.CheckpointManager:
-        if self._manager is None:
-            best = BestN(
-                get_metric_fn=lambda metrics: metrics[self.metric],
-                n=1,
-                keep_checkpoints_without_metrics=False,
-            )
-            self._manager = ocp.CheckpointManager(
-                self.folder,
-                options=ocp.CheckpointManagerOptions(
-                    create=True,
-                    cleanup_tmp_directories=True,
-                    # Orbax writes scores to disk only with `best_fn` set.
-                    best_fn=best.get_metric_fn,
-                    # `max_to_keep` with `best_fn` would delete the latest.
-                    preservation_policy=AnyPreservationPolicy([LatestN(2), best]),
-                ),
-            )
-        return self._manager
+    def _open(self) -> ocp.AsyncCheckpointer:
+        if self._writer is None:
+            if jax.process_index() == 0:
+                self.folder.mkdir(parents=True, exist_ok=True)
+                checkpoint_folder.remove_leftovers(self.folder)
+            if jax.process_count() > 1:
+                multihost_utils.sync_global_devices("checkpoints")
+            self._writer = ocp.AsyncCheckpointer(ocp.CompositeCheckpointHandler())
+        return self._writer
 
     def _restore(self, step: int, wanted: dict[str, Any]) -> dict[str, Any]:
         old_paths = self._old_paths(step, wanted)
@@ -214,16 +242,14 @@ class Checkpoints:
         arguments = {
             name: ocp.args.StandardRestore(item) for name, item in wanted.items()
         }
-        with _reader(wanted) as reader, _quiet_threads():
+        with _reader(wanted) as reader, quiet_threads():
             try:
                 items = reader.restore(
                     self.folder / str(step), args=ocp.args.Composite(**arguments)
                 )
             # Orbax reports unreadable files by many types, plain Exception included.
             except Exception as error:
-                raise DamagedError(
-                    f"{self.folder / str(step)}: damaged: {_first_line(error)}"
-                ) from error
+                raise DamagedError(self.folder / str(step), error) from error
         return {name: items[name] for name in wanted}
 
     def _old_paths(self, step: int, wanted: dict[str, Any]) -> dict[str, str]:
@@ -232,49 +258,48 @@ class Checkpoints:
         with _reader(_ITEMS) as reader:
             try:
                 metadata = reader.metadata(folder).item_metadata
-                stored = _shapes(metadata["params"].tree)
+                stored = shapes_by_path(metadata["params"].tree)
             except (ValueError, OSError, KeyError, TypeError, AttributeError) as error:
-                raise DamagedError(
-                    f"{folder}: damaged: {_first_line(error)}"
-                ) from error
-        params, batch_stats = _shapes(wanted["params"]), _shapes(wanted["batch_stats"])
-        return stored_paths(folder, stored, params, batch_stats)
+                raise DamagedError(folder, error) from error
+        params, batch_stats = (
+            shapes_by_path(wanted["params"]),
+            shapes_by_path(wanted["batch_stats"]),
+        )
+        return checkpoint_folder.stored_paths(folder, stored, params, batch_stats)
 
-    def _set_aside(self, step: int, error: Exception) -> None:
-        path = self.folder / str(step)
-        # As text: a log record with the error would keep the failed reads alive.
-        _log.warning("checkpoint %s; using the previous one", str(error))
-        if jax.process_index() == 0:
-            path.rename(self.folder / f"{step}.damaged")
-        # No host may read on before the first has changed the folder.
-        if jax.process_count() > 1:
-            multihost_utils.sync_global_devices(f"set aside {step}")
+    def _set_aside(self, damaged: Mapping[int, str]) -> None:
+        for step, fault in damaged.items():
+            _log.warning("checkpoint %s; using the previous one", fault)
+            if jax.process_index() == 0:
+                checkpoint_folder.set_aside(self.folder, step)
+        # No host may list the folder before the first has changed it.
+        if damaged and jax.process_count() > 1:
+            multihost_utils.sync_global_devices("set aside")
+
+
+def _on_any_host(flag: bool) -> bool:
+    return bool(sum_over_hosts(np.asarray([flag], np.int64))[0])
 
 
 def _reader(items: Iterable[str]) -> ocp.Checkpointer:
+    # Each host reads for itself: one that cannot must not leave the others waiting.
+    process = jax.process_index()
+    alone = ocp.options.MultiprocessingOptions(
+        primary_host=process,
+        active_processes={process},
+        barrier_sync_key_prefix=f"read{process}",
+    )
     handlers: dict[str, ocp.CheckpointHandler] = {
-        name: ocp.StandardCheckpointHandler() for name in items
+        name: ocp.StandardCheckpointHandler(multiprocessing_options=alone)
+        for name in items
     }
     # Not read here; without a handler Orbax warns about them.
-    handlers["metrics"] = ocp.JsonCheckpointHandler()
-    return ocp.Checkpointer(ocp.CompositeCheckpointHandler(**handlers))
-
-
-@contextlib.contextmanager
-def _quiet_threads() -> Iterator[None]:
-    """Silences the tracebacks of reads that fail along with the first."""
-    logger = logging.getLogger("asyncio")
-    level = logger.level
-    logger.setLevel(logging.CRITICAL)
-    with contextlib.redirect_stderr(io.StringIO()):
-        try:
-            yield
-        except DamagedError:
-            time.sleep(_THREADS_END)
-            gc.collect()
-            raise
-        finally:
-            logger.setLevel(level)
+    handlers["metrics"] = ocp.JsonCheckpointHandler(multiprocessing_options=alone)
+    composite = ocp.CompositeCheckpointHandler(
+        composite_options=ocp.CompositeOptions(multiprocessing_options=alone),
+        **handlers,
+    )
+    return ocp.Checkpointer(composite, multiprocessing_options=alone)
 
 
 def _renamed(items: dict[str, Any], paths: dict[str, str]) -> dict[str, Any]:
@@ -282,18 +307,3 @@ def _renamed(items: dict[str, Any], paths: dict[str, str]) -> dict[str, Any]:
         name: migrations.rename_leaves(item, lambda path: paths.get(path, path))
         for name, item in items.items()
     }
-
-
-def _abstract(tree: Any, sharding: Sharding) -> Any:
-    return jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), tree
-    )
-
-
-def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
-    return {path: tuple(leaf.shape) for path, leaf in flatten_paths(tree).items()}
-
-
-def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0][:100] if lines else type(error).__name__

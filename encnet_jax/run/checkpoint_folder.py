@@ -1,6 +1,9 @@
-"""Checkpoint folders as files: which steps there are, and under which names."""
+"""Checkpoint folders as files: which steps there are, their scores, which are kept."""
 
 import json
+import math
+import os
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -8,6 +11,24 @@ from encnet_jax import migrations
 from encnet_jax.errors import UserError
 
 Shapes = Mapping[str, tuple[int, ...]]
+Scores = Mapping[int, float | None]  # by step; None: not evaluated
+
+_LATEST_KEPT = 2
+_UNREADABLE = "*?[\\"  # Orbax globs paths, TensorStore takes a backslash for a slash
+_REMOVED = "removed"  # suffix of a checkpoint that is being deleted
+
+
+def check_path(folder: Path) -> None:
+    """Raises `UserError` if checkpoints written to the folder could not be read again.
+
+    Writing would succeed; reading finds nothing, or the files of another folder.
+    """
+    found = [c for c in _UNREADABLE if c in folder.as_posix()]
+    if found:
+        raise UserError(
+            f"{folder}: checkpoints cannot be read from a path with "
+            f"{' or '.join(found)}; use another workdir, or rename the folder"
+        )
 
 
 def saved_steps(folder: Path) -> list[int]:
@@ -35,13 +56,71 @@ def choose_step(folder: Path, step: str | int, metric: str) -> int:
     if step == "latest":
         return steps[-1]
     if step == "best":
-        scores = {s: _score(folder / str(s), metric) for s in steps}
-        known = {s: score for s, score in scores.items() if score is not None}
-        return max(known, key=known.__getitem__) if known else steps[-1]
+        best = best_step(read_scores(folder, metric))
+        return steps[-1] if best is None else best
     if int(step) not in steps:
         names = ", ".join(map(str, steps))
         raise UserError(f"step {step}: not in {folder}; there are {names}")
     return int(step)
+
+
+def read_scores(folder: Path, metric: str) -> dict[int, float | None]:
+    """Returns the score of each checkpoint, ascending by step.
+
+    Args:
+        folder: `WORKDIR/checkpoints`.
+        metric: Name of the score.
+    """
+    return {step: _score(folder / str(step), metric) for step in saved_steps(folder)}
+
+
+def write_score(checkpoint: Path, metric: str, value: float) -> None:
+    """Stores the score of a finished checkpoint, where Orbax keeps metrics."""
+    path = checkpoint / "metrics" / "metrics"
+    path.parent.mkdir(exist_ok=True)
+    new = path.with_name("new")
+    new.write_text(json.dumps({metric: value}))
+    os.replace(new, path)
+
+
+def best_step(scores: Scores) -> int | None:
+    """Returns the step of the highest score, the earliest if several have it."""
+    known = {
+        step: score
+        for step, score in sorted(scores.items())
+        if score is not None and not math.isnan(score)
+    }
+    return max(known, key=known.__getitem__) if known else None
+
+
+def kept_steps(scores: Scores) -> set[int]:
+    """Returns the latest two steps, in case one is damaged, and the best."""
+    kept = set(sorted(scores)[-_LATEST_KEPT:])
+    best = best_step(scores)
+    return kept if best is None else kept | {best}
+
+
+def remove_checkpoint(folder: Path, step: int) -> None:
+    """Deletes a checkpoint; if killed meanwhile, none is left that is incomplete."""
+    removed = folder / f"{step}.{_REMOVED}"
+    (folder / str(step)).rename(removed)
+    shutil.rmtree(removed, ignore_errors=True)
+
+
+def set_aside(folder: Path, step: int) -> None:
+    """Renames a damaged checkpoint, so that its step can be saved again."""
+    target, count = folder / f"{step}.damaged", 1
+    while target.exists():
+        count += 1
+        target = folder / f"{step}.damaged-{count}"
+    (folder / str(step)).rename(target)
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Deletes what a killed run left: checkpoints half written and half deleted."""
+    for pattern in ("*.*tmp*", f"*.{_REMOVED}"):
+        for path in folder.glob(pattern):
+            shutil.rmtree(path, ignore_errors=True)
 
 
 def _score(checkpoint: Path, metric: str) -> float | None:

@@ -83,6 +83,19 @@ def sum_over_hosts(array: np.ndarray) -> np.ndarray:
     return gathered.view(array.dtype).reshape(-1, *array.shape).sum(0)
 
 
+def distinct_over_hosts(text: str) -> list[str]:
+    """Returns the distinct values that the hosts have, sorted, the same on each.
+
+    Args:
+        text: This host's value, in ASCII and of the same length on every host.
+    """
+    if jax.process_count() == 1:
+        return [text]
+    raw = np.frombuffer(text.encode("ascii"), np.uint8)
+    gathered = np.asarray(multihost_utils.process_allgather(raw))
+    return sorted({row.tobytes().decode("ascii") for row in gathered})
+
+
 def _warm_up_collectives() -> None:
     """Opens the connections for collectives while all hosts are in step.
 

@@ -15,6 +15,7 @@ import numpy as np
 from PIL import Image
 
 from encnet_jax.errors import DISK_FULL
+from encnet_jax.files import whole_file
 
 _log = logging.getLogger(__name__)
 
@@ -29,9 +30,13 @@ class MetricWriter:
         workdir: Folder of the run.
         start_step: Step at which the run resumes. Later lines of `metrics.jsonl`, from
             steps after the restored checkpoint, are removed: they will be rewritten.
+        keep_evaluation: Whether to keep the scores of `start_step` itself; otherwise
+            that evaluation will be repeated.
     """
 
-    def __init__(self, workdir: Path, start_step: int = 0):
+    def __init__(
+        self, workdir: Path, start_step: int = 0, *, keep_evaluation: bool = True
+    ):
         self.active = jax.process_index() == 0
         self.workdir = workdir
         self.path = workdir / "metrics.jsonl"
@@ -42,7 +47,7 @@ class MetricWriter:
             if not self.has_board:
                 _log.info("no TensorBoard events: tensorboardX is not installed")
             with _unless_full(self.path):
-                _truncate(self.path, start_step)
+                _truncate(self.path, start_step, keep_evaluation)
 
     def scalars(self, step: int, values: dict[str, float], group: str) -> None:
         """Writes one line with `step` and values; TensorBoard shows them in `group`.
@@ -69,8 +74,9 @@ class MetricWriter:
 
             pixels = np.asarray(panel)
             self._event(step, summary=image(name, pixels, dataformats="HWC"))
-        with _unless_full(self.workdir):
-            panel.save(self.workdir / f"{name}.png")
+        path = self.workdir / f"{name}.png"
+        with _unless_full(path), whole_file(path) as file:
+            panel.save(file, "PNG")
 
     def close(self) -> None:
         """Closes the event file."""
@@ -117,17 +123,18 @@ def _unless_full(path: Path) -> Iterator[None]:
         _log.warning("WARNING: %s: not written: %s", path, error.strerror)
 
 
-def _truncate(path: Path, last_step: int) -> None:
-    """Removes incomplete lines and those after `last_step`."""
+def _truncate(path: Path, last_step: int, keep_evaluation: bool) -> None:
+    """Removes incomplete lines, those after `last_step`, and perhaps its scores."""
     if not path.exists():
         return
     kept = []
     for line in path.read_text().splitlines():
         try:
-            step = json.loads(line)["step"]
+            values = json.loads(line)
+            step, trained = values["step"], "loss" in values
         except (json.JSONDecodeError, KeyError, TypeError):
             continue  # truncated by a kill
-        if step <= last_step:
+        if step < last_step or (step == last_step and (trained or keep_evaluation)):
             kept.append(line + "\n")
     partial = path.with_suffix(".partial")
     partial.write_text("".join(kept))

@@ -1,4 +1,4 @@
-"""The model settings of a configuration, as arguments of `create_model`."""
+"""Model settings of a configuration as arguments of `create_model`, and checks."""
 
 from typing import Any
 
@@ -7,7 +7,9 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from encnet_jax.config import validate
+from encnet_jax.errors import UserError
 from encnet_jax.models.registry import check_model_settings
+from encnet_jax.ops.class_weights import check_class_weights
 
 
 def check_config(config: ConfigDict) -> None:
@@ -15,6 +17,18 @@ def check_config(config: ConfigDict) -> None:
     validate(config)
     # The number of classes is known only once the data set is open.
     check_model_settings(num_classes=2, **model_settings(config))
+    weights, balance = tuple(config.loss.class_weights), config.loss.class_balance
+    if not weights:
+        return
+    if balance:
+        raise UserError(
+            f"loss.class_balance={balance!r}: computes the class weights; with "
+            "loss.class_weights it must be ''"
+        )
+    try:
+        check_class_weights(weights)
+    except ValueError as error:
+        raise UserError(f"loss.class_weights={weights}: {error}") from error
 
 
 def model_settings(config: ConfigDict) -> dict[str, Any]:

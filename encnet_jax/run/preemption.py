@@ -1,7 +1,8 @@
 """Preemption by SIGTERM, and a lock that keeps other runs out of a workdir."""
 
 import contextlib
-import fcntl
+import importlib
+import logging
 import os
 import signal
 import socket
@@ -9,6 +10,7 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
+from typing import IO, Any
 
 import jax
 from jax.experimental import multihost_utils
@@ -16,6 +18,8 @@ from jax.experimental import multihost_utils
 from encnet_jax.errors import UserError
 
 _LOCK = ".lock"
+_LOCKED_BYTE = 2**20  # on Windows; far from the text, which others must read
+_log = logging.getLogger(__name__)
 
 
 class SigtermHandler:
@@ -58,7 +62,7 @@ def lock_workdir(workdir: Path) -> Iterator[None]:
     """Keeps other runs from writing to an existing workdir.
 
     The operating system holds the lock and releases it when the process ends, however
-    it ends.
+    it ends. On file systems without locks a warning says that there is none.
 
     Raises:
         UserError: Another run holds the lock; names it.
@@ -68,14 +72,33 @@ def lock_workdir(workdir: Path) -> Iterator[None]:
         return
     with (workdir / _LOCK).open("a+") as file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
+            _lock(file)
+        except (BlockingIOError, PermissionError) as error:
             file.seek(0)
             raise UserError(
                 f"{workdir}: another run is writing there ({file.read().strip()}); "
                 "wait for it, stop it, or use another --workdir"
             ) from error
+        except OSError as error:
+            _log.warning(
+                "WARNING: %s: its file system has no locks (%s): start no second run "
+                "there",
+                workdir,
+                error.strerror,
+            )
         file.truncate(0)
         file.write(f"process {os.getpid()} on {socket.gethostname()}")
         file.flush()
         yield
+
+
+def _lock(file: IO[str]) -> None:
+    """Locks an open file, or raises `BlockingIOError` or `PermissionError`."""
+    try:
+        fcntl: Any = importlib.import_module("fcntl")
+    except ImportError:  # Windows
+        msvcrt: Any = importlib.import_module("msvcrt")
+        file.seek(_LOCKED_BYTE)
+        msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+    else:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

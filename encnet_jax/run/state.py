@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import nnx
+from jax.sharding import Sharding
 
 PureDict = dict[Any, Any]
 
@@ -96,6 +97,18 @@ def flatten_paths(tree: Any) -> dict[str, Any]:
         ".".join(str(getattr(key, "key", key)) for key in path): leaf
         for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
     }
+
+
+def shapes_by_path(tree: Any) -> dict[str, tuple[int, ...]]:
+    """Returns the shapes of the leaves of nested dicts by path, keys joined by dots."""
+    return {path: tuple(leaf.shape) for path, leaf in flatten_paths(tree).items()}
+
+
+def abstract_arrays(tree: Any, sharding: Sharding) -> Any:
+    """Returns a tree with the shapes and dtypes of its arrays, and their placement."""
+    return jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), tree
+    )
 
 
 def _abstract(state: nnx.State) -> nnx.State:

@@ -1,18 +1,24 @@
 """Reads the workdir of a training: configuration, classes, weights."""
 
+import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 from flax import nnx
 from ml_collections import ConfigDict
 
 from encnet_jax.config import load_config
-from encnet_jax.data.dataset_info import DatasetInfo, load_info
+from encnet_jax.data.dataset_info import IGNORE_LABEL, DatasetInfo, load_info
+from encnet_jax.data.label_map import label_table
 from encnet_jax.errors import UserError
 from encnet_jax.models import create_model
 from encnet_jax.run.checkpoint import Checkpoints
 from encnet_jax.run.model_config import model_settings
 from encnet_jax.run.state import ModelDef, PureDict, split_model
+
+# Files that a run writes to its workdir, in place of any of these names.
+_RUN_FILES = ("config.json", "classes.json", "metrics.jsonl", "predictions.png")
 
 
 class LoadedRun(NamedTuple):
@@ -45,6 +51,78 @@ def best_metric_name(info: DatasetInfo) -> str:
     return "accuracy" if info.task == "classification" else "mean_iou"
 
 
+def check_same_classes(workdir: Path, trained: DatasetInfo, info: DatasetInfo) -> None:
+    """Raises `UserError` unless a data set has the classes of a run, in its order.
+
+    Args:
+        workdir: Folder of the run.
+        trained: Classes of the run.
+        info: The data set.
+    """
+    if trained.class_names == info.class_names:
+        return
+    text = (
+        f"{workdir} was trained on the {trained.num_classes} classes of "
+        f"{trained.name}; {info.name} has other {info.num_classes}"
+    )
+    pairs = enumerate(zip(trained.class_names, info.class_names))
+    for index, (there, here) in pairs:
+        if there != here:
+            text += f": class {index} is {there!r} there and {here!r} here"
+            break
+    raise UserError(text)
+
+
+def check_resumed_classes(workdir: Path, info: DatasetInfo) -> None:
+    """Raises `UserError` if the classes of a run, or what its labels mean, changed.
+
+    A label that only one of both knows is no change: a value may be added to those that
+    are ignored. Runs of 0.2.0 and older did not store what labels mean.
+
+    Args:
+        workdir: Folder of the run.
+        info: The data set to continue with.
+    """
+    path = workdir / "classes.json"
+    if not path.exists():
+        return
+    trained = load_info(path)
+    check_same_classes(workdir, trained, info)
+    if "label_map" not in json.loads(path.read_text()):
+        return
+    there, here = label_table(trained), label_table(info)
+    changed = np.flatnonzero((there != here) & (there >= 0) & (here >= 0))
+    if changed.size:
+        raw = int(changed[0])
+        raise UserError(
+            f"{workdir} was trained with label {raw} as {_class_of(there[raw], info)}; "
+            f"{info.name} has it as {_class_of(here[raw], info)}: use another workdir"
+        )
+    for color in trained.label_colors.keys() & info.label_colors.keys():
+        old, new = there[trained.label_colors[color]], here[info.label_colors[color]]
+        if old != new and min(old, new) >= 0:
+            raise UserError(
+                f"{workdir} was trained with color {color} as {_class_of(old, info)}; "
+                f"{info.name} has it as {_class_of(new, info)}: use another workdir"
+            )
+
+
+def _class_of(index: int, info: DatasetInfo) -> str:
+    return "ignored" if index == IGNORE_LABEL else repr(info.class_names[index])
+
+
+def check_no_run_files(folder: Path, setting: str) -> None:
+    """Raises `UserError` if a new run in a folder would replace files that are there.
+
+    Args:
+        folder: The future workdir.
+        setting: What names it, for the error: `--output` or `workdir`.
+    """
+    for name in _RUN_FILES:
+        if (folder / name).exists():
+            raise UserError(f"{folder / name}: exists; choose another {setting}")
+
+
 def load_workdir(
     workdir: Path,
     step: str | int = "best",
@@ -66,11 +144,8 @@ def load_workdir(
     config = load_config(workdir / "config.json")
     config.model.update(settings)
     info = load_info(workdir / "classes.json")
-    if dataset is not None and info.class_names != dataset.class_names:
-        raise UserError(
-            f"{workdir} was trained on the {info.num_classes} classes of {info.name}; "
-            f"{dataset.name} has other {dataset.num_classes}"
-        )
+    if dataset is not None:
+        check_same_classes(workdir, info, dataset)
     # Abstract: initializing weights only to replace them would take seconds.
     model = nnx.eval_shape(
         lambda: create_model(num_classes=info.num_classes, **model_settings(config))

@@ -30,8 +30,9 @@ def load_initial_weights(
     Raises:
         UserError: The weights cannot be read, or do not fit the model.
     """
-    if Path(weights).is_dir():
-        return _load_workdir(model, Path(weights), class_names)
+    folder = Path(weights).expanduser()
+    if folder.is_dir():
+        return _load_workdir(model, folder, class_names)
     return str(load_torch_weights(model, weights, head="skip"))
 
 

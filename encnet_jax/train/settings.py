@@ -1,5 +1,6 @@
 """Settings of a training run: checks beyond one key, and arguments made from them."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from encnet_jax.data.dataset_info import DatasetInfo
 from encnet_jax.errors import UserError
 from encnet_jax.models.registry import CIFAR_MODELS
 from encnet_jax.optimizer import cosine_schedule, poly_schedule
+from encnet_jax.run.workdir import check_no_run_files, check_resumed_classes
 
 # Keys of `model` that leave its parameters as they are.
 _MAY_CHANGE_ON_RESUME = (
@@ -34,9 +36,18 @@ def check_task(config: ConfigDict, info: DatasetInfo) -> None:
         raise UserError(
             f"loss.class_weights has {count} values; {info.name} allows {allowed}"
         )
+    if config.loss.class_balance and classifies:
+        raise UserError(
+            f"loss.class_balance={config.loss.class_balance!r}: weights the classes of "
+            "pixels; allowed for image classification is ''"
+        )
     if config.data.pad and not classifies:
         raise UserError(
             f"data.pad={config.data.pad}: only for image classification; allowed is 0"
+        )
+    if config.data.rotation and classifies:
+        raise UserError(
+            f"data.rotation={config.data.rotation}: only for segmentation; allowed is 0"
         )
     if config.data.resize != "host" and classifies:
         raise UserError(
@@ -54,10 +65,20 @@ def check_batch_size(config: ConfigDict, devices: int) -> None:
         )
 
 
-def check_workdir(config: ConfigDict, workdir: Path) -> None:
-    """Raises `UserError` if the workdir has a run of another model or data set."""
+def check_workdir(config: ConfigDict, workdir: Path, info: DatasetInfo) -> None:
+    """Raises `UserError` if the workdir has a run of another model or data set.
+
+    So does a folder without a run but with files of the names that a run writes, such
+    as the `classes.json` of a data set.
+
+    Args:
+        config: See `encnet_jax.config`.
+        workdir: Folder of the run.
+        info: The data set to train on.
+    """
     path = workdir / "config.json"
     if not path.exists():
+        check_no_run_files(workdir, "workdir")
         return
     stored = load_config(path)
     pairs = {
@@ -72,6 +93,7 @@ def check_workdir(config: ConfigDict, workdir: Path) -> None:
                 f"{key}={here!r}: the run in {workdir} has {there!r}; use another "
                 "--workdir, or remove that one"
             )
+    check_resumed_classes(workdir, info)
 
 
 def create_schedule(config: ConfigDict) -> optax.Schedule:
@@ -94,12 +116,20 @@ def optimizer_settings(config: ConfigDict) -> dict[str, Any]:
     return {**settings, "freeze_backbone": config.model.freeze_backbone}
 
 
-def loss_settings(config: ConfigDict) -> dict[str, Any]:
-    """Returns the arguments of `segmentation_loss` set in `loss` and `model`."""
+def loss_settings(
+    config: ConfigDict, class_weights: Sequence[float] | None = None
+) -> dict[str, Any]:
+    """Returns the arguments of `segmentation_loss` set in `loss` and `model`.
+
+    Args:
+        config: See `encnet_jax.config`.
+        class_weights: Those that `loss.class_balance` asks for; None: those of
+            `loss.class_weights`.
+    """
     return dict(
         se_weight=config.loss.se_weight,
         aux_weight=config.loss.aux_weight,
-        class_weights=tuple(config.loss.class_weights) or None,
+        class_weights=class_weights or tuple(config.loss.class_weights) or None,
         normalize_by=config.loss.normalize_by,
         align_corners=config.model.align_corners,
     )

@@ -1,9 +1,10 @@
 """A training run in the order in which it happens.
 
 Open the data, build model, optimizer and step, restore; then, for every step: batch,
-step, log, evaluate, save, stop.
+step, log, save, evaluate, stop.
 """
 
+import contextlib
 import logging
 import math
 import time
@@ -19,12 +20,15 @@ from ml_collections import ConfigDict
 from encnet_jax.config import save_config
 from encnet_jax.data.dataset_info import save_info
 from encnet_jax.data.datasets import Dataset
+from encnet_jax.data.image_io import set_max_image_pixels
 from encnet_jax.data.prefetch import prefetched
 from encnet_jax.data.registry import open_dataset
 from encnet_jax.errors import UserError
+from encnet_jax.files import check_folder
 from encnet_jax.models import create_model
 from encnet_jax.optimizer import create_optimizer
 from encnet_jax.run.checkpoint import Checkpoints
+from encnet_jax.run.checkpoint_folder import check_path
 from encnet_jax.run.metric_writer import MetricWriter
 from encnet_jax.run.model_config import model_settings
 from encnet_jax.run.preemption import SigtermHandler, lock_workdir
@@ -33,10 +37,10 @@ from encnet_jax.run.sharding import batch_sharded, create_mesh, replicated
 from encnet_jax.run.startup import log_missing_large_pages
 from encnet_jax.run.state import PureDict, create_train_state, split_model
 from encnet_jax.run.workdir import best_metric_name
-from encnet_jax.train import input_pipeline, settings
+from encnet_jax.train import class_balance, input_pipeline, settings
 from encnet_jax.train.initialization import load_initial_weights
 from encnet_jax.train.step import make_train_step
-from encnet_jax.train.validation import make_validate_fn
+from encnet_jax.train.validation import make_validate_fn, score_texts
 
 _ADVICE = (
     "the checkpoints before it are kept. Try a lower learning_rate or more "
@@ -57,20 +61,25 @@ def train(
         datasets: Training and validation split, instead of those that `data` names.
 
     Returns:
-        The scores of the last evaluation, or None if SIGTERM ended the run early.
+        The scores of the last evaluation, of segmentation with `classes_scored` and
+        `num_classes`; or None if SIGTERM ended the run early.
 
     Raises:
         UserError: A setting or file does not fit; names it.
         FloatingPointError: The loss is not finite; names the step.
     """
+    check_path(workdir.resolve())
+    check_folder(workdir, "workdir")
     log_missing_large_pages(jax.default_backend())
     mesh = create_mesh(config.mesh.data)
     settings.check_batch_size(config, mesh.size)
+    set_max_image_pixels(config.data.max_image_pixels)
     dataset, validation = datasets or (
         _open(config, config.data.train_split),
         _open(config, config.evaluation.split),
     )
     settings.check_task(config, dataset.info)
+    class_balance.warn_of_unlabeled_classes(dataset)
     trainer = Trainer(config, workdir, mesh, dataset, validation)
     workdir.mkdir(parents=True, exist_ok=True)
     with lock_workdir(workdir):
@@ -78,6 +87,7 @@ def train(
         if jax.process_index() == 0:
             save_config(config, workdir / "config.json")
             save_info(dataset.info, workdir / "classes.json")
+            class_balance.save_weights(trainer.class_weights, config, dataset, workdir)
         return trainer.run()
 
 
@@ -111,7 +121,7 @@ class Trainer:
             rngs=nnx.Rngs(config.seed),
             **model_settings(config),
         )
-        settings.check_workdir(config, workdir)
+        settings.check_workdir(config, workdir, info)
         self.checkpoints = Checkpoints(workdir, best_metric_name(info))
         if config.model.weights and not self.checkpoints.steps():
             report = load_initial_weights(model, config.model.weights, info.class_names)
@@ -120,13 +130,16 @@ class Trainer:
         self.schedule = settings.create_schedule(config)
         tx = create_optimizer(self.schedule, **settings.optimizer_settings(config))
         self.state = create_train_state(params, batch_stats, tx)
+        self.class_weights = class_balance.create_weights(
+            config, dataset, workdir, resumes=bool(self.checkpoints.steps())
+        )
         self.resident = input_pipeline.resident_arrays(config, dataset)
         self.step_fn = make_train_step(
             model_def,
             tx,
             info,
             augmentation=input_pipeline.create_augmentation(config),
-            loss_settings=settings.loss_settings(config),
+            loss_settings=settings.loss_settings(config, self.class_weights),
             grad_accum_steps=config.grad_accum_steps,
         )
         self.validate = make_validate_fn(config, model, validation)
@@ -144,54 +157,78 @@ class Trainer:
     def run(self) -> dict[str, float] | None:
         """Takes the remaining steps.
 
+        If the evaluation of the restored step failed or was killed, it comes first.
+
         Returns:
             The scores of the last evaluation, or None if SIGTERM ended the run before
             its last step; then that step is saved.
 
         Raises:
             FloatingPointError: The loss is not finite; names the step.
-            UserError: The last checkpoint does not fit on the disk.
+            UserError: An image of the validation split cannot be read, or the last
+                checkpoint does not fit on the disk.
         """
-        config, start = self.config, int(self.state.step)
-        self.writer = MetricWriter(self.workdir, start)
-        if start >= config.total_steps:
-            _log.info("all %d steps are done", start)
-            return self._evaluate(start)
+        start, total = int(self.state.step), self.config.total_steps
+        scored = start == 0 or self.checkpoints.has_scores(start)
+        due = start >= total or (self._evaluates(start) and not scored)
+        self.writer = MetricWriter(self.workdir, start, keep_evaluation=not due)
+        try:
+            if start >= total:
+                _log.info("all %d steps are done", start)
+            scores = self._evaluate(start) if due else None
+            if scores is not None and not scored:
+                self.checkpoints.add_scores(start, scores)
+            if start < total:
+                scores = self._take_steps(start)
+        finally:
+            self.checkpoints.close()
+            self.writer.close()
+        if start < total and scores is not None:
+            self._check_last_checkpoint()
+        return scores
+
+    def _take_steps(self, start: int) -> dict[str, float] | None:
+        """Takes the steps after `start`; returns as `run`."""
+        config = self.config
         host_batches = input_pipeline.create_batches(config, self.dataset, start)
         batches = prefetched(host_batches, batch_sharded(self.mesh))
         resident = jax.device_put(self.resident, replicated(self.mesh))
         self.progress = Progress(start, config.total_steps, config.batch_size)
         scores: dict[str, float] | None = None
-        try:
-            with SigtermHandler() as sigterm:
-                for step in range(start + 1, config.total_steps + 1):
-                    last = step == config.total_steps
-                    batch = next(batches)
-                    with jax.transfer_guard("disallow"):
-                        self.state, metrics = self.step_fn(self.state, resident, batch)
-                    self.losses.append(metrics["loss"])
-                    self.progress.advance()
-                    if last or step % config.log_every == 0:
-                        self._log_metrics(step, metrics)
-                    evaluates = last or step % config.eval_every == 0
-                    if evaluates or step % config.checkpoint_every == 0:
-                        self._check_finite(step)
-                        scores = self._evaluate(step) if evaluates else None
-                        self.checkpoints.save(self.state, step, scores)
-                    if not last and sigterm.due(step):
-                        self._save_and_stop(step)
-                        return None
-        finally:
-            self.checkpoints.close()
-            self.progress.close()
-            self.writer.close()
-        if config.total_steps not in self.checkpoints.steps():
+        with SigtermHandler() as sigterm, contextlib.closing(self.progress):
+            for step in range(start + 1, config.total_steps + 1):
+                last = step == config.total_steps
+                batch = next(batches)
+                with jax.transfer_guard("disallow"):
+                    self.state, metrics = self.step_fn(self.state, resident, batch)
+                self.losses.append(metrics["loss"])
+                self.progress.advance()
+                if last or step % config.log_every == 0:
+                    self._log_metrics(step, metrics)
+                evaluates = self._evaluates(step)
+                if evaluates or step % config.checkpoint_every == 0:
+                    self._check_finite(step)
+                    # First: an evaluation that fails or is killed costs no step.
+                    self.checkpoints.save(self.state, step)
+                if evaluates:
+                    scores = self._evaluate(step)
+                    self.checkpoints.add_scores(step, scores)
+                if not last and sigterm.due(step):
+                    self._save_and_stop(step)
+                    return None
+        return scores
+
+    def _evaluates(self, step: int) -> bool:
+        last = step == self.config.total_steps
+        return last or step % self.config.eval_every == 0
+
+    def _check_last_checkpoint(self) -> None:
+        if self.config.total_steps not in self.checkpoints.steps():
             raise UserError(
                 f"{self.workdir}: the checkpoint of the last step, "
-                f"{config.total_steps}, does not fit on the disk; free space and rerun "
-                "the command"
+                f"{self.config.total_steps}, does not fit on the disk; free space and "
+                "rerun the command"
             )
-        return scores
 
     def _log_metrics(self, step: int, metrics: dict[str, jax.Array]) -> None:
         self._check_losses(step)
@@ -222,20 +259,27 @@ class Trainer:
 
     def _evaluate(self, step: int) -> dict[str, float]:
         started = time.perf_counter()
-        result = self.validate(self.state.params, self.state.batch_stats)
+        try:
+            result = self.validate(self.state.params, self.state.batch_stats)
+        except UserError as error:
+            self.checkpoints.close()
+            if step not in self.checkpoints.steps():
+                raise
+            raise UserError(
+                f"{error} (in the evaluation of step {step}, which is saved: a resumed "
+                "run evaluates it again and continues from there)"
+            ) from error
         self.writer.scalars(step, result.scores, "evaluation")
         self.writer.image(step, "predictions", result.panel)
+        scores = {**result.scores, **result.classes}
         _log.info(
             "step %d: %s (%d images, %.0f s)",
             step,
-            ", ".join(
-                f"{name.replace('_', ' ').replace('iou', 'IoU')} {value:.4f}"
-                for name, value in result.scores.items()
-            ),
+            ", ".join(score_texts(scores)),
             result.images,
             time.perf_counter() - started,
         )
-        return result.scores
+        return scores
 
     def _save_and_stop(self, step: int) -> None:
         self._check_finite(step)

@@ -1,6 +1,7 @@
 """Evaluation during training: scores of the validation split, and a panel."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from types import MappingProxyType
 from typing import NamedTuple
 
 import numpy as np
@@ -17,6 +18,7 @@ from encnet_jax.evaluate.evaluator import (
     predict_dataset,
     predict_fn_from_config,
 )
+from encnet_jax.evaluate.report import over_classes
 from encnet_jax.inference.predict_fn import make_classify_fn
 from encnet_jax.run.state import PureDict
 from encnet_jax.visualize.panels import class_panel, prediction_panel
@@ -32,15 +34,35 @@ class Validation(NamedTuple):
         scores: Name -> value, logged and used to choose the best checkpoint.
         images: Number of images scored.
         panel: Some of them with their predictions.
+        classes: Of segmentation, `classes_scored` and `num_classes`: the mean IoU is
+            over the former.
     """
 
     scores: dict[str, float]
     images: int
     panel: Image.Image
+    classes: Mapping[str, int] = MappingProxyType({})
 
 
 # (params, batch_stats) -> scores of the validation split
 ValidateFn = Callable[[PureDict, PureDict], Validation]
+
+
+def score_texts(scores: dict[str, float]) -> list[str]:
+    """Formats scores for people, a mean IoU with the number of its classes.
+
+    Args:
+        scores: `Validation.scores`, with `Validation.classes` added.
+    """
+    values = dict(scores)
+    scored, count = values.pop("classes_scored", 0), values.pop("num_classes", 0)
+    texts = {
+        name: f"{name.replace('_', ' ').replace('iou', 'IoU')} {value:.4f}"
+        for name, value in values.items()
+    }
+    if "mean_iou" in texts:
+        texts["mean_iou"] += f" {over_classes(int(scored), int(count))}"
+    return list(texts.values())
 
 
 def make_validate_fn(
@@ -59,7 +81,7 @@ def make_validate_fn(
         classify = make_classify_fn(model, mean=info.mean, std=info.std)
         predict_batches = make_class_fn(classify)
     else:
-        predict_batches = predict_fn_from_config(config, config, model, info)
+        predict_batches = predict_fn_from_config(config, model, info)
 
     def validate(params: PureDict, batch_stats: PureDict) -> Validation:
         predictions = predict_dataset(
@@ -94,6 +116,7 @@ def _score_pixels(
         {key: results[key] for key in ("mean_iou", "pixel_accuracy")},
         results["images"],
         prediction_panel([rows[index] for index in sorted(rows)], info.colors),
+        {"classes_scored": results["classes_scored"], "num_classes": info.num_classes},
     )
 
 

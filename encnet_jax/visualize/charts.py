@@ -8,10 +8,14 @@ import numpy as np
 from jaxtyping import Integer
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.font_manager import FontProperties
+from matplotlib.text import Text
 
 from encnet_jax.data.dataset_info import IGNORE_LABEL, DatasetInfo
 from encnet_jax.data.datasets import Example
-from encnet_jax.visualize.overlay import palette_image
+from encnet_jax.files import whole_file
+from encnet_jax.visualize.fonts import Label, file_label, matplotlib_font
+from encnet_jax.visualize.overlay import class_label, palette_image
 
 _MAX_ANNOTATED = 28  # classes up to which the cells of the matrix show their values
 
@@ -42,11 +46,16 @@ def save_class_bars(scores: dict[str, Any], info: DatasetInfo, path: Path) -> No
         x = 100 * np.nan_to_num(value) + 0.7
         axes.text(x, position, text, va="center", fontsize=7)
     axes.axvline(100 * scores["mean_iou"], color="black", ls="--", lw=0.8)
-    axes.set_yticks(positions, [info.class_names[k] for k in order], fontsize=8)
+    labels = [_class_label(info, k) for k in order]
+    axes.set_yticks(positions, [label.text for label in labels], fontsize=8)
+    _set_fonts(axes.get_yticklabels(), labels)
     axes.set_ylim(-0.7, len(iou) - 0.3)
     axes.set_xlim(0, 108)
     axes.set_xlabel("IoU, %")
-    axes.set_title(f"mean IoU {100 * scores['mean_iou']:.2f} % (dashed)")
+    axes.set_title(
+        f"mean IoU {100 * scores['mean_iou']:.2f} % (dashed), over "
+        f"{scores['classes_scored']} of {info.num_classes} classes"
+    )
     _save(figure, path)
 
 
@@ -68,8 +77,11 @@ def save_confusion(
     # Square root scale, so that small shares of wrong pixels show.
     image = axes.imshow(np.sqrt(share), cmap="magma_r", vmin=0, vmax=10)
     size = 8 if count <= _MAX_ANNOTATED else 7
-    axes.set_xticks(range(count), info.class_names, rotation=90, fontsize=size)
-    axes.set_yticks(range(count), info.class_names, fontsize=size)
+    labels = [_class_label(info, k) for k in range(count)]
+    names = [label.text for label in labels]
+    axes.set_xticks(range(count), names, rotation=90, fontsize=size)
+    axes.set_yticks(range(count), names, fontsize=size)
+    _set_fonts([*axes.get_xticklabels(), *axes.get_yticklabels()], labels * 2)
     axes.set_xlabel("predicted")
     axes.set_ylabel("true")
     if count <= _MAX_ANNOTATED:
@@ -106,23 +118,38 @@ def save_examples(
     ]
     figure = Figure((13, 3.1 * sum(heights) + 0.4 * len(rows)), layout="constrained")
     grid = figure.subplots(len(rows), 4, squeeze=False, height_ratios=heights)
-    for axes, (caption, example, predictions) in zip(grid, rows):
+    for grid_row, (caption, example, predictions) in zip(grid, rows):
         wrong = (example.labels != predictions) & (example.labels != IGNORE_LABEL)
         faded = 255 - (255 - example.image.mean(-1, keepdims=True)) * 0.3
         errors = np.where(wrong[..., None], (200, 0, 0), faded).astype(np.uint8)
+        title = file_label(caption, matplotlib_font())
         panels = {
-            caption: example.image,
+            title.text: example.image,
             "label": palette_image(example.labels, info.colors).convert("RGB"),
             "prediction": palette_image(predictions, info.colors).convert("RGB"),
             f"wrong: {100 * wrong.mean():.1f} % of pixels": errors,
         }
-        for cell, (title, image) in zip(axes, panels.items()):
+        for cell, (text, image) in zip(grid_row, panels.items()):
             cell.imshow(image, interpolation="nearest")
-            cell.set_title(title, fontsize=9)
+            cell.set_title(text, fontsize=9)
             cell.set_axis_off()
+        _set_fonts([grid_row[0].title], [title])
     _save(figure, path)
+
+
+def _class_label(info: DatasetInfo, index: int) -> Label:
+    return class_label(info.class_names, index, matplotlib_font())
+
+
+def _set_fonts(texts: Sequence[Text], labels: Sequence[Label]) -> None:
+    """Sets the font files of texts that are not in the default font."""
+    for text, label in zip(texts, labels):
+        if label.path not in (None, matplotlib_font()):
+            size = text.get_fontsize()
+            text.set_fontproperties(FontProperties(fname=label.path, size=size))
 
 
 def _save(figure: Figure, path: Path) -> None:
     FigureCanvasAgg(figure)
-    figure.savefig(path, dpi=110)
+    with whole_file(path) as file:
+        figure.savefig(file, dpi=110, format="png")

@@ -4,9 +4,11 @@ from collections.abc import Sequence
 
 import numpy as np
 from jaxtyping import Integer, UInt8
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
-from encnet_jax.data.dataset_info import IGNORE_LABEL
+from encnet_jax.data.dataset_info import IGNORE_LABEL, DatasetInfo
+from encnet_jax.data.label_map import published_labels
+from encnet_jax.visualize.fonts import Label, drawable_label
 
 Color = tuple[int, int, int]
 
@@ -25,6 +27,24 @@ def palette_image(
     table[: len(colors)] = colors
     image.putpalette(table.ravel().tolist())
     return image
+
+
+def label_image(labels: UInt8[np.ndarray, "h w"], info: DatasetInfo) -> Image.Image:
+    """Returns a palette image whose indices are the data set's own label values.
+
+    The palette has each class's color in label files, or else in overlays, at its
+    label: read by index or by color, a pixel has the same class.
+
+    Args:
+        labels: Class indices.
+        info: The data set, with its label map.
+    """
+    published = published_labels(info)
+    color_of = {label: color for color, label in [*info.label_colors.items()][::-1]}
+    palette = [(0, 0, 0)] * 256
+    for raw, color in zip(published.tolist(), info.colors):
+        palette[raw] = color_of.get(raw, color)
+    return palette_image(published[labels], palette)
 
 
 def overlay(
@@ -66,27 +86,35 @@ def flowing_legend(
     """
     counts = np.bincount(labels.ravel(), minlength=256)
     entries = [
-        (class_names[k], colors[k], counts[k])
+        (class_label(class_names, k), colors[k], counts[k])
         for k in _present_classes(counts[: len(class_names)])
     ]
     if counts[IGNORE_LABEL]:
-        entries.append(("void", (255, 255, 255), counts[IGNORE_LABEL]))
-    font, line, box = ImageFont.load_default(12), 17, 10
+        entries.append((Label("void"), (255, 255, 255), counts[IGNORE_LABEL]))
+    line, box = 17, 10
     cells, x, y = [], 0, 4
-    for name, color, count in entries:
+    for label, color, count in entries:
         share = count / labels.size
-        text = f"{name} {share:.0%}" if share >= 0.005 else f"{name} <1%"
+        text = label.text + (f" {share:.0%}" if share >= 0.005 else " <1%")
+        font = label.font(12)
         length = box + 4 + int(font.getlength(text)) + 12
         if x and x + length > width:
             x, y = 0, y + line
-        cells.append((x, y, text, color))
+        cells.append((x, y, text, color, font))
         x += length
     legend = Image.new("RGB", (width, y + line), "white")
     draw = ImageDraw.Draw(legend)
-    for x, y, text, color in cells:
+    for x, y, text, color, font in cells:
         draw.rectangle((x, y + 3, x + box, y + 3 + box), color, "black")
         draw.text((x + box + 4, y), text, "black", font)
     return legend
+
+
+def class_label(
+    class_names: Sequence[str], index: int, default_font: str | None = None
+) -> Label:
+    """Returns the name of a class, or its number if no font has the letters."""
+    return drawable_label(class_names[index], f"class {index}", default_font)
 
 
 def _present_classes(counts: np.ndarray) -> list[int]:
@@ -111,15 +139,17 @@ def _with_legend(
     counts = np.bincount(labels.ravel(), minlength=256)[: len(class_names)]
     present = _present_classes(counts)
     scale = max(1, round(image.height / 400))
-    font = ImageFont.load_default(13 * scale)
     line = 20 * scale
-    lines = [f"{class_names[k]}  {counts[k] / labels.size:.0%}" for k in present]
-    width = int(max((font.getlength(text) for text in lines), default=0)) + 2 * line
+    names = [class_label(class_names, k) for k in present]
+    fonts = [name.font(13 * scale) for name in names]
+    lines = [f"{n.text}  {counts[k] / labels.size:.0%}" for n, k in zip(names, present)]
+    lengths = [font.getlength(text) for font, text in zip(fonts, lines)]
+    width = int(max(lengths, default=0)) + 2 * line
     height = max(image.height, line * (len(present) + 1))
     result = Image.new("RGB", (image.width + width, height), "white")
     result.paste(image, (0, 0))
     draw = ImageDraw.Draw(result)
-    for row, (k, text) in enumerate(zip(present, lines)):
+    for row, (k, text, font) in enumerate(zip(present, lines, fonts)):
         x, y = image.width + line // 2, line // 2 + row * line
         box = (x, y + line // 8, x + line // 2, y + 5 * line // 8)
         draw.rectangle(box, colors[k], "black")

@@ -6,8 +6,10 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from encnet_jax.data.datasets import Example
+from encnet_jax.visualize.fonts import file_label
 from encnet_jax.visualize.overlay import (
     Color,
+    class_label,
     flowing_legend,
     overlay,
     palette_image,
@@ -76,17 +78,16 @@ def class_panel(
     rows = -(-len(examples) // columns)
     size = (columns * (side + _GAP) + _GAP, rows * (side + line + _GAP) + _GAP)
     result = Image.new("RGB", size, "white")
-    draw, font = ImageDraw.Draw(result), ImageFont.load_default(13)
+    draw = ImageDraw.Draw(result)
     for index, (image, label, predicted) in enumerate(examples):
         left = _GAP + index % columns * (side + _GAP)
         top = _GAP + index // columns * (side + line + _GAP)
         cell = Image.fromarray(image).resize((side, side), Image.Resampling.NEAREST)
         result.paste(cell, (left, top))
         color = "black" if label == predicted else "#c00000"
-        middle = left + side // 2
-        draw.text(
-            (middle, top + side + 2), class_names[predicted], color, font, anchor="ma"
-        )
+        name = class_label(class_names, predicted)
+        middle = left + side // 2, top + side + 2
+        draw.text(middle, name.text, color, name.font(13), anchor="ma")
     return result
 
 
@@ -137,8 +138,8 @@ def _cell(
     legend = flowing_legend(example.labels, colors, class_names, 2 * width + _GAP)
     top = 20
     cell = Image.new("RGB", (legend.width, top + size[1] + legend.height), "white")
-    title = f"{example.name}   {length}x{height}"
-    ImageDraw.Draw(cell).text((0, 2), title, "black", ImageFont.load_default(13))
+    title = file_label(f"{example.name}   {length}x{height}")
+    ImageDraw.Draw(cell).text((0, 2), title.text, "black", title.font(13))
     cell.paste(image, (0, top))
     cell.paste(overlaid, (size[0] + _GAP, top))
     cell.paste(legend, (0, top + size[1]))

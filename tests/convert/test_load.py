@@ -401,6 +401,49 @@ def test_loaded_model_has_rng_streams_for_dropout(ade_model):
     np.testing.assert_array_equal(classifier(x), classifier(x))
 
 
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.module.", "model."])
+def test_wrapped_network_is_loaded_from_arrays_as_from_a_file(prefix, tmp_path):
+    weights = small_weights(MMSEG)
+    wrapped = {prefix + key: array for key, array in weights.items()}
+    expected = load_torch_weights(abstract_model(weights), weights).loaded
+    for source in (wrapped, write_pth(tmp_path / "weights.pth", wrapped)):
+        report = load_torch_weights(abstract_model(weights), source)
+        assert report.loaded == expected
+
+
+def test_network_is_chosen_by_prefix(tmp_path):
+    weights = small_weights(MMSEG)
+    both = {f"model.{key}": array for key, array in weights.items()}
+    both["criterion.weight"] = np.ones(19, np.float32)
+    path = write_pth(tmp_path / "lightning.pth", both)
+    with pytest.raises(UserError, match="keys of no known source.*--prefix"):
+        load_torch_model(path)
+    model, _ = load_torch_model(path, prefix="model.")
+    expected = arrays(load_torch_model(weights)[0])
+    for name, array in arrays(model).items():
+        np.testing.assert_array_equal(array, expected[name])
+    write_workdir(path, tmp_path / "run", prefix="model")
+    assert (tmp_path / "run" / "config.json").is_file()
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 1e300])
+def test_tensors_that_are_not_finite_are_listed(value):
+    weights = small_weights(MMSEG)
+    names = ["backbone.layer3.0.bn1.running_var", "decode_head.conv_seg.weight"]
+    for name in names:
+        weights[name] = weights[name].astype(np.float64)
+        weights[name].flat[-1] = value
+    model = abstract_model(weights)
+    with pytest.raises(UserError) as raised:
+        load_torch_weights(model, without(weights, "se_layer"))
+    message = str(raised.value)
+    assert f"2 tensors with NaN or infinity: {', '.join(names)}" in message
+    assert "2 missing keys" in message
+    # What is not loaded need not be finite.
+    weights[names[0]] = np.ones_like(weights[names[0]])
+    load_torch_weights(abstract_model(weights), weights, head="skip")
+
+
 def test_settings_can_be_overridden():
     weights = small_weights(MMSEG)
     model, description = load_torch_model(weights, align_corners=True)
@@ -432,6 +475,17 @@ def test_workdir_holds_the_model_that_its_config_builds(tmp_path):
         np.testing.assert_array_equal(array, expected[name])
     with pytest.raises(UserError, match="config.json: exists"):
         write_workdir(path, workdir)
+
+
+@pytest.mark.parametrize("name", ["classes.json", "metrics.jsonl"])
+def test_files_of_the_user_are_not_replaced_by_a_workdir(tmp_path, name):
+    path = write_pth(tmp_path / "weights.pth", small_weights(MMSEG))
+    (tmp_path / name).write_text("mine")
+    with pytest.raises(UserError, match=f"{name}: exists; choose another --output"):
+        write_workdir(path, tmp_path)
+    with pytest.raises(UserError, match="--output=.*weights.pth: is a file"):
+        write_workdir(path, path)
+    assert (tmp_path / name).read_text() == "mine" and len([*tmp_path.iterdir()]) == 2
 
 
 @pytest.mark.parametrize(

@@ -200,11 +200,28 @@ def test_both_byte_orders_give_the_same_values(tmp_path, form, order):
 
 
 @pytest.mark.parametrize("wrapper", ["state_dict", "model", "net", "my_own_name", None])
-@pytest.mark.parametrize("prefix", ["", "module.", "module._orig_mod."])
+@pytest.mark.parametrize(
+    "prefix",
+    [
+        *("", "module.", "module._orig_mod.", "_orig_mod.module.", "module.module."),
+        *("model.", "net.", "model._orig_mod.network."),
+    ],
+)
 def test_state_dict_is_found_and_unprefixed(wrapper, prefix):
     flat = {f"{prefix}a.weight": np.ones(2), f"{prefix}b.bias": np.zeros(1)}
     checkpoint = flat if wrapper is None else {"epoch": 3, wrapper: {**flat, "n": 1}}
     assert list(torch_file.state_dict_of(checkpoint)) == ["a.weight", "b.bias"]
+
+
+def test_prefix_chooses_one_of_several_networks():
+    arrays = {"student.module.a": np.ones(2), "teacher.a": np.zeros(1), "loss": 3}
+    for prefix in ("student.", "student", "student.module."):
+        found = torch_file.state_dict_of(arrays, prefix=prefix)
+        assert {name: array.shape for name, array in found.items()} == {"a": (2,)}
+    wrapped = {f"module.{key}": array for key, array in arrays.items()}
+    assert torch_file.state_dict_of(wrapped, prefix="teacher.")["a"].shape == (1,)
+    with pytest.raises(UserError, match="'teach': no key has it; .* student., teacher"):
+        torch_file.state_dict_of(arrays, prefix="teach")
 
 
 def test_prefix_of_only_some_names_stays():

@@ -126,3 +126,14 @@ def test_images_of_two_sizes_name_an_example():
     ]
     with pytest.raises(UserError, match=r"image 1 .*\(4, 4, 3\).*data.cache_on_device"):
         load_arrays(ListDataset(pairs))
+
+
+@pytest.mark.parametrize("size", [(2, 1100), (1100, 2), (1, 1)])
+def test_images_a_few_pixels_wide_are_cropped(size):
+    image, labels = np.full((*size, 3), 200, np.uint8), np.full(size, 3, np.uint8)
+    augmentation = Augmentation(base_size=48, crop_size=32)
+    images, labels = augmented([(image, labels)], augmentation, [0] * 8, range(8))
+    for pixels, mapped in zip(images, labels):
+        labeled = mapped == 3
+        assert labeled.any() and set(np.unique(mapped)) <= {3, 255}
+        assert (pixels[labeled] == 200).all() and not pixels[~labeled].any()

@@ -2,6 +2,7 @@
 
 import io
 import json
+import shutil
 from types import SimpleNamespace
 
 import numpy as np
@@ -230,9 +231,20 @@ def test_command_shows_both_splits_of_the_config(folder, tmp_path):
     pasted = result.stdout.split("config.loss.class_weights = (")[1].split(")")[0]
     assert [float(item) for item in pasted.split(",")] == [0.625, 2.5, 1]
     assert result.stdout.count("class_weights") == 1
+    (warning,) = (x for x in result.stderr.splitlines() if x.startswith("warning: "))
+    assert "no training pixel of 1 of 3 classes" in warning and "dog" in warning
     for split in ("train", "val"):
         with Image.open(tmp_path / "out" / f"{split}.png") as sheet:
             assert has(sheet, (128, 0, 0)).any()  # the color of `sky`
+
+
+def test_image_of_the_user_is_not_replaced_by_a_contact_sheet(folder, tmp_path):
+    (tmp_path / "val.png").write_bytes(png([[0, 1]]))
+    result = data_command(folder, tmp_path)
+    assert result.returncode == 2 and len(errors(result)) == 1
+    assert "val.png: exists, and is not a contact sheet" in errors(result)[0]
+    assert (tmp_path / "val.png").read_bytes() == png([[0, 1]])
+    assert not (tmp_path / "train.png").exists()
 
 
 def test_command_lists_all_problems_and_exits_with_2(folder, tmp_path):
@@ -265,6 +277,23 @@ def test_command_lists_all_problems_and_exits_with_2(folder, tmp_path):
     assert "sky" in result.stdout and (tmp_path / "out" / "train.png").is_file()
     with pytest.raises(UserError, match="missing, the label file"):
         open_dataset("folder", "train", str(root))
+
+
+def test_command_refuses_masks_of_0_and_255_and_ignored_labels(folder, tmp_path):
+    root = tmp_path / "masks"
+    shutil.copytree(folder, root)
+    for path in (root / "labels/train").iterdir():
+        path.write_bytes(png(np.kron([[0, 255, 0]], np.ones((16, 8)))))
+    (root / "labels/val/0.png").write_bytes(png(np.full((16, 24), 3)))
+    classes = {"classes": ["sky", "house"], "ignore": [3]}
+    (root / "classes.json").write_text(json.dumps(classes))
+    result = data_command(root, tmp_path / "out")
+    assert result.returncode == 2 and "Traceback" not in result.stderr
+    masks, ignored = errors(result)
+    assert "folder, train: all labels of 6 images are 0 or 255" in masks
+    assert '"label": 255' in masks and 'add 255 to "ignore"' in masks
+    assert "folder, val: all labels of 1 images are ignored" in ignored
+    assert "folder, train: 6 images; 6 read, 1 problems" in result.stdout
 
 
 @pytest.mark.parametrize(

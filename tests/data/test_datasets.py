@@ -11,6 +11,7 @@ from encnet_jax.data.datasets import FileDataset, SyntheticScenes
 from encnet_jax.data.file_pairs import pair_files
 from encnet_jax.data.registry import DATASETS, LocalDataset, open_dataset
 from encnet_jax.errors import UserError
+from tests.data.png_files import make_png
 
 RNG = np.random.default_rng(0)
 
@@ -111,6 +112,91 @@ def test_different_sizes_name_both_files(camvid):
     image, label = write(camvid, "0003", np.zeros((4, 6), int), size=(5, 7))
     message = one_line_error(camvid)
     assert f"{image} is 7x5" in message and f"{label} is 6x4" in message
+
+
+def write_turned(root, name, turned, label_turned, size=(6, 8)):
+    """Writes a pair with EXIF orientations; returns both paths and the labels."""
+    labels = RNG.integers(0, 12, size)
+    image, label = write(root, name, labels)
+    pixels = np.asarray(Image.open(image))
+    exifs = [Image.Exif(), Image.Exif()]
+    exifs[0][274], exifs[1][274] = turned, label_turned
+    Image.fromarray(pixels).save(image, exif=exifs[0])
+    Image.open(label).save(label, exif=exifs[1])
+    return image, label, labels
+
+
+@pytest.mark.parametrize(
+    "orientation, upright",
+    [(3, lambda x: x[::-1, ::-1]), (6, lambda x: np.rot90(x, 3))],
+)
+def test_labels_are_turned_with_their_images(tmp_path, caplog, orientation, upright):
+    _, _, labels = write_turned(tmp_path, "a", orientation, orientation)
+    example = open_dataset("camvid", "train", str(tmp_path))[0]
+    expected = np.where(upright(labels) == 11, IGNORE_LABEL, upright(labels))
+    np.testing.assert_array_equal(example.labels, expected)
+    np.testing.assert_array_equal(example.image[..., 0], upright(labels) * 20)
+    assert not caplog.messages
+
+
+@pytest.mark.parametrize(("turned", "label_turned"), [(6, 1), (1, 8), (5, 3)])
+def test_size_error_names_exif(tmp_path, turned, label_turned):
+    image, label, _ = write_turned(tmp_path, "a", turned, label_turned)
+    message = one_line_error(tmp_path)
+    assert f"{image} is " in message and f"{label} is " in message
+    wanted = f"EXIF orientation: {turned} of the image, {label_turned} of the labels"
+    assert wanted in message
+
+
+def test_images_turned_without_their_labels_are_named_once(tmp_path, caplog):
+    names = [f"{n}" for n in range(8)]
+    for name, turned in zip(names, (2, 3, 4, 5, 6, 7, 8, 1)):
+        write_turned(tmp_path, name, turned, 1, (6, 6) if turned > 4 else (6, 8))
+    dataset = open_dataset("camvid", "train", str(tmp_path))
+    for index in range(len(dataset)):
+        assert dataset[index].labels.shape == dataset[index].image.shape[:2]
+    assert len(caplog.messages) == 7
+    for name, turned in zip(names, range(2, 9)):
+        start = f"{tmp_path / 'train' / name}.png: turned by its EXIF orientation"
+        assert (
+            sum(line.startswith(f"{start} {turned},") for line in caplog.messages) == 1
+        )
+
+
+def test_labels_drawn_on_the_upright_image_are_no_reason_to_warn(tmp_path, caplog):
+    image, label, _ = write_turned(tmp_path, "a", 6, 1)
+    upright = RNG.integers(0, 11, (8, 6), np.uint8)  # of another size than as stored
+    Image.fromarray(upright).save(label)
+    example = open_dataset("camvid", "train", str(tmp_path))[0]
+    np.testing.assert_array_equal(example.labels, upright)
+    assert not caplog.messages
+
+
+def test_warnings_of_many_turned_images_end(tmp_path, caplog):
+    for n in range(13):
+        write_turned(tmp_path, f"{n:02}", 3, 1)
+    open_dataset("camvid", "train", str(tmp_path))
+    assert len(caplog.messages) == 10
+    assert [m.endswith("not listed") for m in caplog.messages] == [False] * 9 + [True]
+
+
+def test_labels_of_few_bits_and_any_suffix_are_the_classes(tmp_path):
+    labels = RNG.integers(0, 11, (6, 8))
+    _, label = write(tmp_path, "0003", labels)
+    label.unlink()
+    label.with_suffix(".PNG").write_bytes(make_png(labels, 4))
+    dataset = open_dataset("camvid", "train", str(tmp_path))
+    np.testing.assert_array_equal(dataset[0].labels, labels)
+
+
+def test_palette_colors_play_no_part_where_labels_are_indices_by_definition(tmp_path):
+    labels = RNG.integers(0, 11, (6, 8)).astype(np.uint8)
+    _, label = write(tmp_path, "0003", labels)
+    image = Image.fromarray(labels)
+    image.putpalette(np.uint8(CAMVID.colors)[::-1].ravel().tolist())
+    image.save(label)
+    dataset = open_dataset("camvid", "train", str(tmp_path))
+    np.testing.assert_array_equal(dataset[0].labels, labels)
 
 
 @pytest.mark.parametrize("value", [12, 100, 254])

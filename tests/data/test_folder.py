@@ -1,14 +1,20 @@
 """Tests of the data set `folder`: classes.json, layouts, colors, and problems."""
 
+import dataclasses
 import json
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from encnet_jax.data.dataset_info import IGNORE_LABEL, voc_colormap
+from encnet_jax.data.dataset_info import (
+    CIFAR10,
+    IGNORE_LABEL,
+    load_info,
+    save_info,
+    voc_colormap,
+)
 from encnet_jax.data.folder import read_info
-from encnet_jax.data.image_io import color_table, decode_labels
 from encnet_jax.data.registry import dataset_info, open_dataset
 from encnet_jax.errors import UserError
 
@@ -178,25 +184,58 @@ def test_unknown_color_names_file_color_and_place(colored):
     assert "2 pixels" in message
 
 
-def test_color_table_distinguishes_the_channels():
-    table = color_table({(1, 2, 3): 0, (3, 2, 1): 254, (2, 1, 3): 255})
-    assert table[[0x030201, 0x010203, 0x030102]].tolist() == [1, 255, 256]
-    assert np.count_nonzero(table) == 3
+def test_palettes_in_other_orders_are_read_by_color(colored):
+    for name, order in (("b", [3, 1, 0, 2]), ("a.v2/x", [2, 1, 3, 0])):
+        image = Image.fromarray(np.argsort(order)[[[0, 1, 3], [2, 2, 1]]].astype("u1"))
+        image.putpalette(PAINT[order].ravel().tolist())
+        image.save(colored / f"labels/train/{name}.png")
+    dataset = open_dataset("folder", "train", str(colored))
+    for index in range(2):
+        labels = dataset[index].labels
+        assert labels.tolist() == [[0, 1, IGNORE_LABEL], [2, 2, 1]]
+
+
+def test_palette_of_other_colors_is_named(colored):
+    path = colored / "labels/train/b.png"
+    image = Image.fromarray(LABELS.astype(np.uint8))
+    image.putpalette([200, 9, 9] * 256)
+    image.save(path)
+    message = one_line_error(colored)
+    assert message.startswith(f"{path}: palette entry 0 has the color #c80909")
+
+
+def test_label_suffix_and_value_range_are_settings_of_the_folder(folder):
+    classes = {"classes": NAMES, "label_suffix": "_mask", "value_range": [-10, 5.5]}
+    write_classes(folder, classes)
+    for split, name in (("train", "b"), ("train", "a.v2/x"), ("val", "a")):
+        path = folder / "labels" / split / name
+        path.with_name(f"{path.name}.png").rename(f"{path}_mask.PNG")
+        write_label(folder, f"{split}/{name}.png", LABELS + 9)
+    (folder / "images/train/b.jpg").unlink()
+    values = np.float32([[-10, 5.5, -7], [0, 2.5, 99]])
+    Image.fromarray(values).save(folder / "images/train/b.tif")
+    (folder / "both.txt").write_text("train/b\nval/a.webp\n")
+    assert read_info(folder).value_range == (-10, 5.5)
+    for split in ("train", "both"):
+        dataset = open_dataset("folder", split, str(folder))
+        example = next(dataset[n] for n in range(2) if dataset[n].name == "b")
+        np.testing.assert_array_equal(example.labels, LABELS)
+        # (value + 10) / 15.5 of 255
+        expected = [[0, 255, 49], [165, 206, 255]]
+        np.testing.assert_array_equal(example.image[..., 1], expected)
+
+
+def test_images_of_unknown_range_are_named(folder):
+    path = folder / "images/train/b.tif"
+    (folder / "images/train/b.jpg").unlink()
+    Image.fromarray(np.float32(LABELS)).save(path)
+    assert one_line_error(folder).startswith(f"{path}: floats of unknown range: give")
 
 
 def test_colors_without_a_table_are_rejected(folder):
     path = write_label(folder, "train/b.png", PAINT[LABELS])
     message = one_line_error(folder)
-    assert str(path) in message and "mode RGB; allowed are 8-bit gray" in message
-
-
-def test_label_file_of_16_bits_is_rejected(colored):
-    path = colored / "labels/train/b.png"
-    Image.fromarray(LABELS.astype(np.uint16)).save(path)
-    message = one_line_error(colored)
-    assert str(path) in message and "mode I;16; allowed are" in message
-    with pytest.raises(UserError, match=r"\(P\)$"):
-        decode_labels(path.read_bytes(), "x")
+    assert str(path) in message and "mode RGB; allowed are gray" in message
 
 
 @pytest.mark.parametrize(
@@ -207,6 +246,15 @@ def test_label_file_of_16_bits_is_rejected(colored):
         ({"classes": "road"}, "classes='road': must be a list"),
         ({"classes": NAMES, "ignore": 0}, "ignore=0: must be a list"),
         ({"names": NAMES}, "key 'names': allowed are classes, ignore"),
+        ({"classes": NAMES, "value_range": 255}, "value_range=255: must be a list"),
+        ({"classes": NAMES, "value_range": [1]}, r"value_range=\[1\]: must be \[low"),
+        ({"classes": NAMES, "value_range": [4, 4]}, "value_range=.* low < high"),
+        ({"classes": NAMES, "value_range": [0, "9"]}, "value_range=.* two numbers"),
+        ({"classes": NAMES, "value_range": [0, True]}, "value_range=.* two numbers"),
+        ('{"classes": ["a", "b"], "value_range": [0, NaN]}', "value_range=.* two"),
+        ({"classes": NAMES, "label_suffix": 1}, "label_suffix=1: must be the end"),
+        ({"classes": NAMES, "label_suffix": "a/b"}, "label_suffix='a/b': must be"),
+        ({"classes": NAMES, "label_suffix": "_m.PNG"}, "'_m.PNG': .* without .png"),
         ([], "0 classes; allowed are 2 to 255"),
         (["road"], "1 classes; allowed are 2 to 255"),
         ([str(n) for n in range(256)], "256 classes; allowed are 2 to 255"),
@@ -215,8 +263,8 @@ def test_label_file_of_16_bits_is_rejected(colored):
         (["road", {"label": 1}], r"classes\[1\].name=None"),
         (["road", {"name": "car", "colour": "#000000"}], "key 'colour': allowed are"),
         (
-            ["road", {"name": "car", "label": 255}],
-            "label=255: must be an integer from 0",
+            ["road", {"name": "car", "label": 256}],
+            "label=256: must be an integer from 0 to 255",
         ),
         (["road", {"name": "car", "label": -1}], "label=-1: must be"),
         (["road", {"name": "car", "label": True}], "label=True: must be"),
@@ -228,6 +276,10 @@ def test_label_file_of_16_bits_is_rejected(colored):
         (["road", "road"], "the name 'road' is given twice"),
         (["road", {"name": "car", "label": 0}], "0 is given twice"),
         ({"classes": NAMES, "ignore": [2]}, "2 is given twice"),
+        (
+            {"classes": ["road", {"name": "car", "label": 255}], "ignore": [255]},
+            "255 is given twice",
+        ),
         ({"classes": NAMES, "ignore": [256]}, r"ignore\[0\]=256: must be an integer"),
         (
             [{"name": n, "color": c} for n, c in (("a", "#010203"), ("b", [1, 2, 3]))],
@@ -311,3 +363,14 @@ def test_empty_split_file_is_named(folder):
 def test_split_file_that_is_not_text_is_named(folder):
     (folder / "dev.txt").write_bytes(b"\xff\xfe\x00a")
     assert f"{folder / 'dev.txt'}: not UTF-8 text" in one_line_error(folder, "dev")
+
+
+def test_value_range_is_kept_with_the_model(tmp_path):
+    info = dataclasses.replace(CIFAR10, value_range=(-1.5, 4095))
+    save_info(info, tmp_path / "classes.json")
+    assert load_info(tmp_path / "classes.json").value_range == (-1.5, 4095)
+    # Workdirs of older versions have no such key.
+    stored = json.loads((tmp_path / "classes.json").read_text())
+    del stored["value_range"]
+    (tmp_path / "classes.json").write_text(json.dumps(stored))
+    assert load_info(tmp_path / "classes.json").value_range is None

@@ -1,13 +1,21 @@
 """Tests of decoding: any image file becomes upright uint8 RGB."""
 
 import io
+import warnings
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from encnet_jax.data.image_io import decode_image, decode_labels
+from encnet_jax.data.image_io import (
+    decode_image,
+    ensure_rgb_bytes,
+    set_max_image_pixels,
+)
+from encnet_jax.data.label_io import decode_labels
 from encnet_jax.errors import UserError
+from tests.data.png_files import RGB as PNG_RGB
+from tests.data.png_files import make_png
 
 RNG = np.random.default_rng(0)
 RGB = RNG.integers(0, 256, (5, 7, 3), np.uint8)
@@ -141,30 +149,102 @@ def test_image_of_too_many_pixels_is_named(monkeypatch):
         decode_image(stored(RGB), "photo")
 
 
-@pytest.mark.parametrize("mode", ["L", "P"])
-def test_labels_are_gray_values_or_palette_indices(mode):
-    labels = np.arange(256, dtype=np.uint8).reshape(16, 16)
-    image = Image.fromarray(labels)
-    if mode == "P":
-        image.putpalette(RNG.permutation(256).astype(np.uint8).repeat(3).tolist())
-    data = stored(image)
-    assert Image.open(io.BytesIO(data)).mode == mode
-    np.testing.assert_array_equal(decode_labels(data, "name"), labels)
+RANGE = (100, 4195)
 
 
-def test_labels_of_few_classes_in_a_small_palette_keep_their_values():
-    image = Image.fromarray(np.array([[0, 1, 2]], np.uint8))
-    image.putpalette([0, 0, 0, 9, 9, 9, 5, 5, 5])
-    data = stored(image, bits=2)
-    np.testing.assert_array_equal(decode_labels(data, "name"), [[0, 1, 2]])
+@pytest.mark.parametrize(
+    "kind, dtype", [("PNG", "u2"), ("TIFF", "u2"), ("TIFF", "i4"), ("TIFF", "f4")]
+)
+def test_value_range_is_scaled_to_8_bits_and_clipped(kind, dtype):
+    values = np.array([[100, 4195, 2147, 1124, 0, 5000]]).astype(dtype)
+    data = stored(values, kind)
+    # 819 is a fifth of the range of 4095.
+    result = decode_image(stored(values - values + 919, kind), "name", RANGE)
+    assert (result == 51).all()
+    result = decode_image(data, "name", RANGE)
+    np.testing.assert_array_equal(result[0, :, 0], [0, 255, 127, 64, 0, 255])
+    np.testing.assert_array_equal(result, result[..., :1].repeat(3, -1))
+    again = decode_image(ensure_rgb_bytes(data, "name", RANGE), "name")
+    np.testing.assert_array_equal(again, result)
 
 
-def test_labels_of_one_bit_are_0_and_1():
-    bits = Image.fromarray(np.array([[True, False]]))
-    np.testing.assert_array_equal(decode_labels(stored(bits), "name"), [[1, 0]])
+def test_floats_from_0_to_1_and_missing_values():
+    values = np.array([[0, 0.2, 1, np.nan, np.inf, -np.inf]], np.float32)
+    result = decode_image(stored(values, "TIFF"), "name", (0, 1))
+    assert result[0, :, 0].tolist() == [0, 51, 255, 0, 255, 0]
+    # A range below 0, as of signed values.
+    result = decode_image(stored(values[:, :3], "TIFF"), "name", (-1, 1))
+    assert result[0, :, 0].tolist() == [128, 153, 255]
 
 
-@pytest.mark.parametrize("image", [RGB, RGB[..., :1].astype(np.uint16)[..., 0]])
-def test_labels_in_colors_or_16_bits_are_named(image):
-    with pytest.raises(UserError, match="mask: a label image of mode .* allowed are"):
-        decode_labels(stored(image), "mask")
+@pytest.mark.parametrize(
+    "values, kind, message",
+    [
+        (np.array([[0, 0.5]], np.float32), "TIFF", "floats of unknown range"),
+        (np.array([[0, 200]], np.float32), "TIFF", "floats of unknown range"),
+        (np.array([[0, 65535]], np.int32), "TIFF", "32-bit or signed integers"),
+        (np.array([[0, 4095]], np.uint16), "PNG", "16-bit values .* none above 4095"),
+        (np.array([[9, 16383]], np.uint16), "TIFF", "16-bit .* none above 16383"),
+    ],
+)
+@pytest.mark.parametrize("read", [decode_image, ensure_rgb_bytes])
+def test_values_of_unknown_range_are_named_with_the_remedy(values, kind, message, read):
+    with pytest.raises(UserError, match=f"photo: {message}.*value_range.*8 bits") as e:
+        read(stored(values, kind), "photo")
+    assert "\n" not in str(e.value)
+
+
+def test_dark_16_bit_images_of_given_range_and_black_ones_are_read():
+    dark = np.array([[0, 10 * 257, 20 * 257]], np.uint16)
+    result = decode_image(stored(dark), "name", (0, 65535))
+    assert result[0, :, 0].tolist() == [0, 10, 20]
+    assert decode_image(stored(dark * 0), "name").max() == 0
+
+
+def test_8_bit_images_ignore_the_value_range():
+    np.testing.assert_array_equal(decode_image(stored(RGB), "name", RANGE), RGB)
+    data = stored(RGB)
+    assert ensure_rgb_bytes(data, "name", RANGE) is data
+
+
+def test_pgm_files_declare_their_range():
+    data = b"P5 3 1 4095\n" + np.array([0, 819, 4095], ">u2").tobytes()
+    assert decode_image(data, "name")[0, :, 0].tolist() == [0, 51, 255]
+    assert decode_image(data, "name", (0, 1638))[0, :, 0].tolist() == [0, 128, 255]
+    assert decode_image(b"P2 2 1 4095\n819 4095", "name")[0, :, 0].tolist() == [51, 255]
+    assert decode_image(b"P1 2 1\n0 1", "name")[0, :, 0].tolist() == [255, 0]
+    full = b"P5 3 1 65535\n" + np.array([0, 13107, 65535], ">u2").tobytes()
+    assert decode_image(full, "name")[0, :, 0].tolist() == [0, 51, 255]
+
+
+def test_color_of_16_bits_is_read_at_full_range_only():
+    values = RGB.astype(int) * 257
+    data = make_png(values, 16, PNG_RGB)
+    np.testing.assert_array_equal(decode_image(data, "name"), RGB)
+    again = decode_image(ensure_rgb_bytes(data, "name"), "name")
+    np.testing.assert_array_equal(again, RGB)
+    np.testing.assert_array_equal(decode_image(data, "name", (0, 65535)), RGB)
+    with pytest.raises(UserError, match="photo: 16 bits per color.*does not apply"):
+        decode_image(data, "photo", (0, 4095))
+    twelve = make_png(values // 16, 16, PNG_RGB)
+    for read in (decode_image, ensure_rgb_bytes):
+        with pytest.raises(UserError, match="photo: 16 bits per color .* to 8 bits"):
+            read(twelve, "photo")
+
+
+def test_more_pixels_are_allowed_by_the_setting_without_a_warning(monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
+    data = stored(RGB)  # 35 pixels; Pillow warns from 11, and refuses from 21
+    with pytest.raises(UserError, match="photo: .*35 pixels") as raised:
+        decode_image(data, "photo")
+    assert "data.max_image_pixels (--max_image_pixels)" in str(raised.value)
+    set_max_image_pixels(34)
+    with pytest.raises(UserError, match="photo: .*35 pixels.* limit of 34"):
+        ensure_rgb_bytes(data, "photo")
+    set_max_image_pixels(35)
+    with warnings.catch_warnings(record=True) as caught:
+        np.testing.assert_array_equal(decode_image(data, "photo"), RGB)
+        Image.open(io.BytesIO(data)).crop((0, 0, 7, 5))
+    assert not caught
+    set_max_image_pixels(0)
+    np.testing.assert_array_equal(decode_image(data, "photo"), RGB)

@@ -1,6 +1,7 @@
 """Tests of training batches that are resized on the host or on the device."""
 
 import collections
+import dataclasses
 import io
 import itertools
 import threading
@@ -13,11 +14,12 @@ from PIL import Image
 from encnet_jax.data.augment_device import resized_batch
 from encnet_jax.data.augmentation import Augmentation
 from encnet_jax.data.dataset_info import DatasetInfo
-from encnet_jax.data.datasets import Example
+from encnet_jax.data.datasets import Example, FileDataset
 from encnet_jax.data.label_map import map_labels
 from encnet_jax.data.sampler import batch_indices
 from encnet_jax.errors import UserError
 from tests.data import geometry
+from tests.data.png_files import make_png
 
 loader = pytest.importorskip("encnet_jax.data.loader")
 
@@ -68,7 +70,7 @@ class ListDataset:
 
 def batches(count, pairs, augmentation=PLAIN, *, batch_size=4, seed=0, **settings):
     """Returns batches, if need be resized as on the device."""
-    dataset = pairs if isinstance(pairs, ListDataset) else ListDataset(pairs)
+    dataset = ListDataset(pairs) if isinstance(pairs, list) else pairs
     made = loader.train_batches(
         dataset, augmentation, batch_size=batch_size, seed=seed, **settings
     )
@@ -189,15 +191,17 @@ def test_labels_and_colors_agree_to_the_pixel(padded_size):
     geometry.check_labels_follow_colors(*concatenated(found))
 
 
-@pytest.mark.parametrize("jitter", [0.0, 0.4])
-def test_both_modes_make_the_same_crops(jitter):
+@pytest.mark.parametrize(("jitter", "rotation"), [(0.0, 0), (0.4, 0), (0.0, 30)])
+def test_both_modes_make_the_same_crops(jitter, rotation):
     rng = np.random.default_rng(1)
     size = geometry.SIZE
     pairs = [
-        (rng.integers(0, 256, (*size, 3), np.uint8), rng.integers(0, 12, size, "u1"))
+        (rng.integers(1, 256, (*size, 3), np.uint8), rng.integers(0, 12, size, "u1"))
         for _ in range(4)
     ]
-    augmentation = Augmentation(44, 40, (0.5, 2.0), color_jitter=jitter)
+    augmentation = Augmentation(
+        44, 40, (0.5, 2.0), color_jitter=jitter, rotation=rotation
+    )
     images, labels = concatenated(batches(8, pairs, augmentation))
     other, same = concatenated(batches(8, pairs, augmentation, padded_size=0))
     np.testing.assert_array_equal(labels, same)
@@ -207,6 +211,8 @@ def test_both_modes_make_the_same_crops(jitter):
     assert error.max() <= (1 if not jitter else 3)
     assert error.mean() < 0.5
     assert not images[labels == 255].any() and not other[labels == 255].any()
+    if not jitter:  # which clips
+        assert images[labels != 255].all() and other[labels != 255].all()
 
 
 def test_raw_labels_become_classes():
@@ -295,3 +301,74 @@ def test_closing_ends_the_threads():
     made.close()
     names = [thread.name for thread in threading.enumerate()]
     assert not any(name.startswith("encnet-input") for name in names)
+
+
+@MODES
+def test_files_are_turned_and_scaled_as_when_they_are_indexed(tmp_path, padded_size):
+    rng = np.random.default_rng(0)
+    exif = Image.Exif()
+    exif[274] = 6
+    info = dataclasses.replace(
+        INFO, label_map={n: n for n in range(12)}, value_range=(-1, 1)
+    )
+    pairs = []
+    for index, suffix in enumerate(["tif", "png", "jpg", "png"]):
+        files = tmp_path / f"{index}.{suffix}", tmp_path / f"{index}-labels.png"
+        values = rng.integers(0, 256, (24, 24)).astype(np.uint8)
+        if suffix == "tif":
+            values = values.astype(np.float32) / 127.5 - 1
+        labels = rng.integers(0, 12, (24, 24)).astype(np.uint8)
+        Image.fromarray(values).save(files[0], exif=exif if index < 3 else None)
+        Image.fromarray(labels).save(files[1], exif=exif if index < 3 else None)
+        pairs.append(files)
+    files[1].write_bytes(make_png(labels, 4))
+    dataset = FileDataset(info, pairs)
+    (batch,) = batches(1, dataset, padded_size=padded_size)
+    indices, _ = batch_indices(0, 4, 4, 0)
+    assert sorted(indices.tolist()) == [0, 1, 2, 3]
+    for row, index in enumerate(indices.tolist()):
+        example = dataset[index]
+        np.testing.assert_array_equal(batch["labels"][row], example.labels)
+        np.testing.assert_array_equal(batch["images"][row], example.image)
+    np.testing.assert_array_equal(dataset[3].labels, labels)
+
+
+@MODES
+def test_label_255_of_a_class_is_learned_and_padding_is_not(padded_size):
+    class Masks(ListDataset):
+        info = DatasetInfo("masks", ("no", "yes"), ((0, 0, 0),) * 2, {}, {0: 0, 255: 1})
+
+        def encoded(self, index, *, raw_labels):
+            image, labels = self.pairs[index]
+            return stored(image), labels
+
+    labels = np.zeros((24, 12), np.uint8)  # narrower than the crop
+    labels[:10] = 255
+    image = np.zeros((24, 12, 3), np.uint8)
+    (batch,) = itertools.islice(
+        loader.train_batches(
+            Masks([(image, labels)]),
+            PLAIN,
+            batch_size=1,
+            seed=0,
+            padded_size=padded_size,
+        ),
+        1,
+    )
+    expected = np.full((24, 24), 255)
+    expected[:10, :12], expected[10:, :12] = 1, 0
+    np.testing.assert_array_equal(batch["labels"][0], expected)
+
+
+@MODES
+@pytest.mark.parametrize("size", [(2, 1100), (1100, 2), (1, 1), (1, 7)])
+def test_images_a_few_pixels_wide_are_cropped(padded_size, size):
+    augmentation = Augmentation(base_size=48, crop_size=32)
+    image, labels = np.full((*size, 3), 200, np.uint8), np.full(size, 3, np.uint8)
+    found = batches(3, [(image, labels)] * 4, augmentation, padded_size=padded_size)
+    for pixels, mapped in zip(*concatenated(found)):
+        labeled = mapped == 3
+        # Scaled to a long side of 24 to 96 pixels; the short side has at least one.
+        assert labeled.sum() >= 24
+        assert (pixels[labeled] == 200).all() and not pixels[~labeled].any()
+        assert set(np.unique(mapped)) <= {3, 255}

@@ -281,6 +281,7 @@ def test_presence_of_an_image_is_the_mean_over_its_windows():
         (dict(mode="slide", crop_size=12), (2, 12, 12, 3)),
         (dict(scales=(1.0,), crop_size=12), (2, 12, 12, 3)),
         (dict(scales=(1.0,), flip=True, crop_size=12), (2, 12, 12, 3)),
+        (dict(mode="whole"), (2, 12, 10, 3)),
         (dict(mode="whole", base_size=10), (2, 10, 8, 3)),
         (dict(mode="whole", protocol="mmseg", short_size=10), (1, 12, 10, 3)),
         (dict(mode="slide", protocol="mmseg", crop_size=6), (2, 6, 6, 3)),
@@ -298,6 +299,38 @@ def test_configuration_sets_the_shapes_that_the_network_sees(settings, shape):
     config.mesh.data = 1
     config.data.base_size = 12
     config.evaluation.update(settings)
-    predict_batches = predict_fn_from_config(config, config, Counting(), INFO)
+    predict_batches = predict_fn_from_config(config, Counting(), INFO)
     results, _ = run(predict_batches, Counting(), FakeDataset([(18, 15)]))
     assert set(shapes) == {shape} and results["images"] == 1
+
+
+THIN = [(2, 1100), (1100, 2), (1, 1), (1, 7), (3, 2)]
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        dict(mode="whole"),
+        dict(mode="whole", base_size=20, align_corners=True),
+        dict(mode="slide"),
+        dict(mode="slide", crop_size=1, base_size=4),
+        dict(scales=(0.25, 1.75), flip=True),
+        dict(protocol="mmseg", mode="slide", crop_size=24, flip=True),
+        dict(protocol="mmseg", mode="slide", crop_size=16, base_size=32),
+        dict(protocol="mmseg", mode="whole", short_size=16, base_size=64),
+        dict(protocol="mmseg", mode="whole", scales=(0.1, 1.0)),
+    ],
+)
+def test_images_a_few_pixels_wide_are_scored_once(settings):
+    config = configuration.default()
+    config.mesh.data = 1
+    config.data.base_size, config.data.crop_size = 48, 32
+    config.evaluation.update(settings)
+    dataset = FakeDataset(THIN)
+    dataset.examples = [
+        example._replace(labels=example.labels * 0) for example in dataset.examples
+    ]
+    predict_batches = predict_fn_from_config(config, Brightest(), INFO)
+    results, found = run(predict_batches, Brightest(), dataset)
+    assert sorted(metrics.index for metrics in found) == [0, 1, 2, 3, 4]
+    assert results["confusion_matrix"].sum() == sum(h * w for h, w in THIN)

@@ -60,3 +60,5 @@ def test_scores_are_those_worked_out_by_hand():
     assert scores["small"]["mean_recall"] == (6 / 8 + 1 / 4) / 2
     assert np.isnan(scores["medium"]["mean_iou"])
     assert scores["large"]["mean_iou"] == 1
+    scored = [scores[size]["classes_scored"] for size in ("small", "medium", "large")]
+    assert scored == [2, 0, 1]

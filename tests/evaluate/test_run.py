@@ -1,7 +1,10 @@
 """evaluate.py on a small run: killed, resumed, misused, writing submissions."""
 
+import dataclasses
 import json
 import logging
+import os
+import shutil
 import signal
 import subprocess
 import time
@@ -11,12 +14,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from encnet_jax import Segmenter, optimizer
 from encnet_jax import config as configuration
-from encnet_jax import optimizer
 from encnet_jax.config import load_config, save_config
 from encnet_jax.data.dataset_info import CAMVID, save_info
 from encnet_jax.evaluate.progress_log import EvalProgressLog
-from encnet_jax.evaluate.run import evaluate_workdir, select_examples
+from encnet_jax.evaluate.run import (
+    compare_value_ranges,
+    evaluate_workdir,
+    select_examples,
+)
 from encnet_jax.models import create_model
 from encnet_jax.run.checkpoint import Checkpoints
 from encnet_jax.run.model_config import model_settings
@@ -243,6 +250,75 @@ def test_submission_has_published_ids_at_the_size_of_the_image(
     np.testing.assert_array_equal(written, np.asarray(Image.open(output / "a_000.png")))
 
 
+def test_labels_corrected_after_a_kill_are_scored_anew(
+    trained, config, camvid, monkeypatch
+):
+    """Two of seven images are done when the labels of one of them change."""
+    add, done = EvalProgressLog.add, []
+
+    def killed(log, metrics):
+        if len(done) == 2:
+            raise KeyboardInterrupt
+        done.append(metrics.index)
+        add(log, metrics)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(EvalProgressLog, "add", killed)
+        with pytest.raises(KeyboardInterrupt):
+            evaluate_workdir(config, trained, "test")
+    path = camvid / "testannot" / f"{done[0]:04}.png"
+    content, time_ns = path.read_bytes(), path.stat().st_mtime_ns
+    try:
+        corrected = np.zeros_like(np.asarray(Image.open(path)))
+        Image.fromarray(corrected).save(path)
+        os.utime(path, ns=(time_ns, time_ns + 10**9))
+        evaluate_workdir(config, trained, "test")
+        scores = json.loads((trained / "evaluation" / "test.json").read_text())
+        evaluate_workdir(config, trained, "test")
+        again = json.loads((trained / "evaluation" / "test.json").read_text())
+    finally:
+        path.write_bytes(content)
+    assert scores == again
+    # The corrected labels are all of class 0.
+    assert sum(scores["confusion_matrix"][0]) >= corrected.size
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        dict(mode="whole"),
+        dict(mode="whole", base_size=40),
+        dict(mode="whole", base_size=40, align_corners=True),
+        dict(mode="slide"),
+        dict(mode="slide", scales=(0.5, 1.0), flip=True),
+        dict(protocol="mmseg", mode="whole", base_size=40),
+        dict(protocol="mmseg", mode="slide", crop_size=24),
+    ],
+)
+def test_segmenter_labels_as_the_evaluation_does(
+    trained, config, camvid, tmp_path, settings
+):
+    shutil.copytree(trained / "checkpoints", tmp_path / "checkpoints")
+    shutil.copy(trained / "classes.json", tmp_path)
+    config.data.base_size, config.data.crop_size = 44, 32  # the images are larger
+    config.evaluation.mode = "whole"
+    config.evaluation.update(settings)
+    save_config(config, tmp_path / "config.json")
+    evaluate_workdir(config, tmp_path, "test", submission=True)
+    (folder,) = (tmp_path / "submission").iterdir()
+    segmenter = Segmenter.from_workdir(tmp_path)
+    wrong = total = 0
+    for path in sorted((camvid / "test").iterdir()):
+        labels = segmenter(path).labels
+        written = np.asarray(Image.open(folder / path.name))
+        wrong, total = wrong + (labels != written).sum(), total + labels.size
+    assert wrong <= 1e-3 * total  # other batches round differently
+    result = segmenter(path)
+    np.testing.assert_allclose(result.probabilities.sum(-1), 1, rtol=1e-5)
+    differ = result.probabilities.argmax(-1) != result.labels
+    assert differ.mean() <= 1e-3  # where two classes tie
+
+
 @pytest.mark.parametrize(
     ("more", "message"),
     [
@@ -253,6 +329,7 @@ def test_submission_has_published_ids_at_the_size_of_the_image(
         (["--config.evaluation.protocol=voc"], "allowed are pytorch_encoding, mmseg"),
         (["--config.evaluation.stride=40"], "windows of 32 pixels would leave gaps"),
         (["--config.data.name=scenes", "--split=test"], "has other 20"),
+        (["--config.model.width=8"], "model.width=8: the run in"),
     ],
 )
 def test_invalid_arguments_are_reported_before_anything_starts(
@@ -274,3 +351,13 @@ def test_best_median_and_worst_images_are_chosen_once():
         0: "worst",
     }
     assert select_examples(np.array([0.3])) == {0: "best"}
+
+
+def test_value_range_other_than_in_training_is_a_warning(caplog):
+    scaled = dataclasses.replace(CAMVID, value_range=(0, 4095))
+    compare_value_ranges(CAMVID, CAMVID)
+    compare_value_ranges(scaled, scaled)
+    assert not caplog.messages
+    compare_value_ranges(scaled, CAMVID)
+    message = "value_range: (0, 4095) in training, None in evaluation"
+    assert caplog.messages == [message]

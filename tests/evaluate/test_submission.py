@@ -1,16 +1,18 @@
 """Submissions, read back as the test servers do."""
 
+import dataclasses
+import io
+
 import numpy as np
 import pytest
 from PIL import Image
 
-from encnet_jax.data.registry import dataset_info
+from encnet_jax.data.label_map import published_labels
+from encnet_jax.data.registry import dataset_info, open_dataset
+from encnet_jax.data.result_file import save_result
 from encnet_jax.errors import UserError
-from encnet_jax.evaluate.submission import (
-    Submission,
-    UnlabeledDataset,
-    published_labels,
-)
+from encnet_jax.evaluate.submission import Submission, UnlabeledDataset
+from encnet_jax.files import whole_file
 
 CITYSCAPES_IDS = [7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28]
 
@@ -67,5 +69,69 @@ def test_folders_of_images_are_read_through_and_bad_ones_named(tmp_path):
         UnlabeledDataset(dataset_info("ade20k"), tmp_path)
     empty = tmp_path / "empty"
     empty.mkdir()
-    with pytest.raises(UserError, match="no .jpg, .jpeg, .png in it"):
+    for name in ("._a.jpg", "a.pdf", ".cache/a.png"):
+        (empty / name).parent.mkdir(exist_ok=True)
+        (empty / name).touch()
+    with pytest.raises(UserError, match="empty: no images"):
         UnlabeledDataset(dataset_info("ade20k"), empty)
+
+
+def test_images_without_labels_are_of_any_format_and_value_range(tmp_path):
+    info = dataclasses.replace(dataset_info("ade20k"), value_range=(0, 4095))
+    values = np.array([[0, 819, 4095], [9000, 2048, 0]])
+    Image.fromarray(values.astype(np.uint16)).save(tmp_path / "a.png")
+    Image.fromarray(values.astype(np.float32)).save(tmp_path / "b.TIF")
+    dataset = UnlabeledDataset(info, tmp_path)
+    for index in range(2):
+        image = dataset[index].image
+        assert image[..., 0].tolist() == [[0, 51, 255], [255, 128, 0]]
+        data, labels = dataset.encoded(index)
+        np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(data))), image)
+        assert labels.shape == (2, 3)
+
+
+@pytest.mark.parametrize(
+    ("images", "expected"),
+    [
+        (["x/a.png", "x/b.png", "y/c.png"], ["a", "b", "c"]),
+        (["x/a.png", "x/b.png", "y/a.png"], ["x/a", "x/b", "y/a"]),
+        (["x/a.png", "y/A.png"], ["x/a", "y/A"]),
+        (["x/1/a.png", "x/2/a.png"], ["1/a", "2/a"]),
+    ],
+)
+def test_images_of_equal_names_have_files_of_their_own(tmp_path, images, expected):
+    root, labels = tmp_path / "data", np.zeros((4, 5), np.uint8)
+    for name in images:
+        for kind in ("images", "labels"):
+            path = root / kind / "val" / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(np.stack([labels] * 3, -1)).save(path)
+        Image.fromarray(labels).save(path)
+    (root / "classes.json").write_text('["a", "b"]')
+    dataset = open_dataset("folder", "val", str(root))
+    submission = Submission(tmp_path / "out", dataset.info)
+    for index in range(len(images)):
+        submission.write(dataset[index].name, np.full((4, 5), index % 2, np.uint8))
+    files = sorted(path for path in (tmp_path / "out").rglob("*") if path.is_file())
+    names = [path.relative_to(tmp_path / "out").as_posix() for path in files]
+    assert names == sorted(f"{name}.png" for name in expected)
+    for index, name in enumerate(expected):
+        with Image.open(tmp_path / "out" / f"{name}.png") as image:
+            assert (np.asarray(image) == index % 2).all()
+    with pytest.raises(UserError, match="two images of this name"):
+        submission.write(expected[0], labels)
+
+
+def test_results_of_predict_are_no_images(tmp_path):
+    pixels = np.zeros((4, 5, 3), np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "a.jpg")
+    with whole_file(tmp_path / "a-overlay.png") as file:
+        save_result(Image.fromarray(pixels), file, tmp_path / "a.jpg")
+    dataset = UnlabeledDataset(dataset_info("ade20k"), tmp_path)
+    assert [path.name for path in dataset.paths] == ["a.jpg"]
+
+
+def test_folder_that_is_a_file_is_named(tmp_path):
+    (tmp_path / "val").touch()
+    with pytest.raises(UserError, match="val: cannot be written to: File exists"):
+        Submission(tmp_path / "val", dataset_info("ade20k"))

@@ -1,5 +1,6 @@
 """Exported models run without the package and equal the original in JAX."""
 
+import dataclasses
 import importlib.util
 import re
 import subprocess
@@ -13,6 +14,7 @@ import pytest
 
 from encnet_jax.config import default, save_config
 from encnet_jax.data.dataset_info import (
+    ADE20K,
     DatasetInfo,
     load_info,
     save_info,
@@ -20,6 +22,7 @@ from encnet_jax.data.dataset_info import (
 )
 from encnet_jax.errors import UserError
 from encnet_jax.export import formats as export_formats
+from encnet_jax.export.model_card import model_card
 from encnet_jax.export.run import compare, export_workdir, load_trained
 from encnet_jax.inference.predict_fn import make_classify_fn, make_predict_fn
 from encnet_jax.models import create_model
@@ -145,6 +148,33 @@ def test_readme_lists_classes_and_arrays(stablehlo):
     ):
         assert row in text, row
     assert "logits" not in text
+
+
+def test_readme_says_how_images_of_a_value_range_are_scaled(stablehlo):
+    info = load_info(stablehlo / "classes.json")
+    assert info.value_range is None
+    shape = jax.ShapeDtypeStruct((1, 33, 40, 3), np.uint8)
+    settings = dict(smallest=9, training_size=0, file_format="onnx", checked="")
+    card = model_card("t", info, shape, {}, **settings)
+    assert "scale" not in card
+    info = dataclasses.replace(info, value_range=(0, 4095.5))
+    card = model_card("t", info, shape, {}, **settings)
+    assert "from 0 to 4095.5. The model takes uint8: scale such images linearly" in card
+
+
+def test_readme_gives_the_labels_in_files_where_they_differ():
+    images = jax.ShapeDtypeStruct((1, 33, 40, 3), np.uint8)
+    settings = dict(smallest=9, training_size=0, file_format="onnx", checked="")
+    text = model_card("title", ADE20K, images, {"labels": images}, **settings)
+    assert "| label | class | color | label in the data set's files |" in text
+    assert "| 0 | wall | #787878 | 1 |" in text and "| 150 |\n" in text
+
+
+@pytest.mark.parametrize("name", ["file", "file/below"])
+def test_output_that_cannot_be_a_folder_is_named(trained, tmp_path, name):
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match=f"--output=.*{name}: .*is a file"):
+        export_workdir(trained[0], tmp_path / name)
 
 
 def test_onnx_takes_images_of_any_size(trained, onnx, monkeypatch):

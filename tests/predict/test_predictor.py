@@ -1,13 +1,22 @@
 """The segmenter on imported weights: names, sizes, kinds of input."""
 
+import dataclasses
+from types import SimpleNamespace
+
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
 from safetensors.numpy import save_file
 from torch_networks import random_weights, small_shapes, small_weights
 
-from encnet_jax import Segmenter, UserError
+from encnet_jax import Classifier, Segmenter, UserError
+from encnet_jax.commands import predict as command
+from encnet_jax.convert.load import load_torch_model
 from encnet_jax.convert.workdir import write_workdir
+from encnet_jax.data.dataset_info import CIFAR10
+from encnet_jax.inference.predict_fn import whole_image_logits
+from encnet_jax.predict.predictor import read_image
 from encnet_jax.predict.write import find_images
 from encnet_jax.run.workdir import load_workdir
 from tests.commands import SMALL, make_camvid, run
@@ -41,9 +50,98 @@ def test_any_kind_of_image_gives_labels_of_its_own_size(segmenter, tmp_path):
         np.testing.assert_array_equal(segmenter(other).labels, result.labels)
 
 
-def test_array_of_another_dtype_is_rejected(segmenter):
-    with pytest.raises(TypeError, match="float64 .*uint8"):
-        segmenter(np.zeros((4, 4, 3)))
+def test_probabilities_are_those_of_the_labels(segmenter):
+    pixels = np.random.default_rng(1).integers(0, 255, (40, 52, 3), np.uint8)
+    result = segmenter(pixels)
+    probabilities = result.probabilities
+    assert probabilities.dtype == np.float32
+    assert probabilities.shape == (40, 52, len(result.class_names))
+    np.testing.assert_allclose(probabilities.sum(-1), 1, rtol=1e-5)
+    assert (probabilities >= 0).all() and np.ptp(probabilities.max(-1)) > 1e-3
+    chosen = np.take_along_axis(probabilities, result.labels[..., None].astype(int), -1)
+    assert (probabilities.argmax(-1) == result.labels).mean() > 0.999
+    np.testing.assert_allclose(chosen[..., 0], probabilities.max(-1), rtol=1e-5)
+    assert result.probabilities is probabilities  # computed once
+
+
+def test_probabilities_are_the_softmax_of_the_logits(weights_file):
+    pixels = np.random.default_rng(2).integers(0, 255, (33, 48, 3), np.uint8)
+    result = Segmenter.from_torch(weights_file, base_size=0)(pixels)
+    model, description = load_torch_model(weights_file)
+    model.eval()
+    logits, _ = whole_image_logits(
+        model, pixels[None], mean=description.mean, std=description.std
+    )
+    expected = np.exp(logits[0] - logits[0].max(-1, keepdims=True))
+    expected /= expected.sum(-1, keepdims=True)
+    np.testing.assert_allclose(result.probabilities, expected, rtol=2e-3, atol=1e-6)
+
+
+def test_arrays_of_jax_are_images_too(segmenter):
+    pixels = np.random.default_rng(0).integers(0, 255, (40, 52, 3), np.uint8)
+    result = segmenter(jnp.asarray(pixels))
+    np.testing.assert_array_equal(result.labels, segmenter(pixels).labels)
+    assert isinstance(result.image, np.ndarray) and result.overlay().height >= 40
+    np.testing.assert_array_equal(read_image(jnp.asarray(pixels)), pixels)
+
+
+@pytest.mark.parametrize(
+    ("image", "message"),
+    [
+        (np.zeros((4, 4, 3)), "float64 .*uint8"),
+        (jnp.zeros((4, 4, 3)), "float32 .*uint8"),
+        (np.zeros((3, 4, 4), np.uint8), r"uint8 \(3, 4, 4\); .*\(h, w, 3\)"),
+        (np.zeros((1, 4, 4, 3), np.uint8), r"uint8 \(1, 4, 4, 3\)"),
+        (np.zeros((4, 4), np.uint8), r"uint8 \(4, 4\)"),
+        (np.zeros((0, 4, 3), np.uint8), "without pixels"),
+        ([[0, 0, 0]], "image: list; allowed are a file"),
+        (None, "image: NoneType"),
+        (b"a.jpg", "image: bytes"),
+    ],
+)
+def test_what_is_no_image_is_named(segmenter, image, message):
+    with pytest.raises(TypeError, match=message):
+        segmenter(image)
+
+
+@pytest.mark.parametrize("kind", ["file", "PIL"])
+def test_images_of_a_value_range_equal_those_scaled_by_hand(
+    segmenter, tmp_path, monkeypatch, kind
+):
+    pixels = np.random.default_rng(1).integers(0, 256, (40, 52)).astype(np.uint8)
+    path = tmp_path / "a.tif"
+    Image.fromarray(pixels.astype(np.float32) / 255 * 5 - 2).save(path)
+    with pytest.raises(UserError, match="floats of unknown range"):
+        segmenter(path)
+    info = dataclasses.replace(segmenter.info, value_range=(-2, 3))
+    monkeypatch.setattr(segmenter, "info", info)
+    result = segmenter(path if kind == "file" else Image.open(path))
+    np.testing.assert_array_equal(result.image, np.stack([pixels] * 3, -1))
+    np.testing.assert_array_equal(result.labels, segmenter(result.image).labels)
+
+
+def test_classifier_scales_images_of_its_value_range(tmp_path):
+    classifier = object.__new__(Classifier)  # without a network to compile
+    classifier.info = dataclasses.replace(CIFAR10, value_range=(0, 0.5))
+    classifier.size = 16
+    classifier._params = classifier._batch_stats = None
+    classifier._classify = lambda params, batch_stats, images: images.reshape(1, -1)
+    pixels = np.random.default_rng(1).integers(0, 256, (16, 16)).astype(np.uint8)
+    Image.fromarray(pixels.astype(np.float32) / 510).save(tmp_path / "a.tif")
+    found = classifier(tmp_path / "a.tif").probabilities
+    np.testing.assert_array_equal(found, pixels.ravel().repeat(3))
+
+
+def test_flag_allows_larger_images(tmp_path, monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
+    values = SimpleNamespace(
+        workdir=tmp_path, output=tmp_path / "out", step="best", max_image_pixels=5000
+    )
+    monkeypatch.setattr(command.flags, "FLAGS", values)
+    (tmp_path / "a.png").touch()
+    with pytest.raises(UserError, match="classes.json"):
+        command.main([str(tmp_path / "a.png")])
+    assert Image.MAX_IMAGE_PIXELS == 2500  # Pillow refuses above the double
 
 
 def test_wrong_number_of_class_names_is_rejected(weights_file):
@@ -52,10 +150,15 @@ def test_wrong_number_of_class_names_is_rejected(weights_file):
 
 
 def test_files_folders_and_globs_are_found_once(tmp_path):
-    for name in ("b.png", "a.jpg", "notes.txt"):
+    others = ("notes.txt", "._a.jpg", ".b.png", "c.pdf", "d.eps", "e.mpg", "f.h5")
+    for name in ("b.png", "a.jpg", *others):
         (tmp_path / name).touch()
+    (tmp_path / "folder.png").mkdir()
     found = find_images([str(tmp_path), str(tmp_path / "*.png")])
     assert [path.name for path in found] == ["a.jpg", "b.png"]
+    assert find_images([str(tmp_path / "*")]) == found
+    with pytest.raises(UserError, match=r"\*.pdf: no such image"):
+        find_images([str(tmp_path / "*.pdf")])
     with pytest.raises(UserError, match="c.png: no such image"):
         find_images([str(tmp_path / "c.png")])
 

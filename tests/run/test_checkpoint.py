@@ -46,8 +46,9 @@ def at_step(state, step):
 def save_all(folder, state, scores):
     checkpoints = Checkpoints(folder)
     for step, score in scores.items():
-        result = None if score is None else {"mean_iou": score}
-        checkpoints.save(at_step(state, step), step, result)
+        checkpoints.save(at_step(state, step), step)
+        if score is not None:
+            checkpoints.add_scores(step, {"mean_iou": score})
     checkpoints.close()
     return checkpoints
 
@@ -115,3 +116,80 @@ def test_no_checkpoint_is_none_to_training_and_an_error_to_prediction(tmp_path, 
     assert Checkpoints(tmp_path).restore_latest(state, HERE) is None
     with pytest.raises(UserError, match="no checkpoint"):
         Checkpoints(tmp_path).restore_model(state.params, state.batch_stats)
+
+
+def damage(folder, step):
+    files = [p for p in (folder / f"checkpoints/{step}").rglob("*") if p.is_file()]
+    for path in files:
+        path.write_bytes(b"")
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_no_checkpoint_is_renamed_if_none_can_be_read(tmp_path, state, no_leftovers):
+    save_all(tmp_path, state, {1: 0.5, 2: None, 3: None})
+    for step in (1, 2, 3):
+        damage(tmp_path, step)
+    with pytest.raises(UserError) as caught:
+        Checkpoints(tmp_path).restore_latest(state, HERE)
+    assert "none of the checkpoints (1, 2, 3) can be read" in str(caught.value)
+    assert "start anew in another --workdir" in str(caught.value)
+    names = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
+    assert names == ["1", "2", "3"]
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_newer_ones_are_set_aside_once_an_older_one_is_read(
+    tmp_path, state, no_leftovers
+):
+    save_all(tmp_path, state, {1: 0.5, 2: None, 3: None})
+    (tmp_path / "checkpoints" / "3.damaged").mkdir()  # of an earlier time
+    damage(tmp_path, 2)
+    damage(tmp_path, 3)
+    assert int(Checkpoints(tmp_path).restore_latest(state, HERE).step) == 1
+    names = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
+    assert names == ["1", "2.damaged", "3.damaged", "3.damaged-2"]
+
+
+def test_scores_arrive_after_the_state_and_decide_what_is_kept(tmp_path, state):
+    checkpoints = Checkpoints(tmp_path)
+    for step, score in {1: 0.2, 2: 0.9, 3: 0.1, 4: float("nan")}.items():
+        checkpoints.save(at_step(state, step), step)
+        checkpoints.add_scores(step, {"mean_iou": score})
+    checkpoints.save(at_step(state, 5), 5)  # its evaluation fails
+    checkpoints.close()
+    resumed = Checkpoints(tmp_path)
+    assert resumed.steps() == [2, 4, 5]
+    assert [resumed.has_scores(step) for step in (2, 4, 5)] == [True, True, False]
+    assert int(resumed.restore_latest(state, HERE).step) == 5
+    resumed.add_scores(5, {"mean_iou": 0.95})
+    params, batch_stats = state.params, state.batch_stats
+    assert resumed.restore_model(params, batch_stats, "best")[2] == 5
+    assert resumed.steps() == [4, 5]
+    resumed.save(at_step(state, 6), 6)
+    resumed.add_scores(6, {"mean_iou": 0.4})
+    resumed.close()
+    assert resumed.steps() == [5, 6]
+    scores = (tmp_path / "checkpoints/5/metrics/metrics").read_text()
+    assert scores == '{"mean_iou": 0.95}'
+
+
+def test_what_a_kill_left_is_removed_before_the_next_save(tmp_path, state):
+    save_all(tmp_path, state, {1: None})
+    folder = tmp_path / "checkpoints"
+    for name in ("2.orbax-checkpoint-tmp", "0.removed"):
+        (folder / name / "params").mkdir(parents=True)
+    assert Checkpoints(tmp_path).steps() == [1]
+    save_all(tmp_path, state, {2: None})
+    assert sorted(path.name for path in folder.iterdir()) == ["1", "2"]
+
+
+@pytest.mark.parametrize("name", ["a[1]", "a*", "what?", "back\\slash"])
+def test_path_that_could_not_be_read_again_is_refused(tmp_path, name):
+    with pytest.raises(UserError, match="checkpoints cannot be read from a path with"):
+        Checkpoints(tmp_path / name)
+
+
+@pytest.mark.parametrize("name", ["a b", "größe 漢", "a]b", "a{b}", "~", "a%20#b"])
+def test_other_paths_are_read_again(tmp_path, state, name):
+    save_all(tmp_path / name, state, {1: None})
+    assert int(Checkpoints(tmp_path / name).restore_latest(state, HERE).step) == 1

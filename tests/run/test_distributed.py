@@ -52,7 +52,7 @@ def metrics(workdir, key):
 @pytest.fixture(scope="module", params=["files", "cached, accumulated"])
 def one_device(request, camvid, tmp_path_factory):
     """Returns extra flags, and the workdir of a run with them on one device."""
-    more = []
+    more = ["loss.class_balance=log"]
     if request.param == "cached, accumulated":
         # A micro-batch is one image per device.
         more = ["data.cache_on_device=True", "batch_size=16", "grad_accum_steps=2"]
@@ -91,6 +91,9 @@ def test_two_processes_of_four_devices_train_as_one_device(
     first, second = start_two(*arguments(camvid, tmp_path / "run", *more), devices=4)
     logged, quiet = finish(first), finish(second)
     assert_same(expected, tmp_path / "run")
+    weights = [folder / "class_weights.json" for folder in (expected, tmp_path / "run")]
+    if weights[0].exists():
+        assert weights[0].read_text() == weights[1].read_text()
     # Written and logged once.
     assert metrics(tmp_path / "run", "step") == [1, 2, 3, 4, 5, 6, 6]
     assert "step 6/6" in logged and "step 6" not in quiet

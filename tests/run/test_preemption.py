@@ -1,5 +1,6 @@
 """Runs stopped, killed, locked out, or out of disk space: real processes."""
 
+import errno
 import json
 import multiprocessing
 import os
@@ -7,7 +8,9 @@ import random
 import shutil
 import signal
 import subprocess
+import sys
 import time
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -103,6 +106,39 @@ def test_lock_ends_with_its_run(tmp_path):
         with lock_workdir(tmp_path), pytest.raises(UserError, match="another run"):
             with lock_workdir(tmp_path):
                 raise AssertionError("two runs at once")
+
+
+class FakeMsvcrt:
+    """The lock of Windows, on a file's range of bytes."""
+
+    LK_NBLCK = 2
+    held: ClassVar[set] = set()
+
+    @classmethod
+    def locking(cls, descriptor, mode, count):
+        assert (mode, count) == (cls.LK_NBLCK, 1)
+        place = os.fstat(descriptor).st_ino, os.lseek(descriptor, 0, os.SEEK_CUR)
+        assert place[1] > 1000, "others must be able to read the text"
+        if place in cls.held:
+            raise PermissionError(13, "Permission denied")
+        cls.held.add(place)
+
+
+def test_lock_without_fcntl_is_that_of_windows(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "fcntl", None)  # importing it fails
+    monkeypatch.setitem(sys.modules, "msvcrt", FakeMsvcrt)
+    with lock_workdir(tmp_path), pytest.raises(UserError, match="process .* on "):
+        with lock_workdir(tmp_path):
+            raise AssertionError("two runs at once")
+
+
+def test_file_system_without_locks_is_a_warning(tmp_path, monkeypatch, caplog):
+    def flock(file, operation):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("fcntl.flock", flock)
+    with lock_workdir(tmp_path):
+        assert "its file system has no locks (No locks available)" in caplog.text
 
 
 @pytest.mark.slow

@@ -202,3 +202,10 @@ def test_model_of_the_other_task_is_refused():
     config.model.name = "fcn"
     with pytest.raises(UserError, match="'fcn': classifies pixels; .* classification"):
         check_task(config, CIFAR10)
+
+
+def test_rotation_is_refused():
+    config = get_config()
+    config.data.rotation = 10
+    with pytest.raises(UserError, match="data.rotation=10.0: only for segmentation"):
+        check_task(config, CIFAR10)

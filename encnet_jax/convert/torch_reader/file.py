@@ -16,7 +16,7 @@ import pathlib
 import struct
 import zipfile
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from jaxtyping import UInt8
@@ -31,6 +31,8 @@ from encnet_jax.convert.torch_reader.tensors import (
 from encnet_jax.errors import UserError
 
 __all__ = ["Placeholder", "load_file", "read_state_dict", "state_dict_of"]
+
+T = TypeVar("T")
 
 _SAFETENSORS_DTYPES = {
     "F64": "float64",
@@ -54,7 +56,8 @@ _WRAPPERS = (
     *("state_dict", "model_state_dict", "model_state", "model"),
     *("net", "network", "module", "weights"),
 )
-_PREFIXES = ("module.", "_orig_mod.")  # DataParallel, torch.compile
+# DataParallel, torch.compile, Lightning (the name of the attribute with the network)
+_PREFIXES = ("module.", "_orig_mod.", "model.", "net.", "network.")
 # Raised while parsing damaged bytes; anything else would be a bug in this module.
 _MALFORMED = (
     ValueError,
@@ -115,11 +118,14 @@ def load_file(path: str | os.PathLike[str]) -> Any:
         ) from error
 
 
-def read_state_dict(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
+def read_state_dict(
+    path: str | os.PathLike[str], prefix: str = ""
+) -> dict[str, np.ndarray]:
     """Reads the state dict in a checkpoint file: `load_file`, then `state_dict_of`.
 
     Args:
         path: A file of torch.save, or a `.safetensors` file.
+        prefix: See `without_prefixes`.
 
     Returns:
         Key -> read-only array, in the order of the file.
@@ -127,28 +133,28 @@ def read_state_dict(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
     Raises:
         UserError: The file cannot be read or holds no state dict.
     """
-    return state_dict_of(load_file(path), source=str(path))
+    return state_dict_of(load_file(path), source=str(path), prefix=prefix)
 
 
 def state_dict_of(
-    checkpoint: Any, source: str = "the checkpoint"
+    checkpoint: Any, source: str = "the checkpoint", prefix: str = ""
 ) -> dict[str, np.ndarray]:
     """Finds the state dict inside a checkpoint.
 
     It is the value of "state_dict", "model", "net" and the like, or else the top level
-    itself, or else the only mapping in it that holds arrays. A prefix "module."
-    (DataParallel) or "_orig_mod." (torch.compile) common to all keys is removed.
-    Entries other than arrays are dropped.
+    itself, or else the only mapping in it that holds arrays. Prefixes are removed by
+    `without_prefixes`. Entries other than arrays are dropped.
 
     Args:
         checkpoint: The output of `load_file`.
         source: Name of the checkpoint in error messages.
+        prefix: See `without_prefixes`.
 
     Returns:
         Key -> array, in the order of the file.
 
     Raises:
-        UserError: There is no such mapping, or several.
+        UserError: There is no such mapping, or several; or no key has the prefix.
     """
     node = checkpoint
     for _ in range(4):  # bounded: a malicious mapping can contain itself
@@ -162,10 +168,52 @@ def state_dict_of(
             f"{source}: holds no state dict but {_contents(node)}; allowed: a mapping"
             f" from names to tensors, itself or under one of {', '.join(_WRAPPERS)}"
         )
-    for prefix in _PREFIXES:
-        if all(name.startswith(prefix) for name in arrays):
-            arrays = {name.removeprefix(prefix): a for name, a in arrays.items()}
-    return arrays
+    return without_prefixes(arrays, source, prefix)
+
+
+def without_prefixes(
+    arrays: Mapping[str, T], source: str, prefix: str = ""
+) -> dict[str, T]:
+    """Removes what wrappers put in front of all keys, in any order and number.
+
+    These are "module." (DataParallel), "_orig_mod." (torch.compile), and "model.",
+    "net." and "network." (Lightning).
+
+    Args:
+        arrays: Key -> array.
+        source: Name of the checkpoint in error messages.
+        prefix: The prefix of the network, such as "student.", where the mapping holds
+            more than one. Other entries are left out.
+
+    Raises:
+        UserError: No key has the prefix.
+    """
+    if prefix:
+        start = prefix.rstrip(".") + "."
+        chosen = _below(start, arrays) or _below(start, _unwrapped(arrays))
+        if not chosen:
+            starts = dict.fromkeys(f"{key.partition('.')[0]}." for key in arrays)
+            raise UserError(
+                f"{source}: prefix={prefix!r}: no key has it; keys start with "
+                f"{', '.join([*starts][:8])}"
+            )
+        arrays = chosen
+    return _unwrapped(arrays)
+
+
+def _unwrapped(arrays: Mapping[str, T]) -> dict[str, T]:
+    found = dict(arrays)
+    prefixes = iter(_PREFIXES)
+    while found and (prefix := next(prefixes, None)):
+        if all(key.startswith(prefix) for key in found):
+            found, prefixes = _below(prefix, found), iter(_PREFIXES)
+    return found
+
+
+def _below(prefix: str, arrays: Mapping[str, T]) -> dict[str, T]:
+    return {
+        k.removeprefix(prefix): a for k, a in arrays.items() if k.startswith(prefix)
+    }
 
 
 def _arrays(node: Any) -> dict[str, np.ndarray]:

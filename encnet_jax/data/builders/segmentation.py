@@ -12,10 +12,11 @@ from jaxtyping import UInt8
 from PIL import Image
 
 from encnet_jax.data.dataset_info import DatasetInfo
-from encnet_jax.data.datasets import check_sizes
 from encnet_jax.data.file_pairs import read_file
-from encnet_jax.data.image_io import decode_labels, ensure_rgb_bytes, image_size
+from encnet_jax.data.image_io import ensure_rgb_bytes, image_size
+from encnet_jax.data.label_io import decode_labels
 from encnet_jax.data.label_map import map_labels
+from encnet_jax.data.pair_checks import OrientationCheck
 from encnet_jax.errors import UserError
 
 _log = logging.getLogger(__name__)
@@ -73,14 +74,21 @@ class SegmentationBuilder(tfds.core.GeneratorBasedBuilder):
         # TFDS sorts buckets of a thousandth of the 128-bit key range in memory:
         # consecutive keys from 0 would load a whole split at once.
         step = 2**128 // max(len(pairs), 1)
+        check_orientation = OrientationCheck()
         for index, (name, image_path, label) in enumerate(pairs):
-            image = ensure_rgb_bytes(read_file(image_path), str(image_path))
+            image_file = read_file(image_path)
+            image = ensure_rgb_bytes(image_file, str(image_path))
             where = str(label) if isinstance(label, Path) else name
             content = label if isinstance(label, bytes) else self.read_label(label)
             labels = decode_labels(content, where)
             classes = map_labels(labels, self.dataset, where)
             size = image_size(image, str(image_path))
-            check_sizes(size, str(image_path), labels.shape, where)
+            if image is not image_file or size != labels.shape:
+                check_orientation(
+                    *(image_file, str(image_path), content, where),
+                    size=size,
+                    label_size=labels.shape,
+                )
             if not self.wanted(classes):
                 continue
             yield (

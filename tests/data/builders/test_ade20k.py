@@ -1,9 +1,11 @@
 """Tests of ADE20K, on a fake copy of its archive."""
 
 import dataclasses
+import io
 
 import numpy as np
 import pytest
+from PIL import Image
 
 tfds = pytest.importorskip("tensorflow_datasets")
 
@@ -21,6 +23,7 @@ from tests.data.builders.archives import (  # noqa: E402
     problem,
     unpack,
 )
+from tests.data.png_files import make_png  # noqa: E402
 
 ROOT = SCENES.contents
 TRAIN = [f"ADE_train_{n:08d}" for n in (1, 2, 3)]
@@ -157,3 +160,33 @@ def test_large_splits_are_sorted_in_pieces(tmp_path, monkeypatch):
     assert [max(lengths) for lengths in pieces] == [1, 1]
     examples = tfds.as_numpy(builder.as_dataset(split="train"))
     assert [example["id"].decode() for example in examples] == TRAIN
+
+
+def test_labels_are_stored_upright_and_as_the_values_of_few_bits(tmp_path, caplog):
+    content = files()
+    exif = Image.Exif()
+    exif[274] = 6
+    turned = [io.BytesIO(), io.BytesIO()]
+    Image.new("RGB", (4, 3), (9, 9, 9)).save(turned[0], "JPEG", exif=exif)
+    Image.fromarray(LABELS).save(turned[1], "PNG", exif=exif)
+    image = f"{ROOT}/images/training/{TRAIN[0]}.jpg"
+    label = f"{ROOT}/annotations/training/{TRAIN[0]}.png"
+    content[image], content[label] = (file.getvalue() for file in turned)
+    content[f"{ROOT}/annotations/training/{TRAIN[1]}.png"] = make_png(LABELS % 16, 4)
+    builder = prepared(tmp_path, content)
+    examples = list(tfds.as_numpy(builder.as_dataset(split="train")))
+    np.testing.assert_array_equal(examples[0]["label"][..., 0], np.rot90(LABELS, 3))
+    assert examples[0]["image"].shape == (4, 3, 3)
+    np.testing.assert_array_equal(examples[1]["label"][..., 0], LABELS % 16)
+
+    exif[274] = 3
+    flipped = io.BytesIO()
+    Image.new("RGB", (4, 3), (9, 9, 9)).save(flipped, "JPEG", exif=exif)
+    content[image], content[label] = flipped.getvalue(), png(LABELS)
+    prepared(tmp_path / "flipped", content)
+    warned = [m for m in caplog.messages if "EXIF orientation 3" in m]
+    assert len(warned) == 1 and TRAIN[0] in warned[0]
+
+    content[image] = turned[0].getvalue()
+    builder, manual = packed(tmp_path / "other", content)
+    assert "EXIF orientation: 6 of the image, 1 of" in problem(builder, manual)

@@ -1,0 +1,186 @@
+"""Decodes label files to uint8 labels, as stored: gray values, indices or colors."""
+
+import struct
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Int16, UInt8, UInt16
+from PIL import Image, ImageOps
+
+from encnet_jax.data.dataset_info import IGNORE_LABEL, DatasetInfo
+from encnet_jax.data.image_io import open_image, unreadable
+from encnet_jax.data.label_map import label_table
+from encnet_jax.errors import UserError
+
+Color = tuple[int, int, int]
+
+_PNG_DEPTH, _PNG_COLOR_TYPE = 24, 25  # bytes of the header, RFC 2083 section 4.1.1
+
+
+class LabelColors(NamedTuple):
+    """The colors of a data set's label files.
+
+    Attributes:
+        table: From the color R + 256 G + 65536 B to raw label + 1; 0: unknown.
+        classes: From the raw label to its class; -1: unknown.
+    """
+
+    table: UInt16[np.ndarray, "16777216"]
+    classes: Int16[np.ndarray, "256"]
+
+    @classmethod
+    def of(cls, info: DatasetInfo) -> "LabelColors | None":
+        """Returns the colors of a data set, or None if it gives none."""
+        if not info.label_colors:
+            return None
+        return cls(color_table(info.label_colors), label_table(info))
+
+
+def color_table(labels: Mapping[Color, int]) -> UInt16[np.ndarray, "16777216"]:
+    """Returns a table from the color R + 256 G + 65536 B to label + 1; 0: unknown."""
+    table = np.zeros(1 << 24, np.uint16)  # only pages that are written take memory
+    for (red, green, blue), label in labels.items():
+        table[red | green << 8 | blue << 16] = label + 1
+    return table
+
+
+def decode_labels(
+    data: bytes, name: str, colors: LabelColors | None = None
+) -> UInt8[np.ndarray, "h w"]:
+    """Decodes a label file to its raw labels, upright by its EXIF orientation.
+
+    Gray files of 1 to 16 bits hold the labels themselves. Palette files hold them as
+    indices, unless the colors in use are those of other labels: then they are read by
+    color, as RGB files are. Transparency is ignored.
+
+    Args:
+        data: Content of the file.
+        name: Name of the file, for error messages.
+        colors: The colors by which RGB files are decoded and palettes are judged; None
+            if there are none: RGB files are refused and palettes play no part.
+
+    Raises:
+        UserError: Not decodable, an unsupported mode, a label above 255, or a color
+            that `colors` does not hold.
+    """
+    image = open_image(data, name, load=True)
+    try:
+        image = ImageOps.exif_transpose(image)
+    except (ValueError, OSError, SyntaxError, struct.error) as error:
+        raise unreadable(name, error) from error
+    if image.mode in ("RGB", "RGBA") and colors is not None:
+        return _labels_by_color(image, name, colors)
+    if image.mode in ("I;16", "I"):  # PNG files have no more than 16 bits
+        return _labels_of_16_bits(np.asarray(image), name)
+    if image.mode not in ("L", "P", "1"):
+        allowed = "gray (L, I;16) and palette (P)"
+        if colors is not None:
+            allowed = "gray (L, I;16), palette (P) and colors (RGB, RGBA)"
+        raise UserError(
+            f"{name}: a label image of mode {image.mode}; allowed are {allowed}"
+        )
+    labels = np.asarray(image).astype(np.uint8)
+    if image.mode == "P" and colors is not None:
+        return _labels_by_palette(image, labels, name, colors)
+    if image.mode == "L":
+        labels //= _gray_step(data)
+    return labels
+
+
+def _gray_step(data: bytes) -> int:
+    """Returns what Pillow multiplies the stored values of a gray file by.
+
+    It expands PNG files of 2 and 4 bits to 0 to 255.
+    """
+    header = data[: _PNG_COLOR_TYPE + 1]
+    if not header.startswith(b"\x89PNG") or header[_PNG_COLOR_TYPE] != 0:
+        return 1
+    return 255 // (2 ** min(header[_PNG_DEPTH], 8) - 1)
+
+
+def _labels_of_16_bits(
+    labels: UInt16[np.ndarray, "h w"], name: str
+) -> UInt8[np.ndarray, "h w"]:
+    if labels.max() > IGNORE_LABEL:
+        y, x = np.argwhere(labels > IGNORE_LABEL)[0]
+        raise UserError(
+            f"{name}: label {labels[y, x]} at x={x}, y={y}; allowed are 0 to 255, in "
+            "files of 16 bits too"
+        )
+    return labels.astype(np.uint8)
+
+
+def _labels_by_color(
+    image: Image.Image, name: str, colors: LabelColors
+) -> UInt8[np.ndarray, "h w"]:
+    pixels = np.asarray(image.convert("RGBA"))
+    found = colors.table[pixels.view("<u4")[..., 0] & 0xFFFFFF]
+    if not found.all():
+        y, x = np.argwhere(found == 0)[0]
+        red, green, blue, _ = pixels[y, x]
+        raise UserError(
+            f"{name}: the color #{red:02x}{green:02x}{blue:02x} at x={x}, y={y} is "
+            f"none of those given; {np.sum(found == 0)} pixels have such colors"
+        )
+    return (found - 1).astype(np.uint8)
+
+
+def _labels_by_palette(
+    image: Image.Image,
+    indices: UInt8[np.ndarray, "h w"],
+    name: str,
+    colors: LabelColors,
+) -> UInt8[np.ndarray, "h w"]:
+    """Returns the indices, or the labels of their colors if these are others.
+
+    Raises:
+        UserError: Some entries have the colors of other labels, some unknown ones.
+    """
+    palette = np.asarray(image.getpalette("RGB"), np.uint32).reshape(-1, 3)
+    if _is_identity(palette):
+        return indices
+    by_color = np.full(256, -1)
+    found = colors.table[palette @ np.array([1, 1 << 8, 1 << 16], np.uint32)]
+    by_color[: len(palette)] = found.astype(int) - 1
+    used = np.flatnonzero(np.bincount(indices.ravel(), minlength=256))
+    of_color, of_index = by_color[used], colors.classes[used]
+    # An ignored label may have any color.
+    agree = np.where(
+        of_color >= 0, colors.classes[of_color] == of_index, of_index == IGNORE_LABEL
+    )
+    if agree.all():
+        return indices
+    if (of_color >= 0).all():
+        return by_color.astype(np.uint8)[indices]
+    if _is_gray_ramp(palette, used):
+        return indices
+    entry = used[of_color < 0][0]
+    raise UserError(
+        f"{name}: palette entry {entry} {_describe(palette, entry)}; give the color of "
+        "every entry in classes.json, or no colors, to read palettes by index"
+    )
+
+
+def _is_identity(palette: np.ndarray) -> bool:
+    """Returns whether the colors are (0, 0, 0), (1, 1, 1), ...: gray values."""
+    ramp = np.arange(len(palette))[:, None]
+    return len(palette) > 1 and bool((palette == ramp).all())
+
+
+def _is_gray_ramp(palette: np.ndarray, used: np.ndarray) -> bool:
+    """Returns whether the entries, up to the last in use, are ever lighter gray."""
+    if used[-1] >= len(palette):
+        return False
+    entries = palette[: max(used[-1] + 1, 2)].astype(int)
+    gray = (entries == entries[:, :1]).all()
+    return bool(gray and (np.diff(entries[:, 0]) > 0).all())
+
+
+def _describe(palette: np.ndarray, entry: int) -> str:
+    if entry >= len(palette):
+        return f"is in use, beyond the {len(palette)} colors of the palette"
+    red, green, blue = palette[entry]
+    return (
+        f"has the color #{red:02x}{green:02x}{blue:02x}, which is none of those given"
+    )

@@ -1,0 +1,160 @@
+"""Settings of an evaluation: those of the run, unless the command line sets others."""
+
+import logging
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from encnet_jax.config import load_config
+from encnet_jax.data.dataset_info import DatasetInfo
+from encnet_jax.errors import UserError
+from encnet_jax.inference.tta import (
+    MmsegProtocol,
+    PyTorchEncodingProtocol,
+    TTAProtocol,
+)
+from encnet_jax.run.checkpoint_folder import saved_steps
+
+_SIZES = ("base_size", "crop_size")
+# Keys of `model` that change how the network is computed, not what it is.
+_COMPUTATION = ("dtype", "conv_impl", "remat")
+# Keys of `evaluation` that change no score.
+_NEUTRAL = ("batch_size", "split", "object_sizes")
+_log = logging.getLogger(__name__)
+
+
+def evaluation_config(
+    given: ConfigDict, workdir: Path, explicit: Collection[str]
+) -> ConfigDict:
+    """Returns the configuration by which a run is evaluated.
+
+    Everything that changes predictions or scores is that of the training: the groups
+    `model` and `evaluation`, `data.base_size` and `data.crop_size`. The name of the
+    data set, its folder if there is one, and `mesh` are those given. Weights that were
+    imported were not trained by the stored settings: of these only the network's and
+    `evaluation.align_corners` count. One line of the log says which values of `given`
+    are not used.
+
+    Args:
+        given: The configuration that `--config` names, with its overrides.
+        workdir: Folder of the run.
+        explicit: Keys that the command line sets, such as `data.base_size`; they stay.
+
+    Raises:
+        UserError: There is no run, or a key of `model` is set to another value.
+    """
+    stored = load_config(workdir / "config.json")
+    config = given.copy_and_resolve_references()
+    same_data = given.data.name == stored.data.name
+    if _is_imported(workdir):
+        keys = ["evaluation.align_corners"]
+    else:
+        keys = [f"evaluation.{key}" for key in stored.evaluation]
+        keys += [f"data.{key}" for key in _SIZES]
+        if same_data:
+            keys.append("data.cache_on_device")
+        else:
+            keys.remove("evaluation.split")
+    if same_data and given.data.data_dir is None:
+        keys.append("data.data_dir")
+    unused = []
+    for key in (*keys, *(f"model.{key}" for key in stored.model)):
+        group, _, name = key.partition(".")
+        value, other = stored[group][name], config[group][name]
+        if value == other:
+            continue
+        if key not in explicit:
+            config[group][name] = value
+            if group != "model" and name not in (*_NEUTRAL, "data_dir"):
+                unused.append(f"{key}={_plain(value)!r}, not {_plain(other)!r}")
+        elif group == "model" and name not in _COMPUTATION:
+            raise UserError(f"{key}={other!r}: the run in {workdir} has {value!r}")
+    if unused:
+        _log.info("as in the training, unless set by a flag: %s", "; ".join(unused))
+    return config
+
+
+def differences_from_training(config: ConfigDict, workdir: Path) -> dict[str, Any]:
+    """Returns the settings that change scores and are not those of the training.
+
+    Args:
+        config: Settings of the evaluation.
+        workdir: Folder of the run.
+
+    Returns:
+        Key -> `value` and `training`, the values here and there. Empty for imported
+        weights.
+    """
+    if _is_imported(workdir):
+        return {}
+    stored = load_config(workdir / "config.json")
+    keys = [f"evaluation.{key}" for key in stored.evaluation if key not in _NEUTRAL]
+    found = {}
+    for key in ("data.name", *(f"data.{key}" for key in _SIZES), "model.dtype", *keys):
+        group, _, name = key.partition(".")
+        value, training = (_plain(c[group][name]) for c in (config, stored))
+        if value != training:
+            found[key] = {"value": value, "training": training}
+    return found
+
+
+def describe_differences(differences: dict[str, Any]) -> str:
+    """Returns `differences_from_training` as text, `key=value (training: value)`."""
+    return ", ".join(
+        f"{key}={pair['value']!r} (training: {pair['training']!r})"
+        for key, pair in differences.items()
+    )
+
+
+def whole_image_size(config: ConfigDict) -> int:
+    """Returns the long side to which whole images are resized; 0 keeps their size."""
+    return config.evaluation.base_size or config.data.base_size
+
+
+def protocol_from_config(
+    config: ConfigDict, model: Any, info: DatasetInfo
+) -> TTAProtocol | None:
+    """Returns how images are cut into windows, or None where each is one input.
+
+    Args:
+        config: Settings of the evaluation.
+        model: A segmentation model, or an abstract one; its `align_corners` applies to
+            the windows of `pytorch_encoding`.
+        info: The data set.
+    """
+    settings = config.evaluation
+    windows: dict[str, Any] = dict(
+        crop_size=settings.crop_size or config.data.crop_size,
+        scales=tuple(settings.scales) or (1.0,),
+        flip=settings.flip,
+        stride=settings.stride,
+        mean=info.mean,
+        std=info.std,
+    )
+    if settings.protocol == "mmseg":
+        if settings.mode == "whole":
+            windows["crop_size"] = 0
+        return MmsegProtocol(
+            base_size=settings.base_size,
+            short_size=settings.short_size,
+            align_corners=settings.align_corners,
+            **windows,
+        )
+    if settings.mode == "slide" or settings.scales:
+        return PyTorchEncodingProtocol(
+            base_size=settings.base_size or config.data.base_size,
+            align_corners=model.align_corners,
+            **windows,
+        )
+    return None
+
+
+def _is_imported(workdir: Path) -> bool:
+    """Returns whether the weights were converted; training saves from step 1 on."""
+    return saved_steps(workdir / "checkpoints") == [0]
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value

@@ -1,0 +1,87 @@
+"""Folders and files for output: checked before the work starts, and written whole."""
+
+import contextlib
+import os
+import tempfile
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+from encnet_jax.errors import UserError
+
+
+def check_folder(folder: Path, setting: str) -> None:
+    """Raises `UserError` unless a folder is writable, or can be created.
+
+    Creates nothing, so that a command that stops on another mistake leaves nothing.
+
+    Args:
+        folder: The folder.
+        setting: What names it, for the error: `--output` or `workdir`.
+    """
+    try:
+        existing = existing_parent(folder)
+        if existing != folder.absolute() and folder.is_symlink():
+            raise UserError(f"{setting}={folder}: is a broken link")
+        if not existing.is_dir():
+            which = ""
+            if existing != folder.absolute():
+                which = f"Not a directory: {existing} "
+            raise UserError(f"{setting}={folder}: {which}is a file; choose a folder")
+        with tempfile.TemporaryFile(dir=existing):
+            pass
+    except OSError as error:
+        raise _unwritable(folder, setting, error) from error
+
+
+def existing_parent(path: Path) -> Path:
+    """Returns a path itself if it exists, otherwise the nearest parent that does.
+
+    Raises:
+        OSError: A parent cannot be read, or a name is too long.
+    """
+    path = path.absolute()
+    while True:
+        try:
+            path.stat()
+        except (FileNotFoundError, NotADirectoryError):
+            path = path.parent
+        else:
+            return path
+
+
+def make_folder(folder: Path, setting: str) -> None:
+    """Creates a folder and its parents; errors and arguments are as `check_folder`."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise _unwritable(folder, setting, error) from error
+
+
+@contextlib.contextmanager
+def whole_file(path: Path) -> Iterator[BinaryIO]:
+    """Opens a file for writing that appears, or replaces another, once it is complete.
+
+    Until then it is `.encnet-*.tmp` in the same folder. If the block raises, the file
+    system stays as it was.
+
+    Raises:
+        OSError: The folder is not writable, the name too long, or the disk full.
+    """
+    # Not by `tempfile`: its files are readable by their owner only.
+    new = path.with_name(f".encnet-{uuid.uuid4().hex}.tmp")
+    try:
+        with new.open("xb") as file:
+            yield file
+        os.replace(new, path)
+    except BaseException:
+        new.unlink(missing_ok=True)
+        raise
+
+
+def _unwritable(folder: Path, setting: str, error: OSError) -> UserError:
+    return UserError(
+        f"{setting}={folder}: cannot be written to: {error.strerror}; choose another "
+        "folder"
+    )

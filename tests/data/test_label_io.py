@@ -1,0 +1,210 @@
+"""Tests of label files: gray of any depth, palettes against colors, orientation."""
+
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from encnet_jax.data.dataset_info import IGNORE_LABEL, DatasetInfo
+from encnet_jax.data.label_io import LabelColors, color_table, decode_labels
+from encnet_jax.errors import UserError
+from encnet_jax.visualize.overlay import palette_image
+from tests.data.png_files import PALETTE, chunk, make_png
+
+RNG = np.random.default_rng(0)
+ROAD, CAR, TREE, VOID = (128, 64, 128), (0, 0, 142), (107, 142, 35), (0, 0, 0)
+# Labels 1, 2 and 4 are the classes; 0 and 255 are ignored, and so is black.
+COLORS = LabelColors.of(
+    DatasetInfo(
+        "painted",
+        ("road", "car", "tree"),
+        (ROAD, CAR, TREE),
+        {},
+        label_map={0: IGNORE_LABEL, 1: 0, 2: 1, 4: 2},
+        label_colors={ROAD: 1, CAR: 2, TREE: 4, VOID: IGNORE_LABEL},
+    )
+)
+
+
+def stored(image, kind="PNG", **settings):
+    """Returns an image, or the array of one, as the bytes of a file."""
+    if isinstance(image, np.ndarray):
+        image = Image.fromarray(image)
+    file = io.BytesIO()
+    image.save(file, kind, **settings)
+    return file.getvalue()
+
+
+def indexed(indices, palette, **settings):
+    """Returns a palette file."""
+    image = Image.fromarray(np.asarray(indices, np.uint8))
+    image.putpalette([value for color in palette for value in color])
+    return stored(image, **settings)
+
+
+@pytest.mark.parametrize("mode", ["L", "P"])
+def test_labels_are_gray_values_or_palette_indices(mode):
+    labels = np.arange(256, dtype=np.uint8).reshape(16, 16)
+    image = Image.fromarray(labels)
+    if mode == "P":
+        image.putpalette(RNG.permutation(256).astype(np.uint8).repeat(3).tolist())
+    data = stored(image)
+    assert Image.open(io.BytesIO(data)).mode == mode
+    np.testing.assert_array_equal(decode_labels(data, "name"), labels)
+
+
+@pytest.mark.parametrize("depth", [1, 2, 4, 8, 16])
+def test_gray_of_any_depth_holds_the_stored_values(depth):
+    labels = RNG.integers(0, min(2**depth, 256), (5, 7))
+    labels[0, :2] = 0, min(2**depth, 256) - 1
+    result = decode_labels(make_png(labels, depth), "name")
+    assert result.dtype == np.uint8
+    np.testing.assert_array_equal(result, labels)
+
+
+@pytest.mark.parametrize("depth", [1, 2, 4])
+def test_palettes_of_few_bits_hold_the_stored_values(depth):
+    labels = RNG.integers(0, 2**depth, (5, 7))
+    palette = chunk(b"PLTE", RNG.integers(0, 256, 3 * 2**depth, np.uint8).tobytes())
+    data = make_png(labels, depth, PALETTE, palette)
+    np.testing.assert_array_equal(decode_labels(data, "name"), labels)
+
+
+def test_16_bit_labels_above_255_are_named():
+    data = make_png([[1, 2, 255], [3, 256, 300]], 16)
+    with pytest.raises(UserError, match="mask: label 256 at x=1, y=1; allowed are 0"):
+        decode_labels(data, "mask")
+
+
+@pytest.mark.parametrize("dtype, shape", [("u1", (2, 2, 3)), ("f4", (2, 2))])
+def test_labels_of_other_modes_are_named(dtype, shape):
+    image = np.zeros(shape, dtype)
+    with pytest.raises(UserError, match="mask: a label image of mode .* allowed are"):
+        decode_labels(stored(image, "TIFF"), "mask")
+
+
+@pytest.mark.parametrize(
+    "orientation, upright",
+    [
+        (1, lambda x: x),
+        (2, lambda x: x[:, ::-1]),
+        (3, lambda x: x[::-1, ::-1]),
+        (4, lambda x: x[::-1]),
+        (5, lambda x: x.swapaxes(0, 1)),
+        (6, lambda x: x[::-1].swapaxes(0, 1)),
+        (7, lambda x: x[::-1, ::-1].swapaxes(0, 1)),
+        (8, lambda x: x[:, ::-1].swapaxes(0, 1)),
+    ],
+)
+@pytest.mark.parametrize("mode", ["L", "P", "I;16"])
+def test_exif_orientation_is_undone(orientation, upright, mode):
+    labels = RNG.integers(0, 4, (3, 5), np.uint8)
+    image = Image.fromarray(labels.astype(np.uint16) if mode == "I;16" else labels)
+    if mode == "P":
+        image.putpalette([9, 9, 9, 5, 5, 5, 1, 2, 3, 4, 5, 6])
+    exif = Image.Exif()
+    exif[274] = orientation
+    data = stored(image, exif=exif)
+    assert Image.open(io.BytesIO(data)).mode == mode
+    np.testing.assert_array_equal(decode_labels(data, "name"), upright(labels))
+
+
+def test_palettes_of_other_orders_are_read_by_color():
+    expected = np.array([[1, 2, 4, 255], [4, 4, 1, 1]])
+    pixels = {1: ROAD, 2: CAR, 4: TREE, 255: VOID}
+    for order in ([255, 4, 2, 1], [1, 255, 2, 4], [4, 2, 255, 1]):
+        indices = np.vectorize(order.index)(expected)
+        data = indexed(indices, [pixels[label] for label in order])
+        np.testing.assert_array_equal(decode_labels(data, "name", COLORS), expected)
+
+
+@pytest.mark.parametrize("transparency", [1, b"\xff\x00\x80"])
+def test_transparency_of_a_palette_plays_no_part(transparency):
+    data = indexed([[0, 1, 2]], [TREE, ROAD, CAR], transparency=transparency)
+    assert decode_labels(data, "name", COLORS).tolist() == [[4, 1, 2]]
+
+
+def test_palettes_that_agree_are_read_by_index():
+    palette = [(9, 9, 9), ROAD, CAR, (7, 7, 7), TREE]  # 0 is ignored, in any color
+    data = indexed([[0, 1, 2, 4]], palette)
+    assert decode_labels(data, "name", COLORS).tolist() == [[0, 1, 2, 4]]
+    # Entries that are not in use do not count, nor does the color of 255.
+    palette = [CAR, ROAD, CAR] + [(1, 2, 3)] * 253
+    data = indexed([[1, 2, 255]], palette)
+    assert decode_labels(data, "name", COLORS).tolist() == [[1, 2, 255]]
+
+
+def test_ignored_index_in_the_color_of_a_class_is_that_class():
+    data = indexed([[0, 0]], [ROAD])
+    assert decode_labels(data, "name", COLORS).tolist() == [[1, 1]]
+
+
+@pytest.mark.parametrize("top", [255, 17])
+def test_gray_ramps_are_read_by_index(top):
+    ramp = [(top * n // 255 if top == 255 else top * n,) * 3 for n in range(15)]
+    data = indexed([[0, 1, 2, 4]], ramp)
+    assert decode_labels(data, "name", COLORS).tolist() == [[0, 1, 2, 4]]
+
+
+def test_gray_values_as_a_palette_are_read_by_index_whatever_colors_are_given():
+    info = DatasetInfo(
+        "gray",
+        ("road", "car"),
+        (ROAD, CAR),
+        {},
+        label_map={0: 0, 1: 1},
+        label_colors={ROAD: 0, CAR: 1, VOID: IGNORE_LABEL},
+    )
+    data = indexed([[0, 0, 0]], [(n, n, n) for n in range(256)])  # no 1 to tell it
+    decoded = decode_labels(data, "name", LabelColors.of(info))
+    assert decoded.tolist() == [[0, 0, 0]]
+
+
+def test_black_and_white_entries_of_given_colors_are_read_by_color():
+    info = DatasetInfo(
+        "binary",
+        ("leaf", "rest"),
+        ((255,) * 3, VOID),
+        {},
+        label_map={0: 0, 1: 1},
+        label_colors={(255,) * 3: 0, VOID: 1},
+    )
+    data = indexed([[0, 1, 1]], [VOID, (255,) * 3])
+    assert decode_labels(data, "name", LabelColors.of(info)).tolist() == [[1, 0, 0]]
+
+
+def test_palettes_of_unknown_colors_are_named():
+    data = indexed([[0, 1], [2, 2]], [TREE, ROAD, (1, 2, 171)])
+    with pytest.raises(UserError, match="mask: palette entry 2 has the color #0102ab"):
+        decode_labels(data, "mask", COLORS)
+    palette = chunk(b"PLTE", bytes([*TREE, *ROAD, *CAR]))
+    data = make_png([[0, 1], [2, 7]], 8, PALETTE, palette)
+    with pytest.raises(UserError, match="mask: palette entry 7 is in use, beyond .* 3"):
+        decode_labels(data, "mask", COLORS)
+
+
+def test_without_colors_any_palette_is_read_by_index():
+    data = indexed([[0, 1], [2, 2]], [TREE, ROAD, (1, 2, 171)])
+    assert decode_labels(data, "mask").tolist() == [[0, 1], [2, 2]]
+
+
+def test_palette_images_of_predictions_are_read_by_index():
+    labels = np.array([[0, 1, 2, 255]], np.uint8)
+    info = DatasetInfo(
+        "painted",
+        ("road", "car", "tree"),
+        (ROAD, CAR, TREE),
+        {},
+        label_map={0: 0, 1: 1, 2: 2},
+        label_colors={ROAD: 0, CAR: 1, TREE: 2},
+    )
+    data = stored(palette_image(labels, info.colors))
+    decoded = decode_labels(data, "name", LabelColors.of(info))
+    np.testing.assert_array_equal(decoded, labels)
+
+
+def test_color_table_distinguishes_the_channels():
+    table = color_table({(1, 2, 3): 0, (3, 2, 1): 254, (2, 1, 3): 255})
+    assert table[[0x030201, 0x010203, 0x030102]].tolist() == [1, 255, 256]
+    assert np.count_nonzero(table) == 3

@@ -1,0 +1,114 @@
+"""Settings of an evaluation: those of the training, unless a flag sets others."""
+
+import logging
+
+import pytest
+
+from encnet_jax.config import default, save_config
+from encnet_jax.errors import UserError
+from encnet_jax.evaluate.settings import (
+    describe_differences,
+    differences_from_training,
+    evaluation_config,
+)
+
+
+def given(**data):
+    """A configuration as a file gives it; every value differs from the run's."""
+    config = default()
+    config.data.name = "camvid"
+    config.data.update(data)
+    config.mesh.data = 1
+    return config
+
+
+@pytest.fixture
+def run(tmp_path):
+    """A workdir that was trained by other settings than the file's."""
+    config = default()
+    config.data.name = "camvid"
+    config.data.data_dir = "/data/camvid"
+    config.data.base_size, config.data.crop_size = 96, 64
+    config.data.cache_on_device = True
+    config.model.backbone = "resnet18"
+    config.evaluation.update(
+        split="test", mode="slide", base_size=80, stride=20, absent_classes="zero"
+    )
+    config.mesh.data = 8
+    save_config(config, tmp_path / "config.json")
+    (tmp_path / "checkpoints" / "100").mkdir(parents=True)
+    return tmp_path, config
+
+
+def test_everything_that_changes_scores_comes_from_the_run(run):
+    workdir, trained = run
+    config = evaluation_config(given(), workdir, ())
+    assert config.evaluation == trained.evaluation
+    assert config.model == trained.model
+    for key in ("base_size", "crop_size", "cache_on_device", "data_dir"):
+        assert config.data[key] == trained.data[key]
+    assert config.mesh.data == 1  # the devices of this machine
+    assert not differences_from_training(config, workdir)
+
+
+def test_flags_count_and_are_reported(run):
+    workdir, trained = run
+    config = given(base_size=48, data_dir="/elsewhere")
+    config.evaluation.scales = (0.5, 1.0)
+    config.evaluation.stride = 20
+    config.model.dtype = "float32"
+    explicit = ["data.base_size", "evaluation.scales", "evaluation.stride"]
+    config = evaluation_config(config, workdir, [*explicit, "model.dtype"])
+    assert (config.data.base_size, config.data.crop_size) == (48, 64)
+    assert config.data.data_dir == "/elsewhere"
+    differences = differences_from_training(config, workdir)
+    assert differences == {
+        "data.base_size": {"value": 48, "training": 96},
+        "model.dtype": {"value": "float32", "training": "auto"},
+        "evaluation.scales": {"value": [0.5, 1.0], "training": []},
+    }
+    assert describe_differences(differences) == (
+        "data.base_size=48 (training: 96), model.dtype='float32' (training: 'auto'), "
+        "evaluation.scales=[0.5, 1.0] (training: [])"
+    )
+
+
+def test_values_of_the_file_that_are_not_used_are_logged(run, caplog):
+    workdir, _ = run
+    with caplog.at_level(logging.INFO, "encnet_jax"):
+        evaluation_config(given(), workdir, ())
+    (line,) = caplog.messages
+    assert "data.base_size=96, not 520" in line
+    assert "evaluation.mode='slide', not 'whole'" in line
+    assert "model" not in line and "split" not in line
+
+
+def test_another_data_set_brings_its_folder_and_split(run):
+    workdir, trained = run
+    config = given(name="folder", data_dir=None)
+    config.evaluation.split = "val"
+    config = evaluation_config(config, workdir, ())
+    assert (config.data.name, config.data.data_dir) == ("folder", None)
+    assert config.evaluation.split == "val"
+    assert config.data.base_size == trained.data.base_size
+    assert differences_from_training(config, workdir) == {
+        "data.name": {"value": "folder", "training": "camvid"}
+    }
+
+
+def test_another_network_is_refused(run):
+    workdir, _ = run
+    config = given()
+    with pytest.raises(UserError, match="model.backbone='resnet50': the run in .* has"):
+        evaluation_config(config, workdir, ["model.backbone"])
+
+
+def test_imported_weights_are_evaluated_by_the_file(run):
+    workdir, trained = run
+    (workdir / "checkpoints" / "100").rename(workdir / "checkpoints" / "0")
+    trained.evaluation.align_corners = True
+    save_config(trained, workdir / "config.json")
+    config = evaluation_config(given(), workdir, ())
+    assert config.data.base_size == 520 and config.evaluation.mode == "whole"
+    assert config.evaluation.align_corners and config.model == trained.model
+    assert not differences_from_training(config, workdir)

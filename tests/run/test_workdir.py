@@ -1,0 +1,90 @@
+"""A run and its data set: the classes must be the same, in names, order and labels."""
+
+import dataclasses
+import json
+
+import pytest
+
+from encnet_jax.data.dataset_info import CAMVID, IGNORE_LABEL, DatasetInfo, save_info
+from encnet_jax.errors import UserError
+from encnet_jax.run import workdir as module
+from encnet_jax.run.workdir import check_resumed_classes
+
+INFO = DatasetInfo("folder", ("road", "sky", "tree"), ((0, 0, 0),) * 3, {})
+
+
+def changed(**values):
+    return dataclasses.replace(INFO, **values)
+
+
+@pytest.fixture
+def run(tmp_path):
+    save_info(INFO, tmp_path / "classes.json")
+    return tmp_path
+
+
+def test_same_classes_resume(run):
+    check_resumed_classes(run, INFO)
+    check_resumed_classes(run / "new", INFO)
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (("sky", "road", "tree"), "other 3: class 0 is 'road' there and 'sky' here"),
+        (("road", "sky", "bush"), "other 3: class 2 is 'tree' there and 'bush' here"),
+        (("road", "sky"), "has other 2"),
+    ],
+)
+def test_renamed_and_reordered_classes_are_refused(run, names, message):
+    before = (run / "classes.json").read_text()
+    with pytest.raises(UserError, match=message):
+        check_resumed_classes(run, changed(class_names=names))
+    assert (run / "classes.json").read_text() == before
+
+
+@pytest.fixture
+def mapped(run, monkeypatch):
+    """A run whose classes.json holds what labels mean: 7 road, 8 sky, 9 tree."""
+    path = run / "classes.json"
+    stored = json.loads(path.read_text()) | {"label_map": {"7": 0, "8": 1, "9": 2}}
+    path.write_text(json.dumps(stored))
+    colors = {(1, 1, 1): 7, (2, 2, 2): 8, (3, 3, 3): 9}
+    info = changed(label_map={7: 0, 8: 1, 9: 2}, label_colors=colors)
+    monkeypatch.setattr(module, "load_info", lambda path: info)
+    return run, info
+
+
+@pytest.mark.parametrize(
+    ("label_map", "message"),
+    [
+        ({7: 1, 8: 0, 9: 2}, "with label 7 as 'road'; folder has it as 'sky'"),
+        ({7: 0, 8: 1, 9: IGNORE_LABEL}, "with label 9 as 'tree'; .* as ignored"),
+    ],
+)
+def test_labels_of_another_meaning_are_refused(mapped, label_map, message):
+    run, info = mapped
+    with pytest.raises(UserError, match=message):
+        check_resumed_classes(run, dataclasses.replace(info, label_map=label_map))
+
+
+def test_colors_of_another_meaning_are_refused(mapped):
+    run, info = mapped
+    colors = {(1, 1, 1): 8, (2, 2, 2): 7, (3, 3, 3): 9}
+    with pytest.raises(UserError, match=r"color \(\d, \d, \d\) as '(road|sky)'"):
+        check_resumed_classes(run, dataclasses.replace(info, label_colors=colors))
+
+
+def test_further_label_to_ignore_is_no_change(mapped):
+    run, info = mapped
+    label_map = {**info.label_map, 200: IGNORE_LABEL}
+    check_resumed_classes(run, dataclasses.replace(info, label_map=label_map))
+
+
+def test_runs_that_stored_no_labels_resume(run):
+    path = run / "classes.json"
+    save_info(CAMVID, path)
+    stored = json.loads(path.read_text())
+    stored.pop("label_map", None)
+    path.write_text(json.dumps(stored))
+    check_resumed_classes(run, dataclasses.replace(CAMVID, label_map={}))

@@ -1,0 +1,260 @@
+"""Each key of the optimizer, the loss and the run, against arithmetic by hand."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from encnet_jax.run.checkpoint import Checkpoints
+from encnet_jax.run.model_config import check_config
+from encnet_jax.run.progress import Progress
+from encnet_jax.run.workdir import load_workdir
+from encnet_jax.train import trainer
+from tests.settings.toy import ToyModel, flat, lines, toy_config, toy_dataset
+
+sets = pytest.mark.sets
+
+
+def softmax(logits):
+    return np.exp(logits) / np.exp(logits).sum()
+
+
+def learning_rate(
+    step,
+    *,
+    learning_rate=0.01,
+    total_steps=100,
+    schedule="poly",
+    power=0.9,
+    warmup_steps=0,
+    min_learning_rate=0.0,
+):
+    if step < warmup_steps:
+        return learning_rate * step / warmup_steps
+    done = (step - warmup_steps) / (total_steps - warmup_steps)
+    if schedule == "cosine":
+        return learning_rate * (1 + np.cos(np.pi * done)) / 2
+    return (learning_rate - min_learning_rate) * (1 - done) ** power + min_learning_rate
+
+
+def after_steps(
+    params,
+    steps,
+    momentum=0.9,
+    nesterov=False,
+    weight_decay=1e-4,
+    head_lr_mult=10.0,
+    **schedule,
+):
+    """Returns the two vectors of logits after steps of SGD."""
+    weights = np.stack([params["backbone.bias"], params["bias"]]).astype(float)
+    velocity = np.zeros_like(weights)
+    for step in range(steps):
+        gradient = softmax(weights.sum(0)) - [0.75, 0.25] + weight_decay * weights
+        velocity = momentum * velocity + gradient
+        update = gradient + momentum * velocity if nesterov else velocity
+        rate = learning_rate(step, **schedule)
+        weights = weights - rate * np.array([[1.0], [head_lr_mult]]) * update
+    return weights
+
+
+OPTIMIZER = [
+    ("learning_rate", 0.5),
+    ("total_steps", 5),
+    ("optimizer.schedule", "cosine"),
+    ("optimizer.power", 3.0),
+    ("optimizer.warmup_steps", 2),
+    ("optimizer.min_learning_rate", 0.005),
+    ("optimizer.momentum", 0.3),
+    ("optimizer.nesterov", True),
+    ("optimizer.weight_decay", 0.1),
+    ("optimizer.head_lr_mult", 3.0),
+]
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [pytest.param(*c, marks=sets(c[0]), id=c[0]) for c in OPTIMIZER]
+)
+def test_three_updates(key, value, train_steps):
+    recorded = train_steps(3, **{"total_steps": 6, key: value})
+    settings = {"total_steps": 6, key.rpartition(".")[2]: value}
+    expected = after_steps(recorded.params[0], 3, **settings)
+    found = recorded.params[3]
+    np.testing.assert_allclose(found["backbone.bias"], expected[0], rtol=2e-6)
+    np.testing.assert_allclose(found["bias"], expected[1], rtol=2e-6)
+
+
+@sets("batch_size")
+def test_batch_size(train_steps):
+    recorded = train_steps(batch_size=6)
+    assert recorded.batch_stats[0]["rows"] == 6
+    assert recorded.batch()[0].shape == (6, 4, 4, 3)
+
+
+@sets("grad_accum_steps")
+def test_accumulated_gradient_is_the_mean_over_micro_batches(train_steps):
+    labels = np.full((4, 4, 4), 255, np.uint8)
+    labels[0] = labels[1, 0] = labels[2, :2] = 0  # 16, 4 and 8 pixels
+    labels[3] = 1
+    settings = {"optimizer.momentum": 0.0, "optimizer.weight_decay": 0.0}
+    recorded = train_steps(
+        dataset=toy_dataset(labels),
+        grad_accum_steps=2,
+        learning_rate=0.5,
+        **settings,
+    )
+    assert recorded.batch_stats[0]["rows"] == 2
+    assert recorded.batch_stats[0]["passes"] == 2
+    order = recorded.inputs[0]["index"]
+    halves = [labels[order[start::2]] for start in (0, 1)]
+    share = np.mean([(half == 0).sum() / (half != 255).sum() for half in halves])
+    assert share != (labels == 0).sum() / (labels != 255).sum()
+    before, after = recorded.params
+    gradient = softmax(before["bias"] + before["backbone.bias"]) - [share, 1 - share]
+    found = before["backbone.bias"] - after["backbone.bias"]
+    np.testing.assert_allclose(found, 0.5 * gradient, rtol=1e-5)
+
+
+@sets("mesh.data")
+def test_devices_share_the_batch(train_steps):
+    recorded = train_steps(**{"mesh.data": 2})
+    assert len(recorded.state.step.sharding.device_set) == 2
+
+
+@sets("seed")
+def test_seed_of_initial_weights(train_steps):
+    recorded = train_steps(seed=7)
+    rngs = nnx.Rngs(7)  # the backbone is built first
+    for name in ("backbone.bias", "bias"):
+        expected = jax.random.uniform(rngs.params(), (2,))
+        np.testing.assert_array_equal(recorded.params[0][name], expected)
+
+
+@sets("seed")
+def test_seed_of_the_order(train_steps):
+    recorded = train_steps(2, toy_dataset(count=9), seed=7)
+    order = np.random.default_rng((7, 0)).permutation(9)
+    np.testing.assert_array_equal(recorded.inputs[0]["index"], order[:4])
+    np.testing.assert_array_equal(recorded.inputs[1]["index"], order[4:8])
+
+
+@sets("seed")
+def test_seed_of_dropout(train_steps, monkeypatch):
+    monkeypatch.setattr(ToyModel, "noisy", True)
+    dropped = []
+    for step in range(6):
+        # The model is reseeded in each step; its layer splits the key of its stream.
+        key = jax.random.fold_in(jax.random.key(7), step)
+        mask = nnx.Dropout(0.5, rngs=nnx.Rngs(dropout=key))(jnp.ones(2))[0]
+        dropped.append(float(mask))
+    recorded = train_steps(6, seed=7, learning_rate=1e-9)
+    logits = recorded.params[0]["backbone.bias"] + recorded.params[0]["bias"]
+    for added, metrics in zip(dropped, recorded.metrics):
+        expected = cross_entropy(logits + [added, 0])
+        np.testing.assert_allclose(metrics["loss"], expected, rtol=1e-5)
+    assert len(set(dropped)) == 2
+
+
+def cross_entropy(logits, weights=(1, 1)):
+    """Returns the mean over a quarter of pixels of class 1, and the rest of class 0."""
+    costs = -np.log(softmax(logits)) * weights * [0.75, 0.25]
+    return costs.sum() / np.dot(weights, [0.75, 0.25])
+
+
+def logits_of(recorded):
+    return recorded.params[0]["backbone.bias"] + recorded.params[0]["bias"]
+
+
+@sets("loss.se_weight")
+def test_weight_of_the_se_loss(train_steps):
+    recorded = train_steps(**{"loss.se_weight": 0.7})
+    # Both classes are present; the logits are 0.5 and -1.
+    se_loss = (np.log1p(np.exp(-0.5)) + np.log1p(np.exp(1.0))) / 2
+    expected = cross_entropy(logits_of(recorded)) + 0.7 * se_loss
+    np.testing.assert_allclose(recorded.loss, expected, rtol=1e-5)
+
+
+@sets("loss.aux_weight")
+def test_weight_of_the_auxiliary_loss(train_steps):
+    recorded = train_steps(**{"loss.aux_weight": 0.7})
+    expected = cross_entropy(logits_of(recorded)) + 0.7 * cross_entropy([0, 2])
+    np.testing.assert_allclose(recorded.loss, expected, rtol=1e-5)
+
+
+@sets("loss.class_weights")
+def test_class_weights(train_steps):
+    recorded = train_steps(**{"loss.class_weights": (1.0, 5.0)})
+    expected = cross_entropy(logits_of(recorded), (1, 5))
+    np.testing.assert_allclose(recorded.loss, expected, rtol=1e-5)
+
+
+@sets("loss.class_balance")
+def test_class_weights_by_the_shares_of_the_classes(train_steps):
+    recorded = train_steps(**{"loss.class_balance": "log"})
+    weights = 1 / np.log(1.02 + np.array([0.75, 0.25]))
+    expected = cross_entropy(logits_of(recorded), weights)
+    np.testing.assert_allclose(recorded.loss, expected, rtol=1e-5)
+
+
+@sets("loss.normalize_by")
+def test_pixels_that_the_loss_is_averaged_over(train_steps):
+    dataset = toy_dataset()
+    dataset.labels[:, 0] = 255  # a quarter of the pixels
+    recorded = train_steps(dataset=dataset, **{"loss.normalize_by": "all"})
+    expected = 0.75 * cross_entropy(logits_of(recorded))
+    np.testing.assert_allclose(recorded.loss, expected, rtol=1e-5)
+
+
+@sets("model.align_corners")
+def test_corners_of_logits_in_the_loss(train_steps, monkeypatch):
+    monkeypatch.setattr(ToyModel, "ramp", 2.0)
+    dataset = toy_dataset(np.zeros((4, 4, 4), np.uint8))
+    recorded = train_steps(dataset=dataset, **{"model.align_corners": False})
+    zero, one = logits_of(recorded)
+    # Two pixels to four with half-pixel centers.
+    ramp = 2 * np.array([0, 0.25, 0.75, 1])
+    expected = np.log1p(np.exp(one + ramp - zero)).mean()
+    np.testing.assert_allclose(recorded.loss, expected, rtol=1e-5)
+
+
+@sets("total_steps", "log_every", "eval_every", "checkpoint_every", "batch_size")
+def test_what_happens_when(toys, tmp_path, monkeypatch):
+    saved, scored, progress = [], [], []
+    save, add_scores = Checkpoints.save, Checkpoints.add_scores
+
+    def counting(*arguments):
+        progress.append(arguments)
+        return Progress(*arguments)
+
+    def spied(self, state, step):
+        saved.append(step)
+        save(self, state, step)
+
+    def scoring(self, step, scores):
+        scored.append(step)
+        add_scores(self, step, scores)
+
+    monkeypatch.setattr(Checkpoints, "save", spied)
+    monkeypatch.setattr(Checkpoints, "add_scores", scoring)
+    monkeypatch.setattr(trainer, "Progress", counting)
+    every = dict(log_every=2, eval_every=5, checkpoint_every=3)
+    config = toy_config(total_steps=7, batch_size=3, **every)
+    check_config(config)
+    trainer.train(config, tmp_path, (toy_dataset(), toy_dataset()))
+    found = lines(tmp_path)
+    assert [row["step"] for row in found if "loss" in row] == [2, 4, 6, 7]
+    evaluated = [row["step"] for row in found if "mean_iou" in row]
+    assert evaluated == [5, 7]
+    assert saved == [3, 5, 6, 7] and scored == [5, 7]
+    assert progress == [(0, 7, 3)]  # of steps, and images a step for their rate
+
+
+@sets("model.weights")
+def test_weights_of_an_earlier_run(toys, train_steps, tmp_path):
+    config = toy_config(total_steps=1, learning_rate=0.5)
+    trainer.train(config, tmp_path / "earlier", (toy_dataset(), toy_dataset()))
+    trained = load_workdir(tmp_path / "earlier").params
+    recorded = train_steps(seed=3, **{"model.weights": str(tmp_path / "earlier")})
+    for name, value in flat(trained).items():
+        np.testing.assert_array_equal(recorded.params[0][name], value)
