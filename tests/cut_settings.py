@@ -30,7 +30,7 @@ GROUPS = {
 }
 # Places that check values, or store and compare them, and do nothing else with them.
 CHECKS = (
-    "config.py",
+    "config_checks.py",
     "train/settings.py:check_",
     "run/model_config.py:check_",
     "evaluate/run.py:_identity",

@@ -13,6 +13,7 @@ ORDER = (
     "migrations",
     "ops",
     "config",
+    "config_checks",
     "data",
     "models",
     "losses",

@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from encnet_jax.config import default, load_config, validate
+from encnet_jax.config import default, load_config
+from encnet_jax.config_checks import validate
 from encnet_jax.errors import UserError
 from encnet_jax.migrations import CONFIG_KEYS, CONFIG_VALUES, old_parameter_path
 from encnet_jax.predict.predictor import Segmenter

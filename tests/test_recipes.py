@@ -15,7 +15,7 @@ from configs import (  # noqa: E402
     pascal_context,
     voc2012,
 )
-from encnet_jax.config import validate  # noqa: E402
+from encnet_jax.config_checks import validate  # noqa: E402
 from encnet_jax.data import builders  # noqa: E402
 from encnet_jax.data.builders.segmentation import find_pairs  # noqa: E402
 from encnet_jax.data.registry import open_dataset  # noqa: E402

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from encnet_jax.config import validate
+from encnet_jax.config_checks import validate
 from encnet_jax.errors import UserError
 from encnet_jax.models.registry import check_model_settings
 from encnet_jax.ops.class_weights import check_class_weights
