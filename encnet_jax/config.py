@@ -130,6 +130,8 @@ def _optimizer() -> ConfigDict:
     optimizer.beta2 = 0.999  # of adamw: decay of the second moment
     optimizer.weight_decay = 1e-4  # of every parameter; adamw: not of vectors
     optimizer.max_grad_norm = 0.0  # gradients are clipped to this norm; 0: not
+    # Decay of the moving averages of the weights, which then are evaluated; 0: none.
+    optimizer.ema_decay = 0.0
     optimizer.head_lr_mult = 10.0  # learning rate outside the backbone, relative to it
     return optimizer
 

@@ -1,7 +1,8 @@
 """Checkpoints of a run; the only file that imports Orbax.
 
 `workdir/checkpoints/STEP` holds the items `params`, `batch_stats` and `optimizer` (with
-the step), and `metrics` once the step has been evaluated. Kept are the latest two, in
+the step), `ema` if moving averages of both are kept, and `metrics` once the step has
+been evaluated. Kept are the latest two, in
 case one is damaged, and the best by mean IoU (or accuracy).
 """
 
@@ -66,8 +67,7 @@ class Checkpoints:
         writer = self._open()
         # On CPU the writer would read memory that the next step may overwrite.
         state = jax.tree.map(jnp.copy, state)
-        optimizer = {"step": state.step, "opt_state": state.opt_state}
-        items = zip(_ITEMS, (state.params, state.batch_stats, optimizer))
+        items = _items_of(state).items()
         arguments = {name: ocp.args.StandardSave(item) for name, item in items}
         self._saving = self._newest = step
         try:
@@ -115,11 +115,7 @@ class Checkpoints:
             UserError: The checkpoint is of another model, or all are damaged.
         """
         abstract = abstract_arrays(like, sharding)
-        wanted = {
-            "params": abstract.params,
-            "batch_stats": abstract.batch_stats,
-            "optimizer": {"step": abstract.step, "opt_state": abstract.opt_state},
-        }
+        wanted = _items_of(abstract)
         damaged: dict[int, str] = {}
         for step in sorted(self.steps(), reverse=True):
             items, fault = None, ""
@@ -140,6 +136,7 @@ class Checkpoints:
                 items["params"],
                 items["batch_stats"],
                 optimizer["opt_state"],
+                items.get("ema", {}),
             )
         if damaged:
             raise UserError(
@@ -153,7 +150,7 @@ class Checkpoints:
     def restore_model(
         self, params: PureDict, batch_stats: PureDict, step: str | int = "best"
     ) -> tuple[PureDict, PureDict, int]:
-        """Returns parameters, running statistics and their step.
+        """Returns parameters, running statistics and their step: averages, if kept.
 
         Args:
             params: Parameters of the same structure, shapes and dtypes.
@@ -170,6 +167,8 @@ class Checkpoints:
             "batch_stats": abstract_arrays(batch_stats, sharding),
         }
         items = self._restore(chosen, wanted)
+        if (self.folder / str(chosen) / "ema").is_dir():
+            items = self._read(chosen, {"ema": wanted})["ema"]
         return items["params"], items["batch_stats"], chosen
 
     def steps(self) -> list[int]:
@@ -277,6 +276,16 @@ class Checkpoints:
             multihost_utils.sync_global_devices("set aside")
 
 
+def _items_of(state: TrainState) -> dict[str, Any]:
+    """Returns the items of a checkpoint."""
+    items = {
+        "params": state.params,
+        "batch_stats": state.batch_stats,
+        "optimizer": {"step": state.step, "opt_state": state.opt_state},
+    }
+    return {**items, "ema": state.ema} if state.ema else items
+
+
 def _on_any_host(flag: bool) -> bool:
     return bool(sum_over_hosts(np.asarray([flag], np.int64))[0])
 
@@ -291,7 +300,7 @@ def _reader(items: Iterable[str]) -> ocp.Checkpointer:
     )
     handlers: dict[str, ocp.CheckpointHandler] = {
         name: ocp.StandardCheckpointHandler(multiprocessing_options=alone)
-        for name in items
+        for name in (*items, "ema")
     }
     # Not read here; without a handler Orbax warns about them.
     handlers["metrics"] = ocp.JsonCheckpointHandler(multiprocessing_options=alone)

@@ -22,12 +22,22 @@ class TrainState(NamedTuple):
         params: Parameters, float32.
         batch_stats: Running means and variances, float32.
         opt_state: State of the optax optimizer.
+        ema: Exponential moving averages of `params` and `batch_stats` under these keys;
+            empty if none are kept.
     """
 
     step: jax.Array
     params: PureDict
     batch_stats: PureDict
     opt_state: Any
+    ema: PureDict
+
+    @property
+    def evaluated(self) -> tuple[PureDict, PureDict]:
+        """The parameters and running statistics to evaluate: averages, if kept."""
+        if self.ema:
+            return self.ema["params"], self.ema["batch_stats"]
+        return self.params, self.batch_stats
 
 
 class ModelDef(NamedTuple):
@@ -80,10 +90,26 @@ def split_model(model: nnx.Module) -> tuple[ModelDef, PureDict, PureDict]:
 
 
 def create_train_state(
-    params: PureDict, batch_stats: PureDict, tx: optax.GradientTransformation
+    params: PureDict,
+    batch_stats: PureDict,
+    tx: optax.GradientTransformation,
+    *,
+    keep_ema: bool = False,
 ) -> TrainState:
-    """Returns the state at step 0."""
-    return TrainState(jnp.zeros((), jnp.int32), params, batch_stats, tx.init(params))
+    """Returns the state at step 0.
+
+    Args:
+        params: Parameters.
+        batch_stats: Running statistics.
+        tx: The optimizer.
+        keep_ema: Whether to keep moving averages; they start at the initial values.
+    """
+    ema = {}
+    if keep_ema:  # copies: the state is donated
+        ema = jax.tree.map(jnp.copy, {"params": params, "batch_stats": batch_stats})
+    return TrainState(
+        jnp.zeros((), jnp.int32), params, batch_stats, tx.init(params), ema
+    )
 
 
 def pure_batch_stats(model: nnx.Module) -> PureDict:

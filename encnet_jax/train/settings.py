@@ -87,6 +87,10 @@ def check_workdir(config: ConfigDict, workdir: Path, info: DatasetInfo) -> None:
         if key not in _MAY_CHANGE_ON_RESUME
     }
     pairs["data.name"] = (stored.data.name, config.data.name)
+    pairs["optimizer.name"] = (stored.optimizer.name, config.optimizer.name)
+    decays = stored.optimizer.ema_decay, config.optimizer.ema_decay
+    if 0 in decays:  # the checkpoints have averages, or have not
+        pairs["optimizer.ema_decay"] = decays
     for key, (there, here) in pairs.items():
         if there != here:
             raise UserError(

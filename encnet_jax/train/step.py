@@ -33,6 +33,7 @@ def make_train_step(
     augmentation: Augmentation | None = None,
     loss_settings: Mapping[str, Any] = MappingProxyType({}),
     grad_accum_steps: int = 1,
+    ema_decay: float = 0.0,
 ) -> StepFn:
     """Returns the jitted step: (state, resident, batch) -> (state, metrics).
 
@@ -48,6 +49,7 @@ def make_train_step(
         loss_settings: Keyword arguments of `segmentation_loss`.
         grad_accum_steps: Number of micro-batches. Their gradients are averaged; batch
             norm sees one micro-batch at a time.
+        ema_decay: Of the moving averages, if the state keeps them; see `averaged`.
     """
 
     def loss_fn(
@@ -85,9 +87,31 @@ def make_train_step(
         )
         updates, opt_state = tx.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
-        return TrainState(state.step + 1, params, batch_stats, opt_state), metrics
+        ema = averaged(state, params, batch_stats, ema_decay)
+        return TrainState(state.step + 1, params, batch_stats, opt_state, ema), metrics
 
     return train_step
+
+
+def averaged(
+    state: TrainState, params: PureDict, batch_stats: PureDict, decay: float
+) -> PureDict:
+    """Returns decay * average + (1 - decay) * new values; nothing if none are kept.
+
+    In the first steps the decay is at most (1 + step) / (10 + step), so that the
+    initial values are soon forgotten (as TensorFlow's `ExponentialMovingAverage`).
+
+    Args:
+        state: The state before the step.
+        params: Parameters after the step.
+        batch_stats: Running statistics after the step.
+        decay: See above.
+    """
+    if not state.ema:
+        return state.ema
+    decay_now = jnp.minimum(decay, (1 + state.step) / (10 + state.step))
+    new = {"params": params, "batch_stats": batch_stats}
+    return optax.incremental_update(new, state.ema, 1 - decay_now)
 
 
 def augment(

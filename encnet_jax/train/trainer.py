@@ -129,7 +129,8 @@ class Trainer:
         model_def, params, batch_stats = split_model(model)
         self.schedule = settings.create_schedule(config)
         tx = create_optimizer(self.schedule, **settings.optimizer_settings(config))
-        self.state = create_train_state(params, batch_stats, tx)
+        ema_decay = config.optimizer.ema_decay
+        self.state = create_train_state(params, batch_stats, tx, keep_ema=ema_decay > 0)
         self.class_weights = class_balance.create_weights(
             config, dataset, workdir, resumes=bool(self.checkpoints.steps())
         )
@@ -141,6 +142,7 @@ class Trainer:
             augmentation=input_pipeline.create_augmentation(config),
             loss_settings=settings.loss_settings(config, self.class_weights),
             grad_accum_steps=config.grad_accum_steps,
+            ema_decay=ema_decay,
         )
         self.validate = make_validate_fn(config, model, validation)
         self.losses: list[jax.Array] = []  # not yet checked to be finite
@@ -260,7 +262,7 @@ class Trainer:
     def _evaluate(self, step: int) -> dict[str, float]:
         started = time.perf_counter()
         try:
-            result = self.validate(self.state.params, self.state.batch_stats)
+            result = self.validate(*self.state.evaluated)
         except UserError as error:
             self.checkpoints.close()
             if step not in self.checkpoints.steps():
