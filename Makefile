@@ -6,7 +6,7 @@ export TF_CPP_MIN_LOG_LEVEL = 2
 # Large memory pages: a CPU training step takes up to a quarter longer without them.
 TRAIN = GLIBC_TUNABLES=glibc.malloc.hugetlb=1 $(BIN)/encnet train
 
-.PHONY: demo test lint clean
+.PHONY: demo test test-all lint clean
 
 demo: .venv/installed
 	$(TRAIN) --config=configs/scenes.py --workdir=$(DEMO)
@@ -17,6 +17,9 @@ demo: .venv/installed
 
 test: .venv/installed
 	$(BIN)/python -m pytest -n 2 --dist worksteal
+
+test-all: .venv/installed
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m ''
 
 lint: .venv/installed
 	$(BIN)/ruff check .

@@ -1,5 +1,6 @@
 """Shared by the command-line scripts: flags, logging, and errors as exit codes."""
 
+import difflib
 import logging
 import os
 import re
@@ -12,6 +13,7 @@ from typing import Any
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
+from encnet_jax.config import default, default_workdir, leaves
 from encnet_jax.errors import UserError
 from encnet_jax.migrations import CONFIG_KEYS
 from encnet_jax.run.startup import set_xla_flags
@@ -34,7 +36,7 @@ def run(main: Callable[[list[str]], int | None]) -> None:
     try:
         arguments = flags.FLAGS(sys.argv)[1:]
     except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as error:
-        _fail(_renamed_flag(sys.argv) or _one_line(error), 2)
+        _fail(_wrong_key(sys.argv) or _one_line(error), 2)
     _set_up()
     from encnet_jax.run.distributed import abort_on_failure
 
@@ -64,13 +66,19 @@ def _set_up() -> None:
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
 
-def _renamed_flag(arguments: list[str]) -> str | None:
-    """Returns the message for the first flag with an old key, or None."""
+def _wrong_key(arguments: list[str]) -> str | None:
+    """Returns the message for the first flag with an old or unknown key, or None."""
+    known = dict(leaves(default()))
     for argument in arguments:
         # absl also takes one dash, and `no` in front of a Boolean.
         flag = re.match(r"--?(?:no)?config\.([^=]+)", argument)
-        if flag and (key := flag[1]) in CONFIG_KEYS:
+        if not flag or (key := flag[1]) in known:
+            continue
+        if key in CONFIG_KEYS:
             return f"--config.{key}: is now called --config.{CONFIG_KEYS[key]}"
+        near = difflib.get_close_matches(key, known, 1)
+        hint = f"; is it --config.{near[0]}?" if near else ""
+        return f"--config.{key}: no such key of the configuration{hint}"
     return None
 
 
@@ -101,7 +109,6 @@ def config_and_workdir(
     Raises:
         UserError: The file is missing, or a value is out of range.
     """
-    from encnet_jax.config import default_workdir
     from encnet_jax.run.model_config import check_config
 
     config = flags.FLAGS.config

@@ -64,6 +64,8 @@ def _model() -> ConfigDict:
     model.width = 64  # channels of the first stage before expansion
     model.remat = ()  # stages recomputed in the backward pass, to save memory
     model.head_channels = 512  # channels of the head
+    # Initial convolutions of the head: pytorch_encoding (PyTorch's default) or mmseg.
+    model.head_init = "pytorch_encoding"
     model.dropout = 0.1  # rate before each classifier
     # 3x3 convolutions: lax, space_to_batch (dilated ones), winograd; auto: by platform.
     model.conv_impl = "auto"
@@ -167,7 +169,7 @@ def validate(config: ConfigDict) -> None:
 
     Reads no data. `run.model_config.check_config` checks model and loss as well.
     """
-    values = dict(_leaves(config))
+    values = dict(leaves(config))
     _check_names(values)
     _check_numbers(values)
     _check_choices(values)
@@ -192,7 +194,7 @@ def validate(config: ConfigDict) -> None:
 
 def _check_names(values: dict[str, Any]) -> None:
     """Raises for unknown and renamed keys, and for renamed values."""
-    known = dict(_leaves(default()))
+    known = dict(leaves(default()))
     for key, value in values.items():
         if key not in known:
             if key in CONFIG_KEYS:
@@ -203,11 +205,11 @@ def _check_names(values: dict[str, Any]) -> None:
             raise UserError(f"{key}={value!r}: is now {renamed[value]!r}")
 
 
-def _leaves(config: ConfigDict, group: str = "") -> Iterator[tuple[str, Any]]:
+def leaves(config: ConfigDict, group: str = "") -> Iterator[tuple[str, Any]]:
     """Yields each key with its group, `data.name`, and its value."""
     for key, value in config.items():
         if isinstance(value, ConfigDict):
-            yield from _leaves(value, f"{group}{key}.")
+            yield from leaves(value, f"{group}{key}.")
         else:
             yield f"{group}{key}", value
 

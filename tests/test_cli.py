@@ -178,7 +178,8 @@ def test_killed_run_resumes_to_the_same_parameters(workdir, camvid, tmp_path, mo
 @pytest.mark.parametrize(
     ("argument", "message"),
     [
-        ("--config.modle.width=4", "modle"),
+        ("--config.modle.width=4", "modle.width: no such key of the configuration"),
+        ("--config.model.widht=4", "is it --config.model.width?"),
         ("--config.batch_size=0", "batch_size=0: must be at least 1"),
         ("--config.model.backbone=resnet51", "allowed are tiny, resnet18"),
         ("--config.total_steps=many", "total_steps"),

@@ -16,7 +16,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from encnet_jax.models.encoding import Encoding
-from encnet_jax.models.layers import BatchNorm, Conv, Linear, uniform_fan_in
+from encnet_jax.models.layers import BatchNorm, Conv, linear, uniform_fan_in
 from encnet_jax.models.settings import Check, at_least
 
 SE_REDUCTION = 16
@@ -87,7 +87,7 @@ class EncodingAttention(nnx.Module):
         self.norm = BatchNorm(reduced, rngs=rngs)
         create = DropEncoding if drop else Encoding
         self.encoding = create(reduced, num_codes, rngs=rngs)
-        self.linear = Linear(num_codes * reduced, features, rngs=rngs)
+        self.linear = linear(num_codes * reduced, features, rngs=rngs)
 
     def gate(self, x: Float[Array, "b h w c"]) -> Float[Array, "b c"]:
         """Returns the factor of each channel, float32, in 0 to 1."""
@@ -106,8 +106,8 @@ class SqueezeExcitation(nnx.Module):
     """Channel attention from the mean over the image (Hu et al. 2018)."""
 
     def __init__(self, features: int, *, rngs: nnx.Rngs):
-        self.squeeze = Linear(features, features // SE_REDUCTION, rngs=rngs)
-        self.excite = Linear(features // SE_REDUCTION, features, rngs=rngs)
+        self.squeeze = linear(features, features // SE_REDUCTION, rngs=rngs)
+        self.excite = linear(features // SE_REDUCTION, features, rngs=rngs)
 
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
         """Returns the features times the gate."""
@@ -190,7 +190,7 @@ class CifarResNet14(nnx.Module):
                 features = width * 2**stage
         self.blocks = nnx.List(blocks)
         self.norm = BatchNorm(features, rngs=rngs)
-        self.linear = Linear(features, num_classes, rngs=rngs)
+        self.linear = linear(features, num_classes, rngs=rngs)
 
     def __call__(self, images: Float[Array, "b h w 3"]) -> ClassifierOutput:
         """Classifies normalized images of any size, 32x32 in the paper."""

@@ -12,7 +12,7 @@ from jaxtyping import Array, Float
 
 from encnet_jax.models.encoding import ContextEncoding
 from encnet_jax.models.heads import ClassifierHead
-from encnet_jax.models.layers import ConvBN
+from encnet_jax.models.layers import HeadConvBN
 from encnet_jax.models.segmentation import (
     Backbone,
     SegmentationModel,
@@ -52,15 +52,15 @@ class EncodingHead(nnx.Module):
         dropout: float,
         rngs: nnx.Rngs,
     ):
-        self.reduce = ConvBN(stage_features[3], channels, 3, rngs=rngs)
+        self.reduce = HeadConvBN(stage_features[3], channels, 3, rngs=rngs)
         # `nnx.data`, because NNX would take None for a static attribute.
         self.lateral = nnx.data(None)
         self.fuse = nnx.data(None)
         if lateral:
             self.lateral = nnx.List(
-                [ConvBN(c, channels, rngs=rngs) for c in stage_features[1:3]]
+                [HeadConvBN(c, channels, rngs=rngs) for c in stage_features[1:3]]
             )
-            self.fuse = ConvBN(3 * channels, channels, 3, rngs=rngs)
+            self.fuse = HeadConvBN(3 * channels, channels, 3, rngs=rngs)
         self.context = ContextEncoding(
             channels,
             num_codes=num_codes,
@@ -141,7 +141,7 @@ class EncNet(SegmentationModel):
         )
         self.stage3_context = nnx.data(None)
         if se_loss and 3 in se_stages:
-            self.stage3_reduce = ConvBN(
+            self.stage3_reduce = HeadConvBN(
                 backbone.features[2], head_channels, 3, rngs=rngs
             )
             self.stage3_context = ContextEncoding(

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from encnet_jax.models.layers import BatchNorm, ConvBN, Linear
+from encnet_jax.models.layers import BatchNorm, HeadConvBN, linear
 from encnet_jax.ops.resize import AnyArray
 
 
@@ -98,15 +98,15 @@ class ContextEncoding(nnx.Module):
         num_classes: int | None,
         rngs: nnx.Rngs,
     ):
-        self.reduce = ConvBN(features, features, rngs=rngs)
+        self.reduce = HeadConvBN(features, features, rngs=rngs)
         self.encoding = nnx.data(None)
         self.norm = nnx.data(None)
         if num_codes:
             self.encoding = Encoding(features, num_codes, rngs=rngs)
             self.norm = BatchNorm(num_codes, axis=1, rngs=rngs)
-        self.gate = Linear(features, features, rngs=rngs)
+        self.gate = linear(features, features, rngs=rngs)
         self.se_head = nnx.data(
-            Linear(features, num_classes, rngs=rngs) if num_classes else None
+            linear(features, num_classes, rngs=rngs) if num_classes else None
         )
 
     def encode(self, x: Float[Array, "b h w c"]) -> Float[Array, "b c"]:

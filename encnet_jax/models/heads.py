@@ -4,12 +4,14 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from encnet_jax.models.layers import Conv, ConvBN, uniform_fan_in
+from encnet_jax.models.layers import Conv, HeadConvBN, he_normal, uniform_fan_in
 from encnet_jax.ops.resize import adaptive_average_pool, resize_bilinear
 
 PYRAMID = (1, 2, 3, 6)  # cells along each side (PSPNet, section 3.2)
 ASPP_RATES = (12, 24, 36)  # dilations at output stride 8 (DeepLabV3, section 3.3)
 ASPP_DROPOUT = 0.5
+HEAD_INITS = ("pytorch_encoding", "mmseg")
+MMSEG_CLASSIFIER_STD = 0.01
 
 
 class ClassifierHead(nnx.Module):
@@ -62,7 +64,7 @@ class FCNHead(nnx.Module):
         dropout: float,
         rngs: nnx.Rngs,
     ):
-        self.reduce = ConvBN(features, channels, 3, rngs=rngs)
+        self.reduce = HeadConvBN(features, channels, 3, rngs=rngs)
         self.classifier = ClassifierHead(
             channels, num_classes, dropout=dropout, rngs=rngs
         )
@@ -101,9 +103,11 @@ class PSPHead(nnx.Module):
         # A quarter of the features, as in the paper and PyTorch-Encoding.
         # mmsegmentation takes `channels`, which is the same in the published networks.
         reduced = features // 4
-        self.pyramid = nnx.List([ConvBN(features, reduced, rngs=rngs) for _ in PYRAMID])
+        self.pyramid = nnx.List(
+            [HeadConvBN(features, reduced, rngs=rngs) for _ in PYRAMID]
+        )
         fused = features + reduced * len(PYRAMID)
-        self.reduce = ConvBN(fused, channels, 3, rngs=rngs)
+        self.reduce = HeadConvBN(fused, channels, 3, rngs=rngs)
         self.classifier = ClassifierHead(
             channels, num_classes, dropout=dropout, rngs=rngs
         )
@@ -157,16 +161,19 @@ class DeepLabV3Head(nnx.Module):
         rates = [rate * 8 // output_stride for rate in ASPP_RATES]
         self.views = nnx.List(
             [
-                ConvBN(features, channels, rngs=rngs),
-                *(ConvBN(features, channels, 3, dilation=r, rngs=rngs) for r in rates),
+                HeadConvBN(features, channels, rngs=rngs),
+                *(
+                    HeadConvBN(features, channels, 3, dilation=r, rngs=rngs)
+                    for r in rates
+                ),
             ]
         )
-        self.image = ConvBN(features, channels, rngs=rngs)
-        self.fuse = ConvBN((len(self.views) + 1) * channels, channels, rngs=rngs)
+        self.image = HeadConvBN(features, channels, rngs=rngs)
+        self.fuse = HeadConvBN((len(self.views) + 1) * channels, channels, rngs=rngs)
         self.dropout = nnx.Dropout(
             ASPP_DROPOUT if dropout else 0.0, rngs=nnx.Rngs(dropout=rngs.dropout())
         )
-        self.reduce = ConvBN(channels, channels, 3, rngs=rngs)
+        self.reduce = HeadConvBN(channels, channels, 3, rngs=rngs)
         self.classifier = ClassifierHead(
             channels, num_classes, dropout=dropout, rngs=rngs
         )
@@ -180,3 +187,25 @@ class DeepLabV3Head(nnx.Module):
         image = jnp.broadcast_to(image, views[0].shape).astype(x.dtype)
         x = self.fuse(jnp.concatenate([*views, image], axis=-1))
         return self.classifier(self.reduce(self.dropout(x)))
+
+
+def init_heads_as_mmseg(model: nnx.Module, rngs: nnx.Rngs) -> None:
+    """Draws the convolutions outside the backbone anew, as mmsegmentation does.
+
+    He initialization by fan-out; classifiers start normal with standard deviation 0.01,
+    and without bias. Linear layers, codewords and scales are initialized alike in both
+    originals.
+
+    Args:
+        model: A segmentation model.
+        rngs: Source of the new weights.
+    """
+    for path, module in nnx.iter_modules(model):
+        if not isinstance(module, Conv) or path[0] == "backbone":
+            continue
+        init = he_normal
+        if module.bias is not None:
+            init = nnx.initializers.normal(MMSEG_CLASSIFIER_STD)
+            module.bias[...] = jnp.zeros_like(module.bias[...])
+        kernel = module.kernel[...]
+        module.kernel[...] = init(rngs.params(), kernel.shape, kernel.dtype)

@@ -23,12 +23,35 @@ from encnet_jax.ops.winograd import PREDICTION_TILE, transform_kernel
 he_normal = nnx.initializers.variance_scaling(2.0, "fan_out", "normal")
 # PyTorch's default for convolution and linear weights: uniform in +-1/sqrt(fan_in).
 uniform_fan_in = nnx.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
-Linear = functools.partial(nnx.Linear, kernel_init=uniform_fan_in)
+Initializer = Callable[..., jax.Array]  # (key, shape, dtype) -> initial values
 _Vector = Float[AnyArray, " c"]
+
+
+def uniform_bias(fan_in: int) -> Initializer:
+    """Returns PyTorch's default for biases: uniform in +-1/sqrt(fan_in)."""
+    bound = fan_in**-0.5
+
+    def init(key: Any, shape: Any, dtype: Any = jnp.float32, **_: Any) -> jax.Array:
+        return jax.random.uniform(key, shape, dtype, -bound, bound)
+
+    return init
+
+
+def linear(in_features: int, out_features: int, *, rngs: nnx.Rngs) -> nnx.Linear:
+    """Returns a linear layer with PyTorch's default initialization."""
+    return nnx.Linear(
+        in_features,
+        out_features,
+        kernel_init=uniform_fan_in,
+        bias_init=uniform_bias(in_features),
+        rngs=rngs,
+    )
 
 
 class Conv(nnx.Module):
     """2-D convolution with PyTorch's symmetric padding.
+
+    A bias starts as PyTorch's default, whatever `kernel_init` is.
 
     Attributes:
         impl: See `conv2d`; `set_conv_impl` sets it for all of a model.
@@ -43,14 +66,16 @@ class Conv(nnx.Module):
         stride: int = 1,
         dilation: int = 1,
         use_bias: bool = False,
-        kernel_init: Callable[..., jax.Array] = he_normal,
+        kernel_init: Initializer = he_normal,
         dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
     ):
         shape = (kernel_size, kernel_size, in_features, out_features)
         self.kernel = nnx.Param(kernel_init(rngs.params(), shape, jnp.float32))
-        bias = jnp.zeros(out_features, jnp.float32) if use_bias else None
-        self.bias = nnx.data(None) if bias is None else nnx.Param(bias)
+        self.bias = nnx.data(None)
+        if use_bias:
+            bias_init = uniform_bias(kernel_size**2 * in_features)
+            self.bias = nnx.Param(bias_init(rngs.params(), (out_features,)))
         self.kernel_size = kernel_size
         self.stride = stride
         self.dilation = dilation
@@ -238,6 +263,7 @@ class ConvBN(nnx.Module):
         stride: int = 1,
         dilation: int = 1,
         relu: bool = True,
+        kernel_init: Initializer = he_normal,
         rngs: nnx.Rngs,
     ):
         self.conv: Conv | FoldedConv = Conv(
@@ -246,6 +272,7 @@ class ConvBN(nnx.Module):
             kernel_size,
             stride=stride,
             dilation=dilation,
+            kernel_init=kernel_init,
             rngs=rngs,
         )
         self.norm: BatchNorm | None = nnx.data(BatchNorm(out_features, rngs=rngs))
@@ -263,6 +290,10 @@ class ConvBN(nnx.Module):
         assert self.norm is not None and isinstance(self.conv, Conv)  # folded once
         self.conv = FoldedConv(self.conv, *self.norm.affine())
         self.norm = nnx.data(None)
+
+
+# PyTorch-Encoding initializes its backbones, and leaves its heads at PyTorch's default.
+HeadConvBN = functools.partial(ConvBN, kernel_init=uniform_fan_in)
 
 
 def max_pool(x: Float[AnyArray, "b h w c"]) -> Float[Array, "b H W c"]:

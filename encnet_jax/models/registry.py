@@ -15,6 +15,7 @@ from jax.typing import DTypeLike
 from encnet_jax.errors import UserError
 from encnet_jax.models.cifar import EncNet14, ResNet14, SEResNet14
 from encnet_jax.models.encnet import EncNet
+from encnet_jax.models.heads import HEAD_INITS, init_heads_as_mmseg
 from encnet_jax.models.layers import set_conv_impl, set_layer_options
 from encnet_jax.models.resnet import RESNETS, ResNet
 from encnet_jax.models.segmentation import FCN, DeepLabV3, PSPNet, SegmentationModel
@@ -58,6 +59,7 @@ def create_model(
     num_classes: int,
     backbone: str = _DEFAULT_BACKBONE,
     conv_impl: str = "auto",
+    head_init: str = "pytorch_encoding",
     unbiased_running_var: bool = False,
     dtype: DTypeLike = jnp.float32,
     rngs: nnx.Rngs | None = None,
@@ -71,6 +73,9 @@ def create_model(
         num_classes: Number of classes, at least 2.
         backbone: A key of `BACKBONES`; only networks that segment have one.
         conv_impl: How 3x3 convolutions are computed; see `set_conv_impl`.
+        head_init: How the convolutions of segmentation heads start: as in
+            `"pytorch_encoding"`, where they keep PyTorch's default (uniform in
+            +-1/sqrt(fan_in)); or as in `"mmseg"`, see `init_heads_as_mmseg`.
         unbiased_running_var: See `set_layer_options`.
         dtype: Dtype of convolutions and features; parameters and statistics are
             float32.
@@ -90,6 +95,7 @@ def create_model(
         num_classes=num_classes,
         backbone=backbone,
         conv_impl=conv_impl,
+        head_init=head_init,
         **settings,
     )
     rngs = nnx.Rngs(0) if rngs is None else rngs
@@ -100,6 +106,8 @@ def create_model(
 
     parts = [build(BACKBONES[backbone])] if segments(name) else []
     model = build(MODELS[name], num_classes, *parts)
+    if head_init == "mmseg":
+        init_heads_as_mmseg(model, rngs)
     set_layer_options(model, dtype=dtype, unbiased_running_var=unbiased_running_var)
     set_conv_impl(model, conv_impl)
     return model
@@ -111,6 +119,7 @@ def check_model_settings(
     num_classes: Any,
     backbone: str = _DEFAULT_BACKBONE,
     conv_impl: str = "auto",
+    head_init: str = "pytorch_encoding",
     unbiased_running_var: bool = False,
     dtype: DTypeLike = jnp.float32,
     **settings: Any,
@@ -123,6 +132,8 @@ def check_model_settings(
     check_value("name", name, one_of(*MODELS))
     check_value("num_classes", num_classes, at_least(2))
     check_value("conv_impl", conv_impl, one_of(*CONV_IMPLS))
+    head_inits = HEAD_INITS if segments(name) else HEAD_INITS[:1]
+    check_value("head_init", head_init, one_of(*head_inits))
     entries = [MODELS[name]]
     if segments(name):
         check_value("backbone", backbone, one_of(*BACKBONES))

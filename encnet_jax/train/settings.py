@@ -14,7 +14,7 @@ from encnet_jax.models.registry import CIFAR_MODELS
 from encnet_jax.optimizer import cosine_schedule, poly_schedule
 
 # Keys of `model` that leave its parameters as they are.
-_MAY_CHANGE_ON_RESUME = ("weights", "remat", "conv_impl")
+_MAY_CHANGE_ON_RESUME = ("weights", "remat", "conv_impl", "head_init")
 
 
 def check_task(config: ConfigDict, info: DatasetInfo) -> None:

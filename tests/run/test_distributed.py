@@ -122,6 +122,7 @@ def ends_of(processes):
     return [(process.returncode, text) for process, text in zip(processes, stderrs)]
 
 
+@pytest.mark.slow
 def test_host_that_dies_stops_the_others_within_a_minute(endless):
     processes, _ = endless
     processes[1].kill()
@@ -132,6 +133,7 @@ def test_host_that_dies_stops_the_others_within_a_minute(endless):
     assert "Traceback" not in stderr
 
 
+@pytest.mark.slow
 def test_host_that_fails_says_why_and_stops_the_others_within_a_minute(endless, camvid):
     processes, _ = endless
     path = camvid / "train" / "0003.png"

@@ -105,6 +105,7 @@ def test_lock_ends_with_its_run(tmp_path):
                 raise AssertionError("two runs at once")
 
 
+@pytest.mark.slow
 def test_killed_at_twenty_moments_ends_with_the_same_parameters(camvid, tmp_path):
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["tests.interrupted"])
