@@ -189,6 +189,15 @@ def test_path_that_could_not_be_read_again_is_refused(tmp_path, name):
         Checkpoints(tmp_path / name)
 
 
+def test_link_to_such_a_path_is_written_and_read(tmp_path, state):
+    (tmp_path / "a[1]").mkdir()
+    link = tmp_path / "link"
+    link.symlink_to(tmp_path / "a[1]")
+    save_all(link, state, {1: 0.5, 2: 0.4, 3: 0.3, 4: 0.2})
+    assert Checkpoints(link).steps() == [1, 3, 4]
+    assert int(Checkpoints(link).restore_latest(state, HERE).step) == 4
+
+
 @pytest.mark.parametrize("name", ["a b", "größe 漢", "a]b", "a{b}", "~", "a%20#b"])
 def test_other_paths_are_read_again(tmp_path, state, name):
     save_all(tmp_path / name, state, {1: None})
