@@ -131,7 +131,9 @@ class Checkpoints:
                 # As text: the error would keep the failed reads alive.
                 fault = str(error)
             if _on_any_host(bool(fault)):
-                damaged[step] = fault or f"{self.folder / str(step)}: on another host"
+                damaged[step] = (
+                    fault or f"{self.folder / str(step)}: damaged on another host"
+                )
                 continue
             assert items is not None
             self._set_aside(damaged)

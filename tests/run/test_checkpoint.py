@@ -12,6 +12,7 @@ from flax import nnx
 from encnet_jax.errors import UserError
 from encnet_jax.models import create_model
 from encnet_jax.optimizer import create_optimizer, poly_schedule
+from encnet_jax.run import checkpoint
 from encnet_jax.run.checkpoint import Checkpoints
 from encnet_jax.run.state import create_train_state, split_model
 
@@ -148,6 +149,20 @@ def test_newer_ones_are_set_aside_once_an_older_one_is_read(
     assert int(Checkpoints(tmp_path).restore_latest(state, HERE).step) == 1
     names = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
     assert names == ["1", "2.damaged", "3.damaged", "3.damaged-2"]
+
+
+def test_step_that_another_host_cannot_read_is_set_aside_on_all(
+    tmp_path, state, monkeypatch, caplog
+):
+    save_all(tmp_path, state, {1: None, 2: None})
+    elsewhere = iter([True, False])
+    monkeypatch.setattr(
+        checkpoint, "_on_any_host", lambda flag: flag or next(elsewhere)
+    )
+    assert int(Checkpoints(tmp_path).restore_latest(state, HERE).step) == 1
+    names = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
+    assert names == ["1", "2.damaged"]
+    assert "checkpoints/2: damaged on another host" in caplog.text
 
 
 def test_scores_arrive_after_the_state_and_decide_what_is_kept(tmp_path, state):
