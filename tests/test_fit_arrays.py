@@ -104,8 +104,15 @@ def test_class_without_a_name_is_refused(where, tmp_path):
         )
 
 
+@pytest.fixture
+def untrained(monkeypatch):
+    """Fails at once where arrays are not refused."""
+    monkeypatch.setattr(fit_arrays, "train", lambda *_, **settings: pytest.fail())
+
+
 @pytest.mark.parametrize("dtype", [np.uint8, np.int64])
 @pytest.mark.parametrize("where", ["labels", "validation labels"])
+@pytest.mark.usefixtures("untrained")
 def test_masks_of_0_and_255_are_refused_with_both_remedies(where, dtype, tmp_path):
     images, labels = squares(2)
     mask = np.where(labels == 1, 255, 0).astype(dtype)
@@ -192,6 +199,7 @@ def test_ignored_label_is_the_one_named(ignore_label, values, trained_on):
         ([0, 1, 1], dict(class_names=map(str, range(256))), "256 names; .* 255"),
     ],
 )
+@pytest.mark.usefixtures("untrained")
 def test_labels_without_meaning_are_named(labels, settings, message, tmp_path):
     images = np.zeros((3, 8, 8, 3), np.uint8)
     labels = np.broadcast_to(np.reshape(labels, (3, 1, 1)), (3, 8, 8))
@@ -200,6 +208,7 @@ def test_labels_without_meaning_are_named(labels, settings, message, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.usefixtures("untrained")
 def test_whole_images_cannot_be_ignored():
     images = np.zeros((3, 8, 8, 3), np.uint8)
     with pytest.raises(UserError, match="labels: images without a class"):

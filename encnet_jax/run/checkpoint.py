@@ -7,6 +7,7 @@ case one is damaged, and the best by mean IoU (or accuracy).
 """
 
 import logging
+import os
 import shutil
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -45,7 +46,8 @@ class Checkpoints:
 
     def __init__(self, workdir: Path, metric: str = "mean_iou"):
         self.metric = metric
-        self.folder = workdir.resolve() / "checkpoints"
+        # Links stay: one may lead to a folder whose own path `check_path` refuses.
+        self.folder = Path(os.path.abspath(workdir)) / "checkpoints"
         self._writer: ocp.AsyncCheckpointer | None = None
         self._saving: int | None = None  # step being written
         self._newest: int | None = None  # step saved or restored last
@@ -125,7 +127,9 @@ class Checkpoints:
                 # As text: the error would keep the failed reads alive.
                 fault = str(error)
             if _on_any_host(bool(fault)):
-                damaged[step] = fault or f"{self.folder / str(step)}: on another host"
+                damaged[step] = (
+                    fault or f"{self.folder / str(step)}: damaged on another host"
+                )
                 continue
             assert items is not None
             self._set_aside(damaged)

@@ -27,7 +27,7 @@ def check_path(folder: Path) -> None:
     if found:
         raise UserError(
             f"{folder}: checkpoints cannot be read from a path with "
-            f"{' or '.join(found)}; use another workdir, or rename the folder"
+            f"{' or '.join(found)}; use another workdir, or rename or link the folder"
         )
 
 

@@ -7,6 +7,7 @@ step, log, save, evaluate, stop.
 import contextlib
 import logging
 import math
+import os
 import time
 from pathlib import Path
 
@@ -68,7 +69,7 @@ def train(
         UserError: A setting or file does not fit; names it.
         FloatingPointError: The loss is not finite; names the step.
     """
-    check_path(workdir.resolve())
+    check_path(Path(os.path.abspath(workdir)))
     check_folder(workdir, "workdir")
     log_missing_large_pages(jax.default_backend())
     mesh = create_mesh(config.mesh.data)

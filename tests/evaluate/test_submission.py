@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from encnet_jax.data.dataset_info import DatasetInfo
 from encnet_jax.data.label_map import published_labels
 from encnet_jax.data.registry import dataset_info, open_dataset
 from encnet_jax.data.result_file import save_result
@@ -31,6 +32,14 @@ def written(folder, name, place):
 def test_ade20k_counts_from_one(tmp_path):
     mode, labels, _ = written(tmp_path, "ade20k", "")
     assert mode == "L" and labels == list(range(1, 151))
+
+
+def test_class_labeled_255_is_written_as_255(tmp_path):
+    black = ((0, 0, 0),) * 2
+    info = DatasetInfo("masks", ("no", "yes"), black, {}, {0: 0, 255: 1})
+    Submission(tmp_path, info).write("a", np.uint8([[0, 1]]))
+    with Image.open(tmp_path / "a.png") as image:
+        assert np.asarray(image).tolist() == [[0, 255]]
 
 
 def test_cityscapes_has_ids_and_not_train_ids(tmp_path):

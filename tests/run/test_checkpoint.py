@@ -12,6 +12,7 @@ from flax import nnx
 from encnet_jax.errors import UserError
 from encnet_jax.models import create_model
 from encnet_jax.optimizer import create_optimizer, poly_schedule
+from encnet_jax.run import checkpoint
 from encnet_jax.run.checkpoint import Checkpoints
 from encnet_jax.run.state import create_train_state, split_model
 
@@ -150,6 +151,20 @@ def test_newer_ones_are_set_aside_once_an_older_one_is_read(
     assert names == ["1", "2.damaged", "3.damaged", "3.damaged-2"]
 
 
+def test_step_that_another_host_cannot_read_is_set_aside_on_all(
+    tmp_path, state, monkeypatch, caplog
+):
+    save_all(tmp_path, state, {1: None, 2: None})
+    elsewhere = iter([True, False])
+    monkeypatch.setattr(
+        checkpoint, "_on_any_host", lambda flag: flag or next(elsewhere)
+    )
+    assert int(Checkpoints(tmp_path).restore_latest(state, HERE).step) == 1
+    names = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
+    assert names == ["1", "2.damaged"]
+    assert "checkpoints/2: damaged on another host" in caplog.text
+
+
 def test_scores_arrive_after_the_state_and_decide_what_is_kept(tmp_path, state):
     checkpoints = Checkpoints(tmp_path)
     for step, score in {1: 0.2, 2: 0.9, 3: 0.1, 4: float("nan")}.items():
@@ -187,6 +202,15 @@ def test_what_a_kill_left_is_removed_before_the_next_save(tmp_path, state):
 def test_path_that_could_not_be_read_again_is_refused(tmp_path, name):
     with pytest.raises(UserError, match="checkpoints cannot be read from a path with"):
         Checkpoints(tmp_path / name)
+
+
+def test_link_to_such_a_path_is_written_and_read(tmp_path, state):
+    (tmp_path / "a[1]").mkdir()
+    link = tmp_path / "link"
+    link.symlink_to(tmp_path / "a[1]")
+    save_all(link, state, {1: 0.5, 2: 0.4, 3: 0.3, 4: 0.2})
+    assert Checkpoints(link).steps() == [1, 3, 4]
+    assert int(Checkpoints(link).restore_latest(state, HERE).step) == 4
 
 
 @pytest.mark.parametrize("name", ["a b", "größe 漢", "a]b", "a{b}", "~", "a%20#b"])
