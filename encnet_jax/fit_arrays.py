@@ -57,6 +57,7 @@ def fit(
         UserError: Arrays or settings do not fit together, or SIGTERM ended the run.
         FloatingPointError: The loss is not finite.
     """
+    workdir = Path(workdir).expanduser()
     images, labels = np.asarray(images), np.asarray(labels)
     classes = _classes("labels", images, labels, ignore_label)
     counts = _count("labels", classes, ignore_label)
@@ -77,7 +78,7 @@ def fit(
         counts = _count(name, classes, ignore_label)
         _check_classes(name, classes, counts, info)
         scored = ArrayDataset(info, images, classes)
-    if train(config, Path(workdir), datasets=(dataset, scored)) is None:
+    if train(config, workdir, datasets=(dataset, scored)) is None:
         raise UserError(f"{workdir}: stopped by SIGTERM; call fit again to resume")
     if info.task == "classification":
         return Classifier.from_workdir(workdir)
@@ -117,10 +118,12 @@ def _classes(
         raise UserError(
             f"images: {images.dtype} {images.shape}; must be uint8 (n, h, w, 3)"
         )
-    if labels.shape not in (images.shape[:3], images.shape[:1]) or not len(images):
+    if not images.size:
+        raise UserError(f"images: {images.shape} is empty; at least one is needed")
+    if labels.shape not in (images.shape[:3], images.shape[:1]):
         raise UserError(
             f"{name}: {labels.shape}; allowed are {images.shape[:3]} and "
-            f"{images.shape[:1]}, at least one image"
+            f"{images.shape[:1]}"
         )
     ignored = IGNORE_LABEL if ignore_label is None else ignore_label
     if not isinstance(ignored, Integral) or isinstance(ignored, bool):
