@@ -192,3 +192,19 @@ def test_late_step_of_a_data_set_of_ade20ks_size_takes_few_reads(tmp_path, reads
     written = [i for n in range(shards) for i in range(n, count, shards)]
     expected = [written[index] % 12 for index in indices]
     np.testing.assert_array_equal(batch["labels"][:, 0, 0], expected)
+
+
+def test_fingerprint_follows_the_files_and_their_records(tmp_path):
+    def fingerprint(*lengths, name="a.tfrecord"):
+        path = write(tmp_path / name, [bytes(length) for length in lengths])
+        splits = {"train": SimpleNamespace(filepaths=[path])}
+        builder = SimpleNamespace(info=SimpleNamespace(splits=splits))
+        return TFRecordDataset(INFO, builder, "train").fingerprint()
+
+    first = fingerprint(3, 4)
+    assert fingerprint(3, 4) == first
+    # Of the last, the file has the same size.
+    others = [fingerprint(3, 5), fingerprint(3, 4, name="b.tfrecord")]
+    (tmp_path / "a.tfrecord.index").unlink()
+    others.append(fingerprint(4, 3))
+    assert len({first, *others}) == 4
