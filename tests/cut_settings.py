@@ -34,6 +34,9 @@ CHECKS = (
     "train/settings.py:check_",
     "run/model_config.py:check_",
     "evaluate/run.py:_identity",
+    "evaluate/settings.py:differences_from_training",
+    "train/class_balance.py:save_weights",
+    "config.py:",
 )
 # Reads that nothing depends on.
 UNUSED = {("model.weights", "run/model_config.py:model_settings")}  # deleted there

@@ -101,6 +101,11 @@ def test_corners_of_windows(segmenting):
     assert not found["protocol"].align_corners
 
 
+@sets("data.base_size")
+def test_whole_images_as_in_training(segmenting):
+    assert segmenting(**{"data.base_size": 30})["base_size"] == 30
+
+
 @sets("data.base_size", "data.crop_size")
 def test_windows_as_in_training(segmenting):
     found = segmenting(**SLIDE)

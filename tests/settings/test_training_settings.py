@@ -45,15 +45,26 @@ def after_steps(
     nesterov=False,
     weight_decay=1e-4,
     head_lr_mult=10.0,
+    max_grad_norm=np.inf,
+    name="sgd",
+    beta2=0.999,
     **schedule,
 ):
-    """Returns the two vectors of logits after steps of SGD."""
+    """Returns the two vectors of logits after steps of the optimizer."""
     weights = np.stack([params["backbone.bias"], params["bias"]]).astype(float)
-    velocity = np.zeros_like(weights)
+    velocity, squares = np.zeros_like(weights), np.zeros_like(weights)
     for step in range(steps):
-        gradient = softmax(weights.sum(0)) - [0.75, 0.25] + weight_decay * weights
-        velocity = momentum * velocity + gradient
-        update = gradient + momentum * velocity if nesterov else velocity
+        gradient = np.stack([softmax(weights.sum(0)) - [0.75, 0.25]] * 2)
+        gradient *= min(1, max_grad_norm / np.linalg.norm(gradient))
+        if name == "adamw":  # without weight decay, for they are vectors
+            velocity = momentum * velocity + (1 - momentum) * gradient
+            squares = beta2 * squares + (1 - beta2) * gradient**2
+            mean = velocity / (1 - momentum ** (step + 1))
+            update = mean / np.sqrt(squares / (1 - beta2 ** (step + 1)))
+        else:
+            gradient = gradient + weight_decay * weights
+            velocity = momentum * velocity + gradient
+            update = gradient + momentum * velocity if nesterov else velocity
         rate = learning_rate(step, **schedule)
         weights = weights - rate * np.array([[1.0], [head_lr_mult]]) * update
     return weights
@@ -70,6 +81,8 @@ OPTIMIZER = [
     ("optimizer.nesterov", True),
     ("optimizer.weight_decay", 0.1),
     ("optimizer.head_lr_mult", 3.0),
+    ("optimizer.max_grad_norm", 0.01),
+    ("optimizer.name", "adamw"),
 ]
 
 
@@ -81,8 +94,31 @@ def test_three_updates(key, value, train_steps):
     settings = {"total_steps": 6, key.rpartition(".")[2]: value}
     expected = after_steps(recorded.params[0], 3, **settings)
     found = recorded.params[3]
-    np.testing.assert_allclose(found["backbone.bias"], expected[0], rtol=2e-6)
-    np.testing.assert_allclose(found["bias"], expected[1], rtol=2e-6)
+    np.testing.assert_allclose(found["backbone.bias"], expected[0], rtol=2e-5)
+    np.testing.assert_allclose(found["bias"], expected[1], rtol=2e-5)
+
+
+@sets("optimizer.beta2")
+def test_decay_of_the_second_moment(train_steps):
+    recorded = train_steps(3, **{"optimizer.name": "adamw", "optimizer.beta2": 0.5})
+    expected = after_steps(recorded.params[0], 3, name="adamw", beta2=0.5)
+    np.testing.assert_allclose(recorded.params[3]["bias"], expected[1], rtol=2e-5)
+
+
+@sets("optimizer.ema_decay")
+def test_moving_averages(train_steps):
+    recorded = train_steps(2, **{"optimizer.ema_decay": 0.05})
+    first, second, third = (params["bias"] for params in recorded.params)
+    expected = 0.05 * (0.05 * first + 0.95 * second) + 0.95 * third
+    found = recorded.state.ema["params"]["bias"]
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
+
+
+@sets("model.freeze_backbone")
+def test_frozen_backbone(train_steps):
+    before, after = train_steps(**{"model.freeze_backbone": True}).params
+    np.testing.assert_array_equal(before["backbone.bias"], after["backbone.bias"])
+    assert (before["bias"] != after["bias"]).all()
 
 
 @sets("batch_size")
