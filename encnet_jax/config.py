@@ -114,6 +114,9 @@ def _loss() -> ConfigDict:
     # Class weights computed from the training split: median_frequency (SegNet), or log,
     # 1/ln(1.02 + share of the labeled pixels) (ENet); empty: loss.class_weights.
     loss.class_balance = ""
+    loss.label_smoothing = 0.0  # share of the target spread over all classes
+    # Share of labeled pixels that count, those of the highest cross-entropy; 1: all.
+    loss.hard_pixel_fraction = 1.0
     loss.normalize_by = "valid"  # pixels that the mean is over; mmsegmentation: all
     return loss
 

@@ -92,10 +92,18 @@ def _check_numbers(values: dict[str, Any]) -> None:
         raise UserError(f"seed={values['seed']}: must be below 2^32")
     if not values["learning_rate"] > 0:
         raise UserError(f"learning_rate={values['learning_rate']}: must be above 0")
-    below_1 = "optimizer.momentum optimizer.beta2 optimizer.ema_decay data.color_jitter"
+    below_1 = (
+        "optimizer.momentum optimizer.beta2 optimizer.ema_decay data.color_jitter "
+        "loss.label_smoothing"
+    )
     for key in below_1.split():
         if not 0 <= values[key] < 1:
             raise UserError(f"{key}={values[key]}: must be at least 0 and below 1")
+    fraction = values["loss.hard_pixel_fraction"]
+    if not 0 < fraction <= 1:
+        raise UserError(
+            f"loss.hard_pixel_fraction={fraction}: must be above 0, at most 1"
+        )
     rotation = values["data.rotation"]
     if not 0 <= rotation < 180:
         raise UserError(f"data.rotation={rotation}: must be at least 0 and below 180")

@@ -6,12 +6,15 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float, Integer
+from jaxtyping import Array, Bool, Float, Integer
 
 from encnet_jax.models.cifar import ClassifierOutput
 from encnet_jax.models.segmentation import SegmentationOutput
 from encnet_jax.ops.class_weights import check_class_weights
-from encnet_jax.ops.cross_entropy import resized_cross_entropy_sum
+from encnet_jax.ops.cross_entropy import (
+    resized_cross_entropy,
+    resized_cross_entropy_sum,
+)
 from encnet_jax.ops.resize import AnyArray
 
 
@@ -25,6 +28,8 @@ def segmentation_loss(
     aux_weight: float = 0.2,
     class_weights: Sequence[float] | None = None,
     normalize_by: str = "valid",
+    label_smoothing: float = 0.0,
+    hard_pixel_fraction: float = 1.0,
     align_corners: bool = True,
 ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
     """Returns the loss of EncNet, and its parts before their weights.
@@ -44,6 +49,8 @@ def segmentation_loss(
         aux_weight: 0.2 in PyTorch-Encoding, 0.4 in mmsegmentation.
         class_weights: One weight a class, or None for equal ones.
         normalize_by: See `pixel_cross_entropy`.
+        label_smoothing: Likewise.
+        hard_pixel_fraction: Likewise.
         align_corners: See `resize_bilinear`.
 
     Returns:
@@ -53,6 +60,8 @@ def segmentation_loss(
         ignore_label=ignore_label,
         class_weights=class_weights,
         normalize_by=normalize_by,
+        label_smoothing=label_smoothing,
+        hard_pixel_fraction=hard_pixel_fraction,
         align_corners=align_corners,
     )
     parts = {"pixel_loss": pixel_cross_entropy(output.logits, labels, **options)}
@@ -70,18 +79,27 @@ def segmentation_loss(
 
 
 def classification_loss(
-    output: ClassifierOutput, labels: Integer[AnyArray, " b"]
+    output: ClassifierOutput,
+    labels: Integer[AnyArray, " b"],
+    *,
+    label_smoothing: float = 0.0,
 ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
     """Returns the mean cross-entropy of whole images, and the share of wrong ones.
 
     Args:
         output: What the classifier returned.
         labels: Integers (b,), 0 to n - 1.
+        label_smoothing: Share of the target that is spread evenly over all classes.
 
     Returns:
         The scalar loss, and a dict of `error`.
     """
-    losses = optax.softmax_cross_entropy_with_integer_labels(output.logits, labels)
+    if label_smoothing:
+        target = jax.nn.one_hot(labels, output.logits.shape[-1])
+        target = optax.smooth_labels(target, label_smoothing)
+        losses = optax.softmax_cross_entropy(output.logits, target)
+    else:
+        losses = optax.softmax_cross_entropy_with_integer_labels(output.logits, labels)
     wrong = output.logits.argmax(-1) != labels
     return losses.mean(), {"error": wrong.mean(dtype=jnp.float32)}
 
@@ -93,6 +111,8 @@ def pixel_cross_entropy(
     ignore_label: int = 255,
     class_weights: Sequence[float] | None = None,
     normalize_by: str = "valid",
+    label_smoothing: float = 0.0,
+    hard_pixel_fraction: float = 1.0,
     align_corners: bool = True,
 ) -> Float[Array, ""]:
     """Returns the mean cross-entropy of the pixels, a float32 scalar.
@@ -105,6 +125,10 @@ def pixel_cross_entropy(
         normalize_by: `"valid"` divides by the sum of the weights of the labeled pixels,
             as PyTorch-Encoding; where it is 0, so is the loss. `"all"` divides by the
             number of all pixels, as mmsegmentation does by default.
+        label_smoothing: Share of the target that is spread evenly over all classes
+            (Szegedy et al. 2016).
+        hard_pixel_fraction: Share of the labeled pixels of the batch that count: those
+            of the highest cross-entropy, before weights (Shrivastava et al. 2016).
         align_corners: See `resize_bilinear`.
 
     Raises:
@@ -115,31 +139,73 @@ def pixel_cross_entropy(
         raise ValueError(f"normalize_by={normalize_by!r}: allowed are 'valid', 'all'")
     logits, labels = jnp.asarray(logits), jnp.asarray(labels)
     valid = labels != ignore_label
-    weights = valid.astype(jnp.float32)
-    if class_weights is not None:
-        if len(class_weights) != logits.shape[-1]:
-            raise ValueError(
-                f"class_weights has {len(class_weights)} values; must be one for each "
-                f"of {logits.shape[-1]} classes"
-            )
-        if not isinstance(class_weights, jax.core.Tracer):
-            check_class_weights(class_weights)
-        table = jnp.asarray(class_weights, jnp.float32)
-        weights *= table[jnp.where(valid, labels, 0)]
-    if logits.shape[1:3] == labels.shape[1:3]:
-        logits = logits.astype(jnp.float32)
-        # A sum over the comparison instead of a gather: its gradient is no scatter, and
-        # an ignored label matches nothing.
-        chosen = labels[..., None] == jnp.arange(logits.shape[-1])
-        own = jnp.where(chosen, logits, 0).sum(-1)
-        costs = jax.nn.logsumexp(logits, axis=-1) - own
+    weights = _pixel_weights(labels, valid, class_weights, logits.shape[-1])
+    if hard_pixel_fraction == 1 and logits.shape[1:3] != labels.shape[1:3]:
+        # Logits of `forward_low_res`, in training.
+        total = resized_cross_entropy_sum(
+            logits, labels, weights, align_corners, "auto", label_smoothing
+        )
+    else:
+        costs = _pixel_costs(logits, labels, align_corners, label_smoothing)
+        if hard_pixel_fraction < 1:
+            weights *= _hard_pixels(costs, valid, hard_pixel_fraction)
         total = jnp.where(valid, costs * weights, 0).sum()
-    else:  # training: logits of `forward_low_res`
-        total = resized_cross_entropy_sum(logits, labels, weights, align_corners)
     if normalize_by == "all":
         return total / labels.size
     total_weight = weights.sum()
     return total / jnp.where(total_weight > 0, total_weight, 1.0)
+
+
+def _pixel_weights(
+    labels: Integer[Array, "b H W"],
+    valid: Bool[Array, "b H W"],
+    class_weights: Sequence[float] | None,
+    num_classes: int,
+) -> Float[Array, "b H W"]:
+    """Returns the weight of the class of each pixel, 0 where the label is ignored."""
+    weights = valid.astype(jnp.float32)
+    if class_weights is None:
+        return weights
+    if len(class_weights) != num_classes:
+        raise ValueError(
+            f"class_weights has {len(class_weights)} values; must be one for each "
+            f"of {num_classes} classes"
+        )
+    if not isinstance(class_weights, jax.core.Tracer):
+        check_class_weights(class_weights)
+    table = jnp.asarray(class_weights, jnp.float32)
+    return weights * table[jnp.where(valid, labels, 0)]
+
+
+def _pixel_costs(
+    logits: Float[Array, "b h w n"],
+    labels: Integer[Array, "b H W"],
+    align_corners: bool,
+    label_smoothing: float,
+) -> Float[Array, "b H W"]:
+    """Returns the cross-entropy of each pixel; any number where it is ignored."""
+    if logits.shape[1:3] != labels.shape[1:3]:
+        return resized_cross_entropy(
+            logits, labels, align_corners, "auto", label_smoothing
+        )
+    logits = logits.astype(jnp.float32)
+    # A sum over the comparison instead of a gather: its gradient is no scatter, and
+    # an ignored label matches nothing.
+    chosen = labels[..., None] == jnp.arange(logits.shape[-1])
+    own = jnp.where(chosen, logits, 0).sum(-1)
+    if label_smoothing:
+        own = (1 - label_smoothing) * own + label_smoothing * logits.mean(-1)
+    return jax.nn.logsumexp(logits, axis=-1) - own
+
+
+def _hard_pixels(
+    costs: Float[Array, "b H W"], valid: Bool[Array, "b H W"], fraction: float
+) -> Bool[Array, "b H W"]:
+    """Returns which pixels are among a share of the labeled ones with the most cost."""
+    costs = jnp.where(valid, jax.lax.stop_gradient(costs), -jnp.inf)
+    count = jnp.ceil(fraction * valid.sum()).astype(jnp.int32)
+    descending = -jnp.sort(-costs.ravel())
+    return valid & (costs >= descending[jnp.maximum(count - 1, 0)])
 
 
 def class_presence(

@@ -51,6 +51,26 @@ def labels(*values):
             dict(class_weights=(0.9, 0.3, 0.1), normalize_by="all"),
             -(0.3 * np.log(0.25) + 0.1 * np.log(0.7)) / 2,
         ),
+        (
+            (0, 2),
+            dict(label_smoothing=0.3),
+            -(0.7 * np.log(0.5) + 0.1 * np.log(0.5 * 0.25 * 0.25)) / 2
+            - (0.7 * np.log(0.7) + 0.1 * np.log(0.1 * 0.2 * 0.7)) / 2,
+        ),
+        ((0, 1), dict(hard_pixel_fraction=0.5), -np.log(0.2)),
+        ((0, 1), dict(hard_pixel_fraction=0.51), -np.log(0.5 * 0.2) / 2),
+        ((0, 255), dict(hard_pixel_fraction=0.5), -np.log(0.5)),
+        ((255, 255), dict(hard_pixel_fraction=0.5), 0.0),
+        (
+            (1, 2),
+            dict(hard_pixel_fraction=0.5, class_weights=(1.0, 3.0, 90.0)),
+            -np.log(0.25),
+        ),
+        (
+            (1, 2),
+            dict(hard_pixel_fraction=0.5, normalize_by="all"),
+            -np.log(0.25) / 2,
+        ),
     ],
 )
 def test_pixel_cross_entropy_has_the_value_worked_out_by_hand(
@@ -147,6 +167,8 @@ def test_unknown_average_raises():
         {},
         dict(align_corners=False, normalize_by="all"),
         dict(class_weights=(1.0, 0.0, 2.0, 0.5, 3.0, 1.0, 1.0), ignore_label=6),
+        dict(label_smoothing=0.2),
+        dict(hard_pixel_fraction=0.3, align_corners=False),
     ],
 )
 def test_coarse_logits_cost_what_resized_ones_do(settings, size):

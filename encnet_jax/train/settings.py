@@ -19,6 +19,13 @@ _MAY_CHANGE_ON_RESUME = (
     *("weights", "remat", "conv_impl", "head_init"),
     *("scale_init", "freeze_backbone"),
 )
+# Settings that only segmentation has -> what they must be otherwise.
+_FOR_PIXELS: dict[str, Any] = {
+    "loss.class_balance": "",
+    "loss.hard_pixel_fraction": 1.0,
+    "data.rotation": 0.0,
+    "data.resize": "host",
+}
 
 
 def check_task(config: ConfigDict, info: DatasetInfo) -> None:
@@ -36,24 +43,17 @@ def check_task(config: ConfigDict, info: DatasetInfo) -> None:
         raise UserError(
             f"loss.class_weights has {count} values; {info.name} allows {allowed}"
         )
-    if config.loss.class_balance and classifies:
-        raise UserError(
-            f"loss.class_balance={config.loss.class_balance!r}: weights the classes of "
-            "pixels; allowed for image classification is ''"
-        )
     if config.data.pad and not classifies:
         raise UserError(
             f"data.pad={config.data.pad}: only for image classification; allowed is 0"
         )
-    if config.data.rotation and classifies:
-        raise UserError(
-            f"data.rotation={config.data.rotation}: only for segmentation; allowed is 0"
-        )
-    if config.data.resize != "host" and classifies:
-        raise UserError(
-            f"data.resize={config.data.resize!r}: image classification does not "
-            "resize; allowed is 'host'"
-        )
+    for key, only in _FOR_PIXELS.items():
+        group, name = key.split(".")
+        value = config[group][name]
+        if classifies and value != only:
+            raise UserError(
+                f"{key}={value!r}: only for segmentation; allowed is {only!r}"
+            )
 
 
 def check_batch_size(config: ConfigDict, devices: int) -> None:
@@ -135,5 +135,7 @@ def loss_settings(
         aux_weight=config.loss.aux_weight,
         class_weights=class_weights or tuple(config.loss.class_weights) or None,
         normalize_by=config.loss.normalize_by,
+        label_smoothing=config.loss.label_smoothing,
+        hard_pixel_fraction=config.loss.hard_pixel_fraction,
         align_corners=config.model.align_corners,
     )

@@ -63,7 +63,10 @@ def make_train_step(
         nnx.reseed(model, dropout=key)
         inputs = normalize(images, info.mean, info.std)
         if info.task == "classification":
-            loss, parts = classification_loss(model(inputs), labels)
+            smoothing = loss_settings.get("label_smoothing", 0.0)
+            loss, parts = classification_loss(
+                model(inputs), labels, label_smoothing=smoothing
+            )
         else:
             # The loss upsamples the logits itself, without holding them whole.
             output = model.forward_low_res(inputs)

@@ -233,6 +233,23 @@ def test_class_weights_by_the_shares_of_the_classes(train_steps):
     np.testing.assert_allclose(recorded.loss, expected, rtol=1e-5)
 
 
+@sets("loss.label_smoothing")
+def test_label_smoothing(train_steps):
+    recorded = train_steps(**{"loss.label_smoothing": 0.2})
+    logits = logits_of(recorded)
+    even = -np.log(softmax(logits)).mean()
+    expected = 0.8 * cross_entropy(logits) + 0.2 * even
+    np.testing.assert_allclose(recorded.loss, expected, rtol=1e-5)
+
+
+@sets("loss.hard_pixel_fraction")
+def test_hard_pixels(train_steps):
+    recorded = train_steps(**{"loss.hard_pixel_fraction": 0.25})
+    costs = -np.log(softmax(logits_of(recorded)))
+    # A quarter of the pixels is of class 1; pixels of equal cost count together.
+    np.testing.assert_allclose(recorded.loss, costs.max(), rtol=1e-5)
+
+
 @sets("loss.normalize_by")
 def test_pixels_that_the_loss_is_averaged_over(train_steps):
     dataset = toy_dataset()
