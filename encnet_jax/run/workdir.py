@@ -74,7 +74,7 @@ def check_same_classes(workdir: Path, trained: DatasetInfo, info: DatasetInfo) -
 
 
 def check_resumed_classes(workdir: Path, info: DatasetInfo) -> None:
-    """Raises `UserError` if the classes of a run, or what its labels mean, changed.
+    """Raises `UserError` if the classes of a run, or what its files mean, changed.
 
     A label that only one of both knows is no change: a value may be added to those that
     are ignored. Runs of 0.2.0 and older did not store what labels mean.
@@ -90,6 +90,11 @@ def check_resumed_classes(workdir: Path, info: DatasetInfo) -> None:
     check_same_classes(workdir, trained, info)
     if "label_map" not in json.loads(path.read_text()):
         return
+    if trained.value_range != info.value_range:
+        raise UserError(
+            f"{workdir} was trained with value_range={trained.value_range}; "
+            f"{info.name} has {info.value_range}: use another workdir"
+        )
     there, here = label_table(trained), label_table(info)
     changed = np.flatnonzero((there != here) & (there >= 0) & (here >= 0))
     if changed.size:

@@ -81,6 +81,14 @@ def test_further_label_to_ignore_is_no_change(mapped):
     check_resumed_classes(run, dataclasses.replace(info, label_map=label_map))
 
 
+def test_another_range_of_values_is_refused(tmp_path):
+    info = changed(value_range=(0, 4095))
+    save_info(info, tmp_path / "classes.json")
+    check_resumed_classes(tmp_path, info)
+    with pytest.raises(UserError, match=r"range=\(0, 4095\); .* has None"):
+        check_resumed_classes(tmp_path, INFO)
+
+
 def test_runs_that_stored_no_labels_resume(run):
     path = run / "classes.json"
     save_info(CAMVID, path)
