@@ -39,6 +39,27 @@ def state():
     return make_state(2)
 
 
+def test_moving_averages_are_kept_and_are_the_model(tmp_path, state):
+    averages = jax.tree.map(
+        lambda x: x + 1, {"params": state.params, "batch_stats": state.batch_stats}
+    )
+    state = at_step(state, 1)._replace(ema=averages)
+    averaged = averages["params"], averages["batch_stats"]
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(state, 1)
+    checkpoints.close()
+    restored = Checkpoints(tmp_path).restore_latest(state, HERE)
+    model = Checkpoints(tmp_path).restore_model(state.params, state.batch_stats)[:2]
+    for found, expected in (
+        (restored, state),
+        (model, averaged),
+        (state.evaluated, averaged),
+    ):
+        assert jax.tree.structure(found) == jax.tree.structure(expected)
+        for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected)):
+            np.testing.assert_array_equal(a, b)
+
+
 def at_step(state, step):
     shifted = jax.tree.map(lambda p: p + step, state.params)
     return state._replace(step=jnp.asarray(step, jnp.int32), params=shifted)

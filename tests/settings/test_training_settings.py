@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from encnet_jax.errors import UserError
 from encnet_jax.run.checkpoint import Checkpoints
 from encnet_jax.run.model_config import check_config
 from encnet_jax.run.progress import Progress
@@ -112,6 +113,18 @@ def test_moving_averages(train_steps):
     expected = 0.05 * (0.05 * first + 0.95 * second) + 0.95 * third
     found = recorded.state.ema["params"]["bias"]
     np.testing.assert_allclose(found, expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("decays", [(0.0, 0.9), (0.9, 0.0)])
+def test_moving_averages_begin_with_the_run(toys, tmp_path, decays):
+    datasets = (toy_dataset(), toy_dataset())
+    steps = dict(total_steps=1)
+    trainer.train(
+        toy_config(**steps, **{"optimizer.ema_decay": decays[0]}), tmp_path, datasets
+    )
+    config = toy_config(**steps, **{"optimizer.ema_decay": decays[1]})
+    with pytest.raises(UserError, match=f"optimizer.ema_decay={decays[1]}: the run in"):
+        trainer.train(config, tmp_path, datasets)
 
 
 @sets("model.freeze_backbone")
