@@ -200,17 +200,23 @@ def load_config(path: Path) -> ConfigDict:
     """Reads a stored configuration, of this version or an older one.
 
     Raises:
-        UserError: The file is missing or not JSON.
+        UserError: The file is missing, or holds no configuration.
     """
     if not path.is_file():
         raise UserError(f"{path}: missing; is {path.parent} the workdir of a run?")
+    config = default()
+    groups = [name for name, value in config.items() if isinstance(value, ConfigDict)]
     try:
-        stored = json.loads(path.read_text())
+        stored = migrate_config(json.loads(path.read_text()))
+        missing = [name for name in groups if not isinstance(stored.get(name), dict)]
+        config.unlock()
+        config.update(stored)
     except json.JSONDecodeError as error:
         raise UserError(f"{path}: not JSON: {error}") from error
-    config = default()
-    config.unlock()
-    config.update(migrate_config(stored))
+    except (ValueError, TypeError, AttributeError, KeyError) as error:
+        raise UserError(f"{path}: not the configuration of a run: {error}") from error
+    if missing:
+        raise UserError(f"{path}: not the configuration of a run: {missing[0]} is none")
     return config.lock()
 
 

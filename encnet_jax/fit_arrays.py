@@ -73,6 +73,8 @@ def fit(
     dataset.statistics = _statistics(counts, classes, info)
     if validation is not None:
         name = "validation labels"
+        if not isinstance(validation, tuple | list) or len(validation) != 2:
+            raise UserError("validation: must be a pair of images and labels")
         images, labels = map(np.asarray, validation)
         classes = _classes(name, images, labels, ignore_label)
         counts = _count(name, classes, ignore_label)
@@ -177,7 +179,11 @@ def _info(
     """
     checksum = zlib.crc32(np.ascontiguousarray(images).data)
     checksum = zlib.crc32(np.ascontiguousarray(labels).data, checksum)
-    names = tuple(class_names or (f"class {n}" for n in range(max(highest + 1, 2))))
+    names = tuple(map(str, class_names))
+    names = names or tuple(f"class {n}" for n in range(max(highest + 1, 2)))
+    if len({*names}) < len(names):
+        twice = next(name for name in names if names.count(name) > 1)
+        raise UserError(f"class_names: {twice!r} is given twice")
     if len(names) > IGNORE_LABEL:
         raise UserError(f"class_names: {len(names)} names; allowed are {IGNORE_LABEL}")
     return DatasetInfo(

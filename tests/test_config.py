@@ -126,6 +126,28 @@ def test_stored_config_is_read_back(tmp_path):
         load_config(path)
 
 
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"\xff\xfe{}", "config.json: not the configuration of a run"),
+        (b"{", "config.json: not JSON"),
+        (b"[]", "config.json: not the configuration of a run"),
+        (b"null", "config.json: not the configuration of a run"),
+        (
+            b'{"model": {}, "data": {}}',
+            "not the configuration of a run: evaluation is none",
+        ),
+        (b'{"data": {"crop_size": "32"}}', "not the configuration of a run"),
+    ],
+)
+def test_damaged_config_is_one_line(tmp_path, content, message):
+    path = tmp_path / "config.json"
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=message) as raised:
+        load_config(path)
+    assert "\n" not in str(raised.value)
+
+
 def test_workdir_is_named_after_file_and_argument():
     assert default_workdir("configs/scenes.py") == Path("runs/scenes")
     assert default_workdir("a/camvid.py:cpu") == Path("runs/camvid-cpu")

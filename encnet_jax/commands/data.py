@@ -20,7 +20,7 @@ from encnet_jax.data.datasets import Dataset
 from encnet_jax.data.image_io import set_max_image_pixels
 from encnet_jax.data.label_check import label_problem, unlabeled_classes
 from encnet_jax.data.registry import open_dataset
-from encnet_jax.data.result_file import is_result, save_result
+from encnet_jax.data.result_file import result_source, save_result, source_digest
 from encnet_jax.data.statistics import (
     Statistics,
     describe,
@@ -71,7 +71,8 @@ def main(arguments: list[str]) -> int:
     splits = values.split or [config.data.train_split, config.evaluation.split]
     for sheet in (output / f"{split}.png" for split in splits):
         # In the default folder it can only be an older version's.
-        if values.output and sheet.exists() and not is_result(sheet):
+        own = result_source(sheet) == source_digest(sheet) if sheet.exists() else True
+        if values.output and not own:
             raise UserError(f"{sheet}: exists, and is not a contact sheet")
     datasets = {
         split: open_dataset(

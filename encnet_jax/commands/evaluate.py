@@ -41,8 +41,10 @@ def main(arguments: list[str]) -> None:
     cli.reject_positional(arguments)
     values = flags.FLAGS
     connect_hosts(values.distributed)
-    protocol: dict[str, Any] = {"flip": True} if values.flip else {}
-    if values.scales:
+    protocol: dict[str, Any] = {}
+    if values["flip"].present:
+        protocol["flip"] = values.flip
+    if values["scales"].present:
         protocol["scales"] = cli.numbers("scales", values.scales)
     config, workdir = cli.config_and_workdir(values.workdir, check=False)
     config.evaluation.update(protocol)

@@ -12,7 +12,8 @@ from encnet_jax.errors import UserError
 from encnet_jax.models.resnet import RESNETS
 
 _HUB = "hf://"
-Weights = str | os.PathLike[str] | Mapping[str, Any]
+OpenedWeights = tuple[Mapping[str, Any], str]  # key -> array; name in messages
+Weights = str | os.PathLike[str] | Mapping[str, Any] | OpenedWeights
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,13 +86,15 @@ def describe_torch_weights(
     )
 
 
-def open_weights(weights: Weights, prefix: str = "") -> tuple[Mapping[str, Any], str]:
+def open_weights(weights: Weights, prefix: str = "") -> OpenedWeights:
     """Returns key -> array, and the name of the weights in error messages.
 
     The keys are those of the network, see `without_prefixes`. A file
     `hf://OWNER/REPO/FILE` is downloaded by huggingface_hub to its cache; no other form
     accesses the network.
     """
+    if isinstance(weights, tuple):
+        return weights
     if isinstance(weights, str) and weights.startswith(_HUB):
         return read_state_dict(_download(weights), prefix), weights
     if isinstance(weights, str | os.PathLike):

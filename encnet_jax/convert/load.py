@@ -120,18 +120,19 @@ def load_torch_model(
         UserError: The file cannot be read, or holds only a backbone or an unsupported
             network.
     """
-    entries, file = open_weights(weights, prefix)
-    description = describe_torch_weights(entries, source)
+    opened = open_weights(weights, prefix)
+    description = describe_torch_weights(opened, source)
     if description.backbone_only:
         raise UserError(
-            f"{file}: holds only a backbone ({description}); a whole network is needed"
+            f"{opened[1]}: holds only a backbone ({description}); a whole network is "
+            "needed"
         )
     description = dataclasses.replace(
         description, settings=description.settings | settings
     )
     # Abstract, as initializing the parameters would take longer than loading them.
     model = nnx.eval_shape(lambda: create_model(**description.settings))
-    load_torch_weights(model, entries, source)
+    load_torch_weights(model, opened, source)
     _seed_dropout(model)
     return model, description
 

@@ -9,6 +9,7 @@ from pathlib import Path, PurePosixPath
 
 from PIL import Image, ImageFile
 
+from encnet_jax.data.result_file import is_result
 from encnet_jax.errors import UserError
 
 FilePair = tuple[Path, Path]  # image, labels
@@ -75,7 +76,11 @@ def pair_files(
         else:
             problems.append(path)
     lines = label_files.report(problems, images)
-    lines += [f"{path}: a label file without an image" for path in label_files.left]
+    lines += [
+        f"{path}: a label file without an image"
+        for path in label_files.left
+        if not is_result(path)  # the overlay of a prediction
+    ]
     return list(pairs.values()), lines
 
 

@@ -15,6 +15,7 @@ from encnet_jax.errors import UserError
 
 Color = tuple[int, int, int]
 
+_LOSSY = ("JPEG", "MPO", "WEBP", "JPEG2000", "AVIF")
 _PNG_DEPTH, _PNG_COLOR_TYPE = 24, 25  # bytes of the header, RFC 2083 section 4.1.1
 
 
@@ -65,10 +66,16 @@ def decode_labels(
             that `colors` does not hold.
     """
     image = open_image(data, name, load=True)
+    if image.format in _LOSSY:
+        raise UserError(
+            f"{name}: a {image.format} image, which changes labels; save them as PNG"
+        )
     try:
         image = ImageOps.exif_transpose(image)
     except (ValueError, OSError, SyntaxError, struct.error) as error:
         raise unreadable(name, error) from error
+    if image.mode == "LA":
+        image = image.getchannel(0)
     if image.mode in ("RGB", "RGBA") and colors is not None:
         return _labels_by_color(image, name, colors)
     if image.mode in ("I;16", "I"):  # PNG files have no more than 16 bits
@@ -144,11 +151,12 @@ def _labels_by_palette(
     found = colors.table[palette @ np.array([1, 1 << 8, 1 << 16], np.uint32)]
     by_color[: len(palette)] = found.astype(int) - 1
     used = np.flatnonzero(np.bincount(indices.ravel(), minlength=256))
+    void = colors.classes[used] == IGNORE_LABEL
+    # An ignored label may have any color of no class, or black that fills up palettes.
+    padding = used[void & ~_colored(palette)[used]]
+    by_color[padding] = padding
     of_color, of_index = by_color[used], colors.classes[used]
-    # An ignored label may have any color.
-    agree = np.where(
-        of_color >= 0, colors.classes[of_color] == of_index, of_index == IGNORE_LABEL
-    )
+    agree = np.where(of_color >= 0, colors.classes[of_color] == of_index, void)
     if agree.all():
         return indices
     if (of_color >= 0).all():
@@ -166,6 +174,15 @@ def _is_identity(palette: np.ndarray) -> bool:
     """Returns whether the colors are (0, 0, 0), (1, 1, 1), ...: gray values."""
     ramp = np.arange(len(palette))[:, None]
     return len(palette) > 1 and bool((palette == ramp).all())
+
+
+def _colored(palette: np.ndarray) -> np.ndarray:
+    """Returns which of 256 entries are a color: not black that is there repeatedly."""
+    colored = np.zeros(256, bool)
+    colored[: len(palette)] = palette.any(1)
+    if np.sum(~colored[: len(palette)]) < 2:
+        colored[: len(palette)] = True
+    return colored
 
 
 def _is_gray_ramp(palette: np.ndarray, used: np.ndarray) -> bool:

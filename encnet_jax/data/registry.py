@@ -32,6 +32,11 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 
+def folder_variable(name: str) -> str:
+    """Returns the environment variable that gives the folder of a local data set."""
+    return f"ENCNET_{name.upper()}"
+
+
 @dataclasses.dataclass(frozen=True)
 class PreparedDataset:
     """A data set that a TFDS builder downloads and converts to TFRecord files.
@@ -69,7 +74,7 @@ class LocalDataset:
         Raises:
             UserError: Neither is set, or the folder is not local.
         """
-        variable = f"ENCNET_{name.upper()}"
+        variable = folder_variable(name)
         given = data_dir or os.environ.get(variable)
         if not given:
             raise UserError(

@@ -68,11 +68,14 @@ class EvalProgressLog:
         return sorted(self._path.parent.glob(f"{self._path.name}-*.jsonl"))
 
     def _read(self, file: Path) -> list[tuple[ImageMetrics, str]]:
-        lines = file.read_text().split("\n")
+        lines = file.read_text(errors="replace").split("\n")
         if lines[0] != self._header:
             return []
+        records = []
         # After the last line break there is nothing, or a truncated line.
-        return [
-            (ImageMetrics.from_json(line, self._num_classes), line)
-            for line in lines[1:-1]
-        ]
+        for line in lines[1:-1]:
+            try:
+                records.append((ImageMetrics.from_json(line, self._num_classes), line))
+            except (ValueError, KeyError, TypeError, IndexError):
+                break  # damaged, as by a loss of power: these images are done again
+        return records

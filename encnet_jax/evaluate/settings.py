@@ -1,6 +1,7 @@
 """Settings of an evaluation: those of the run, unless the command line sets others."""
 
 import logging
+import os
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from ml_collections import ConfigDict
 
 from encnet_jax.config import load_config
 from encnet_jax.data.dataset_info import DatasetInfo
+from encnet_jax.data.registry import folder_variable
 from encnet_jax.errors import UserError
 from encnet_jax.inference.tta import (
     MmsegProtocol,
@@ -21,7 +23,7 @@ _SIZES = ("base_size", "crop_size")
 # Keys of `model` that change how the network is computed, not what it is.
 _COMPUTATION = ("dtype", "conv_impl", "remat")
 # Keys of `evaluation` that change no score.
-_NEUTRAL = ("batch_size", "split", "object_sizes")
+_NEUTRAL = ("batch_size", "split", "object_sizes", "max_image_pixels")
 _log = logging.getLogger(__name__)
 
 
@@ -52,12 +54,13 @@ def evaluation_config(
         keys = ["evaluation.align_corners"]
     else:
         keys = [f"evaluation.{key}" for key in stored.evaluation]
-        keys += [f"data.{key}" for key in _SIZES]
+        keys += [f"data.{key}" for key in (*_SIZES, "max_image_pixels")]
         if same_data:
             keys.append("data.cache_on_device")
         else:
             keys.remove("evaluation.split")
-    if same_data and given.data.data_dir is None:
+    variable = folder_variable(given.data.name)
+    if same_data and given.data.data_dir is None and not os.environ.get(variable):
         keys.append("data.data_dir")
     unused = []
     for key in (*keys, *(f"model.{key}" for key in stored.model)):

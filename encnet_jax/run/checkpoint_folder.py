@@ -23,6 +23,8 @@ def check_path(folder: Path) -> None:
 
     Writing would succeed; reading finds nothing, or the files of another folder.
     """
+    if any(part.endswith(":") and len(part) > 2 for part in folder.parts):
+        raise UserError(f"{folder}: an address; the workdir must be a local folder")
     found = [c for c in _UNREADABLE if c in folder.as_posix()]
     if found:
         raise UserError(
@@ -58,6 +60,8 @@ def choose_step(folder: Path, step: str | int, metric: str) -> int:
     if step == "best":
         best = best_step(read_scores(folder, metric))
         return steps[-1] if best is None else best
+    if not str(step).isdecimal():
+        raise UserError(f"step={step!r}: allowed are best, latest or a step number")
     if int(step) not in steps:
         names = ", ".join(map(str, steps))
         raise UserError(f"step {step}: not in {folder}; there are {names}")
@@ -88,7 +92,7 @@ def best_step(scores: Scores) -> int | None:
     known = {
         step: score
         for step, score in sorted(scores.items())
-        if score is not None and not math.isnan(score)
+        if score is not None and math.isfinite(score)
     }
     return max(known, key=known.__getitem__) if known else None
 

@@ -128,12 +128,12 @@ def _truncate(path: Path, last_step: int, keep_evaluation: bool) -> None:
     if not path.exists():
         return
     kept = []
-    for line in path.read_text().splitlines():
+    for line in path.read_text(errors="replace").splitlines():
         try:
             values = json.loads(line)
-            step, trained = values["step"], "loss" in values
-        except (json.JSONDecodeError, KeyError, TypeError):
-            continue  # truncated by a kill
+            step, trained = int(values["step"]), "loss" in values
+        except (ValueError, KeyError, TypeError):
+            continue  # truncated by a kill, or damaged
         if step < last_step or (step == last_step and (trained or keep_evaluation)):
             kept.append(line + "\n")
     partial = path.with_suffix(".partial")

@@ -14,6 +14,7 @@ from encnet_jax.data.datasets import Dataset, read_ahead
 from encnet_jax.data.label_check import unlabeled_classes
 from encnet_jax.data.statistics import CLASS_BALANCES, Statistics, read_label_counts
 from encnet_jax.errors import UserError
+from encnet_jax.ops.class_weights import check_class_weights
 from encnet_jax.run.distributed import sum_over_hosts
 
 _FILE = "class_weights.json"
@@ -89,7 +90,9 @@ def _stored_weights(path: Path, rule: str, info: DatasetInfo) -> np.ndarray:
         content = json.loads(path.read_text())
         if content["class_balance"] == rule:
             stored = content["class_weights"]
-            return np.array([stored[name] for name in info.class_names], np.float64)
+            weights = [stored[name] for name in info.class_names]
+            check_class_weights(weights)
+            return np.array(weights, np.float64)
     except FileNotFoundError:
         pass
     except (OSError, ValueError, KeyError, TypeError) as error:

@@ -114,7 +114,8 @@ def save_examples(
         path: PNG file to write.
     """
     heights = [
-        example.image.shape[0] / example.image.shape[1] for _, example, _ in rows
+        min(example.image.shape[0] / example.image.shape[1], 3)
+        for _, example, _ in rows
     ]
     figure = Figure((13, 3.1 * sum(heights) + 0.4 * len(rows)), layout="constrained")
     grid = figure.subplots(len(rows), 4, squeeze=False, height_ratios=heights)

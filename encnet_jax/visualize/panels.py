@@ -26,7 +26,8 @@ def panel(
     Args:
         rows: Rows of one image per title.
         titles: Titles of the columns.
-        width: Width of each image in pixels; resized by nearest neighbor.
+        width: Width of each image in pixels, narrower if it would be more than three
+            times as high; resized by nearest neighbor.
     """
     font = ImageFont.load_default(16)
     scaled = [[_fit(image, width) for image in row] for row in rows]
@@ -147,5 +148,7 @@ def _cell(
 
 
 def _fit(image: Image.Image, width: int) -> Image.Image:
-    height = max(1, round(image.height * width / image.width))
-    return image.resize((width, height), Image.Resampling.NEAREST)
+    """Scales an image to a width; tall ones to a height of three times that."""
+    scale = min(width / image.width, 3 * width / image.height)
+    size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
+    return image.resize(size, Image.Resampling.NEAREST)

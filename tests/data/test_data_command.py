@@ -13,6 +13,7 @@ from PIL import Image
 from encnet_jax.data.dataset_info import IGNORE_LABEL, DatasetInfo
 from encnet_jax.data.datasets import Example, TFRecordDataset, map_examples
 from encnet_jax.data.registry import open_dataset
+from encnet_jax.data.result_file import save_result
 from encnet_jax.data.statistics import (
     Statistics,
     describe,
@@ -245,6 +246,10 @@ def test_image_of_the_user_is_not_replaced_by_a_contact_sheet(folder, tmp_path):
     assert "val.png: exists, and is not a contact sheet" in errors(result)[0]
     assert (tmp_path / "val.png").read_bytes() == png([[0, 1]])
     assert not (tmp_path / "train.png").exists()
+    with (tmp_path / "val.png").open("wb") as file:  # a prediction
+        save_result(Image.new("L", (2, 2)), file, tmp_path / "val.jpg")
+    result = data_command(folder, tmp_path)
+    assert result.returncode == 2 and "not a contact sheet" in errors(result)[0]
 
 
 def test_command_lists_all_problems_and_exits_with_2(folder, tmp_path):

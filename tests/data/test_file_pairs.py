@@ -4,8 +4,10 @@ import unicodedata
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from encnet_jax.data.file_pairs import is_image, pair_files, pair_listed
+from encnet_jax.data.result_file import save_result
 
 
 def touch(root, *names):
@@ -81,6 +83,13 @@ def test_names_of_another_unicode_form_are_equal(tmp_path, forms):
     assert pairs == [names] and not problems
     for entry in (image, label):
         assert listed(tmp_path, f"{entry}.jpg") == ([names], [])
+
+
+def test_overlays_of_predictions_are_no_label_files(tmp_path):
+    (tmp_path / "labels").mkdir()
+    with (tmp_path / "labels" / "a-overlay.png").open("wb") as file:
+        save_result(Image.new("RGB", (2, 2)), file, tmp_path / "images" / "a.jpg")
+    assert paired(tmp_path, ["a.jpg"], ["a.png"]) == ([("a.jpg", "a.png")], [])
 
 
 def test_label_suffix_tells_label_files_from_others(tmp_path):

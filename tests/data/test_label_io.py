@@ -135,6 +135,36 @@ def test_palettes_that_agree_are_read_by_index():
     assert decode_labels(data, "name", COLORS).tolist() == [[1, 2, 255]]
 
 
+def test_palette_filled_up_with_black_keeps_what_is_ignored():
+    colors = LabelColors.of(
+        DatasetInfo(
+            "black",
+            ("bg", "car"),
+            ((0, 0, 0), CAR),
+            {},
+            label_map={0: 0, 1: 1, 9: IGNORE_LABEL},
+            label_colors={(0, 0, 0): 0, CAR: 1},
+        )
+    )
+    data = indexed([[0, 1, 255, 9]], [(0, 0, 0), CAR] + [(0, 0, 0)] * 254)
+    assert decode_labels(data, "name", colors).tolist() == [[0, 1, 255, 9]]
+    # In another order, too; 255 is then still no background.
+    data = indexed([[0, 1, 255]], [CAR] + [(0, 0, 0)] * 255)
+    assert decode_labels(data, "name", colors).tolist() == [[1, 0, 255]]
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "WEBP"])
+def test_lossy_files_are_no_labels(kind):
+    with pytest.raises(UserError, match=f"mask: a {kind} image, which changes labels"):
+        decode_labels(stored(np.zeros((8, 8), np.uint8), kind), "mask")
+
+
+def test_transparency_of_gray_labels_plays_no_part():
+    labels = RNG.integers(0, 256, (5, 7), np.uint8)
+    pixels = np.stack([labels, RNG.integers(0, 256, (5, 7), np.uint8)], -1)
+    np.testing.assert_array_equal(decode_labels(stored(pixels), "name"), labels)
+
+
 def test_ignored_index_in_the_color_of_a_class_is_that_class():
     data = indexed([[0, 0]], [ROAD])
     assert decode_labels(data, "name", COLORS).tolist() == [[1, 1]]

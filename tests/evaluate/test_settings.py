@@ -96,6 +96,21 @@ def test_another_data_set_brings_its_folder_and_split(run):
     }
 
 
+def test_folder_in_the_environment_counts_as_given(run, monkeypatch):
+    workdir, trained = run
+    monkeypatch.setenv("ENCNET_CAMVID", "/other")
+    assert evaluation_config(given(), workdir, ()).data.data_dir is None
+
+
+def test_limit_of_pixels_is_that_of_the_training(run):
+    workdir, trained = run
+    trained.data.max_image_pixels = 10**9
+    save_config(trained, workdir / "config.json")
+    config = evaluation_config(given(), workdir, ())
+    assert config.data.max_image_pixels == 10**9
+    assert not differences_from_training(config, workdir)
+
+
 def test_another_network_is_refused(run):
     workdir, _ = run
     config = given()

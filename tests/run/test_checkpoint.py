@@ -91,6 +91,9 @@ def test_latest_two_and_best_are_kept_and_restored(tmp_path, state):
     assert checkpoints.restore_model(params, batch_stats, "5")[2] == 5
     with pytest.raises(UserError, match="step 3.*there are 2, 5, 6"):
         checkpoints.restore_model(params, batch_stats, 3)
+    for step in ("newest", "-1", "²"):
+        with pytest.raises(UserError, match="step=.*: allowed are best, latest or"):
+            checkpoints.restore_model(params, batch_stats, step)
 
 
 @pytest.fixture

@@ -100,6 +100,12 @@ def test_resumed_run_keeps_its_weights_without_reading(tmp_path):
     path.write_text('{"class_balance": "log", "class_weights": {"sky": 1}}')
     with pytest.raises(UserError, match="class_weights.json: not the class weights"):
         create_weights(config, dataset, tmp_path, resumes=True)
+    stored = {name: 1.0 for name in INFO.class_names}
+    stored["sky"] = -1.0
+    text = {"class_balance": "log", "class_weights": stored}
+    path.write_text(json.dumps(text))
+    with pytest.raises(UserError, match="class_weights.json: not the class weights"):
+        create_weights(config, dataset, tmp_path, resumes=True)
     path.unlink()
     weights = create_weights(config, dataset, tmp_path, resumes=True)
     np.testing.assert_allclose(weights, EXPECTED["log"], rtol=1e-12)

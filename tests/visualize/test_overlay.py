@@ -100,6 +100,11 @@ def test_panel_scales_images_to_one_width_in_rows_and_columns():
     assert result.width == 2 * 40 + 3 * 4
 
 
+def test_tall_images_do_not_make_the_panel_tall():
+    image = Image.new("RGB", (2, 1100))
+    assert panel([[image]], ["a"], width=100).height < 400
+
+
 def test_prediction_panel_shows_image_labels_and_predictions():
     image = np.full((4, 4, 3), (1, 2, 3), np.uint8)
     labels, predictions = np.zeros((4, 4), np.uint8), np.full((4, 4), 2, np.uint8)

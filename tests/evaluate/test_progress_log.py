@@ -1,0 +1,21 @@
+"""The log of an interrupted evaluation: what is read of it, and what is not."""
+
+import numpy as np
+import pytest
+
+from encnet_jax.evaluate.accumulator import ImageMetrics
+from encnet_jax.evaluate.progress_log import EvalProgressLog
+
+
+@pytest.mark.parametrize("damage", [b"\0\0\n", b"\xff\xfe\n", b"{}\n", b"[1]\n"])
+def test_images_after_a_damaged_line_are_done_again(tmp_path, damage):
+    log = EvalProgressLog(tmp_path / "val.partial", {"step": 1}, 2)
+    for index in range(3):
+        log.add(ImageMetrics(index, np.eye(2, dtype=np.int64)))
+    (file,) = tmp_path.iterdir()
+    lines = file.read_bytes().splitlines(keepends=True)
+    file.write_bytes(b"".join([*lines[:2], damage, *lines[2:]]))
+    done = EvalProgressLog(tmp_path / "val.partial", {"step": 1}, 2).done
+    assert [metrics.index for metrics in done] == [0]
+    # Rewritten without the damage.
+    assert file.read_bytes() == b"".join(lines[:2])
