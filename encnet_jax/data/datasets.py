@@ -113,11 +113,13 @@ class FileDataset:
 
     @functools.cached_property
     def names(self) -> list[str]:
-        """The file names without suffix; with folders if they repeat otherwise."""
+        """The file names without suffix; with folders, and it, if they repeat."""
         images = [image.with_suffix("") for image, _ in self.pairs]
         if len({image.name.casefold() for image in images}) == len(images):
             return [image.name for image in images]
         root = os.path.commonpath({image.parent for image in images})
+        if len({str(image).casefold() for image in images}) < len(images):
+            images = [image for image, _ in self.pairs]
         return [image.relative_to(root).as_posix() for image in images]
 
     def encoded(self, index: int, *, raw_labels: bool = False) -> Encoded:

@@ -13,6 +13,7 @@ from encnet_jax.errors import UserError
 ValueRange = tuple[float, float]
 
 _ORIENTATION = 0x0112  # EXIF tag; 1 is upright
+_PHOTOMETRIC, _SAMPLE_FORMAT = 262, 339  # TIFF tags; 0: white is 0; 1: unsigned
 _UNREADABLE = (
     UnidentifiedImageError,
     Image.DecompressionBombError,
@@ -75,8 +76,13 @@ def to_rgb_array(
 ) -> UInt8[np.ndarray, "h w 3"]:
     """Converts an opened image as `decode_image` does."""
     tiles, deep_color = getattr(image, "tile", []), _is_deep_color(image)
+    tags = dict(getattr(image, "tag_v2", {}))
     image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I") or image.mode == "F":
+        if tags.get(_PHOTOMETRIC) == 0:
+            raise UserError(f"{name}: more than 8 bits with 0 as white: convert it")
+        if tags.get(_SAMPLE_FORMAT) == (1,) and image.mode == "I":
+            image = _unsigned(image)
         image = _scale_gray(image, tiles, value_range, name)
     elif deep_color:
         _check_deep_color(image, value_range, name)
@@ -85,6 +91,12 @@ def to_rgb_array(
         background = Image.new("RGBA", image.size, "white")
         image = Image.alpha_composite(background, image)
     return np.asarray(image.convert("RGB"))
+
+
+def _unsigned(image: Image.Image) -> Image.Image:
+    """Returns the 32-bit integers that Pillow took for signed ones as floats."""
+    values = np.asarray(image).astype(np.uint32)
+    return Image.fromarray(values.astype(np.float32))
 
 
 def _scale_gray(

@@ -160,6 +160,11 @@ def _labels_by_palette(
     if agree.all():
         return indices
     if (of_color >= 0).all():
+        if len({*of_color}) < len(used):
+            raise UserError(
+                f"{name}: palette entries in use have one color: give every label its "
+                "color, or give no colors in classes.json, to read palettes by index"
+            )
         return by_color.astype(np.uint8)[indices]
     if _is_gray_ramp(palette, used):
         return indices

@@ -2,6 +2,7 @@
 
 import json
 import os
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -46,12 +47,14 @@ class EvalProgressLog:
         new = own.with_suffix(".new")
         new.write_text("".join(f"{line}\n" for line in lines))
         os.replace(new, own)
-        self._own = own
+        # Open from here on: should another evaluation replace the file, it keeps its
+        # lines to itself.
+        self._own = os.open(own, os.O_WRONLY | os.O_APPEND)
+        weakref.finalize(self, os.close, self._own)
 
     def add(self, metrics: ImageMetrics) -> None:
         """Records that an image is finished."""
-        with self._own.open("a") as file:
-            file.write(metrics.to_json() + "\n")
+        os.write(self._own, f"{metrics.to_json()}\n".encode())
 
     def remove(self) -> None:
         """Deletes the files; call it when the results are written."""
@@ -59,7 +62,7 @@ class EvalProgressLog:
             multihost_utils.sync_global_devices("progress_log")
         if jax.process_index() == 0:
             for file in self._files():
-                file.unlink()
+                file.unlink(missing_ok=True)
 
     def _file(self, process: int) -> Path:
         return self._path.with_name(f"{self._path.name}-{process}.jsonl")

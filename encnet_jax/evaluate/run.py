@@ -144,6 +144,8 @@ def _accumulate(
 ) -> MetricAccumulator:
     """Predicts what the log does not list; returns the counts of all images."""
     settings, done = config.evaluation, progress_log.done
+    if writer is not None:  # what it wrote may have been deleted since
+        done = [item for item in done if writer.has(dataset[item.index].name)]
     if done:
         _log.info("resuming: %d of %d images are done", len(done), len(dataset))
     accumulator = MetricAccumulator(len(dataset), dataset.info.num_classes)

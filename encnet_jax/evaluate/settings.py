@@ -20,8 +20,11 @@ from encnet_jax.inference.tta import (
 from encnet_jax.run.checkpoint_folder import saved_steps
 
 _SIZES = ("base_size", "crop_size")
-# Keys of `model` that change how the network is computed, not what it is.
-_COMPUTATION = ("dtype", "conv_impl", "remat")
+# Keys of `model` that leave the trained network as it is.
+_COMPUTATION = (
+    *("dtype", "conv_impl", "remat", "dropout", "weights"),
+    *("head_init", "scale_init", "freeze_backbone"),
+)
 # Keys of `evaluation` that change no score.
 _NEUTRAL = ("batch_size", "split", "object_sizes", "max_image_pixels")
 _log = logging.getLogger(__name__)

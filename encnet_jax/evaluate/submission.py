@@ -46,6 +46,10 @@ class Submission:
         self._written: set[str] = set()
         make_folder(self.folder, "submission")
 
+    def has(self, name: str) -> bool:
+        """Returns whether the file of the image `name` exists."""
+        return (self.folder / f"{name}.png").is_file()
+
     def write(self, name: str, predictions: UInt8[np.ndarray, "h w"]) -> None:
         """Writes the predicted classes of the image `name`.
 

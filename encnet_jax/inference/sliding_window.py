@@ -21,6 +21,7 @@ ApplyFn = Callable[
     [Float32[np.ndarray, "b h w 3"]],
     tuple[Float32[Array, "b h w depth"], Float32[Array, "b n"] | None],
 ]
+MAX_LOGIT = 80.0  # the sum of the powers of some windows is finite in float32
 _Item = TypeVar("_Item")
 
 
@@ -95,7 +96,8 @@ def merge_hflip(
         if presence is not None:
             presence = (presence[::2] + presence[1::2]) / 2
     if not sharding.softmax:
-        scores = jnp.exp(scores)
+        # Logits of the published networks stay far below: no score becomes infinite.
+        scores = jnp.exp(jnp.minimum(scores, MAX_LOGIT))
     unused = sharding.depth - scores.shape[-1]
     if unused:
         scores = jnp.pad(scores, [(0, 0)] * 3 + [(0, unused)])

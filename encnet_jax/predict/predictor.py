@@ -291,6 +291,8 @@ def read_image(
         value_range: See `decode_image`; arrays are 0-255 in any case.
     """
     if isinstance(image, Image.Image):
+        if not image.width * image.height:
+            raise TypeError(f"image: an image without pixels, {image.size}")
         return to_rgb_array(image, value_range)
     if not isinstance(image, str | os.PathLike):
         return _check_array(image)

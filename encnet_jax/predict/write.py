@@ -167,7 +167,7 @@ def write_classes(classifier: Classifier, plan: OutputPlan, output: Path) -> int
     for image, result in _predict_each(classifier, plan.images, failed):
         probabilities = dict(zip(result.class_names, result.probabilities.tolist()))
         written[image.name] = {
-            "file": str(image.path),
+            "file": os.path.abspath(image.path),
             "class": result.class_names[result.label],
             "probabilities": probabilities,
         }

@@ -1,6 +1,7 @@
 """Checkpoint folders as files: which steps there are, their scores, which are kept."""
 
 import json
+import logging
 import math
 import os
 import shutil
@@ -11,9 +12,11 @@ from encnet_jax import migrations
 from encnet_jax.errors import UserError
 
 Shapes = Mapping[str, tuple[int, ...]]
-Scores = Mapping[int, float | None]  # by step; None: not evaluated
+# By step. None: not evaluated; infinite: cannot be read.
+Scores = Mapping[int, float | None]
 
 _LATEST_KEPT = 2
+_log = logging.getLogger(__name__)
 _UNREADABLE = "*?[\\"  # Orbax globs paths, TensorStore takes a backslash for a slash
 _REMOVED = "removed"  # suffix of a checkpoint that is being deleted
 
@@ -98,10 +101,18 @@ def best_step(scores: Scores) -> int | None:
 
 
 def kept_steps(scores: Scores) -> set[int]:
-    """Returns the latest two steps, in case one is damaged, and the best."""
+    """Returns the latest two steps, in case one is damaged, and the best.
+
+    Also those whose score cannot be read, as one of them may be the best.
+    """
     kept = set(sorted(scores)[-_LATEST_KEPT:])
+    kept |= {step for step, score in scores.items() if _unreadable(score)}
     best = best_step(scores)
     return kept if best is None else kept | {best}
+
+
+def _unreadable(score: float | None) -> bool:
+    return score is not None and math.isinf(score)
 
 
 def remove_checkpoint(folder: Path, step: int) -> None:
@@ -131,8 +142,11 @@ def _score(checkpoint: Path, metric: str) -> float | None:
     path = checkpoint / "metrics" / "metrics"
     try:
         return float(json.loads(path.read_text())[metric])
-    except (OSError, ValueError, KeyError, TypeError):
+    except FileNotFoundError:
         return None  # saved without an evaluation
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        _log.warning("WARNING: %s: cannot be read: %s", path, error)
+        return math.inf
 
 
 def stored_paths(

@@ -153,6 +153,12 @@ def test_palette_filled_up_with_black_keeps_what_is_ignored():
     assert decode_labels(data, "name", colors).tolist() == [[1, 0, 255]]
 
 
+def test_entries_in_use_of_one_color_are_named():
+    data = indexed([[0, 1, 2]], [ROAD, CAR, ROAD])
+    with pytest.raises(UserError, match="name: palette entries in use have one color"):
+        decode_labels(data, "name", COLORS)
+
+
 @pytest.mark.parametrize("kind", ["JPEG", "WEBP"])
 def test_lossy_files_are_no_labels(kind):
     with pytest.raises(UserError, match=f"mask: a {kind} image, which changes labels"):

@@ -39,6 +39,16 @@ def state():
     return make_state(2)
 
 
+def test_checkpoint_of_an_unreadable_score_is_kept(tmp_path, state, caplog):
+    save_all(tmp_path, state, {1: 0.9, 2: 0.3, 3: 0.4})
+    (tmp_path / "checkpoints" / "1" / "metrics" / "metrics").write_text('{"mean')
+    checkpoints = save_all(tmp_path, state, {4: 0.1, 5: 0.2})
+    assert checkpoints.steps() == [1, 3, 4, 5]
+    assert "1/metrics/metrics: cannot be read" in caplog.text
+    params, batch_stats = state.params, state.batch_stats
+    assert checkpoints.restore_model(params, batch_stats, "best")[2] == 3
+
+
 def test_moving_averages_are_kept_and_are_the_model(tmp_path, state):
     averages = jax.tree.map(
         lambda x: x + 1, {"params": state.params, "batch_stats": state.batch_stats}
