@@ -176,8 +176,8 @@ def measure(batch: int, pixels: int, codes: int, channels: int) -> dict[str, Any
     implementations = {"encnet_jax": ours(given)}
     if 4 * batch * pixels * codes * channels <= _MOST.value * 2**30:
         implementations |= {
-            "literal": literal(given),
-            "literal torch": literal_torch(given),
+            "naive_reference": literal(given),
+            "naive_reference torch": literal_torch(given),
         }
     expected = exact(given)
     found: dict[str, Any] = {}

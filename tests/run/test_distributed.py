@@ -49,7 +49,10 @@ def metrics(workdir, key):
     return [line[key] for line in lines if key in line]
 
 
-@pytest.fixture(scope="module", params=["files", "cached, accumulated"])
+@pytest.fixture(
+    scope="module",
+    params=["files", pytest.param("cached, accumulated", marks=pytest.mark.slow)],
+)
 def one_device(request, camvid, tmp_path_factory):
     """Returns extra flags, and the workdir of a run with them on one device."""
     more = ["loss.class_balance=log"]
@@ -150,6 +153,7 @@ def test_host_that_fails_says_why_and_stops_the_others_within_a_minute(endless, 
     assert 2 in codes and 0 not in codes
 
 
+@pytest.mark.slow
 def test_sigterm_to_one_host_saves_once_and_all_end_well(endless):
     processes, workdir = endless
     processes[1].send_signal(signal.SIGTERM)

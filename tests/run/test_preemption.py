@@ -178,6 +178,7 @@ def test_killed_at_twenty_moments_ends_with_the_same_parameters(camvid, tmp_path
         np.testing.assert_array_equal(expected, found)
 
 
+@pytest.mark.slow
 def test_loss_gone_wrong_names_its_step_and_spares_the_checkpoints(camvid, tmp_path):
     config = interrupted_config(str(camvid))
     config.total_steps = config.eval_every = 4

@@ -133,7 +133,7 @@ def test_charts_draw_names_without_missing_glyphs(no_system_fonts, tmp_path, has
     if has_font:
         write_font(no_system_fonts / "Chinese.ttf", ROAD)
     info = DatasetInfo("mine", (ROAD, "b"), COLORS, {})
-    scores = {"per_class_iou": [0.5, 0.25], "mean_iou": 0.375}
+    scores = {"per_class_iou": [0.5, 0.25], "mean_iou": 0.375, "classes_scored": 2}
     charts.save_class_bars(scores, info, tmp_path / "bars.png")
     charts.save_confusion(np.eye(2, dtype=int), info, tmp_path / "matrix.png")
     for name in ("bars.png", "matrix.png"):
