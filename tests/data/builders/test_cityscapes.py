@@ -157,9 +157,10 @@ def test_missing_city_is_noticed_by_the_image_count(tmp_path):
         (png(np.full((3, 4), 34)), "label 34; allowed are 7 to 8, 11 to 13, 17, 19"),
         (png(np.zeros((3, 5))), "is 5x3: must be equal"),
         (png(PUBLISHED)[:40], "cannot be decoded"),
-        (jpeg(3, 4), "mode RGB"),
+        (png(np.zeros((3, 4, 3))), "mode RGB"),
+        (jpeg(3, 4), "a JPEG image, which changes labels"),
     ],
-    ids=["label", "size", "cut", "colors"],
+    ids=["label", "size", "cut", "colors", "lossy"],
 )
 def test_bad_label_file_is_named(tmp_path, content, word):
     path = "gtFine/train/hamburg/hamburg_000000_000042_gtFine_labelIds.png"
