@@ -68,16 +68,14 @@ class CropGrid:
     Args:
         rows: The crop along the vertical axis.
         columns: The crop along the horizontal axis.
-
-    Attributes:
-        inside: bool (crop, crop), which pixels show the image; the rest is padding.
     """
 
     def __init__(self, rows: Axis, columns: Axis):
         self.rows, self.columns = rows, columns
 
     @property
-    def inside(self) -> Bool[Array, "crop crop"]:  # noqa: D102
+    def inside(self) -> Bool[Array, "crop crop"]:
+        """Which pixels show the image; the rest is padding."""
         return self.rows.inside[:, None] & self.columns.inside[None, :]
 
     def flip(self, flipped: Bool[Array, ""]) -> None:
@@ -112,7 +110,8 @@ class RotatedGrid(CropGrid):
         self.pixels = jnp.arange(crop_size)[:, None], jnp.arange(crop_size)
 
     @property
-    def inside(self) -> Bool[Array, "crop crop"]:  # noqa: D102
+    def inside(self) -> Bool[Array, "crop crop"]:
+        """Which pixels show the rotated image."""
         down, right = self._positions()
         rows, columns = self.pixels
         return (
@@ -121,15 +120,18 @@ class RotatedGrid(CropGrid):
             & ((right >= 0) & (right < self.columns.visible))
         )
 
-    def flip(self, flipped: Bool[Array, ""]) -> None:  # noqa: D102
+    def flip(self, flipped: Bool[Array, ""]) -> None:
+        """Flips the rotated crop horizontally if `flipped`."""
         rows, columns = self.pixels
         self.pixels = rows, jnp.where(flipped, columns[::-1], columns)
 
-    def nearest(self, labels: UInt8[Array, "h w"]) -> UInt8[Array, "crop crop"]:  # noqa: D102
+    def nearest(self, labels: UInt8[Array, "h w"]) -> UInt8[Array, "crop crop"]:
+        """Returns the nearest label of each pixel; any where outside."""
         down, right = self._positions()
         return labels[self.rows.nearest_to(down), self.columns.nearest_to(right)]
 
-    def resample(self, image: Num[Array, "h w 3"]) -> Float32[Array, "crop crop 3"]:  # noqa: D102
+    def resample(self, image: Num[Array, "h w 3"]) -> Float32[Array, "crop crop 3"]:
+        """Returns the pixels of the window, interpolated again between four."""
         window = super().resample(image)
         axes = zip(self._positions(), (self.rows.visible, self.columns.visible))
         (above, below, down), (left, right, along) = (_pair(*axis) for axis in axes)

@@ -10,6 +10,7 @@ import jax
 from jax.experimental import multihost_utils
 
 from encnet_jax.evaluate.accumulator import ImageMetrics
+from encnet_jax.files import whole_file
 
 
 class EvalProgressLog:
@@ -44,9 +45,8 @@ class EvalProgressLog:
         if jax.process_count() > 1:  # nobody writes before all have read
             multihost_utils.sync_global_devices("progress_log")
         # Rewritten, because a kill can truncate the last line.
-        new = own.with_suffix(".new")
-        new.write_text("".join(f"{line}\n" for line in lines))
-        os.replace(new, own)
+        with whole_file(own) as new:
+            new.write("".join(f"{line}\n" for line in lines).encode())
         # Open from here on: should another evaluation replace the file, it keeps its
         # lines to itself.
         self._own = os.open(own, os.O_WRONLY | os.O_APPEND)

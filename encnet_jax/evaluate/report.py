@@ -2,13 +2,13 @@
 
 import json
 import math
-import os
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from encnet_jax.data.dataset_info import DatasetInfo
+from encnet_jax.files import whole_file
 from encnet_jax.metrics import mean_iou_with_background
 
 # The 59 classes exclude background, which some papers count as the 60th.
@@ -40,9 +40,8 @@ def save_scores(scores: dict[str, Any], path: Path, **more: Any) -> None:
     items = _json_value({**more, **scores}).items()
     lines = ",\n".join(f"  {json.dumps(k)}: {json.dumps(v)}" for k, v in items)
     path.parent.mkdir(parents=True, exist_ok=True)
-    new = path.with_suffix(".new")
-    new.write_text(f"{{\n{lines}\n}}\n")
-    os.replace(new, path)
+    with whole_file(path) as file:
+        file.write(f"{{\n{lines}\n}}\n".encode())
 
 
 def format_table(scores: dict[str, Any], info: DatasetInfo) -> str:

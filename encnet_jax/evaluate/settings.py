@@ -18,14 +18,12 @@ from encnet_jax.inference.tta import (
     TTAProtocol,
 )
 from encnet_jax.run.checkpoint_folder import saved_steps
+from encnet_jax.run.model_config import TRAINING_ONLY
 
 _SIZES = ("base_size", "crop_size")
-# Keys of `model` that leave the trained network as it is.
-_COMPUTATION = (
-    *("dtype", "conv_impl", "remat", "dropout", "weights"),
-    *("head_init", "scale_init", "freeze_backbone"),
-)
-# Keys of `evaluation` that change no score.
+# Keys of `model` that may be set for an evaluation.
+_FREE = (*TRAINING_ONLY, "dtype", "dropout")
+# Keys of `evaluation` and `data` that change no score.
 _NEUTRAL = ("batch_size", "split", "object_sizes", "max_image_pixels")
 _log = logging.getLogger(__name__)
 
@@ -36,11 +34,11 @@ def evaluation_config(
     """Returns the configuration by which a run is evaluated.
 
     Everything that changes predictions or scores is that of the training: the groups
-    `model` and `evaluation`, `data.base_size` and `data.crop_size`. The name of the
-    data set, its folder if there is one, and `mesh` are those given. Weights that were
-    imported were not trained by the stored settings: of these only the network's and
-    `evaluation.align_corners` count. One line of the log says which values of `given`
-    are not used.
+    `model` and `evaluation`, `data.base_size`, `data.crop_size` and the limit of
+    pixels. The name of the data set, its folder if there is one, and `mesh` are those
+    given. Weights that were imported were not trained by the stored settings: of these
+    only the network's and `evaluation.align_corners` count. One line of the log says
+    which values of `given` are not used.
 
     Args:
         given: The configuration that `--config` names, with its overrides.
@@ -75,7 +73,7 @@ def evaluation_config(
             config[group][name] = value
             if group != "model" and name not in (*_NEUTRAL, "data_dir"):
                 unused.append(f"{key}={_plain(value)!r}, not {_plain(other)!r}")
-        elif group == "model" and name not in _COMPUTATION:
+        elif group == "model" and name not in _FREE:
             raise UserError(f"{key}={other!r}: the run in {workdir} has {value!r}")
     if unused:
         _log.info("as in the training, unless set by a flag: %s", "; ".join(unused))

@@ -48,14 +48,9 @@ class DropEncoding(Encoding):
     """
 
     def __init__(
-        self,
-        features: int,
-        num_codes: int,
-        *,
-        scale_init: str = "original",
-        rngs: nnx.Rngs,
+        self, features: int, num_codes: int, *, rngs: nnx.Rngs, **settings: Any
     ):
-        super().__init__(features, num_codes, scale_init=scale_init, rngs=rngs)
+        super().__init__(features, num_codes, rngs=rngs, **settings)
         del self.scale
         # Own stream, of a fixed name: the training step reseeds it.
         self.rngs = nnx.Rngs(dropout=rngs.dropout())

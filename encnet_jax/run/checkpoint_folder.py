@@ -3,13 +3,13 @@
 import json
 import logging
 import math
-import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
 from encnet_jax import migrations
 from encnet_jax.errors import UserError
+from encnet_jax.files import whole_file
 
 Shapes = Mapping[str, tuple[int, ...]]
 # By step. None: not evaluated; infinite: cannot be read.
@@ -85,9 +85,8 @@ def write_score(checkpoint: Path, metric: str, value: float) -> None:
     """Stores the score of a finished checkpoint, where Orbax keeps metrics."""
     path = checkpoint / "metrics" / "metrics"
     path.parent.mkdir(exist_ok=True)
-    new = path.with_name("new")
-    new.write_text(json.dumps({metric: value}))
-    os.replace(new, path)
+    with whole_file(path) as file:
+        file.write(json.dumps({metric: value}).encode())
 
 
 def best_step(scores: Scores) -> int | None:

@@ -11,6 +11,10 @@ from encnet_jax.errors import UserError
 from encnet_jax.models.registry import check_model_settings
 from encnet_jax.ops.class_weights import check_class_weights
 
+# Keys of `model` on which neither the arrays nor the results of a trained network
+# depend.
+TRAINING_ONLY = ("weights", "remat", "conv_impl", "head_init", "freeze_backbone")
+
 
 def check_config(config: ConfigDict) -> None:
     """Raises `UserError` for the first key or value that is not allowed."""

@@ -2,7 +2,6 @@
 
 import json
 import logging
-import os
 from pathlib import Path
 
 import jax
@@ -14,6 +13,7 @@ from encnet_jax.data.datasets import Dataset, read_ahead
 from encnet_jax.data.label_check import unlabeled_classes
 from encnet_jax.data.statistics import CLASS_BALANCES, Statistics, read_label_counts
 from encnet_jax.errors import UserError
+from encnet_jax.files import whole_file
 from encnet_jax.ops.class_weights import check_class_weights
 from encnet_jax.run.distributed import sum_over_hosts
 
@@ -78,10 +78,8 @@ def save_weights(
         "class_balance": config.loss.class_balance,
         "class_weights": dict(zip(dataset.info.class_names, weights)),
     }
-    path = workdir / _FILE
-    new = path.with_suffix(".new")
-    new.write_text(json.dumps(content, indent=2) + "\n")
-    os.replace(new, path)
+    with whole_file(workdir / _FILE) as file:
+        file.write((json.dumps(content, indent=2) + "\n").encode())
 
 
 def _stored_weights(path: Path, rule: str, info: DatasetInfo) -> np.ndarray:
@@ -109,7 +107,7 @@ def _known_statistics(dataset: Dataset) -> Statistics | None:
 
 
 def _count(dataset: Dataset) -> Statistics:
-    """Reads all labels, on each host its share, and returns the sums."""
+    """Counts all labels: each host reads its share, and gets the counts of all."""
     _log.info("loss.class_balance: counting the labels of %d images", len(dataset))
     statistics = Statistics.empty(dataset.info.num_classes)
     indices = range(len(dataset))[jax.process_index() :: jax.process_count()]

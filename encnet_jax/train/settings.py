@@ -12,13 +12,9 @@ from encnet_jax.data.dataset_info import DatasetInfo
 from encnet_jax.errors import UserError
 from encnet_jax.models.registry import CIFAR_MODELS
 from encnet_jax.optimizer import cosine_schedule, poly_schedule
+from encnet_jax.run.model_config import TRAINING_ONLY
 from encnet_jax.run.workdir import check_no_run_files, check_resumed_classes
 
-# Keys of `model` that leave its parameters as they are.
-_MAY_CHANGE_ON_RESUME = (
-    *("weights", "remat", "conv_impl", "head_init"),
-    *("scale_init", "freeze_backbone"),
-)
 # Settings that only segmentation has -> what they must be otherwise.
 _FOR_PIXELS: dict[str, Any] = {
     "loss.class_balance": "",
@@ -84,7 +80,7 @@ def check_workdir(config: ConfigDict, workdir: Path, info: DatasetInfo) -> None:
     pairs = {
         f"model.{key}": (stored.model[key], config.model[key])
         for key in config.model
-        if key not in _MAY_CHANGE_ON_RESUME
+        if key not in TRAINING_ONLY
     }
     pairs["data.name"] = (stored.data.name, config.data.name)
     pairs["optimizer.name"] = (stored.optimizer.name, config.optimizer.name)

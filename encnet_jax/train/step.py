@@ -46,7 +46,8 @@ def make_train_step(
         tx: The optimizer.
         info: Data set; its task selects the loss, its mean and deviation normalize.
         augmentation: See `augment`; not needed for batches of finished images.
-        loss_settings: Keyword arguments of `segmentation_loss`.
+        loss_settings: Keyword arguments of `segmentation_loss`; of these
+            `classification_loss` takes `label_smoothing`.
         grad_accum_steps: Number of micro-batches. Their gradients are averaged; batch
             norm sees one micro-batch at a time.
         ema_decay: Of the moving averages, if the state keeps them; see `averaged`.

@@ -1,6 +1,7 @@
 """Tests of decoding: any image file becomes upright uint8 RGB."""
 
 import io
+import struct
 import warnings
 
 import numpy as np
@@ -248,3 +249,25 @@ def test_more_pixels_are_allowed_by_the_setting_without_a_warning(monkeypatch):
     assert not caught
     set_max_image_pixels(0)
     np.testing.assert_array_equal(decode_image(data, "photo"), RGB)
+
+
+def tiff(values, *, photometric=1):
+    """Returns a TIFF file of one row of unsigned integers, as Pillow writes none."""
+    bits = 8 * values.dtype.itemsize
+    data = values.astype(f"<u{values.dtype.itemsize}").tobytes()
+    tags = {256: len(values), 257: 1, 258: bits, 259: 1, 262: photometric, 273: 8}
+    tags |= {277: 1, 278: 1, 279: len(data), 339: 1}
+    fields = b"".join(struct.pack("<HHII", tag, 4, 1, n) for tag, n in tags.items())
+    directory = struct.pack("<H", len(tags)) + fields + struct.pack("<I", 0)
+    return struct.pack("<2sHI", b"II", 42, 8 + len(data)) + data + directory
+
+
+def test_32_bit_values_above_the_signed_range_are_bright():
+    image = decode_image(tiff(np.array([0, 2**31, 2**32 - 1], "u4")), "a", (0, 2**32))
+    assert image[0, :, 0].tolist() == [0, 128, 255]
+
+
+def test_deep_images_with_0_as_white_are_named():
+    data = tiff(np.array([0, 40000], "u2"), photometric=0)
+    with pytest.raises(UserError, match="a: more than 8 bits with 0 as white"):
+        decode_image(data, "a")
