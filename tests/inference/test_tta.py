@@ -168,3 +168,12 @@ def test_resized_is_the_interpolation_written_as_matrices(size, align_corners):
     assert actual.dtype == np.float32
     expected = resize(image, size, align_corners)
     np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_scores_of_huge_logits_are_finite():
+    sharding = ScoreMapSharding(2, False, mesh_of(jax.devices()))
+    logits = jnp.broadcast_to(jnp.array([60.0, 2.0]), (16, 1, 1, 2))
+    scores, _ = jax.jit(lambda x: merge_hflip(x, None, True, sharding))(logits)
+    # The mirror image doubles them: to 120, beyond the range of float32's powers.
+    expected = [np.exp(80.0), np.exp(4.0)]
+    np.testing.assert_allclose(scores[0, 0, 0, :2], expected, rtol=1e-5)
