@@ -24,7 +24,8 @@ from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
 
 from encnet_jax import cli
 from encnet_jax.models import create_model
-from encnet_jax.models.registry import SEGMENTATION_MODELS
+from encnet_jax.models.registry import MODELS, SEGMENTATION_MODELS
+from encnet_jax.models.settings import settings_of
 
 _SIZE = flags.DEFINE_integer("size", 480, "Height and width of the image.")
 _CLASSES = flags.DEFINE_integer("classes", 150, "Number of classes.")
@@ -124,8 +125,13 @@ def table(
         "| resizing, G |",
         "|---|---|---|---|---|",
     ]
+    rows: list[tuple[str, dict[str, Any]]] = []
+    for name in SEGMENTATION_MODELS:
+        rows.append((name, {}))
+        if "decoder_stride" in settings_of(MODELS[name]):
+            rows.append((name, {"decoder_stride": 4}))
     for backbone in backbones:
-        for name in SEGMENTATION_MODELS:
+        for name, settings in rows:
             costs = model_costs(
                 name,
                 size=size,
@@ -133,9 +139,11 @@ def table(
                 backbone=backbone,
                 stem=stem,
                 aux_head=False,
+                **settings,
             )
+            title = ", ".join([name, *(f"`{k}={v}`" for k, v in settings.items())])
             lines.append(
-                f"| {backbone} | {name} | {costs.parameters / 1e6:.2f} "
+                f"| {backbone} | {title} | {costs.parameters / 1e6:.2f} "
                 f"| {costs.layers / 1e9:.1f} | {costs.resizing / 1e9:.1f} |"
             )
     return "\n".join(lines)

@@ -18,6 +18,10 @@ Published, on validation: pixel accuracy / mean IoU, multi-scale and flipped.
 | mmsegmentation, mean IoU at 80k and 160k | 41.17 and 41.71 | 43.61 and 44.01 |
 
 Hardware of PyTorch-Encoding: 4 GPUs; days on one. Not trained here.
+
+`paper-r50` and `paper-r101` set what the paper describes and the released code does
+otherwise: the sum over codewords, the plain gate, class presence predicted from stage 3
+too in place of the auxiliary head, and random rotation.
 """
 
 from ml_collections import ConfigDict
@@ -27,9 +31,10 @@ from encnet_jax.config import check_variant, pretrained_default
 EPOCH = 20_210 // 16  # steps
 
 
-def get_config(backbone: str = "r50") -> ConfigDict:
-    """Returns the configuration; `backbone` is `r50` or `r101`."""
-    check_variant(__file__, backbone, ("r50", "r101"))
+def get_config(variant: str = "r50") -> ConfigDict:
+    """Returns the configuration; `variant` is `r50`, `r101`, or either after `paper-`."""
+    check_variant(__file__, variant, ("r50", "r101", "paper-r50", "paper-r101"))
+    form, _, backbone = variant.rpartition("-")
     config = pretrained_default(backbone)
     config.total_steps = 120 * EPOCH
     config.eval_every = 5 * EPOCH
@@ -40,4 +45,10 @@ def get_config(backbone: str = "r50") -> ConfigDict:
     if backbone == "r101":
         config.data.base_size = 640
         config.data.crop_size = 576
+    if form == "paper":
+        config.model.code_reduction = "sum"
+        config.model.gate = "plain"
+        config.model.se_stages = (3, 4)
+        config.model.aux_head = False
+        config.data.rotation = 10.0
     return config

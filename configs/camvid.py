@@ -39,6 +39,8 @@ def get_config(size: str = "gpu") -> ConfigDict:
     config.data.color_jitter = 0.3  # test has many frames at dusk, training few
     config.optimizer.head_lr_mult = 1.0  # nothing is pretrained
     config.evaluation.split = "val"
+    config.model.align_corners = False  # 360 and 480 are not a multiple of 8 plus 1
+    config.model.scale_init = "scaled"
     if size == "cpu":
         return _cpu(config)
     if size == "weighted":

@@ -32,6 +32,8 @@ def get_config(model: str = "encnet") -> ConfigDict:
     # In so few steps, most of 16 or more codewords would never get pixels.
     config.model.num_codes = 4
     config.model.aux_head = False
+    config.model.align_corners = False  # 128 is not a multiple of 8 plus 1
+    config.model.scale_init = "scaled"
 
     config.data.name = "scenes"
     # Whole images: a crop could cut off the skyline, which identifies the scene.

@@ -109,6 +109,8 @@ def small_config(images: np.ndarray, labels: np.ndarray) -> ConfigDict:
     else:
         config.model.backbone = "resnet18"
         config.model.width, config.model.head_channels = 32, 128
+        config.model.align_corners = False  # sizes need not be a multiple of 8 plus 1
+        config.model.scale_init = "scaled"
     return config
 
 

@@ -20,7 +20,7 @@ from tests.commands import errors, run
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = {
-    "ade20k": ("r50", "r101"),
+    "ade20k": ("r50", "r101", "paper-r50", "paper-r101"),
     "camvid": ("gpu", "weighted", "cpu"),
     "cifar10": ("encnet_16k64d", "encnet_32k128d-drop", "resnet_64d", "se_resnet_64d"),
     "cityscapes": ("r50", "r101"),

@@ -41,6 +41,7 @@ def folder_files():
 
 RECIPES = {
     "ade20k": (ade20k.get_config, test_ade20k.files),
+    "ade20k-paper": (lambda: ade20k.get_config("paper-r50"), test_ade20k.files),
     "cityscapes": (
         cityscapes.get_config,
         lambda: test_cityscapes.image_files() | test_cityscapes.label_files(),

@@ -1,5 +1,7 @@
 """Settings of a training run: checks beyond one key, and arguments made from them."""
 
+import logging
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,8 @@ from encnet_jax.models.registry import CIFAR_MODELS
 from encnet_jax.optimizer import cosine_schedule, poly_schedule
 from encnet_jax.run.model_config import TRAINING_ONLY
 from encnet_jax.run.workdir import check_no_run_files, check_resumed_classes
+
+_log = logging.getLogger(__name__)
 
 # Settings that only segmentation has -> what they must be otherwise.
 _FOR_PIXELS: dict[str, Any] = {
@@ -50,6 +54,29 @@ def check_task(config: ConfigDict, info: DatasetInfo) -> None:
             raise UserError(
                 f"{key}={value!r}: only for segmentation; allowed is {only!r}"
             )
+
+
+def warn_of_geometry(config: ConfigDict) -> None:
+    """Warns where training from scratch places features beside their pixels.
+
+    Feature i of an output stride s is centered on pixel s i. With `model.align_corners`
+    a map of n features is stretched over the whole crop, which puts it there only if
+    the crop has s (n - 1) + 1 pixels. Pretrained networks were trained that way.
+    """
+    size, stride = config.data.crop_size, config.model.output_stride
+    if config.model.weights or not config.model.align_corners:
+        return
+    if config.model.name in CIFAR_MODELS or size % stride == 1:
+        return
+    fitting = size // stride * stride + 1
+    _log.warning(
+        "WARNING: model.align_corners=True from scratch with data.crop_size=%d: logits "
+        "of neighboring features, which lie %d pixels apart, are placed %.3g apart. "
+        "Set model.align_corners=False, or sizes of a multiple of %d plus 1 "
+        "(data.crop_size=%d)",
+        *(size, stride, (size - 1) / max(math.ceil(size / stride) - 1, 1)),
+        *(stride, fitting),
+    )
 
 
 def check_batch_size(config: ConfigDict, devices: int) -> None:

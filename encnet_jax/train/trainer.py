@@ -80,6 +80,7 @@ def train(
         _open(config, config.evaluation.split),
     )
     settings.check_task(config, dataset.info)
+    settings.warn_of_geometry(config)
     class_balance.warn_of_unlabeled_classes(dataset)
     trainer = Trainer(config, workdir, mesh, dataset, validation)
     workdir.mkdir(parents=True, exist_ok=True)

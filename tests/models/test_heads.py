@@ -52,9 +52,26 @@ def test_parameters_of_pspnet_are_those_of_its_layers():
     assert costs.parameters == backbone + head + aux_head == 49_057_132
 
 
-def test_table_of_costs_has_a_row_for_each_model():
+def test_table_of_costs_has_a_row_for_each_model_and_decoder():
     lines = table(size=32, num_classes=5, backbones=["tiny"]).splitlines()
-    assert [line.split("|")[2].strip() for line in lines[2:]] == ["encnet", *BASELINES]
+    titles = [line.split("|")[2].strip() for line in lines[2:]]
+    decoders = [f"{name}, `decoder_stride=4`" for name in ("encnet", "fcn")]
+    assert sorted(titles) == sorted(["encnet", *BASELINES, *decoders])
+
+
+def test_costs_of_a_decoder_are_those_of_its_layers():
+    settings = dict(size=64, num_classes=5, backbone="resnet50", aux_head=False)
+    plain = model_costs("fcn", **settings)
+    decoder = model_costs("fcn", decoder_stride=4, **settings)
+    # Link from 256 to 48 channels, fusion of 512 + 48 to 256, each with batch norm; the
+    # classifier reads 256 channels at 16x16 in place of 512 at 8x8.
+    link, fuse = 256 * 48, 9 * 560 * 256
+    assert decoder.parameters - plain.parameters == (
+        link + 2 * 48 + fuse + 2 * 256 - 256 * 5
+    )
+    assert decoder.layers - plain.layers == (
+        256 * (link + fuse + 256 * 5) - 64 * 512 * 5
+    )
 
 
 @pytest.mark.parametrize("name", BASELINES)

@@ -1,0 +1,74 @@
+"""The warning about features that are placed beside their pixels."""
+
+import importlib
+import logging
+
+import pytest
+
+import encnet_jax
+from encnet_jax.config import default
+from encnet_jax.fit_arrays import small_config
+from encnet_jax.train.settings import warn_of_geometry
+from tests.test_config import CONFIGS
+from tests.test_fit_arrays import squares, tiny
+
+NEAR_360 = (
+    "model.align_corners=True from scratch with data.crop_size=360: logits of "
+    "neighboring features, which lie 8 pixels apart, are placed 8.16 apart. Set "
+    "model.align_corners=False, or sizes of a multiple of 8 plus 1 (data.crop_size=361)"
+)
+
+
+@pytest.fixture(autouse=True)
+def _log_level(caplog):
+    caplog.set_level(logging.INFO, "encnet_jax")
+
+
+def warned(caplog, **changes):
+    config = default()
+    config.data.crop_size = 360
+    config.update_from_flattened_dict(changes)
+    caplog.clear()
+    warn_of_geometry(config)
+    return caplog.text
+
+
+def test_warning_names_the_spacing_and_both_remedies(caplog):
+    assert NEAR_360 in warned(caplog)
+    text = warned(caplog, **{"data.crop_size": 352, "model.output_stride": 16})
+    # 22 features 16 pixels apart cover 336 pixels, and are stretched over 351.
+    assert "16 pixels apart, are placed 16.7 apart" in text
+    assert "a multiple of 16 plus 1 (data.crop_size=353)" in text
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"data.crop_size": 361},
+        {"data.crop_size": 353, "model.output_stride": 32},
+        {"model.align_corners": False},
+        {"model.weights": "weights.pth"},
+        {"model.name": "encnet14"},
+    ],
+)
+def test_nothing_is_said_where_features_fit_or_are_pretrained(changes, caplog):
+    assert warned(caplog, **changes) == ""
+
+
+def test_recipes_from_scratch_fit_their_sizes(caplog):
+    scratch = 0
+    for name, variants in CONFIGS.items():
+        for variant in variants:
+            config = importlib.import_module(f"configs.{name}").get_config(variant)
+            warn_of_geometry(config)
+            scratch += not config.model.weights and config.model.name == "encnet"
+    assert scratch >= 4 and caplog.text == ""
+
+
+def test_training_warns(tmp_path, caplog):
+    images, labels = squares()
+    config = tiny(small_config(images, labels))
+    config.model.align_corners = True
+    config.total_steps = config.eval_every = 6
+    encnet_jax.fit(images, labels, config=config, workdir=tmp_path)
+    assert "model.align_corners=True from scratch" in caplog.text
