@@ -1,4 +1,4 @@
-"""The paper's ablation on `scenes`: FCN, pooling, encoding, SE loss.
+"""The claims of the paper on `scenes`: FCN, pooling, encoding, SE loss, K, alpha.
 
     python -m benchmarks.scenes_ablation --output=DIR [--seeds=0,1] [--only=encnet,fcn]
 
@@ -14,6 +14,7 @@ import json
 import shutil
 import time
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -40,18 +41,34 @@ _STEPS = flags.DEFINE_integer(
     "steps", None, "Training steps; default: those of the config."
 )
 
-VARIANTS = {
-    "fcn": {"name": "fcn"},
-    "pooling": {"num_codes": 0},
-    "encnet, no SE loss": {"se_loss": False},
+# Variant -> seed -> figures.
+Results = dict[str, dict[str, dict[str, float]]]
+CODEWORDS = (2, 4, 8, 16, 32)
+ALPHAS = (0.1, 0.2, 0.4, 0.8)
+PAPER_FORM = {
+    "model.code_reduction": "sum",
+    "model.gate": "plain",
+    "model.se_stages": (3, 4),
+}
+# Name -> what differs from configs/scenes.py, which is "encnet".
+VARIANTS: dict[str, dict[str, Any]] = {
+    "fcn": {"model.name": "fcn"},
+    "pooling": {"model.num_codes": 0},
+    "encnet, no SE loss": {"model.se_loss": False},
     "encnet": {},
-    "alpha 0.1": {"se_weight": 0.1},
-    "alpha 0.4": {"se_weight": 0.4},
-    "alpha 0.8": {"se_weight": 0.8},
-    "K 2": {"num_codes": 2},
-    "K 8": {"num_codes": 8},
-    "K 16": {"num_codes": 16},
-    "K 32": {"num_codes": 32},
+    **{f"alpha {a}": {"loss.se_weight": a} for a in ALPHAS if a != 0.2},
+    **{f"K {k}": {"model.num_codes": k} for k in CODEWORDS if k != 32},
+    **{
+        f"K {k}, original start": {
+            "model.num_codes": k,
+            "model.scale_init": "original",
+        }
+        for k in CODEWORDS
+    },
+    "paper's form": PAPER_FORM,
+    "paper's form, rotation": {**PAPER_FORM, "data.rotation": 10.0},
+    "fcn, resnet18": {"model.name": "fcn", "model.backbone": "resnet18"},
+    "encnet, resnet18": {"model.backbone": "resnet18"},
 }
 OBJECTS = tuple(range(8, 20))
 # All runs use the same scenes, so each is drawn once.
@@ -68,8 +85,7 @@ def run_once(variant: str, seed: int, workdir: Path) -> dict[str, float]:
     config.model.dtype = "float32"
     config.total_steps = _STEPS.value or config.total_steps
     config.eval_every = config.checkpoint_every = config.total_steps
-    for key, value in VARIANTS[variant].items():
-        (config.loss if key == "se_weight" else config.model)[key] = value
+    config.update_from_flattened_dict(VARIANTS[variant])
     started = time.perf_counter()
     shutil.rmtree(workdir, ignore_errors=True)
     train(config, workdir)
@@ -123,7 +139,7 @@ def _count(labels: np.ndarray, predicted: np.ndarray) -> np.ndarray:
 _matrix = jax.jit(functools.partial(confusion_matrix, num_classes=20))
 
 
-def table(results: dict[str, dict[str, dict[str, float]]]) -> str:
+def table(results: Results) -> str:
     """Formats means and standard deviations over the seeds as a Markdown table."""
     lines = [
         "| variant | seeds | mean IoU | ambiguous classes | small objects |",
@@ -138,53 +154,72 @@ def table(results: dict[str, dict[str, dict[str, float]]]) -> str:
     return "\n".join(lines)
 
 
-def plot(results: dict[str, dict[str, dict[str, float]]], path: Path) -> None:
-    """Plots the ablation and the sweeps of alpha and K side by side."""
+def plot(results: Results, path: Path) -> None:
+    """Plots the claims of the paper side by side, with standard deviations."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    def values(variant: str) -> np.ndarray:
-        return 100 * np.array([r["mean_iou"] for r in results[variant].values()])
-
-    panels = {
-        "module": [
-            ("FCN", "fcn"),
-            ("pooling", "pooling"),
-            ("no SE", "encnet, no SE loss"),
-            ("EncNet", "encnet"),
-        ],
-        "weight of the SE loss, α": [
-            ("0", "encnet, no SE loss"),
-            ("0.1", "alpha 0.1"),
-            ("0.2", "encnet"),
-            ("0.4", "alpha 0.4"),
-            ("0.8", "alpha 0.8"),
-        ],
-        "codewords, K": [
-            ("0", "pooling"),
-            ("2", "K 2"),
-            ("4", "encnet"),
-            ("8", "K 8"),
-            ("16", "K 16"),
-            ("32", "K 32"),
-        ],
-    }
-    figure, axes = pyplot.subplots(1, 3, figsize=(12, 3.6), sharey=True)
-    for axis, (title, columns) in zip(axes, panels.items()):
-        columns = [column for column in columns if column[1] in results]
-        for position, (_, variant) in enumerate(columns):
-            axis.bar(position, values(variant).mean(), width=0.6, color="#7fb3a5")
-            runs = values(variant)
-            axis.plot([position] * len(runs), runs, "o", color="#2f4858", markersize=4)
-        axis.set_xticks(range(len(columns)), [label for label, _ in columns])
+    modules = [
+        ("FCN", "fcn"),
+        ("pooling", "pooling"),
+        ("no SE loss", "encnet, no SE loss"),
+        ("EncNet", "encnet"),
+    ]
+    scaled = {32: "encnet"} | {k: f"K {k}" for k in CODEWORDS if k != 32}
+    alphas = {0.2: "encnet"} | {a: f"alpha {a}" for a in ALPHAS if a != 0.2}
+    codes = [(str(k), scaled[k]) for k in CODEWORDS]
+    panels: list[tuple[str, str, dict[str, list[tuple[str, str]]]]] = [
+        ("module", "mean_iou", {"": modules}),
+        (
+            "codewords, K",
+            "mean_iou",
+            {
+                "scaled start": codes,
+                "original start": [
+                    (str(k), f"K {k}, original start") for k in CODEWORDS
+                ],
+            },
+        ),
+        (
+            "weight of the SE loss, α",
+            "mean_iou",
+            {"": [("0", "encnet, no SE loss")] + [(str(a), alphas[a]) for a in ALPHAS]},
+        ),
+        ("small objects", "small", {"": modules}),
+    ]
+    figure, axes = pyplot.subplots(2, 2, figsize=(10, 7))
+    for axis, (title, key, groups) in zip(axes.flat, panels):
+        _plot_panel(axis, results, key, groups)
         axis.set_xlabel(title)
+        axis.set_ylabel("mean IoU on test, %" + " (small objects)" * (key == "small"))
         axis.spines[["top", "right"]].set_visible(False)
-    axes[0].set_ylabel("mean IoU on test, %")
-    figure.suptitle("scenes: bars are means over seeds, dots single seeds")
+    figure.suptitle("scenes: means over seeds with standard deviations; dots are seeds")
     figure.tight_layout()
     figure.savefig(path, dpi=110)
+
+
+def _plot_panel(
+    axis: Any, results: Results, key: str, groups: dict[str, list[tuple[str, str]]]
+) -> None:
+    """Draws one bar per column and group, beside each other."""
+    width = 0.7 / len(groups)
+    for number, (group, columns) in enumerate(groups.items()):
+        color = ("#7fb3a5", "#d9b26f")[number]
+        for position, (_, variant) in enumerate(columns):
+            if variant not in results:
+                continue
+            values = 100 * np.array([run[key] for run in results[variant].values()])
+            x = position + (number - (len(groups) - 1) / 2) * width
+            label = group if position == 0 else None
+            axis.bar(x, values.mean(), width * 0.9, color=color, label=label)
+            axis.errorbar(x, values.mean(), values.std(), color="#2f4858", capsize=3)
+            axis.plot([x] * len(values), values, "o", color="#2f4858", markersize=3)
+    first = next(iter(groups.values()))
+    axis.set_xticks(range(len(first)), [label for label, _ in first])
+    if len(groups) > 1:
+        axis.legend(frameon=False, loc="lower right")
 
 
 def main(arguments: list[str]) -> None:

@@ -32,7 +32,7 @@ EPOCH = 20_210 // 16  # steps
 
 
 def get_config(variant: str = "r50") -> ConfigDict:
-    """Returns the configuration; `variant` is `r50`, `r101`, or either after `paper-`."""
+    """Returns the configuration; `variant` is a backbone or `paper-` and one."""
     check_variant(__file__, variant, ("r50", "r101", "paper-r50", "paper-r101"))
     form, _, backbone = variant.rpartition("-")
     config = pretrained_default(backbone)
