@@ -66,14 +66,24 @@ class Encoding(nnx.Module):
 
     def __call__(self, x: Float[Array, "b *pixels c"]) -> Float[Array, "b k c"]:
         """Encodes features; the result is float32, whatever their dtype."""
+        x, codewords = self._centered(x)
+        assignment = jax.nn.softmax(self._logits(x, codewords), axis=-1)
+        weighted = jnp.einsum("bnk,bnc->bkc", assignment, x, precision="highest")
+        return weighted - assignment.sum(1)[:, :, None] * codewords
+
+    def assignment(self, x: Float[Array, "b *pixels c"]) -> Float[Array, "b n k"]:
+        """Returns a_ik: how much of each of n pixels each codeword takes; sums to 1."""
+        return jax.nn.softmax(self._logits(*self._centered(x)), axis=-1)
+
+    def _centered(
+        self, x: Float[Array, "b *pixels c"]
+    ) -> tuple[Float[Array, "b n c"], Float[Array, "k c"]]:
+        """Returns features and codewords in float32, relative to the mean codeword."""
         x = x.reshape(x.shape[0], -1, x.shape[-1]).astype(jnp.float32)
         codewords = self.codewords[...]
         # Shifting both does not change the result; hence no gradient through the shift.
         center = jax.lax.stop_gradient(codewords.mean(0))
-        x, codewords = x - center, codewords - center
-        assignment = jax.nn.softmax(self._logits(x, codewords), axis=-1)
-        weighted = jnp.einsum("bnk,bnc->bkc", assignment, x, precision="highest")
-        return weighted - assignment.sum(1)[:, :, None] * codewords
+        return x - center, codewords - center
 
     def _logits(
         self, x: Float[Array, "b pixels c"], codewords: Float[Array, "k c"]
