@@ -57,8 +57,6 @@ Figures = dict[str, list[float]]  # one value a step
 
 
 def first_steps(start: dict[str, Any], codes: int, steps: int) -> Figures:
-    start: dict[str, Any], codes: int, steps: int
-) -> dict[str, list[float]]:
     """Returns the figures of each step; see above."""
     config = get_config()
     config.model.update({**start, "num_codes": codes, "dtype": "float32"})
