@@ -1,10 +1,11 @@
 """Crops centered at a pixel of a class that is drawn from those in the image.
 
-First the class is drawn, then one of its pixels, both uniformly; the crop is centered at it
-as far as the image allows. Drawn from the labels of the stored image, at its own size: the
-scaled ones need never be made. Of a rotated image, pixels that leave its frame are left out.
+First the class is drawn, then one of its pixels, both uniformly; the crop is centered at
+it as far as the image allows. They are drawn from the labels at the size of the stored
+image. Of a rotated image, pixels that leave its frame are left out.
 """
 
+import functools
 from collections.abc import Sequence
 from types import ModuleType
 
@@ -55,7 +56,8 @@ def center_on_class(
     if not present.any():
         return params
     drawn, _ = _draw(present, draws[1], np)
-    pixels = np.isin(labels, np.flatnonzero(labeled & (classes == drawn)))
+    raw = np.flatnonzero((classes == drawn) & (counts > 0))
+    pixels = functools.reduce(np.logical_or, (labels == label for label in raw))
     pixel = _draw_pixel(pixels if shown is None else pixels & shown, draws[2], np)
     starts = _starts(pixel, labels.shape, sizes, angle, augmentation.crop_size, np)
     rows, columns = (a._replace(start=int(start)) for a, start in zip(axes, starts))
@@ -153,7 +155,7 @@ def _starts(
 def _inside_frame(
     shape: Sequence[int], sizes: Sequence[Number], angle: Number, xp: ModuleType
 ) -> Number:
-    """Returns which stored pixels, (h, w), lie inside the frame of the rotated image."""
+    """Returns which stored pixels, (h, w), are in the frame of the rotated image."""
     rows, columns = (xp.arange(length, dtype=xp.float32) for length in shape)
     centers = _scaled((rows[:, None], columns), shape, sizes)
     down, right = rotated_positions(angle, centers, sizes, xp)
