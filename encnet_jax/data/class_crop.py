@@ -1,8 +1,8 @@
 """Crops centered at a pixel of a class that is drawn from those in the image.
 
 First the class is drawn, then one of its pixels, both uniformly; the crop is centered at
-it as far as the image allows. They are drawn from the labels at the size of the stored
-image. Of a rotated image, pixels that leave its frame are left out.
+it as far as the image allows. They are drawn from the labels of the stored image, before
+it is scaled. Of a rotated image, pixels that leave its frame are left out.
 """
 
 import functools
@@ -82,14 +82,14 @@ def class_centered_start(
         key: Key of random numbers for this alone.
         augmentation: Settings of the augmentation.
     """
-    draws = jax.random.uniform(key, (3,))
+    draws, sizes = jax.random.uniform(key, (3,)), (size[0], size[1])
     shown = labels != IGNORE_LABEL
     if angle is not None:
-        shown &= _inside_frame(labels.shape, size, angle, jnp)
+        shown &= _inside_frame(labels.shape, sizes, angle, jnp)
     present = _present(labels, shown)
     drawn, _ = _draw(present, draws[1], jnp)
     pixel = _draw_pixel(shown & (labels == drawn), draws[2], jnp)
-    moved = _starts(pixel, labels.shape, size, angle, augmentation.crop_size, jnp)
+    moved = _starts(pixel, labels.shape, sizes, angle, augmentation.crop_size, jnp)
     moves = (draws[0] < augmentation.class_crop_rate) & present.any()
     return jnp.where(moves, jnp.stack(moved), start)
 
@@ -143,7 +143,7 @@ def _starts(
         crop_size: Height and width of the crop.
         xp: `numpy` or `jax.numpy`.
     """
-    positions = _scaled(pixel, shape, sizes)
+    positions: Sequence[Number] = _scaled(pixel, shape, sizes)
     if angle is not None:
         positions = rotated_positions(angle, positions, sizes, xp)
     return [
