@@ -1,8 +1,8 @@
 """Crops centered at a pixel of a class that is drawn from those in the image.
 
-First the class is drawn, then one of its pixels, both uniformly; the crop is centered at
-it as far as the image allows. They are drawn from the labels of the stored image, before
-it is scaled. Of a rotated image, pixels that leave its frame are left out.
+First the class is drawn, then one of its pixels, both uniformly; the crop is centered
+there as far as the image allows. They are drawn from the labels of the stored image,
+before it is scaled. Of a rotated image, pixels that leave its frame are left out.
 """
 
 import functools
