@@ -96,6 +96,8 @@ def _data() -> ConfigDict:
     data.flip = True  # horizontal, with probability 1/2
     data.color_jitter = 0.0  # brightness, contrast, saturation times 1 +- this
     data.rotation = 0.0  # degrees, random within +- this; paper: 10
+    # Share of the crops that are centered at a pixel of a class drawn from the image's.
+    data.class_crop_rate = 0.0
     data.pad = 0  # classification: black border in pixels before the crop; CIFAR: 4
     data.cache_on_device = False  # keep the data set on the device and augment there
     data.resize = "host"  # where crops are resized otherwise, or device

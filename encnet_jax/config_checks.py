@@ -107,6 +107,9 @@ def _check_numbers(values: dict[str, Any]) -> None:
     rotation = values["data.rotation"]
     if not 0 <= rotation < 180:
         raise UserError(f"data.rotation={rotation}: must be at least 0 and below 180")
+    rate = values["data.class_crop_rate"]
+    if not 0 <= rate <= 1:
+        raise UserError(f"data.class_crop_rate={rate}: must be at least 0, at most 1")
     devices = values["mesh.data"]
     if devices != -1 and devices < 1:
         raise UserError(f"mesh.data={devices}: must be -1 (all) or at least 1")

@@ -13,6 +13,7 @@ import numpy as np
 from jaxtyping import Array, Float, Float32, Int32, Integer, UInt8
 
 from encnet_jax.data.augmentation import Augmentation, jitter, max_offsets
+from encnet_jax.data.class_crop import class_centered_start
 from encnet_jax.data.crop_grid import Axis, CropGrid, RotatedGrid
 from encnet_jax.data.dataset_info import IGNORE_LABEL, DatasetInfo
 from encnet_jax.data.datasets import Dataset, Encoded, Example
@@ -194,11 +195,17 @@ def _scaled_crop(
     size = jnp.maximum(jnp.round(original * long_side / original.max()), 1)
     max_start = jnp.maximum(size - augmentation.crop_size, 0)
     start = jnp.minimum(jnp.floor(draws[1:3] * (max_start + 1)), max_start)
-    visible, crop = size - start, augmentation.crop_size
+    angle = None
     if augmentation.rotation:
         angle = jax.random.uniform(jax.random.fold_in(key, 1), (), minval=-1, maxval=1)
+        angle = augmentation.rotation * angle
+    if augmentation.class_crop_rate:
+        own_key = jax.random.fold_in(key, 2)
+        start = class_centered_start(start, size, angle, labels, own_key, augmentation)
+    visible, crop = size - start, augmentation.crop_size
+    if augmentation.rotation:
         frames = (Frame(*axis) for axis in zip(size, start, jnp.minimum(visible, crop)))
-        rotation, windows = rotate(augmentation.rotation * angle, frames, jnp)
+        rotation, windows = rotate(angle, frames, jnp)
         start, visible = map(jnp.stack, zip(*windows))
     pixels = max_window(crop, augmentation.rotation)
     rows, columns = (

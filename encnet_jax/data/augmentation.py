@@ -25,6 +25,8 @@ class Augmentation:
             uniform in 1 - color_jitter to 1 + color_jitter.
         rotation: The scaled image is rotated about its center by up to so many degrees,
             in either direction; what it does not cover is as padding.
+        class_crop_rate: Probability that the crop is centered at a pixel of a class
+            drawn from those in the image (`class_crop.py`); else it is uniform.
         pad: For classification, the width of a black border, in pixels; the crop is
             taken from the padded image, which is not scaled (4 in the CIFAR recipes).
     """
@@ -35,6 +37,7 @@ class Augmentation:
     flip: bool = True
     color_jitter: float = 0.0
     rotation: float = 0.0
+    class_crop_rate: float = 0.0
     pad: int = 0
 
 

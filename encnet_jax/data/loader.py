@@ -16,9 +16,10 @@ import tensorflow as tf
 
 from encnet_jax.data.augment_host import Batch, DeviceResizer, EncodedImage, HostResizer
 from encnet_jax.data.augmentation import Augmentation, padded_crop, sample_crop
+from encnet_jax.data.class_crop import center_on_class
 from encnet_jax.data.dataset_info import IGNORE_LABEL
 from encnet_jax.data.datasets import Dataset
-from encnet_jax.data.label_map import map_labels
+from encnet_jax.data.label_map import label_table, map_labels
 from encnet_jax.data.pair_checks import check_sizes
 from encnet_jax.data.sampler import batch_indices, process_rows
 
@@ -133,6 +134,9 @@ def _fill_pixels(
     encoded = EncodedImage.open(data)
     check_sizes(encoded.size, f"example {index}", labels.shape, "its label")
     params = sample_crop(augmentation, encoded.size, rng)
+    if augmentation.class_crop_rate:
+        table = label_table(dataset.info)
+        params = center_on_class(params, labels, table, augmentation, rng)
     resizer.fill(batch, row, encoded, params)
     crop = batch["labels"][row]
     crop[:] = IGNORE_LABEL

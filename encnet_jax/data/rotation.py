@@ -7,7 +7,7 @@ rotated crop is taken from it.
 """
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from types import ModuleType
 from typing import Any, NamedTuple
 
@@ -119,6 +119,23 @@ def _window(
     begin = xp.clip(xp.floor(least - 0.5), 0, size - 1)
     end = xp.clip(xp.floor(most - 0.5) + 2, begin + 1, size)
     return Window(begin, end - begin)
+
+
+def rotated_positions(
+    angle: Number, positions: Sequence[Number], sizes: Sequence[Number], xp: ModuleType
+) -> tuple[Number, Number]:
+    """Returns where positions of the scaled image lie in the frame after rotation.
+
+    Args:
+        angle: Degrees, counterclockwise.
+        positions: Vertical and horizontal positions, from the upper left corner.
+        sizes: Height and width of the scaled image.
+        xp: `numpy`, or `jax.numpy` under `jax.jit`.
+    """
+    cos, sin = xp.cos(angle * (math.pi / 180)), xp.sin(angle * (math.pi / 180))
+    down, right = (p - size / 2 for p, size in zip(positions, sizes))
+    vertical = sizes[0] / 2 + cos * down - sin * right
+    return vertical, sizes[1] / 2 + sin * down + cos * right
 
 
 def max_window(crop_size: int, rotation: float) -> int:

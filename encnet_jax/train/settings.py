@@ -24,6 +24,7 @@ _FOR_PIXELS: dict[str, Any] = {
     "loss.class_balance": "",
     "loss.hard_pixel_fraction": 1.0,
     "data.rotation": 0.0,
+    "data.class_crop_rate": 0.0,
     "data.resize": "host",
 }
 

@@ -95,6 +95,38 @@ def test_rotation(train_steps):
     assert (recorded.batch()[1] == 255).any()
 
 
+def lone_pixels(count=4):
+    """Returns labels of which one pixel has a class: 1, at another place in each."""
+    labels = np.full((count, 4, 4), 255, np.uint8)
+    for index in range(count):
+        labels[index, index % 4, 3 - index // 2] = 1
+    return labels
+
+
+@sets("data.class_crop_rate")
+@pytest.mark.parametrize("cached", [True, False])
+def test_crops_centered_by_class(cached, train_steps, tmp_path):
+    dataset, changes = toy_dataset(lone_pixels()), {}
+    if not cached:
+        pytest.importorskip("tensorflow")
+        write_folder(tmp_path / "folder", lone_pixels())
+        dataset, changes = "files", files(tmp_path / "folder")
+    changes |= {"data.class_crop_rate": 1.0, "data.crop_size": 1}
+    recorded = train_steps(0, dataset, **changes)
+    assert (recorded.batch()[1] == 1).all()
+
+
+def write_folder(root, labels, split="more"):
+    """Writes label maps and black images as a data set of two classes."""
+    for kind in ("images", "labels"):
+        (root / kind / split).mkdir(parents=True)
+    for index, values in enumerate(labels):
+        name = f"{split}/{index}.png"
+        Image.fromarray(values).save(root / "labels" / name)
+        Image.new("RGB", values.shape[::-1]).save(root / "images" / name)
+    (root / "classes.json").write_text('["zero", "one"]')
+
+
 class ToyClassifier(nnx.Module):
     """A classifier of constant logits."""
 

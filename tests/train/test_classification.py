@@ -204,8 +204,11 @@ def test_model_of_the_other_task_is_refused():
         check_task(config, CIFAR10)
 
 
-def test_rotation_is_refused():
+@pytest.mark.parametrize(
+    ("key", "value"), [("rotation", 10.0), ("class_crop_rate", 0.5)]
+)
+def test_augmentation_of_segmentation_is_refused(key, value):
     config = get_config()
-    config.data.rotation = 10
-    with pytest.raises(UserError, match="data.rotation=10.0: only for segmentation"):
+    config.data[key] = value
+    with pytest.raises(UserError, match=f"data.{key}={value}: only for segmentation"):
         check_task(config, CIFAR10)
