@@ -15,6 +15,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from encnet_jax import cli
+from encnet_jax.errors import UserError
 
 
 def define_flags() -> None:
@@ -46,6 +47,11 @@ def main(arguments: list[str]) -> None:
         protocol["flip"] = values.flip
     if values["scales"].present:
         protocol["scales"] = cli.numbers("scales", values.scales)
+    if (values.workdir or "").startswith("hf://"):
+        raise UserError(
+            f"--workdir={values.workdir}: scores are written to the workdir; save a "
+            "copy first: encnet export --format=pretrained"
+        )
     config, workdir = cli.config_and_workdir(values.workdir, check=False)
     config.evaluation.update(protocol)
     explicit = {*cli.overridden_keys(), *(f"evaluation.{key}" for key in protocol)}

@@ -16,7 +16,7 @@ from encnet_jax.convert.load import load_torch_model
 from encnet_jax.convert.workdir import write_workdir
 from encnet_jax.data.dataset_info import CIFAR10
 from encnet_jax.inference.predict_fn import whole_image_logits
-from encnet_jax.predict.predictor import read_image
+from encnet_jax.predict.read_image import read_image
 from encnet_jax.predict.write import find_images
 from encnet_jax.run.workdir import load_workdir
 from tests.commands import SMALL, make_camvid, run
