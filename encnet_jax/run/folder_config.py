@@ -19,6 +19,7 @@ from encnet_jax.errors import UserError
 from encnet_jax.migrations import migrate_config
 from encnet_jax.models.registry import check_model_settings, segments
 from encnet_jax.run.model_config import TRAINING_ONLY, config_of_model, model_settings
+from encnet_jax.run.training_record import check_record
 
 FORMAT, VERSION = "encnet_jax", 1
 # Entries of `prediction`, all keys of `evaluation`; those of the second line only where
@@ -35,7 +36,7 @@ class FolderConfig(NamedTuple):
             of `evaluation` by which the saved model predicts.
         info: Classes and normalization.
         training: Where the weights come from, and their scores, see
-            `encnet_jax.run.origin.training_record`; may be empty.
+            `training_record`; may be empty.
     """
 
     config: ConfigDict
@@ -87,6 +88,7 @@ def from_json(stored: Any, path: Path) -> FolderConfig:
             raise UserError(f"{path}: {name}: must be an object")
     info = info_from_json(stored["data"], path)
     _check_info(info, path)
+    check_record(training, path)
     migrated = migrate_config(
         {"model": stored["model"], "evaluation": stored["prediction"]}
     )

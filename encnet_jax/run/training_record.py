@@ -9,6 +9,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from encnet_jax.data.dataset_info import DatasetInfo
+from encnet_jax.errors import UserError
 
 _METRICS = ("mean_iou", "pixel_accuracy", "accuracy")
 _log = logging.getLogger(__name__)
@@ -57,6 +58,33 @@ def training_record(
             entry = dict(dataset=config.data.name, split=split)
             scores.append({**entry, "evaluation": "during training", metric: score})
     return record | {"scores": scores} if scores else record
+
+
+def check_record(record: dict[str, Any], path: Path) -> None:
+    """Raises `UserError` unless a record that was read is one, or empty.
+
+    Args:
+        record: As returned by `json.loads`.
+        path: The file, for errors.
+    """
+    types: dict[str, Any] = {"run": str, "step": int}
+    if "total_steps" in record:
+        numbers = ("total_steps", "batch_size", "crop_size", "learning_rate")
+        types |= {key: int | float for key in numbers} | {"optimizer": str}
+    scores = record.get("scores", [])
+    texts = {"dataset": str, "split": str, "evaluation": str}
+    valid = isinstance(scores, list) and all(
+        isinstance(score, dict)
+        and _has(score, texts)
+        and _has(score, {key: int | float for key in _METRICS if key in score})
+        for score in scores
+    )
+    if record and not (valid and _has(record, types)):
+        raise UserError(f"{path}: training: {record!r} is not the record of a training")
+
+
+def _has(values: dict[str, Any], types: dict[str, Any]) -> bool:
+    return all(isinstance(values.get(key), kind) for key, kind in types.items())
 
 
 def _scores(folder: Path, config: ConfigDict, step: int) -> list[dict[str, Any]]:
