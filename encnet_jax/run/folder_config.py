@@ -126,6 +126,7 @@ def _prediction(config: ConfigDict, info: DatasetInfo) -> dict[str, Any]:
     entry = {key: settings[key] for key in (*_WHOLE, *windows)}
     if settings.protocol != "mmseg":  # which takes 0 for no bound
         entry["base_size"] = settings.base_size or config.data.base_size
+        entry["mode"] = "slide" if windows else "whole"  # with scales always windows
     if windows:
         entry["crop_size"] = settings.crop_size or config.data.crop_size
         entry["scales"] = tuple(settings.scales) or (1.0,)
