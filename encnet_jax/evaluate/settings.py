@@ -17,7 +17,9 @@ from encnet_jax.inference.tta import (
     TTAProtocol,
 )
 from encnet_jax.run.checkpoint_folder import saved_steps
+from encnet_jax.run.folder_config import PREDICTION_KEYS
 from encnet_jax.run.model_config import TRAINING_ONLY
+from encnet_jax.run.model_folder import is_model_folder
 from encnet_jax.run.workdir import load_run_config
 
 _SIZES = ("base_size", "crop_size")
@@ -35,7 +37,8 @@ def evaluation_config(
 
     Everything that changes predictions or scores is that of the training: the groups
     `model` and `evaluation`, `data.base_size`, `data.crop_size` and the limit of
-    pixels. The name of the data set, its folder if there is one, and `mesh` are those
+    pixels; of a model folder, `model` and what it stores of the others. The name of the
+    data set, its folder if there is one, and `mesh` are those
     given. Weights that were imported were not trained by the stored settings: of these
     only the network's and `evaluation.align_corners` count. One line of the log says
     which values of `given` are not used.
@@ -53,6 +56,9 @@ def evaluation_config(
     same_data = given.data.name == stored.data.name
     if _is_imported(workdir):
         keys = ["evaluation.align_corners"]
+    elif is_model_folder(workdir):
+        keys = [f"evaluation.{key}" for key in PREDICTION_KEYS]
+        keys += [f"data.{key}" for key in _SIZES]
     else:
         keys = [f"evaluation.{key}" for key in stored.evaluation]
         keys += [f"data.{key}" for key in (*_SIZES, "max_image_pixels")]
@@ -94,9 +100,13 @@ def differences_from_training(config: ConfigDict, workdir: Path) -> dict[str, An
     if _is_imported(workdir):
         return {}
     stored = load_run_config(workdir)
-    keys = [f"evaluation.{key}" for key in stored.evaluation if key not in _NEUTRAL]
+    if is_model_folder(workdir):
+        keys = [f"evaluation.{key}" for key in PREDICTION_KEYS]
+    else:
+        keys = [f"evaluation.{key}" for key in stored.evaluation if key not in _NEUTRAL]
+        keys.append("data.name")
     found = {}
-    for key in ("data.name", *(f"data.{key}" for key in _SIZES), "model.dtype", *keys):
+    for key in (*(f"data.{key}" for key in _SIZES), "model.dtype", *keys):
         group, _, name = key.partition(".")
         value, training = (_plain(c[group][name]) for c in (config, stored))
         if value != training:

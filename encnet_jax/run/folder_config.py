@@ -26,6 +26,7 @@ FORMAT, VERSION = "encnet_jax", 1
 # images are cut into windows or evaluated at several scales.
 _WHOLE = ("mode", "protocol", "base_size", "align_corners")
 _WINDOWS = ("crop_size", "stride", "scales", "flip", "short_size")
+PREDICTION_KEYS = (*_WHOLE, *_WINDOWS)
 
 
 class FolderConfig(NamedTuple):
@@ -102,6 +103,7 @@ def from_json(stored: Any, path: Path) -> FolderConfig:
     try:
         config = config_of_model(network)
         check_model_settings(num_classes=count, **model_settings(config))
+        config.data.crop_size = training.get("crop_size", config.data.crop_size)
         _set_prediction(config, info, prediction)
         _validate(config)
     # A value such as null in place of a number fails where it is used.
@@ -142,8 +144,7 @@ def _set_prediction(
             raise UserError(f"prediction: {[*prediction]}: must be size")
         config.data.crop_size = prediction["size"]
         return
-    required, allowed = {*_WHOLE}, {*_WHOLE, *_WINDOWS}
-    if not required <= prediction.keys() <= allowed:
+    if not {*_WHOLE} <= prediction.keys() <= {*PREDICTION_KEYS}:
         raise UserError(
             f"prediction: has {', '.join(prediction)}; must be {', '.join(_WHOLE)}, "
             f"and for windows {', '.join(_WINDOWS)}"
