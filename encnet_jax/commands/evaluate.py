@@ -41,17 +41,17 @@ def main(arguments: list[str]) -> None:
 
     cli.reject_positional(arguments)
     values = flags.FLAGS
+    if (values.workdir or "").startswith("hf://"):
+        raise UserError(
+            f"--workdir={values.workdir}: scores are written to the workdir; save a "
+            "copy first: encnet export --format=pretrained"
+        )
     connect_hosts(values.distributed)
     protocol: dict[str, Any] = {}
     if values["flip"].present:
         protocol["flip"] = values.flip
     if values["scales"].present:
         protocol["scales"] = cli.numbers("scales", values.scales)
-    if (values.workdir or "").startswith("hf://"):
-        raise UserError(
-            f"--workdir={values.workdir}: scores are written to the workdir; save a "
-            "copy first: encnet export --format=pretrained"
-        )
     config, workdir = cli.config_and_workdir(values.workdir, check=False)
     config.evaluation.update(protocol)
     explicit = {*cli.overridden_keys(), *(f"evaluation.{key}" for key in protocol)}

@@ -1,20 +1,25 @@
 """Model folders on the hub, by the real client against a local one."""
 
+import re
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from huggingface_hub import constants
+from PIL import Image
 
 from encnet_jax import Segmenter, UserError, create_model
+from encnet_jax.commands import evaluate, export, predict
 from encnet_jax.data.dataset_info import DatasetInfo, voc_colormap
 from encnet_jax.run import hub as client
 from encnet_jax.run.model_folder import find_model_folder
 from encnet_jax.train.initialization import load_initial_weights
+from tests.commands import ROOT
 from tests.fake_hub import serve
 from tests.random_module import random_module
-from tests.small_workdir import TINY
+from tests.small_workdir import TINY, write_workdir
 
 NAMES = ("road", "car", "sky")
 INFO = DatasetInfo("mine", NAMES, voc_colormap(3), {})
@@ -84,6 +89,40 @@ def test_training_starts_from_a_model_on_the_hub(hub, segmenter):
     text = load_initial_weights(model, "hf://me/model@try", NAMES)
     np.testing.assert_array_equal(model.head.classifier.conv.bias[...], 2)
     assert "arrays of step 0" in text
+
+
+def test_commands_take_an_address(hub, segmenter, tmp_path, monkeypatch):
+    segmenter.push_to_hub("me/model")
+    Image.new("RGB", (32, 24)).save(tmp_path / "a.png")
+    values = SimpleNamespace(
+        workdir="hf://me/model@main",
+        output=str(tmp_path / "out"),
+        step="best",
+        max_image_pixels=0,
+        format="pretrained",
+        size="",
+    )
+    for command in (predict, export, evaluate):
+        monkeypatch.setattr(command.flags, "FLAGS", values)
+    assert predict.main([str(tmp_path / "a.png")]) == 0
+    assert (tmp_path / "out" / "a.png").is_file()
+    values.output = str(tmp_path / "model")
+    export.main([])
+    assert {path.name for path in (tmp_path / "model").iterdir()} == FILES
+    with pytest.raises(UserError, match="--workdir=hf://me/model@main: scores are"):
+        evaluate.main([])
+
+
+def test_code_of_the_documentation_runs(hub, tmp_path, monkeypatch):
+    text = (ROOT / "docs" / "sharing.md").read_text()
+    blocks = re.findall("```python\n(.*?)```", text, re.S)
+    monkeypatch.chdir(tmp_path)
+    write_workdir(tmp_path / "runs" / "camvid", **TINY)
+    scope = {"info": INFO}
+    for block in blocks:
+        exec(block.replace('"resnet18"', '"tiny"'), scope)
+    assert len(blocks) == 3 and "me/camvid-encnet" in hub.repositories
+    assert {path.name for path in (tmp_path / "my-fcn").iterdir()} == FILES
 
 
 def test_private_is_for_new_repositories(hub, segmenter):
