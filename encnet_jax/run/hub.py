@@ -1,7 +1,6 @@
 """The Hugging Face hub, by the package huggingface_hub: files and folders of models."""
 
 import contextlib
-import os
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -128,8 +127,7 @@ def _hub(address: str, failed: str) -> Iterator[Any]:
         (errors.EntryNotFoundError, "no such file"),
     )
     try:
-        # The package reads the variable only when it is imported.
-        yield huggingface_hub.HfApi(endpoint=os.environ.get("HF_ENDPOINT"))
+        yield huggingface_hub.HfApi()
     except UserError:
         raise
     # Requests fail by types of several HTTP packages, which differ between versions.

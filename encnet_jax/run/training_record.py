@@ -48,7 +48,7 @@ def training_record(
         start = config.model.weights
         if start:
             record["initial_weights"] = (
-                start if "://" in start else "pretrained weights"
+                start if start.startswith("hf://") else "pretrained weights"
             )
     scores = _scores(workdir / "evaluation", config, step)
     split = config.evaluation.split

@@ -175,12 +175,11 @@ def load_workdir(
     Raises:
         UserError: No workdir, other classes, or a checkpoint missing or damaged.
     """
-    info = load_run_info(workdir)
+    config, info = load_run_config(workdir), load_run_info(workdir)
     if dataset is not None:
         check_same_classes(workdir, info, dataset)
     if is_model_folder(workdir):
         return load_model_folder(workdir, step, **settings)
-    config = load_config(workdir / "config.json")
     config.model.update(settings)
     model_def, params, batch_stats = abstract_model(config, info.num_classes)
     metric = best_metric_name(info)

@@ -27,12 +27,19 @@ SETTINGS = dict(name="encnet", **TINY)
 FILES = {"README.md", "config.json", "model.safetensors"}
 
 
+def set_endpoint(monkeypatch, url):
+    """Sets what `HF_ENDPOINT` sets, but only when huggingface_hub is imported."""
+    monkeypatch.setattr(constants, "ENDPOINT", url)
+    template = url + "/{repo_id}/resolve/{revision}/{filename}"
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+
+
 @pytest.fixture
 def hub(monkeypatch, tmp_path):
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("HF_TOKEN", "hf_fake")
     with serve() as served:
-        monkeypatch.setenv("HF_ENDPOINT", served.url)
+        set_endpoint(monkeypatch, served.url)
         yield served
 
 
@@ -170,7 +177,7 @@ def test_file_of_the_hub_is_downloaded(hub):
 def test_without_a_connection_the_cache_serves(hub, segmenter, monkeypatch):
     segmenter.push_to_hub("me/model")
     folder = find_model_folder("hf://me/model")
-    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    set_endpoint(monkeypatch, "http://127.0.0.1:9")
     assert find_model_folder("hf://me/model") == folder
     with pytest.raises(UserError, match="me/other: cannot be downloaded"):
         find_model_folder("hf://me/other")
