@@ -117,6 +117,8 @@ def _loss() -> ConfigDict:
     loss.label_smoothing = 0.0  # share of the target spread over all classes
     # Share of labeled pixels that count, those of the highest cross-entropy; 1: all.
     loss.hard_pixel_fraction = 1.0
+    # Of Lovász-softmax on the main head, relative to its cross-entropy; 0: none.
+    loss.lovasz_weight = 0.0
     loss.normalize_by = "valid"  # pixels that the mean is over; mmsegmentation: all
     return loss
 
