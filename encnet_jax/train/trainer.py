@@ -246,8 +246,8 @@ class Trainer:
         step = int(self.state.step)
         if step not in self.checkpoints.steps():
             raise UserError(
-                f"{self.workdir}: the checkpoint of the last step, {step}, does not fit "
-                "on the disk; free space and rerun the command"
+                f"{self.workdir}: the checkpoint of the last step, {step}, does not "
+                "fit on the disk; free space and rerun the command"
             )
 
     def _log_metrics(self, step: int, metrics: dict[str, jax.Array]) -> None:

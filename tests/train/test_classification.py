@@ -204,8 +204,9 @@ def test_model_of_the_other_task_is_refused():
         check_task(config, CIFAR10)
 
 
-def test_rotation_is_refused():
+@pytest.mark.parametrize("key", ["data.rotation", "loss.lovasz_weight"])
+def test_settings_of_segmentation_are_refused(key):
     config = get_config()
-    config.data.rotation = 10
-    with pytest.raises(UserError, match="data.rotation=10.0: only for segmentation"):
+    config.update_from_flattened_dict({key: 10.0})
+    with pytest.raises(UserError, match=f"{key}=10.0: only for segmentation"):
         check_task(config, CIFAR10)

@@ -88,8 +88,8 @@ def test_hosts_without_the_file_stop_with_the_first(tmp_path, monkeypatch):
     np.testing.assert_array_equal(sums, [[0, 0]])
 
 
-# The best is that of step 4; with a patience of 2 training ends at step 8.
-SCORES = {2: 0.2, 4: 0.5, 6: 0.5, 8: NAN, 10: 0.4, 12: 0.6, 14: 0.1, 16: 0.1}
+# The best is that of step 2; with a patience of 2 training ends at step 6.
+SCORES = {2: 0.5, 4: 0.5, 6: NAN, 8: 0.4, 10: 0.6}
 
 
 class ToyClassifier(nnx.Module):
@@ -112,7 +112,7 @@ class Run:
 
     def __init__(self, workdir, task):
         self.workdir = workdir
-        changes = dict(log_every=1, eval_every=2, checkpoint_every=3, total_steps=16)
+        changes = dict(log_every=1, eval_every=2, checkpoint_every=3, total_steps=10)
         if task == "classification":
             changes |= {"model.name": "resnet14", "model.backbone": "resnet50"}
             data = ArrayDataset(CIFAR10, toy_dataset().images, np.arange(4))
@@ -136,12 +136,9 @@ class Run:
         return flat(load_workdir(self.workdir, "latest").params)
 
 
-@pytest.fixture
-def new_run(monkeypatch, tmp_path):
+@pytest.fixture(scope="module")
+def new_run(tmp_path_factory):
     """Returns a function that prepares a run."""
-    monkeypatch.setitem(MODELS, "toy", ToyModel)
-    monkeypatch.setitem(MODELS, "resnet14", ToyClassifier)
-    monkeypatch.setitem(BACKBONES, "toy", ToyBackbone)
 
     def make_validate_fn(config, model, dataset):
         def validate(params, batch_stats):
@@ -156,53 +153,77 @@ def new_run(monkeypatch, tmp_path):
 
         return validate
 
-    monkeypatch.setattr(trainer, "make_validate_fn", make_validate_fn)
-    return lambda name="run", task="segmentation": Run(tmp_path / name, task)
+    def prepare(task="segmentation"):
+        return Run(tmp_path_factory.mktemp("runs") / "run", task)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(MODELS, "toy", ToyModel)
+        patch.setitem(MODELS, "resnet14", ToyClassifier)
+        patch.setitem(BACKBONES, "toy", ToyBackbone)
+        patch.setattr(trainer, "make_validate_fn", make_validate_fn)
+        yield prepare
+
+
+@pytest.fixture(scope="module")
+def whole(new_run):
+    """A run that nothing interrupts until it has no better score in 2 evaluations."""
+    run = new_run()
+    run.train(2)
+    return run
 
 
 @pytest.mark.parametrize("task", ["segmentation", "classification"])
 def test_run_ends_at_the_evaluation_and_says_so(new_run, caplog, task):
     caplog.set_level(logging.INFO, "encnet_jax")
-    run = new_run(task=task)
+    run = new_run(task)
     assert run.metric in run.train(2)
-    assert run.steps() == ([*range(1, 9)], [2, 4, 6, 8])
+    assert run.steps() == ([1, 2, 3, 4, 5, 6], [2, 4, 6])
     folder = run.workdir / "checkpoints"
-    assert {4, 8} <= {*saved_steps(folder)}
-    assert read_scores(folder, run.metric)[8] is not None
-    assert choose_step(folder, "best", run.metric) == 4
+    assert saved_steps(folder) == [2, 4, 6]
+    assert read_scores(folder, run.metric)[6] is not None
+    assert choose_step(folder, "best", run.metric) == 2
     reason = (
-        f"stopped early at step 8: {run.metric} has not improved in 2 evaluations (the "
-        "best is that of step 4); to continue, rerun with early_stopping above 2, or 0"
+        f"stopped early at step 6: {run.metric} has not improved in 2 evaluations (the "
+        "best is that of step 2); to continue, rerun with early_stopping above 2, or 0"
     )
     assert caplog.messages.count(reason) == 1
     # The schedule is that of all steps.
     rates = [row["learning_rate"] for row in lines(run.workdir) if "loss" in row]
-    np.testing.assert_allclose(rates[7], 0.01 * (1 - 7 / 16) ** 0.9, rtol=1e-5)
-
-    # A rerun takes no step.
-    before, arrays = lines(run.workdir), run.arrays()
-    assert run.metric in run.train(2)
-    assert caplog.messages.count(reason) == 2
-    assert lines(run.workdir) == before
-    np.testing.assert_equal(run.arrays(), arrays)
+    np.testing.assert_allclose(rates[5], 0.01 * (1 - 5 / 10) ** 0.9, rtol=1e-5)
 
 
-@pytest.mark.parametrize(("patience", "end"), [(3, 10), (0, 16)])
-def test_stopped_run_continues_as_one_that_did_not_stop(new_run, patience, end):
-    run, whole = new_run(), new_run("whole")
+def test_rerun_takes_no_step_and_says_how_to_continue(whole, caplog):
+    caplog.set_level(logging.INFO, "encnet_jax")
+    before, arrays = lines(whole.workdir), whole.arrays()
+    assert "mean_iou" in whole.train(2)
+    text = "evaluations (the best is that of step 2); to continue, rerun with early_sto"
+    assert (
+        caplog.text.count(
+            f"stopped early at step 6: mean_iou has not improved in 2 {text}"
+        )
+        == 1
+    )
+    assert lines(whole.workdir) == before
+    np.testing.assert_equal(whole.arrays(), arrays)
+
+
+def test_stopped_run_continues_as_one_that_did_not_stop(new_run):
+    run, other = new_run(), new_run()
     run.train(2)
-    run.train(patience)
-    whole.train(patience)
-    expected = ([*range(1, end + 1)], [*range(2, end + 1, 2)])
-    assert run.steps() == whole.steps() == expected
-    np.testing.assert_equal(run.arrays(), whole.arrays())
+    run.train(3)
+    assert run.steps() == ([*range(1, 9)], [2, 4, 6, 8])
+    run.train(0)
+    other.train(0)
+    assert run.steps() == other.steps() == ([*range(1, 11)], [2, 4, 6, 8, 10])
+    np.testing.assert_equal(run.arrays(), other.arrays())
 
 
-@pytest.mark.parametrize("moment", ["evaluating", "logged", "scored"])
-@pytest.mark.parametrize("step", [4, 6, 8])
-def test_killed_run_ends_at_the_same_step(new_run, monkeypatch, step, moment):
-    whole, run = new_run("whole"), new_run()
-    whole.train(2)
+@pytest.mark.parametrize(
+    ("step", "moment"),
+    [(2, "logged"), (4, "scored"), (6, "evaluating"), (6, "logged"), (6, "scored")],
+)
+def test_killed_run_ends_at_the_same_step(new_run, whole, monkeypatch, step, moment):
+    run = new_run()
     evaluate, add_scores = trainer.Trainer._evaluate, Checkpoints.add_scores
 
     def killed_evaluation(self, at):
@@ -222,7 +243,7 @@ def test_killed_run_ends_at_the_same_step(new_run, monkeypatch, step, moment):
         with pytest.raises(KeyboardInterrupt):
             run.train(2)
     assert run.train(2) is not None
-    assert run.steps() == whole.steps() == ([*range(1, 9)], [2, 4, 6, 8])
+    assert run.steps() == whole.steps() == ([1, 2, 3, 4, 5, 6], [2, 4, 6])
     np.testing.assert_equal(run.arrays(), whole.arrays())
 
 
@@ -230,15 +251,15 @@ def test_last_checkpoint_must_fit_on_the_disk(new_run, monkeypatch):
     run, save = new_run(), Checkpoints.save
 
     def full(self, state, step):
-        if step != 8:
+        if step != 6:
             save(self, state, step)
 
-    monkeypatch.setattr(Checkpoints, "save", full)
-    with pytest.raises(UserError, match="the last step, 8, does not fit on the disk"):
-        run.train(2)
-    monkeypatch.setattr(Checkpoints, "save", save)
+    with monkeypatch.context() as patch:
+        patch.setattr(Checkpoints, "save", full)
+        with pytest.raises(UserError, match="the last step, 6, does not fit on the"):
+            run.train(2)
     assert run.train(2) is not None
-    assert run.steps() == ([*range(1, 9)], [2, 4, 6, 8])
+    assert run.steps() == ([1, 2, 3, 4, 5, 6], [2, 4, 6])
 
 
 def test_negative_patience_is_refused(new_run):
