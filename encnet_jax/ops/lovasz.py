@@ -40,7 +40,8 @@ def resized_lovasz_softmax(
 def _forward(
     logits: jax.Array, labels: jax.Array, align_corners: bool
 ) -> tuple[jax.Array, jax.Array]:
-    resize = partial(_resized_class, size=labels.shape[1:], align_corners=align_corners)
+    _, height, width = labels.shape
+    resize = partial(_resized_class, size=(height, width), align_corners=align_corners)
     low_res = logits.astype(jnp.float32)
     norm = resized_logsumexp(low_res, labels, align_corners)
     low_res = jnp.moveaxis(low_res, -1, 0)
