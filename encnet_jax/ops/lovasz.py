@@ -53,7 +53,7 @@ def _forward(
     def present(low_res: jax.Array, own: jax.Array) -> tuple[jax.Array, ...]:
         resized, pull_back = jax.vjp(resize, low_res)
         probability = jnp.where(known, jnp.exp(resized - norm), 0)
-        loss, slope = _binary_loss(probability, own, known)
+        loss, slope = _binary_loss(probability, own)
         return loss, slope * probability, pull_back(slope * probability)[0]
 
     def absent(low_res: jax.Array, own: jax.Array) -> tuple[jax.Array, ...]:
@@ -98,21 +98,18 @@ def _resized_class(
 
 
 def _binary_loss(
-    probability: Float[Array, "b H W"],
-    own: Bool[Array, "b H W"],
-    known: Bool[Array, "b H W"],
+    probability: Float[Array, "b H W"], own: Bool[Array, "b H W"]
 ) -> tuple[Float[Array, ""], Float[Array, "b H W"]]:
     """Returns the loss of one class, and its slope by the probability of each pixel.
 
     Args:
-        probability: Of the class.
+        probability: Of the class; 0 where a pixel is left out, which then is the last
+            of all in the order of errors and changes nothing.
         own: Pixels of the class.
-        known: Pixels of any class; others neither cost nor count.
     """
-    errors = jnp.where(known, jnp.where(own, 1 - probability, probability), 0)
+    errors = jnp.where(own, 1 - probability, probability)
     weights = lovasz_gradient(errors.ravel(), own.ravel()).reshape(errors.shape)
-    slope = jnp.where(known, jnp.where(own, -weights, weights), 0)
-    return (errors * weights).sum(), slope
+    return (errors * weights).sum(), jnp.where(own, -weights, weights)
 
 
 def lovasz_gradient(
