@@ -18,15 +18,16 @@ fits, by the time of a step, measured first. If it turns out slower, it is stopp
 scored as it is; its rows have `"complete": false`. The same command resumes it, as it
 does an interrupted run. `minutes` of a row are those of the training.
 
-Writes to `--files` (default: the workdir) NAME_metrics.jsonl, NAME_curve.png,
-NAME_confusion.png, NAME_examples.png and, up to 16 MiB, NAME_weights.npz: float16
-arrays `params/PATH` and float32 `batch_stats/PATH`, PATH as in
+Writes to `--files` (default: the workdir) files whose names start with that of the
+workdir: _metrics.jsonl, _curve.png, _confusion.png, _examples.png and, up to 16 MiB,
+_weights.npz: float16 arrays `params/PATH` and float32 `batch_stats/PATH`, PATH as in
 `run.state.flatten_paths`.
 
     python -m benchmarks.camvid --pack=NEW_DIR --data_dir=DIR --jpeg_quality=90
 
 writes a copy of the data set with smaller images; rows of runs on it have the quality.
-Needs no TensorFlow.
+`--add=FILE.json` adds the rows of another file to the output, as if run here. Needs no
+TensorFlow.
 """
 
 import time
@@ -36,9 +37,11 @@ from absl import flags
 
 from benchmarks import camvid_images, camvid_runs
 from benchmarks.camvid_runs import RUNS, SPLITS, Run
+from benchmarks.camvid_scores import put_row, read_rows
 from benchmarks.camvid_training import Limits, run_once
 from encnet_jax import cli
 from encnet_jax.errors import UserError
+from encnet_jax.files import check_folder
 
 _STARTED = time.perf_counter()
 _RUN = flags.DEFINE_enum("run", "recipe", list(RUNS), "What differs from the recipe.")
@@ -59,15 +62,22 @@ _EVALUATION = flags.DEFINE_float(
 )
 _FIT = flags.DEFINE_bool("fit_steps", False, "Shorten the schedule to --minutes.")
 _PACK = flags.DEFINE_string("pack", None, "Only write smaller images to this folder.")
+_ADD = flags.DEFINE_string("add", None, "Only add the rows of this file to --output.")
 _QUALITY = flags.DEFINE_integer("jpeg_quality", 90, "Of the images of --pack.")
 
 
 def main(arguments: list[str]) -> int | None:
-    """Packs the images, or does a run."""
+    """Packs images, adds rows, or does a run."""
     cli.reject_positional(arguments)
     if _PACK.value:
         size = camvid_images.pack(Path(_PACK.value), _DATA.value, _QUALITY.value)
         print(f"{_PACK.value}: {size / 2**20:.1f} MiB")
+        return None
+    output = Path(_OUTPUT.value)
+    if _ADD.value:
+        check_folder(output.parent, "--output")
+        for row in read_rows(Path(_ADD.value), "--add", needed=True):
+            put_row(output, row)
         return None
     run = Run(
         name=_RUN.value,
@@ -87,7 +97,6 @@ def main(arguments: list[str]) -> int | None:
             f"{_EVALUATION.value}"
         )
     limits = Limits(minutes, _EVALUATION.value, _FIT.value, _STARTED)
-    output = Path(_OUTPUT.value)
     if run_once(run, _DATA.value, workdir, files, output, limits) is None:
         print(f"{workdir}: stopped by SIGTERM; rerun the command to resume")
         return 1

@@ -2,7 +2,7 @@
 
 import ast
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,6 +13,7 @@ from encnet_jax.config import leaves
 from encnet_jax.data.datasets import Dataset, FileDataset
 from encnet_jax.data.registry import open_dataset
 from encnet_jax.errors import UserError
+from encnet_jax.files import make_folder, whole_file
 from encnet_jax.run.model_config import check_config
 
 # Name -> what differs from the recipe. Both sides of a comparison are spelled out, so
@@ -174,19 +175,29 @@ def drive_of(image: Path) -> str:
 
 
 def check_identity(run: Run, workdir: Path) -> None:
-    """Raises `UserError` if a workdir has another run; otherwise notes this one there.
+    """Raises `UserError` if a workdir has another run.
 
     The training itself compares what the arrays depend on, and no more.
     """
     path = workdir / _IDENTITY
-    identity = json.loads(json.dumps(run._asdict()))
-    if path.exists():
-        stored: Mapping[str, Any] = json.loads(path.read_text())
-        for key, value in identity.items():
-            if stored.get(key) != value:
-                raise UserError(
-                    f"{workdir}: a run with {key}={stored.get(key)!r}, not {value!r}; "
-                    "give another --workdir"
-                )
-    workdir.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(identity, indent=2) + "\n")
+    if not path.exists():
+        return
+    stored = json.loads(path.read_text())
+    for key, value in _identity(run).items():
+        if stored.get(key) != value:
+            raise UserError(
+                f"{workdir}: a run with {key}={stored.get(key)!r}, not {value!r}; give "
+                "another --workdir"
+            )
+
+
+def save_identity(run: Run, workdir: Path) -> None:
+    """Notes a run in its workdir."""
+    make_folder(workdir, "--workdir")
+    with whole_file(workdir / _IDENTITY) as file:
+        file.write((json.dumps(_identity(run), indent=2) + "\n").encode())
+
+
+def _identity(run: Run) -> dict[str, Any]:
+    identity: dict[str, Any] = json.loads(json.dumps(run._asdict()))
+    return identity

@@ -174,20 +174,27 @@ def put_row(path: Path, row: dict[str, Any]) -> None:
         file.write(f"[\n{lines}\n]\n".encode())
 
 
-def read_rows(path: Path) -> list[dict[str, Any]]:
+def read_rows(
+    path: Path, flag: str = "--output", *, needed: bool = False
+) -> list[dict[str, Any]]:
     """Reads what `put_row` wrote; nothing if there is no file yet.
+
+    Args:
+        path: The file.
+        flag: What names it, for errors.
+        needed: Whether the file must be there.
 
     Raises:
         UserError: The file holds something else.
     """
-    if not path.exists():
+    if not needed and not path.exists():
         return []
     try:
         rows = json.loads(path.read_text())
     except (OSError, ValueError) as error:
-        raise UserError(f"--output={path}: not a JSON file: {error}") from error
+        raise UserError(f"{flag}={path}: not a JSON file: {error}") from error
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
-        raise UserError(f"--output={path}: not a list of rows")
+        raise UserError(f"{flag}={path}: not a list of rows")
     return rows
 
 

@@ -61,9 +61,10 @@ def run_once(
     camvid_scores.read_rows(output)
     check_folder(output.parent, "--output")
     check_folder(files, "--files")
+    camvid_runs.check_identity(run, workdir)
     train_set, validation, scored = camvid_runs.open_splits(run, data_dir)
     config = planned_config(run, workdir, (train_set, validation), limits)
-    camvid_runs.check_identity(run, workdir)
+    camvid_runs.save_identity(run, workdir)
     config.data.data_dir = data_dir
     # A little later than planned, and half of what the scores are given.
     deadline = limits.training_ends
@@ -91,7 +92,7 @@ def run_once(
         "jpeg_quality": run.jpeg_quality,
     }
     make_folder(files, "--files")
-    prefix = files / run.title
+    prefix = files / workdir.name
     save_curve(workdir, prefix, run.hold_out or "val")
     return score_all(config, trained, scored, row, prefix, output)
 
