@@ -145,7 +145,8 @@ def score_all(
 
 def training_minutes(workdir: Path, batch_size: int) -> float:
     """Returns how long a run has trained, over all its starts, by its log."""
-    lines = (workdir / "metrics.jsonl").read_text().splitlines()
+    log = workdir / "metrics.jsonl"
+    lines = log.read_text().splitlines() if log.exists() else []
     seconds, last = 0.0, 0
     for line in map(json.loads, lines):
         if "images_per_second" in line:
@@ -155,7 +156,9 @@ def training_minutes(workdir: Path, batch_size: int) -> float:
 
 
 def save_curve(workdir: Path, prefix: Path, split: str) -> None:
-    """Copies the log of the training, and plots it."""
+    """Copies the log of the training, if it has come to one, and plots it."""
+    if not (workdir / "metrics.jsonl").exists():
+        return
     shutil.copyfile(workdir / "metrics.jsonl", f"{prefix}_metrics.jsonl")
     curves.plot([workdir], Path(f"{prefix}_curve.png"), split)
 

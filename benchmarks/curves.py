@@ -47,10 +47,11 @@ def plot(workdirs: Sequence[Path], path: Path, split: str | None = None) -> None
     figure, (left, right) = pyplot.subplots(1, 2, figsize=(10, 3.4))
     for workdir in workdirs:
         losses, scores = read(workdir)
-        steps, values = np.array(losses).T
-        kernel = np.ones(min(_WINDOW, len(values))) / min(_WINDOW, len(values))
-        smooth = np.convolve(values, kernel, "valid")
-        left.plot(steps[len(steps) - len(smooth) :], smooth, label=workdir.name)
+        steps, values = np.array(losses).reshape(-1, 2).T
+        if losses:
+            window = min(_WINDOW, len(values))
+            smooth = np.convolve(values, np.ones(window) / window, "valid")
+            left.plot(steps[len(steps) - len(smooth) :], smooth, label=workdir.name)
         for score, curve in scores.items():
             if curve:
                 right.plot(*np.array(curve).T, "o-", label=workdir.name)
@@ -61,7 +62,8 @@ def plot(workdirs: Sequence[Path], path: Path, split: str | None = None) -> None
         axis.set_xlabel("step")
         axis.xaxis.set_major_formatter(EngFormatter(sep=""))
         axis.spines[["top", "right"]].set_visible(False)
-        axis.legend(frameon=False)
+        if axis.lines:
+            axis.legend(frameon=False)
     figure.tight_layout()
     figure.savefig(path, dpi=110)
     pyplot.close(figure)

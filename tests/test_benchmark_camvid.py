@@ -256,6 +256,7 @@ def test_steps_that_fit():
         plan_steps(config, speed, 60, shorten=True, **options)
 
 
+@pytest.mark.slow
 def test_speed_is_measured_and_the_schedule_shortened(drives, tmp_path, monkeypatch):
     run, sets = tiny(total_steps=100_000), open_splits(tiny(), str(drives))[:2]
     speeds = []
@@ -275,6 +276,7 @@ def test_speed_is_measured_and_the_schedule_shortened(drives, tmp_path, monkeypa
     assert not (tmp_path / "new").exists()
 
 
+@pytest.mark.slow
 def test_run_that_is_too_slow_is_scored_and_resumes(drives, tmp_path, monkeypatch):
     paths = tmp_path / "work", tmp_path / "files", tmp_path / "camvid.json"
     run = tiny(total_steps=12)
