@@ -3,6 +3,7 @@
     python -m benchmarks.camvid --data_dir=DIR [--run=NAME] [--split=train|trainval]
         [--seed=0] [--set=KEY=VALUE ...] [--recipe=gpu|weighted|cpu]
         [--hold_out=0001TP|0006R0|0016E5] [--minutes=M [--fit_steps]]
+        [--conventions=running,batch,scales]
         [--workdir=DIR] [--output=FILE.json] [--files=DIR]
 
 A run is the recipe of `configs/camvid.py` with the changes that `camvid_runs.RUNS` has
@@ -37,7 +38,7 @@ from absl import flags
 
 from benchmarks import camvid_images, camvid_runs
 from benchmarks.camvid_runs import RUNS, SPLITS, Run
-from benchmarks.camvid_scores import put_row, read_rows
+from benchmarks.camvid_scores import CONVENTIONS, put_row, read_rows
 from benchmarks.camvid_training import Limits, run_once
 from encnet_jax import cli
 from encnet_jax.errors import UserError
@@ -56,6 +57,11 @@ _OUTPUT = flags.DEFINE_string(
     "output", "benchmarks/results/camvid.json", "The rows of all runs."
 )
 _FILES = flags.DEFINE_string("files", None, "Folder for figures; default: the workdir.")
+_CONVENTIONS = flags.DEFINE_list(
+    "conventions",
+    list(CONVENTIONS),
+    "How the weights are scored; the first has figures.",
+)
 _MINUTES = flags.DEFINE_float("minutes", None, "Bound of the command.", lower_bound=0)
 _EVALUATION = flags.DEFINE_float(
     "evaluation_minutes", 2.0, "Part of --minutes for scores.", lower_bound=0
@@ -79,6 +85,10 @@ def main(arguments: list[str]) -> int | None:
         for row in read_rows(Path(_ADD.value), "--add", needed=True):
             put_row(output, row)
         return None
+    for name in _CONVENTIONS.value or [""]:
+        if name not in CONVENTIONS:
+            allowed = ", ".join(CONVENTIONS)
+            raise UserError(f"--conventions={name}: allowed are {allowed}")
     run = Run(
         name=_RUN.value,
         recipe=_RECIPE.value,
@@ -97,7 +107,9 @@ def main(arguments: list[str]) -> int | None:
             f"{_EVALUATION.value}"
         )
     limits = Limits(minutes, _EVALUATION.value, _FIT.value, _STARTED)
-    if run_once(run, _DATA.value, workdir, files, output, limits) is None:
+    conventions = _CONVENTIONS.value
+    rows = run_once(run, _DATA.value, workdir, files, output, limits, conventions)
+    if rows is None:
         print(f"{workdir}: stopped by SIGTERM; rerun the command to resume")
         return 1
     return None

@@ -49,11 +49,11 @@ class Convention(NamedTuple):
         return {"statistics": self.statistics, "scales": scales, "flip": self.flip}
 
 
-CONVENTIONS = (
-    Convention("running"),
-    Convention("batch"),
-    Convention("running", _SCALES, flip=True),
-)
+CONVENTIONS = {
+    "running": Convention("running"),
+    "batch": Convention("batch"),
+    "scales": Convention("running", _SCALES, flip=True),
+}
 
 
 class Scores(NamedTuple):

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import shutil
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -56,8 +57,25 @@ def run_once(
     files: Path,
     output: Path,
     limits: Limits,
+    conventions: Sequence[str] = tuple(camvid_scores.CONVENTIONS),
 ) -> list[dict[str, Any]] | None:
-    """Trains or resumes a run and scores it; None if SIGTERM ended it early."""
+    """Trains or resumes a run and scores it; None if SIGTERM ended it early.
+
+    Args:
+        run: What to train.
+        data_dir: Folder of the data set.
+        workdir: Folder of the training.
+        files: Folder for curve, figures and weights.
+        output: The file of all rows.
+        limits: The time.
+        conventions: Keys of `CONVENTIONS`.
+
+    Returns:
+        A row for each convention.
+
+    Raises:
+        UserError: A file, a setting, or the time does not allow it.
+    """
     camvid_scores.read_rows(output)
     check_folder(output.parent, "--output")
     check_folder(files, "--files")
@@ -94,7 +112,7 @@ def run_once(
     make_folder(files, "--files")
     prefix = files / workdir.name
     save_curve(workdir, prefix, run.hold_out or "val")
-    return score_all(config, trained, scored, row, prefix, output)
+    return score_all(config, trained, scored, row, prefix, output, conventions)
 
 
 def planned_config(
@@ -121,10 +139,12 @@ def score_all(
     row: dict[str, Any],
     prefix: Path,
     output: Path,
+    conventions: Sequence[str],
 ) -> list[dict[str, Any]]:
-    """Scores by every convention; writes each row, and the figures of the first."""
+    """Scores by some conventions; writes each row, and the figures of the first."""
     rows = []
-    for convention in camvid_scores.CONVENTIONS:
+    for name in conventions:
+        convention = camvid_scores.CONVENTIONS[name]
         started = time.perf_counter()
         scores = camvid_scores.score(config, trained, dataset, convention)
         seconds = time.perf_counter() - started

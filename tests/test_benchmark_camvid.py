@@ -227,7 +227,9 @@ def test_statistics_are_those_of_the_test_batch(drives, scored, monkeypatch):
         for index in indices:
             expected = labels[batch.index(index)]
             assert (found[index].labels == expected).mean() > 0.999
-    running = camvid_scores.score(config, run, dataset, camvid_scores.CONVENTIONS[0])
+    running = camvid_scores.score(
+        config, run, dataset, camvid_scores.CONVENTIONS["running"]
+    )
     assert any((found[i].labels != running.labels[i]).any() for i in range(3))
 
 
@@ -344,10 +346,17 @@ def test_command_needs_no_tensorflow(drives, tmp_path):
     assert errors(result) == [
         "error: --minutes=1.0: must be above --evaluation_minutes=2.0"
     ]
-    result = bench(*arguments, "--run=fcn", "--minutes=9")
+    result = bench(*arguments, "--conventions=batch,all")
+    assert result.returncode == 2
+    assert errors(result) == [
+        "error: --conventions=all: allowed are running, batch, scales"
+    ]
+    short = "--conventions=running,batch"
+    result = bench(*arguments, "--run=fcn", "--minutes=9", short)
     assert result.returncode == 0, result.stderr
     rows = json.loads(output.read_text())
-    assert [row["jpeg_quality"] for row in rows] == [80] * 3
+    assert [row["jpeg_quality"] for row in rows] == [80] * 2
+    assert [row["statistics"] for row in rows] == ["running", "batch"]
     assert {row["run"] for row in rows} == {"fcn"}
     assert rows[0]["images"] == 3 and rows[0]["steps"] == 6
     assert (tmp_path / "work" / "work_confusion.png").exists()
