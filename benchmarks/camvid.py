@@ -27,8 +27,8 @@ _weights.npz: float16 arrays `params/PATH` and float32 `batch_stats/PATH`, PATH 
     python -m benchmarks.camvid --pack=NEW_DIR --data_dir=DIR --jpeg_quality=90
 
 writes a copy of the data set with smaller images; rows of runs on it have the quality.
-`--add=FILE.json` adds the rows of another file to the output, as if run here. Needs no
-TensorFlow.
+`--add=FILE.json` adds the rows of another file to the output, as if run here. Images
+are augmented on the device by every recipe, so that TensorFlow is not needed.
 """
 
 import time

@@ -105,6 +105,7 @@ class Run(NamedTuple):
         config = get_config(self.recipe)
         config.data.train_split = self.split
         config.seed = self.seed
+        config.data.cache_on_device = True  # needs no TensorFlow
         for key, value in self.settings.items():
             override(config, key, value)
         config.total_steps = total_steps or config.total_steps

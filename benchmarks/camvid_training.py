@@ -187,7 +187,7 @@ def save_weights(trained: LoadedRun, prefix: Path) -> None:
     """Writes float16 weights, unless they are too large a file."""
     groups = {"params": trained.params, "batch_stats": trained.batch_stats}
     dtype = {"params": np.float16, "batch_stats": np.float32}  # variances are wide
-    arrays = {
+    arrays: dict[str, Any] = {
         f"{group}/{path}": np.asarray(leaf, dtype[group])
         for group, tree in groups.items()
         for path, leaf in flatten_paths(tree).items()

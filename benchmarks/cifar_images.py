@@ -4,6 +4,7 @@ import io
 import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -54,7 +55,7 @@ def pack(path: Path, data_dir: str | None) -> int:
     The image files stay as they are, byte for byte, but what all of them start with
     (the tables of their JPEG encoding, two thirds of each) is stored once.
     """
-    arrays: dict[str, np.ndarray] = {}
+    arrays: dict[str, Any] = {}
     for split in _SPLITS:
         dataset = open_dataset(CIFAR10.name, split, data_dir)
         encoded, labels = zip(*(dataset.encoded(n) for n in range(len(dataset))))

@@ -279,6 +279,7 @@ def main(arguments: list[str]) -> int | None:
             end, now = _STARTED + 60 * _MINUTES.value, time.perf_counter()
             deadline = now + (end - now) / (len(runs) - index)
             config = fitted(config, model, workdir, datasets, deadline)
+        found: dict[str, Any] | None
         if model.startswith(_TORCH):
             found = run_in_torch(config, datasets)
         else:
