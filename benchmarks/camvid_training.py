@@ -19,6 +19,7 @@ from encnet_jax.config import load_config
 from encnet_jax.data.datasets import Dataset
 from encnet_jax.files import check_folder, make_folder, whole_file
 from encnet_jax.run.checkpoint_folder import saved_steps
+from encnet_jax.run.model_config import resolve_dtype
 from encnet_jax.run.state import flatten_paths
 from encnet_jax.run.workdir import LoadedRun, load_workdir
 from encnet_jax.train import train
@@ -105,7 +106,7 @@ def run_once(
         "steps": trained.step,
         "total_steps": config.total_steps,
         "device": jax.devices()[0].device_kind,
-        "dtype": config.model.dtype,
+        "dtype": resolve_dtype(config.model.dtype).name,
         "minutes": training_minutes(workdir, config.batch_size),
         "jpeg_quality": run.jpeg_quality,
     }

@@ -148,6 +148,7 @@ def test_rows_have_every_convention(scored):
     for row in rows:
         assert (row["config"], row["run"]) == ("camvid.py:cpu", "recipe")
         assert (row["train_split"], row["held_out"], row["seed"]) == ("train", "B", 0)
+        assert (row["device"], row["dtype"]) == ("cpu", "float32")
         assert row["checkpoint"] == "last" and row["complete"]
         assert row["steps"] == row["total_steps"] == 6 and row["minutes"] > 0
         matrix = np.array(row["confusion_matrix"])
