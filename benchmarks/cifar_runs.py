@@ -2,7 +2,8 @@
 
     python -m benchmarks.cifar_runs --data_dir=DIR --output=DIR --steps=5000
         [--models=resnet,se_resnet,encnet] [--width=16] [--codes=16] [--seeds=0,1]
-        [--images=FILE.npz]
+        [--images=FILE.npz] [--jpeg_quality=50] [--dtype=float32]
+        [--scale_init=original|scaled] [--minutes=M]
 
 Trains every network with every seed by the recipe of `configs/cifar10.py`, with a
 cosine schedule over `--steps` steps. The test split is evaluated several times for the
@@ -14,13 +15,24 @@ skipped, and interrupted ones resume; the workdirs are DIR/MODEL-SEED.
 (`torch_cifar_runs.py`), as an independent reference. This needs torch (the extra
 `bench`), and an interrupted run restarts.
 
+`--jpeg_quality`, `--dtype` and `--scale_init` (of encnet) change all runs of a command
+and are part of their names in the results, such as `resnet q50`, so that they stand
+beside the others. So is `--minutes`, which bounds the whole command: what is left is
+shared by the runs still to do, and the schedule of each is shortened to what fits, by
+the time of a step, measured first.
+
 Without TensorFlow, `--images` reads `train_images`, uint8 (n, 32, 32, 3),
-`train_labels` (n,), `test_images` and `test_labels` from an .npz file.
+`train_labels` (n,), `test_images` and `test_labels` from an .npz file; or what
+
+    python -m benchmarks.cifar_runs --pack=FILE.npz --data_dir=DIR
+
+wrote: the image files themselves in a third of their size, to be carried.
 """
 
 import importlib.util
 import json
 import statistics
+import time
 from pathlib import Path
 from typing import Any
 
@@ -30,17 +42,22 @@ from absl import flags
 from flax import nnx
 from ml_collections import ConfigDict
 
+from benchmarks.cifar_images import encode_again, load_split, pack
 from benchmarks.record import BenchmarkRecord
+from benchmarks.time_budget import measure_speed, plan_steps
 from configs.cifar10 import get_config
 from encnet_jax import cli
-from encnet_jax.data.augment_device import ArrayDataset, load_arrays
+from encnet_jax.config import load_config
+from encnet_jax.data.augment_device import ArrayDataset
 from encnet_jax.data.dataset_info import CIFAR10
-from encnet_jax.data.registry import open_dataset
 from encnet_jax.errors import UserError
 from encnet_jax.models import create_model
+from encnet_jax.run.checkpoint_folder import saved_steps
 from encnet_jax.run.model_config import check_config, model_settings
 
-_OUTPUT = flags.DEFINE_string("output", None, "Folder for results.", required=True)
+_STARTED = time.perf_counter()
+_OUTPUT = flags.DEFINE_string("output", None, "Folder for results.")
+_PACK = flags.DEFINE_string("pack", None, "Only write the images to this .npz file.")
 _DATA = flags.DEFINE_string("data_dir", None, "Folder of prepared TFDS data sets.")
 _IMAGES = flags.DEFINE_string("images", None, "An .npz file instead of --data_dir.")
 _MODELS = flags.DEFINE_list(
@@ -51,12 +68,43 @@ _WIDTH = flags.DEFINE_integer("width", 16, "Channels of the first stage.")
 _CODES = flags.DEFINE_integer("codes", 16, "Codewords of encnet.")
 _STEPS = flags.DEFINE_integer("steps", 5000, "Length of the schedule.")
 _BATCH = flags.DEFINE_integer("batch", 128, "Images per step.")
+_QUALITY = flags.DEFINE_integer(
+    "jpeg_quality", None, "Encode all images again.", lower_bound=1, upper_bound=95
+)
+_DTYPE = flags.DEFINE_enum(
+    "dtype", "auto", ["auto", "bfloat16", "float32"], "Value of model.dtype."
+)
+_SCALE_INIT = flags.DEFINE_enum(
+    "scale_init", None, ["original", "scaled"], "Value of model.scale_init, of encnet."
+)
+_MINUTES = flags.DEFINE_float("minutes", None, "Bound of the command.", lower_bound=0)
 _TORCH = "torch_"  # prefix of the networks trained by PyTorch
 _EVALUATIONS = 6  # per run, including that of the last step
+_EVALUATION_SECONDS = 30.0  # of all of them, with compilation, on an accelerator
 
 
-def config_of(model: str, seed: int) -> ConfigDict:
-    """Returns the validated configuration of a run."""
+def row_name(model: str) -> str:
+    """Returns the name of a network in the results, with what the flags change."""
+    parts = [model]
+    if _SCALE_INIT.value and model.removeprefix(_TORCH).startswith("encnet"):
+        parts.append(_SCALE_INIT.value)
+    if _QUALITY.value:
+        parts.append(f"q{_QUALITY.value}")
+    if _DTYPE.value != "auto":
+        parts.append(_DTYPE.value)
+    if _MINUTES.value is not None:
+        parts.append(f"{_MINUTES.value:g} min")
+    return " ".join(parts)
+
+
+def config_of(model: str, seed: int, total_steps: int | None = None) -> ConfigDict:
+    """Returns the validated configuration of a run.
+
+    Args:
+        model: One of `--models`.
+        seed: Seed of weights, order and crops.
+        total_steps: Length of the schedule; by default `--steps`.
+    """
     kind, _, variant = model.removeprefix(_TORCH).partition("-")
     codes = f"{_CODES.value}k" if kind == "encnet" else ""
     name = f"{kind}_{codes}{_WIDTH.value}d" + (f"-{variant}" if variant else "")
@@ -70,13 +118,19 @@ def config_of(model: str, seed: int) -> ConfigDict:
         )
     if model.startswith(_TORCH) and not importlib.util.find_spec("torch"):
         raise UserError(f"--models={model}: needs torch; pip install -e '.[bench]'")
+    given = {"dtype": _DTYPE.value != "auto", "scale_init": _SCALE_INIT.value}
+    given["minutes"] = _MINUTES.value is not None
+    if model.startswith(_TORCH) and any(given.values()):
+        flag = next(name for name, value in given.items() if value)
+        raise UserError(f"--{flag}: not for the PyTorch reference, {model}")
     config.seed = seed
     config.batch_size = _BATCH.value
-    config.total_steps = _STEPS.value
-    config.eval_every = config.checkpoint_every = max(
-        1, -(-_STEPS.value // _EVALUATIONS)
-    )
-    config.log_every = max(1, _STEPS.value // 100)
+    config.model.dtype = _DTYPE.value
+    if kind == "encnet":
+        config.model.scale_init = _SCALE_INIT.value or config.model.scale_init
+    config.total_steps = steps = total_steps or _STEPS.value
+    config.eval_every = config.checkpoint_every = max(1, -(-steps // _EVALUATIONS))
+    config.log_every = max(1, steps // 100)
     check_config(config)
     return config
 
@@ -96,6 +150,7 @@ def run_once(
     scored = [line for line in metrics if "accuracy" in line]
     return {
         "error": scores["error"],
+        "steps": config.total_steps,
         "curve": [(line["step"], line["error"]) for line in scored],
         "seconds_a_step": config.batch_size / statistics.median(rates),
         "parameters": count_parameters(config),
@@ -130,20 +185,32 @@ def count_parameters(config: ConfigDict) -> int:
     return sum(leaf.size for leaf in jax.tree.leaves(nnx.state(model, nnx.Param)))
 
 
-def load_split(split: str) -> ArrayDataset:
-    """Reads a split into memory."""
-    if _IMAGES.value:
-        names = f"{split}_images", f"{split}_labels"
-        try:
-            with np.load(_IMAGES.value) as arrays:
-                return ArrayDataset(CIFAR10, *(arrays[name] for name in names))
-        except (OSError, ValueError, KeyError) as error:
-            raise UserError(
-                f"--images={_IMAGES.value}: cannot read {' and '.join(names)} from an "
-                f".npz file: {error}"
-            ) from error
-    dataset = open_dataset(CIFAR10.name, split, _DATA.value)
-    return ArrayDataset(dataset.info, **load_arrays(dataset))
+def load_splits() -> tuple[ArrayDataset, ArrayDataset]:
+    """Reads both splits into memory, encoded again if `--jpeg_quality` says so."""
+    train, test = (
+        load_split(split, _DATA.value, _IMAGES.value) for split in ("train", "test")
+    )
+    if not _QUALITY.value:
+        return train, test
+    return encode_again(train, _QUALITY.value), encode_again(test, _QUALITY.value)
+
+
+def fitted(
+    config: ConfigDict,
+    model: str,
+    workdir: Path,
+    datasets: tuple[ArrayDataset, ArrayDataset],
+    deadline: float,
+) -> ConfigDict:
+    """Returns the configuration, with the steps that fit if no checkpoint has them."""
+    if saved_steps(workdir / "checkpoints"):
+        steps = load_config(workdir / "config.json").total_steps
+    else:
+        speed = measure_speed(config, workdir, datasets)
+        left = deadline - time.perf_counter() - _EVALUATION_SECONDS
+        flag = f"--minutes={_MINUTES.value}"
+        steps = plan_steps(config, speed, left, shorten=True, flag=flag)
+    return config_of(model, config.seed, steps)
 
 
 def table(results: dict[str, dict[str, Any]]) -> str:
@@ -186,16 +253,52 @@ def plot(results: dict[str, dict[str, Any]], path: Path) -> None:
     pyplot.close(figure)
 
 
-def main(arguments: list[str]) -> None:
+def main(arguments: list[str]) -> int | None:
     """Runs what is missing and writes the results."""
     cli.reject_positional(arguments)
+    if _PACK.value:
+        size = pack(Path(_PACK.value), _DATA.value)
+        print(f"{_PACK.value}: {size / 2**20:.1f} MiB")
+        return None
+    if not _OUTPUT.value:
+        raise UserError("--output: give a folder for the results")
     output = Path(_OUTPUT.value)
     runs = [
         (model, seed, config_of(model, int(seed)))
         for seed in _SEEDS.value
         for model in _MODELS.value
     ]
-    record = BenchmarkRecord(output / "cifar.json")
+    record = start_record(output / "cifar.json")
+    runs = [run for run in runs if not record.has(row_name(run[0]), run[1])]
+    datasets = load_splits() if runs else None
+    for index, (model, seed, config) in enumerate(runs):
+        assert datasets is not None  # read above, as there are runs
+        name = row_name(model)
+        workdir = output / f"{name}-{seed}".replace(" ", "-")
+        if _MINUTES.value is not None:
+            end, now = _STARTED + 60 * _MINUTES.value, time.perf_counter()
+            deadline = now + (end - now) / (len(runs) - index)
+            config = fitted(config, model, workdir, datasets, deadline)
+        found: dict[str, Any] | None
+        if model.startswith(_TORCH):
+            found = run_in_torch(config, datasets)
+        else:
+            found = run_once(config, workdir, datasets)
+        if found is None:
+            print(f"{workdir}: stopped by SIGTERM; rerun the command to resume")
+            return 1
+        record.put(name, seed, found)
+        print(name, seed, f"{100 * found['error']:.2f} % error", flush=True)
+    results = {row_name(model): record.data[row_name(model)] for model in _MODELS.value}
+    (output / "cifar.md").write_text(table(results) + "\n")
+    plot(results, output / "cifar.png")
+    print(table(results))
+    return None
+
+
+def start_record(path: Path) -> BenchmarkRecord:
+    """Opens the results; raises `UserError` if they are of other settings."""
+    record = BenchmarkRecord(path)
     record.start(resume=True)
     settings = {flag.name: flag.value for flag in (_WIDTH, _CODES, _STEPS, _BATCH)}
     for name, value in settings.items():
@@ -206,23 +309,7 @@ def main(arguments: list[str]) -> None:
                 "another --output"
             )
         record.put("settings", name, value)
-    datasets: tuple[ArrayDataset, ArrayDataset] | None = None
-    for model, seed, config in runs:
-        if record.has(model, seed):
-            continue
-        datasets = datasets or (load_split("train"), load_split("test"))
-        if model.startswith(_TORCH):
-            found = run_in_torch(config, datasets)
-        else:
-            found = run_once(config, output / f"{model}-{seed}", datasets)
-        if found is None:
-            return
-        record.put(model, seed, found)
-        print(model, seed, f"{100 * found['error']:.2f} % error", flush=True)
-    results = {model: record.data[model] for model in _MODELS.value}
-    (output / "cifar.md").write_text(table(results) + "\n")
-    plot(results, output / "cifar.png")
-    print(table(results))
+    return record
 
 
 if __name__ == "__main__":

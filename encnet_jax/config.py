@@ -35,6 +35,9 @@ def default() -> ConfigDict:
     config.learning_rate = 0.01  # initial; after the warm-up, if there is one
     config.log_every = 10  # steps
     config.eval_every = 1000  # steps; the last step is always evaluated
+    # Evaluations without a better score (that which chooses the best checkpoint) after
+    # which training ends; 0: it takes all steps.
+    config.early_stopping = 0
     config.checkpoint_every = 1000  # steps; every evaluation saves one too
     config.model = _model()
     config.data = _data()
@@ -119,6 +122,8 @@ def _loss() -> ConfigDict:
     loss.label_smoothing = 0.0  # share of the target spread over all classes
     # Share of labeled pixels that count, those of the highest cross-entropy; 1: all.
     loss.hard_pixel_fraction = 1.0
+    # Of Lovász-softmax on the main head, relative to its cross-entropy; 0: none.
+    loss.lovasz_weight = 0.0
     loss.normalize_by = "valid"  # pixels that the mean is over; mmsegmentation: all
     return loss
 

@@ -77,8 +77,8 @@ def _check_numbers(values: dict[str, Any]) -> None:
     at_least = {
         1: "total_steps batch_size grad_accum_steps log_every eval_every "
         "checkpoint_every data.base_size data.crop_size evaluation.batch_size",
-        0: "seed data.padded_size data.max_image_pixels "
-        "data.pad loss.se_weight loss.aux_weight "
+        0: "seed early_stopping data.padded_size data.max_image_pixels "
+        "data.pad loss.se_weight loss.aux_weight loss.lovasz_weight "
         "optimizer.power optimizer.warmup_steps optimizer.min_learning_rate "
         "optimizer.weight_decay optimizer.head_lr_mult optimizer.max_grad_norm "
         "evaluation.base_size "

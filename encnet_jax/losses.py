@@ -15,6 +15,7 @@ from encnet_jax.ops.cross_entropy import (
     resized_cross_entropy,
     resized_cross_entropy_sum,
 )
+from encnet_jax.ops.lovasz import resized_lovasz_softmax
 from encnet_jax.ops.resize import AnyArray
 
 
@@ -30,13 +31,15 @@ def segmentation_loss(
     normalize_by: str = "valid",
     label_smoothing: float = 0.0,
     hard_pixel_fraction: float = 1.0,
+    lovasz_weight: float = 0.0,
     align_corners: bool = True,
 ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
     """Returns the loss of EncNet, and its parts before their weights.
 
-    Pixel cross-entropy, plus `se_weight` times the semantic encoding loss (paper,
-    section 3.1), plus `aux_weight` times the pixel cross-entropy of the auxiliary head.
-    Parts that the output does not have are left out.
+    Pixel cross-entropy, plus `lovasz_weight` times the Lovász-softmax loss of the same
+    logits, plus `se_weight` times the semantic encoding loss (paper, section 3.1), plus
+    `aux_weight` times the pixel cross-entropy of the auxiliary head. Parts that the
+    output does not have, or without a `lovasz_weight`, are left out.
 
     Args:
         output: What the model returned. Logits of another size than the labels, as
@@ -51,10 +54,13 @@ def segmentation_loss(
         normalize_by: See `pixel_cross_entropy`.
         label_smoothing: Likewise.
         hard_pixel_fraction: Likewise.
+        lovasz_weight: Of `lovasz_softmax`, which the four arguments before do not
+            change, relative to the pixel cross-entropy. The auxiliary head has none.
         align_corners: See `resize_bilinear`.
 
     Returns:
-        The scalar loss, and a dict of `pixel_loss`, `se_loss` and `aux_loss`.
+        The scalar loss, and a dict of `pixel_loss`, `lovasz_loss`, `se_loss` and
+        `aux_loss`.
     """
     options: dict[str, Any] = dict(
         ignore_label=ignore_label,
@@ -66,6 +72,14 @@ def segmentation_loss(
     )
     parts = {"pixel_loss": pixel_cross_entropy(output.logits, labels, **options)}
     loss = parts["pixel_loss"]
+    if lovasz_weight:
+        parts["lovasz_loss"] = lovasz_softmax(
+            output.logits,
+            labels,
+            ignore_label=ignore_label,
+            align_corners=align_corners,
+        )
+        loss = loss + lovasz_weight * parts["lovasz_loss"]
     branches = [p for p in (output.se_logits, output.stage3_se_logits) if p is not None]
     if branches:
         target = class_presence(labels, num_classes)
@@ -206,6 +220,30 @@ def _hard_pixels(
     count = jnp.ceil(fraction * valid.sum()).astype(jnp.int32)
     descending = -jnp.sort(-costs.ravel())
     return valid & (costs >= descending[jnp.maximum(count - 1, 0)])
+
+
+def lovasz_softmax(
+    logits: Float[AnyArray, "b h w n"],
+    labels: Integer[AnyArray, "b H W"],
+    *,
+    ignore_label: int = 255,
+    align_corners: bool = True,
+) -> Float[Array, ""]:
+    """Returns the Lovász-softmax loss (Berman et al. 2018), a float32 scalar.
+
+    The mean, over the classes present in the batch, of the Lovász extension of
+    1 - IoU. The batch counts as one image, as IoU is scored over all pixels of a split.
+
+    Args:
+        logits: Of another size than the labels they are resized to it, one class at a
+            time.
+        labels: Other values than 0 to n - 1 must be `ignore_label`.
+        ignore_label: Label of pixels that are left out; if all are, the loss is 0.
+        align_corners: See `resize_bilinear`.
+    """
+    labels = jnp.asarray(labels).astype(jnp.int32)
+    labels = jnp.where(labels == ignore_label, -1, labels)
+    return resized_lovasz_softmax(jnp.asarray(logits), labels, align_corners)
 
 
 def class_presence(

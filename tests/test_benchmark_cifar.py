@@ -1,6 +1,7 @@
 """Tests of the benchmarks of the CIFAR classifiers, from start to end."""
 
 import importlib.util
+import io
 import json
 
 import jax
@@ -8,6 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from benchmarks import cifar_images
+from benchmarks.cifar_images import encode_again, load_split, pack
+from encnet_jax.config import load_config
 from encnet_jax.data.augment_device import ArrayDataset, load_arrays
 from encnet_jax.data.dataset_info import CIFAR10
 from encnet_jax.data.registry import open_dataset
@@ -84,6 +88,94 @@ def images(cifar):
         arrays |= {f"{split}_{name}": array for name, array in loaded.items()}
     np.savez(path, **arrays)
     return path
+
+
+@pytest.fixture(scope="module")
+def packed(cifar):
+    """Returns the same data set as the benchmark packs it."""
+    path = cifar / "packed.npz"
+    assert pack(path, str(cifar)) == path.stat().st_size
+    return path
+
+
+def test_packed_images_are_the_same(cifar, images, packed):
+    for split in ("train", "test"):
+        expected = load_split(split, str(cifar), None)
+        for file in (images, packed):
+            found = load_split(split, None, str(file))
+            np.testing.assert_array_equal(found.images, expected.images)
+            np.testing.assert_array_equal(found.labels, expected.labels)
+
+
+def test_jpeg_files_share_their_tables(tmp_path, monkeypatch):
+    colors = np.random.default_rng(0).integers(0, 256, (5, 3), np.uint8)
+    images = np.broadcast_to(colors[:, None, None], (5, 32, 32, 3))
+    files = []
+    for image in images:
+        files.append(io.BytesIO())
+        Image.fromarray(image).save(files[-1], "JPEG", quality=75)
+
+    class Files:
+        def __len__(self):
+            return len(files)
+
+        def encoded(self, index):
+            return files[index].getvalue(), np.uint8(index)
+
+    monkeypatch.setattr(cifar_images, "open_dataset", lambda *_: Files())
+    size = pack(tmp_path / "packed.npz", None)
+    assert size < 0.9 * 2 * sum(len(file.getvalue()) for file in files)
+    found = load_split("test", None, str(tmp_path / "packed.npz"))
+    for index, file in enumerate(files):
+        with Image.open(file) as image:
+            np.testing.assert_array_equal(found.images[index], np.asarray(image))
+    assert found.labels.tolist() == [0, 1, 2, 3, 4]
+
+
+def test_images_are_encoded_again(images):
+    dataset = load_split("test", None, str(images))
+    found = encode_again(dataset, 50)
+    for image, expected in zip(dataset.images, found.images):
+        file = io.BytesIO()
+        Image.fromarray(image).save(file, "JPEG", quality=50, subsampling=2)
+        with Image.open(file) as decoded:
+            np.testing.assert_array_equal(np.asarray(decoded), expected)
+    np.testing.assert_array_equal(found.labels, dataset.labels)
+    coarser = encode_again(dataset, 5)
+    errors = [
+        np.abs(other.images.astype(int) - dataset.images).mean()
+        for other in (found, coarser)
+    ]
+    assert 0 < errors[0] < errors[1]
+
+
+@pytest.mark.slow
+def test_changed_runs_stand_beside_the_others(packed, results, tmp_path):
+    arguments = "--models=encnet", "--seeds=3", f"--images={packed}"
+    changes = "--jpeg_quality=50", "--dtype=float32", "--scale_init=scaled"
+    first = runs(tmp_path, *arguments)
+    assert first.returncode == 0, first.stderr
+    second = runs(tmp_path, *arguments, *changes, "--minutes=9")
+    assert second.returncode == 0, second.stderr
+    found = json.loads((tmp_path / "cifar.json").read_text())
+    changed = found["encnet scaled q50 float32 9 min"]["3"]
+    assert found["encnet"]["3"]["curve"] != changed["curve"]
+    assert changed["steps"] == 7  # all of them fit
+    config = load_config(tmp_path / "encnet-scaled-q50-float32-9-min-3" / "config.json")
+    assert config.model.scale_init == "scaled" and config.model.dtype == "float32"
+    short = runs(tmp_path, *arguments, "--minutes=0.01")
+    assert short.returncode == 2
+    assert "error: --minutes=0.01: too short: 7 steps of " in errors(short)[-1]
+
+
+@pytest.mark.parametrize("flag", ["dtype=float32", "scale_init=scaled", "minutes=9"])
+def test_flag_that_torch_ignores_is_rejected(tmp_path, flag):
+    pytest.importorskip("torch")
+    result = runs(tmp_path, "--models=torch_encnet", f"--{flag}")
+    assert result.returncode == 2
+    name = flag.partition("=")[0]
+    assert errors(result)[0].startswith(f"error: --{name}: not for the PyTorch")
+    assert not list(tmp_path.iterdir())
 
 
 def runs(results, *arguments):

@@ -126,7 +126,7 @@ def test_course_of_a_run_has_the_errors_of_its_evaluations_alone(bench, tmp_path
     (tmp_path / "metrics.jsonl").write_text(text)
     program = (
         "import json, pathlib, sys\n"
-        "from benchmarks.plot_run import read\n"
+        "from benchmarks.curves import read\n"
         "print(json.dumps(read(pathlib.Path(sys.argv[1]))))\n"
     )
     found = subprocess.run(

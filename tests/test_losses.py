@@ -7,6 +7,7 @@ import pytest
 
 from encnet_jax.losses import (
     class_presence,
+    lovasz_softmax,
     pixel_cross_entropy,
     se_loss,
     segmentation_loss,
@@ -200,6 +201,52 @@ def test_coarse_logits_are_never_resized_whole():
     gradient = jax.jit(jax.grad(pixel_cross_entropy))
     memory = gradient.lower(logits, labels).compile().memory_analysis()
     assert memory.temp_size_in_bytes < 0.7 * 2 * 160 * 160 * 150 * 4
+
+
+@pytest.mark.parametrize(
+    "pixels, settings, expected",
+    [
+        # One pixel a class: its error is the larger one, and weighs 1.
+        ((0, 2), {}, (0.5 + 0.3) / 2),
+        ((1, 2), {}, (0.75 + 0.3) / 2),
+        ((0, 255), {}, 0.5),
+        ((0, 1), dict(ignore_label=1), 0.5),
+        ((0, 0), {}, (0.9 + 0.5) / 2),
+        ((255, 255), {}, 0.0),
+    ],
+)
+def test_lovasz_softmax_has_the_value_worked_out_by_hand(pixels, settings, expected):
+    loss = lovasz_softmax(LOGITS, labels(*pixels), **settings)
+    assert loss.dtype == jnp.float32
+    np.testing.assert_allclose(loss, expected, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("dtype", [jnp.int32, jnp.uint8])
+@pytest.mark.parametrize("align_corners", [True, False])
+def test_lovasz_softmax_of_coarse_logits_is_that_of_resized_ones(align_corners, dtype):
+    rng = np.random.default_rng(0)
+    logits = jnp.asarray(rng.standard_normal((2, 5, 7, 4)), jnp.float32)
+    labels = jnp.asarray(rng.integers(0, 4, (2, 33, 20)), dtype).at[0, :3].set(255)
+    resized = resize_bilinear(logits, (33, 20), align_corners=align_corners)
+    loss = lovasz_softmax(logits, labels, align_corners=align_corners)
+    np.testing.assert_allclose(loss, lovasz_softmax(resized, labels), rtol=1e-6)
+
+
+def test_lovasz_softmax_is_a_part_of_the_main_head_beside_all_other_settings():
+    output = SegmentationOutput(LOGITS, aux_logits=LOGITS)
+    settings = dict(
+        class_weights=(9.0, 3.0, 1.0),
+        label_smoothing=0.3,
+        hard_pixel_fraction=0.5,
+        normalize_by="all",
+    )
+    without, others = segmentation_loss(output, labels(1, 2), num_classes=3, **settings)
+    loss, parts = segmentation_loss(
+        output, labels(1, 2), num_classes=3, lovasz_weight=2.0, **settings
+    )
+    assert parts.keys() == others.keys() | {"lovasz_loss"}
+    np.testing.assert_allclose(parts["lovasz_loss"], (0.75 + 0.3) / 2, rtol=1e-5)
+    np.testing.assert_allclose(loss, without + 2 * parts["lovasz_loss"], rtol=1e-6)
 
 
 def test_class_presence_finds_single_pixels_and_no_ignored_ones():

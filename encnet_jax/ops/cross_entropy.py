@@ -131,6 +131,24 @@ def _costs_backward(
 resized_cross_entropy.defvjp(_costs_forward, _costs_backward)
 
 
+def resized_logsumexp(
+    logits: Float[Array, "b h w n"],
+    labels: Integer[Array, "b H W"],
+    align_corners: bool = True,
+) -> Float[Array, "b H W"]:
+    """Returns the log of the sum of the softmax of every pixel, float32; no gradient.
+
+    Args:
+        logits: Resized bilinearly to the labels.
+        labels: Of any values.
+        align_corners: See `resize_bilinear`.
+    """
+    if logits.shape[1:3] == labels.shape[1:3]:
+        return jax.nn.logsumexp(logits.astype(jnp.float32), axis=-1)
+    options, arrays = (align_corners, 0.0), (logits, labels)
+    return _dispatch("auto", "norm_and_own", options, *arrays)[0]
+
+
 def _known(logits: jax.Array, labels: jax.Array) -> jax.Array:
     """Which pixels have a class."""
     return (labels >= 0) & (labels < logits.shape[-1])

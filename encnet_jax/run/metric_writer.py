@@ -113,6 +113,30 @@ class MetricWriter:
         return board
 
 
+def read_scores(path: Path, metric: str, last_step: int) -> dict[int, float]:
+    """Returns a score by step, NaN where it was not finite.
+
+    Args:
+        path: `metrics.jsonl`; need not exist.
+        metric: Name of the score.
+        last_step: Later lines are left out.
+    """
+    scores: dict[int, float] = {}
+    if not path.exists():
+        return scores
+    for line in path.read_text(errors="replace").splitlines():
+        if f'"{metric}"' not in line:
+            continue
+        try:
+            values = json.loads(line)
+            step, score = int(values["step"]), values[metric]
+        except (ValueError, KeyError, TypeError):
+            continue  # damaged
+        if step <= last_step:
+            scores[step] = float("nan") if score is None else float(score)
+    return scores
+
+
 @contextlib.contextmanager
 def _unless_full(path: Path) -> Iterator[None]:
     try:

@@ -24,6 +24,7 @@ _log = logging.getLogger(__name__)
 _FOR_PIXELS: dict[str, Any] = {
     "loss.class_balance": "",
     "loss.hard_pixel_fraction": 1.0,
+    "loss.lovasz_weight": 0.0,
     "data.rotation": 0.0,
     "data.class_crop_rate": 0.0,
     "data.resize": "host",
@@ -167,5 +168,6 @@ def loss_settings(
         normalize_by=config.loss.normalize_by,
         label_smoothing=config.loss.label_smoothing,
         hard_pixel_fraction=config.loss.hard_pixel_fraction,
+        lovasz_weight=config.loss.lovasz_weight,
         align_corners=config.model.align_corners,
     )

@@ -39,6 +39,7 @@ from encnet_jax.run.startup import log_missing_large_pages
 from encnet_jax.run.state import PureDict, create_train_state, split_model
 from encnet_jax.run.workdir import best_metric_name
 from encnet_jax.train import class_balance, input_pipeline, settings
+from encnet_jax.train.early_stopping import EarlyStopping
 from encnet_jax.train.initialization import load_initial_weights
 from encnet_jax.train.step import make_train_step
 from encnet_jax.train.validation import make_validate_fn, score_texts
@@ -147,6 +148,9 @@ class Trainer:
             ema_decay=ema_decay,
         )
         self.validate = make_validate_fn(config, model, validation)
+        self.early_stopping = EarlyStopping(
+            config.early_stopping, workdir / "metrics.jsonl", self.checkpoints.metric
+        )
         self.losses: list[jax.Array] = []  # not yet checked to be finite
 
     def restore(self) -> None:
@@ -164,32 +168,43 @@ class Trainer:
         If the evaluation of the restored step failed or was killed, it comes first.
 
         Returns:
-            The scores of the last evaluation, or None if SIGTERM ended the run before
-            its last step; then that step is saved.
+            The scores of the last evaluation, after all steps or at that at which early
+            stopping ends the run; or None if SIGTERM ended it before, at a step that
+            is saved.
 
         Raises:
             FloatingPointError: The loss is not finite; names the step.
             UserError: An image of the validation split cannot be read, or the last
                 checkpoint does not fit on the disk.
         """
-        start, total = int(self.state.step), self.config.total_steps
+        start = int(self.state.step)
         scored = start == 0 or self.checkpoints.has_scores(start)
-        due = start >= total or (self._evaluates(start) and not scored)
+        done = self._done(start, scored)
+        due = done or (self._evaluates(start) and not scored)
         self.writer = MetricWriter(self.workdir, start, keep_evaluation=not due)
         try:
-            if start >= total:
-                _log.info("all %d steps are done", start)
             scores = self._evaluate(start) if due else None
             if scores is not None and not scored:
                 self.checkpoints.add_scores(start, scores)
-            if start < total:
+                done = done or self._done(start, True)
+            if not done:
                 scores = self._take_steps(start)
         finally:
             self.checkpoints.close()
             self.writer.close()
-        if start < total and scores is not None:
+        if not done and scores is not None:
             self._check_last_checkpoint()
         return scores
+
+    def _done(self, step: int, scored: bool) -> bool:
+        """Returns whether training ends at a step, and logs why."""
+        if step >= self.config.total_steps:
+            reason = f"all {step} steps are done"
+        else:
+            reason = self.early_stopping.reason(step) if scored else ""
+        if reason:
+            _log.info("%s", reason)
+        return bool(reason)
 
     def _take_steps(self, start: int) -> dict[str, float] | None:
         """Takes the steps after `start`; returns as `run`."""
@@ -217,6 +232,8 @@ class Trainer:
                 if evaluates:
                     scores = self._evaluate(step)
                     self.checkpoints.add_scores(step, scores)
+                    if not last and self._done(step, True):
+                        return scores
                 if not last and sigterm.due(step):
                     self._save_and_stop(step)
                     return None
@@ -227,11 +244,11 @@ class Trainer:
         return last or step % self.config.eval_every == 0
 
     def _check_last_checkpoint(self) -> None:
-        if self.config.total_steps not in self.checkpoints.steps():
+        step = int(self.state.step)
+        if step not in self.checkpoints.steps():
             raise UserError(
-                f"{self.workdir}: the checkpoint of the last step, "
-                f"{self.config.total_steps}, does not fit on the disk; free space and "
-                "rerun the command"
+                f"{self.workdir}: the checkpoint of the last step, {step}, does not "
+                "fit on the disk; free space and rerun the command"
             )
 
     def _log_metrics(self, step: int, metrics: dict[str, jax.Array]) -> None:

@@ -263,6 +263,27 @@ def test_hard_pixels(train_steps):
     np.testing.assert_allclose(recorded.loss, costs.max(), rtol=1e-5)
 
 
+@sets("loss.lovasz_weight")
+def test_weight_of_lovasz_softmax(train_steps):
+    recorded = train_steps(**{"loss.lovasz_weight": 0.7, "mesh.data": 4})
+    # All pixels have the same probabilities p and 1 - p. Of class 0 the errors are
+    # 1 - p at three quarters of the pixels and p at the others, of class 1 alike: two
+    # levels for each, and the larger weighs the IoU lost with all its pixels.
+    p = softmax(logits_of(recorded))
+
+    def loss(share, probability):
+        own, other = 1 - probability, probability
+        if own > other:  # all of the class is missed first
+            return own
+        lost = 1 - share  # 1 - share / (share + (1 - share))
+        return lost * other + (1 - lost) * own
+
+    lovasz = (loss(0.75, p[0]) + loss(0.25, p[1])) / 2
+    expected = cross_entropy(logits_of(recorded)) + 0.7 * lovasz
+    np.testing.assert_allclose(recorded.loss, expected, rtol=1e-5)
+    np.testing.assert_allclose(recorded.metrics[0]["lovasz_loss"], lovasz, rtol=1e-5)
+
+
 @sets("loss.normalize_by")
 def test_pixels_that_the_loss_is_averaged_over(train_steps):
     dataset = toy_dataset()
@@ -314,6 +335,16 @@ def test_what_happens_when(toys, tmp_path, monkeypatch):
     assert evaluated == [5, 7]
     assert saved == [3, 5, 6, 7] and scored == [5, 7]
     assert progress == [(0, 7, 3)]  # of steps, and images a step for their rate
+
+
+@sets("early_stopping")
+def test_evaluations_without_a_better_score(toys, tmp_path):
+    # One class at every pixel: the score is that of the first evaluation or less.
+    labels = np.zeros((4, 4, 4), np.uint8)
+    config = toy_config(total_steps=9, eval_every=2, early_stopping=2)
+    trainer.train(config, tmp_path, (toy_dataset(labels), toy_dataset(labels)))
+    evaluated = [row["step"] for row in lines(tmp_path) if "mean_iou" in row]
+    assert evaluated == [2, 4, 6]
 
 
 @sets("model.weights")

@@ -205,10 +205,15 @@ def test_model_of_the_other_task_is_refused():
 
 
 @pytest.mark.parametrize(
-    ("key", "value"), [("rotation", 10.0), ("class_crop_rate", 0.5)]
+    ("key", "value"),
+    [
+        ("data.rotation", 10.0),
+        ("data.class_crop_rate", 0.5),
+        ("loss.lovasz_weight", 10.0),
+    ],
 )
-def test_augmentation_of_segmentation_is_refused(key, value):
+def test_settings_of_segmentation_are_refused(key, value):
     config = get_config()
-    config.data[key] = value
-    with pytest.raises(UserError, match=f"data.{key}={value}: only for segmentation"):
+    config.update_from_flattened_dict({key: value})
+    with pytest.raises(UserError, match=f"{key}={value}: only for segmentation"):
         check_task(config, CIFAR10)

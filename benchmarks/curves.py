@@ -1,0 +1,69 @@
+"""Training curves from metrics.jsonl: the loss and the scores over the steps."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from encnet_jax.errors import UserError
+
+_WINDOW = 20  # lines of metrics.jsonl over which the loss is averaged
+_SCORES = {"mean_iou": ("mean IoU", "val"), "error": ("error", "test")}  # and split
+
+Curve = list[tuple[int, float]]
+
+
+def read(workdir: Path) -> tuple[Curve, dict[str, Curve]]:
+    """Reads (step, loss) of a run, and (step, value) of its scores."""
+    path = workdir / "metrics.jsonl"
+    if not path.is_file():
+        raise UserError(f"{path}: no such file")
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    losses = [(line["step"], line["loss"]) for line in lines if line.get("loss")]
+    scored = [line for line in lines if "loss" not in line]
+    scores = {
+        score: [(line["step"], line[score]) for line in scored if score in line]
+        for score in _SCORES
+    }
+    return losses, scores
+
+
+def plot(workdirs: Sequence[Path], path: Path, split: str | None = None) -> None:
+    """Plots the smoothed loss and the scores, one line per run.
+
+    Args:
+        workdirs: Folders of the runs.
+        path: The image file to write.
+        split: What was scored during the training; by default that of the
+            configurations.
+    """
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+    from matplotlib.ticker import EngFormatter
+
+    figure, (left, right) = pyplot.subplots(1, 2, figsize=(10, 3.4))
+    for workdir in workdirs:
+        losses, scores = read(workdir)
+        steps, values = np.array(losses).reshape(-1, 2).T
+        if losses:
+            window = min(_WINDOW, len(values))
+            smooth = np.convolve(values, np.ones(window) / window, "valid")
+            left.plot(steps[len(steps) - len(smooth) :], smooth, label=workdir.name)
+        for score, curve in scores.items():
+            if curve:
+                right.plot(*np.array(curve).T, "o-", label=workdir.name)
+                name, usual = _SCORES[score]
+                right.set_ylabel(f"{name} on {split or usual}")
+    left.set_ylabel("training loss")
+    for axis in (left, right):
+        axis.set_xlabel("step")
+        axis.xaxis.set_major_formatter(EngFormatter(sep=""))
+        axis.spines[["top", "right"]].set_visible(False)
+        if axis.lines:
+            axis.legend(frameon=False)
+    figure.tight_layout()
+    figure.savefig(path, dpi=110)
+    pyplot.close(figure)

@@ -1,0 +1,56 @@
+"""Early stopping: ends a training whose validation score does not improve any more."""
+
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from encnet_jax.run.checkpoint_folder import best_step
+from encnet_jax.run.distributed import sum_over_hosts
+from encnet_jax.run.metric_writer import read_scores
+
+
+class EarlyStopping:
+    """Counts the evaluations since the best one, in the metrics that the run wrote.
+
+    So a resumed run stops at the step at which one that was never interrupted does.
+
+    Args:
+        patience: Number of evaluations without a better score that end a training; 0:
+            none do.
+        metrics_path: `metrics.jsonl` of the run.
+        metric: Name of the score that ranks checkpoints, greater is better.
+    """
+
+    def __init__(self, patience: int, metrics_path: Path, metric: str):
+        self.patience, self.path, self.metric = patience, metrics_path, metric
+
+    def reason(self, step: int) -> str:
+        """Returns why a training ends, or an empty text if it does not.
+
+        The same on every host. A score that is not finite is no improvement, nor is one
+        equal to the best.
+
+        Args:
+            step: An evaluated step; later evaluations do not count.
+        """
+        if not self.patience:
+            return ""
+        counts = np.zeros(2, np.int64)
+        if jax.process_index() == 0:
+            counts[:] = _since_best(read_scores(self.path, self.metric, step))
+        best, since = map(int, sum_over_hosts(counts))
+        if since < self.patience:
+            return ""
+        best_text = f"the best is that of step {best}" if best else "none is finite"
+        return (
+            f"stopped early at step {step}: {self.metric} has not improved in "
+            f"{since} evaluations ({best_text}); to continue, rerun with "
+            f"early_stopping above {since}, or 0"
+        )
+
+
+def _since_best(scores: dict[int, float]) -> tuple[int, int]:
+    """Returns the best step (0: none), and how many evaluations came after it."""
+    best = best_step(scores) or 0
+    return best, sum(step > best for step in scores)
