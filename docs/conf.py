@@ -36,14 +36,15 @@ extensions = [
 exclude_patterns = ["_build"]
 # `names` in docstrings are links where they name something documented here.
 default_role = "py:obj"
+highlight_language = "none"  # most blocks are commands
 smartquotes_action = "D"  # dashes only: quotes are often code
 myst_heading_anchors = 4
 nb_execution_mode = "off"  # notebooks are stored with their outputs
+nb_output_stderr = "remove"  # progress of the training
 
 autodoc_member_order = "bysource"
 autosummary_generate = False
 napoleon_numpy_docstring = False
-napoleon_use_ivar = True
 napoleon_use_rtype = False
 python_maximum_signature_line_length = 72
 add_module_names = False
@@ -67,7 +68,7 @@ html_theme_options = {
 
 # Pages whose text is that of a file in the root; in docs/ they only point there.
 ROOT_PAGES = {"changelog": "CHANGELOG.md", "contributing": "CONTRIBUTING.md"}
-_LINK = re.compile(r"(?<!!)\[([^\]]*)\]\((?!https?:|#|mailto:)([^)\s#]*)(#[^)\s]*)?\)")
+_LINK = re.compile(r"(!?\[([^\]]*)\])\((?!https?:|#|mailto:)([^)\s#]*)(#[^)\s]*)?\)")
 
 
 def read_page(app: Sphinx, page: str, content: list[str]) -> None:
@@ -81,7 +82,7 @@ def read_page(app: Sphinx, page: str, content: list[str]) -> None:
     pages = {ROOT / file: DOCS / f"{page}.md" for page, file in ROOT_PAGES.items()}
 
     def adapt(link: re.Match[str]) -> str:
-        text, file, anchor = link.groups()
+        label, text, file, anchor = link.groups()
         target = (folder / file).resolve()
         target = pages.get(target, target)
         if not target.exists():
@@ -89,7 +90,7 @@ def read_page(app: Sphinx, page: str, content: list[str]) -> None:
         if target.is_dir() or not target.is_relative_to(DOCS):
             return text  # not part of the site
         path = os.path.relpath(target, (DOCS / page).parent)
-        return f"[{text}]({path}{anchor or ''})"
+        return f"{label}({path}{anchor or ''})"
 
     content[0] = _LINK.sub(adapt, content[0])
 
