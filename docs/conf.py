@@ -151,9 +151,13 @@ def adapt_docstring(
             literal = True
         attribute = re.match(r"    (\w+): ", line)
         if section == "Attributes:" and attribute and attribute[1] in types:
-            start = f"    {attribute[1]} ({types[attribute[1]]}): "
-            line = start + line[attribute.end() :]
-        result.append(line if literal else escape(line))
+            name = attribute[1]
+            indent = " " * 8  # as of the lines that follow
+            result += ["", f".. attribute:: {name}"]
+            result += [f"{indent}:type: {types[name]}", ""]
+            line = indent + line[attribute.end() :]
+        if line != "Attributes:":
+            result.append(line if literal else escape(line))
     lines[:] = result
 
 
