@@ -6,7 +6,7 @@ export TF_CPP_MIN_LOG_LEVEL = 2
 # Large memory pages: a CPU training step takes up to a quarter longer without them.
 TRAIN = GLIBC_TUNABLES=glibc.malloc.hugetlb=1 $(BIN)/encnet train
 
-.PHONY: demo test test-all lint clean
+.PHONY: demo test test-all lint docs clean
 
 demo: .venv/installed
 	$(TRAIN) --config=configs/scenes.py --workdir=$(DEMO)
@@ -26,6 +26,13 @@ lint: .venv/installed
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+docs: .venv/installed-docs
+	$(BIN)/python -m sphinx -W --keep-going --fresh-env -b html docs docs/_build/html
+
+.venv/installed-docs: .venv/installed
+	$(BIN)/python -m pip install --quiet --editable '.[docs]'
+	@touch $@
+
 .venv/installed: pyproject.toml
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(None if (3, 11) <= v < (3, 14) else "Python 3.11 to 3.13 is required; this is %d.%d. Try: make PYTHON=python3.11 ..." % v)'
 	$(PYTHON) -m venv .venv
@@ -34,4 +41,4 @@ lint: .venv/installed
 	@touch $@
 
 clean:
-	rm -rf .venv .venv312 runs build
+	rm -rf .venv .venv312 runs build docs/_build

@@ -188,7 +188,7 @@ class Segmenter(Pretrained):
         Args:
             path: A `.pth` or `.safetensors` file, or `hf://OWNER/REPO/FILE`.
             class_names: One name per class; by default `class 0`, `class 1`, ...
-            source: See `encnet_jax.convert.load.load_torch_weights`.
+            source: See `load_torch_weights`.
             prefix: Likewise.
             base_size: Long side in the network, in pixels; 0 keeps the size of the
                 image. 520 is PyTorch-Encoding's.
