@@ -1,6 +1,7 @@
 """The error that command-line users are meant to read."""
 
 import errno
+import importlib.util
 
 # `errno` of a full disk, and of an exhausted quota.
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -12,3 +13,18 @@ class UserError(ValueError):
     The message is one line that names the item, its value and what is allowed. Commands
     print it on standard error and exit with code 2, without a traceback.
     """
+
+
+def require_package(package: str, extra: str, purpose: str) -> None:
+    """Raises `UserError` if a package is missing; names the extra that installs it.
+
+    Args:
+        package: Name that is imported.
+        extra: Extra of this package that depends on it.
+        purpose: What it is needed for, which starts the message.
+    """
+    if importlib.util.find_spec(package) is None:
+        raise UserError(
+            f"{purpose} needs {package}, which is not installed; "
+            f"pip install 'encnet-jax[{extra}]'"
+        )
