@@ -258,7 +258,7 @@ def load_config(path: Path) -> ConfigDict:
 
 
 def default_workdir(config: str) -> Path:
-    """Returns `runs/NAME` for `NAME` and `configs/NAME.py`, `runs/NAME-ARG` for `:ARG`."""
+    """Returns `runs/NAME` for `NAME` or `DIR/NAME.py`, `runs/NAME-ARG` for `:ARG`."""
     path, _, argument = config.partition(":")
     name = Path(path).stem
     return Path("runs") / (f"{name}-{argument}" if argument else name)
