@@ -84,6 +84,7 @@ def check_python() -> None:
     config.data.base_size = config.data.crop_size = 32
     config.model.backbone, config.model.stem, config.model.width = "tiny", "plain", 4
     config.model.head_channels = 8
+    config.model.align_corners = False
     segmenter = encnet_jax.fit(images, labels, config)
     assert isinstance(segmenter, encnet_jax.Segmenter)
     assert segmenter(images[0]).labels.shape == (32, 32)

@@ -1,6 +1,7 @@
 """Tests of the data sets, on a fake folder in the layout of CamVid."""
 
 import shutil
+import sys
 
 import numpy as np
 import pytest
@@ -283,3 +284,11 @@ def test_drawn_scenes_are_a_function_of_the_seed():
     assert (one[3].image != other[3].image).any()
     with pytest.raises(TypeError, match="no encoded form"):
         one.encoded(0)
+
+
+@pytest.mark.parametrize("name", ["ade20k", "cifar10", "scenes"])
+def test_prepared_data_set_without_tfds_names_the_extra(name, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "tensorflow_datasets", None)
+    with pytest.raises(UserError, match=rf"{name} needs .*'encnet-jax\[train\]'"):
+        open_dataset(name, "train", str(tmp_path))
+    assert not [*tmp_path.iterdir()]
