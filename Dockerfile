@@ -23,7 +23,7 @@ RUN useradd --create-home --uid 1000 encnet \
     && chmod 1777 /home/encnet
 ENV HOME=/home/encnet \
     GLIBC_TUNABLES=glibc.malloc.hugetlb=1
-USER encnet
+USER 1000
 WORKDIR /work
 ENTRYPOINT ["encnet"]
 CMD ["--help"]

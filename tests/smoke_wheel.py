@@ -42,9 +42,9 @@ def encnet(*arguments: str | Path, code: int = 0) -> str:
     assert result.returncode == code, result.stdout + result.stderr
     if not code:
         return result.stdout
-    lines = [x for x in result.stderr.splitlines() if not x.startswith("note: ")]
-    assert len(lines) == 1 and lines[0].startswith("error: "), result.stderr
-    return lines[0]
+    (line,) = result.stderr.splitlines()
+    assert line.startswith("error: "), line
+    return line
 
 
 def make_camvid(root: Path) -> Path:
