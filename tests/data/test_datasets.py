@@ -2,13 +2,14 @@
 
 import shutil
 import sys
+import threading
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from encnet_jax.data.dataset_info import CAMVID, IGNORE_LABEL
-from encnet_jax.data.datasets import FileDataset, SyntheticScenes
+from encnet_jax.data.datasets import FileDataset, SyntheticScenes, read_ahead
 from encnet_jax.data.file_pairs import pair_files
 from encnet_jax.data.registry import DATASETS, LocalDataset, open_dataset
 from encnet_jax.errors import UserError
@@ -292,3 +293,15 @@ def test_prepared_data_set_without_tfds_names_the_extra(name, tmp_path, monkeypa
     with pytest.raises(UserError, match=rf"{name} needs .*'encnet-jax\[train\]'"):
         open_dataset(name, "train", str(tmp_path))
     assert not [*tmp_path.iterdir()]
+
+
+def test_an_abandoned_iterator_does_not_wait_for_its_reads():
+    release = threading.Event()
+    timer = threading.Timer(5, release.set)
+    timer.start()
+    results = read_ahead(lambda index: index and release.wait(), range(3))
+    assert next(results) == 0
+    results.close()
+    assert not release.is_set()
+    release.set()
+    timer.cancel()
