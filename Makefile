@@ -33,7 +33,7 @@ docs: .venv/installed-docs
 	$(BIN)/python -m pip install --quiet --editable '.[docs]'
 	@touch $@
 
-.venv/installed: pyproject.toml
+.venv/installed: pyproject.toml setup.py
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(None if (3, 11) <= v < (3, 14) else "Python 3.11 to 3.13 is required; this is %d.%d. Try: make PYTHON=python3.11 ..." % v)'
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --upgrade pip
@@ -41,4 +41,4 @@ docs: .venv/installed-docs
 	@touch $@
 
 clean:
-	rm -rf .venv .venv312 runs build docs/_build
+	rm -rf .venv .venv312 runs build dist docs/_build

@@ -12,12 +12,38 @@ from pathlib import Path
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from encnet_jax.config import default, default_workdir, leaves
+from encnet_jax.config import default, default_workdir, find_config, leaves
 from encnet_jax.errors import UserError
 from encnet_jax.migrations import CONFIG_KEYS
 from encnet_jax.run.startup import set_xla_flags
 
 _CACHE = "~/.cache/encnet_jax/compiled"
+# `define_config` defines a flag of the verb that calls it, whose help lists it.
+flags.disclaim_key_flags()
+
+
+class _ConfigParser(flags.ArgumentParser):
+    """Parses the value of `--config`, a path, or the name of a recipe."""
+
+    def __init__(self, load_file: flags.ArgumentParser):
+        self._load_file = load_file
+
+    def parse(self, argument: str) -> ConfigDict:
+        """Returns the configuration; raises `UserError` if there is none."""
+        return self._load_file.parse(find_config(argument))
+
+    def flag_type(self) -> str:
+        """Returns what the flag's help calls its values."""
+        return self._load_file.flag_type()
+
+
+def define_config() -> None:
+    """Defines `--config`, and `--config.KEY` for each key of the configuration."""
+    config_flags.DEFINE_config_file(
+        "config", None, "Recipe, such as camvid or camvid:cpu, or a Python file."
+    )
+    flag = flags.FLAGS["config"]
+    flag.parser = _ConfigParser(flag.parser)
 
 
 def run(main: Callable[[list[str]], int | None]) -> None:
@@ -108,17 +134,15 @@ def config_and_workdir(
         check: Whether to validate; otherwise the caller does.
 
     Raises:
-        UserError: The file is missing, or a value is out of range.
+        UserError: A value is out of range.
     """
     from encnet_jax.run.model_config import check_config
 
     config = flags.FLAGS.config
-    file = config_flags.get_config_filename(flags.FLAGS["config"])
-    if not Path(file.partition(":")[0]).is_file():
-        raise UserError(f"--config={file}: no such file")
+    name = config_flags.get_config_filename(flags.FLAGS["config"])
     if check:
         check_config(config)
-    return config, Path(workdir or default_workdir(file)).expanduser()
+    return config, Path(workdir or default_workdir(name)).expanduser()
 
 
 def run_folder(workdir: str) -> Path:

@@ -188,6 +188,36 @@ def check_variant(file: str, variant: str, allowed: Iterable[str]) -> None:
         )
 
 
+def recipes() -> dict[str, Path]:
+    """Returns the files in `configs/` by name, `camvid` for `configs/camvid.py`."""
+    package = Path(__file__).parent
+    # Installed from a wheel inside the package, in a clone beside it.
+    folder = package / "configs"
+    if not folder.is_dir():
+        folder = package.parent / "configs"
+    files = sorted(folder.glob("[!_]*.py"))
+    return {path.stem: path for path in files}
+
+
+def find_config(config: str) -> str:
+    """Returns the path of a configuration, with its `:ARG` if it has one.
+
+    Args:
+        config: `NAME` or `NAME:ARG` of a recipe, or the path of a file. Where a file
+            has the name of a recipe, it is the file.
+
+    Raises:
+        UserError: There is neither; names the recipes.
+    """
+    name, colon, argument = config.partition(":")
+    if Path(name).is_file():
+        return config
+    known = recipes()
+    if name not in known:
+        raise UserError(f"neither a file nor a recipe; recipes are {', '.join(known)}")
+    return f"{known[name]}{colon}{argument}"
+
+
 def leaves(config: ConfigDict, group: str = "") -> Iterator[tuple[str, Any]]:
     """Yields each key with its group, `data.name`, and its value."""
     for key, value in config.items():
@@ -227,8 +257,8 @@ def load_config(path: Path) -> ConfigDict:
     return config.lock()
 
 
-def default_workdir(config_file: str) -> Path:
-    """Returns `runs/NAME` for `configs/NAME.py`, and `runs/NAME-ARG` for `:ARG`."""
-    path, _, argument = config_file.partition(":")
+def default_workdir(config: str) -> Path:
+    """Returns `runs/NAME` for `NAME` or `DIR/NAME.py`, `runs/NAME-ARG` for `:ARG`."""
+    path, _, argument = config.partition(":")
     name = Path(path).stem
     return Path("runs") / (f"{name}-{argument}" if argument else name)

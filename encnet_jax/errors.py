@@ -1,6 +1,7 @@
 """The error that command-line users are meant to read, and lists in its message."""
 
 import errno
+import importlib.util
 
 # `errno` of a full disk, and of an exhausted quota.
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -19,3 +20,18 @@ def shortened(names: list[str]) -> str:
     """Joins the first names, and counts the rest."""
     rest = len(names) - _MAX_LISTED
     return ", ".join(names[:_MAX_LISTED]) + (f" and {rest} more" if rest > 0 else "")
+
+
+def require_package(package: str, extra: str, purpose: str) -> None:
+    """Raises `UserError` if a package is missing; names the extra that installs it.
+
+    Args:
+        package: Name that is imported.
+        extra: Extra of this package that depends on it.
+        purpose: What it is needed for, which starts the message.
+    """
+    if importlib.util.find_spec(package) is None:
+        raise UserError(
+            f"{purpose} needs {package}, which is not installed; "
+            f"pip install 'encnet-jax[{extra}]'"
+        )

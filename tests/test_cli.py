@@ -26,7 +26,7 @@ from tests.commands import (
 def train_arguments(camvid, workdir, *more):
     return [
         "train.py",
-        "--config=configs/camvid.py:cpu",
+        "--config=camvid:cpu",
         f"--config.data.data_dir={camvid}",
         f"--workdir={workdir}",
         *SMALL,

@@ -9,7 +9,15 @@ import jax
 import pytest
 from flax import nnx
 
-from encnet_jax.config import default, default_workdir, load_config, save_config
+from encnet_jax import config as config_module
+from encnet_jax.config import (
+    default,
+    default_workdir,
+    find_config,
+    load_config,
+    recipes,
+    save_config,
+)
 from encnet_jax.data.registry import dataset_info
 from encnet_jax.errors import UserError
 from encnet_jax.models import create_model
@@ -154,6 +162,57 @@ def test_damaged_config_is_one_line(tmp_path, content, message):
 def test_workdir_is_named_after_file_and_argument():
     assert default_workdir("configs/scenes.py") == Path("runs/scenes")
     assert default_workdir("a/camvid.py:cpu") == Path("runs/camvid-cpu")
+    assert default_workdir("scenes") == Path("runs/scenes")
+    assert default_workdir("camvid:cpu") == Path("runs/camvid-cpu")
+
+
+def test_recipes_are_found_by_name():
+    assert recipes().keys() == CONFIGS.keys()
+    for name in CONFIGS:
+        assert find_config(name) == str(ROOT / f"configs/{name}.py")
+    assert find_config("camvid:cpu") == str(ROOT / "configs/camvid.py:cpu")
+    assert find_config("configs/camvid.py:cpu") == "configs/camvid.py:cpu"
+
+
+def test_a_file_wins_over_a_recipe_and_a_folder_does_not(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("camvid").write_text("")
+    Path("scenes").mkdir()
+    assert find_config("camvid:cpu") == "camvid:cpu"
+    assert find_config("scenes:fcn") == str(ROOT / "configs/scenes.py:fcn")
+
+
+def test_recipes_of_a_wheel_are_inside_the_package(tmp_path, monkeypatch):
+    for folder in ("site/configs", "site/encnet_jax/configs"):
+        (tmp_path / folder).mkdir(parents=True)
+    (tmp_path / "site/configs/other.py").write_text("")  # another package's
+    for name in ("__init__", "mine"):
+        (tmp_path / f"site/encnet_jax/configs/{name}.py").write_text("")
+    file = tmp_path / "site/encnet_jax/config.py"
+    monkeypatch.setattr(config_module, "__file__", str(file))
+    assert recipes() == {"mine": file.parent / "configs/mine.py"}
+
+
+@pytest.mark.parametrize("name", ["camvd", "configs/camvd.py:cpu", "", "__init__", "."])
+def test_unknown_recipe_is_an_error_that_lists_them(name):
+    with pytest.raises(UserError, match="neither .*; recipes are ade20k, camvid, cif"):
+        find_config(name)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["train", "--config=camvd", "--config.batch_size=2"],
+        ["evaluate", "--config", "camvd:cpu"],
+        ["data", "camvd", "--limit=1"],
+    ],
+)
+def test_unknown_recipe_on_the_command_line_is_one_line(arguments):
+    result = run("-m", "encnet_jax", *arguments)
+    assert result.returncode == 2 and not result.stdout
+    (line,) = result.stderr.splitlines()
+    assert line.startswith("error: flag --config=camvd")
+    assert line.endswith(f"recipes are {', '.join(sorted(CONFIGS))}")
 
 
 def test_an_unknown_variant_is_one_line_without_the_type_of_the_error():

@@ -1,19 +1,20 @@
-"""Prepares and checks a data set: encnet data configs/NAME.py.
+"""Prepares and checks a data set: encnet data NAME.
 
 Reads every example of the splits and prints image sizes and class frequencies, for the
 training split also class weights and the classes without a pixel, and writes SPLIT.png,
 a contact sheet of examples with their labels. Invalid examples, and labels that say
 nothing (all ignored, or 0 and 255 only), are listed, one per line, and the exit code is
 2.
-Config keys are overridden as in training: --config.data.data_dir=DIR.
+NAME is a recipe or a file, as in training, and keys are overridden alike:
+--config.data.data_dir=DIR.
 """
 
+import re
 import sys
 import textwrap
 from pathlib import Path
 
 from absl import flags
-from ml_collections import config_flags
 
 from encnet_jax import cli
 from encnet_jax.data.datasets import Dataset
@@ -37,9 +38,9 @@ _SHEET_EXAMPLES = 12
 
 
 def define_flags() -> None:
-    """Defines the flags of the verb, and allows a positional config file."""
+    """Defines the flags of the verb, and allows a positional configuration."""
     sys.argv[1:] = _name_config(sys.argv[1:])
-    config_flags.DEFINE_config_file("config", None, "File under configs/.")
+    cli.define_config()
     flags.DEFINE_list(
         "split",
         None,
@@ -61,7 +62,7 @@ def main(arguments: list[str]) -> int:
     cli.reject_positional(arguments)
     values = flags.FLAGS
     if values.config is None:
-        raise UserError("no configuration given; example: configs/folder.py")
+        raise UserError("no configuration given; example: encnet data folder")
     config, workdir = cli.config_and_workdir(None)
     if values.manual_dir and not Path(values.manual_dir).is_dir():
         raise UserError(f"--manual_dir={values.manual_dir}: no such folder")
@@ -147,12 +148,15 @@ def _save_sheet(dataset: Dataset, stats: Statistics, output: Path, split: str) -
 
 
 def _name_config(arguments: list[str]) -> list[str]:
-    """Turns a positional Python file into `--config=FILE`, unless that is given."""
-    if any(item.split("=")[0] == "--config" for item in arguments):
+    """Turns the first positional argument into `--config`, unless that is given.
+
+    It goes to the front: flags that override its keys must follow it.
+    """
+    if any(re.match("--?config(=|$)", item) for item in arguments):
         return arguments
-    return [
-        f"--config={item}"
-        if item.partition(":")[0].endswith(".py") and not item.startswith("-")
-        else item
-        for item in arguments
-    ]
+    for index, item in enumerate(arguments):
+        # `--output DIR`: the value of a flag.
+        is_value = index and re.fullmatch("--?[^=]+", arguments[index - 1])
+        if not item.startswith("-") and not is_value:
+            return [f"--config={item}", *arguments[:index], *arguments[index + 1 :]]
+    return arguments

@@ -1,4 +1,4 @@
-"""Evaluates a model: encnet evaluate --config=configs/NAME.py [--split=test].
+"""Evaluates a model: encnet evaluate --config=NAME [--split=test].
 
 Writes DIR/evaluation/SPLIT.json (SPLIT-ms.json with scales) and figures, and prints a
 table. Sizes and protocol are those of the training, unless flags set them; with
@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 from absl import flags
-from ml_collections import config_flags
 
 from encnet_jax import cli
 from encnet_jax.errors import UserError
@@ -20,7 +19,7 @@ from encnet_jax.errors import UserError
 
 def define_flags() -> None:
     """Defines the flags of the verb."""
-    config_flags.DEFINE_config_file("config", None, "File under configs/.")
+    cli.define_config()
     flags.DEFINE_string("workdir", None, "Folder of the run; default: runs/NAME.")
     flags.DEFINE_string("split", None, "Split; default: that of the config.")
     flags.DEFINE_list("scales", None, "Scales of the long side, such as 0.5,1,1.75.")

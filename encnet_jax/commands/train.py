@@ -1,18 +1,18 @@
-"""Trains a model: encnet train --config=configs/NAME.py [--workdir=DIR].
+"""Trains a model: encnet train --config=NAME [--workdir=DIR].
 
-Any key of the configuration can be overridden: --config.learning_rate=0.02. Rerun the
-command to resume.
+NAME is a recipe, such as camvid or camvid:cpu, or the path of a Python file like those
+in configs/. Any key can be overridden: --config.learning_rate=0.02. Rerun the command
+to resume.
 """
 
 from absl import flags
-from ml_collections import config_flags
 
 from encnet_jax import cli
 
 
 def define_flags() -> None:
     """Defines the flags of the verb."""
-    config_flags.DEFINE_config_file("config", None, "File under configs/.")
+    cli.define_config()
     flags.DEFINE_string("workdir", None, "Folder of the run; default: runs/NAME.")
     flags.DEFINE_string("distributed", None, "Multiple hosts: see docs/scale.md.")
     flags.mark_flag_as_required("config")

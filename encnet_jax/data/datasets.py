@@ -270,6 +270,11 @@ def read_ahead(
         except UserError as problem:
             return problem
 
-    with ThreadPoolExecutor() as pool:
+    pool = ThreadPoolExecutor()
+    try:
         for start in range(0, len(indices), _READ_AHEAD):
             yield from pool.map(apply, indices[start : start + _READ_AHEAD])
+    finally:
+        # Without joining: garbage collection may close an abandoned iterator while it
+        # holds the lock of a starting thread, and joining there is a deadlock.
+        pool.shutdown(wait=False, cancel_futures=True)

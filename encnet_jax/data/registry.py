@@ -24,7 +24,7 @@ from encnet_jax.data.datasets import (
 )
 from encnet_jax.data.file_pairs import pair_files
 from encnet_jax.data.label_check import check_split
-from encnet_jax.errors import UserError
+from encnet_jax.errors import UserError, require_package
 
 if TYPE_CHECKING:
     from tensorflow_datasets.core import DatasetBuilder
@@ -155,8 +155,8 @@ def open_dataset(
             downloaded by hand, by default `downloads/manual` in `data_dir`.
 
     Raises:
-        UserError: Unknown name or split, missing or empty folder, an invalid file, or
-            labels that `label_check.label_problem` refuses.
+        UserError: Unknown name or split, missing or empty folder, an invalid file,
+            labels that `label_check.label_problem` refuses, or TFDS is not installed.
     """
     info = dataset_info(name, data_dir)
     if split not in info.splits:
@@ -183,6 +183,7 @@ def _prepare(
     name: str, entry: PreparedDataset, data_dir: str | None, manual_dir: str | None
 ) -> "DatasetBuilder":
     # Here, so that data sets in local files or in memory need no TensorFlow.
+    require_package("tensorflow_datasets", "train", f"the data set {name}")
     import tensorflow_datasets as tfds
 
     if not sys.stderr.isatty():

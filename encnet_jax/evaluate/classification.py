@@ -19,7 +19,7 @@ from encnet_jax.evaluate.evaluator import (
     stack_padded,
 )
 from encnet_jax.evaluate.progress import show_progress
-from encnet_jax.evaluate.report import save_scores
+from encnet_jax.evaluate.report import can_plot, save_scores
 from encnet_jax.evaluate.settings import (
     describe_differences,
     differences_from_training,
@@ -121,11 +121,12 @@ def evaluate_classes_workdir(
             differs_from_training=differences,
             class_names=names,
         )
-        # Here, so that training runs without matplotlib.
-        from encnet_jax.visualize.charts import save_confusion
+        if can_plot():
+            # Here, so that training runs without matplotlib.
+            from encnet_jax.visualize.charts import save_confusion
 
-        figure = path.with_name(f"{split}-confusion.png")
-        save_confusion(scores["confusion_matrix"], run.info, figure)
+            figure = path.with_name(f"{split}-confusion.png")
+            save_confusion(scores["confusion_matrix"], run.info, figure)
     width = max(map(len, (*names, "accuracy")))
     lines = [
         f"{name:<{width}}  {100 * value:6.2f}"

@@ -231,10 +231,13 @@ def _read_ahead(
     dataset: Dataset, indices: Sequence[int], ahead: int
 ) -> Iterator[IndexedExample]:
     """Yields examples in order while threads decode the next ones."""
-    with ThreadPoolExecutor(max_workers=8) as pool:
+    pool = ThreadPoolExecutor(max_workers=8)
+    try:
         pending = deque(pool.submit(dataset.__getitem__, n) for n in indices[:ahead])
         for place, index in enumerate(indices):
             example = pending.popleft().result()
             if place + ahead < len(indices):
                 pending.append(pool.submit(dataset.__getitem__, indices[place + ahead]))
             yield index, example
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)  # as `datasets.read_ahead`

@@ -1,6 +1,5 @@
 """evaluate.py from end to end: checkpoint and split to scores, figures, submission."""
 
-import importlib.util
 import logging
 import zlib
 from pathlib import Path
@@ -24,7 +23,12 @@ from encnet_jax.evaluate.evaluator import (
 )
 from encnet_jax.evaluate.progress import show_progress
 from encnet_jax.evaluate.progress_log import EvalProgressLog
-from encnet_jax.evaluate.report import add_dataset_metrics, format_table, save_scores
+from encnet_jax.evaluate.report import (
+    add_dataset_metrics,
+    can_plot,
+    format_table,
+    save_scores,
+)
 from encnet_jax.evaluate.settings import (
     describe_differences,
     differences_from_training,
@@ -217,8 +221,7 @@ def _save_figures(
     predict_batches: PredictBatchesFn,
 ) -> None:
     """Plots the scores to files whose names start with `prefix`."""
-    if importlib.util.find_spec("matplotlib") is None:
-        _log.info("no figures: matplotlib is not installed")
+    if not can_plot():
         return
     # Here, so that scores can be computed without it.
     from encnet_jax.visualize import charts

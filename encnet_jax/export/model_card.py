@@ -40,9 +40,10 @@ _MEANING = {
     "probabilities": "class probabilities (softmax)",
 }
 _JAX_ONLY = f"""\
-Requires only JAX and NumPy; lowered for CPU, CUDA, and TPU. Compiled once per shape of
-`images`. Written by JAX {jax.__version__}; JAX guarantees that versions released up to
-six months later can read it.
+Requires only JAX, NumPy, and flatbuffers, with which JAX reads the file; lowered for
+CPU, CUDA, and TPU. Compiled once per shape of `images`. Written by JAX
+{jax.__version__}; JAX guarantees that versions released up to six months later can read
+it.
 """
 _RUNTIME = """\
 Runs in any ONNX runtime; verified with ONNX Runtime. Outputs that are not requested

@@ -11,6 +11,13 @@ from ml_collections import ConfigDict
 from encnet_jax.data import augment_device
 from encnet_jax.data.augmentation import Augmentation
 from encnet_jax.data.datasets import Dataset
+from encnet_jax.errors import require_package
+
+
+def check_packages(config: ConfigDict) -> None:
+    """Raises `UserError` if the batches need a package that is not installed."""
+    if not config.data.cache_on_device:
+        require_package("tensorflow", "train", "training from files")
 
 
 def create_augmentation(config: ConfigDict) -> Augmentation:

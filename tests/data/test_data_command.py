@@ -10,6 +10,7 @@ import pytest
 import tensorflow as tf
 from PIL import Image
 
+from encnet_jax.commands.data import _name_config
 from encnet_jax.data.dataset_info import IGNORE_LABEL, DatasetInfo
 from encnet_jax.data.datasets import Example, TFRecordDataset, map_examples
 from encnet_jax.data.registry import open_dataset
@@ -217,7 +218,23 @@ def folder(tmp_path_factory):
 def data_command(folder, output, *more):
     where = f"--config.data.data_dir={folder}"
     options = where, f"--output={output}", *more
-    return run("-m", "encnet_jax.data", "configs/folder.py", *options)
+    return run("-m", "encnet_jax.data", "folder", *options)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["scenes:fcn", "--limit=1"], ["--config=scenes:fcn", "--limit=1"]),
+        (["--config.seed=1", "a.py"], ["--config=a.py", "--config.seed=1"]),
+        (["--limit", "1", "scenes"], ["--config=scenes", "--limit", "1"]),
+        (["--config", "scenes", "x"], ["--config", "scenes", "x"]),
+        (["--config=scenes", "x"], ["--config=scenes", "x"]),
+        (["--output", "scenes"], ["--output", "scenes"]),
+        ([], []),
+    ],
+)
+def test_first_positional_argument_is_the_configuration(arguments, expected):
+    assert _name_config(arguments) == expected
 
 
 def test_command_shows_both_splits_of_the_config(folder, tmp_path):

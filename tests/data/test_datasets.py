@@ -1,13 +1,15 @@
 """Tests of the data sets, on a fake folder in the layout of CamVid."""
 
 import shutil
+import sys
+import threading
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from encnet_jax.data.dataset_info import CAMVID, IGNORE_LABEL
-from encnet_jax.data.datasets import FileDataset, SyntheticScenes
+from encnet_jax.data.datasets import FileDataset, SyntheticScenes, read_ahead
 from encnet_jax.data.file_pairs import pair_files
 from encnet_jax.data.registry import DATASETS, LocalDataset, open_dataset
 from encnet_jax.errors import UserError
@@ -283,3 +285,23 @@ def test_drawn_scenes_are_a_function_of_the_seed():
     assert (one[3].image != other[3].image).any()
     with pytest.raises(TypeError, match="no encoded form"):
         one.encoded(0)
+
+
+@pytest.mark.parametrize("name", ["ade20k", "cifar10", "scenes"])
+def test_prepared_data_set_without_tfds_names_the_extra(name, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "tensorflow_datasets", None)
+    with pytest.raises(UserError, match=rf"{name} needs .*'encnet-jax\[train\]'"):
+        open_dataset(name, "train", str(tmp_path))
+    assert not [*tmp_path.iterdir()]
+
+
+def test_an_abandoned_iterator_does_not_wait_for_its_reads():
+    release = threading.Event()
+    timer = threading.Timer(5, release.set)
+    timer.start()
+    results = read_ahead(lambda index: index and release.wait(), range(3))
+    assert next(results) == 0
+    results.close()
+    assert not release.is_set()
+    release.set()
+    timer.cancel()

@@ -4,6 +4,7 @@ import os
 import socket
 import subprocess
 import sys
+import threading
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +17,7 @@ from encnet_jax.data.dataset_info import DatasetInfo
 from encnet_jax.data.datasets import Example
 from encnet_jax.evaluate.accumulator import ImageMetrics, MetricAccumulator
 from encnet_jax.evaluate.evaluator import (
+    _read_ahead,
     make_whole_image_fn,
     make_window_fn,
     predict_dataset,
@@ -200,6 +202,7 @@ def test_devices_share_the_work_and_change_no_count(way):
 
 HOST = """
 import sys
+import threading
 import jax
 import numpy as np
 process, port, out = sys.argv[1:]
@@ -334,3 +337,19 @@ def test_images_a_few_pixels_wide_are_scored_once(settings):
     results, found = run(predict_batches, Brightest(), dataset)
     assert sorted(metrics.index for metrics in found) == [0, 1, 2, 3, 4]
     assert results["confusion_matrix"].sum() == sum(h * w for h, w in THIN)
+
+
+def test_an_abandoned_iterator_does_not_wait_for_its_reads():
+    class Slow:
+        def __getitem__(self, index):
+            return index and release.wait()
+
+    release = threading.Event()
+    timer = threading.Timer(5, release.set)
+    timer.start()
+    examples = _read_ahead(Slow(), range(3), 2)
+    assert next(examples) == (0, 0)
+    examples.close()
+    assert not release.is_set()
+    release.set()
+    timer.cancel()

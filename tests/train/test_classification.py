@@ -1,6 +1,8 @@
 """Whole images in classes: data, augmentation, loss, and the commands end to end."""
 
 import json
+import shutil
+import sys
 
 import jax.numpy as jnp
 import numpy as np
@@ -8,12 +10,14 @@ import pytest
 from PIL import Image
 
 from configs.cifar10 import EPOCH, get_config
+from encnet_jax.config import load_config
 from encnet_jax.data.dataset_info import CIFAR10
 from encnet_jax.data.datasets import Example
 from encnet_jax.data.registry import open_dataset
 from encnet_jax.errors import UserError
 from encnet_jax.evaluate.classification import classification_scores, make_class_fn
 from encnet_jax.evaluate.evaluator import predict_dataset
+from encnet_jax.evaluate.run import evaluate_workdir
 from encnet_jax.losses import classification_loss
 from encnet_jax.models.cifar import ClassifierOutput
 from encnet_jax.predict.predictor import Classifier
@@ -126,6 +130,16 @@ def test_small_images_are_learned_and_scored(workdir, cifar):
     assert np.sum(scores["confusion_matrix"]) == 20
     assert "error" in result.stdout and "truck" in result.stdout
     assert (workdir / "evaluation" / "test-confusion.png").exists()
+
+
+def test_scores_are_written_without_matplotlib(workdir, cifar, tmp_path, monkeypatch):
+    folder = shutil.copytree(workdir, tmp_path / "run")
+    shutil.rmtree(folder / "evaluation", ignore_errors=True)
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    config = load_config(folder / "config.json")
+    config.data.data_dir = str(cifar)
+    assert "accuracy" in evaluate_workdir(config, folder, "test")
+    assert [path.name for path in (folder / "evaluation").iterdir()] == ["test.json"]
 
 
 def test_images_that_are_not_in_memory_are_learned_too(cifar, tmp_path):
