@@ -1,5 +1,7 @@
 """Checks of a configuration that need neither data nor models."""
 
+import math
+from numbers import Real
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -7,6 +9,9 @@ from ml_collections import ConfigDict
 from encnet_jax.config import default, leaves
 from encnet_jax.errors import UserError
 from encnet_jax.migrations import CONFIG_KEYS, CONFIG_VALUES
+
+# Keys of several numbers.
+_NUMBERS = ("data.scale_range", "evaluation.scales")
 
 
 def validate(config: ConfigDict) -> None:
@@ -16,6 +21,7 @@ def validate(config: ConfigDict) -> None:
     """
     values = dict(leaves(config))
     _check_names(values)
+    _check_types(values)
     _check_numbers(values)
     _check_choices(values)
     if config.batch_size % config.grad_accum_steps:
@@ -23,7 +29,7 @@ def validate(config: ConfigDict) -> None:
             f"batch_size={config.batch_size}: must be a multiple of "
             f"grad_accum_steps={config.grad_accum_steps}"
         )
-    low, high = (*config.data.scale_range, 0.0)[:2]
+    low, high = (*config.data.scale_range, 0.0, 0.0)[:2]
     if len(config.data.scale_range) != 2 or not 0 < low <= high:
         raise UserError(
             f"data.scale_range={tuple(config.data.scale_range)}: must be two numbers, "
@@ -50,9 +56,25 @@ def _check_names(values: dict[str, Any]) -> None:
             raise UserError(f"{key}={value!r}: is now {renamed[value]!r}")
 
 
+def _check_types(values: dict[str, Any]) -> None:
+    """Raises where a number is missing, infinite, or text; NaN is out of any range."""
+
+    def is_finite(value: Any) -> bool:
+        return isinstance(value, Real) and not math.isinf(value)
+
+    for key, usual in leaves(default()):
+        value = values[key]
+        if isinstance(usual, int | float) and not isinstance(usual, bool):
+            if not is_finite(value):
+                raise UserError(f"{key}={value!r}: must be a finite number")
+        elif key in _NUMBERS:
+            if not isinstance(value, tuple | list) or not all(map(is_finite, value)):
+                raise UserError(f"{key}={value!r}: must be finite numbers")
+
+
 def _check_evaluation(config: ConfigDict) -> None:
     settings = config.evaluation
-    if any(scale <= 0 for scale in settings.scales):
+    if not all(scale > 0 for scale in settings.scales):
         raise UserError(f"evaluation.scales={tuple(settings.scales)}: must be above 0")
     encoding = settings.protocol == "pytorch_encoding"
     if encoding and settings.mode == "whole" and settings.flip and not settings.scales:

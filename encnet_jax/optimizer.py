@@ -96,7 +96,6 @@ def create_optimizer(
             return 0.0 if freeze_backbone else 1.0
         return head_lr_mult
 
-    clip = [optax.clip_by_global_norm(max_grad_norm)] if max_grad_norm else []
     if name == "adamw":
         matrices = functools.partial(jax.tree.map, lambda p: p.ndim > 1)
         descent = [
@@ -108,12 +107,30 @@ def create_optimizer(
             optax.add_decayed_weights(weight_decay),
             optax.trace(momentum, nesterov=nesterov),
         ]
+    if max_grad_norm:
+        descent[0] = _clipped(descent[0], max_grad_norm)
     return optax.chain(
-        *clip,
         *descent,
         scale_by_path(factor),
         optax.scale_by_learning_rate(schedule),
     )
+
+
+def _clipped(
+    first: optax.GradientTransformation, max_norm: float
+) -> optax.GradientTransformation:
+    """Clips the gradients that a transformation takes, which keeps its own state.
+
+    A link of its own in the chain would have a place in the state: a run could not be
+    resumed with clipping switched on or off.
+    """
+    clip = optax.clip_by_global_norm(max_norm)
+
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+        clipped, _ = clip.update(updates, optax.EmptyState())
+        return first.update(clipped, state, params)
+
+    return optax.GradientTransformation(first.init, update)
 
 
 def scale_by_path(

@@ -164,6 +164,17 @@ def test_gradients_are_clipped_by_their_global_norm(limit, scale):
 
 
 @pytest.mark.parametrize("name", ["sgd", "adamw"])
+def test_clipping_changes_nothing_about_the_state(name):
+    # So that a run resumes with another `max_grad_norm`, 0 included.
+    params = {"backbone": np.ones((2, 2), np.float32), "head": np.ones(2, np.float32)}
+    plain, clipped = (
+        create_optimizer(lambda step: 0.1, name=name, max_grad_norm=norm).init(params)
+        for norm in (0.0, 1.0)
+    )
+    assert jax.tree.structure(plain) == jax.tree.structure(clipped)
+
+
+@pytest.mark.parametrize("name", ["sgd", "adamw"])
 def test_frozen_backbone_stays_and_does_not_decay(name):
     params = {"backbone": np.ones((2, 2), np.float32), "head": np.ones(2, np.float32)}
     moved = taken(3, params, params, name=name, weight_decay=0.5, freeze_backbone=True)

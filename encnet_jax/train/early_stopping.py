@@ -5,13 +5,16 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from encnet_jax.run.checkpoint_folder import best_step
+from encnet_jax.run import checkpoint_folder
 from encnet_jax.run.distributed import sum_over_hosts
 from encnet_jax.run.metric_writer import read_scores
 
 
 class EarlyStopping:
     """Counts the evaluations since the best one, in the metrics that the run wrote.
+
+    A score that is missing there, as while a rerun repeats the last evaluation, is
+    taken from its checkpoint.
 
     So a resumed run stops at the step at which one that was never interrupted does.
 
@@ -38,7 +41,7 @@ class EarlyStopping:
             return ""
         counts = np.zeros(2, np.int64)
         if jax.process_index() == 0:
-            counts[:] = _since_best(read_scores(self.path, self.metric, step))
+            counts[:] = _since_best(self._scores(step))
         best, since = map(int, sum_over_hosts(counts))
         if since < self.patience:
             return ""
@@ -49,8 +52,15 @@ class EarlyStopping:
             f"early_stopping above {since}, or 0"
         )
 
+    def _scores(self, last_step: int) -> dict[int, float]:
+        folder = self.path.parent / "checkpoints"
+        saved = checkpoint_folder.read_scores(folder, self.metric).items()
+        scores = {s: score for s, score in saved if score is not None}
+        scores = {s: score for s, score in scores.items() if s <= last_step}
+        return scores | read_scores(self.path, self.metric, last_step)
+
 
 def _since_best(scores: dict[int, float]) -> tuple[int, int]:
     """Returns the best step (0: none), and how many evaluations came after it."""
-    best = best_step(scores) or 0
+    best = checkpoint_folder.best_step(scores) or 0
     return best, sum(step > best for step in scores)

@@ -64,21 +64,22 @@ def warn_of_geometry(config: ConfigDict) -> None:
 
     Feature i of an output stride s is centered on pixel s i. With `model.align_corners`
     a map of n features is stretched over the whole crop, which puts it there only if
-    the crop has s (n - 1) + 1 pixels. Pretrained networks were trained that way.
+    the crop has s (n - 1) + 1 pixels. Without, features keep their distance of s pixels
+    if the crop has s n. Pretrained networks were trained that way.
     """
     size, stride = config.data.crop_size, config.model.output_stride
     if config.model.weights or not config.model.align_corners:
         return
     if config.model.name in CIFAR_MODELS or size % stride == 1:
         return
-    fitting = size // stride * stride + 1
+    fitting = max(size // stride, 1) * stride
     _log.warning(
         "WARNING: model.align_corners=True from scratch with data.crop_size=%d: logits "
         "of neighboring features, which lie %d pixels apart, are placed %.3g apart. "
-        "Set model.align_corners=False, or sizes of a multiple of %d plus 1 "
-        "(data.crop_size=%d)",
+        "Set model.align_corners=False with sizes of a multiple of %d "
+        "(data.crop_size=%d), or sizes of a multiple of %d plus 1 (data.crop_size=%d)",
         *(size, stride, (size - 1) / max(math.ceil(size / stride) - 1, 1)),
-        *(stride, fitting),
+        *(stride, fitting, stride, fitting + 1),
     )
 
 

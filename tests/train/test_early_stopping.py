@@ -15,7 +15,12 @@ from encnet_jax.errors import UserError
 from encnet_jax.models.cifar import ClassifierOutput
 from encnet_jax.models.registry import BACKBONES, MODELS
 from encnet_jax.run.checkpoint import Checkpoints
-from encnet_jax.run.checkpoint_folder import choose_step, read_scores, saved_steps
+from encnet_jax.run.checkpoint_folder import (
+    choose_step,
+    read_scores,
+    saved_steps,
+    write_score,
+)
 from encnet_jax.run.model_config import check_config
 from encnet_jax.run.workdir import load_workdir
 from encnet_jax.train import early_stopping, trainer
@@ -71,6 +76,18 @@ def test_later_lines_and_damaged_ones_do_not_count(tmp_path):
     stopping = EarlyStopping(2, path, "mean_iou")
     assert not stopping.reason(20) and "at step 30" in stopping.reason(30)
     assert not stopping.reason(40)
+
+
+def test_a_score_missing_in_the_metrics_is_that_of_its_checkpoint(tmp_path):
+    # A rerun that is killed while it repeats the last evaluation leaves no line of it.
+    write_scores(tmp_path / "metrics.jsonl", (0.3, 0.2))
+    for step, score in ((30, 0.25), (40, 0.5)):
+        (tmp_path / "checkpoints" / str(step)).mkdir(parents=True)
+        write_score(tmp_path / "checkpoints" / str(step), "mean_iou", score)
+    stopping = EarlyStopping(2, tmp_path / "metrics.jsonl", "mean_iou")
+    reason = stopping.reason(30)
+    assert "in 2 evaluations (the best is that of step 10)" in reason
+    assert not stopping.reason(20) and not stopping.reason(40)
 
 
 def test_hosts_without_the_file_stop_with_the_first(tmp_path, monkeypatch):

@@ -3,6 +3,7 @@
 import importlib
 import logging
 
+import numpy as np
 import pytest
 
 import encnet_jax
@@ -15,7 +16,8 @@ from tests.test_fit_arrays import squares, tiny
 NEAR_360 = (
     "model.align_corners=True from scratch with data.crop_size=360: logits of "
     "neighboring features, which lie 8 pixels apart, are placed 8.16 apart. Set "
-    "model.align_corners=False, or sizes of a multiple of 8 plus 1 (data.crop_size=361)"
+    "model.align_corners=False with sizes of a multiple of 8 (data.crop_size=360), or "
+    "sizes of a multiple of 8 plus 1 (data.crop_size=361)"
 )
 
 
@@ -39,6 +41,19 @@ def test_warning_names_the_spacing_and_both_remedies(caplog):
     # 22 features 16 pixels apart cover 336 pixels, and are stretched over 351.
     assert "16 pixels apart, are placed 16.7 apart" in text
     assert "a multiple of 16 plus 1 (data.crop_size=353)" in text
+    # With False at 100, 13 features would be 7.7 pixels apart: no better than with True.
+    text = warned(caplog, **{"data.crop_size": 100})
+    assert "False with sizes of a multiple of 8 (data.crop_size=96), or" in text
+    assert "of a multiple of 8 plus 1 (data.crop_size=97)" in text
+
+
+@pytest.mark.parametrize("size, align_corners", [(96, False), (97, True), (105, True)])
+def test_arrays_are_trained_with_the_geometry_that_fits(size, align_corners, caplog):
+    images = np.zeros((1, size, size + 8, 3), np.uint8)
+    config = small_config(images, images[..., 0])
+    assert config.model.align_corners is align_corners
+    warn_of_geometry(config)
+    assert caplog.text == ""
 
 
 @pytest.mark.parametrize(
