@@ -135,7 +135,10 @@ def test_classifier_scales_images_of_its_value_range(tmp_path):
 def test_flag_allows_larger_images(tmp_path, monkeypatch):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
     values = SimpleNamespace(
-        workdir=tmp_path, output=tmp_path / "out", step="best", max_image_pixels=5000
+        workdir=str(tmp_path),
+        output=str(tmp_path / "out"),
+        step="best",
+        max_image_pixels=5000,
     )
     monkeypatch.setattr(command.flags, "FLAGS", values)
     (tmp_path / "a.png").touch()
