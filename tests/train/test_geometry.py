@@ -41,7 +41,7 @@ def test_warning_names_the_spacing_and_both_remedies(caplog):
     # 22 features 16 pixels apart cover 336 pixels, and are stretched over 351.
     assert "16 pixels apart, are placed 16.7 apart" in text
     assert "a multiple of 16 plus 1 (data.crop_size=353)" in text
-    # With False at 100, 13 features would be 7.7 pixels apart: no better than with True.
+    # With False at 100, 13 features would be 7.7 pixels apart: no better than True.
     text = warned(caplog, **{"data.crop_size": 100})
     assert "False with sizes of a multiple of 8 (data.crop_size=96), or" in text
     assert "of a multiple of 8 plus 1 (data.crop_size=97)" in text
