@@ -34,7 +34,7 @@ def get_config(size: str = "gpu") -> ConfigDict:
     check_variant(__file__, size, ("gpu", "weighted", "cpu"))
     config = default()
     config.data.name = "camvid"
-    config.data.base_size = 480  # the images are 480x360
+    config.data.base_size = 480  # the images are 480x360, multiples of 8
     config.data.color_jitter = 0.3  # test has many frames at dusk, training few
     config.data.cache_on_device = True
     # Poles are 1 to 3 pixels wide: at stride 8 they cannot be drawn.
@@ -79,6 +79,8 @@ def _cpu(config: ConfigDict) -> ConfigDict:
     config.checkpoint_every = 50
     config.model.backbone = "resnet18"
     config.model.output_stride = 16
+    # 512x384 and crops of 288 are multiples of 16; 480x360 is not.
+    config.data.base_size = 512
     config.model.width = 32
     config.model.head_channels = 128
     config.data.crop_size = 288
