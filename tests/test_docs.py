@@ -93,7 +93,8 @@ def files(tmp_path_factory):
         Image.fromarray(rng.integers(0, 256, (40, 48, 3), np.uint8)).save(root / name)
     with tarfile.open(ROOT / "tests/fixtures/workdir_encnet.tar.xz") as archive:
         archive.extractall(root / "runs/scenes", filter="data")
-    shutil.copytree(root / "runs/scenes", root / "runs/leaves")
+    for name in ("camvid", "leaves"):
+        shutil.copytree(root / "runs/scenes", root / "runs" / name)
     for name in ("encnet.pth", "resnet50s.pth"):
         write_pth(root / name, small_weights(ADE))
     return root
