@@ -121,6 +121,20 @@ def config_and_workdir(
     return config, Path(workdir or default_workdir(file)).expanduser()
 
 
+def run_folder(workdir: str) -> Path:
+    """Returns the folder that `--workdir` names, downloaded if it is `hf://...`.
+
+    Raises:
+        UserError: It cannot be downloaded.
+    """
+    from encnet_jax.run import hub
+    from encnet_jax.run.model_folder import find_model_folder
+
+    if workdir.startswith(hub.PREFIX):
+        return find_model_folder(workdir)
+    return Path(workdir).expanduser()
+
+
 def overridden_keys() -> list[str]:
     """Returns the keys that flags set, such as `data.base_size`."""
     return list(config_flags.get_override_values(flags.FLAGS["config"]))

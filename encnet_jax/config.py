@@ -81,8 +81,8 @@ def _model() -> ConfigDict:
     model.conv_impl = "auto"
     model.scale_drop = False  # encnet14: random scales in place of learned ones
     model.unbiased_running_var = False  # of batch norm; mmsegmentation: True
-    # Initial weights: a .pth or .safetensors file or hf://... of the backbone, or the
-    # workdir of an earlier run; empty: from scratch.
+    # Initial weights: a .pth or .safetensors file or hf://... of the backbone; the
+    # workdir of an earlier run, or a model folder; empty: from scratch.
     model.weights = ""
     model.dtype = "auto"  # bfloat16 on accelerators, float32 on CPU; or either
     return model

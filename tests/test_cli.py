@@ -119,6 +119,37 @@ def test_evaluate_repeats_the_score_of_the_training(workdir, camvid):
     assert "data.base_size=48, not 240" in result.stderr
 
 
+def test_model_folder_is_predicted_and_scored_like_its_run(workdir, camvid, tmp_path):
+    folder = tmp_path / "model"
+    result = run(
+        "export.py", f"--workdir={workdir}", f"--output={folder}", "--format=pretrained"
+    )
+    assert result.returncode == 0, result.stderr
+    assert f"11 classes, step 6 of whole -> {folder}\n" in result.stdout
+    files = ["README.md", "config.json", "model.safetensors"]
+    assert sorted(os.listdir(folder)) == files
+    result = run(
+        "evaluate.py",
+        "--config=configs/camvid.py:cpu",
+        f"--config.data.data_dir={camvid}",
+        f"--workdir={folder}",
+    )
+    assert result.returncode == 0, result.stderr
+    scores = json.loads((folder / "evaluation" / "val.json").read_text())
+    (trained,) = [line for line in read_metrics(workdir) if "mean_iou" in line]
+    assert scores["mean_iou"] == pytest.approx(trained["mean_iou"], abs=1e-12)
+    assert scores["step"] == 6 and scores["differs_from_training"] == {}
+    image, output = next((camvid / "test").iterdir()), tmp_path / "out"
+    result = run("predict.py", f"--workdir={folder}", f"--output={output}", image)
+    assert result.returncode == 0, result.stderr
+    labels = np.asarray(Image.open(output / image.name))
+    expected = Segmenter.from_workdir(workdir)(image).labels
+    np.testing.assert_array_equal(labels, expected)
+    result = run(*train_arguments(camvid, folder))
+    assert result.returncode == 2 and len(errors(result)) == 1
+    assert "model folder" in errors(result)[0]
+
+
 def test_evaluate_at_many_scales_writes_a_file_of_its_own(workdir, camvid):
     result = run(
         "evaluate.py",

@@ -16,7 +16,7 @@ VERBS = {
     "train": "train a model, or resume a training",
     "evaluate": "score a trained model on a split of its data set",
     "predict": "segment or classify images",
-    "export": "write a trained model as StableHLO or ONNX",
+    "export": "write a trained model as StableHLO, ONNX, or a model folder",
     "data": "prepare, check and show a data set",
     "convert": "import PyTorch weights as a workdir",
 }

@@ -15,6 +15,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from encnet_jax import cli
+from encnet_jax.errors import UserError
 
 
 def define_flags() -> None:
@@ -40,6 +41,11 @@ def main(arguments: list[str]) -> None:
 
     cli.reject_positional(arguments)
     values = flags.FLAGS
+    if (values.workdir or "").startswith("hf://"):
+        raise UserError(
+            f"--workdir={values.workdir}: scores are written to the workdir; save a "
+            "copy first: encnet export --format=pretrained"
+        )
     connect_hosts(values.distributed)
     protocol: dict[str, Any] = {}
     if values["flip"].present:

@@ -1,7 +1,9 @@
 """Exports a trained model: encnet export --workdir=runs/NAME --output=DIR.
 
 DIR must be new or empty. Writes model.stablehlo (model.onnx with --format=onnx), which
-includes the weights, classes.json, and a README.md with code that runs the model.
+includes the weights, classes.json, and a README.md with code that runs the model. With
+--format=pretrained DIR is a model folder: model.safetensors, config.json and a model
+card, for Segmenter.from_pretrained, the Hugging Face hub, and --workdir.
 """
 
 from pathlib import Path
@@ -13,9 +15,14 @@ from encnet_jax import cli
 
 def define_flags() -> None:
     """Defines the flags of the verb."""
-    flags.DEFINE_string("workdir", None, "Folder of the run.", required=True)
+    flags.DEFINE_string(
+        "workdir",
+        None,
+        "Folder of the run, a model folder, or hf://OWNER/REPO.",
+        required=True,
+    )
     flags.DEFINE_string("output", None, "Output folder, new or empty.", required=True)
-    flags.DEFINE_string("format", "stablehlo", "stablehlo or onnx.")
+    flags.DEFINE_string("format", "stablehlo", "stablehlo, onnx or pretrained.")
     flags.DEFINE_string("step", "best", "Checkpoint: best, latest or a step number.")
     flags.DEFINE_string("size", "", "HEIGHTxWIDTH of a fixed-size ONNX model.")
 
@@ -27,7 +34,7 @@ def main(arguments: list[str]) -> None:
     cli.reject_positional(arguments)
     values = flags.FLAGS
     text = export_workdir(
-        Path(values.workdir).expanduser(),
+        cli.run_folder(values.workdir),
         Path(values.output).expanduser(),
         values.format,
         values.step,

@@ -10,8 +10,8 @@ from encnet_jax.convert.torch_reader.file import read_state_dict, without_prefix
 from encnet_jax.data.dataset_info import IMAGENET_MEAN, IMAGENET_STD
 from encnet_jax.errors import UserError
 from encnet_jax.models.resnet import RESNETS
+from encnet_jax.run import hub
 
-_HUB = "hf://"
 OpenedWeights = tuple[Mapping[str, Any], str]  # key -> array; name in messages
 Weights = str | os.PathLike[str] | Mapping[str, Any] | OpenedWeights
 
@@ -95,28 +95,11 @@ def open_weights(weights: Weights, prefix: str = "") -> OpenedWeights:
     """
     if isinstance(weights, tuple):
         return weights
-    if isinstance(weights, str) and weights.startswith(_HUB):
-        return read_state_dict(_download(weights), prefix), weights
+    if isinstance(weights, str) and weights.startswith(hub.PREFIX):
+        return read_state_dict(hub.download_file(weights), prefix), weights
     if isinstance(weights, str | os.PathLike):
         return read_state_dict(weights, prefix), str(weights)
     return without_prefixes(weights, "the weights", prefix), "the weights"
-
-
-def _download(address: str) -> str:
-    parts = address.removeprefix(_HUB).split("/", 2)
-    if len(parts) != 3 or not all(parts):
-        raise UserError(f"{address}: must be hf://OWNER/REPO/FILE")
-    try:
-        from huggingface_hub import errors, hf_hub_download
-    except ImportError as error:
-        raise UserError(
-            f"{address}: huggingface_hub is missing: pip install 'encnet-jax[weights]'"
-        ) from error
-    try:
-        return hf_hub_download(repo_id="/".join(parts[:2]), filename=parts[2])
-    except (errors.HfHubHTTPError, errors.LocalEntryNotFoundError, OSError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise UserError(f"{address}: cannot be downloaded: {reason}") from error
 
 
 def _shape(

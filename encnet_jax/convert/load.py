@@ -16,8 +16,8 @@ from encnet_jax.convert.infer_config import (
     open_weights,
 )
 from encnet_jax.convert.key_mapping import find_key_mapping
-from encnet_jax.convert.load_plan import LoadPlan, shortened
-from encnet_jax.errors import UserError
+from encnet_jax.convert.load_plan import LoadPlan
+from encnet_jax.errors import UserError, shortened
 from encnet_jax.models import create_model
 
 HEADS = ("strict", "reinitialize", "skip")

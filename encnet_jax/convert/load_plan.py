@@ -7,9 +7,9 @@ import jax.numpy as jnp
 from flax import nnx
 
 from encnet_jax.convert.key_mapping import KeyMapping
+from encnet_jax.errors import shortened
 
 HEAD_PREFIXES = ("head.classifier.", "head.context.se_head.", "aux_head.classifier.")
-_MAX_LISTED = 6  # names in a message before "and N more"
 
 
 class LoadPlan:
@@ -163,9 +163,3 @@ def _torch_shape(path: str, variable: nnx.Variable) -> tuple[int, ...]:
     if not path.endswith(".kernel"):
         return shape
     return (shape[-1], shape[-2], *shape[:-2])
-
-
-def shortened(names: list[str]) -> str:
-    """Joins the first names, and counts the rest."""
-    rest = len(names) - _MAX_LISTED
-    return ", ".join(names[:_MAX_LISTED]) + (f" and {rest} more" if rest > 0 else "")

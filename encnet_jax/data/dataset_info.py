@@ -1,19 +1,16 @@
 """Metadata of the data sets: classes, colors, splits, normalization."""
 
-import csv
 import dataclasses
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from PIL import ImageColor
-
 from encnet_jax.data import scenes
+from encnet_jax.data.class_table import IGNORE_LABEL, read_table, voc_colormap
 from encnet_jax.errors import UserError
 from encnet_jax.files import whole_file
 
-IGNORE_LABEL = 255  # class index of ignored pixels; so there are 255 classes at most
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
@@ -65,83 +62,69 @@ class DatasetInfo:
         return len(self.class_names)
 
 
-def read_rows(name: str) -> list[dict[str, str]]:
-    """Returns the rows of `tables/NAME.csv`, each as column -> cell."""
-    text = (Path(__file__).parent / "tables" / f"{name}.csv").read_text()
-    return list(csv.DictReader(text.splitlines()))
-
-
-def read_table(name: str, void: Iterable[int] = ()) -> dict[str, Any]:
-    """Reads the class table `tables/NAME.csv`, one row per class, in order.
-
-    Args:
-        name: Name of the table; its columns are `label` (raw), `name` and `color`
-            (#rrggbb).
-        void: Raw labels to ignore, unless they belong to a class.
-
-    Returns:
-        The fields `class_names`, `colors` and `label_map` of a `DatasetInfo`.
-    """
-    rows = read_rows(name)
-    return {
-        "class_names": tuple(row["name"] for row in rows),
-        "colors": tuple(ImageColor.getrgb(row["color"]) for row in rows),
-        "label_map": {
-            **{label: IGNORE_LABEL for label in void},
-            **{int(row["label"]): index for index, row in enumerate(rows)},
-        },
-    }
-
-
-def voc_colormap(count: int) -> tuple[tuple[int, int, int], ...]:
-    """Returns the first `count` colors of the VOC color map after black."""
-    colors = []
-    for index in range(count):
-        channels, bits = [0, 0, 0], index + 1  # black marks ignored pixels
-        for shift in range(7, -1, -1):
-            for channel in range(3):
-                channels[channel] |= ((bits >> channel) & 1) << shift
-            bits >>= 3
-        colors.append((channels[0], channels[1], channels[2]))
-    return tuple(colors)
-
-
-def save_info(info: DatasetInfo, path: Path) -> None:
-    """Writes the metadata that prediction needs, as JSON."""
+def info_to_json(info: DatasetInfo) -> dict[str, Any]:
+    """Returns the metadata that prediction needs, as JSON can hold them."""
     keys = (
         *("name", "class_names", "colors", "mean", "std", "task"),
         *("label_map", "value_range"),
     )
     stored = {key: getattr(info, key) for key in keys}
     stored["label_colors"] = [[*c, label] for c, label in info.label_colors.items()]
+    return stored
+
+
+def save_info(info: DatasetInfo, path: Path) -> None:
+    """Writes `info_to_json` to a file."""
     with whole_file(path) as file:
-        file.write((json.dumps(stored, indent=2) + "\n").encode())
+        file.write((json.dumps(info_to_json(info), indent=2) + "\n").encode())
 
 
 def load_info(path: Path) -> DatasetInfo:
-    """Reads the metadata that `save_info` wrote; `splits` is empty.
-
-    Files of 0.2.0 and older hold no label map: it is that of the data set of this name
-    if the classes are the same, otherwise raw labels are class indices.
+    """Reads the metadata that `save_info` wrote; see `info_from_json`.
 
     Raises:
         UserError: The file is missing or malformed.
     """
     try:
         stored = json.loads(path.read_text())
+    except OSError as error:
+        raise UserError(
+            f"{path}: cannot be read: {error.strerror}; is {path.parent} the workdir "
+            "of a training run?"
+        ) from error
+    except ValueError as error:
+        raise UserError(f"{path}: not a class file: {error!r}") from error
+    return info_from_json(stored, path)
+
+
+def info_from_json(stored: Any, path: Path) -> DatasetInfo:
+    """Returns the metadata that `info_to_json` stored; `splits` is empty.
+
+    Files of 0.2.0 and older hold no label map: it is that of the data set of this name
+    if the classes are the same, otherwise raw labels are class indices.
+
+    Args:
+        stored: As returned by `json.loads`.
+        path: The file, for errors.
+
+    Raises:
+        UserError: The metadata are malformed.
+    """
+    try:
         value_range = stored.get("value_range")
         names = tuple(stored["class_names"])
-        if "label_map" not in stored:
+        label_map = stored.get("label_map")
+        if label_map is None:
             known = _STORED_WITHOUT_LABEL_MAP.get(stored["name"])
             same = known is not None and known.class_names == names
-            stored["label_map"] = known.label_map if known and same else {}
+            label_map = known.label_map if known and same else {}
         return DatasetInfo(
             name=stored["name"],
             class_names=names,
             colors=tuple(tuple(color) for color in stored["colors"]),
             splits={},
             # Keys of JSON objects are text.
-            label_map={int(raw): index for raw, index in stored["label_map"].items()},
+            label_map={int(raw): index for raw, index in label_map.items()},
             label_colors={
                 (red, green, blue): label
                 for red, green, blue, label in stored.get("label_colors", ())
@@ -151,11 +134,6 @@ def load_info(path: Path) -> DatasetInfo:
             task=stored.get("task", "segmentation"),
             value_range=tuple(value_range) if value_range else None,
         )
-    except OSError as error:
-        raise UserError(
-            f"{path}: cannot be read: {error.strerror}; is {path.parent} the workdir "
-            "of a training run?"
-        ) from error
     except (AttributeError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path}: not a class file: {error!r}") from error
 

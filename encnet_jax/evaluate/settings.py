@@ -8,7 +8,6 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from encnet_jax.config import load_config
 from encnet_jax.data.dataset_info import DatasetInfo
 from encnet_jax.data.registry import folder_variable
 from encnet_jax.errors import UserError
@@ -18,7 +17,10 @@ from encnet_jax.inference.tta import (
     TTAProtocol,
 )
 from encnet_jax.run.checkpoint_folder import saved_steps
+from encnet_jax.run.folder_config import PREDICTION_KEYS
 from encnet_jax.run.model_config import TRAINING_ONLY
+from encnet_jax.run.model_folder import is_model_folder
+from encnet_jax.run.workdir import load_run_config
 
 _SIZES = ("base_size", "crop_size")
 # Keys of `model` that may be set for an evaluation.
@@ -35,7 +37,8 @@ def evaluation_config(
 
     Everything that changes predictions or scores is that of the training: the groups
     `model` and `evaluation`, `data.base_size`, `data.crop_size` and the limit of
-    pixels. The name of the data set, its folder if there is one, and `mesh` are those
+    pixels; of a model folder, `model` and what it stores of the others. The name of the
+    data set, its folder if there is one, and `mesh` are those
     given. Weights that were imported were not trained by the stored settings: of these
     only the network's and `evaluation.align_corners` count. One line of the log says
     which values of `given` are not used.
@@ -48,11 +51,14 @@ def evaluation_config(
     Raises:
         UserError: There is no run, or a key of `model` is set to another value.
     """
-    stored = load_config(workdir / "config.json")
+    stored = load_run_config(workdir)
     config = given.copy_and_resolve_references()
     same_data = given.data.name == stored.data.name
     if _is_imported(workdir):
         keys = ["evaluation.align_corners"]
+    elif is_model_folder(workdir):
+        keys = [f"evaluation.{key}" for key in PREDICTION_KEYS]
+        keys += [f"data.{key}" for key in _SIZES]
     else:
         keys = [f"evaluation.{key}" for key in stored.evaluation]
         keys += [f"data.{key}" for key in (*_SIZES, "max_image_pixels")]
@@ -93,10 +99,14 @@ def differences_from_training(config: ConfigDict, workdir: Path) -> dict[str, An
     """
     if _is_imported(workdir):
         return {}
-    stored = load_config(workdir / "config.json")
-    keys = [f"evaluation.{key}" for key in stored.evaluation if key not in _NEUTRAL]
+    stored = load_run_config(workdir)
+    if is_model_folder(workdir):
+        keys = [f"evaluation.{key}" for key in PREDICTION_KEYS]
+    else:
+        keys = [f"evaluation.{key}" for key in stored.evaluation if key not in _NEUTRAL]
+        keys.append("data.name")
     found = {}
-    for key in ("data.name", *(f"data.{key}" for key in _SIZES), "model.dtype", *keys):
+    for key in (*(f"data.{key}" for key in _SIZES), "model.dtype", *keys):
         group, _, name = key.partition(".")
         value, training = (_plain(c[group][name]) for c in (config, stored))
         if value != training:
@@ -153,6 +163,35 @@ def protocol_from_config(
             **windows,
         )
     return None
+
+
+def set_protocol(
+    config: ConfigDict,
+    base_size: int,
+    align_corners: bool,
+    protocol: TTAProtocol | None,
+) -> None:
+    """Sets the settings by which a `Segmenter` predicts; see `protocol_from_config`.
+
+    Args:
+        config: Changed: groups `evaluation` and `data`.
+        base_size: Long side of whole images; 0 keeps their size.
+        align_corners: How they are resized.
+        protocol: How images are cut into windows instead, if they are.
+    """
+    settings = config.evaluation
+    settings.base_size = config.data.base_size = base_size
+    settings.align_corners = align_corners
+    if protocol is None:
+        return
+    settings.mode = "slide" if protocol.crop_size else "whole"
+    for key in ("base_size", "crop_size", "stride", "scales", "flip"):
+        settings[key] = getattr(protocol, key)
+    config.data.base_size = protocol.base_size
+    if isinstance(protocol, MmsegProtocol):
+        settings.protocol = "mmseg"
+        settings.short_size = protocol.short_size
+        settings.align_corners = protocol.align_corners
 
 
 def _is_imported(workdir: Path) -> bool:

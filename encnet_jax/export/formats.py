@@ -94,13 +94,14 @@ def read_onnx(path: Path) -> RunFn:
 
 
 WRITERS = {"stablehlo": write_stablehlo, "onnx": write_onnx}
+FORMATS = (*WRITERS, "pretrained")  # the last is a model folder
 READERS = {"stablehlo": read_stablehlo, "onnx": read_onnx}
 
 
 def check_format(name: str) -> None:
     """Raises `UserError` for an unknown format or one that lacks a package."""
-    if name not in WRITERS:
-        raise UserError(f"--format={name}: allowed are {', '.join(WRITERS)}")
+    if name not in FORMATS:
+        raise UserError(f"--format={name}: allowed are {', '.join(FORMATS)}")
     for package in ("jax2onnx", "onnxruntime") if name == "onnx" else ():
         if importlib.util.find_spec(package) is None:
             raise UserError(

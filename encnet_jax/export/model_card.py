@@ -1,11 +1,18 @@
 """The README of an exported model: how to run it, its inputs and outputs."""
 
 from collections.abc import Mapping
+from typing import Any
 
 import jax
 
 from encnet_jax.data.dataset_info import DatasetInfo
-from encnet_jax.data.label_map import published_labels
+from encnet_jax.run.model_card import (
+    citation_section,
+    class_table,
+    dataset_section,
+    front_matter,
+    image_notes,
+)
 
 _CODE = {
     "stablehlo": """\
@@ -49,6 +56,8 @@ def model_card(
     images: jax.ShapeDtypeStruct,
     outputs: Mapping[str, jax.ShapeDtypeStruct],
     *,
+    network: str,
+    training: Mapping[str, Any],
     smallest: int,
     training_size: int,
     file_format: str,
@@ -61,6 +70,8 @@ def model_card(
         info: Classes and normalization of the model.
         images: Input shape; sizes may be symbolic.
         outputs: Output shapes by name.
+        network: A key of `encnet_jax.models.registry.MODELS`.
+        training: Origin of the weights, see `training_record`; may be empty.
         smallest: Minimum height and width in pixels where sizes are symbolic.
         training_size: Long side of the training images in pixels, both sides in
             classification; 0 if they were not resized.
@@ -80,6 +91,7 @@ def model_card(
     notes = _notes(info, smallest if any_size else None, training_size)
     return "\n".join(
         [
+            *front_matter(network, info, training, tags=[file_format]),
             f"# {title}",
             "",
             "```python",
@@ -93,25 +105,15 @@ def model_card(
             *(line for note in notes for line in (note, "")),
             f"Compared with JAX at export: {checked}.",
             "",
-            *_class_table(info),
+            *dataset_section(info),
+            *class_table(info),
             "",
             "`classes.json` holds the same table in machine-readable form.",
             "",
+            *citation_section(),
+            "",
         ]
     )
-
-
-def _class_table(info: DatasetInfo) -> list[str]:
-    """Returns a row per class; with the label in files where that is another number."""
-    published = published_labels(info).tolist()
-    differ = published != list(range(info.num_classes))
-    files = " label in the data set's files |" if differ else ""
-    rows = [f"| label | class | color |{files}"]
-    rows.append("| ---: | --- | --- |" + (" ---: |" if differ else ""))
-    for index, (name, color) in enumerate(zip(info.class_names, info.colors)):
-        value = f" {published[index]} |" if differ else ""
-        rows.append(f"| {index} | {name} | {_hexadecimal(color)} |{value}")
-    return rows
 
 
 def _notes(info: DatasetInfo, smallest: int | None, training_size: int) -> list[str]:
@@ -124,32 +126,9 @@ def _notes(info: DatasetInfo, smallest: int | None, training_size: int) -> list[
         )
     if info.task == "classification":
         notes.append(f"Training images had {training_size}x{training_size} pixels.")
-    elif training_size:
-        notes.append(
-            f"The long side of the training images was about {training_size} pixels: "
-            "resize images to that first, and the labels back by nearest neighbor."
-        )
-    if info.value_range:
-        low, high = info.value_range
-        notes.append(
-            f"Training images of more than 8 bits held values from {low:g} to "
-            f"{high:g}. The model takes uint8: scale such images linearly to 0 to 255 "
-            "first, round, and clip."
-        )
-    notes.append(
-        "Images are normalized by the model, to (x / 255 - mean) / std with mean "
-        f"{_triple(info.mean)} and std {_triple(info.std)}. Computed in float32."
-    )
-    return notes
+        training_size = 0
+    return [*notes, *image_notes(info, training_size), "Computed in float32."]
 
 
 def _array(array: jax.ShapeDtypeStruct) -> str:
     return f"{array.dtype} ({', '.join(map(str, array.shape))})"
-
-
-def _triple(values: tuple[float, float, float]) -> str:
-    return "(" + ", ".join(f"{value:g}" for value in values) + ")"
-
-
-def _hexadecimal(color: tuple[int, int, int]) -> str:
-    return "#" + "".join(f"{value:02x}" for value in color)

@@ -19,6 +19,9 @@ from encnet_jax.export.model_card import model_card
 from encnet_jax.files import check_folder
 from encnet_jax.inference.folding import fold_model
 from encnet_jax.inference.predict_fn import make_classify_fn, whole_image_logits
+from encnet_jax.run.folder_config import FolderConfig
+from encnet_jax.run.model_card import model_title
+from encnet_jax.run.model_folder import check_replaceable, write_model_folder
 from encnet_jax.run.state import split_model
 from encnet_jax.run.workdir import load_workdir
 
@@ -31,6 +34,8 @@ class ExportSpec:
     """A trained model to export.
 
     Attributes:
+        network: A key of `encnet_jax.models.registry.MODELS`.
+        training: Origin of the weights; see `training_record`.
         predict: Maps images to `labels` and, for segmentation, `logits` and (with the
             semantic encoding branch) `presence`; for classification `probabilities`.
         info: Classes and normalization; `predict` normalizes.
@@ -40,6 +45,8 @@ class ExportSpec:
         smallest: Minimum height and width in pixels.
     """
 
+    network: str
+    training: Mapping[str, Any]
     predict: PredictFn
     info: DatasetInfo
     title: str
@@ -56,12 +63,14 @@ def export_workdir(
 ) -> str:
     """Writes `model.stablehlo` or `model.onnx`, `classes.json` and `README.md`.
 
-    The file is run and compared with the model before the folder appears.
+    The file is run and compared with the model before the folder appears. The format
+    `pretrained` is a model folder instead, see `encnet_jax.run.model_folder`.
 
     Args:
-        workdir: Folder of the run.
-        output: Output folder, new or empty.
-        file_format: `"stablehlo"` or `"onnx"`.
+        workdir: Folder of the run, or a model folder.
+        output: Output folder, new or empty; or, for `pretrained`, with an earlier model
+            folder.
+        file_format: `"stablehlo"`, `"onnx"` or `"pretrained"`.
         step: Which checkpoint: `"best"`, `"latest"` or a step number.
         size: `HEIGHTxWIDTH` of an ONNX graph for one image; by default any number of
             images of any size.
@@ -75,6 +84,8 @@ def export_workdir(
     """
     check_format(file_format)
     fixed = _parse_size(size, file_format)
+    if file_format == "pretrained":
+        return _export_model_folder(workdir, output, step)
     check_folder(output, "--output")
     if output.is_dir() and any(output.iterdir()):
         raise UserError(f"--output={output}: is not empty; choose a new folder")
@@ -99,6 +110,15 @@ def export_workdir(
     return f"{spec.title} -> {path} ({megabytes:.1f} MB); compared with JAX: {checked}"
 
 
+def _export_model_folder(workdir: Path, output: Path, step: str) -> str:
+    check_replaceable(output, "--output")
+    run = load_workdir(workdir, step)
+    stored = FolderConfig(run.config, run.info, run.training)
+    arrays = run.params, run.batch_stats
+    write_model_folder(output, stored, *arrays, setting="--output")
+    return f"{model_title(run.config.model, run.info, run.training)} -> {output}"
+
+
 def _fill(
     folder: Path, spec: ExportSpec, file_format: str, size: tuple[int, int] | None
 ) -> str:
@@ -116,6 +136,8 @@ def _fill(
         spec.info,
         images,
         outputs,
+        network=spec.network,
+        training=spec.training,
         smallest=spec.smallest,
         training_size=spec.training_size,
         checked=checked,
@@ -126,7 +148,7 @@ def _fill(
 
 
 def load_trained(workdir: Path, step: str | int = "best") -> ExportSpec:
-    """Loads a model that `train.py` wrote, to compute in float32 on every platform.
+    """Loads a workdir or a model folder, to compute in float32 on every platform.
 
     Raises:
         UserError: No workdir, no such checkpoint, or a damaged one.
@@ -135,12 +157,12 @@ def load_trained(workdir: Path, step: str | int = "best") -> ExportSpec:
     run = load_workdir(workdir, step, dtype="float32", conv_impl="lax")
     config, info, model = run.config, run.info, run.model
     classifies = info.task == "classification"
-    backbone = "" if classifies else f" ({config.model.backbone})"
     return ExportSpec(
+        network=config.model.name,
+        training=run.training,
         predict=_classify_fn(model, info) if classifies else _segment_fn(model, info),
         info=info,
-        title=f"{config.model.name}{backbone}, {info.num_classes} classes, "
-        f"step {run.step} of {workdir.resolve().name}",
+        title=model_title(config.model, info, run.training),
         training_size=config.data.crop_size if classifies else config.data.base_size,
         # The last features then have at least two pixels: align_corners needs them.
         smallest=config.model.output_stride + 1,
@@ -219,9 +241,7 @@ def _parse_size(size: str, file_format: str) -> tuple[int, int] | None:
     if not size:
         return None
     if file_format != "onnx":
-        raise UserError(
-            f"--size={size}: only for --format=onnx; StableHLO takes any size"
-        )
+        raise UserError(f"--size={size}: only for --format=onnx; others take any size")
     height, _, width = size.partition("x")
     if not (height.isdecimal() and width.isdecimal()):
         raise UserError(f"--size={size}: must be HEIGHTxWIDTH, such as 480x640")

@@ -2,8 +2,7 @@
 
 import dataclasses
 import functools
-import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,13 +10,17 @@ import jax
 import numpy as np
 from flax import nnx
 from jaxtyping import Float32, UInt8
+from ml_collections import ConfigDict
 from PIL import Image, ImageOps
 
 from encnet_jax.convert.load import load_torch_model
 from encnet_jax.data.dataset_info import DatasetInfo, voc_colormap
-from encnet_jax.data.image_io import decode_image, to_rgb_array
 from encnet_jax.errors import UserError
-from encnet_jax.evaluate.settings import protocol_from_config, whole_image_size
+from encnet_jax.evaluate.settings import (
+    protocol_from_config,
+    set_protocol,
+    whole_image_size,
+)
 from encnet_jax.inference.folding import fold_model
 from encnet_jax.inference.predict_fn import (
     make_classify_fn,
@@ -30,14 +33,13 @@ from encnet_jax.inference.sliding_window import (
     mean_presence,
 )
 from encnet_jax.inference.tta import TTAProtocol
+from encnet_jax.predict.pretrained import Pretrained
+from encnet_jax.predict.read_image import ImageInput, read_image
+from encnet_jax.run.model_config import abstract_model
 from encnet_jax.run.sharding import mesh_of
 from encnet_jax.run.state import split_model
-from encnet_jax.run.workdir import load_workdir
+from encnet_jax.run.workdir import LoadedRun
 from encnet_jax.visualize.overlay import overlay, palette_image
-
-ImageInput = (
-    str | os.PathLike[str] | Image.Image | UInt8[np.ndarray | jax.Array, "h w 3"]
-)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -98,7 +100,7 @@ class ClassPrediction(NamedTuple):
     class_names: tuple[str, ...]
 
 
-class Segmenter:
+class Segmenter(Pretrained):
     """Segments images of any size: whole, compiled once per size, or in windows.
 
     Args:
@@ -107,7 +109,11 @@ class Segmenter:
         base_size: Long side in the network, in pixels; 0 keeps the size of the image.
         align_corners: How images and logits are resized; see `whole_image_logits`.
         protocol: How images are cut into windows and resized instead; None: whole.
+        settings: Arguments of `create_model` that built the model, `num_classes` aside;
+            for `save_pretrained`.
     """
+
+    task = "segmentation"
 
     def __init__(
         self,
@@ -116,18 +122,23 @@ class Segmenter:
         base_size: int = 0,
         align_corners: bool = False,
         protocol: TTAProtocol | None = None,
+        *,
+        settings: Mapping[str, Any] | None = None,
     ):
+        super().__init__(model, info, settings)
+        self.base_size = base_size
+        self.align_corners = align_corners
+        self.protocol = protocol
         model_def, *arrays = fold_model(model)
         self._params, self._batch_stats = jax.device_put(arrays)
-        self.info = info
-        settings: dict[str, Any] = dict(
+        resizing: dict[str, Any] = dict(
             mean=info.mean,
             std=info.std,
             base_size=base_size,
             align_corners=align_corners,
         )
-        self._label = make_label_fn(model_def, **settings)
-        self._probabilities = make_probability_fn(model_def, **settings)
+        self._label = make_label_fn(model_def, **resizing)
+        self._probabilities = make_probability_fn(model_def, **resizing)
         self._scores: Callable[[np.ndarray], ImageScores] | None = None
         if protocol is not None:
             mesh = mesh_of(jax.local_devices()[:1])
@@ -138,19 +149,7 @@ class Segmenter:
             )
 
     @classmethod
-    def from_workdir(cls, path: str | Path, step: str | int = "best") -> "Segmenter":
-        """Loads a model that `train.py` wrote.
-
-        Images are resized, and cut into windows, as the evaluation of the run does.
-
-        Args:
-            path: The workdir.
-            step: Which checkpoint: `"best"`, `"latest"` or a step number.
-
-        Raises:
-            UserError: No workdir, no such checkpoint, or a damaged one.
-        """
-        run = load_workdir(Path(path).expanduser(), step)
+    def _of_run(cls, run: LoadedRun) -> "Segmenter":
         model = run.model
         return cls(
             model,
@@ -158,7 +157,18 @@ class Segmenter:
             whole_image_size(run.config),
             run.config.evaluation.align_corners,
             protocol_from_config(run.config, model, run.info),
+            settings=run.config.model.to_dict(),
         )
+
+    def _set_prediction(self, config: ConfigDict) -> None:
+        set_protocol(config, self.base_size, self.align_corners, self.protocol)
+        model_def, *shapes = abstract_model(config, self.info.num_classes)
+        model = model_def.merge_abstract(*shapes)
+        if protocol_from_config(config, model, self.info) != self.protocol:
+            raise UserError(
+                f"protocol={self.protocol}: align_corners, mean and std must be those "
+                "of the model, for it to be saved"
+            )
 
     @classmethod
     def from_torch(
@@ -203,7 +213,7 @@ class Segmenter:
             std=description.std,
         )
         corners = settings.get("align_corners", description.resize_align_corners)
-        return cls(model, info, base_size, corners)
+        return cls(model, info, base_size, corners, settings=description.settings)
 
     def __call__(self, image: ImageInput) -> Segmentation:
         """Segments one image.
@@ -246,26 +256,38 @@ class Segmenter:
         return np.asarray(batch[0])
 
 
-class Classifier:
+class Classifier(Pretrained):
     """Classifies images of any size, resized to that of the training.
 
     Args:
         model: A classifier with its weights.
         info: Class names and normalization.
         size: Height and width in the network; other aspect ratios are center-cropped.
+        settings: As in `Segmenter`.
     """
 
-    def __init__(self, model: nnx.Module, info: DatasetInfo, size: int):
+    task = "classification"
+
+    def __init__(
+        self,
+        model: nnx.Module,
+        info: DatasetInfo,
+        size: int,
+        *,
+        settings: Mapping[str, Any] | None = None,
+    ):
+        super().__init__(model, info, settings)
         _, self._params, self._batch_stats = split_model(model)
         self._classify = make_classify_fn(model, mean=info.mean, std=info.std)
-        self.info = info
         self.size = size
 
     @classmethod
-    def from_workdir(cls, path: str | Path, step: str | int = "best") -> "Classifier":
-        """Loads a model that `train.py` wrote; see `Segmenter.from_workdir`."""
-        run = load_workdir(Path(path).expanduser(), step)
-        return cls(run.model, run.info, run.config.data.crop_size)
+    def _of_run(cls, run: LoadedRun) -> "Classifier":
+        settings = run.config.model.to_dict()
+        return cls(run.model, run.info, run.config.data.crop_size, settings=settings)
+
+    def _set_prediction(self, config: ConfigDict) -> None:
+        config.data.crop_size = self.size
 
     def __call__(self, image: ImageInput) -> ClassPrediction:
         """Classifies one image; arguments and errors are those of `Segmenter`."""
@@ -279,39 +301,3 @@ class Classifier:
         probabilities = np.asarray(batch[0])
         label = int(probabilities.argmax())
         return ClassPrediction(label, probabilities, self.info.class_names)
-
-
-def read_image(
-    image: ImageInput, value_range: tuple[float, float] | None = None
-) -> UInt8[np.ndarray, "h w 3"]:
-    """Returns any supported image as an RGB array; see `Segmenter.__call__`.
-
-    Args:
-        image: A file, a PIL image, or an RGB array, 0-255.
-        value_range: See `decode_image`; arrays are 0-255 in any case.
-    """
-    if isinstance(image, Image.Image):
-        if not image.width * image.height:
-            raise TypeError(f"image: an image without pixels, {image.size}")
-        return to_rgb_array(image, value_range)
-    if not isinstance(image, str | os.PathLike):
-        return _check_array(image)
-    path = Path(image)
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror}") from error
-    return decode_image(data, str(path), value_range)
-
-
-def _check_array(image: Any) -> UInt8[np.ndarray, "h w 3"]:
-    """Returns an array of any library in NumPy; raises `TypeError` for others."""
-    allowed = "allowed are a file, a PIL image and a uint8 array (h, w, 3), RGB"
-    if not hasattr(image, "__array__"):
-        raise TypeError(f"image: {type(image).__name__}; {allowed}")
-    array = np.asarray(image)
-    if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] != 3:
-        raise TypeError(f"image: an array of {array.dtype} {array.shape}; {allowed}")
-    if not array.size:
-        raise TypeError(f"image: an array without pixels, {array.shape}; {allowed}")
-    return array

@@ -1,15 +1,19 @@
 """Model settings of a configuration as arguments of `create_model`, and checks."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from flax import nnx
 from ml_collections import ConfigDict
 
+from encnet_jax.config import default
 from encnet_jax.config_checks import validate
 from encnet_jax.errors import UserError
-from encnet_jax.models.registry import check_model_settings
+from encnet_jax.models.registry import check_model_settings, create_model
 from encnet_jax.ops.class_weights import check_class_weights
+from encnet_jax.run.state import ModelDef, PureDict, split_model
 
 # Keys of `model` on which neither the arrays nor the results of a trained network
 # depend.
@@ -43,6 +47,47 @@ def model_settings(config: ConfigDict) -> dict[str, Any]:
     settings["remat"] = tuple(settings["remat"])
     settings["dtype"] = resolve_dtype(settings["dtype"])
     return settings
+
+
+def abstract_model(
+    config: ConfigDict, num_classes: int
+) -> tuple[ModelDef, PureDict, PureDict]:
+    """Returns the model of a configuration, with shapes in place of arrays.
+
+    Initializing weights only to replace them would take seconds.
+
+    Returns:
+        The definition, and the shapes of parameters and running statistics.
+    """
+    settings = model_settings(config)
+    model = nnx.eval_shape(lambda: create_model(num_classes=num_classes, **settings))
+    return split_model(model)
+
+
+def config_of_model(settings: Mapping[str, Any]) -> ConfigDict:
+    """Returns the default configuration with the network of `create_model`'s arguments.
+
+    Args:
+        settings: The arguments. `num_classes` and `rngs`, which are no keys of a
+            configuration, are left out.
+
+    Raises:
+        UserError: No such setting, or a value of another type.
+    """
+    config = default()
+    others = ("num_classes", "rngs")
+    network = {key: value for key, value in settings.items() if key not in others}
+    dtype = network.get("dtype", jnp.float32)  # the default of `create_model`
+    network["dtype"] = dtype if isinstance(dtype, str) else jnp.dtype(dtype).name
+    for key, value in network.items():
+        if key not in config.model:
+            raise UserError(f"model.{key}={value!r}: no such setting of any model")
+        try:
+            config.model[key] = tuple(value) if isinstance(value, list) else value
+        except TypeError as error:
+            allowed = type(config.model[key]).__name__
+            raise UserError(f"model.{key}={value!r}: must be {allowed}") from error
+    return config
 
 
 def resolve_dtype(name: str) -> Any:

@@ -1,5 +1,6 @@
 """Training state as one tree of arrays, and models split into definition and arrays."""
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -120,9 +121,21 @@ def pure_batch_stats(model: nnx.Module) -> PureDict:
 def flatten_paths(tree: Any) -> dict[str, Any]:
     """Returns the leaves of nested dicts by path, keys joined by dots."""
     return {
-        ".".join(str(getattr(key, "key", key)) for key in path): leaf
+        _path_name(path): leaf
         for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
     }
+
+
+def from_paths(arrays: Mapping[str, Any], like: Any) -> Any:
+    """Returns nested dicts with the arrays that `flatten_paths` returned.
+
+    Args:
+        arrays: Path -> array; others than those of `like` are left out.
+        like: A tree of the same structure.
+    """
+    return jax.tree_util.tree_map_with_path(
+        lambda path, _: arrays[_path_name(path)], like
+    )
 
 
 def shapes_by_path(tree: Any) -> dict[str, tuple[int, ...]]:
@@ -135,6 +148,10 @@ def abstract_arrays(tree: Any, sharding: Sharding) -> Any:
     return jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), tree
     )
+
+
+def _path_name(path: Any) -> str:
+    return ".".join(str(getattr(key, "key", key)) for key in path)
 
 
 def _abstract(state: nnx.State) -> nnx.State:

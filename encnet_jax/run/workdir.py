@@ -1,21 +1,26 @@
-"""Reads the workdir of a training: configuration, classes, weights."""
+"""Reads workdirs of trainings, and model folders: configuration, classes, weights."""
 
 import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from flax import nnx
 from ml_collections import ConfigDict
 
 from encnet_jax.config import load_config
 from encnet_jax.data.dataset_info import IGNORE_LABEL, DatasetInfo, load_info
 from encnet_jax.data.label_map import label_table
 from encnet_jax.errors import UserError
-from encnet_jax.models import create_model
 from encnet_jax.run.checkpoint import Checkpoints
-from encnet_jax.run.model_config import model_settings
-from encnet_jax.run.state import ModelDef, PureDict, split_model
+from encnet_jax.run.checkpoint_folder import read_scores
+from encnet_jax.run.model_config import abstract_model
+from encnet_jax.run.model_folder import (
+    is_model_folder,
+    read_folder_config,
+    read_model_folder,
+)
+from encnet_jax.run.state import ModelDef, PureDict
+from encnet_jax.run.training_record import training_record
 
 # Files that a run writes to its workdir, in place of any of these names.
 _RUN_FILES = ("config.json", "classes.json", "metrics.jsonl", "predictions.png")
@@ -30,7 +35,8 @@ class LoadedRun(NamedTuple):
         model_def: The model without its arrays.
         params: Parameters.
         batch_stats: Running statistics.
-        step: Step of the checkpoint.
+        step: Step of the checkpoint; 0 if it is not known.
+        training: Origin of the weights and their scores; see `training_record`.
     """
 
     config: ConfigDict
@@ -39,6 +45,7 @@ class LoadedRun(NamedTuple):
     params: PureDict
     batch_stats: PureDict
     step: int
+    training: dict[str, Any]
 
     @property
     def model(self) -> Any:
@@ -128,6 +135,28 @@ def check_no_run_files(folder: Path, setting: str) -> None:
             raise UserError(f"{folder / name}: exists; choose another {setting}")
 
 
+def load_run_config(workdir: Path) -> ConfigDict:
+    """Reads the configuration of a workdir, or of a model folder as if it were one.
+
+    Raises:
+        UserError: The file is missing or malformed.
+    """
+    if is_model_folder(workdir):
+        return read_folder_config(workdir).config
+    return load_config(workdir / "config.json")
+
+
+def load_run_info(workdir: Path) -> DatasetInfo:
+    """Reads the classes of a workdir or of a model folder.
+
+    Raises:
+        UserError: The file is missing or malformed.
+    """
+    if is_model_folder(workdir):
+        return read_folder_config(workdir).info
+    return load_info(workdir / "classes.json")
+
+
 def load_workdir(
     workdir: Path,
     step: str | int = "best",
@@ -135,27 +164,50 @@ def load_workdir(
     dataset: DatasetInfo | None = None,
     **settings: Any,
 ) -> LoadedRun:
-    """Reads a workdir that `train.py` wrote.
+    """Reads a workdir that `train.py` wrote, or a model folder.
 
     Args:
         workdir: Folder of the run.
-        step: Checkpoint: `"best"`, `"latest"` or its step.
+        step: Checkpoint: `"best"`, `"latest"` or its step; a model folder holds one.
         dataset: Must have the same classes; checked before weights are read.
         **settings: Overrides of the model's settings.
 
     Raises:
         UserError: No workdir, other classes, or a checkpoint missing or damaged.
     """
-    config = load_config(workdir / "config.json")
-    config.model.update(settings)
-    info = load_info(workdir / "classes.json")
+    config, info = load_run_config(workdir), load_run_info(workdir)
     if dataset is not None:
         check_same_classes(workdir, info, dataset)
-    # Abstract: initializing weights only to replace them would take seconds.
-    model = nnx.eval_shape(
-        lambda: create_model(num_classes=info.num_classes, **model_settings(config))
-    )
-    model_def, params, batch_stats = split_model(model)
-    checkpoints = Checkpoints(workdir, best_metric_name(info))
+    if is_model_folder(workdir):
+        return load_model_folder(workdir, step, **settings)
+    config.model.update(settings)
+    model_def, params, batch_stats = abstract_model(config, info.num_classes)
+    metric = best_metric_name(info)
+    checkpoints = Checkpoints(workdir, metric)
     params, batch_stats, step = checkpoints.restore_model(params, batch_stats, step)
-    return LoadedRun(config, info, model_def, params, batch_stats, step)
+    scores = read_scores(checkpoints.folder, metric)
+    training = training_record(workdir, config, info, step, scores.get(step))
+    return LoadedRun(config, info, model_def, params, batch_stats, step, training)
+
+
+def load_model_folder(
+    folder: Path, step: str | int = "best", **settings: Any
+) -> LoadedRun:
+    """Reads a model folder as if it were a workdir; arguments as `load_workdir`.
+
+    Raises:
+        UserError: See `read_model_folder`; or another step is asked for.
+    """
+    stored = read_model_folder(folder, **settings)
+    kept = stored.training.get("step", 0)
+    if str(step) not in ("best", "latest", str(kept)):
+        raise UserError(f"step={step}: {folder} is a model folder, of step {kept}")
+    return LoadedRun(
+        stored.config,
+        stored.info,
+        stored.model_def,
+        stored.params,
+        stored.batch_stats,
+        kept,
+        stored.training,
+    )

@@ -1,4 +1,4 @@
-"""Initial weights from `model.weights`: a PyTorch file, or the workdir of a run."""
+"""Initial weights from `model.weights`: PyTorch files, workdirs, model folders."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -6,8 +6,10 @@ from pathlib import Path
 from flax import nnx
 
 from encnet_jax.convert.load import load_torch_weights
-from encnet_jax.convert.load_plan import HEAD_PREFIXES, shortened
-from encnet_jax.errors import UserError
+from encnet_jax.convert.load_plan import HEAD_PREFIXES
+from encnet_jax.errors import UserError, shortened
+from encnet_jax.run import hub
+from encnet_jax.run.model_folder import find_model_folder
 from encnet_jax.run.state import flatten_paths, split_model
 from encnet_jax.run.workdir import load_workdir
 
@@ -19,8 +21,9 @@ def load_initial_weights(
 
     Args:
         model: From `create_model`.
-        weights: The workdir of an earlier run, to load its best checkpoint; or a file
-            of PyTorch weights, to load its backbone.
+        weights: The workdir of an earlier run, to load its best checkpoint; a model
+            folder, also as `hf://OWNER/REPO[@REVISION]`; or a file of PyTorch weights,
+            to load its backbone.
         class_names: Classes of the data set to train on. Classifier heads of an earlier
             run are loaded only if it has the same classes.
 
@@ -30,6 +33,8 @@ def load_initial_weights(
     Raises:
         UserError: The weights cannot be read, or do not fit the model.
     """
+    if weights.startswith(hub.PREFIX) and hub.parse_repository(weights):
+        return _load_workdir(model, find_model_folder(weights), class_names)
     folder = Path(weights).expanduser()
     if folder.is_dir():
         return _load_workdir(model, folder, class_names)

@@ -15,6 +15,7 @@ from encnet_jax.errors import UserError
 from encnet_jax.models.registry import CIFAR_MODELS
 from encnet_jax.optimizer import cosine_schedule, poly_schedule
 from encnet_jax.run.model_config import TRAINING_ONLY
+from encnet_jax.run.model_folder import is_model_folder
 from encnet_jax.run.workdir import check_no_run_files, check_resumed_classes
 
 _log = logging.getLogger(__name__)
@@ -105,6 +106,11 @@ def check_workdir(config: ConfigDict, workdir: Path, info: DatasetInfo) -> None:
     if not path.exists():
         check_no_run_files(workdir, "workdir")
         return
+    if is_model_folder(workdir):
+        raise UserError(
+            f"workdir={workdir}: a model folder, which no training can continue; start "
+            f"from it in another --workdir: --config.model.weights={workdir}"
+        )
     stored = load_config(path)
     pairs = {
         f"model.{key}": (stored.model[key], config.model[key])

@@ -153,11 +153,11 @@ def test_hub_file_is_downloaded_by_huggingface_hub(monkeypatch):
     file = Path(__file__).parents[1] / "torch_files" / "checkpoint_zip.pth"
     requested = []
 
-    def download(repo_id, filename):
+    def download(self, repo_id, filename):
         requested.append((repo_id, filename))
         return str(file)
 
-    monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
+    monkeypatch.setattr(huggingface_hub.HfApi, "hf_hub_download", download)
     entries, name = open_weights("hf://owner/repo/sub/file.pth")
     assert requested == [("owner/repo", "sub/file.pth")]
     assert name == "hf://owner/repo/sub/file.pth"

@@ -1,16 +1,19 @@
 """Settings of an evaluation: those of the training, unless a flag sets others."""
 
+import json
 import logging
 
 import pytest
 
 from encnet_jax.config import default, save_config
+from encnet_jax.data.dataset_info import CAMVID
 from encnet_jax.errors import UserError
 from encnet_jax.evaluate.settings import (
     describe_differences,
     differences_from_training,
     evaluation_config,
 )
+from encnet_jax.run import folder_config
 
 
 def given(**data):
@@ -109,6 +112,24 @@ def test_limit_of_pixels_is_that_of_the_training(run):
     config = evaluation_config(given(), workdir, ())
     assert config.data.max_image_pixels == 10**9
     assert not differences_from_training(config, workdir)
+
+
+def test_model_folder_sets_what_it_stores(run):
+    workdir, trained = run
+    stored = folder_config.to_json(trained, CAMVID, {})
+    (workdir / "config.json").write_text(json.dumps(stored))
+    file = given(data_dir="/data")
+    file.evaluation.update(split="train", object_sizes=True)
+    config = evaluation_config(file, workdir, ())
+    expected = file.evaluation.to_dict() | dict(
+        mode="slide", base_size=80, stride=20, crop_size=64, scales=(1.0,)
+    )
+    assert config.evaluation.to_dict() == expected
+    assert config.data.crop_size == 64 and config.data.data_dir == "/data"
+    assert config.model.backbone == "resnet18"
+    assert not differences_from_training(config, workdir)
+    config.evaluation.flip = True
+    assert [*differences_from_training(config, workdir)] == ["evaluation.flip"]
 
 
 def test_another_network_is_refused(run):

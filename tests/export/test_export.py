@@ -12,58 +12,23 @@ import numpy as np
 import onnxruntime
 import pytest
 
-from encnet_jax.config import default, save_config
-from encnet_jax.data.dataset_info import (
-    ADE20K,
-    DatasetInfo,
-    load_info,
-    save_info,
-    voc_colormap,
-)
+from encnet_jax.data.dataset_info import ADE20K, load_info
 from encnet_jax.errors import UserError
 from encnet_jax.export import formats as export_formats
 from encnet_jax.export.model_card import model_card
 from encnet_jax.export.run import compare, export_workdir, load_trained
 from encnet_jax.inference.predict_fn import make_classify_fn, make_predict_fn
-from encnet_jax.models import create_model
 from encnet_jax.models.layers import max_pool
 from encnet_jax.ops.resize import adaptive_average_pool, resize_bilinear
-from encnet_jax.optimizer import create_optimizer
-from encnet_jax.run.checkpoint import Checkpoints
-from encnet_jax.run.model_config import model_settings
-from encnet_jax.run.state import create_train_state, split_model
 from encnet_jax.run.workdir import load_workdir
 from tests.commands import environment, errors, run
-from tests.random_module import random_module
+from tests.small_workdir import MEAN, STD, TINY, write_workdir
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:'.value' access is now deprecated:DeprecationWarning:jax2onnx"
 )
 
-MEAN, STD = (0.4, 0.5, 0.6), (0.3, 0.2, 0.25)
 SHAPES = [(1, 9, 9), (2, 33, 47), (3, 64, 40)]
-TINY = dict(backbone="tiny", stem="plain", width=4, head_channels=8, num_codes=2)
-
-
-def write_workdir(workdir, task="segmentation", **settings):
-    """Writes a workdir as training does; returns the model."""
-    config = default()
-    config.total_steps = 1
-    config.model.update(settings)
-    model = random_module(create_model, num_classes=3, **model_settings(config))
-    _, params, batch_stats = split_model(model)
-    state = create_train_state(params, batch_stats, create_optimizer(lambda step: 0.0))
-    checkpoints = Checkpoints(workdir)
-    checkpoints.save(state, 7)
-    checkpoints.close()
-    save_config(config, workdir / "config.json")
-    names = ("road", "car", "sky")
-    info = DatasetInfo("mine", names, voc_colormap(3), {}, mean=MEAN, std=STD)
-    save_info(
-        DatasetInfo(**{**vars(info), "task": task}),
-        workdir / "classes.json",
-    )
-    return model
 
 
 @pytest.fixture(scope="module")
@@ -155,6 +120,7 @@ def test_readme_says_how_images_of_a_value_range_are_scaled(stablehlo):
     assert info.value_range is None
     shape = jax.ShapeDtypeStruct((1, 33, 40, 3), np.uint8)
     settings = dict(smallest=9, training_size=0, file_format="onnx", checked="")
+    settings |= dict(network="encnet", training={})
     card = model_card("t", info, shape, {}, **settings)
     assert "scale" not in card
     info = dataclasses.replace(info, value_range=(0, 4095.5))
@@ -165,6 +131,7 @@ def test_readme_says_how_images_of_a_value_range_are_scaled(stablehlo):
 def test_readme_gives_the_labels_in_files_where_they_differ():
     images = jax.ShapeDtypeStruct((1, 33, 40, 3), np.uint8)
     settings = dict(smallest=9, training_size=0, file_format="onnx", checked="")
+    settings |= dict(network="encnet", training={})
     text = model_card("title", ADE20K, images, {"labels": images}, **settings)
     assert "| label | class | color | label in the data set's files |" in text
     assert "| 0 | wall | #787878 | 1 |" in text and "| 150 |\n" in text
@@ -313,7 +280,10 @@ def test_missing_packages_are_named_with_the_extra(trained, tmp_path, monkeypatc
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        (dict(file_format="pb"), "--format=pb: allowed are stablehlo, onnx"),
+        (
+            dict(file_format="pb"),
+            "--format=pb: allowed are stablehlo, onnx, pretrained",
+        ),
         (dict(size="32x32"), "--size=32x32: only for --format=onnx"),
         (dict(file_format="onnx", size="32"), "--size=32: must be HEIGHTxWIDTH"),
         (

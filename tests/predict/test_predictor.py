@@ -16,7 +16,7 @@ from encnet_jax.convert.load import load_torch_model
 from encnet_jax.convert.workdir import write_workdir
 from encnet_jax.data.dataset_info import CIFAR10
 from encnet_jax.inference.predict_fn import whole_image_logits
-from encnet_jax.predict.predictor import read_image
+from encnet_jax.predict.read_image import read_image
 from encnet_jax.predict.write import find_images
 from encnet_jax.run.workdir import load_workdir
 from tests.commands import SMALL, make_camvid, run
@@ -135,7 +135,10 @@ def test_classifier_scales_images_of_its_value_range(tmp_path):
 def test_flag_allows_larger_images(tmp_path, monkeypatch):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
     values = SimpleNamespace(
-        workdir=tmp_path, output=tmp_path / "out", step="best", max_image_pixels=5000
+        workdir=str(tmp_path),
+        output=str(tmp_path / "out"),
+        step="best",
+        max_image_pixels=5000,
     )
     monkeypatch.setattr(command.flags, "FLAGS", values)
     (tmp_path / "a.png").touch()

@@ -8,6 +8,7 @@ from flax import nnx
 from encnet_jax.config import default, save_config
 from encnet_jax.data.dataset_info import DatasetInfo, save_info, voc_colormap
 from encnet_jax.errors import UserError
+from encnet_jax.export.run import export_workdir
 from encnet_jax.models import create_model
 from encnet_jax.optimizer import create_optimizer
 from encnet_jax.run.checkpoint import Checkpoints
@@ -84,6 +85,22 @@ def test_other_classes_leave_the_classifiers_alone(earlier, names):
             np.testing.assert_array_equal(array, expected[path], err_msg=path)
     # Kernel and bias of the main, the auxiliary and the SE classifier.
     assert len(classifiers) == 6 and "initial values" in text
+
+
+def test_model_folder_counts_as_its_run(earlier, tmp_path):
+    workdir, expected = earlier
+    export_workdir(workdir, tmp_path / "model", "pretrained")
+    model = model_of(2)
+    text = load_initial_weights(model, str(tmp_path / "model"), NAMES)
+    assert "step 7" in text
+    for path, array in leaves(model).items():
+        np.testing.assert_array_equal(array, expected[path], err_msg=path)
+    before = leaves(model)
+    (tmp_path / "model" / "model.safetensors").write_bytes(b"")
+    with pytest.raises(UserError, match="model.safetensors: truncated or damaged"):
+        load_initial_weights(model, str(tmp_path / "model"), NAMES)
+    for path, array in leaves(model).items():
+        np.testing.assert_array_equal(array, before[path], err_msg=path)
 
 
 def test_unused_part_is_reported(earlier):

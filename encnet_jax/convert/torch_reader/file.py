@@ -19,6 +19,7 @@ from collections.abc import Mapping
 from typing import Any, TypeVar
 
 import numpy as np
+import safetensors
 from jaxtyping import UInt8
 
 from encnet_jax.convert.torch_reader.formats import ALLOWED, load_legacy, load_zip
@@ -287,12 +288,6 @@ def _kind(data: UInt8[np.ndarray, " size"]) -> str:
 
 
 def _load_safetensors(file: pathlib.Path) -> dict[str, np.ndarray]:
-    try:
-        import safetensors
-    except ImportError as error:
-        raise UnsupportedFileError(
-            "needs the package safetensors: python -m pip install safetensors"
-        ) from error
     arrays = {}
     try:
         # safetensors.numpy lacks bfloat16.

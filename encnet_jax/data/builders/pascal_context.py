@@ -17,7 +17,8 @@ from encnet_jax.data.builders.segmentation import (
     encode_labels,
     warn_of_counts,
 )
-from encnet_jax.data.dataset_info import PASCAL_CONTEXT, read_rows
+from encnet_jax.data.class_table import read_rows
+from encnet_jax.data.dataset_info import PASCAL_CONTEXT
 from encnet_jax.data.file_pairs import read_file
 
 # Source of the digest: torchvision.

@@ -14,11 +14,11 @@ from encnet_jax.data.builders.pascal_context import (  # noqa: E402
     LABELS,
     PascalContext,
 )
+from encnet_jax.data.class_table import read_rows  # noqa: E402
 from encnet_jax.data.dataset_info import (  # noqa: E402
     PASCAL_CONTEXT,
     PASCAL_CONTEXT_60,
     PASCAL_CONTEXT_SORTED,
-    read_rows,
 )
 from encnet_jax.data.registry import dataset_info, open_dataset  # noqa: E402
 from encnet_jax.errors import UserError  # noqa: E402

@@ -1,0 +1,51 @@
+"""Class tables: names, labels and colors in `tables/NAME.csv`; colors for others."""
+
+import csv
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from PIL import ImageColor
+
+IGNORE_LABEL = 255  # class index of ignored pixels; so there are 255 classes at most
+
+
+def read_rows(name: str) -> list[dict[str, str]]:
+    """Returns the rows of `tables/NAME.csv`, each as column -> cell."""
+    text = (Path(__file__).parent / "tables" / f"{name}.csv").read_text()
+    return list(csv.DictReader(text.splitlines()))
+
+
+def read_table(name: str, void: Iterable[int] = ()) -> dict[str, Any]:
+    """Reads the class table `tables/NAME.csv`, one row per class, in order.
+
+    Args:
+        name: Name of the table; its columns are `label` (raw), `name` and `color`
+            (#rrggbb).
+        void: Raw labels to ignore, unless they belong to a class.
+
+    Returns:
+        The fields `class_names`, `colors` and `label_map` of a `DatasetInfo`.
+    """
+    rows = read_rows(name)
+    return {
+        "class_names": tuple(row["name"] for row in rows),
+        "colors": tuple(ImageColor.getrgb(row["color"]) for row in rows),
+        "label_map": {
+            **{label: IGNORE_LABEL for label in void},
+            **{int(row["label"]): index for index, row in enumerate(rows)},
+        },
+    }
+
+
+def voc_colormap(count: int) -> tuple[tuple[int, int, int], ...]:
+    """Returns the first `count` colors of the VOC color map after black."""
+    colors = []
+    for index in range(count):
+        channels, bits = [0, 0, 0], index + 1  # black marks ignored pixels
+        for shift in range(7, -1, -1):
+            for channel in range(3):
+                channels[channel] |= ((bits >> channel) & 1) << shift
+            bits >>= 3
+        colors.append((channels[0], channels[1], channels[2]))
+    return tuple(colors)

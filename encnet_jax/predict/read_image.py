@@ -1,0 +1,53 @@
+"""Any image that a predictor takes, as an RGB array."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jaxtyping import UInt8
+from PIL import Image
+
+from encnet_jax.data.image_io import decode_image, to_rgb_array
+from encnet_jax.errors import UserError
+
+ImageInput = (
+    str | os.PathLike[str] | Image.Image | UInt8[np.ndarray | jax.Array, "h w 3"]
+)
+
+
+def read_image(
+    image: ImageInput, value_range: tuple[float, float] | None = None
+) -> UInt8[np.ndarray, "h w 3"]:
+    """Returns any supported image as an RGB array; see `Segmenter.__call__`.
+
+    Args:
+        image: A file, a PIL image, or an RGB array, 0-255.
+        value_range: See `decode_image`; arrays are 0-255 in any case.
+    """
+    if isinstance(image, Image.Image):
+        if not image.width * image.height:
+            raise TypeError(f"image: an image without pixels, {image.size}")
+        return to_rgb_array(image, value_range)
+    if not isinstance(image, str | os.PathLike):
+        return _check_array(image)
+    path = Path(image)
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}") from error
+    return decode_image(data, str(path), value_range)
+
+
+def _check_array(image: Any) -> UInt8[np.ndarray, "h w 3"]:
+    """Returns an array of any library in NumPy; raises `TypeError` for others."""
+    allowed = "allowed are a file, a PIL image and a uint8 array (h, w, 3), RGB"
+    if not hasattr(image, "__array__"):
+        raise TypeError(f"image: {type(image).__name__}; {allowed}")
+    array = np.asarray(image)
+    if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] != 3:
+        raise TypeError(f"image: an array of {array.dtype} {array.shape}; {allowed}")
+    if not array.size:
+        raise TypeError(f"image: an array without pixels, {array.shape}; {allowed}")
+    return array

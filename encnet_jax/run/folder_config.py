@@ -1,0 +1,204 @@
+"""`config.json` of a model folder: network, classes, sizes, origin of the weights."""
+
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from ml_collections import ConfigDict
+
+from encnet_jax.config_checks import validate
+from encnet_jax.data.dataset_info import (
+    IGNORE_LABEL,
+    DatasetInfo,
+    info_from_json,
+    info_to_json,
+)
+from encnet_jax.errors import UserError
+from encnet_jax.migrations import migrate_config
+from encnet_jax.models.registry import check_model_settings, segments
+from encnet_jax.run.model_config import TRAINING_ONLY, config_of_model, model_settings
+from encnet_jax.run.training_record import check_record
+
+FORMAT, VERSION = "encnet_jax", 1
+# Entries of `prediction`, all keys of `evaluation`; those of the second line only where
+# images are cut into windows or evaluated at several scales.
+_WHOLE = ("mode", "protocol", "base_size", "align_corners")
+_WINDOWS = ("crop_size", "stride", "scales", "flip", "short_size")
+PREDICTION_KEYS = (*_WHOLE, *_WINDOWS)
+
+
+class FolderConfig(NamedTuple):
+    """The contents of a `config.json`.
+
+    Attributes:
+        config: The default configuration with the network, the sizes, and the settings
+            of `evaluation` by which the saved model predicts.
+        info: Classes and normalization.
+        training: Where the weights come from, and their scores, see
+            `training_record`; may be empty.
+    """
+
+    config: ConfigDict
+    info: DatasetInfo
+    training: dict[str, Any]
+
+
+def to_json(
+    config: ConfigDict, info: DatasetInfo, training: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Returns the contents as `json.loads` would; see `FolderConfig`."""
+    network = {
+        k: v for k, v in config.model.to_dict().items() if k not in TRAINING_ONLY
+    }
+    stored: dict[str, Any] = {
+        "format": FORMAT,
+        "format_version": VERSION,
+        "model": {"name": config.model.name, "num_classes": info.num_classes} | network,
+        "data": info_to_json(info),
+        "prediction": _prediction(config, info),
+    }
+    if training:
+        stored["training"] = dict(training)
+    return json.loads(json.dumps(stored))
+
+
+def from_json(stored: Any, path: Path) -> FolderConfig:
+    """Returns the contents of a file.
+
+    Args:
+        stored: As returned by `json.loads`.
+        path: The file, for errors.
+
+    Raises:
+        UserError: Not of a model folder, of a newer version, or malformed.
+    """
+    if not isinstance(stored, dict) or stored.get("format") != FORMAT:
+        raise UserError(f'{path}: not of a model folder: "format" is not "{FORMAT}"')
+    version = stored.get("format_version")
+    if version != VERSION:
+        raise UserError(
+            f"{path}: format_version={version!r}: this version reads {VERSION}; a "
+            "newer encnet_jax may read it"
+        )
+    groups = ("model", "data", "prediction")
+    training = stored.get("training", {})
+    for name, group in (*((g, stored.get(g)) for g in groups), ("training", training)):
+        if not isinstance(group, dict):
+            raise UserError(f"{path}: {name}: must be an object")
+    info = info_from_json(stored["data"], path)
+    _check_info(info, path)
+    check_record(training, path)
+    migrated = migrate_config(
+        {"model": stored["model"], "evaluation": stored["prediction"]}
+    )
+    network, prediction = migrated["model"], migrated["evaluation"]
+    count = network.get("num_classes")
+    if count != info.num_classes:
+        raise UserError(
+            f"{path}: model.num_classes={count!r}; data.class_names has "
+            f"{info.num_classes} names"
+        )
+    try:
+        config = config_of_model(network)
+        check_model_settings(num_classes=count, **model_settings(config))
+        config.data.crop_size = training.get("crop_size", config.data.crop_size)
+        _set_prediction(config, info, prediction)
+        _validate(config)
+    # A value such as null in place of a number fails where it is used.
+    except (UserError, TypeError, ValueError) as error:
+        raise UserError(f"{path}: {error}") from error
+    if segments(config.model.name) != (info.task == "segmentation"):
+        raise UserError(f"{path}: data.task={info.task!r}: not that of the network")
+    return FolderConfig(config, info, training)
+
+
+def has_windows(config: ConfigDict) -> bool:
+    """Returns whether images are not simply resized; see `protocol_from_config`."""
+    settings = config.evaluation
+    return settings.protocol == "mmseg" or settings.mode == "slide" or settings.scales
+
+
+def _prediction(config: ConfigDict, info: DatasetInfo) -> dict[str, Any]:
+    if info.task == "classification":
+        return {"size": config.data.crop_size}
+    settings = config.evaluation
+    windows = _WINDOWS if has_windows(config) else ()
+    entry = {key: settings[key] for key in (*_WHOLE, *windows)}
+    if settings.protocol != "mmseg":  # which takes 0 for no bound
+        entry["base_size"] = settings.base_size or config.data.base_size
+        entry["mode"] = "slide" if windows else "whole"  # with scales always windows
+    if windows:
+        entry["crop_size"] = settings.crop_size or config.data.crop_size
+        entry["scales"] = tuple(settings.scales) or (1.0,)
+    return entry
+
+
+def _set_prediction(
+    config: ConfigDict, info: DatasetInfo, prediction: Mapping[str, Any]
+) -> None:
+    """Sets in a configuration what `_prediction` reads from it."""
+    if info.task == "classification":
+        if prediction.keys() != {"size"}:
+            raise UserError(f"prediction: {[*prediction]}: must be size")
+        config.data.crop_size = prediction["size"]
+        return
+    if not {*_WHOLE} <= prediction.keys() <= {*PREDICTION_KEYS}:
+        raise UserError(
+            f"prediction: has {', '.join(prediction)}; must be {', '.join(_WHOLE)}, "
+            f"and for windows {', '.join(_WINDOWS)}"
+        )
+    for key, value in prediction.items():
+        if value is None:
+            raise UserError(f"prediction.{key}=None: must have a value")
+        config.evaluation[key] = tuple(value) if key == "scales" else value
+    config.data.base_size = config.evaluation.base_size
+    config.data.crop_size = config.evaluation.crop_size or config.data.crop_size
+
+
+def _validate(config: ConfigDict) -> None:
+    config = config.copy_and_resolve_references()
+    config.total_steps = 1
+    # Images that keep their size; no training could have it.
+    config.data.base_size = config.data.base_size or 1
+    validate(config)
+
+
+def _check_info(info: DatasetInfo, path: Path) -> None:
+    """Raises for metadata that prediction, overlays or label files would choke on."""
+    names, count = info.class_names, info.num_classes
+    classes = {*range(count), IGNORE_LABEL}
+
+    def bytes_only(*values: Any) -> bool:
+        return all(type(value) is int and 0 <= value <= 255 for value in values)
+
+    def numbers(values: Any, length: int) -> bool:
+        return len(values) == length and all(
+            type(value) in (int, float) and math.isfinite(value) for value in values
+        )
+
+    value_range = info.value_range or (0, 1)
+    valid = {
+        "name": isinstance(info.name, str),
+        "class_names": 2 <= count <= IGNORE_LABEL
+        and all(isinstance(name, str) for name in names),
+        "colors": len(info.colors) == count
+        and all(len(color) == 3 and bytes_only(*color) for color in info.colors),
+        "mean": numbers(info.mean, 3),
+        "std": numbers(info.std, 3) and min(info.std) > 0,
+        "value_range": numbers(value_range, 2) and value_range[0] < value_range[1],
+        "label_map": bytes_only(*info.label_map)
+        and all(
+            bytes_only(index) and index in classes for index in info.label_map.values()
+        ),
+        "label_colors": all(
+            bytes_only(*color, label) for color, label in info.label_colors.items()
+        ),
+        "task": info.task in ("segmentation", "classification"),
+    }
+    for key, good in valid.items():
+        if not good:
+            raise UserError(
+                f"{path}: data.{key}: {getattr(info, key)!r} is not allowed"
+            )

@@ -1,0 +1,140 @@
+"""The Hugging Face hub, by the package huggingface_hub: files and folders of models."""
+
+import contextlib
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from encnet_jax.errors import UserError
+
+PREFIX = "hf://"
+_NAME = r"\w[\w.-]*"
+_REPOSITORY = re.compile(
+    rf"(?P<repo>{_NAME}/{_NAME})(?:@(?P<revision>[\w.-]+(?:/[\w.-]+)*))?", re.ASCII
+)
+
+
+def parse_repository(address: str) -> tuple[str, str | None] | None:
+    """Splits `OWNER/REPO[@REVISION]`, with or without `hf://`.
+
+    Returns:
+        OWNER/REPO and the revision (a branch, a tag or a commit); None for any other
+        text, such as `hf://OWNER/REPO/FILE`.
+    """
+    match = _REPOSITORY.fullmatch(address.removeprefix(PREFIX))
+    return (match["repo"], match["revision"]) if match else None
+
+
+def check_repository(repo_id: str) -> None:
+    """Raises `UserError` unless a text is OWNER/REPO."""
+    if parse_repository(repo_id) != (repo_id, None):
+        raise UserError(f"repo_id={repo_id!r}: must be OWNER/REPO")
+
+
+def download_file(address: str) -> str:
+    """Downloads `hf://OWNER/REPO/FILE` to the cache, unless it is there.
+
+    Returns:
+        The path of the file.
+
+    Raises:
+        UserError: Another form, no such file, or no connection.
+    """
+    parts = address.removeprefix(PREFIX).split("/", 2)
+    if len(parts) != 3 or not all(parts):
+        raise UserError(f"{address}: must be hf://OWNER/REPO/FILE")
+    with _hub(address, "cannot be downloaded") as client:
+        return client.hf_hub_download(repo_id="/".join(parts[:2]), filename=parts[2])
+
+
+def download_folder(address: str, files: Sequence[str]) -> Path:
+    """Downloads files of `OWNER/REPO[@REVISION]` to the cache, unless they are there.
+
+    Args:
+        address: See `parse_repository`.
+        files: Their names; those that are not in the repository are left out.
+
+    Returns:
+        The folder in the cache.
+
+    Raises:
+        UserError: Another form, no such repository or revision, or no connection.
+    """
+    parsed = parse_repository(address)
+    if parsed is None:
+        raise UserError(f"{address}: must be hf://OWNER/REPO or with @REVISION")
+    repo, revision = parsed
+    with _hub(address, "cannot be downloaded") as client:
+        folder = client.snapshot_download(
+            repo_id=repo, revision=revision, allow_patterns=[*files]
+        )
+    return Path(folder)
+
+
+def upload_folder(
+    folder: Path, repo_id: str, *, private: bool, revision: str | None, message: str
+) -> str:
+    """Uploads a folder in one commit; creates the repository if there is none.
+
+    Args:
+        folder: The folder.
+        repo_id: OWNER/REPO.
+        private: Whether a new repository is private. An existing one that is public is
+            refused.
+        revision: The branch, created if there is none; None: `main`.
+        message: Message of the commit.
+
+    Returns:
+        The address of the repository.
+
+    Raises:
+        UserError: Not OWNER/REPO, no permission, or no connection.
+    """
+    check_repository(repo_id)
+    with _hub(repo_id, "cannot be uploaded") as client:
+        url = client.create_repo(repo_id, private=private, exist_ok=True)
+        if private and not client.repo_info(repo_id).private:
+            raise UserError(f"{repo_id}: is public; private=True is for a new one")
+        if revision is not None and not revision.startswith("refs/"):
+            client.create_branch(repo_id, branch=revision, exist_ok=True)
+        client.upload_folder(
+            repo_id=repo_id,
+            folder_path=folder,
+            revision=revision,
+            commit_message=message,
+        )
+    return str(url)
+
+
+@contextlib.contextmanager
+def _hub(address: str, failed: str) -> Iterator[Any]:
+    """Yields a client of the hub; whatever it raises becomes one line."""
+    try:
+        import huggingface_hub
+        from huggingface_hub import errors
+    except ImportError as error:
+        raise UserError(
+            f"{address}: huggingface_hub is missing: pip install 'encnet-jax[weights]'"
+        ) from error
+    known = (
+        (errors.GatedRepoError, "access must be requested on its page, then log in"),
+        (
+            errors.RepositoryNotFoundError,
+            "no such repository on the hub; if it is private, log in (hf auth login)",
+        ),
+        (errors.RevisionNotFoundError, "no such revision"),
+        (errors.EntryNotFoundError, "no such file"),
+    )
+    try:
+        yield huggingface_hub.HfApi()
+    except UserError:
+        raise
+    # Requests fail by types of several HTTP packages, which differ between versions.
+    except Exception as error:
+        reason = " ".join(str(error).split())[:300] or type(error).__name__
+        for kind, text in known:
+            if isinstance(error, kind) and not isinstance(error, FileNotFoundError):
+                reason = text
+                break
+        raise UserError(f"{address}: {failed}: {reason}") from error

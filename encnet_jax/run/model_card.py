@@ -1,0 +1,317 @@
+"""Model cards: the README of a model folder, and what that of an export shares.
+
+The front matter is the YAML metadata of the Hugging Face hub.
+"""
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from encnet_jax.data.dataset_info import DatasetInfo
+from encnet_jax.data.label_map import published_labels
+from encnet_jax.data.registry import DATASETS
+from encnet_jax.errors import UserError
+
+CITATION = """\
+@inproceedings{zhang2018context,
+  title     = {Context Encoding for Semantic Segmentation},
+  author    = {Zhang, Hang and Dana, Kristin and Shi, Jianping and Zhang, Zhongyue and
+               Wang, Xiaogang and Tyagi, Ambrish and Agrawal, Amit},
+  booktitle = {IEEE Conference on Computer Vision and Pattern Recognition (CVPR)},
+  year      = {2018}
+}
+"""
+_METRICS = {
+    "mean_iou": "mean IoU",
+    "pixel_accuracy": "pixel accuracy",
+    "accuracy": "accuracy",
+}
+_LICENSE = re.compile(r"[a-z0-9][a-z0-9.+-]*")
+# Last line of a card. Whatever is edited above it no longer has its digest.
+_DIGEST = (
+    "<!-- Written by encnet_jax, {}; a card that was edited is not replaced. -->\n"
+)
+_SEGMENT = """\
+from encnet_jax import Segmenter
+
+segmenter = Segmenter.from_pretrained("{source}"){note}
+result = segmenter("photo.jpg")  # or a PIL image, or uint8 (h, w, 3)
+result.labels  # class indices (h, w); names: result.class_names
+result.overlay().save("overlay.png")
+"""
+_CLASSIFY = """\
+from encnet_jax import Classifier
+
+classifier = Classifier.from_pretrained("{source}"){note}
+result = classifier("photo.jpg")  # or a PIL image, or uint8 (h, w, 3)
+result.label  # class index; names: result.class_names
+result.probabilities  # float32 (n,)
+"""
+
+
+def folder_card(
+    config: Mapping[str, Any], info: DatasetInfo, license_id: str, address: str
+) -> str:
+    """Returns the README of a model folder, in Markdown.
+
+    Args:
+        config: Contents of its `config.json`.
+        info: Classes and normalization.
+        license_id: License of the weights, an identifier of the hub.
+        address: OWNER/REPO if the folder is to be uploaded there.
+    """
+    classifies = info.task == "classification"
+    training = config.get("training", {})
+    code = (_CLASSIFY if classifies else _SEGMENT).format(
+        source=address or ".", note="" if address else "  # this folder"
+    )
+    workdir = f"hf://{address}" if address else "."
+    text = "\n".join(
+        [
+            *front_matter(config["model"]["name"], info, training, license_id),
+            f"# {model_title(config['model'], info, training)}",
+            "",
+            *_python(code),
+            "Or, for files and folders:",
+            "",
+            f"    encnet predict --workdir={workdir} --output=predictions PHOTO.jpg",
+            "",
+            "Requires the package `encnet-jax`; a download from the hub its extra "
+            "`weights`.",
+            "",
+            *(line for note in image_notes(info, 0) for line in (note, "")),
+            *_sizes(config["prediction"]),
+            *_training(training),
+            *_scores(training),
+            *dataset_section(info),
+            *class_table(info),
+            "",
+            "`config.json` holds the same in machine-readable form.",
+            "",
+            *citation_section(),
+            "",
+        ]
+    )
+    return text + _DIGEST.format(_digest(text))
+
+
+def is_card(data: bytes) -> bool:
+    """Returns whether a file is a card as `folder_card` wrote it."""
+    text = data.decode(errors="replace").replace("\r\n", "\n")
+    above, _, last = text.removesuffix("\n").rpartition("\n")
+    return f"{last}\n" == _DIGEST.format(_digest(f"{above}\n"))
+
+
+def check_license(license_id: str) -> None:
+    """Raises `UserError` unless a text has the form of the hub's license names."""
+    if not _LICENSE.fullmatch(license_id):
+        raise UserError(
+            f"license={license_id!r}: must be an identifier of the hub, such as "
+            "apache-2.0, mit, cc-by-4.0, other, unknown"
+        )
+
+
+def model_title(
+    network: Mapping[str, Any], info: DatasetInfo, training: Mapping[str, Any]
+) -> str:
+    """Returns one line that describes a model.
+
+    Args:
+        network: Its `name`, and the `backbone` of one that segments.
+        info: Its classes.
+        training: See `training_record`.
+    """
+    backbone = "" if info.task == "classification" else f" ({network['backbone']})"
+    title = f"{network['name']}{backbone}, {info.num_classes} classes"
+    return title + (
+        f", step {training['step']} of {training['run']}" if training else ""
+    )
+
+
+def front_matter(
+    network: str,
+    info: DatasetInfo,
+    training: Mapping[str, Any],
+    license_id: str = "unknown",
+    tags: Sequence[str] = (),
+) -> list[str]:
+    """Returns the hub's metadata, lines of YAML between lines of dashes.
+
+    Args:
+        network: A key of `encnet_jax.models.registry.MODELS`.
+        info: The classes.
+        training: See `training_record`; its scores are the results of the model.
+        license_id: License of the weights.
+        tags: More tags.
+    """
+    classifies = info.task == "classification"
+    task = "image-classification" if classifies else "image-segmentation"
+    kind = task if classifies else "semantic-segmentation"
+    scores = training.get("scores", [])
+    metrics = [key for key in _METRICS if any(key in score for score in scores)]
+    data: dict[str, Any] = {
+        "license": license_id,
+        "library_name": "encnet_jax",
+        "pipeline_tag": task,
+        "tags": [kind, network, "jax", *tags],
+    }
+    if _published(info):
+        data["datasets"] = [info.name]
+    if metrics:
+        data["metrics"] = metrics
+        results = [_result(task, score) for score in scores]
+        data["model-index"] = [{"name": str(training["run"]), "results": results}]
+    return ["---", *_yaml(data), "---", ""]
+
+
+def image_notes(info: DatasetInfo, longest: int) -> list[str]:
+    """Returns how images become the input of the network.
+
+    Args:
+        info: Normalization and range of values.
+        longest: Long side that the caller has to resize images to; 0: nothing to do.
+    """
+    notes = []
+    if longest:
+        notes.append(
+            f"The long side of the training images was about {longest} pixels: "
+            "resize images to that first, and the labels back by nearest neighbor."
+        )
+    if info.value_range:
+        low, high = info.value_range
+        notes.append(
+            f"Training images of more than 8 bits held values from {low:g} to "
+            f"{high:g}. The model takes uint8: scale such images linearly to 0 to 255 "
+            "first, round, and clip."
+        )
+    notes.append(
+        "Images are normalized by the model, to (x / 255 - mean) / std with mean "
+        f"{_triple(info.mean)} and std {_triple(info.std)}."
+    )
+    return notes
+
+
+def class_table(info: DatasetInfo) -> list[str]:
+    """Returns a row per class; with the label in files where that is another number."""
+    published = published_labels(info).tolist()
+    differ = published != list(range(info.num_classes))
+    files = " label in the data set's files |" if differ else ""
+    rows = [f"| label | class | color |{files}"]
+    rows.append("| ---: | --- | --- |" + (" ---: |" if differ else ""))
+    for index, (name, color) in enumerate(zip(info.class_names, info.colors)):
+        value = f" {published[index]} |" if differ else ""
+        cell = name.replace("|", r"\|")
+        rows.append(f"| {index} | {cell} | {_hexadecimal(color)} |{value}")
+    return rows
+
+
+def dataset_section(info: DatasetInfo) -> list[str]:
+    """Returns source, terms and publication of a published data set."""
+    known = _published(info)
+    if known is None:
+        return []
+    return [
+        f"Data set: [{info.name}]({known.homepage}). {known.citation} "
+        f"License: {known.license}",
+        "",
+    ]
+
+
+def citation_section() -> list[str]:
+    """Returns the paper to cite."""
+    return ["## Citation", "", "```bibtex", CITATION + "```"]
+
+
+def _published(info: DatasetInfo) -> DatasetInfo | None:
+    entry = DATASETS.get(info.name)
+    known = entry.info if entry else None
+    if known is None or not known.homepage or known.class_names != info.class_names:
+        return None
+    return known
+
+
+def _sizes(prediction: Mapping[str, Any]) -> list[str]:
+    """Returns to what images are resized before they are normalized."""
+    parts = []
+    if size := prediction.get("size"):
+        parts.append(f"resized to {size}x{size} pixels")
+    if size := prediction.get("base_size"):
+        parts.append(f"resized to a long side of {size} pixels")
+    if prediction.get("crop_size") and prediction["mode"] == "slide":
+        parts.append(f"cut into windows of {prediction['crop_size']} pixels")
+    return [f"Before that they are {' and '.join(parts)}.", ""] if parts else []
+
+
+def _training(training: Mapping[str, Any]) -> list[str]:
+    """Returns how the weights were trained, if that is known."""
+    if "total_steps" not in training:
+        return []
+    text = (
+        f"Trained for {training['step']} of {training['total_steps']} steps of "
+        f"{training['batch_size']} images of {training['crop_size']} pixels, learning "
+        f"rate {training['learning_rate']:g}, {training['optimizer']}"
+    )
+    start = training.get("initial_weights")
+    return [text + (f", from {start}." if start else ", from scratch."), ""]
+
+
+def _scores(training: Mapping[str, Any]) -> list[str]:
+    scores = training.get("scores", [])
+    if not scores:
+        return []
+    metrics = [key for key in _METRICS if any(key in score for score in scores)]
+    titles = " | ".join(_METRICS[key] for key in metrics)
+    rows = [f"| data set | split | evaluation | {titles} |"]
+    rows.append("| --- | --- | --- |" + " ---: |" * len(metrics))
+    for score in scores:
+        values = (f"{100 * score[key]:.2f}" if key in score else "" for key in metrics)
+        first = f"{score['dataset']} | {score['split']} | {score['evaluation']}"
+        rows.append(f"| {first} | {' | '.join(values)} |")
+    return [*rows, ""]
+
+
+def _result(task: str, score: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns an entry of the hub's `model-index`."""
+    name = str(score["dataset"])
+    data = {"type": re.sub(r"\W+", "-", name), "name": name, "split": score["split"]}
+    metrics = [
+        {"type": key, "name": f"{title} ({score['evaluation']})", "value": score[key]}
+        for key, title in _METRICS.items()
+        if key in score
+    ]
+    return {"task": {"type": task}, "dataset": data, "metrics": metrics}
+
+
+def _yaml(value: Any, indent: str = "") -> list[str]:
+    """Returns nested dicts and lists as YAML; scalars are written as in JSON."""
+    lines = []
+    pairs = value.items() if isinstance(value, dict) else ((None, v) for v in value)
+    for key, item in pairs:
+        start = f"{indent}- " if key is None else f"{indent}{key}: "
+        if isinstance(item, dict | list):
+            inner = _yaml(item, f"{indent}  ")
+            if key is None:  # the first line of the item follows the dash
+                lines += [start + inner[0].lstrip(), *inner[1:]]
+            else:
+                lines += [start.rstrip(), *inner]
+        else:
+            lines.append(start + json.dumps(item, ensure_ascii=False))
+    return lines
+
+
+def _python(code: str) -> list[str]:
+    return ["```python", code + "```", ""]
+
+
+def _triple(values: Sequence[float]) -> str:
+    return "(" + ", ".join(f"{value:g}" for value in values) + ")"
+
+
+def _hexadecimal(color: Sequence[int]) -> str:
+    return "#" + "".join(f"{value:02x}" for value in color)
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:32]

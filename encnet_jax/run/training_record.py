@@ -1,0 +1,122 @@
+"""The origin of trained weights and their scores, as a model card states them."""
+
+import json
+import logging
+import math
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from encnet_jax.data.dataset_info import DatasetInfo
+from encnet_jax.errors import UserError
+
+_METRICS = ("mean_iou", "pixel_accuracy", "accuracy")
+_log = logging.getLogger(__name__)
+
+
+def training_record(
+    workdir: Path,
+    config: ConfigDict,
+    info: DatasetInfo,
+    step: int,
+    score: float | None,
+) -> dict[str, Any]:
+    """Returns the origin of the weights of a checkpoint, as JSON can hold it.
+
+    Args:
+        workdir: Folder of the run.
+        config: Its configuration.
+        info: Its data set.
+        step: Step of the checkpoint; 0 for imported weights.
+        score: Its score in the evaluation during training, if there was one.
+
+    Returns:
+        `run`, the name of the workdir; `step`; how it was trained; and `scores`, a dict
+        for each evaluation of this step with `dataset`, `split`, `evaluation` (in
+        words) and metrics from 0 to 1. No paths.
+    """
+    record: dict[str, Any] = {"run": workdir.resolve().name, "step": step}
+    if step > 0:
+        record |= dict(
+            total_steps=config.total_steps,
+            batch_size=config.batch_size,
+            crop_size=config.data.crop_size,
+            learning_rate=config.learning_rate,
+            optimizer=config.optimizer.name,
+        )
+        start = config.model.weights
+        if start:
+            record["initial_weights"] = (
+                start if start.startswith("hf://") else "pretrained weights"
+            )
+    scores = _scores(workdir / "evaluation", config, step)
+    split = config.evaluation.split
+    if not any(s["split"] == split for s in scores) and score is not None:
+        metric = "accuracy" if info.task == "classification" else "mean_iou"
+        if math.isfinite(score):
+            entry = dict(dataset=config.data.name, split=split)
+            scores.append({**entry, "evaluation": "during training", metric: score})
+    return record | {"scores": scores} if scores else record
+
+
+def check_record(record: dict[str, Any], path: Path) -> None:
+    """Raises `UserError` unless a record that was read is one, or empty.
+
+    Args:
+        record: As returned by `json.loads`.
+        path: The file, for errors.
+    """
+    types: dict[str, Any] = {"run": str, "step": int}
+    if "total_steps" in record:
+        numbers = ("total_steps", "batch_size", "crop_size", "learning_rate")
+        types |= {key: int | float for key in numbers} | {"optimizer": str}
+    scores = record.get("scores", [])
+    texts = {"dataset": str, "split": str, "evaluation": str}
+    valid = isinstance(scores, list) and all(
+        isinstance(score, dict)
+        and _has(score, texts)
+        and _has(score, {key: int | float for key in _METRICS if key in score})
+        for score in scores
+    )
+    if record and not (valid and _has(record, types)):
+        raise UserError(f"{path}: training: {record!r} is not the record of a training")
+
+
+def _has(values: dict[str, Any], types: dict[str, Any]) -> bool:
+    return all(isinstance(values.get(key), kind) for key, kind in types.items())
+
+
+def _scores(folder: Path, config: ConfigDict, step: int) -> list[dict[str, Any]]:
+    """Reads the scores of a step that `evaluate.py` wrote."""
+    found = []
+    for path in sorted(folder.glob("*.json")):
+        try:
+            stored = json.loads(path.read_text())
+            if stored["step"] != step:
+                continue
+            settings = stored.get("evaluation", {})
+            other = stored.get("differs_from_training", {}).get("data.name", {})
+            metrics = {
+                key: stored[key]
+                for key in _METRICS
+                if isinstance(stored.get(key), float) and math.isfinite(stored[key])
+            }
+            found.append(
+                {
+                    "dataset": other.get("value", config.data.name),
+                    "split": str(stored["split"]),
+                    "evaluation": _in_words(settings),
+                    **metrics,
+                }
+            )
+        # Another program's file, or one of a version that stored less.
+        except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+            _log.warning("WARNING: %s: not used as scores: %r", path, error)
+    return found
+
+
+def _in_words(settings: dict[str, Any]) -> str:
+    scales = settings.get("scales") or (1.0,)
+    words = f"{len(scales)} scales" if len(scales) > 1 else "single scale"
+    return f"{words}, mirrored" if settings.get("flip") else words
