@@ -23,6 +23,7 @@ from torch_networks import small_weights
 from encnet_jax import fit_arrays
 from encnet_jax.commands import VERBS
 from encnet_jax.config import default
+from encnet_jax.data.dataset_info import DatasetInfo, voc_colormap
 from encnet_jax.export.run import export_workdir
 from encnet_jax.models import create_model, registry
 from tests.commands import ROOT, SMALL, environment
@@ -93,7 +94,8 @@ def files(tmp_path_factory):
         Image.fromarray(rng.integers(0, 256, (40, 48, 3), np.uint8)).save(root / name)
     with tarfile.open(ROOT / "tests/fixtures/workdir_encnet.tar.xz") as archive:
         archive.extractall(root / "runs/scenes", filter="data")
-    shutil.copytree(root / "runs/scenes", root / "runs/leaves")
+    for name in ("camvid", "leaves"):
+        shutil.copytree(root / "runs/scenes", root / "runs" / name)
     for name in ("encnet.pth", "resnet50s.pth"):
         write_pth(root / name, small_weights(ADE))
     return root
@@ -112,6 +114,7 @@ def names(files, tmp_path, monkeypatch):
         "images": rng.integers(0, 256, (4, 33, 33, 3), np.uint8),
         "labels": rng.integers(0, 2, (4, 33, 33), np.uint8),
         "names": ("ground", "leaf"),
+        "info": DatasetInfo("leaves", ("ground", "leaf"), voc_colormap(2), {}),
         "x": jnp.zeros((1, 33, 33, 3)),
     }
 
@@ -124,11 +127,13 @@ def execute(block, page, names):
     "ignore:'.value' access is now deprecated:DeprecationWarning:jax2onnx"
 )
 @pytest.mark.parametrize("page", [page for page in PAGES if runnable(page)])
-def test_every_python_block_runs(page, names):
+def test_every_python_block_runs(page, names, monkeypatch):
     if page == "docs/export.md":
         for file_format in ("stablehlo", "onnx"):
             export_workdir(Path("runs/scenes"), Path(file_format), file_format)
             shutil.copy(f"{file_format}/model.{file_format}", ".")
+    if page == "docs/sharing.md":  # saves the settings too, as written
+        monkeypatch.setattr(registry, "create_model", create_model)
     for block in runnable(page):
         execute(block, page, names)
 
