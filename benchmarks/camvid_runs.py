@@ -40,19 +40,30 @@ RUNS: dict[str, dict[str, Any]] = {
     "corners_aligned": {"model.align_corners": True},
     "corners_free": {"model.align_corners": False},
     # Stride 4 of the logits relative to the images: by enlarging them, or by a decoder.
+    "stride8": {"model.decoder_stride": 8},
     "stride4_images": {
+        "model.decoder_stride": 8,
         "data.base_size": 960,
         "data.crop_size": 480,
         "evaluation.base_size": 960,
     },
     "stride4_decoder": {"model.decoder_stride": 4},
-    # First things to try on a held-out drive.
-    "resnet34": {"model.backbone": "resnet34"},
+    # Choices of the recipe, to compare on a held-out drive.
     "resnet18": {"model.backbone": "resnet18"},
-    "log_weights": {"loss.class_balance": "log", "loss.class_weights": ()},
-    "scale_range": {"data.scale_range": (0.75, 2.0)},
-    "cosine": {"optimizer.schedule": "cosine"},
-    "averages": {"optimizer.ema_decay": 0.999},
+    "resnet50": {"model.backbone": "resnet50"},
+    "lateral": {"model.lateral": True},
+    "equal_weights": {"loss.class_balance": ""},
+    "scales_from_half": {"data.scale_range": (0.5, 2.0)},
+    "poly": {"optimizer.schedule": "poly"},
+    "no_averages": {"optimizer.ema_decay": 0.0},
+    "adamw": {
+        "optimizer.name": "adamw",
+        "learning_rate": 1e-3,
+        "optimizer.weight_decay": 0.02,
+    },
+    "hard_pixels": {"loss.hard_pixel_fraction": 0.25},
+    "lovasz": {"loss.lovasz_weight": 1.0},
+    "class_crops": {"data.class_crop_rate": 0.5},
 }
 SPLITS = ("train", "trainval")
 _EVALUATIONS = 4  # during the training, for the curve
