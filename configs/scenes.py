@@ -29,8 +29,6 @@ def get_config(model: str = "encnet") -> ConfigDict:
     config.model.stem = "plain"
     config.model.width = 16
     config.model.head_channels = 64
-    # In so few steps, most of 16 or more codewords would never get pixels.
-    config.model.num_codes = 4
     config.model.aux_head = False
     config.model.align_corners = False  # 128 is not a multiple of 8 plus 1
     config.model.scale_init = "scaled"
