@@ -101,7 +101,8 @@ def check_recipes(camvid: Path) -> None:
     assert "runs/camvid" in encnet("train", "--config=camvid", data_dir, *SMALL)
     encnet("evaluate", "--config=camvid", data_dir)
     assert Path("runs/camvid/evaluation/val.json").is_file()
-    from_files = ("train", "--config=camvid:cpu", data_dir, *SMALL)
+    off = "--config.data.cache_on_device=False"
+    from_files = ("train", "--config=camvid:cpu", data_dir, off, *SMALL)
     from_files += ("--config.data.cache_on_device=False",)
     if HAS_TENSORFLOW:
         assert "runs/camvid-cpu" in encnet(*from_files)
@@ -115,10 +116,15 @@ def check_recipes(camvid: Path) -> None:
 
 
 def check_run(image: Path) -> None:
-    """A trained model predicts, and is exported."""
+    """A trained model predicts, also from a model folder, and is exported."""
     encnet("predict", "--workdir=runs/camvid", "--output=predictions", image)
     with Image.open(f"predictions/{image.stem}.png") as prediction:
         assert prediction.size == (48, 36)
+    segmenter = encnet_jax.Segmenter.from_workdir("runs/camvid")
+    segmenter.save_pretrained("model")
+    again = encnet_jax.Segmenter.from_pretrained("model")(image).labels
+    assert (again == segmenter(image).labels).all()
+    encnet("predict", "--workdir=model", "--output=again", image)
     encnet("export", "--workdir=runs/camvid", "--output=exported")
     assert Path("exported/model.stablehlo").is_file()
 
