@@ -53,8 +53,8 @@ def test_train_writes_metrics_checkpoints_and_images(workdir):
     assert steps == [1, 2, 3, 4, 5, 6]
     wanted = {"loss", "pixel_loss", "se_loss", "aux_loss", "learning_rate"}
     assert wanted | {"images_per_second"} <= lines[0].keys()
-    # Poly from 0.04 over six steps.
-    assert lines[3]["learning_rate"] == pytest.approx(0.04 * (1 - 3 / 6) ** 0.9)
+    # Poly from 0.002 over six steps.
+    assert lines[3]["learning_rate"] == pytest.approx(0.002 * (1 - 3 / 6) ** 0.9)
     assert lines[-1].keys() == {"step", "pixel_accuracy", "mean_iou"}
     assert sorted(os.listdir(workdir / "checkpoints")) == ["4", "6"]
     assert list((workdir / "tensorboard").glob("events.*"))
@@ -116,7 +116,7 @@ def test_evaluate_repeats_the_score_of_the_training(workdir, camvid):
     assert scores["mean_iou"] == pytest.approx(trained["mean_iou"], abs=1e-12)
     assert scores["pixel_accuracy"] == trained["pixel_accuracy"]
     assert scores["differs_from_training"] == {}
-    assert "data.base_size=48, not 240" in result.stderr
+    assert "data.base_size=48, not 512" in result.stderr
 
 
 def test_model_folder_is_predicted_and_scored_like_its_run(workdir, camvid, tmp_path):

@@ -270,7 +270,7 @@ print(segmenter(images[0]).labels.shape)
 
 
 def test_bare_installation_is_enough(tmp_path):
-    missing = ["tensorflow", "tensorflow_datasets", "matplotlib", "safetensors"]
+    missing = ["tensorflow", "tensorflow_datasets", "matplotlib"]
     missing += ["tensorboardX", "tqdm"]
     lines = THREE_LINES.format(missing=missing, workdir=tmp_path / "run")
     result = subprocess.run(

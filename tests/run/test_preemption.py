@@ -247,4 +247,5 @@ def test_full_disk_costs_a_checkpoint_but_not_the_run(camvid, tmp_path):
     assert "error: " in stderr and "of the last step, 6, does not fit" in stderr
     # Pieces that Orbax's threads still wrote are removed by the next start.
     assert checkpoints((out / "second").read_text()) == ["2"]
-    assert checkpoints((out / "third").read_text()) == ["4", "6"]
+    # The last two, and step 2 where its score is the best.
+    assert checkpoints((out / "third").read_text())[-2:] == ["4", "6"]
