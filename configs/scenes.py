@@ -2,9 +2,9 @@
 
     python train.py --config=configs/scenes.py           # or :fcn, :pspnet, :deeplabv3
 
-600 steps of batch 16, about 4 minutes on two CPU cores. Mean IoU on test, mean of three
-seeds: EncNet 74.8, FCN on the same backbone 22.1; see docs/results.md. The numbers of
-the recipe were chosen here.
+600 steps of batch 16, about 3 minutes on two CPU cores. Mean IoU on test, mean of three
+seeds: EncNet 83.2; FCN on the same backbone, one seed: 21.2; see docs/results.md. The
+numbers of the recipe were chosen here.
 """
 
 from ml_collections import ConfigDict

@@ -136,6 +136,7 @@ def test_unknown_drive_is_named(drives):
         open_splits(tiny(hold_out="D"), str(drives))
 
 
+@pytest.mark.slow
 def test_rows_have_every_convention(scored):
     folder, rows = scored
     assert json.loads((folder / "camvid.json").read_text()) == rows
@@ -163,6 +164,7 @@ def test_rows_have_every_convention(scored):
     assert rows[0]["mean_iou"] == pytest.approx(last, abs=1e-6)
 
 
+@pytest.mark.slow
 def test_files_of_a_run(scored):
     folder, _ = scored
     names = {path.name for path in (folder / "files").iterdir()}
@@ -182,6 +184,7 @@ def test_files_of_a_run(scored):
         )
 
 
+@pytest.mark.slow
 def test_weights_too_large_are_left_out(scored, monkeypatch, tmp_path, capsys):
     run = load_workdir(scored[0] / "work", "latest")
     monkeypatch.setattr(camvid_training, "_MAX_WEIGHTS", 1000)
@@ -189,6 +192,7 @@ def test_weights_too_large_are_left_out(scored, monkeypatch, tmp_path, capsys):
     assert not list(tmp_path.iterdir()) and "no weights: " in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_rerun_scores_again_and_replaces_the_rows(drives, scored):
     folder, rows = scored
     output = folder / "camvid.json"
@@ -200,6 +204,7 @@ def test_rerun_scores_again_and_replaces_the_rows(drives, scored):
     assert json.loads(output.read_text()) == [other, *rows]
 
 
+@pytest.mark.slow
 def test_workdir_of_another_run_is_refused(scored):
     check_identity(tiny(hold_out="B"), scored[0] / "work")
     with pytest.raises(UserError, match="a run with hold_out='B', not ''"):
@@ -209,6 +214,7 @@ def test_workdir_of_another_run_is_refused(scored):
         check_identity(run, scored[0] / "work")
 
 
+@pytest.mark.slow
 def test_statistics_are_those_of_the_test_batch(drives, scored, monkeypatch):
     run = load_workdir(scored[0] / "work", "latest")
     dataset = open_dataset("camvid", "test", str(drives))
@@ -235,6 +241,7 @@ def test_statistics_are_those_of_the_test_batch(drives, scored, monkeypatch):
     assert any((found[i].labels != running.labels[i]).any() for i in range(3))
 
 
+@pytest.mark.slow
 def test_batch_norms_alone_are_in_training_mode(scored):
     model = load_workdir(scored[0] / "work", "latest").model
     definition = camvid_scores.batch_statistics_def(model)

@@ -186,6 +186,7 @@ def runs(results, *arguments):
     )
 
 
+@pytest.mark.slow
 def test_runs_are_evaluated_and_not_repeated(cifar, images, results):
     first = runs(results, "--seeds=3", f"--data_dir={cifar}")
     assert first.returncode == 0, first.stderr
