@@ -94,26 +94,33 @@ def run_once(
     if not finished and not stop.expired:
         return None
     trained = load_workdir(workdir, "latest")
-    row = {
+    make_folder(files, "--files")
+    prefix = files / workdir.name
+    save_curve(workdir, prefix, run.hold_out or "val")
+    row = _common_fields(run, config, workdir, trained.step, complete=finished)
+    return score_all(config, trained, scored, row, prefix, output, conventions)
+
+
+def _common_fields(
+    run: Run, config: ConfigDict, workdir: Path, step: int, *, complete: bool
+) -> dict[str, Any]:
+    """Returns the fields that the rows of a run share."""
+    return {
         "config": "camvid.py" + (f":{run.recipe}" if run.recipe != "gpu" else ""),
         "run": run.name,
         "overrides": {key: _plain(value) for key, value in run.settings.items()},
         "train_split": run.split,
         "held_out": run.hold_out or None,
         "checkpoint": "last",
-        "complete": finished,
+        "complete": complete,
         "seed": run.seed,
-        "steps": trained.step,
+        "steps": step,
         "total_steps": config.total_steps,
         "device": jax.devices()[0].device_kind,
         "dtype": resolve_dtype(config.model.dtype).name,
         "minutes": training_minutes(workdir, config.batch_size),
         "jpeg_quality": run.jpeg_quality,
     }
-    make_folder(files, "--files")
-    prefix = files / workdir.name
-    save_curve(workdir, prefix, run.hold_out or "val")
-    return score_all(config, trained, scored, row, prefix, output, conventions)
 
 
 def planned_config(

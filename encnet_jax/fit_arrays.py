@@ -109,8 +109,9 @@ def small_config(images: np.ndarray, labels: np.ndarray) -> ConfigDict:
     else:
         config.model.backbone = "resnet18"
         config.model.width, config.model.head_channels = 32, 128
-        # Features lie 8 pixels apart: either way in its own sizes.
-        config.model.align_corners = config.data.crop_size % 8 == 1
+        # Either way places features where they lie, in its own sizes.
+        stride = config.model.output_stride
+        config.model.align_corners = config.data.crop_size % stride == 1
         config.model.scale_init = "scaled"
     return config
 

@@ -17,7 +17,7 @@ from encnet_jax.inference.tta import (
     TTAProtocol,
 )
 from encnet_jax.run.checkpoint_folder import saved_steps
-from encnet_jax.run.folder_config import PREDICTION_KEYS
+from encnet_jax.run.folder_config import PREDICTION_KEYS, has_windows
 from encnet_jax.run.model_config import TRAINING_ONLY
 from encnet_jax.run.model_folder import is_model_folder
 from encnet_jax.run.workdir import load_run_config
@@ -138,6 +138,8 @@ def protocol_from_config(
             the windows of `pytorch_encoding`.
         info: The data set.
     """
+    if not has_windows(config):
+        return None
     settings = config.evaluation
     windows: dict[str, Any] = dict(
         crop_size=settings.crop_size or config.data.crop_size,
@@ -156,13 +158,11 @@ def protocol_from_config(
             align_corners=settings.align_corners,
             **windows,
         )
-    if settings.mode == "slide" or settings.scales:
-        return PyTorchEncodingProtocol(
-            base_size=settings.base_size or config.data.base_size,
-            align_corners=model.align_corners,
-            **windows,
-        )
-    return None
+    return PyTorchEncodingProtocol(
+        base_size=settings.base_size or config.data.base_size,
+        align_corners=model.align_corners,
+        **windows,
+    )
 
 
 def set_protocol(

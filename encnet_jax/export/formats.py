@@ -1,6 +1,5 @@
 """File formats of exported functions: StableHLO and ONNX, written and run."""
 
-import importlib.util
 import logging
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -9,7 +8,7 @@ from typing import Any
 import jax
 import jax.export
 
-from encnet_jax.errors import UserError
+from encnet_jax.errors import UserError, require_package
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 
@@ -103,8 +102,4 @@ def check_format(name: str) -> None:
     if name not in FORMATS:
         raise UserError(f"--format={name}: allowed are {', '.join(FORMATS)}")
     for package in ("jax2onnx", "onnxruntime") if name == "onnx" else ():
-        if importlib.util.find_spec(package) is None:
-            raise UserError(
-                f"--format=onnx: {package} is not installed; "
-                "pip install 'encnet-jax[export]'"
-            )
+        require_package(package, "export", "--format=onnx")

@@ -15,7 +15,7 @@ from flax import nnx
 from encnet_jax.data.dataset_info import DatasetInfo, save_info
 from encnet_jax.errors import UserError
 from encnet_jax.export.formats import READERS, WRITERS, PredictFn, Shape, check_format
-from encnet_jax.export.model_card import model_card
+from encnet_jax.export.readme import export_readme
 from encnet_jax.files import check_folder
 from encnet_jax.inference.folding import fold_model
 from encnet_jax.inference.predict_fn import make_classify_fn, whole_image_logits
@@ -131,7 +131,7 @@ def _fill(
     expected = jax.jit(spec.predict)(example)
     checked = compare(READERS[file_format](path)(example), expected)
     save_info(spec.info, folder / "classes.json")
-    text = model_card(
+    text = export_readme(
         spec.title,
         spec.info,
         images,

@@ -43,7 +43,7 @@ class Pretrained:
         self._settings = settings
         self._training: Mapping[str, Any] = {}
         if settings is not None:
-            # On the host, and copied: training may go on with the model.
+            # On the host, and copied: training may continue with the model.
             _, *arrays = split_model(model)
             self._trained = jax.tree.map(np.array, jax.device_get(arrays))
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from encnet_jax.errors import UserError
+from encnet_jax.errors import UserError, require_package
 
 PREFIX = "hf://"
 _NAME = r"\w[\w.-]*"
@@ -110,13 +110,10 @@ def upload_folder(
 @contextlib.contextmanager
 def _hub(address: str, failed: str) -> Iterator[Any]:
     """Yields a client of the hub; whatever it raises becomes one line."""
-    try:
-        import huggingface_hub
-        from huggingface_hub import errors
-    except ImportError as error:
-        raise UserError(
-            f"{address}: huggingface_hub is missing: pip install 'encnet-jax[weights]'"
-        ) from error
+    require_package("huggingface_hub", "weights", address)
+    import huggingface_hub
+    from huggingface_hub import errors
+
     known = (
         (errors.GatedRepoError, "access must be requested on its page, then log in"),
         (

@@ -65,7 +65,7 @@ def warn_of_geometry(config: ConfigDict) -> None:
     Feature i of an output stride s is centered on pixel s i. With `model.align_corners`
     a map of n features is stretched over the whole crop, which puts it there only if
     the crop has s (n - 1) + 1 pixels. Without, features keep their distance of s pixels
-    if the crop has s n. Pretrained networks were trained that way.
+    if the crop has s n. Published weights were trained with it at any size.
     """
     size, stride = config.data.crop_size, config.model.output_stride
     if config.model.weights or not config.model.align_corners:

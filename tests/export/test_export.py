@@ -15,7 +15,7 @@ import pytest
 from encnet_jax.data.dataset_info import ADE20K, load_info
 from encnet_jax.errors import UserError
 from encnet_jax.export import formats as export_formats
-from encnet_jax.export.model_card import model_card
+from encnet_jax.export.readme import export_readme
 from encnet_jax.export.run import compare, export_workdir, load_trained
 from encnet_jax.inference.predict_fn import make_classify_fn, make_predict_fn
 from encnet_jax.models.layers import max_pool
@@ -121,10 +121,10 @@ def test_readme_says_how_images_of_a_value_range_are_scaled(stablehlo):
     shape = jax.ShapeDtypeStruct((1, 33, 40, 3), np.uint8)
     settings = dict(smallest=9, training_size=0, file_format="onnx", checked="")
     settings |= dict(network="encnet", training={})
-    card = model_card("t", info, shape, {}, **settings)
+    card = export_readme("t", info, shape, {}, **settings)
     assert "scale" not in card
     info = dataclasses.replace(info, value_range=(0, 4095.5))
-    card = model_card("t", info, shape, {}, **settings)
+    card = export_readme("t", info, shape, {}, **settings)
     assert "from 0 to 4095.5. The model takes uint8: scale such images linearly" in card
 
 
@@ -132,7 +132,7 @@ def test_readme_gives_the_labels_in_files_where_they_differ():
     images = jax.ShapeDtypeStruct((1, 33, 40, 3), np.uint8)
     settings = dict(smallest=9, training_size=0, file_format="onnx", checked="")
     settings |= dict(network="encnet", training={})
-    text = model_card("title", ADE20K, images, {"labels": images}, **settings)
+    text = export_readme("title", ADE20K, images, {"labels": images}, **settings)
     assert "| label | class | color | label in the data set's files |" in text
     assert "| 0 | wall | #787878 | 1 |" in text and "| 150 |\n" in text
 
@@ -273,7 +273,9 @@ def test_missing_packages_are_named_with_the_extra(trained, tmp_path, monkeypatc
         "find_spec",
         lambda name: None if name == "jax2onnx" else find(name),
     )
-    with pytest.raises(UserError, match=r"jax2onnx is not installed.*\[export\]"):
+    with pytest.raises(
+        UserError, match=r"jax2onnx, which is not installed.*\[export\]"
+    ):
         export_workdir(trained[0], tmp_path / "out", "onnx")
 
 

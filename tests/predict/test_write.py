@@ -7,8 +7,7 @@ import pytest
 from PIL import Image
 
 from encnet_jax import Segmenter
-from encnet_jax import config as configuration
-from encnet_jax.config import save_config
+from encnet_jax.config import load_config
 from encnet_jax.convert.workdir import write_workdir
 from encnet_jax.data.dataset_info import ADE20K, CITYSCAPES, load_info, save_info
 from encnet_jax.data.folder import read_info
@@ -16,8 +15,6 @@ from encnet_jax.data.registry import open_dataset
 from encnet_jax.errors import UserError
 from encnet_jax.evaluate.run import evaluate_workdir
 from encnet_jax.metrics import confusion_matrix_np
-from encnet_jax.models import create_model
-from encnet_jax.optimizer import create_optimizer
 from encnet_jax.predict.predictor import ClassPrediction, Segmentation
 from encnet_jax.predict.write import (
     find_images,
@@ -26,11 +23,8 @@ from encnet_jax.predict.write import (
     write_classes,
     write_predictions,
 )
-from encnet_jax.run.checkpoint import Checkpoints
-from encnet_jax.run.model_config import model_settings
-from encnet_jax.run.state import create_train_state, split_model
 from encnet_jax.visualize.overlay import label_image
-from tests.random_module import random_module
+from tests import small_workdir
 
 COUNTED = {"classes": [{"name": n, "label": k} for k, n in enumerate("abc", 1)]}
 COLORED = {
@@ -67,25 +61,10 @@ def make_folder(root, kind):
 
 def make_run(workdir, info, data_dir):
     """Writes a workdir as training does, with random weights."""
-    config = configuration.default()
-    config.data.name, config.data.data_dir = "folder", str(data_dir)
-    config.data.base_size = config.evaluation.base_size = 48
-    config.data.crop_size = 32
-    config.total_steps = 1
+    data = dict(data_dir=str(data_dir), base_size=48, crop_size=32)
+    small_workdir.write_workdir(workdir, info=info, data=data, **small_workdir.TINY)
+    config = load_config(workdir / "config.json")
     config.mesh.data = 1
-    config.model.update(
-        backbone="tiny", stem="plain", width=4, head_channels=8, num_codes=4
-    )
-    settings = model_settings(config)
-    name = settings.pop("name")
-    model = random_module(create_model, name, num_classes=info.num_classes, **settings)
-    _, params, batch_stats = split_model(model)
-    state = create_train_state(params, batch_stats, create_optimizer(lambda step: 0.0))
-    checkpoints = Checkpoints(workdir)
-    checkpoints.save(state, 1)
-    checkpoints.close()
-    save_config(config, workdir / "config.json")
-    save_info(info, workdir / "classes.json")
     return config
 
 

@@ -51,7 +51,7 @@ are not copied.
 """
 
 
-def model_card(
+def export_readme(
     title: str,
     info: DatasetInfo,
     images: jax.ShapeDtypeStruct,
