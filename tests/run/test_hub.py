@@ -203,7 +203,8 @@ def test_a_folder_comes_before_the_hub(hub, segmenter, tmp_path, monkeypatch):
 )
 def test_missing_package_is_named_with_the_extra(segmenter, monkeypatch, action):
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
-    with pytest.raises(UserError, match=r"me/model.* needs huggingface_hub, which is not installed.*\[we"):
+    missing = r"me/model.* needs huggingface_hub, which is not installed.*\[we"
+    with pytest.raises(UserError, match=missing):
         action(segmenter)
 
 
