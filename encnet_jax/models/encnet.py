@@ -15,6 +15,7 @@ from encnet_jax.models.encoding import (
     GATES,
     SCALE_INITS,
     ContextEncoding,
+    ContextView,
 )
 from encnet_jax.models.heads import (
     DECODER_STRIDES,
@@ -97,16 +98,29 @@ class EncodingHead(nnx.Module):
         Args:
             stages: Outputs of the four stages, each (b, h/s, w/s, c).
         """
+        logits, se_logits, _ = self.with_context(stages)
+        return logits, se_logits
+
+    def with_context(
+        self, stages: list[jax.Array], gate: Float[Array, "b c"] | None = None
+    ) -> tuple[Float[Array, "b h w n"], Float[Array, "b n"] | None, ContextView]:
+        """As the call, with what the Context Encoding Module saw.
+
+        Args:
+            stages: Outputs of the four stages, each (b, h/s, w/s, c).
+            gate: Takes the place of the gate of the module.
+        """
         x = self.reduce(stages[3])
         if self.lateral is not None and self.fuse is not None:
             links = [link(stage) for link, stage in zip(self.lateral, stages[1:3])]
             # At output stride 16 or 32 stage 2 is larger than the features of the head.
             links = [resize_bilinear(link, (x.shape[1], x.shape[2])) for link in links]
             x = self.fuse(jnp.concatenate([x, *links], axis=-1))
-        x, se_logits = self.context(x)
+        context, se_logits = self.context.view(x, gate)
+        x = context.after
         if self.decoder is not None:
             x = self.decoder(x, stages[0])
-        return self.classifier(x), se_logits
+        return self.classifier(x), se_logits, context
 
 
 class EncNet(SegmentationModel):
@@ -203,3 +217,21 @@ class EncNet(SegmentationModel):
         if self.stage3_context is not None:
             _, stage3_se_logits = self.stage3_context(self.stage3_reduce(stages[2]))
         return SegmentationOutput(logits, se_logits, stage3_se_logits=stage3_se_logits)
+
+    def forward_with_context(
+        self,
+        images: Float[Array, "b h w 3"],
+        gate: Float[Array, "b c"] | None = None,
+    ) -> tuple[SegmentationOutput, ContextView]:
+        """As `forward_low_res`, with what the Context Encoding Module saw.
+
+        Outputs that only the loss reads are left out.
+
+        Args:
+            images: Normalized images.
+            gate: Takes the place of the gate that the module computes from each image,
+                such as the gate of another one. The SE logits do not depend on it.
+        """
+        stages = self.backbone(images)
+        logits, se_logits, context = self.head.with_context(stages, gate)
+        return SegmentationOutput(logits, se_logits), context

@@ -3,10 +3,12 @@
 Shapes: b images, h x w pixels, c channels, k codewords, n classes.
 """
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Float32
 
 from encnet_jax.models.layers import BatchNorm, HeadConvBN, linear
 from encnet_jax.ops.resize import AnyArray
@@ -66,10 +68,19 @@ class Encoding(nnx.Module):
 
     def __call__(self, x: Float[Array, "b *pixels c"]) -> Float[Array, "b k c"]:
         """Encodes features; the result is float32, whatever their dtype."""
+        return self.with_assignment(x)[0]
+
+    def with_assignment(
+        self, x: Float[Array, "b *pixels c"]
+    ) -> tuple[Float[Array, "b k c"], Float[Array, "b n k"]]:
+        """Returns the encoding, and how much of each of n pixels each codeword takes.
+
+        The latter is a_ik; its sum over the codewords is 1.
+        """
         x, codewords = self._centered(x)
         assignment = jax.nn.softmax(self._logits(x, codewords), axis=-1)
         weighted = jnp.einsum("bnk,bnc->bkc", assignment, x, precision="highest")
-        return weighted - assignment.sum(1)[:, :, None] * codewords
+        return weighted - assignment.sum(1)[:, :, None] * codewords, assignment
 
     def assignment(self, x: Float[Array, "b *pixels c"]) -> Float[Array, "b n k"]:
         """Returns a_ik: how much of each of n pixels each codeword takes; sums to 1."""
@@ -96,6 +107,23 @@ class Encoding(nnx.Module):
 
     def _scales(self) -> Float[AnyArray, " k"]:
         return self.scale[...]
+
+
+class ContextView(NamedTuple):
+    """What a Context Encoding Module sees in images, and what it makes of them.
+
+    Attributes:
+        assignment: How much of each pixel each codeword takes, a_ik of `Encoding`; sums
+            to 1 over the codewords. None with `num_codes=0`.
+        gate: The factor of each channel, after the sigmoid: in 0 to 1.
+        before: The features that the module was given.
+        after: The features that it returned.
+    """
+
+    assignment: Float32[Array, "b h w k"] | None
+    gate: Float32[Array, "b c"]
+    before: Float[Array, "b h w c"]
+    after: Float[Array, "b h w c"]
 
 
 class ContextEncoding(nnx.Module):
@@ -150,26 +178,48 @@ class ContextEncoding(nnx.Module):
 
     def encode(self, x: Float[Array, "b h w c"]) -> Float[Array, "b c"]:
         """Returns the vector e, float32, that describes each whole image."""
-        x = self.reduce(x)
-        if self.encoding is None or self.norm is None:
-            return x.astype(jnp.float32).mean((1, 2))
-        codes = jax.nn.relu(self.norm(self.encoding(x)))
-        return codes.mean(1) if self.code_reduction == "mean" else codes.sum(1)
+        return self._encode(x)[0]
 
     def __call__(
-        self, x: Float[Array, "b h w c"]
+        self, x: Float[Array, "b h w c"], gate: Float[Array, "b c"] | None = None
     ) -> tuple[Float[Array, "b h w c"], Float[Array, "b n"] | None]:
         """Returns the gated features and the SE logits.
 
         The features have the dtype of x. The SE logits are float32, before the sigmoid,
-        and None without the branch.
+        and None without the branch. They do not depend on the gate.
+
+        Args:
+            x: The features.
+            gate: Takes the place of the gate that is computed from x.
         """
-        encoded = self.encode(x)
-        gate = jax.nn.sigmoid(self.gate(encoded))
+        view, se_logits = self.view(x, gate)
+        return view.after, se_logits
+
+    def view(
+        self, x: Float[Array, "b h w c"], gate: Float[Array, "b c"] | None = None
+    ) -> tuple[ContextView, Float[Array, "b n"] | None]:
+        """As the call, with everything else that the module computes on the way."""
+        encoded, assignment = self._encode(x)
+        if gate is None:
+            gate = jax.nn.sigmoid(self.gate(encoded))
         se_logits = None if self.se_head is None else self.se_head(encoded)
         # Float32, so that the gradient of the gate, a sum over all pixels, is too.
         features = x.astype(jnp.float32)
         gated = features * gate[:, None, None, :]
         if self.residual:
             gated = jax.nn.relu(features + gated)
-        return gated.astype(x.dtype), se_logits
+        if assignment is not None:
+            assignment = assignment.reshape(*x.shape[:3], -1)
+        return ContextView(assignment, gate, x, gated.astype(x.dtype)), se_logits
+
+    def _encode(
+        self, x: Float[Array, "b h w c"]
+    ) -> tuple[Float[Array, "b c"], Float[Array, "b p k"] | None]:
+        """Returns `encode`, and the assignment of p pixels if there are codewords."""
+        x = self.reduce(x)
+        if self.encoding is None or self.norm is None:
+            return x.astype(jnp.float32).mean((1, 2)), None
+        encoding, assignment = self.encoding.with_assignment(x)
+        codes = jax.nn.relu(self.norm(encoding))
+        merged = codes.mean(1) if self.code_reduction == "mean" else codes.sum(1)
+        return merged, assignment

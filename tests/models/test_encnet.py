@@ -9,6 +9,7 @@ import pytest
 from flax import nnx
 
 from encnet_jax.errors import UserError
+from encnet_jax.inference.folding import fold_model
 from encnet_jax.models import create_model
 from encnet_jax.models.registry import check_model_settings
 from encnet_jax.run.state import pure_batch_stats, split_model
@@ -156,3 +157,33 @@ def test_frozen_backbone_gets_no_gradient_and_keeps_its_statistics():
     ):
         pairs = zip(jax.tree.leaves(old), jax.tree.leaves(new), strict=True)
         assert all(bool((a == b).all()) is same for a, b in pairs)
+
+
+@pytest.mark.parametrize("settings", [{}, dict(lateral=True, decoder_stride=4)])
+def test_context_comes_with_the_same_logits(settings):
+    model = create_model("encnet", **TINY, **settings, rngs=nnx.Rngs(0))
+    model.eval()
+    images = jax.random.normal(jax.random.key(0), (2, 32, 48, 3))
+    output, context = model.forward_with_context(images)
+    expected = model.forward_low_res(images)
+    np.testing.assert_array_equal(output.logits, expected.logits)
+    np.testing.assert_array_equal(output.se_logits, expected.se_logits)
+    assert context.assignment.shape == (2, 4, 6, 2)
+
+    same, _ = model.forward_with_context(images, context.gate)
+    np.testing.assert_array_equal(same.logits, output.logits)
+    other, _ = model.forward_with_context(images, context.gate[::-1])
+    assert np.abs(other.logits - output.logits).max() > 1e-6
+    np.testing.assert_array_equal(other.se_logits, output.se_logits)
+
+
+def test_folded_network_has_the_context():
+    model = create_model("encnet", **TINY, rngs=nnx.Rngs(0))
+    model.eval()
+    images = jax.random.normal(jax.random.key(0), (1, 32, 48, 3))
+    _, context = model.forward_with_context(images)
+    model_def, *arrays = fold_model(model)
+    arrays = jax.device_put(arrays)
+    _, folded = model_def.merge(*arrays).forward_with_context(images)
+    np.testing.assert_allclose(folded.gate, context.gate, rtol=1e-5)
+    np.testing.assert_allclose(folded.assignment, context.assignment, rtol=1e-4)
