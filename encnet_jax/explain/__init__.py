@@ -1,0 +1,1 @@
+"""What the context does in an image: `Segmenter.explain` and its figure."""

@@ -1,0 +1,55 @@
+"""`Segmentation`: the result of a predictor for one image."""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+
+import numpy as np
+from jaxtyping import Float32, UInt8
+from PIL import Image
+
+from encnet_jax.visualize.overlay import overlay, palette_image
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Segmentation:
+    """The result of a `Segmenter`.
+
+    Attributes:
+        labels: The class index of each pixel, at the size of the image. The files of
+            `predict.py` hold the data set's own values, see `label_image`.
+        presence: The probability that each class occurs in the image, from the
+            semantic encoding branch; None without one.
+        class_names: n names.
+        colors: n RGB triples.
+        image: The image in RGB, upright.
+    """
+
+    labels: UInt8[np.ndarray, "h w"]
+    presence: Float32[np.ndarray, " n"] | None
+    class_names: tuple[str, ...]
+    colors: tuple[tuple[int, int, int], ...]
+    image: UInt8[np.ndarray, "h w 3"]
+    _compute_probabilities: Callable[[UInt8[np.ndarray, "h w 3"]], np.ndarray] = (
+        dataclasses.field(repr=False)
+    )
+
+    @functools.cached_property
+    def probabilities(self) -> Float32[np.ndarray, "h w n"]:
+        """The probability of each class at each pixel, at the size of the image.
+
+        The softmax of the resized logits. Computed by another pass of the network on
+        first use, and kept: 4 h w n bytes. The largest is that of `labels`, except
+        where two are equal to rounding.
+        """
+        return self._compute_probabilities(self.image)
+
+    def overlay(self, opacity: float = 0.55) -> Image.Image:
+        """Returns the image tinted with the colors of its classes, with a legend."""
+        return overlay(
+            self.image, self.labels, self.colors, self.class_names, opacity=opacity
+        )
+
+    def palette(self) -> Image.Image:
+        """Returns the labels as a palette image whose indices are classes."""
+        return palette_image(self.labels, self.colors)
