@@ -308,6 +308,7 @@ def start_record(path: Path) -> BenchmarkRecord:
                 f"--{name}={value}: the runs in {record.path} have {known}; give "
                 "another --output"
             )
+    for name, value in settings.items():
         record.put("settings", name, value)
     return record
 

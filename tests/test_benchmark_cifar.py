@@ -11,6 +11,7 @@ from PIL import Image
 
 from benchmarks import cifar_images
 from benchmarks.cifar_images import encode_again, load_split, pack
+from benchmarks.record import BenchmarkRecord
 from encnet_jax.config import load_config
 from encnet_jax.data.augment_device import ArrayDataset, load_arrays
 from encnet_jax.data.dataset_info import CIFAR10
@@ -72,11 +73,6 @@ def test_unknown_model_is_named():
 def cifar(tmp_path_factory):
     fake_cifar = pytest.importorskip("tests.fake_cifar")
     return fake_cifar.prepare(tmp_path_factory.mktemp("tfds"))
-
-
-@pytest.fixture(scope="module")
-def results(tmp_path_factory):
-    return tmp_path_factory.mktemp("runs") / "results"
 
 
 @pytest.fixture(scope="module")
@@ -150,7 +146,7 @@ def test_images_are_encoded_again(images):
 
 
 @pytest.mark.slow
-def test_changed_runs_stand_beside_the_others(packed, results, tmp_path):
+def test_changed_runs_stand_beside_the_others(packed, tmp_path):
     arguments = "--models=encnet", "--seeds=3", f"--images={packed}"
     changes = "--jpeg_quality=50", "--dtype=float32", "--scale_init=scaled"
     first = runs(tmp_path, *arguments)
@@ -187,7 +183,8 @@ def runs(results, *arguments):
 
 
 @pytest.mark.slow
-def test_runs_are_evaluated_and_not_repeated(cifar, images, results):
+def test_runs_are_evaluated_and_not_repeated(cifar, images, tmp_path):
+    results = tmp_path / "results"
     first = runs(results, "--seeds=3", f"--data_dir={cifar}")
     assert first.returncode == 0, first.stderr
     path = results / "cifar.json"
@@ -211,11 +208,16 @@ def test_runs_are_evaluated_and_not_repeated(cifar, images, results):
     assert "resnet 4 " in second.stdout and "resnet 3 " not in second.stdout
 
 
-def test_runs_of_another_schedule_are_rejected(results):
-    result = runs(results, "--steps=8")
+def test_runs_of_another_schedule_are_rejected(tmp_path):
+    record = BenchmarkRecord(tmp_path / "cifar.json")
+    record.start(resume=True)
+    record.put("settings", "steps", 7)
+    before = record.path.read_text()
+    result = runs(tmp_path, "--steps=8")
     assert result.returncode == 2
-    assert "--steps=8: the runs in " in errors(result)[0]
-    assert "have 7; give another --output" in errors(result)[0]
+    expected = f"--steps=8: the runs in {record.path} have 7; give another --output"
+    assert errors(result) == [f"error: {expected}"]
+    assert record.data == json.loads(before)
 
 
 def test_torch_learns_and_its_runs_are_reported(images, tmp_path):
