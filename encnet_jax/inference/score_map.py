@@ -8,6 +8,8 @@ the tiles are split by class, so that adding needs no communication.
 import dataclasses
 import functools
 import math
+from collections.abc import Iterator
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +17,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float32, UInt8
 
-from encnet_jax.inference.tta import WindowPlacement
+from encnet_jax.inference.placement import WindowPlacement
 
 TILE = 256  # height and width in pixels; divisible by any smaller power of two
 
@@ -55,6 +57,13 @@ class ScoreMapSharding:
         return NamedSharding(self.mesh, PartitionSpec(None, None, None, "data"))
 
 
+class TileBlock(NamedTuple):
+    """A rectangle of tiles; `TILE` times the ranges are its pixels."""
+
+    rows: range
+    columns: range
+
+
 class ScoreMapPool:
     """Creates score maps of one sharding and reuses their memory between images."""
 
@@ -62,9 +71,14 @@ class ScoreMapPool:
         self.sharding = sharding
         self._free: dict[bool, list[jax.Array]] = {False: [], True: []}
 
-    def create(self, size: tuple[int, int]) -> "ScoreMap":
-        """Returns an empty score map for an image of (height, width) pixels."""
-        return ScoreMap(self, size)
+    def create(
+        self, size: tuple[int, int], block: "TileBlock | None" = None
+    ) -> "ScoreMap":
+        """Returns an empty score map for an image of (height, width) pixels.
+
+        With a block, what is added outside of it is dropped.
+        """
+        return ScoreMap(self, size, block)
 
     def acquire(self, total: bool = False) -> jax.Array:
         """Returns a tile of zeros, split by class, or by row for a total."""
@@ -83,9 +97,16 @@ class ScoreMapPool:
 class ScoreMap:
     """The scores of an image while its windows arrive; see `ScoreMapPool`."""
 
-    def __init__(self, pool: ScoreMapPool, size: tuple[int, int]):
+    def __init__(
+        self,
+        pool: ScoreMapPool,
+        size: tuple[int, int],
+        block: TileBlock | None = None,
+    ):
         self.size = size
         self._pool = pool
+        height, width = (-(-length // TILE) for length in size)
+        self._block = block or TileBlock(range(height), range(width))
         # Tiles of the current view and, with softmax, of the sum over finished views.
         self._view: dict[tuple[int, int], jax.Array] = {}
         self._total: dict[tuple[int, int], jax.Array] = {}
@@ -105,36 +126,47 @@ class ScoreMap:
             rows: Placement of the window along the height.
             columns: Placement of the window along the width.
         """
-        for i in range(rows.first // TILE, -(-rows.last // TILE)):
-            for j in range(columns.first // TILE, -(-columns.last // TILE)):
-                pixels = np.stack([_cut(rows.pixels, i), _cut(columns.pixels, j)])
-                weights = np.stack([_cut(rows.weights, i), _cut(columns.weights, j)])
+        for i in _tiles_of(rows, self._block.rows):
+            for j in _tiles_of(columns, self._block.columns):
+                pixels = np.stack(
+                    [_cut(rows.pixels, rows, i), _cut(columns.pixels, columns, j)]
+                )
+                weights = np.stack(
+                    [_cut(rows.weights, rows, i), _cut(columns.weights, columns, j)]
+                )
                 tile = self._view.get((i, j))
                 if tile is None:
                     tile = self._pool.acquire()
                 self._view[i, j] = _add(tile, scores, np.int32(index), pixels, weights)
 
-    def finish_view(self) -> None:
-        """Marks the end of a view; windows of the next one may follow."""
+    def finish_view(self, row: int | None = None) -> None:
+        """Marks the end of a view; windows of the next one may follow.
+
+        Args:
+            row: The row of tiles that it is the end of; None: all.
+        """
         sharding = self._pool.sharding
         if not sharding.softmax:
             return
-        for place, tile in self._view.items():
+        for place in _places(self._view, row):
+            tile = self._view.pop(place)
             total = self._total.get(place)
             if total is None:
                 total = self._pool.acquire(total=True)
             tile, self._total[place] = _add_softmax(tile, total, sharding)
             self._pool.release(tile)
-        self._view.clear()
 
-    def labels(self) -> "Labels":
+    def labels(self, row: int | None = None) -> "Labels":
         """Returns the highest-scoring classes and frees the score map.
 
         Asynchronous: the result is still being computed, see `Labels`.
+
+        Args:
+            row: The row of tiles that is meant; None: all.
         """
         parts = {}
         sharding, tiles = self._pool.sharding, self._tiles()
-        for place in list(tiles):
+        for place in _places(tiles, row):
             parts[place], tile = _argmax(tiles.pop(place), sharding)
             self._pool.release(tile, total=sharding.softmax)
         return Labels(self.size, parts)
@@ -163,10 +195,28 @@ class Labels:
     def fetch(self) -> UInt8[np.ndarray, "h w"]:
         """Waits for the labels and returns them."""
         result = np.zeros(self._size, np.uint8)
+        for box, labels in self.fetch_tiles():
+            result[box] = labels
+        return result
+
+    def fetch_tiles(
+        self,
+    ) -> Iterator[tuple[tuple[slice, slice], UInt8[np.ndarray, "a b"]]]:
+        """Waits for each tile; yields its place in the image and its labels."""
         for place, part in self._parts.items():
             box = _box(place, self._size)
-            result[box] = _crop(np.asarray(part), box)
-        return result
+            yield box, _crop(np.asarray(part), box)
+
+
+def _tiles_of(placement: WindowPlacement, tiles: range) -> range:
+    """Returns which of the tiles along an axis a window contributes to."""
+    first, last = placement.first // TILE, -(-placement.last // TILE)
+    return range(max(first, tiles.start), min(last, tiles.stop))
+
+
+def _places(tiles: dict[tuple[int, int], jax.Array], row: int | None) -> list:
+    """Returns the places of tiles, of one row or all."""
+    return [place for place in tiles if row in (None, place[0])]
 
 
 def _box(place: tuple[int, int], size: tuple[int, int]) -> tuple[slice, slice]:
@@ -182,10 +232,15 @@ def _crop(tile: np.ndarray, box: tuple[slice, slice]) -> np.ndarray:
     return tile[: rows.stop - rows.start, : columns.stop - columns.start]
 
 
-def _cut(values: np.ndarray, tile: int) -> np.ndarray:
-    """Returns the values (2, TILE) of a tile's pixels; 0 beyond the image."""
-    part = values[:, tile * TILE : (tile + 1) * TILE]
-    return np.pad(part, ((0, 0), (0, TILE - part.shape[1])))
+def _cut(values: np.ndarray, placement: WindowPlacement, tile: int) -> np.ndarray:
+    """Returns the values (2, TILE) of a tile's pixels; 0 where the window is not."""
+    result = np.zeros((2, TILE), values.dtype)
+    first = max(placement.first, tile * TILE)
+    last = min(placement.last, (tile + 1) * TILE)
+    result[:, first - tile * TILE : last - tile * TILE] = values[
+        :, first - placement.first : last - placement.first
+    ]
+    return result
 
 
 @functools.partial(jax.jit, donate_argnums=0)

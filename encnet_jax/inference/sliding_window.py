@@ -1,5 +1,6 @@
 """Sliding windows: the windows of many images in full batches of one shape."""
 
+import functools
 import itertools
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -11,8 +12,9 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Float32
 
+from encnet_jax.inference.placement import WindowPlacement
 from encnet_jax.inference.score_map import ScoreMap, ScoreMapPool, ScoreMapSharding
-from encnet_jax.inference.tta import TTAProtocol, WindowPlacement
+from encnet_jax.inference.tta import TTAProtocol
 from encnet_jax.run.sharding import batch_sharded
 from encnet_jax.run.state import ModelDef, PureDict
 
@@ -105,6 +107,38 @@ def merge_hflip(
     return scores, presence
 
 
+def make_forward_fn(
+    model_def: ModelDef, protocol: TTAProtocol, sharding: ScoreMapSharding
+) -> Callable[
+    [PureDict, PureDict, Float32[np.ndarray, "b h w 3"]],
+    tuple[Float32[Array, "c h w depth"], Float32[Array, "c n"] | None],
+]:
+    """Returns a function from normalized windows to what `merge_hflip` returns.
+
+    Args:
+        model_def: Definition of an `InferenceModel`.
+        protocol: Whether windows are mirrored as well.
+        sharding: Layout of the score map that the scores are added to.
+    """
+    mirror = protocol.mirror_windows
+
+    @jax.jit
+    def forward(
+        params: PureDict, batch_stats: PureDict, windows: Float32[Array, "b h w 3"]
+    ) -> tuple[jax.Array, jax.Array | None]:
+        network: Any = model_def.merge(params, batch_stats)
+        output = network(add_hflip(windows, mirror))
+        return merge_hflip(output.logits, output.se_logits, mirror, sharding)
+
+    def apply(
+        params: PureDict, batch_stats: PureDict, windows: np.ndarray
+    ) -> tuple[jax.Array, jax.Array | None]:
+        windows = jax.device_put(windows, batch_sharded(sharding.mesh))
+        return forward(params, batch_stats, windows)
+
+    return apply
+
+
 def make_score_fn(
     model_def: ModelDef, num_classes: int, protocol: TTAProtocol, mesh: Mesh
 ) -> ScoreFn:
@@ -119,14 +153,7 @@ def make_score_fn(
     sharding = ScoreMapSharding(num_classes, protocol.softmax, mesh)
     pool = ScoreMapPool(sharding)
     mirror = protocol.mirror_windows
-
-    @jax.jit
-    def forward(
-        params: PureDict, batch_stats: PureDict, windows: Float32[Array, "b h w 3"]
-    ) -> tuple[jax.Array, jax.Array | None]:
-        network: Any = model_def.merge(params, batch_stats)
-        output = network(add_hflip(windows, mirror))
-        return merge_hflip(output.logits, output.se_logits, mirror, sharding)
+    forward = make_forward_fn(model_def, protocol, sharding)
 
     def scores_of(
         params: PureDict,
@@ -134,10 +161,7 @@ def make_score_fn(
         images: Iterable[tuple[Any, np.ndarray]],
         batch_size: int,
     ) -> Iterator[ImageScores]:
-        def apply(windows: np.ndarray) -> tuple[jax.Array, jax.Array | None]:
-            windows = jax.device_put(windows, batch_sharded(mesh))
-            return forward(params, batch_stats, windows)
-
+        apply = functools.partial(forward, params, batch_stats)
         windows_per_device = max(batch_size // 2, 1) if mirror else batch_size
         count = windows_per_device * mesh.size
         return run_sliding_window(images, apply, protocol, pool, count)

@@ -12,28 +12,31 @@ from collections.abc import Iterator, Sequence
 from typing import ClassVar, NamedTuple
 
 import numpy as np
-from jaxtyping import Float32, Int32, Num, UInt8
+from jaxtyping import Float32, UInt8
 
+from encnet_jax.inference.placement import (
+    WindowPlacement,
+    mirrored,
+    place_windows,
+    resize_part,
+)
 from encnet_jax.ops.normalize import normalize
-from encnet_jax.ops.resize import source_positions
 
 
-class WindowPlacement(NamedTuple):
-    """Where a row or column of windows lands on the image, along that axis.
+class ViewLayout(NamedTuple):
+    """What is known of a `TTAView` from the size of the image.
 
     Attributes:
-        window: The pixels of the view that the window covers.
-        first: The first image pixel that the window contributes to.
-        last: One past the last of them.
-        pixels: For each image pixel its two neighbors in the window.
-        weights: Their weights; 0 outside the window.
+        size: Height and width of the image at this scale, without padding.
+        mirrored: Whether the view is that of the layout before it, mirrored.
+        rows: As in `TTAView`.
+        columns: Likewise.
     """
 
-    window: slice
-    first: int
-    last: int
-    pixels: Int32[np.ndarray, "2 length"]
-    weights: Float32[np.ndarray, "2 length"]
+    size: tuple[int, int]
+    mirrored: bool
+    rows: tuple[WindowPlacement, ...]
+    columns: tuple[WindowPlacement, ...]
 
 
 class TTAView(NamedTuple):
@@ -84,7 +87,42 @@ class TTAProtocol:
 
     def views(self, image: UInt8[np.ndarray, "h w 3"]) -> Iterator[TTAView]:
         """Yields the views of an image, RGB 0-255."""
+        pixels = None
+        for layout in self.layouts(image.shape[:2]):
+            if layout.mirrored and pixels is not None:
+                pixels = pixels[:, ::-1]
+            else:
+                rows, columns = self._extent(layout)
+                pixels = self.window(image, layout, rows, columns)
+            yield TTAView(pixels, layout.rows, layout.columns)
+
+    def layouts(self, size: tuple[int, int]) -> Iterator[ViewLayout]:
+        """Yields the layouts of the views of an image of (height, width) pixels."""
         raise NotImplementedError
+
+    def window(
+        self,
+        image: UInt8[np.ndarray, "h w 3"],
+        layout: ViewLayout,
+        rows: slice,
+        columns: slice,
+    ) -> Float32[np.ndarray, "a b 3"]:
+        """Returns a window of a view, having read only that part of the image.
+
+        Args:
+            image: RGB 0-255; or an object of such a `shape` that gives these pixels for
+                `image[rows, columns]`, slices or the arrays of `np.ix_`.
+            layout: One of `layouts`.
+            rows: The pixels of the view that the window covers.
+            columns: Likewise.
+        """
+        raise NotImplementedError
+
+    def _extent(self, layout: ViewLayout) -> tuple[slice, slice]:
+        """Returns all pixels of a view, its padding included."""
+        ends = (layout.rows[-1].window.stop, layout.columns[-1].window.stop)
+        height, width = np.maximum(ends, layout.size).tolist()
+        return slice(0, height), slice(0, width)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,25 +142,37 @@ class PyTorchEncodingProtocol(TTAProtocol):
     def mirror_windows(self) -> bool:  # noqa: D102
         return self.flip
 
-    def views(
-        self, image: UInt8[np.ndarray, "h w 3"] | Float32[np.ndarray, "h w 3"]
-    ) -> Iterator[TTAView]:
-        """Yields the views of an image, uint8 or already normalized."""
-        if image.dtype == np.uint8:
-            image = normalize(image, self.mean, self.std)
-        black = -np.asarray(self.mean, np.float32) / np.asarray(self.std, np.float32)
+    def layouts(self, size: tuple[int, int]) -> Iterator[ViewLayout]:  # noqa: D102
         for scale in self.scales:
-            size = _with_long_side(image.shape[:2], math.ceil(self.base_size * scale))
-            grids = [self._grid(length) for length in size]
-            ends = [grid[-1].stop for grid in grids]
-            padded = np.empty((*np.maximum(ends, size), 3), np.float32)
-            padded[...] = black
-            padded[: size[0], : size[1]] = resized(image, size, self.align_corners)
+            scaled = _with_long_side(size, math.ceil(self.base_size * scale))
             rows, columns = (
-                _placements(grids[axis], size[axis], image.shape[axis], self)
-                for axis in (0, 1)
+                place_windows(self._grid(length), length, target, self.align_corners)
+                for length, target in zip(scaled, size)
             )
-            yield TTAView(padded, rows, columns)
+            yield ViewLayout(scaled, False, rows, columns)
+
+    def window(
+        self,
+        image: UInt8[np.ndarray, "h w 3"] | Float32[np.ndarray, "h w 3"],
+        layout: ViewLayout,
+        rows: slice,
+        columns: slice,
+    ) -> Float32[np.ndarray, "a b 3"]:
+        """As in `TTAProtocol`; the image may be normalized already."""
+        black = -np.asarray(self.mean, np.float32) / np.asarray(self.std, np.float32)
+        shape = (rows.stop - rows.start, columns.stop - columns.start, 3)
+        window = np.empty(shape, np.float32)
+        window[...] = black
+        part = resize_part(
+            image,
+            layout.size,
+            rows,
+            columns,
+            self.align_corners,
+            lambda pixels: normalize(pixels, self.mean, self.std),
+        )
+        window[: part.shape[0], : part.shape[1]] = part
+        return window
 
     def _grid(self, length: int) -> list[slice]:
         stride = self.stride or max(int(self.crop_size * (2 / 3)), 1)
@@ -147,20 +197,33 @@ class MmsegProtocol(TTAProtocol):
 
     short_size: int = 0
 
-    def views(self, image: UInt8[np.ndarray, "h w 3"]) -> Iterator[TTAView]:  # noqa: D102
+    def layouts(self, size: tuple[int, int]) -> Iterator[ViewLayout]:  # noqa: D102
         for scale in self.scales:
-            size = self._scaled_size(image.shape[:2], scale)
-            pixels = np.rint(resized(image, size, align_corners=False))
-            pixels = normalize(pixels, self.mean, self.std)
-            grids = [self._grid(length) for length in size]
-            rows = _placements(grids[0], size[0], image.shape[0], self)
-            columns = _placements(grids[1], size[1], image.shape[1], self)
-            yield TTAView(pixels, rows, columns)
+            scaled = self._scaled_size(size, scale)
+            rows, columns = (
+                place_windows(self._grid(length), length, target, self.align_corners)
+                for length, target in zip(scaled, size)
+            )
+            yield ViewLayout(scaled, False, rows, columns)
             if self.flip:
                 # Mirrored placements undo the flip: the last column of the view lands
                 # on the first of the image.
-                columns = tuple(_mirrored(p, image.shape[1]) for p in columns)
-                yield TTAView(pixels[:, ::-1], rows, columns)
+                columns = tuple(mirrored(p, size[1]) for p in columns)
+                yield ViewLayout(scaled, True, rows, columns)
+
+    def window(  # noqa: D102
+        self,
+        image: UInt8[np.ndarray, "h w 3"],
+        layout: ViewLayout,
+        rows: slice,
+        columns: slice,
+    ) -> Float32[np.ndarray, "a b 3"]:
+        if layout.mirrored:
+            width = layout.size[1]
+            columns = slice(width - columns.stop, width - columns.start)
+        pixels = np.rint(resize_part(image, layout.size, rows, columns, False))
+        pixels = normalize(pixels, self.mean, self.std)
+        return pixels[:, ::-1] if layout.mirrored else pixels
 
     def _scaled_size(self, size: tuple[int, int], scale: float) -> tuple[int, int]:
         factors = [
@@ -183,20 +246,6 @@ class MmsegProtocol(TTAProtocol):
         return [slice(start, start + crop) for start in starts]
 
 
-def resized(
-    image: Num[np.ndarray, "h w c"], size: Sequence[int], align_corners: bool
-) -> Float32[np.ndarray, "H W c"]:
-    """Resizes an image bilinearly, without antialiasing."""
-    for axis in (0, 1):
-        pixels, weights = _neighbors(image.shape[axis], size[axis], align_corners)
-        shape = (-1, 1, 1) if axis == 0 else (-1, 1)
-        below, above = weights.astype(np.float32).reshape(2, *shape)
-        image = (
-            image.take(pixels[0], axis) * below + image.take(pixels[1], axis) * above
-        )
-    return image
-
-
 def _with_long_side(size: Sequence[int], long_side: int) -> tuple[int, int]:
     height, width = size
     if height > width:
@@ -207,50 +256,3 @@ def _with_long_side(size: Sequence[int], long_side: int) -> tuple[int, int]:
 def _rounded(length: float) -> int:
     """Returns a length in pixels, at least 1: an image may be a thin line."""
     return max(int(length + 0.5), 1)
-
-
-def _neighbors(
-    source: int, target: int, align_corners: bool
-) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the two source pixels (2, target) next to each target, and weights."""
-    position = np.asarray(source_positions(source, target, align_corners))
-    low = np.minimum(position.astype(np.int64), source - 1)
-    high = np.minimum(low + 1, source - 1)
-    return np.stack([low, high]), np.stack([1 - (position - low), position - low])
-
-
-def _placements(
-    grid: Sequence[slice], source: int, target: int, protocol: TTAProtocol
-) -> tuple[WindowPlacement, ...]:
-    """Places the windows of a view of `source` pixels on an image of `target`."""
-    index, weight = _neighbors(source, target, protocol.align_corners)
-    counts = np.zeros(max(source, grid[-1].stop))
-    for window in grid:
-        counts[window] += 1
-    weight = weight / counts[index]
-    placements = []
-    for window in grid:
-        inside = (index >= window.start) & (index < window.stop)
-        touched = np.flatnonzero(inside.any(0))
-        if touched.size:  # none if the image is tiny relative to the view
-            pixels = np.clip(index - window.start, 0, window.stop - window.start - 1)
-            placements.append(
-                WindowPlacement(
-                    window,
-                    int(touched[0]),
-                    int(touched[-1]) + 1,
-                    pixels.astype(np.int32),
-                    np.where(inside, weight, 0).astype(np.float32),
-                )
-            )
-    return tuple(placements)
-
-
-def _mirrored(placement: WindowPlacement, length: int) -> WindowPlacement:
-    return WindowPlacement(
-        placement.window,
-        length - placement.last,
-        length - placement.first,
-        placement.pixels[:, ::-1],
-        placement.weights[:, ::-1],
-    )

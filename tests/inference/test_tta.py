@@ -7,9 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from encnet_jax.inference.placement import resized
 from encnet_jax.inference.score_map import ScoreMapPool, ScoreMapSharding
 from encnet_jax.inference.sliding_window import merge_hflip, run_sliding_window
-from encnet_jax.inference.tta import MmsegProtocol, PyTorchEncodingProtocol, resized
+from encnet_jax.inference.tta import MmsegProtocol, PyTorchEncodingProtocol
 from encnet_jax.ops.resize import interpolation_matrix
 from encnet_jax.run.sharding import batch_sharded, mesh_of
 
