@@ -11,15 +11,21 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Float32
 
+from encnet_jax.inference.context import MergedModel, forward_with_gate
 from encnet_jax.inference.score_map import ScoreMap, ScoreMapPool, ScoreMapSharding
 from encnet_jax.inference.tta import TTAProtocol, WindowPlacement
 from encnet_jax.run.sharding import batch_sharded
-from encnet_jax.run.state import ModelDef, PureDict
+from encnet_jax.run.state import PureDict
 
-# Windows (b, h, w, 3), normalized -> what `merge_hflip` returns.
+# Windows (b, h, w, 3), normalized -> what `merge_hflip` returns, and the gates of the
+# Context Encoding Module or None.
 ApplyFn = Callable[
     [Float32[np.ndarray, "b h w 3"]],
-    tuple[Float32[Array, "b h w depth"], Float32[Array, "b n"] | None],
+    tuple[
+        Float32[Array, "b h w depth"],
+        Float32[Array, "b n"] | None,
+        Float32[Array, "b c"] | None,
+    ],
 ]
 MAX_LOGIT = 80.0  # the sum of the powers of some windows is finite in float32
 _Item = TypeVar("_Item")
@@ -33,11 +39,13 @@ class ImageScores(NamedTuple):
         score_map: Its scores.
         presence: For each window an array (b, n) and the index of the window in it;
             empty if the network has no semantic encoding branch.
+        gates: Likewise the gates (b, c) of the Context Encoding Module.
     """
 
     key: Any
     score_map: ScoreMap
     presence: list[tuple[jax.Array, int]]
+    gates: list[tuple[jax.Array, int]]
 
 
 # (params, batch_stats, keys and images, windows per batch and device, mirrored ones
@@ -106,7 +114,7 @@ def merge_hflip(
 
 
 def make_score_fn(
-    model_def: ModelDef, num_classes: int, protocol: TTAProtocol, mesh: Mesh
+    model_def: MergedModel, num_classes: int, protocol: TTAProtocol, mesh: Mesh
 ) -> ScoreFn:
     """Returns a function from images to their scores, with the network of a model.
 
@@ -123,10 +131,14 @@ def make_score_fn(
     @jax.jit
     def forward(
         params: PureDict, batch_stats: PureDict, windows: Float32[Array, "b h w 3"]
-    ) -> tuple[jax.Array, jax.Array | None]:
+    ) -> tuple[jax.Array, jax.Array | None, jax.Array | None]:
         network: Any = model_def.merge(params, batch_stats)
-        output = network(add_hflip(windows, mirror))
-        return merge_hflip(output.logits, output.se_logits, mirror, sharding)
+        output, gates = forward_with_gate(network, add_hflip(windows, mirror))
+        size = (windows.shape[1], windows.shape[2])
+        output = output.resized(size, network.align_corners)
+        if gates is not None and mirror:
+            gates = (gates[::2] + gates[1::2]) / 2
+        return *merge_hflip(output.logits, output.se_logits, mirror, sharding), gates
 
     def scores_of(
         params: PureDict,
@@ -134,7 +146,9 @@ def make_score_fn(
         images: Iterable[tuple[Any, np.ndarray]],
         batch_size: int,
     ) -> Iterator[ImageScores]:
-        def apply(windows: np.ndarray) -> tuple[jax.Array, jax.Array | None]:
+        def apply(
+            windows: np.ndarray,
+        ) -> tuple[jax.Array, jax.Array | None, jax.Array | None]:
             windows = jax.device_put(windows, batch_sharded(mesh))
             return forward(params, batch_stats, windows)
 
@@ -145,11 +159,11 @@ def make_score_fn(
     return scores_of
 
 
-def mean_presence(
-    presence: Sequence[tuple[jax.Array, int]],
+def mean_over_windows(
+    values: Sequence[tuple[jax.Array, int]],
 ) -> Float32[np.ndarray, " n"] | None:
-    """Returns the mean of `ImageScores.presence` over the windows, or None."""
-    rows = [np.asarray(array)[row] for array, row in presence]
+    """Returns the mean of `ImageScores.presence` or `.gates`, or None."""
+    rows = [np.asarray(array)[row] for array, row in values]
     return np.asarray(np.mean(rows, 0, dtype=np.float32)) if rows else None
 
 
@@ -181,7 +195,7 @@ def run_sliding_window(
         devices = pool.sharding.mesh.size
         size = batch_size if shape == full else -(-len(waiting) // devices) * devices
         fill = [waiting[-1].pixels] * (size - len(waiting))
-        scores, presence = apply(np.stack([w.pixels for w in waiting] + fill))
+        scores, presence, gates = apply(np.stack([w.pixels for w in waiting] + fill))
         # One batch runs while the next is assembled; more would only take memory.
         running.append(scores)
         if len(running) > 1:
@@ -191,6 +205,8 @@ def run_sliding_window(
             score_map.add(scores, index, window.rows, window.columns)
             if presence is not None:
                 window.image.presence.append((presence, index))
+            if gates is not None:
+                window.image.gates.append((gates, index))
             if window.ends_view:
                 score_map.finish_view()
             if window.ends_image:
@@ -212,7 +228,7 @@ def _windows(
     images: Iterable[tuple[Any, np.ndarray]], protocol: TTAProtocol, pool: ScoreMapPool
 ) -> Iterator[_Window]:
     for key, image in images:
-        result = ImageScores(key, pool.create(image.shape[:2]), [])
+        result = ImageScores(key, pool.create(image.shape[:2]), [], [])
         for view, last_view in _mark_last(protocol.views(image)):
             placements = itertools.product(view.rows, view.columns)
             for (rows, columns), last in _mark_last(placements):
