@@ -87,14 +87,7 @@ class Explainer:
             if reference is not None:
                 raise UserError("reference, context_from: at most one can be given")
             return self._context(self._read(context_from))[1], "that of another image"
-        if reference is None:
-            if self._stored is None:
-                raise UserError(
-                    "no mean gate is stored with this model, as trainings store it "
-                    "with each evaluation: give reference images, or context_from"
-                )
-            reference = MeanGate.from_json(self._stored)
-        elif not isinstance(reference, MeanGate):
+        if not isinstance(reference, MeanGate):
             reference = self.mean_gate(reference)
         if reference.gate.shape != (self._channels,):
             raise UserError(
@@ -103,8 +96,15 @@ class Explainer:
             )
         return reference.gate, f"the mean of {reference.images} images"
 
-    def mean_gate(self, images: Iterable[Any]) -> MeanGate:
+    def mean_gate(self, images: Iterable[Any] | None) -> MeanGate:
         """Returns the mean gate over images; see `Segmenter.mean_gate`."""
+        if images is None:
+            if self._stored is None:
+                raise UserError(
+                    "no mean gate is stored with this model, as trainings store it "
+                    "with each evaluation: give reference images, or context_from"
+                )
+            return MeanGate.from_json(self._stored)
         one = isinstance(images, str | os.PathLike | Image.Image)
         if one or getattr(images, "ndim", 0) == 3:
             images = [images]

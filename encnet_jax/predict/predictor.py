@@ -212,15 +212,16 @@ class Segmenter(Pretrained):
         replacement = explainer.replacement(reference, context_from)
         return explainer.explain(self(image), *replacement)
 
-    def mean_gate(self, images: Iterable[ImageInput]) -> MeanGate:
+    def mean_gate(self, images: Iterable[ImageInput] | None = None) -> MeanGate:
         """Returns the mean gate over images, to explain several by the same.
 
         Args:
-            images: At least one image; each counts alike.
+            images: At least one image; each counts alike. By default those of the
+                validation split, over which the training stored it.
 
         Raises:
-            UserError: The network has no Context Encoding Module, there is no image,
-                or one cannot be read or decoded.
+            UserError: The network has no Context Encoding Module, there is no image
+                and no mean gate is stored, or one cannot be read or decoded.
         """
         return self._get_explainer().mean_gate(images)
 
