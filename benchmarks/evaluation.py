@@ -155,7 +155,7 @@ def share_outside_network(model, params, batch_stats, dataset, scales):
         started = time.perf_counter()
         logits = network(*arrays, windows).block_until_ready()
         spent += time.perf_counter() - started
-        return merge(logits).block_until_ready(), None
+        return merge(logits).block_until_ready(), None, None
 
     def run(examples):
         images = ((example, example.image) for example in examples)

@@ -25,6 +25,7 @@ ORDER = (
     "evaluate",
     "convert",
     "train",
+    "explain",
     "predict",
     "export",
     "fit_arrays",

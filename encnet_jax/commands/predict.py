@@ -2,7 +2,8 @@
 
 IMAGE is a file, a folder or a glob. For each image, writes DIR/NAME.png (labels in the
 values of the data set's label files, a palette image) and DIR/NAME-overlay.png (labels
-over the image, with a legend). A classifier (CIFAR-10) writes DIR/classes.json instead.
+over the image, with a legend); with --explain also DIR/NAME-explain.png (what the
+context does in the image). A classifier (CIFAR-10) writes DIR/classes.json instead.
 No image and no other file is overwritten, except earlier results of the same images.
 """
 
@@ -23,6 +24,13 @@ def define_flags() -> None:
     )
     flags.DEFINE_string("output", None, "Output folder.", required=True)
     flags.DEFINE_string("step", "best", "Checkpoint: best, latest or a step number.")
+    flags.DEFINE_bool("explain", False, "Also draw what the context does in an image.")
+    flags.DEFINE_multi_string(
+        "reference",
+        [],
+        "Image, folder or glob for --explain: context is what differs from the mean of "
+        "these images, not from that of the validation split. May be repeated.",
+    )
     flags.DEFINE_integer(
         "max_image_pixels",
         0,
@@ -47,12 +55,18 @@ def main(arguments: list[str]) -> int:
     info = load_run_info(workdir)
     images, output = write.find_images(arguments), Path(values.output).expanduser()
     # Before a model is loaded: that no file of the user's is in the way.
+    if values.reference and not values.explain:
+        raise UserError("--reference: only with --explain")
     if info.task == "classification":
+        if values.explain:
+            raise UserError(f"--explain: {workdir} classifies; a segmenter is needed")
         plan = write.plan_classes(images, output)
         classifier = Classifier.from_workdir(workdir, values.step)
         failed = write.write_classes(classifier, plan, output)
     else:
-        plan = write.plan_predictions(images, output)
+        plan = write.plan_predictions(images, output, values.explain)
+        others = write.find_images(values.reference) if values.reference else None
         segmenter = Segmenter.from_workdir(workdir, values.step)
-        failed = write.write_predictions(segmenter, plan, output)
+        mean_gate = segmenter.mean_gate(others) if values.explain else None
+        failed = write.write_predictions(segmenter, plan, output, mean_gate)
     return 2 if failed else 0

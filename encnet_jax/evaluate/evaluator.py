@@ -21,7 +21,7 @@ from encnet_jax.data.datasets import Dataset, Example
 from encnet_jax.evaluate.settings import protocol_from_config, whole_image_size
 from encnet_jax.inference.folding import InferenceModel
 from encnet_jax.inference.predict_fn import Prediction, make_label_fn
-from encnet_jax.inference.sliding_window import make_score_fn, mean_presence
+from encnet_jax.inference.sliding_window import make_score_fn, mean_over_windows
 from encnet_jax.inference.tta import TTAProtocol
 from encnet_jax.run.sharding import batch_sharded, local_mesh, replicated
 from encnet_jax.run.state import PureDict
@@ -40,12 +40,14 @@ class ImagePrediction:
         example: Image and ground truth.
         labels: Predicted classes, (h, w), or () of a classification.
         presence: The probability that each class occurs in the image, or None.
+        gate: The gate of the Context Encoding Module, the mean over windows, or None.
     """
 
     index: int
     example: Example
     labels: UInt8[np.ndarray, "..."]
     presence: Float32[np.ndarray, " n"] | None = None
+    gate: Float32[np.ndarray, " c"] | None = None
 
 
 # (params, batch_stats, indexed examples, batch size per device) -> each of them once,
@@ -180,10 +182,15 @@ def make_window_fn(
         )
         images = ((indexed, indexed[1].image) for indexed in examples)
         finished = scores_of(params, batch_stats, images, batch_size)
-        results = ((i.key, i.score_map.labels(), i.presence) for i in finished)
-        for (index, example), labels, presence in _one_behind(results):
+        results = ((i, i.score_map.labels()) for i in finished)
+        for image, labels in _one_behind(results):
+            index, example = image.key
             yield ImagePrediction(
-                index, example, labels.fetch(), mean_presence(presence)
+                index,
+                example,
+                labels.fetch(),
+                mean_over_windows(image.presence),
+                mean_over_windows(image.gates),
             )
 
     return predict_batches
@@ -208,10 +215,11 @@ def _one_behind(results: Iterable[_Item]) -> Iterator[_Item]:
 def _unbatch(
     batch: Sequence[IndexedExample], result: Prediction
 ) -> Iterator[ImagePrediction]:
-    labels, presence = jax.device_get(result)
+    labels, presence, gates = jax.device_get(result)
     for row, (index, example) in enumerate(batch):
         probabilities = None if presence is None else presence[row]
-        yield ImagePrediction(index, example, labels[row], probabilities)
+        gate = None if gates is None else gates[row]
+        yield ImagePrediction(index, example, labels[row], probabilities, gate)
 
 
 def batches_of_one_size(

@@ -73,10 +73,10 @@ def multi_scale_scores(
     mesh = mesh_of(jax.local_devices()[:1])
     sharding = ScoreMapSharding(num_classes, protocol.softmax, mesh)
 
-    def apply(windows: np.ndarray) -> tuple[jax.Array, jax.Array | None]:
+    def apply(windows: np.ndarray) -> tuple[jax.Array, None, None]:
         logits = predict(add_hflip(windows, flip))
         logits = jax.device_put(logits, replicated(mesh))
-        return _merge_hflip(logits, None, flip, sharding)
+        return _merge_hflip(logits, None, flip, sharding)[0], None, None
 
     windows_per_batch = max(batch_size // 2, 1) if flip else batch_size
     (result,) = run_sliding_window(

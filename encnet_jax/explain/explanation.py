@@ -8,15 +8,15 @@ import numpy as np
 from jaxtyping import Bool, Float32, UInt8
 from PIL import Image
 
-from encnet_jax.inference.segmentation import Segmentation
+from encnet_jax.inference.results import Segmentation
 
 _SHOWN_CHANNELS = 8  # in `raised` and `lowered`
 
 
-class Channel(NamedTuple):
-    """A channel of the features, and how its gate differs from the replacement."""
+class ChannelDifference(NamedTuple):
+    """A channel of the features, and its gate minus the replacement."""
 
-    index: int
+    channel: int
     difference: float
 
 
@@ -63,12 +63,12 @@ class Explanation:
         return self.segmentation.class_names
 
     @property
-    def raised(self) -> tuple[Channel, ...]:
+    def raised(self) -> tuple[ChannelDifference, ...]:
         """The channels whose gate is most above the replacement, largest first."""
         return self._channels(1)
 
     @property
-    def lowered(self) -> tuple[Channel, ...]:
+    def lowered(self) -> tuple[ChannelDifference, ...]:
         """The channels whose gate is most below the replacement, lowest first."""
         return self._channels(-1)
 
@@ -85,10 +85,9 @@ class Explanation:
             [self.segmentation.labels[changed], self.labels_without_context[changed]]
         )
         classes, counts = np.unique(pairs, axis=1, return_counts=True)
-        return tuple(
-            Transition(*classes[:, place].tolist(), int(counts[place]))
-            for place in np.argsort(-counts, kind="stable")
-        )
+        order = np.argsort(-counts, kind="stable")
+        rows = zip(*classes[:, order].tolist(), counts[order].tolist())
+        return tuple(Transition(*row) for row in rows)
 
     def figure(self) -> Image.Image:
         """Returns all of it as one figure.
@@ -100,11 +99,11 @@ class Explanation:
 
         return draw_explanation(self)
 
-    def _channels(self, sign: int) -> tuple[Channel, ...]:
+    def _channels(self, sign: int) -> tuple[ChannelDifference, ...]:
         difference = self.gate - self.replacement
         order = np.argsort(-sign * difference, kind="stable")[:_SHOWN_CHANNELS]
         return tuple(
-            Channel(k, float(difference[k]))
+            ChannelDifference(k, float(difference[k]))
             for k in order.tolist()
             if sign * difference[k] > 0
         )

@@ -1,8 +1,7 @@
 """The Context Encoding Module in prediction: its gate read, and replaced."""
 
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Float32
 
@@ -11,6 +10,13 @@ from encnet_jax.models.segmentation import SegmentationOutput
 from encnet_jax.run.state import ModelDef, PureDict
 
 _SMALLEST = 1e-30  # of an assignment, so that its logarithm is finite
+
+
+class MergedModel(Protocol):
+    """A network without its arrays: a `ModelDef`, or what takes its place."""
+
+    def merge(self, params: PureDict, batch_stats: PureDict, /) -> Any:
+        """Returns the network with the given arrays."""
 
 
 def has_context(model: Any) -> bool:
@@ -52,7 +58,8 @@ class GatedDef(NamedTuple):
 class AssignmentDef(NamedTuple):
     """The definition of a network whose classes are the codewords.
 
-    Its probabilities are the assignment of `ContextView`.
+    Its probabilities are the assignment of `ContextView`. Without codewords there is
+    one class.
 
     Attributes:
         model_def: Definition of an EncNet.

@@ -8,6 +8,7 @@ import jax
 import numpy as np
 from jaxtyping import UInt8
 
+from encnet_jax.inference.context import MergedModel
 from encnet_jax.inference.placement import WindowPlacement
 from encnet_jax.inference.score_map import (
     TILE,
@@ -16,10 +17,10 @@ from encnet_jax.inference.score_map import (
     ScoreMapSharding,
     TileBlock,
 )
-from encnet_jax.inference.sliding_window import make_forward_fn
+from encnet_jax.inference.sliding_window import ApplyFn, make_forward_fn
 from encnet_jax.inference.tta import TTAProtocol, ViewLayout
 from encnet_jax.run.sharding import mesh_of
-from encnet_jax.run.state import ModelDef, PureDict
+from encnet_jax.run.state import PureDict
 
 Box = tuple[slice, slice]
 # On an accelerator a window alone leaves most of it idle; on a CPU it does not.
@@ -48,7 +49,7 @@ LargeLabelFn = Callable[
 
 
 def make_large_label_fn(
-    model_def: ModelDef,
+    model_def: MergedModel,
     num_classes: int,
     protocol: TTAProtocol,
     score_bytes: int = 1 << 30,
@@ -70,7 +71,7 @@ def make_large_label_fn(
     mesh = mesh_of([device])
     sharding = ScoreMapSharding(num_classes, protocol.softmax, mesh)
     pool = ScoreMapPool(sharding)
-    forward = make_forward_fn(model_def, protocol, sharding)
+    bind = make_forward_fn(model_def, protocol, sharding)
     tiles = max(score_bytes // (4 * TILE**2 * sharding.depth), 1)
     count = _WINDOWS_PER_BATCH.get(device.platform, _ACCELERATOR_BATCH)
 
@@ -79,12 +80,9 @@ def make_large_label_fn(
     ) -> Iterator[tuple[Box, UInt8[np.ndarray, "a b"]]]:
         size = (image.shape[0], image.shape[1])
         layouts = [*protocol.layouts(size)]
+        apply = bind(params, batch_stats)
         for block in blocks(layouts, size, tiles, protocol.softmax):
-            adder = _WindowAdder(
-                lambda windows: forward(params, batch_stats, windows)[0],
-                pool.create(size, block),
-                count,
-            )
+            adder = _WindowAdder(apply, pool.create(size, block), count)
             yield from _label_block(adder, protocol, layouts, image, block)
 
     return label
@@ -123,14 +121,9 @@ def blocks(
 class _WindowAdder:
     """Passes windows through the network and adds their scores, in batches."""
 
-    def __init__(
-        self,
-        scores_of: Callable[[np.ndarray], jax.Array],
-        score_map: ScoreMap,
-        count: int,
-    ):
+    def __init__(self, apply: ApplyFn, score_map: ScoreMap, count: int):
         self.score_map = score_map
-        self._scores_of = scores_of
+        self._apply = apply
         self._count = count
         self._waiting: list[tuple[np.ndarray, WindowPlacement, WindowPlacement]] = []
         self._running: jax.Array | None = None
@@ -149,7 +142,7 @@ class _WindowAdder:
             return
         windows = [window for window, *_ in self._waiting]
         windows += windows[-1:] * (self._count - len(windows))
-        scores = self._scores_of(np.stack(windows))
+        scores, *_ = self._apply(np.stack(windows))
         # One batch runs while the next is read; more would only take memory.
         if self._running is not None:
             self._running.block_until_ready()

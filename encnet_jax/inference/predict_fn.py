@@ -12,6 +12,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Float32, Int32, UInt8
 
 from encnet_jax.data.dataset_info import IMAGENET_MEAN, IMAGENET_STD
+from encnet_jax.inference.context import MergedModel, forward_with_gate
 from encnet_jax.inference.folding import eval_model_def, fold_model
 from encnet_jax.models.segmentation import SegmentationOutput
 from encnet_jax.ops.normalize import normalize
@@ -27,10 +28,12 @@ class Prediction(NamedTuple):
         labels: The highest-scoring class of each pixel.
         presence: The probability that each class occurs in the image, from the
             semantic encoding branch; None without one.
+        gate: The gate of the Context Encoding Module; None without one.
     """
 
     labels: UInt8[Array, "b h w"]
     presence: Float32[Array, "b n"] | None
+    gate: Float32[Array, "b c"] | None = None
 
 
 # (params, batch_stats, images) -> labels
@@ -54,6 +57,23 @@ def resized_shape(size: tuple[int, int], base_size: int) -> tuple[int, int]:
         max(1, int(size[0] * factor + 0.5)),
         max(1, int(size[1] * factor + 0.5)),
     )
+
+
+def preprocess(
+    images: UInt8[Array | np.ndarray, "b h w 3"],
+    mean: Sequence[float],
+    std: Sequence[float],
+    base_size: int,
+    align_corners: bool,
+) -> Float32[Array, "b H W 3"]:
+    """Returns whole images as the network takes them; see `whole_image_logits`."""
+    inputs = resize_bilinear(
+        jnp.asarray(images, jnp.float32),
+        resized_shape(_size(images), base_size),
+        align_corners=align_corners,
+        antialias=not align_corners,
+    )
+    return normalize(inputs, mean, std)
 
 
 def whole_image_logits(
@@ -80,14 +100,14 @@ def whole_image_logits(
     Returns:
         Logits at the size of `images`, and class presence probabilities or None.
     """
-    output = model(_preprocess(images, mean, std, base_size, align_corners))
+    output = model(preprocess(images, mean, std, base_size, align_corners))
     logits = output.logits.astype(jnp.float32)
     logits = resize_bilinear(logits, _size(images), align_corners=align_corners)
     return logits, _presence(output)
 
 
 def make_label_fn(
-    model_def: ModelDef,
+    model_def: MergedModel,
     *,
     mean: Sequence[float] = IMAGENET_MEAN,
     std: Sequence[float] = IMAGENET_STD,
@@ -111,14 +131,14 @@ def make_label_fn(
         params: PureDict, batch_stats: PureDict, images: UInt8[Array, "b h w 3"]
     ) -> Prediction:
         model: Any = model_def.merge(params, batch_stats)
-        inputs = _preprocess(images, mean, std, base_size, align_corners)
-        output = model.forward_low_res(inputs)
+        inputs = preprocess(images, mean, std, base_size, align_corners)
+        output, gate = forward_with_gate(model, inputs)
         labels = resize_argmax(
             output.logits,
             [_size(inputs), _size(images)],
             [model.align_corners, align_corners],
         )
-        return Prediction(labels, _presence(output))
+        return Prediction(labels, _presence(output), gate)
 
     return label
 
@@ -141,7 +161,7 @@ def make_probability_fn(
         params: PureDict, batch_stats: PureDict, images: UInt8[Array, "b h w 3"]
     ) -> Float32[Array, "b h w n"]:
         model: Any = model_def.merge(params, batch_stats)
-        inputs = _preprocess(images, mean, std, base_size, align_corners)
+        inputs = preprocess(images, mean, std, base_size, align_corners)
         logits = resize_logits(
             model.forward_low_res(inputs).logits,
             [_size(inputs), _size(images)],
@@ -191,22 +211,6 @@ def make_classify_fn(
         return jax.nn.softmax(classifier(normalize(images, mean, std)).logits)
 
     return classify
-
-
-def _preprocess(
-    images: UInt8[Array | np.ndarray, "b h w 3"],
-    mean: Sequence[float],
-    std: Sequence[float],
-    base_size: int,
-    align_corners: bool,
-) -> Float32[Array, "b H W 3"]:
-    inputs = resize_bilinear(
-        jnp.asarray(images, jnp.float32),
-        resized_shape(_size(images), base_size),
-        align_corners=align_corners,
-        antialias=not align_corners,
-    )
-    return normalize(inputs, mean, std)
 
 
 def _size(images: Array | np.ndarray) -> tuple[int, int]:

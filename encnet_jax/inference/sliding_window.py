@@ -1,6 +1,5 @@
 """Sliding windows: the windows of many images in full batches of one shape."""
 
-import functools
 import itertools
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -12,16 +11,22 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Float32
 
+from encnet_jax.inference.context import MergedModel, forward_with_gate
 from encnet_jax.inference.placement import WindowPlacement
 from encnet_jax.inference.score_map import ScoreMap, ScoreMapPool, ScoreMapSharding
 from encnet_jax.inference.tta import TTAProtocol
 from encnet_jax.run.sharding import batch_sharded
-from encnet_jax.run.state import ModelDef, PureDict
+from encnet_jax.run.state import PureDict
 
-# Windows (b, h, w, 3), normalized -> what `merge_hflip` returns.
+# Windows (b, h, w, 3), normalized -> what `merge_hflip` returns, and the gates of the
+# Context Encoding Module or None.
 ApplyFn = Callable[
     [Float32[np.ndarray, "b h w 3"]],
-    tuple[Float32[Array, "b h w depth"], Float32[Array, "b n"] | None],
+    tuple[
+        Float32[Array, "b h w depth"],
+        Float32[Array, "b n"] | None,
+        Float32[Array, "b c"] | None,
+    ],
 ]
 MAX_LOGIT = 80.0  # the sum of the powers of some windows is finite in float32
 _Item = TypeVar("_Item")
@@ -35,11 +40,13 @@ class ImageScores(NamedTuple):
         score_map: Its scores.
         presence: For each window an array (b, n) and the index of the window in it;
             empty if the network has no semantic encoding branch.
+        gates: Likewise the gates (b, c) of the Context Encoding Module.
     """
 
     key: Any
     score_map: ScoreMap
     presence: list[tuple[jax.Array, int]]
+    gates: list[tuple[jax.Array, int]]
 
 
 # (params, batch_stats, keys and images, windows per batch and device, mirrored ones
@@ -108,12 +115,9 @@ def merge_hflip(
 
 
 def make_forward_fn(
-    model_def: ModelDef, protocol: TTAProtocol, sharding: ScoreMapSharding
-) -> Callable[
-    [PureDict, PureDict, Float32[np.ndarray, "b h w 3"]],
-    tuple[Float32[Array, "c h w depth"], Float32[Array, "c n"] | None],
-]:
-    """Returns a function from normalized windows to what `merge_hflip` returns.
+    model_def: MergedModel, protocol: TTAProtocol, sharding: ScoreMapSharding
+) -> Callable[[PureDict, PureDict], ApplyFn]:
+    """Returns a function from (params, batch_stats) to the network with them.
 
     Args:
         model_def: Definition of an `InferenceModel`.
@@ -125,22 +129,25 @@ def make_forward_fn(
     @jax.jit
     def forward(
         params: PureDict, batch_stats: PureDict, windows: Float32[Array, "b h w 3"]
-    ) -> tuple[jax.Array, jax.Array | None]:
+    ) -> tuple[jax.Array, jax.Array | None, jax.Array | None]:
         network: Any = model_def.merge(params, batch_stats)
-        output = network(add_hflip(windows, mirror))
-        return merge_hflip(output.logits, output.se_logits, mirror, sharding)
+        output, gates = forward_with_gate(network, add_hflip(windows, mirror))
+        size = (windows.shape[1], windows.shape[2])
+        output = output.resized(size, network.align_corners)
+        if gates is not None and mirror:
+            gates = (gates[::2] + gates[1::2]) / 2
+        return *merge_hflip(output.logits, output.se_logits, mirror, sharding), gates
 
-    def apply(
-        params: PureDict, batch_stats: PureDict, windows: np.ndarray
-    ) -> tuple[jax.Array, jax.Array | None]:
-        windows = jax.device_put(windows, batch_sharded(sharding.mesh))
-        return forward(params, batch_stats, windows)
+    def bind(params: PureDict, batch_stats: PureDict) -> ApplyFn:
+        return lambda windows: forward(
+            params, batch_stats, jax.device_put(windows, batch_sharded(sharding.mesh))
+        )
 
-    return apply
+    return bind
 
 
 def make_score_fn(
-    model_def: ModelDef, num_classes: int, protocol: TTAProtocol, mesh: Mesh
+    model_def: MergedModel, num_classes: int, protocol: TTAProtocol, mesh: Mesh
 ) -> ScoreFn:
     """Returns a function from images to their scores, with the network of a model.
 
@@ -153,7 +160,7 @@ def make_score_fn(
     sharding = ScoreMapSharding(num_classes, protocol.softmax, mesh)
     pool = ScoreMapPool(sharding)
     mirror = protocol.mirror_windows
-    forward = make_forward_fn(model_def, protocol, sharding)
+    bind = make_forward_fn(model_def, protocol, sharding)
 
     def scores_of(
         params: PureDict,
@@ -161,19 +168,20 @@ def make_score_fn(
         images: Iterable[tuple[Any, np.ndarray]],
         batch_size: int,
     ) -> Iterator[ImageScores]:
-        apply = functools.partial(forward, params, batch_stats)
         windows_per_device = max(batch_size // 2, 1) if mirror else batch_size
         count = windows_per_device * mesh.size
-        return run_sliding_window(images, apply, protocol, pool, count)
+        return run_sliding_window(
+            images, bind(params, batch_stats), protocol, pool, count
+        )
 
     return scores_of
 
 
-def mean_presence(
-    presence: Sequence[tuple[jax.Array, int]],
+def mean_over_windows(
+    values: Sequence[tuple[jax.Array, int]],
 ) -> Float32[np.ndarray, " n"] | None:
-    """Returns the mean of `ImageScores.presence` over the windows, or None."""
-    rows = [np.asarray(array)[row] for array, row in presence]
+    """Returns the mean of `ImageScores.presence` or `.gates`, or None."""
+    rows = [np.asarray(array)[row] for array, row in values]
     return np.asarray(np.mean(rows, 0, dtype=np.float32)) if rows else None
 
 
@@ -205,7 +213,7 @@ def run_sliding_window(
         devices = pool.sharding.mesh.size
         size = batch_size if shape == full else -(-len(waiting) // devices) * devices
         fill = [waiting[-1].pixels] * (size - len(waiting))
-        scores, presence = apply(np.stack([w.pixels for w in waiting] + fill))
+        scores, presence, gates = apply(np.stack([w.pixels for w in waiting] + fill))
         # One batch runs while the next is assembled; more would only take memory.
         running.append(scores)
         if len(running) > 1:
@@ -215,6 +223,8 @@ def run_sliding_window(
             score_map.add(scores, index, window.rows, window.columns)
             if presence is not None:
                 window.image.presence.append((presence, index))
+            if gates is not None:
+                window.image.gates.append((gates, index))
             if window.ends_view:
                 score_map.finish_view()
             if window.ends_image:
@@ -236,7 +246,7 @@ def _windows(
     images: Iterable[tuple[Any, np.ndarray]], protocol: TTAProtocol, pool: ScoreMapPool
 ) -> Iterator[_Window]:
     for key, image in images:
-        result = ImageScores(key, pool.create(image.shape[:2]), [])
+        result = ImageScores(key, pool.create(image.shape[:2]), [], [])
         for view, last_view in _mark_last(protocol.views(image)):
             placements = itertools.product(view.rows, view.columns)
             for (rows, columns), last in _mark_last(placements):

@@ -1,10 +1,8 @@
 """`Segmenter` and `Classifier`: trained models as functions of one image."""
 
-import dataclasses
-import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
@@ -27,33 +25,24 @@ from encnet_jax.inference.predict_fn import (
     make_label_fn,
     make_probability_fn,
 )
+from encnet_jax.inference.results import ClassPrediction, Segmentation
 from encnet_jax.inference.sliding_window import (
     ImageScores,
     make_score_fn,
-    mean_presence,
+    mean_over_windows,
 )
 from encnet_jax.inference.tta import TTAProtocol
 from encnet_jax.predict.pretrained import Pretrained
 from encnet_jax.predict.read_image import ImageInput, read_image
+from encnet_jax.run.mean_gate import MeanGate
 from encnet_jax.run.model_config import abstract_model
 from encnet_jax.run.sharding import mesh_of
 from encnet_jax.run.state import split_model
 from encnet_jax.run.workdir import LoadedRun
-from encnet_jax.visualize.overlay import overlay, palette_image
 
-
-class ClassPrediction(NamedTuple):
-    """The result of a `Classifier`.
-
-    Attributes:
-        label: The most probable class.
-        probabilities: The probability of each class.
-        class_names: n names.
-    """
-
-    label: int
-    probabilities: Float32[np.ndarray, " n"]
-    class_names: tuple[str, ...]
+if TYPE_CHECKING:
+    from encnet_jax.explain.explainer import Explainer
+    from encnet_jax.explain.explanation import Explanation
 
 
 class Segmenter(Pretrained):
@@ -87,7 +76,9 @@ class Segmenter(Pretrained):
         self.protocol = protocol
         model_def, *arrays = fold_model(model)
         self._params, self._batch_stats = jax.device_put(arrays)
-        resizing: dict[str, Any] = dict(
+        self._model_def = model_def
+        self._explainer: Explainer | None = None
+        self._resizing = resizing = dict[str, Any](
             mean=info.mean,
             std=info.std,
             base_size=base_size,
@@ -192,14 +183,72 @@ class Segmenter(Pretrained):
             _compute_probabilities=self._compute_probabilities,
         )
 
+    def explain(
+        self,
+        image: ImageInput,
+        reference: Iterable[ImageInput] | MeanGate | None = None,
+        context_from: ImageInput | None = None,
+    ) -> "Explanation":
+        """Shows what the context does in an image.
+
+        The Context Encoding Module scales each channel by a gate that it computes from
+        the whole image. Here another gate takes its place, and what changes is what the
+        context decides.
+
+        Args:
+            image: As for the call.
+            reference: Images over which the gate is averaged to take the place of the
+                image's own; or their `mean_gate`. By default the mean over the
+                validation split that the training stored.
+            context_from: An image whose gate takes its place instead.
+
+        Raises:
+            UserError: The network has no Context Encoding Module, no mean gate is
+                stored and neither argument given, both are given, or an image cannot be
+                read or decoded.
+            TypeError: See the call.
+        """
+        explainer = self._get_explainer()
+        replacement = explainer.replacement(reference, context_from)
+        return explainer.explain(self(image), *replacement)
+
+    def mean_gate(self, images: Iterable[ImageInput] | None = None) -> MeanGate:
+        """Returns the mean gate over images, to explain several by the same.
+
+        Args:
+            images: At least one image; each counts alike. By default those of the
+                validation split, over which the training stored it.
+
+        Raises:
+            UserError: The network has no Context Encoding Module, there is no image
+                and no mean gate is stored, or one cannot be read or decoded.
+        """
+        return self._get_explainer().mean_gate(images)
+
+    def _get_explainer(self) -> "Explainer":
+        if self._explainer is None:
+            from encnet_jax.explain.explainer import Explainer
+
+            self._explainer = Explainer(
+                self._model_def,
+                self._params,
+                self._batch_stats,
+                num_classes=self.info.num_classes,
+                resizing=self._resizing,
+                protocol=self.protocol,
+                read=lambda image: read_image(image, self.info.value_range),
+                stored=self._training.get("mean_gate"),
+            )
+        return self._explainer
+
     def _segment(
         self, pixels: UInt8[np.ndarray, "h w 3"]
     ) -> tuple[UInt8[np.ndarray, "h w"], Float32[np.ndarray, " n"] | None]:
         if self._scores is not None:
             result = self._scores(pixels)
-            return result.score_map.labels().fetch(), mean_presence(result.presence)
+            return result.score_map.labels().fetch(), mean_over_windows(result.presence)
         batch = self._label(self._params, self._batch_stats, pixels[None])
-        labels, presence = jax.device_get(batch)
+        labels, presence, _ = jax.device_get(batch)
         return labels[0], None if presence is None else presence[0]
 
     def _compute_probabilities(

@@ -7,7 +7,7 @@ import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO, TypeVar
+from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
 
 import numpy as np
 
@@ -23,7 +23,11 @@ from encnet_jax.predict.output_plan import (
     plan_outputs,
 )
 from encnet_jax.predict.predictor import Classifier, Segmentation, Segmenter
+from encnet_jax.run.mean_gate import MeanGate
 from encnet_jax.visualize.overlay import label_image
+
+if TYPE_CHECKING:
+    from encnet_jax.explain.explanation import Explanation
 
 _CLASSES_FILE = "classes.json"
 _CLASS_KEYS = {"file", "class", "probabilities"}
@@ -93,23 +97,44 @@ _SAVERS: dict[str, Callable[[Segmentation, DatasetInfo, Path, BinaryIO], None]] 
     ".png": _save_labels,
     "-overlay.png": _save_overlay,
 }
+_EXPLANATION = "-explain.png"
 
 
-def plan_predictions(images: Sequence[Path], output: Path) -> OutputPlan:
+def plan_predictions(
+    images: Sequence[Path], output: Path, explain: bool = False
+) -> OutputPlan:
     """Returns the files of all images, having created nothing.
+
+    Args:
+        images: The image files, each once.
+        output: The output folder.
+        explain: Whether each image gets `NAME-explain.png` as well.
 
     Raises:
         UserError: The output folder cannot be written to, or what `plan_outputs`
             refuses.
     """
     check_folder(output, "--output")
-    return plan_outputs(images, output, tuple(_SAVERS))
+    endings = (*_SAVERS, _EXPLANATION) if explain else tuple(_SAVERS)
+    return plan_outputs(images, output, endings)
 
 
-def write_predictions(segmenter: Segmenter, plan: OutputPlan, output: Path) -> int:
+def write_predictions(
+    segmenter: Segmenter,
+    plan: OutputPlan,
+    output: Path,
+    reference: MeanGate | None = None,
+) -> int:
     """Writes `NAME.png` and `NAME-overlay.png` for each image.
 
     The first holds labels as the data set's label files do, see `label_image`.
+
+    Args:
+        segmenter: Predicts the images.
+        plan: The files.
+        output: The output folder.
+        reference: The mean gate by which the images are explained, if the plan has
+            files for that.
 
     Returns:
         How many images failed; each is reported on standard error.
@@ -119,10 +144,20 @@ def write_predictions(segmenter: Segmenter, plan: OutputPlan, output: Path) -> i
     """
     make_folder(output, "--output")
     failed = list(plan.problems)
-    for image, result in _predict_each(segmenter, plan.images, failed):
+
+    def predict(path: Path) -> tuple[Segmentation, "Explanation | None"]:
+        if reference is None:
+            return segmenter(path), None
+        explanation = segmenter.explain(path, reference)
+        return explanation.segmentation, explanation
+
+    for image, (result, explanation) in _predict_each(predict, plan.images, failed):
         for path, save in zip(image.outputs, _SAVERS.values()):
             with _writing(path) as file:
                 save(result, segmenter.info, image.path, file)
+        if explanation is not None:
+            with _writing(image.outputs[-1]) as file:
+                save_result(explanation.figure(), file, image.path)
         shares = np.bincount(result.labels.ravel(), minlength=1) / result.labels.size
         print(
             f"{image.path} -> {image.outputs[0]} "

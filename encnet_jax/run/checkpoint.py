@@ -1,9 +1,9 @@
 """Checkpoints of a run; the only file that imports Orbax.
 
 `workdir/checkpoints/STEP` holds the items `params`, `batch_stats` and `optimizer` (with
-the step), `ema` if moving averages of both are kept, and `metrics` once the step has
-been evaluated. Kept are the latest two, in
-case one is damaged, and the best by mean IoU (or accuracy).
+the step), `ema` if moving averages of both are kept, and `metrics`, with the mean gate,
+once the step has been evaluated. Kept are the latest two, in case one is damaged, and
+the best by mean IoU (or accuracy).
 """
 
 import logging
@@ -25,6 +25,7 @@ from encnet_jax.errors import DISK_FULL, UserError
 from encnet_jax.run import checkpoint_folder
 from encnet_jax.run.distributed import sum_over_hosts
 from encnet_jax.run.failed_reads import DamagedError, quiet_threads
+from encnet_jax.run.mean_gate import MeanGate, write_mean_gate
 from encnet_jax.run.state import (
     PureDict,
     TrainState,
@@ -77,7 +78,9 @@ class Checkpoints:
         except (OSError, ValueError) as error:
             self._give_up(error)
 
-    def add_scores(self, step: int, scores: dict[str, float]) -> None:
+    def add_scores(
+        self, step: int, scores: dict[str, float], gate: MeanGate | None = None
+    ) -> None:
         """Stores the scores of a saved step, once it is complete.
 
         Does nothing if the step is not saved, as on a full disk.
@@ -85,12 +88,15 @@ class Checkpoints:
         Args:
             step: Number of steps taken.
             scores: Result of the evaluation at this step.
+            gate: Mean over its images, if the model has one.
         """
         self._finish()
         if jax.process_index() != 0 or step not in self.steps():
             return
         checkpoint = self.folder / str(step)
         try:
+            if gate is not None:  # before the scores: with them the step is complete
+                write_mean_gate(checkpoint, gate)
             checkpoint_folder.write_score(checkpoint, self.metric, scores[self.metric])
         except OSError as error:
             if error.errno not in DISK_FULL:

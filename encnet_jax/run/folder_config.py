@@ -109,6 +109,12 @@ def from_json(stored: Any, path: Path) -> FolderConfig:
     # A value such as null in place of a number fails where it is used.
     except (UserError, TypeError, ValueError) as error:
         raise UserError(f"{path}: {error}") from error
+    gate = training.get("mean_gate", {}).get("gate")
+    if gate is not None and len(gate) != config.model.head_channels:
+        raise UserError(
+            f"{path}: training.mean_gate: {len(gate)} channels; model.head_channels is "
+            f"{config.model.head_channels}"
+        )
     if segments(config.model.name) != (info.task == "segmentation"):
         raise UserError(f"{path}: data.task={info.task!r}: not that of the network")
     return FolderConfig(config, info, training)

@@ -10,6 +10,7 @@ from ml_collections import ConfigDict
 
 from encnet_jax.data.dataset_info import DatasetInfo
 from encnet_jax.errors import UserError
+from encnet_jax.run.mean_gate import MeanGate, read_mean_gate
 
 _METRICS = ("mean_iou", "pixel_accuracy", "accuracy")
 _log = logging.getLogger(__name__)
@@ -34,7 +35,8 @@ def training_record(
     Returns:
         `run`, the name of the workdir; `step`; how it was trained; and `scores`, a dict
         for each evaluation of this step with `dataset`, `split`, `evaluation` (in
-        words) and metrics from 0 to 1. No paths.
+        words) and metrics from 0 to 1; and `mean_gate`, see `MeanGate`, if one is
+        stored with the checkpoint. No paths.
     """
     record: dict[str, Any] = {"run": workdir.resolve().name, "step": step}
     if step > 0:
@@ -57,7 +59,12 @@ def training_record(
         if math.isfinite(score):
             entry = dict(dataset=config.data.name, split=split)
             scores.append({**entry, "evaluation": "during training", metric: score})
-    return record | {"scores": scores} if scores else record
+    if scores:
+        record["scores"] = scores
+    mean_gate = read_mean_gate(workdir / "checkpoints" / str(step))
+    if mean_gate is not None:
+        record["mean_gate"] = mean_gate.to_json()
+    return record
 
 
 def check_record(record: dict[str, Any], path: Path) -> None:
@@ -81,6 +88,11 @@ def check_record(record: dict[str, Any], path: Path) -> None:
     )
     if record and not (valid and _has(record, types)):
         raise UserError(f"{path}: training: {record!r} is not the record of a training")
+    if "mean_gate" in record:
+        try:
+            MeanGate.from_json(record["mean_gate"])
+        except ValueError as error:
+            raise UserError(f"{path}: training.mean_gate: {error}") from error
 
 
 def _has(values: dict[str, Any], types: dict[str, Any]) -> bool:

@@ -186,7 +186,7 @@ class Trainer:
         try:
             scores = self._evaluate(start) if due else None
             if scores is not None and not scored:
-                self.checkpoints.add_scores(start, scores)
+                self.checkpoints.add_scores(start, scores, self.mean_gate)
                 done = done or self._done(start, True)
             if not done:
                 scores = self._take_steps(start)
@@ -232,7 +232,7 @@ class Trainer:
                     self.checkpoints.save(self.state, step)
                 if evaluates:
                     scores = self._evaluate(step)
-                    self.checkpoints.add_scores(step, scores)
+                    self.checkpoints.add_scores(step, scores, self.mean_gate)
                     if not last and self._done(step, True):
                         return scores
                 if not last and sigterm.due(step):
@@ -293,7 +293,7 @@ class Trainer:
             ) from error
         self.writer.scalars(step, result.scores, "evaluation")
         self.writer.image(step, "predictions", result.panel)
-        scores = {**result.scores, **result.classes}
+        scores, self.mean_gate = {**result.scores, **result.classes}, result.mean_gate
         _log.info(
             "step %d: %s (%d images, %.0f s)",
             step,

@@ -19,7 +19,10 @@ from encnet_jax.evaluate.evaluator import (
     predict_fn_from_config,
 )
 from encnet_jax.evaluate.report import over_classes
+from encnet_jax.inference.context import has_context
 from encnet_jax.inference.predict_fn import make_classify_fn
+from encnet_jax.run.distributed import sum_over_hosts
+from encnet_jax.run.mean_gate import MeanGate
 from encnet_jax.run.state import PureDict
 from encnet_jax.visualize.panels import class_panel, prediction_panel
 
@@ -36,12 +39,14 @@ class Validation(NamedTuple):
         panel: Some of them with their predictions.
         classes: Of segmentation, `classes_scored` and `num_classes`: the mean IoU is
             over the former.
+        mean_gate: Of networks with a Context Encoding Module.
     """
 
     scores: dict[str, float]
     images: int
     panel: Image.Image
     classes: Mapping[str, int] = MappingProxyType({})
+    mean_gate: MeanGate | None = None
 
 
 # (params, batch_stats) -> scores of the validation split
@@ -82,6 +87,7 @@ def make_validate_fn(
         predict_batches = make_class_fn(classify)
     else:
         predict_batches = predict_fn_from_config(config, model, info)
+    channels = config.model.head_channels if has_context(model) else 0
 
     def validate(params: PureDict, batch_stats: PureDict) -> Validation:
         predictions = predict_dataset(
@@ -93,30 +99,40 @@ def make_validate_fn(
         )
         if classifies:
             return _score_classes(dataset, predictions)
-        return _score_pixels(dataset, predictions, settings.absent_classes)
+        return _score_pixels(dataset, predictions, settings.absent_classes, channels)
 
     return validate
 
 
 def _score_pixels(
-    dataset: Dataset, predictions: Iterable[ImagePrediction], absent_classes: str
+    dataset: Dataset,
+    predictions: Iterable[ImagePrediction],
+    absent_classes: str,
+    channels: int,
 ) -> Validation:
+    """Scores a split; `channels` are those of the gate, 0 without a context."""
     info, own = dataset.info, local_indices(dataset)
     spread = np.linspace(0, len(own) - 1, _PANEL_ROWS if own else 0).astype(int)
     shown = {own[place] for place in spread}
     rows = {}
+    gates = np.zeros(channels)
     accumulator = MetricAccumulator(len(dataset), info.num_classes)
     for prediction in predictions:
         accumulator.add(ImageMetrics.of(prediction, info.num_classes))
+        if prediction.gate is not None:
+            gates += prediction.gate
         if prediction.index in shown:
             example = prediction.example
             rows[prediction.index] = (example.image, example.labels, prediction.labels)
     results = accumulator.over_hosts().results(absent_classes)
+    count = results["images"]
+    mean = (sum_over_hosts(gates) / max(count, 1)).astype(np.float32)
     return Validation(
         {key: results[key] for key in ("mean_iou", "pixel_accuracy")},
-        results["images"],
+        count,
         prediction_panel([rows[index] for index in sorted(rows)], info.colors),
         {"classes_scored": results["classes_scored"], "num_classes": info.num_classes},
+        MeanGate(mean, count) if channels and count else None,
     )
 
 

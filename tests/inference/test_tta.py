@@ -70,7 +70,7 @@ def scores_of(protocol, images, batch_size=3, devices=1):
     @jax.jit
     def apply(windows):
         shapes.append(windows.shape)
-        return merge_hflip(network(windows), None, False, sharding)
+        return *merge_hflip(network(windows), None, False, sharding), None
 
     finished = run_sliding_window(
         enumerate(images),

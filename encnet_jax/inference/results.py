@@ -1,8 +1,9 @@
-"""`Segmentation`: the result of a predictor for one image."""
+"""What predictors return for one image."""
 
 import dataclasses
 import functools
 from collections.abc import Callable
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float32, UInt8
@@ -53,3 +54,17 @@ class Segmentation:
     def palette(self) -> Image.Image:
         """Returns the labels as a palette image whose indices are classes."""
         return palette_image(self.labels, self.colors)
+
+
+class ClassPrediction(NamedTuple):
+    """The result of a `Classifier`.
+
+    Attributes:
+        label: The most probable class.
+        probabilities: The probability of each class.
+        class_names: n names.
+    """
+
+    label: int
+    probabilities: Float32[np.ndarray, " n"]
+    class_names: tuple[str, ...]
