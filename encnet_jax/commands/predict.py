@@ -4,6 +4,8 @@ IMAGE is a file, a folder or a glob. For each image, writes DIR/NAME.png (labels
 values of the data set's label files, a palette image) and DIR/NAME-overlay.png (labels
 over the image, with a legend); with --explain also DIR/NAME-explain.png (what the
 context does in the image). A classifier (CIFAR-10) writes DIR/classes.json instead.
+--save chooses what is written, and has DIR/NAME-probabilities.npz to offer. --slide is
+for TIFF files larger than memory and writes the labels as DIR/NAME.tif.
 No image and no other file is overwritten, except earlier results of the same images.
 """
 
@@ -24,6 +26,17 @@ def define_flags() -> None:
     )
     flags.DEFINE_string("output", None, "Output folder.", required=True)
     flags.DEFINE_string("step", "best", "Checkpoint: best, latest or a step number.")
+    flags.DEFINE_list(
+        "save", "labels,overlay", "Any of labels, probabilities, overlay."
+    )
+    flags.DEFINE_bool("slide", False, "Read and write TIFF files in tiles.")
+    flags.DEFINE_integer(
+        "base_size",
+        None,
+        "Long side of images in the network for --slide, in pixels; 0 is their own. By "
+        "default that of the evaluation.",
+        0,
+    )
     flags.DEFINE_bool("explain", False, "Also draw what the context does in an image.")
     flags.DEFINE_multi_string(
         "reference",
@@ -48,6 +61,7 @@ def main(arguments: list[str]) -> int:
     from encnet_jax.run.workdir import load_run_info
 
     values = flags.FLAGS
+    kinds = write.parse_kinds(values.save)
     if not arguments:
         raise UserError("no images: pass files, folders or globs after the flags")
     set_max_image_pixels(values.max_image_pixels)
@@ -57,16 +71,45 @@ def main(arguments: list[str]) -> int:
     # Before a model is loaded: that no file of the user's is in the way.
     if values.reference and not values.explain:
         raise UserError("--reference: only with --explain")
+    if values.base_size is not None and not values.slide:
+        raise UserError("--base_size: only with --slide")
     if info.task == "classification":
-        if values.explain:
-            raise UserError(f"--explain: {workdir} classifies; a segmenter is needed")
+        for flag in ("explain", "slide", "save"):
+            if flags.FLAGS[flag].value != flags.FLAGS[flag].default:
+                raise UserError(
+                    f"--{flag}: {workdir} classifies; a segmenter is needed"
+                )
         plan = write.plan_classes(images, output)
         classifier = Classifier.from_workdir(workdir, values.step)
         failed = write.write_classes(classifier, plan, output)
+    elif values.slide:
+        failed = _predict_large(images, output, workdir, kinds)
     else:
-        plan = write.plan_predictions(images, output, values.explain)
+        plan = write.plan_predictions(images, output, values.explain, kinds)
         others = write.find_images(values.reference) if values.reference else None
         segmenter = Segmenter.from_workdir(workdir, values.step)
         mean_gate = segmenter.mean_gate(others) if values.explain else None
-        failed = write.write_predictions(segmenter, plan, output, mean_gate)
+        failed = write.write_predictions(segmenter, plan, output, mean_gate, kinds)
     return 2 if failed else 0
+
+
+def _predict_large(
+    images: list[Path], output: Path, workdir: Path, kinds: tuple[str, ...]
+) -> int:
+    """Returns how many images failed."""
+    from encnet_jax.errors import UserError, require_package
+    from encnet_jax.predict import slide
+    from encnet_jax.predict.predictor import Segmenter
+
+    values = flags.FLAGS
+    if values.explain:
+        raise UserError("--explain: not with --slide")
+    if "probabilities" in kinds:
+        raise UserError(
+            f"--save={','.join(values.save)}: with --slide, allowed are labels, overlay"
+        )
+    require_package("tifffile", "tiff", "--slide")
+    plan = slide.plan_large_predictions(images, output, kinds)
+    segmenter = Segmenter.from_workdir(workdir, values.step)
+    large = slide.LargeSegmenter(segmenter, values.base_size)
+    return slide.write_large_predictions(large, plan, output, kinds)

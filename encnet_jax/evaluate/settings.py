@@ -165,6 +165,15 @@ def protocol_from_config(
     )
 
 
+def slide_protocol(config: ConfigDict, model: Any, info: DatasetInfo) -> TTAProtocol:
+    """Returns `protocol_from_config` for `evaluation.mode=slide`, whatever the mode."""
+    config = config.copy_and_resolve_references()
+    config.evaluation.mode = "slide"
+    protocol = protocol_from_config(config, model, info)
+    assert protocol is not None
+    return protocol
+
+
 def set_protocol(
     config: ConfigDict,
     base_size: int,

@@ -2,14 +2,13 @@
 
 import math
 from collections.abc import Callable, Iterator
-from typing import Any, Protocol
 
 import jax
 import numpy as np
 from jaxtyping import UInt8
 
 from encnet_jax.inference.context import MergedModel
-from encnet_jax.inference.placement import WindowPlacement
+from encnet_jax.inference.placement import LargeImage, WindowPlacement
 from encnet_jax.inference.score_map import (
     TILE,
     ScoreMap,
@@ -28,22 +27,9 @@ _WINDOWS_PER_BATCH = {"cpu": 1}
 _ACCELERATOR_BATCH = 8
 
 
-class LargeImage(Protocol):
-    """An image of which parts are read: an array (h, w, 3), or one that reads a file.
-
-    Attributes:
-        shape: (h, w, 3).
-    """
-
-    shape: tuple[int, ...]
-
-    def __getitem__(self, key: Any) -> UInt8[np.ndarray, "a b 3"]:
-        """Returns the pixels of `[rows, columns]`, slices or the arrays of `np.ix_`."""
-
-
-# (params, batch_stats, image) -> parts of the label map, in any order
+# (params, batch_stats, image, protocol) -> parts of the label map, one per tile
 LargeLabelFn = Callable[
-    [PureDict, PureDict, LargeImage],
+    [PureDict, PureDict, LargeImage, TTAProtocol],
     Iterator[tuple[Box, UInt8[np.ndarray, "a b"]]],
 ]
 
@@ -63,7 +49,8 @@ def make_large_label_fn(
     Args:
         model_def: Definition of an `InferenceModel`.
         num_classes: Number of classes.
-        protocol: How images are cut into windows and their scores merged.
+        protocol: How images are cut into windows and their scores merged. That of an
+            image may differ in its sizes.
         score_bytes: Upper bound on the memory of the scores that are kept; a tile is
             kept in any case.
     """
@@ -76,7 +63,10 @@ def make_large_label_fn(
     count = _WINDOWS_PER_BATCH.get(device.platform, _ACCELERATOR_BATCH)
 
     def label(
-        params: PureDict, batch_stats: PureDict, image: LargeImage
+        params: PureDict,
+        batch_stats: PureDict,
+        image: LargeImage,
+        protocol: TTAProtocol,
     ) -> Iterator[tuple[Box, UInt8[np.ndarray, "a b"]]]:
         size = (image.shape[0], image.shape[1])
         layouts = [*protocol.layouts(size)]

@@ -4,12 +4,23 @@ Along each axis by itself, in NumPy.
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
-from jaxtyping import Float32, Int32, Num
+from jaxtyping import Float32, Int32, Num, UInt8
 
 from encnet_jax.ops.resize import source_positions
+
+
+class LargeImage(Protocol):
+    """An image of which parts are read: an array (h, w, 3), or one that reads a file."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(h, w, 3)."""
+
+    def __getitem__(self, key: Any) -> UInt8[np.ndarray, "a b 3"]:
+        """Returns the pixels of `[rows, columns]`, slices or the arrays of `np.ix_`."""
 
 
 class WindowPlacement(NamedTuple):
@@ -50,7 +61,7 @@ def resize_part(
     """Returns a part of `resized(image, size)`, cut at its border.
 
     Args:
-        image: See `TTAProtocol.window`; only the pixels that the part needs are read.
+        image: An array, normalized or not, or a `LargeImage`; only the pixels that the part needs are read.
         size: Height and width of the whole.
         rows: The rows of the part.
         columns: The columns of the part.

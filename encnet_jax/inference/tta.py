@@ -9,12 +9,13 @@ independent of the image size.
 import dataclasses
 import math
 from collections.abc import Iterator, Sequence
-from typing import ClassVar, NamedTuple
+from typing import ClassVar, NamedTuple, Self
 
 import numpy as np
 from jaxtyping import Float32, UInt8
 
 from encnet_jax.inference.placement import (
+    LargeImage,
     WindowPlacement,
     mirrored,
     place_windows,
@@ -85,6 +86,10 @@ class TTAProtocol:
         """Whether each window is mirrored as well, and the logits added."""
         return False
 
+    def with_long_side(self, base_size: int) -> Self:
+        """Returns the protocol with images of this long side at scale 1."""
+        return dataclasses.replace(self, base_size=base_size)
+
     def views(self, image: UInt8[np.ndarray, "h w 3"]) -> Iterator[TTAView]:
         """Yields the views of an image, RGB 0-255."""
         pixels = None
@@ -102,7 +107,7 @@ class TTAProtocol:
 
     def window(
         self,
-        image: UInt8[np.ndarray, "h w 3"],
+        image: LargeImage,
         layout: ViewLayout,
         rows: slice,
         columns: slice,
@@ -110,8 +115,7 @@ class TTAProtocol:
         """Returns a window of a view, having read only that part of the image.
 
         Args:
-            image: RGB 0-255; or an object of such a `shape` that gives these pixels for
-                `image[rows, columns]`, slices or the arrays of `np.ix_`.
+            image: RGB 0-255.
             layout: One of `layouts`.
             rows: The pixels of the view that the window covers.
             columns: Likewise.
@@ -153,7 +157,7 @@ class PyTorchEncodingProtocol(TTAProtocol):
 
     def window(
         self,
-        image: UInt8[np.ndarray, "h w 3"] | Float32[np.ndarray, "h w 3"],
+        image: LargeImage | Float32[np.ndarray, "h w 3"],
         layout: ViewLayout,
         rows: slice,
         columns: slice,
@@ -197,6 +201,9 @@ class MmsegProtocol(TTAProtocol):
 
     short_size: int = 0
 
+    def with_long_side(self, base_size: int) -> Self:  # noqa: D102
+        return dataclasses.replace(self, base_size=base_size, short_size=0)
+
     def layouts(self, size: tuple[int, int]) -> Iterator[ViewLayout]:  # noqa: D102
         for scale in self.scales:
             scaled = self._scaled_size(size, scale)
@@ -213,7 +220,7 @@ class MmsegProtocol(TTAProtocol):
 
     def window(  # noqa: D102
         self,
-        image: UInt8[np.ndarray, "h w 3"],
+        image: LargeImage,
         layout: ViewLayout,
         rows: slice,
         columns: slice,

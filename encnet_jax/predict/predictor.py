@@ -17,6 +17,7 @@ from encnet_jax.errors import UserError
 from encnet_jax.evaluate.settings import (
     protocol_from_config,
     set_protocol,
+    slide_protocol,
     whole_image_size,
 )
 from encnet_jax.inference.folding import fold_model
@@ -73,7 +74,7 @@ class Segmenter(Pretrained):
         super().__init__(model, info, settings)
         self.base_size = base_size
         self.align_corners = align_corners
-        self.protocol = protocol
+        self.protocol = self.slide_protocol = protocol
         model_def, *arrays = fold_model(model)
         self._params, self._batch_stats = jax.device_put(arrays)
         self._model_def = model_def
@@ -98,7 +99,7 @@ class Segmenter(Pretrained):
     @classmethod
     def _of_run(cls, run: LoadedRun) -> "Segmenter":
         model = run.model
-        return cls(
+        segmenter = cls(
             model,
             run.info,
             whole_image_size(run.config),
@@ -106,6 +107,8 @@ class Segmenter(Pretrained):
             protocol_from_config(run.config, model, run.info),
             settings=run.config.model.to_dict(),
         )
+        segmenter.slide_protocol = slide_protocol(run.config, model, run.info)
+        return segmenter
 
     def _set_prediction(self, config: ConfigDict) -> None:
         set_protocol(config, self.base_size, self.align_corners, self.protocol)

@@ -13,7 +13,7 @@ import numpy as np
 
 from encnet_jax.data.dataset_info import DatasetInfo
 from encnet_jax.data.file_pairs import is_image
-from encnet_jax.data.result_file import is_result, save_result
+from encnet_jax.data.result_file import is_result, save_arrays, save_result
 from encnet_jax.errors import UserError
 from encnet_jax.files import check_folder, make_folder, whole_file
 from encnet_jax.predict.output_plan import (
@@ -92,16 +92,46 @@ def _save_overlay(
     save_result(result.overlay(), file, source)
 
 
+def _save_probabilities(
+    result: Segmentation, info: DatasetInfo, source: Path, file: BinaryIO
+) -> None:
+    arrays = {
+        "probabilities": result.probabilities.astype(np.float16),
+        "class_names": np.array(result.class_names),
+    }
+    save_arrays(arrays, file, source)
+
+
 # Kinds of result: how the name of their file ends, and what writes it.
-_SAVERS: dict[str, Callable[[Segmentation, DatasetInfo, Path, BinaryIO], None]] = {
-    ".png": _save_labels,
-    "-overlay.png": _save_overlay,
+_SAVERS: dict[
+    str, tuple[str, Callable[[Segmentation, DatasetInfo, Path, BinaryIO], None]]
+] = {
+    "labels": (".png", _save_labels),
+    "probabilities": ("-probabilities.npz", _save_probabilities),
+    "overlay": ("-overlay.png", _save_overlay),
 }
+DEFAULT_KINDS = ("labels", "overlay")
 _EXPLANATION = "-explain.png"
 
 
+def parse_kinds(values: Sequence[str]) -> tuple[str, ...]:
+    """Returns the kinds of result that `--save` names, each once, in a fixed order.
+
+    Raises:
+        UserError: None, or an unknown one.
+    """
+    unknown = [value for value in values if value not in _SAVERS]
+    if unknown or not values:
+        given = ",".join(values)
+        raise UserError(f"--save={given}: allowed are {', '.join(_SAVERS)}")
+    return tuple(kind for kind in _SAVERS if kind in values)
+
+
 def plan_predictions(
-    images: Sequence[Path], output: Path, explain: bool = False
+    images: Sequence[Path],
+    output: Path,
+    explain: bool = False,
+    kinds: Sequence[str] = DEFAULT_KINDS,
 ) -> OutputPlan:
     """Returns the files of all images, having created nothing.
 
@@ -109,14 +139,15 @@ def plan_predictions(
         images: The image files, each once.
         output: The output folder.
         explain: Whether each image gets `NAME-explain.png` as well.
+        kinds: What `parse_kinds` returned.
 
     Raises:
         UserError: The output folder cannot be written to, or what `plan_outputs`
             refuses.
     """
     check_folder(output, "--output")
-    endings = (*_SAVERS, _EXPLANATION) if explain else tuple(_SAVERS)
-    return plan_outputs(images, output, endings)
+    endings = [_SAVERS[kind][0] for kind in kinds]
+    return plan_outputs(images, output, endings + [_EXPLANATION] * explain)
 
 
 def write_predictions(
@@ -124,10 +155,12 @@ def write_predictions(
     plan: OutputPlan,
     output: Path,
     reference: MeanGate | None = None,
+    kinds: Sequence[str] = DEFAULT_KINDS,
 ) -> int:
-    """Writes `NAME.png` and `NAME-overlay.png` for each image.
+    """Writes the results of each image.
 
-    The first holds labels as the data set's label files do, see `label_image`.
+    `NAME.png` holds labels as the data set's label files do, see `label_image`;
+    `NAME-probabilities.npz` the probabilities, float16 (h, w, n), and the class names.
 
     Args:
         segmenter: Predicts the images.
@@ -135,6 +168,7 @@ def write_predictions(
         output: The output folder.
         reference: The mean gate by which the images are explained, if the plan has
             files for that.
+        kinds: Those of the plan.
 
     Returns:
         How many images failed; each is reported on standard error.
@@ -151,17 +185,17 @@ def write_predictions(
         explanation = segmenter.explain(path, reference)
         return explanation.segmentation, explanation
 
-    for image, (result, explanation) in _predict_each(predict, plan.images, failed):
-        for path, save in zip(image.outputs, _SAVERS.values()):
-            with _writing(path) as file:
-                save(result, segmenter.info, image.path, file)
+    for image, (result, explanation) in predict_each(predict, plan.images, failed):
+        for path, kind in zip(image.outputs, kinds):
+            with writing(path) as file:
+                _SAVERS[kind][1](result, segmenter.info, image.path, file)
         if explanation is not None:
-            with _writing(image.outputs[-1]) as file:
+            with writing(image.outputs[-1]) as file:
                 save_result(explanation.figure(), file, image.path)
         shares = np.bincount(result.labels.ravel(), minlength=1) / result.labels.size
         print(
             f"{image.path} -> {image.outputs[0]} "
-            f"({_largest(zip(result.class_names, shares.tolist()))})"
+            f"({largest_shares(zip(result.class_names, shares.tolist()))})"
         )
     return len(failed)
 
@@ -199,15 +233,15 @@ def write_classes(classifier: Classifier, plan: OutputPlan, output: Path) -> int
     make_folder(output, "--output")
     failed = list(plan.problems)
     written = _read_classes(output / _CLASSES_FILE)
-    for image, result in _predict_each(classifier, plan.images, failed):
+    for image, result in predict_each(classifier, plan.images, failed):
         probabilities = dict(zip(result.class_names, result.probabilities.tolist()))
         written[image.name] = {
             "file": os.path.abspath(image.path),
             "class": result.class_names[result.label],
             "probabilities": probabilities,
         }
-        print(f"{image.path}: {_largest(probabilities.items())}")
-    with _writing(output / _CLASSES_FILE) as file:
+        print(f"{image.path}: {largest_shares(probabilities.items())}")
+    with writing(output / _CLASSES_FILE) as file:
         file.write((json.dumps(written, indent=2) + "\n").encode())
     return len(failed)
 
@@ -228,8 +262,8 @@ def _read_classes(path: Path) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def _writing(path: Path) -> Iterator[BinaryIO]:
-    """As `whole_file`, with `UserError`."""
+def writing(path: Path) -> Iterator[BinaryIO]:
+    """Opens a file as `whole_file` does; raises `UserError` if it cannot be written."""
     try:
         with whole_file(path) as file:
             yield file
@@ -237,7 +271,7 @@ def _writing(path: Path) -> Iterator[BinaryIO]:
         raise UserError(f"{path}: cannot be written: {error.strerror}") from error
 
 
-def _predict_each(
+def predict_each(
     predict: Callable[[Path], _Result],
     images: Sequence[PlannedImage],
     failed: list[str],
@@ -259,7 +293,7 @@ def _predict_each(
             yield image, result
 
 
-def _largest(shares: Iterable[tuple[str, float]]) -> str:
+def largest_shares(shares: Iterable[tuple[str, float]]) -> str:
     """Returns the names of the largest shares in percent; zeros are left out."""
     ordered = sorted(shares, key=lambda item: -item[1])[:_PRINTED_CLASSES]
     return ", ".join(f"{name} {share:.0%}" for name, share in ordered if share)

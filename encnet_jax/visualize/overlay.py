@@ -39,12 +39,16 @@ def label_image(labels: UInt8[np.ndarray, "h w"], info: DatasetInfo) -> Image.Im
         labels: Class indices.
         info: The data set, with its label map.
     """
-    published = published_labels(info)
+    return palette_image(published_labels(info)[labels], label_palette(info))
+
+
+def label_palette(info: DatasetInfo) -> list[Color]:
+    """Returns the 256 colors of `label_image`."""
     color_of = {label: color for color, label in [*info.label_colors.items()][::-1]}
     palette = [(0, 0, 0)] * 256
-    for raw, color in zip(published.tolist(), info.colors):
+    for raw, color in zip(published_labels(info).tolist(), info.colors):
         palette[raw] = color_of.get(raw, color)
-    return palette_image(published[labels], palette)
+    return palette
 
 
 def overlay(
