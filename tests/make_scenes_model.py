@@ -1,4 +1,6 @@
-"""Trains the network in `tests/fixtures/scenes_encnet`: python -m tests.make_scenes_model.
+"""Trains the network in `tests/fixtures/scenes_encnet`.
+
+    python -m tests.make_scenes_model
 
 `configs/scenes.py` at half the width: 2 minutes on two CPU cores, mean IoU 72.
 """

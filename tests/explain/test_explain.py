@@ -139,7 +139,9 @@ def test_mirrored_windows_share_a_gate():
 
 @pytest.mark.parametrize("windows", [False, True])
 def test_network_without_codewords_has_gate_and_figure(windows):
-    protocol = PyTorchEncodingProtocol(**WINDOWS) if windows else None
+    protocol = (
+        PyTorchEncodingProtocol(**WINDOWS, align_corners=True) if windows else None
+    )
     model = create(num_codes=0, se_loss=False)
     segmenter = Segmenter(model, INFO, protocol=protocol)
     explanation = segmenter.explain(noise(40, 64), context_from=noise(32, 32))

@@ -41,7 +41,7 @@ def test_only_changed_pixels_are_marked(explanation):
     marked = np.argwhere(pixels_of(figure, MARK))
     # In the third panel, on the ground: the lower half of the 317 pixels.
     assert len(marked) > 5000
-    assert (marked[:, 1] > 670).all() and (marked[:, 0] > 100).mean() > 0.99
+    assert (marked[:, 1] >= 670).all() and (marked[:, 0] > 200).mean() > 0.95
     same = dataclasses.replace(
         explanation, labels_without_context=explanation.segmentation.labels
     )
