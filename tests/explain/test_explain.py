@@ -1,6 +1,8 @@
 """`Segmenter.explain`: each value is the one that its definition gives."""
 
 import json
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +18,7 @@ from encnet_jax.inference.tta import MmsegProtocol, PyTorchEncodingProtocol
 from encnet_jax.models import create_model
 from encnet_jax.ops.normalize import normalize
 from encnet_jax.run.mean_gate import MeanGate
+from tests.commands import ROOT
 from tests.make_scenes_model import FOLDER
 from tests.random_module import random_module
 
@@ -192,3 +195,13 @@ def test_explaining_leaves_the_prediction_of_a_segmenter(scenes):
     scenes.explain(image)
     np.testing.assert_array_equal(scenes(image).labels, before)
     assert scenes.mean_gate() is not None
+
+
+def test_nothing_of_it_is_imported_before_it_is_needed():
+    program = (
+        "import sys; import encnet_jax.predict.write, encnet_jax.train.trainer\n"
+        "print(*(m for m in sys.modules if m.startswith('encnet_jax.explain')))"
+    )
+    command = [sys.executable, "-c", program]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert not done.stdout.split()
