@@ -2,7 +2,7 @@
 
 python -m benchmarks.large_image [--size=20000] [--classes=19] [--folder=DIR]
 
-The image, its labels, and the network are written to DIR, by default a temporary folder.
+The image, its labels, and the network are written to DIR, by default temporary.
 Prints one line of JSON.
 """
 

@@ -28,6 +28,7 @@ ORDER = (
     "explain",
     "predict",
     "export",
+    "app",
     "fit_arrays",
     "cli",
     "commands",

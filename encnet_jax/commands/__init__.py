@@ -19,6 +19,7 @@ VERBS = {
     "export": "write a trained model as StableHLO, ONNX, or a model folder",
     "data": "prepare, check and show a data set",
     "convert": "import PyTorch weights as a workdir",
+    "app": "segment images on a local web page",
 }
 
 

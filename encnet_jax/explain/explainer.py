@@ -134,6 +134,10 @@ class Explainer:
             labels_without_context=self._labels_under(segmentation.image, replacement),
         )
 
+    def assignment(self, pixels: Pixels) -> Float32[np.ndarray, "H W k"] | None:
+        """Returns `Explanation.assignment` of an image."""
+        return self._context(pixels)[0]
+
     def _whole_images(self, model_def: ModelDef, resizing: Mapping[str, Any]) -> None:
         @jax.jit
         def context(

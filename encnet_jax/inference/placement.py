@@ -13,7 +13,7 @@ from encnet_jax.ops.resize import source_positions
 
 
 class LargeImage(Protocol):
-    """An image of which parts are read: an array (h, w, 3), or one that reads a file."""
+    """An image that is read in parts: an array (h, w, 3), or a file."""
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -61,7 +61,7 @@ def resize_part(
     """Returns a part of `resized(image, size)`, cut at its border.
 
     Args:
-        image: An array, normalized or not, or a `LargeImage`; only the pixels that the part needs are read.
+        image: A `LargeImage`, or normalized; only what the part needs is read.
         size: Height and width of the whole.
         rows: The rows of the part.
         columns: The columns of the part.

@@ -211,7 +211,7 @@ class Segmenter(Pretrained):
                 read or decoded.
             TypeError: See the call.
         """
-        explainer = self._get_explainer()
+        explainer = self.explainer()
         replacement = explainer.replacement(reference, context_from)
         return explainer.explain(self(image), *replacement)
 
@@ -226,9 +226,10 @@ class Segmenter(Pretrained):
             UserError: The network has no Context Encoding Module, there is no image
                 and no mean gate is stored, or one cannot be read or decoded.
         """
-        return self._get_explainer().mean_gate(images)
+        return self.explainer().mean_gate(images)
 
-    def _get_explainer(self) -> "Explainer":
+    def explainer(self) -> "Explainer":
+        """Returns what `explain` computes with; raises `UserError` as that does."""
         if self._explainer is None:
             from encnet_jax.explain.explainer import Explainer
 

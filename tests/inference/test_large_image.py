@@ -1,4 +1,4 @@
-"""Labels in bounded memory: those of the same windows in memory, whatever the blocks."""
+"""Labels in bounded memory: those of the same windows in memory, block by block."""
 
 import jax
 import numpy as np

@@ -1,19 +1,26 @@
 """predict.py --slide: TIFF read and written in tiles, or one line."""
 
+import importlib.util
+from collections import namedtuple
+
+import jax
 import numpy as np
 import pytest
 from PIL import Image
 
 from encnet_jax import Segmenter
 from encnet_jax.data.dataset_info import DatasetInfo, voc_colormap
+from encnet_jax.data.image_io import decode_image
 from encnet_jax.data.result_file import is_result
 from encnet_jax.errors import UserError
+from encnet_jax.inference.sliding_window import make_score_fn
 from encnet_jax.predict.slide import (
     LargeSegmenter,
     plan_large_predictions,
     write_large_predictions,
 )
 from encnet_jax.predict.tiff_image import open_tiff
+from encnet_jax.run.sharding import mesh_of
 from encnet_jax.visualize.overlay import label_image
 from tests import small_workdir
 
@@ -51,8 +58,8 @@ def segmenter(run):
 
 
 def write(path, pixels=RGB, **settings):
-    settings = {"photometric": "rgb" if pixels.ndim == 3 else None, **settings}
-    tifffile.imwrite(path, pixels, **{k: v for k, v in settings.items() if v})
+    settings = {"photometric": "rgb", **settings}
+    tifffile.imwrite(path, pixels, **settings)
     return path
 
 
@@ -92,14 +99,8 @@ def test_size_may_be_that_of_the_image(segmenter, tmp_path, caplog):
     assert "666 x 300 pixels, resized to 333 x 150; --base_size=0" in caplog.text
     predict(segmenter, [image], own, base_size=0, kinds=("labels",))
     protocol = segmenter.protocol.with_long_side(666)
-    twin = Segmenter.__new__(Segmenter)
-    twin.__dict__.update(segmenter.__dict__)
-    model = segmenter._model_def
-    from encnet_jax.inference.sliding_window import make_score_fn
-    from encnet_jax.run.sharding import mesh_of
-    import jax
-
-    scores_of = make_score_fn(model, 3, protocol, mesh_of(jax.local_devices()[:1]))
+    model, mesh = segmenter._model_def, mesh_of(jax.local_devices()[:1])
+    scores_of = make_score_fn(model, 3, protocol, mesh)
     arrays = segmenter._params, segmenter._batch_stats
     (scores,) = scores_of(*arrays, [(0, pixels)], 1)
     expected = label_image(scores.score_map.labels().fetch(), INFO)
@@ -164,9 +165,9 @@ def test_kinds_are_converted_as_elsewhere(tmp_path, kind):
     else:
         value_range = (1000, 40_000)
         write(path, gray.astype(np.uint16) * 200, photometric="minisblack")
-    from encnet_jax.data.image_io import decode_image
-
-    check_parts(path, decode_image(path.read_bytes(), "a.tif", value_range), value_range)
+    check_parts(
+        path, decode_image(path.read_bytes(), "a.tif", value_range), value_range
+    )
 
 
 def broken(tmp_path, kind):
@@ -262,8 +263,6 @@ def test_strip_that_is_too_large_is_refused(tmp_path, monkeypatch):
 
 
 def test_missing_package_is_named(tmp_path, monkeypatch):
-    import importlib.util
-
     found = importlib.util.find_spec
     monkeypatch.setattr(
         importlib.util,
@@ -277,8 +276,6 @@ def test_missing_package_is_named(tmp_path, monkeypatch):
 
 def test_disk_without_space_is_one_line(segmenter, tmp_path, monkeypatch, capsys):
     image = write(tmp_path / "a.tif")
-    from collections import namedtuple
-
     usage = namedtuple("usage", "total used free")(1, 1, 1000)
     monkeypatch.setattr("shutil.disk_usage", lambda folder: usage)
     assert predict(segmenter, [image], tmp_path / "out") == 1

@@ -18,6 +18,7 @@ from encnet_jax.metrics import confusion_matrix_np
 from encnet_jax.predict.predictor import ClassPrediction, Segmentation
 from encnet_jax.predict.write import (
     find_images,
+    parse_kinds,
     plan_classes,
     plan_predictions,
     write_classes,
@@ -212,6 +213,38 @@ def test_disk_that_fills_up_leaves_complete_files(tmp_path, monkeypatch):
     with pytest.raises(UserError, match="b-overlay.png: cannot be written: No space"):
         predict([tmp_path / "in"], out)
     assert {p.name for p in out.iterdir()} == {"a.png", "a-overlay.png", "b.png"}
+
+
+def test_kinds_of_result_are_those_asked_for(tmp_path):
+    info = read_info(make_folder(tmp_path / "data", "counted"))
+    workdir, out = tmp_path / "run", tmp_path / "out"
+    make_run(workdir, info, tmp_path / "data")
+    segmenter = Segmenter.from_workdir(workdir)
+    images = find_images([str(tmp_path / "data" / "images" / "val" / "0.png")])
+    kinds = parse_kinds(["probabilities", "labels"])
+    for _ in range(2):  # own results are replaced
+        plan = plan_predictions(images, out, kinds=kinds)
+        assert write_predictions(segmenter, plan, out, kinds=kinds) == 0
+    assert {path.name for path in out.iterdir()} == {"0.png", "0-probabilities.npz"}
+    result = segmenter(images[0])
+    with np.load(out / "0-probabilities.npz") as written:
+        assert written["class_names"].tolist() == ["a", "b", "c"]
+        probabilities = written["probabilities"]
+    assert probabilities.dtype == np.float16 and probabilities.shape == (36, 48, 3)
+    np.testing.assert_allclose(
+        probabilities, result.probabilities, rtol=5e-4, atol=1e-7
+    )
+    np.testing.assert_array_equal(probabilities.argmax(-1), result.labels)
+
+    np.savez(out / "0-probabilities.npz", probabilities=probabilities)
+    with pytest.raises(UserError, match="0-probabilities.npz: exists, and is not"):
+        plan_predictions(images, out, kinds=kinds)
+
+
+@pytest.mark.parametrize("values", [[], [""], ["label"], ["labels", "x"]])
+def test_unknown_kind_of_result_is_refused(values):
+    with pytest.raises(UserError, match="allowed are labels, probabilities, overlay"):
+        parse_kinds(values)
 
 
 class FakeClassifier:

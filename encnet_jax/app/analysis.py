@@ -1,0 +1,116 @@
+"""What the web page shows of an image, computed once; no page needed."""
+
+import io
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import UInt8
+from PIL import Image
+
+from encnet_jax.data.image_io import image_size
+from encnet_jax.errors import UserError
+from encnet_jax.explain.explainer import Explainer
+from encnet_jax.explain.figure import color_map
+from encnet_jax.predict.predictor import Segmenter
+from encnet_jax.visualize.overlay import label_image, overlay
+
+MAX_BYTES = 32 << 20
+MAX_PIXELS = 25_000_000
+_SHOWN_SIDE = 1280  # upper bound on the long side of what the page shows
+_SHOWN_CODEWORDS = 6
+
+
+class Analysis(NamedTuple):
+    """What the network finds in an image.
+
+    Attributes:
+        image: The image, reduced for the page.
+        labels: Its labels, likewise.
+        label_png: The labels at the size of the image, as `predict` writes them.
+        presence: For each class the probability that it occurs; None if the network
+            does not predict it.
+        codewords: Maps of the codewords used most, each with a title; None for
+            networks without codewords.
+    """
+
+    image: UInt8[np.ndarray, "h w 3"]
+    labels: UInt8[np.ndarray, "h w"]
+    label_png: bytes
+    presence: dict[str, float] | None
+    codewords: list[tuple[Image.Image, str]] | None
+
+
+class Analyzer:
+    """Analyzes images with one model.
+
+    Args:
+        segmenter: The model.
+    """
+
+    def __init__(self, segmenter: Segmenter):
+        self.segmenter = segmenter
+        self.explainer: Explainer | None
+        try:
+            self.explainer = segmenter.explainer()
+        except UserError:  # a network without the module
+            self.explainer = None
+
+    def __call__(self, path: str | Path) -> Analysis:
+        """Segments an image file.
+
+        Raises:
+            UserError: It is too large, or no image.
+        """
+        check_upload(Path(path))
+        result = self.segmenter(path)
+        info, png = self.segmenter.info, io.BytesIO()
+        label_image(result.labels, info).save(png, "PNG")
+        image = Image.fromarray(result.image)
+        image.thumbnail((_SHOWN_SIDE, _SHOWN_SIDE))
+        labels = Image.fromarray(result.labels).resize(image.size, 0)
+        presence = None
+        if result.presence is not None:
+            presence = dict(zip(result.class_names, result.presence.tolist()))
+        return Analysis(
+            image=np.asarray(image),
+            labels=np.asarray(labels),
+            label_png=png.getvalue(),
+            presence=presence,
+            codewords=self._codewords(result.image, image.size),
+        )
+
+    def overlay(self, analysis: Analysis, opacity: float) -> Image.Image:
+        """Returns the reduced image under its labels, with a legend."""
+        info = self.segmenter.info
+        settings = info.colors, info.class_names
+        return overlay(analysis.image, analysis.labels, *settings, opacity=opacity)
+
+    def _codewords(
+        self, pixels: np.ndarray, size: tuple[int, int]
+    ) -> list[tuple[Image.Image, str]] | None:
+        assignment = self.explainer and self.explainer.assignment(pixels)
+        if assignment is None:
+            return None
+        shares = assignment.mean((0, 1))
+        maps = []
+        for k in np.argsort(-shares, kind="stable")[:_SHOWN_CODEWORDS].tolist():
+            colors = color_map(assignment[..., k] / assignment[..., k].max())
+            image = Image.fromarray(colors).resize(size, Image.Resampling.NEAREST)
+            maps.append((image, f"Codeword {k}: {shares[k]:.0%} of the image"))
+        return maps
+
+
+def check_upload(path: Path) -> None:
+    """Raises `UserError` if a file is too large, in bytes or in pixels, or no image."""
+    size = path.stat().st_size
+    if size > MAX_BYTES:
+        raise UserError(
+            f"{path.name}: {size >> 20} MiB; allowed are {MAX_BYTES >> 20} MiB"
+        )
+    height, width = image_size(path.read_bytes(), path.name)
+    if height * width > MAX_PIXELS:
+        raise UserError(
+            f"{path.name}: {width} x {height} pixels; allowed are "
+            f"{MAX_PIXELS // 1_000_000} million"
+        )

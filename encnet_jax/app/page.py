@@ -1,0 +1,197 @@
+"""The web page, and the server that shows it on this machine."""
+
+import contextlib
+import os
+import signal
+import tempfile
+import threading
+import uuid
+from collections import deque
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from PIL import Image
+
+from encnet_jax.app.analysis import MAX_BYTES, MAX_PIXELS, Analysis, Analyzer
+from encnet_jax.errors import UserError
+
+if TYPE_CHECKING:
+    import gradio
+
+_KEPT_DOWNLOADS = 20  # label files
+_OPACITY = 0.55
+# Read when gradio is imported or starts. Nothing is reported to anyone.
+_ENVIRONMENT = {
+    "GRADIO_ANALYTICS_ENABLED": "False",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+}
+
+
+def serve(analyzer: Analyzer, title: str, host: str, port: int) -> None:
+    """Shows the page until the process is interrupted or terminated.
+
+    Args:
+        analyzer: Analyzes the images.
+        title: Title of the page.
+        host: Address to listen on.
+        port: Its port; 0 is a free one.
+
+    Raises:
+        UserError: The address cannot be listened on.
+    """
+    stop = threading.Event()
+    signal.signal(signal.SIGTERM, lambda *_: stop.set())
+    with running(analyzer, title, host, port) as address:
+        print(f"{title}: {address} (Ctrl-C ends it)", flush=True)
+        with contextlib.suppress(KeyboardInterrupt):
+            stop.wait()
+
+
+@contextlib.contextmanager
+def running(analyzer: Analyzer, title: str, host: str, port: int) -> Iterator[str]:
+    """Shows the page while the block runs; arguments and errors as of `serve`.
+
+    Yields:
+        The address of the page.
+    """
+    os.environ.update(_ENVIRONMENT)
+    with contextlib.ExitStack() as stack:
+        folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="encnet-app-"))
+        os.environ["GRADIO_TEMP_DIR"] = folder
+        stack.callback(os.environ.pop, "GRADIO_TEMP_DIR", None)
+        page = build_page(analyzer, title, Path(folder))
+        try:
+            _, address, _ = page.launch(
+                server_name=host,
+                server_port=port or _free_port(host),
+                max_file_size=MAX_BYTES,
+                theme=_theme(),
+                footer_links=[],
+                share=False,
+                ssr_mode=False,
+                run_history=False,
+                mcp_server=False,
+                enable_monitoring=False,
+                inbrowser=False,
+                quiet=True,
+                prevent_thread_lock=True,
+            )
+        except OSError as error:
+            reason = error.strerror or str(error).split(". ")[0]
+            raise UserError(
+                f"--host={host} --port={port}: cannot be listened on: {reason}"
+            ) from error
+        stack.callback(page.close, verbose=False)
+        yield address
+
+
+def build_page(analyzer: Analyzer, title: str, folder: Path) -> "gradio.Blocks":
+    """Returns the page.
+
+    Args:
+        analyzer: Analyzes the images.
+        title: Title of the page.
+        folder: Where files to download are kept.
+    """
+    import gradio as gr
+
+    downloads: deque[Path] = deque()
+
+    def analyze(path: str | None, opacity: float) -> list[Any]:
+        if path is None:
+            return [None, None, None, None, gr.DownloadButton(interactive=False)]
+        try:
+            analysis = analyzer(path)
+        except UserError as error:
+            raise gr.Error(" ".join(str(error).split()), duration=None) from error
+        file = _save_download(analysis, folder, downloads)
+        return [
+            analysis,
+            analyzer.overlay(analysis, opacity),
+            analysis.presence,
+            analysis.codewords,
+            gr.DownloadButton(value=file, interactive=True),
+        ]
+
+    def redraw(analysis: Analysis | None, opacity: float) -> Image.Image | None:
+        return None if analysis is None else analyzer.overlay(analysis, opacity)
+
+    with gr.Blocks(
+        title=title, analytics_enabled=False, delete_cache=(600, 3600)
+    ) as page:
+        state = gr.State(time_to_live=3600)
+        limits = f"{MAX_BYTES >> 20} MiB and {MAX_PIXELS // 1_000_000} million pixels"
+        gr.Markdown(f"# {title}\nImages of up to {limits}. They stay on this machine.")
+        with gr.Row():
+            image = gr.Image(
+                label="Image",
+                type="filepath",
+                image_mode=None,
+                sources=["upload", "webcam", "clipboard"],
+                buttons=[],
+                elem_id="image",
+            )
+            with gr.Column():
+                drawn = gr.Image(
+                    label="Prediction", format="png", buttons=[], elem_id="overlay"
+                )
+                slider = gr.Slider(
+                    0, 1, _OPACITY, step=0.05, label="Opacity", elem_id="opacity"
+                )
+                download = gr.DownloadButton(
+                    "Download labels (PNG)", interactive=False, elem_id="download"
+                )
+        presence = gr.Label(
+            label="Presence: the probability that a class occurs in the image",
+            num_top_classes=10,
+            show_heading=False,
+            visible=analyzer.explainer is not None,
+            elem_id="presence",
+        )
+        codewords = gr.Gallery(
+            label="Codewords: how much of each pixel they take (violet 0, yellow most)",
+            columns=3,
+            format="png",
+            buttons=[],
+            visible=analyzer.explainer is not None,
+            elem_id="codewords",
+        )
+        outputs = [state, drawn, presence, codewords, download]
+        image.change(analyze, [image, slider], outputs, api_visibility="private")
+        slider.change(
+            redraw, [state, slider], drawn, show_progress="hidden",
+            trigger_mode="always_last", api_visibility="private",
+        )  # fmt: skip
+    return page
+
+
+def _save_download(analysis: Analysis, folder: Path, downloads: deque[Path]) -> str:
+    """Writes the label file; removes that of an image long ago."""
+    parent = folder / uuid.uuid4().hex
+    parent.mkdir()
+    file = parent / "labels.png"
+    file.write_bytes(analysis.label_png)
+    downloads.append(file)
+    if len(downloads) > _KEPT_DOWNLOADS:
+        oldest = downloads.popleft()
+        oldest.unlink(missing_ok=True)
+        oldest.parent.rmdir()
+    return str(file)
+
+
+def _theme() -> Any:
+    """Returns a theme with fonts of the system: none is fetched."""
+    import gradio as gr
+
+    fonts = ["system-ui", "sans-serif"]
+    return gr.themes.Default(font=fonts, font_mono=["ui-monospace", "monospace"])
+
+
+def _free_port(host: str) -> int:
+    import socket
+
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family) as free:
+        free.bind((host, 0))
+        return free.getsockname()[1]

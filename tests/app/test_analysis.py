@@ -1,0 +1,74 @@
+"""What the web page shows, without a page."""
+
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from encnet_jax import Segmenter
+from encnet_jax.app import analysis
+from encnet_jax.app.analysis import Analyzer, check_upload
+from encnet_jax.errors import UserError
+from tests import small_workdir
+
+PIXELS = np.random.default_rng(0).integers(0, 256, (96, 160, 3), np.uint8)
+
+
+def photo(folder):
+    path = folder / "photo.png"
+    Image.fromarray(PIXELS).save(path)
+    return path
+
+
+def analyzer(workdir, **settings):
+    small_workdir.write_workdir(
+        workdir, data=dict(base_size=0), **{**small_workdir.TINY, **settings}
+    )
+    return Analyzer(Segmenter.from_workdir(workdir))
+
+
+def test_analysis_is_that_of_the_segmenter(tmp_path, monkeypatch):
+    monkeypatch.setattr(analysis, "_SHOWN_SIDE", 80)
+    analyze, path = analyzer(tmp_path / "run"), photo(tmp_path)
+    found, expected = analyze(path), analyze.segmenter(path)
+    assert found.image.shape == (48, 80, 3) and found.labels.shape == (48, 80)
+    with Image.open(io.BytesIO(found.label_png)) as labels:
+        np.testing.assert_array_equal(np.asarray(labels), expected.labels)
+    assert list(found.presence) == ["road", "car", "sky"]
+    np.testing.assert_allclose([*found.presence.values()], expected.presence)
+
+    explanation = analyze.segmenter.explain(path, context_from=path)
+    shares = explanation.assignment.mean((0, 1))
+    assert len(found.codewords) == small_workdir.TINY["num_codes"]
+    image, title = found.codewords[0]
+    assert image.size == (80, 48)
+    assert title == f"Codeword {shares.argmax()}: {shares.max():.0%} of the image"
+
+
+def test_slider_draws_without_the_network(tmp_path, monkeypatch):
+    analyze = analyzer(tmp_path / "run")
+    found = analyze(photo(tmp_path))
+    monkeypatch.setattr(Segmenter, "__call__", None)
+    clear, dense = (np.asarray(analyze.overlay(found, k)) for k in (0, 1))
+    inner = np.s_[:96, :160]
+    assert clear.shape == dense.shape and (clear[inner] != dense[inner]).any()
+
+
+def test_network_without_the_module_has_no_maps(tmp_path):
+    found = analyzer(tmp_path / "run", name="fcn")(photo(tmp_path))
+    assert found.codewords is None and found.presence is None
+
+
+def test_uploads_are_bounded(tmp_path, monkeypatch):
+    path = photo(tmp_path)
+    check_upload(path)
+    monkeypatch.setattr(analysis, "MAX_PIXELS", 96 * 160 - 1)
+    with pytest.raises(UserError, match="photo.png: 160 x 96 pixels; allowed are"):
+        check_upload(path)
+    monkeypatch.setattr(analysis, "MAX_BYTES", 1000)
+    with pytest.raises(UserError, match="photo.png: 0 MiB; allowed are"):
+        check_upload(path)
+    (tmp_path / "text.png").write_text("text")
+    with pytest.raises(UserError, match="text.png: cannot be decoded as an image"):
+        check_upload(tmp_path / "text.png")
