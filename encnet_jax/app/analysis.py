@@ -89,7 +89,9 @@ class Analyzer:
     def _codewords(
         self, pixels: np.ndarray, size: tuple[int, int]
     ) -> list[tuple[Image.Image, str]] | None:
-        assignment = self.explainer and self.explainer.assignment(pixels)
+        if self.explainer is None:
+            return None
+        assignment = self.explainer.assignment(pixels)
         if assignment is None:
             return None
         shares = assignment.mean((0, 1))

@@ -44,7 +44,7 @@ def save_arrays(arrays: dict[str, Any], file: BinaryIO, source: Path) -> None:
     np.savez(file, allow_pickle=False, **arrays, **{_SOURCE: source_digest(source)})
 
 
-def tiff_tags(source: Path) -> dict[str, str]:
+def tiff_tags(source: Path) -> dict[str, Any]:
     """Returns the arguments by which tifffile marks a file for `result_source`."""
     return {
         "software": "encnet_jax",

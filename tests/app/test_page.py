@@ -68,7 +68,9 @@ def test_page_is_served_and_its_port_is_taken(address):
 def test_page_in_a_browser(address, tmp_path):
     sync_api = pytest.importorskip("playwright.sync_api")
     photo = tmp_path / "photo.png"
-    Image.fromarray(open_dataset("scenes", "validation", drawn=True)[0].image).save(photo)
+    Image.fromarray(open_dataset("scenes", "validation", drawn=True)[0].image).save(
+        photo
+    )
     segmenter = Segmenter.from_pretrained(MODEL)
     with sync_api.sync_playwright() as driver:
         browser = driver.chromium.launch(executable_path=BROWSER, args=["--no-sandbox"])
