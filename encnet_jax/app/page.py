@@ -96,27 +96,7 @@ def build_page(analyzer: Analyzer, title: str, folder: Path) -> "gradio.Blocks":
     """
     import gradio as gr
 
-    downloads: deque[Path] = deque()
-
-    def analyze(path: str | None, opacity: float) -> list[Any]:
-        if path is None:
-            return [None, None, None, None, gr.DownloadButton(interactive=False)]
-        try:
-            analysis = analyzer(path)
-        except UserError as error:
-            raise gr.Error(" ".join(str(error).split()), duration=None) from error
-        file = _save_download(analysis, folder, downloads)
-        return [
-            analysis,
-            analyzer.overlay(analysis, opacity),
-            analysis.presence,
-            analysis.codewords,
-            gr.DownloadButton(value=file, interactive=True),
-        ]
-
-    def redraw(analysis: Analysis | None, opacity: float) -> Image.Image | None:
-        return None if analysis is None else analyzer.overlay(analysis, opacity)
-
+    actions = _Actions(analyzer, folder)
     with gr.Blocks(
         title=title, analytics_enabled=False, delete_cache=(600, 3600)
     ) as page:
@@ -158,12 +138,46 @@ def build_page(analyzer: Analyzer, title: str, folder: Path) -> "gradio.Blocks":
             elem_id="codewords",
         )
         outputs = [state, drawn, presence, codewords, download]
-        image.change(analyze, [image, slider], outputs, api_visibility="private")
+        image.change(
+            actions.analyze, [image, slider], outputs, api_visibility="private"
+        )
         slider.change(
-            redraw, [state, slider], drawn, show_progress="hidden",
+            actions.redraw, [state, slider], drawn, show_progress="hidden",
             trigger_mode="always_last", api_visibility="private",
         )  # fmt: skip
     return page
+
+
+class _Actions:
+    """What the page does when an image or the slider changes."""
+
+    def __init__(self, analyzer: Analyzer, folder: Path):
+        self._analyzer = analyzer
+        self._folder = folder
+        self._downloads: deque[Path] = deque()
+
+    def analyze(self, path: str | None, opacity: float) -> list[Any]:
+        """Returns the outputs of the page for an upload, or for none."""
+        import gradio as gr
+
+        if path is None:
+            return [None, None, None, None, gr.DownloadButton(interactive=False)]
+        try:
+            analysis = self._analyzer(path)
+        except UserError as error:
+            raise gr.Error(" ".join(str(error).split()), duration=None) from error
+        file = _save_download(analysis, self._folder, self._downloads)
+        return [
+            analysis,
+            self._analyzer.overlay(analysis, opacity),
+            analysis.presence,
+            analysis.codewords,
+            gr.DownloadButton(value=file, interactive=True),
+        ]
+
+    def redraw(self, analysis: Analysis | None, opacity: float) -> Image.Image | None:
+        """Returns the overlay for another opacity; the network does not run."""
+        return analysis and self._analyzer.overlay(analysis, opacity)
 
 
 def _save_download(analysis: Analysis, folder: Path, downloads: deque[Path]) -> str:
