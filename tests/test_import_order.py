@@ -22,6 +22,7 @@ ORDER = (
     "visualize",
     "run",
     "inference",
+    "report",
     "evaluate",
     "convert",
     "train",
