@@ -22,7 +22,15 @@ def test_help_lists_every_verb_with_one_line():
         line.split()[0] for line in result.stdout.splitlines() if line[:2] == "  "
     ]
     assert listed == list(VERBS)
-    assert listed == ["train", "evaluate", "predict", "export", "data", "convert"]
+    assert listed == [
+        "train",
+        "evaluate",
+        "compare",
+        "predict",
+        "export",
+        "data",
+        "convert",
+    ]
 
 
 @pytest.mark.parametrize("arguments", [["tarin", "--config=x"], []])

@@ -28,6 +28,7 @@ ORDER = (
     "train",
     "predict",
     "export",
+    "compare",
     "fit_arrays",
     "cli",
     "commands",

@@ -35,8 +35,7 @@ class MatrixChart(NamedTuple):
         font: Size of the names.
         names: Names of the classes, shortened.
         levels: The cells.
-        texts: Column, row, percent, and whether the cell is dark; empty for many
-            classes.
+        texts: Column, row, percent, and class of the color; empty for many classes.
     """
 
     cell: int
@@ -45,7 +44,7 @@ class MatrixChart(NamedTuple):
     font: float
     names: list[str]
     levels: list[Level]
-    texts: list[tuple[int, int, str, bool]]
+    texts: list[tuple[int, int, str, str]]
 
 
 def matrix_chart(
@@ -71,11 +70,16 @@ def matrix_chart(
     texts = []
     if count <= _MAX_ANNOTATED:
         texts = [
-            (int(j), int(i), f"{100 * share[i, j]:.0f}", bool(level[i, j] > 5))
+            (int(j), int(i), f"{100 * share[i, j]:.0f}", _ink(int(level[i, j])))
             for i, j in zip(*np.nonzero(share >= 0.005))
         ]
     side = margin + cell * count + 2
     return MatrixChart(cell, margin, side, font, names, levels, texts)
+
+
+def _ink(level: int) -> str:
+    """Returns the color of a text that can be read on a cell, in light and dark."""
+    return "plain" if level <= 6 else "black" if level == 7 else "inverse"
 
 
 def largest_confusions(

@@ -89,17 +89,17 @@ def make_strip(
         valid = labels != IGNORE_LABEL
         differ = resample_labels(predictions, labels.shape) != labels
         wrong = float(differ[valid].mean()) if valid.any() else 0.0
-    share = f"{percent(wrong)} % of the labeled pixels are wrong"
+    share = "of the labeled pixels are wrong"
     names = info.class_names
     panels = [
-        ("Image", image_uri(example.image, side), f"Image {example.name}"),
+        ("Image", image_uri(example.image, side), example.name),
         ("Label", labels_uri(labels, info.colors, side), describe(labels, names)),
         (
             "Prediction",
             labels_uri(predictions, info.colors, side),
             describe(predictions, names),
         ),
-        ("Errors", errors_uri(labels, predictions, side), share),
+        (f"Errors: {percent(wrong)} %", errors_uri(labels, predictions, side), share),
     ]
     return Strip(
         example.name,
