@@ -145,8 +145,9 @@ def score_rows(evaluations: Sequence[Evaluation]) -> list[dict[str, Any]]:
         (run.scores.get("calibration") or {}).get("expected_calibration_error")
         for run in evaluations
     ]
-    if None not in errors:
-        rows.append(_score_row("Calibration error", errors))
+    known = [error for error in errors if error is not None]
+    if len(known) == len(evaluations):
+        rows.append(_score_row("Calibration error", known))
     return rows
 
 
