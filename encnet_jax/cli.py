@@ -5,6 +5,7 @@ import io
 import logging
 import os
 import re
+import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -162,6 +163,13 @@ def run_folder(workdir: str) -> Path:
 def overridden_keys() -> list[str]:
     """Returns the keys that flags set, such as `data.base_size`."""
     return list(config_flags.get_override_values(flags.FLAGS["config"]))
+
+
+def command_line() -> str:
+    """Returns the command line as a shell would take it."""
+    program, *arguments = sys.argv
+    program = f"python {program}" if program.endswith(".py") else program
+    return " ".join([program, *map(shlex.quote, arguments)])
 
 
 def print_on_host0(text: str) -> None:

@@ -167,6 +167,7 @@ def _evaluation() -> ConfigDict:
     evaluation.crop_size = 0  # pixels of a window; 0: data.crop_size
     evaluation.stride = 0  # pixels between windows; 0: two thirds of crop_size
     evaluation.object_sizes = False  # evaluate.py: score small and large objects too
+    evaluation.boundary_iou = False  # evaluate.py: score pixels near boundaries too
     # skip: classes in neither labels nor predictions are left out of means; or zero.
     evaluation.absent_classes = "skip"
     return evaluation

@@ -18,6 +18,7 @@ def source_files() -> dict[str, str]:
     package = ROOT / "encnet_jax"
     files = {path: path for path in package.rglob("*.py")}
     files |= {path: path for path in package.glob("data/tables/*.csv")}
+    files |= {path: path for path in package.glob("report/templates/*")}
     files |= {package / "py.typed": package / "py.typed"}
     files |= {package / f"configs/{p.name}": p for p in ROOT.glob("configs/*.py")}
     return {

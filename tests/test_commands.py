@@ -22,15 +22,8 @@ def test_help_lists_every_verb_with_one_line():
         line.split()[0] for line in result.stdout.splitlines() if line[:2] == "  "
     ]
     assert listed == list(VERBS)
-    assert listed == [
-        "train",
-        "evaluate",
-        "predict",
-        "export",
-        "data",
-        "convert",
-        "app",
-    ]
+    assert {"train", "evaluate", "compare", "predict", "export"} <= {*listed}
+    assert {"data", "convert", "app"} <= {*listed}
 
 
 @pytest.mark.parametrize("arguments", [["tarin", "--config=x"], []])

@@ -15,6 +15,7 @@ from encnet_jax import cli
 VERBS = {
     "train": "train a model, or resume a training",
     "evaluate": "score a trained model on a split of its data set",
+    "compare": "compare evaluations of several runs on one page",
     "predict": "segment or classify images",
     "export": "write a trained model as StableHLO, ONNX, or a model folder",
     "data": "prepare, check and show a data set",

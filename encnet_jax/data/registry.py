@@ -138,6 +138,7 @@ def open_dataset(
     drawn: bool = False,
     check: bool = True,
     manual_dir: str | None = None,
+    prepare: bool = True,
 ) -> Dataset:
     """Opens a split of a data set, and prepares the data set on first use.
 
@@ -153,6 +154,8 @@ def open_dataset(
             example is read.
         manual_dir: For prepared data sets, the folder of archives that must be
             downloaded by hand, by default `downloads/manual` in `data_dir`.
+        prepare: Download and convert a prepared data set on first use; otherwise that
+            is an error.
 
     Raises:
         UserError: Unknown name or split, missing or empty folder, an invalid file,
@@ -166,7 +169,7 @@ def open_dataset(
         return SyntheticScenes(info, split)
     entry = DATASETS[name]
     if isinstance(entry, PreparedDataset):
-        builder = _prepare(name, entry, data_dir, manual_dir)
+        builder = _prepare(name, entry, data_dir, manual_dir, prepare)
         if info.task == "classification":
             return ClassificationDataset(info, builder, split)
         return TFRecordDataset(info, builder, split)
@@ -180,7 +183,11 @@ def open_dataset(
 
 
 def _prepare(
-    name: str, entry: PreparedDataset, data_dir: str | None, manual_dir: str | None
+    name: str,
+    entry: PreparedDataset,
+    data_dir: str | None,
+    manual_dir: str | None,
+    prepare: bool,
 ) -> "DatasetBuilder":
     # Here, so that data sets in local files or in memory need no TensorFlow.
     require_package("tensorflow_datasets", "train", f"the data set {name}")
@@ -195,6 +202,8 @@ def _prepare(
     else:
         builder = tfds.builder(class_name, data_dir=data_dir)
     if not builder.data_path.exists():
+        if not prepare:
+            raise UserError(f"{name}: is not prepared in {builder.data_path}")
         _log.info("preparing %s in %s (once)", name, builder.data_path)
     download_config = tfds.download.DownloadConfig(manual_dir=manual_dir)
     builder.download_and_prepare(download_config=download_config)

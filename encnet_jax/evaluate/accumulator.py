@@ -9,6 +9,7 @@ import jax
 import numpy as np
 from jaxtyping import Float32, Int64
 
+from encnet_jax.evaluate.boundary import boundary_scores, count_boundary
 from encnet_jax.evaluate.evaluator import ImagePrediction
 from encnet_jax.evaluate.object_sizes import SIZES, count_by_size, scores_by_size
 from encnet_jax.metrics import (
@@ -16,6 +17,7 @@ from encnet_jax.metrics import (
     confusion_matrix_np,
     segmentation_metrics,
 )
+from encnet_jax.report.thumbnails import encode_labels
 from encnet_jax.run.distributed import sum_over_hosts
 
 
@@ -28,24 +30,38 @@ class ImageMetrics:
         matrix: Confusion matrix.
         presence: Predicted probability of each class, or None.
         by_size: Counts of `object_sizes.count_by_size`, or None.
+        boundary: Counts of `boundary.count_boundary`, or None.
+        name: Name of the image.
+        thumbnail: The prediction at the size of a thumbnail, as text; see
+            `report.thumbnails.encode_labels`. None of a classification.
     """
 
     index: int
     matrix: Int64[np.ndarray, "n n"]
     presence: Float32[np.ndarray, " n"] | None = None
     by_size: Int64[np.ndarray, "3 n 3"] | None = None
+    boundary: Int64[np.ndarray, "n 2"] | None = None
+    name: str = ""
+    thumbnail: str | None = None
 
     @classmethod
     def of(
-        cls, prediction: ImagePrediction, num_classes: int, object_sizes: bool = False
+        cls,
+        prediction: ImagePrediction,
+        num_classes: int,
+        object_sizes: bool = False,
+        boundary_iou: bool = False,
     ) -> "ImageMetrics":
-        """Compares a prediction with its labels; object sizes need SciPy."""
+        """Compares a prediction with its labels; the two options need SciPy."""
         pair = prediction.example.labels, prediction.labels
         return cls(
             prediction.index,
             confusion_matrix_np(*pair, num_classes),
             prediction.presence,
             count_by_size(*pair, num_classes) if object_sizes else None,
+            count_boundary(*pair, num_classes) if boundary_iou else None,
+            prediction.example.name,
+            encode_labels(prediction.labels) if prediction.labels.ndim else None,
         )
 
     def to_json(self) -> str:
@@ -53,10 +69,13 @@ class ImageMetrics:
         return json.dumps(
             {
                 "index": self.index,
+                "name": self.name,
                 "matrix": _sparse(self.matrix),
                 # All digits of float32, so that reading restores the same value.
                 "presence": None if self.presence is None else self.presence.tolist(),
                 "by_size": None if self.by_size is None else _sparse(self.by_size),
+                "boundary": None if self.boundary is None else _sparse(self.boundary),
+                "thumbnail": self.thumbnail,
             }
         )
 
@@ -65,11 +84,15 @@ class ImageMetrics:
         """Parses a line of `to_json`; raises `ValueError` or `KeyError` otherwise."""
         stored = json.loads(line)
         presence, by_size = stored["presence"], stored["by_size"]
+        boundary = stored["boundary"]
         return cls(
             stored["index"],
             _dense(stored["matrix"], (num_classes, num_classes)),
             None if presence is None else np.asarray(presence, np.float32),
             None if by_size is None else _dense(by_size, (3, num_classes, 3)),
+            None if boundary is None else _dense(boundary, (num_classes, 2)),
+            stored["name"],
+            stored["thumbnail"],
         )
 
 
@@ -88,7 +111,8 @@ class MetricAccumulator:
         self.present = np.zeros((num_images, num_classes), np.int64)
         self.presence = np.zeros((num_images, num_classes), np.float32)
         self.by_size = np.zeros((len(SIZES), num_classes, 3), np.int64)
-        self.has = np.zeros(2, np.int64)  # images with presence, and with sizes
+        self.boundary = np.zeros((num_classes, 2), np.int64)
+        self.has = np.zeros(3, np.int64)  # images with presence, sizes, and boundary
 
     def add(self, metrics: ImageMetrics) -> None:
         """Adds an image."""
@@ -103,6 +127,9 @@ class MetricAccumulator:
         if metrics.by_size is not None:
             self.by_size += metrics.by_size
             self.has[1] += 1
+        if metrics.boundary is not None:
+            self.boundary += metrics.boundary
+            self.has[2] += 1
 
     def add_known(self, stored: Iterable[ImageMetrics]) -> None:
         """Adds images whose metrics all hosts know: once, on host 0."""
@@ -139,6 +166,8 @@ class MetricAccumulator:
             results["per_class_presence_average_precision"] = precision
         if self.has[1]:
             results["by_object_size"] = scores_by_size(self.by_size)
+        if self.has[2]:
+            results.update(boundary_scores(self.boundary, absent_classes))
         return results
 
 

@@ -10,6 +10,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from encnet_jax.data.registry import open_dataset
+from encnet_jax.evaluate.class_page import ClassRecord, save_classification_page
 from encnet_jax.evaluate.evaluator import (
     Examples,
     ImagePrediction,
@@ -18,6 +19,8 @@ from encnet_jax.evaluate.evaluator import (
     predict_dataset,
     stack_padded,
 )
+from encnet_jax.evaluate.image_log import image_log_path, write_image_log
+from encnet_jax.evaluate.page import page_settings
 from encnet_jax.evaluate.progress import show_progress
 from encnet_jax.evaluate.report import can_plot, save_scores
 from encnet_jax.evaluate.settings import (
@@ -48,8 +51,8 @@ def make_class_fn(classify: ClassifyFn) -> PredictBatchesFn:
             images = stack_padded(batch, batch_size)
             probabilities = np.asarray(classify(params, batch_stats, images))
             labels = probabilities[: len(batch)].argmax(-1).astype(np.uint8)
-            for (index, example), label in zip(batch, labels):
-                yield ImagePrediction(index, example, np.asarray(label))
+            for (index, example), label, row in zip(batch, labels, probabilities):
+                yield ImagePrediction(index, example, np.asarray(label), row)
 
     return predict_batches
 
@@ -81,11 +84,17 @@ def classification_scores(
 
 
 def evaluate_classes_workdir(
-    config: ConfigDict, workdir: Path, split: str, step: str = "best"
+    config: ConfigDict,
+    workdir: Path,
+    split: str,
+    step: str = "best",
+    command: str | None = None,
 ) -> str:
     """Scores a checkpoint, writes `evaluation/SPLIT.json` and returns a table.
 
-    The confusion matrix is plotted to `evaluation/SPLIT-confusion.png`.
+    The confusion matrix is plotted to `evaluation/SPLIT-confusion.png`; all is shown by
+    the page `SPLIT.html`, and `SPLIT-images.jsonl` has the probabilities of each image.
+    `command` is the command line, for the page.
 
     Raises:
         UserError: Workdir, checkpoint, classes and split do not fit.
@@ -107,17 +116,21 @@ def evaluate_classes_workdir(
         dataset,
         batch_size=config.evaluation.batch_size,
     )
-    scores = classification_scores(
-        show_progress(predictions, len(dataset)), run.info.num_classes
-    )
+    record = ClassRecord(dataset)
+    predictions = record.of(show_progress(predictions, len(dataset)))
+    scores = classification_scores(predictions, run.info.num_classes)
+    record.merge_hosts()
     names = run.info.class_names
     path = workdir / "evaluation" / f"{split}.json"
     if jax.process_index() == 0:
+        scores["calibration"] = record.calibration()
+        write_image_log(image_log_path(path), record.lines())
         save_scores(
             scores,
             path,
             split=split,
             step=run.step,
+            data=config.data.name,
             differs_from_training=differences,
             class_names=names,
         )
@@ -127,6 +140,8 @@ def evaluate_classes_workdir(
 
             figure = path.with_name(f"{split}-confusion.png")
             save_confusion(scores["confusion_matrix"], run.info, figure)
+        settings = page_settings(config, split, run, differences)
+        save_classification_page(path, scores, record, settings, command)
     width = max(map(len, (*names, "accuracy")))
     lines = [
         f"{name:<{width}}  {100 * value:6.2f}"

@@ -56,6 +56,16 @@ class EvalProgressLog:
         """Records that an image is finished."""
         os.write(self._own, f"{metrics.to_json()}\n".encode())
 
+    def lines(self) -> dict[int, str]:
+        """Returns the lines of all finished images by index; all hosts must be done.
+
+        Those of hosts with a workdir of their own are missing.
+        """
+        found: dict[int, str] = {}
+        for file in self._files():
+            found |= {metrics.index: line for metrics, line in self._read(file)}
+        return dict(sorted(found.items()))
+
     def remove(self) -> None:
         """Deletes the files; call it when the results are written."""
         if jax.process_count() > 1:

@@ -21,6 +21,7 @@ _SUMMARY = {
     "pixel_accuracy": "pixel accuracy",
     "mean_iou": "mean IoU",
     "mean_iou_with_background": "mean IoU, background wrong",
+    "mean_boundary_iou": "mean boundary IoU",
     "mean_accuracy": "mean accuracy",
     "frequency_weighted_iou": "frequency-weighted IoU",
     "ade_score": "ADE score",
@@ -51,10 +52,12 @@ def save_scores(scores: dict[str, Any], path: Path, **more: Any) -> None:
 def format_table(scores: dict[str, Any], info: DatasetInfo) -> str:
     """Returns a table in percent: one line per class, then the summary."""
     columns = {"IoU": "per_class_iou", "accuracy": "per_class_accuracy"}
-    precision = "per_class_presence_average_precision"
-    if precision in scores:
-        columns["presence"] = precision
-    summary = {key: name for key, name in _SUMMARY.items() if key in scores}
+    options = {
+        "boundary": "per_class_boundary_iou",
+        "presence": "per_class_presence_average_precision",
+    }
+    columns |= {name: key for name, key in options.items() if key in scores}
+    summary = summary_names(scores)
     width = max(map(len, (*info.class_names, *summary.values())))
     lines = [f"{'class':<{width}}" + "".join(f"  {name:>8}" for name in columns)]
     for k, name in enumerate(info.class_names):
@@ -76,6 +79,11 @@ def format_table(scores: dict[str, Any], info: DatasetInfo) -> str:
             f"  {over_classes(values['classes_scored'], info.num_classes)}"
         )
     return "\n".join(lines)
+
+
+def summary_names(scores: dict[str, Any]) -> dict[str, str]:
+    """Returns the summarizing scores that are there: key -> name."""
+    return {key: name for key, name in _SUMMARY.items() if key in scores}
 
 
 def can_plot() -> bool:

@@ -13,19 +13,26 @@ from encnet_jax.data.dataset_info import DatasetInfo
 from encnet_jax.data.datasets import Dataset
 from encnet_jax.data.image_io import set_max_image_pixels
 from encnet_jax.data.registry import dataset_info, open_dataset
-from encnet_jax.errors import UserError
+from encnet_jax.errors import UserError, require_package
 from encnet_jax.evaluate.accumulator import ImageMetrics, MetricAccumulator
+from encnet_jax.evaluate.calibration import make_confidence_fn
 from encnet_jax.evaluate.classification import evaluate_classes_workdir
 from encnet_jax.evaluate.evaluator import (
     PredictBatchesFn,
     predict_dataset,
     predict_fn_from_config,
 )
+from encnet_jax.evaluate.figures import (
+    RankedExample,
+    predict_examples,
+    save_figures,
+)
+from encnet_jax.evaluate.image_log import image_log_path, write_image_log
+from encnet_jax.evaluate.page import page_settings, save_segmentation_page
 from encnet_jax.evaluate.progress import show_progress
 from encnet_jax.evaluate.progress_log import EvalProgressLog
 from encnet_jax.evaluate.report import (
     add_dataset_metrics,
-    can_plot,
     format_table,
     save_scores,
 )
@@ -38,7 +45,6 @@ from encnet_jax.files import check_folder
 from encnet_jax.run.distributed import distinct_over_hosts
 from encnet_jax.run.workdir import LoadedRun, load_workdir
 
-_EXAMPLES = 2  # shown of the best, the median and the worst images each
 _log = logging.getLogger(__name__)
 
 
@@ -50,10 +56,12 @@ def evaluate_workdir(
     *,
     submission: bool = False,
     images: Path | None = None,
+    command: str | None = None,
 ) -> str:
     """Scores a checkpoint and returns a table; resumes an interrupted evaluation.
 
-    Writes `evaluation/SPLIT[-ms].json` with figures beside it, and with `submission`
+    Writes `evaluation/SPLIT[-ms].json` with figures, the page `SPLIT[-ms].html`, and
+    the counts of each image, `SPLIT[-ms]-images.jsonl`, beside it; with `submission`
     the predictions for the data set's test server to `submission/SPLIT[-ms]`.
 
     Args:
@@ -63,6 +71,7 @@ def evaluate_workdir(
         step: Which checkpoint: `"best"`, `"latest"` or a step number.
         submission: Whether to write the predictions.
         images: Folder of images without labels, predicted instead of the split.
+        command: The command line, for the page.
 
     Raises:
         UserError: Workdir, checkpoint, model, classes and split do not fit, or the
@@ -76,7 +85,10 @@ def evaluate_workdir(
                 f"--scales, --flip, --submission, --images: are for segmentation; "
                 f"{config.data.name} is for classification"
             )
-        return evaluate_classes_workdir(config, workdir, split, step)
+        return evaluate_classes_workdir(config, workdir, split, step, command)
+    for key in ("object_sizes", "boundary_iou"):
+        if config.evaluation[key]:
+            require_package("scipy", "train", f"evaluation.{key}")
     dataset = _open(config, split, submission, images)
     run, differences = _load(config, workdir, step, dataset.info)
     predict_batches = predict_fn_from_config(config, run.model, run.info)
@@ -99,23 +111,42 @@ def evaluate_workdir(
         return "\n".join(summary)
     results = totals.results(config.evaluation.absent_classes)
     results = add_dataset_metrics(results, dataset.info)
-    on_host0 = jax.process_index() == 0
-    if on_host0:
+    examples: list[RankedExample] = []
+    if jax.process_index() == 0:
+        predict = make_confidence_fn(config, run.model, run.info)
+        examples, calibration = predict_examples(
+            predict, run, dataset, totals.image_iou
+        )
+        results["calibration"] = calibration.results()
         save_scores(
             results,
             path,
             split=split,
             step=run.step,
+            data=config.data.name,
             evaluation=config.evaluation.to_dict(),
             differs_from_training=differences,
             class_names=dataset.info.class_names,
         )
+        _write_image_log(progress_log, path, len(dataset))
     progress_log.remove()
-    if on_host0:
-        prefix = path.with_suffix("")
-        _save_figures(results, totals.image_iou, prefix, dataset, run, predict_batches)
+    if jax.process_index() == 0:
+        save_figures(results, examples, dataset.info, path.with_suffix(""))
+        settings = page_settings(config, split, run, differences)
+        save_segmentation_page(path, results, examples, dataset, settings, command)
     table = format_table(results, dataset.info)
     return "\n".join([table, *summary, f"scores: {path}"])
+
+
+def _write_image_log(progress_log: EvalProgressLog, path: Path, count: int) -> None:
+    """Writes the counts of each image beside the scores, in place of older ones."""
+    lines = progress_log.lines()
+    target = image_log_path(path)
+    if len(lines) == count:
+        write_image_log(target, lines.values())
+    else:  # hosts with a workdir of their own
+        target.unlink(missing_ok=True)
+        _log.info("no %s: the hosts do not share the workdir", target.name)
 
 
 def _load(
@@ -164,7 +195,10 @@ def _accumulate(
     )
     for prediction in show_progress(predictions, len(dataset), len(done)):
         metrics = ImageMetrics.of(
-            prediction, dataset.info.num_classes, settings.object_sizes
+            prediction,
+            dataset.info.num_classes,
+            settings.object_sizes,
+            settings.boundary_iou,
         )
         # Before the log: whatever it lists has been written.
         if writer is not None:
@@ -210,48 +244,3 @@ def _identity(
         "weights": checksum,
         "submission": submission,
     }
-
-
-def _save_figures(
-    results: dict[str, Any],
-    image_iou: np.ndarray,
-    prefix: Path,
-    dataset: Dataset,
-    run: LoadedRun,
-    predict_batches: PredictBatchesFn,
-) -> None:
-    """Plots the scores to files whose names start with `prefix`."""
-    if not can_plot():
-        return
-    # Here, so that scores can be computed without it.
-    from encnet_jax.visualize import charts
-
-    info = dataset.info
-    charts.save_class_bars(results, info, Path(f"{prefix}-classes.png"))
-    charts.save_confusion(
-        results["confusion_matrix"], info, Path(f"{prefix}-confusion.png")
-    )
-    selected = select_examples(image_iou)
-    rows: dict[int, Any] = dict.fromkeys(selected)  # in this order
-    examples = ((index, dataset[index]) for index in selected)
-    for p in predict_batches(run.params, run.batch_stats, examples, 1):
-        iou = f"IoU {100 * image_iou[p.index]:.1f}"
-        caption = f"{selected[p.index]}, {iou}: {p.example.name}"
-        rows[p.index] = (caption, p.example, p.labels)
-    charts.save_examples(list(rows.values()), info, Path(f"{prefix}-examples.png"))
-
-
-def select_examples(image_iou: np.ndarray) -> dict[int, str]:
-    """Returns the indices of the best, the median and the worst images, each once."""
-    order = np.argsort(-image_iou, kind="stable").tolist()
-    middle = max((len(order) - _EXAMPLES) // 2, 0)
-    parts = {
-        "best": order[:_EXAMPLES],
-        "median": order[middle : middle + _EXAMPLES],
-        "worst": order[-_EXAMPLES:],
-    }
-    selected: dict[int, str] = {}
-    for rank, indices in parts.items():
-        for index in indices:
-            selected.setdefault(index, rank)
-    return selected

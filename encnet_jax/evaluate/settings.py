@@ -26,7 +26,10 @@ _SIZES = ("base_size", "crop_size")
 # Keys of `model` that may be set for an evaluation.
 _FREE = (*TRAINING_ONLY, "dtype", "dropout")
 # Keys of `evaluation` and `data` that change no score.
-_NEUTRAL = ("batch_size", "split", "object_sizes", "max_image_pixels")
+_NEUTRAL = (
+    *("batch_size", "split", "object_sizes", "boundary_iou"),
+    "max_image_pixels",
+)
 _log = logging.getLogger(__name__)
 
 

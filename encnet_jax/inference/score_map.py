@@ -171,6 +171,22 @@ class ScoreMap:
             self._pool.release(tile, total=sharding.softmax)
         return Labels(self.size, parts)
 
+    def top(self) -> tuple[UInt8[np.ndarray, "h w"], Float32[np.ndarray, "h w"]]:
+        """Returns the labels and their probabilities; frees the score map.
+
+        Probabilities are scores relative to the sum over the classes.
+        """
+        labels = np.zeros(self.size, np.uint8)
+        probabilities = np.zeros(self.size, np.float32)
+        sharding, tiles = self._pool.sharding, self._tiles()
+        for place in list(tiles):
+            box = _box(place, self.size)
+            label, probability, tile = _top(tiles.pop(place), sharding)
+            labels[box] = _crop(np.asarray(label), box)
+            probabilities[box] = _crop(np.asarray(probability), box)
+            self._pool.release(tile, total=sharding.softmax)
+        return labels, probabilities
+
     def scores(self) -> Float32[np.ndarray, "h w n"]:
         """Returns the scores and frees the score map."""
         num_classes = self._pool.sharding.num_classes
@@ -278,3 +294,16 @@ def _argmax(tile: jax.Array, sharding: ScoreMapSharding) -> tuple[jax.Array, jax
     layout = sharding.by_row if sharding.softmax else sharding.by_class
     zeros = jax.lax.with_sharding_constraint(jnp.zeros_like(tile), layout)
     return scores[..., : sharding.num_classes].argmax(-1).astype(jnp.uint8), zeros
+
+
+@functools.partial(jax.jit, donate_argnums=0, static_argnames="sharding")
+def _top(
+    tile: jax.Array, sharding: ScoreMapSharding
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Returns what `_argmax` does, and the share of the highest score in between."""
+    scores = jax.lax.with_sharding_constraint(tile, sharding.by_row)
+    scores = scores[..., : sharding.num_classes]
+    layout = sharding.by_row if sharding.softmax else sharding.by_class
+    zeros = jax.lax.with_sharding_constraint(jnp.zeros_like(tile), layout)
+    total = jnp.maximum(scores.sum(-1), jnp.finfo(jnp.float32).tiny)
+    return scores.argmax(-1).astype(jnp.uint8), scores.max(-1) / total, zeros

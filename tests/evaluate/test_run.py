@@ -18,12 +18,9 @@ from encnet_jax import Segmenter, optimizer
 from encnet_jax import config as configuration
 from encnet_jax.config import load_config, save_config
 from encnet_jax.data.dataset_info import CAMVID, save_info
+from encnet_jax.evaluate.figures import select_examples
 from encnet_jax.evaluate.progress_log import EvalProgressLog
-from encnet_jax.evaluate.run import (
-    compare_value_ranges,
-    evaluate_workdir,
-    select_examples,
-)
+from encnet_jax.evaluate.run import compare_value_ranges, evaluate_workdir
 from encnet_jax.models import create_model
 from encnet_jax.run.checkpoint import Checkpoints
 from encnet_jax.run.model_config import model_settings
@@ -195,7 +192,9 @@ def test_two_hosts_share_an_evaluation_and_one_prints_and_writes_it(
     )
     names = sorted(p.name for p in path.parent.iterdir() if "test-ms" in p.name)
     kinds = ("classes", "confusion", "examples")
-    assert names == sorted([f"test-ms-{kind}.png" for kind in kinds] + [path.name])
+    figures = [f"test-ms-{kind}.png" for kind in kinds]
+    others = [path.name, "test-ms.html", "test-ms-images.jsonl"]
+    assert names == sorted([*figures, *others])
 
 
 def test_progress_log_of_other_weights_is_ignored(

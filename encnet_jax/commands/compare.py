@@ -1,0 +1,51 @@
+"""Compares runs: encnet compare RUN_A RUN_B ... [--split=test] [--output=FILE.html].
+
+Writes one page with the curves of the trainings, the scores, the differences of every
+class to the first run with intervals from a paired bootstrap over images, and the
+images on which the runs differ most. Each run must have been evaluated on the split,
+which writes DIR/evaluation/SPLIT.json and SPLIT-images.jsonl; test-ms is the evaluation
+with scales. The page loads nothing and needs no network.
+"""
+
+from pathlib import Path
+
+from absl import flags
+
+from encnet_jax.errors import UserError, require_package
+
+_MARK = b'<meta name="generator" content="encnet_jax">'
+
+
+def define_flags() -> None:
+    """Defines the flags of the verb."""
+    flags.DEFINE_string("split", "test", "Evaluation to compare, such as test-ms.")
+    flags.DEFINE_string("output", None, "Page to write; default: compare-SPLIT.html.")
+    flags.DEFINE_string("data_dir", None, "Folder of the data set, if it moved.")
+
+
+def main(arguments: list[str]) -> None:
+    """Runs the comparison."""
+    from encnet_jax.compare.evaluations import load_evaluations
+    from encnet_jax.compare.page import save_comparison
+    from encnet_jax.files import check_folder, make_folder
+
+    require_package("jinja2", "train", "compare")
+    values = flags.FLAGS
+    output = Path(values.output or f"compare-{values.split}.html").expanduser()
+    check_output(output)
+    check_folder(output.parent, "--output")
+    workdirs = [Path(argument).expanduser() for argument in arguments]
+    evaluations = load_evaluations(workdirs, values.split)
+    make_folder(output.parent, "--output")
+    save_comparison(output, evaluations, values.data_dir)
+    print(output)
+
+
+def check_output(path: Path) -> None:
+    """Raises `UserError` if a page would replace a folder or another file."""
+    if path.is_dir():
+        raise UserError(f"--output={path}: is a folder; name a file, FILE.html")
+    if path.exists():
+        with path.open("rb") as file:
+            if _MARK not in file.read(1024):
+                raise UserError(f"--output={path}: exists and is no page of encnet_jax")

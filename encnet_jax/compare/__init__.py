@@ -1,0 +1,1 @@
+"""Evaluations of several runs beside each other."""
