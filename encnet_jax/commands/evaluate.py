@@ -15,6 +15,7 @@ from absl import flags
 
 from encnet_jax import cli
 from encnet_jax.errors import UserError
+from encnet_jax.files import user_path
 
 
 def define_flags() -> None:
@@ -63,6 +64,6 @@ def main(arguments: list[str]) -> None:
         split,
         values.step,
         submission=values.submission,
-        images=Path(values.images).expanduser() if values.images else None,
+        images=user_path(values.images) if values.images else None,
     )
     cli.print_on_host0(text)

@@ -6,11 +6,10 @@ over the image, with a legend). A classifier (CIFAR-10) writes DIR/classes.json 
 No image and no other file is overwritten, except earlier results of the same images.
 """
 
-from pathlib import Path
-
 from absl import flags
 
 from encnet_jax import cli
+from encnet_jax.files import user_path
 
 
 def define_flags() -> None:
@@ -45,7 +44,7 @@ def main(arguments: list[str]) -> int:
     set_max_image_pixels(values.max_image_pixels)
     workdir = cli.run_folder(values.workdir)
     info = load_run_info(workdir)
-    images, output = write.find_images(arguments), Path(values.output).expanduser()
+    images, output = write.find_images(arguments), user_path(values.output)
     # Before a model is loaded: that no file of the user's is in the way.
     if info.task == "classification":
         plan = write.plan_classes(images, output)

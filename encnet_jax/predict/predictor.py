@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import operator
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -287,7 +288,7 @@ class Classifier(Pretrained):
         return cls(run.model, run.info, run.config.data.crop_size, settings=settings)
 
     def _set_prediction(self, config: ConfigDict) -> None:
-        config.data.crop_size = self.size
+        config.data.crop_size = operator.index(self.size)
 
     def __call__(self, image: ImageInput) -> ClassPrediction:
         """Classifies one image; arguments and errors are those of `Segmenter`."""
