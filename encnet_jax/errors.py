@@ -17,8 +17,8 @@ class UserError(ValueError):
 
     The message is one line that names the item, its value and what is allowed. Commands
     print it on standard error and exit with code 2, without a traceback. What it quotes
-    of a file may hold anything: line breaks become spaces, and control characters, which
-    a terminal would obey, their escapes; what is very long is cut.
+    of a file may hold anything: line breaks become spaces, control characters, which a
+    terminal would obey, their escapes, and what is very long is cut.
     """
 
     def __init__(self, message: str):

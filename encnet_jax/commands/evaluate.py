@@ -8,7 +8,6 @@ resumes when rerun. --submission writes predictions for the data set's test serv
 the split or for --images=DIR.
 """
 
-from pathlib import Path
 from typing import Any
 
 from absl import flags

@@ -77,7 +77,7 @@ def folder_card(
             *front_matter(config["model"]["name"], info, training, license_id),
             f"# {model_title(config['model'], info, training)}",
             "",
-            *_python(code),
+            *("```python", code + "```", ""),
             "Or, for files and folders:",
             "",
             f"    encnet predict --workdir={workdir} --output=predictions PHOTO.jpg",
@@ -314,10 +314,6 @@ def _text(value: str) -> str:
     """Returns any text as one line of Markdown that shows it as it is."""
     line = _HALF_PAIR.sub("\ufffd", " ".join(_CONTROL.sub(" ", value).split()))
     return _MARKUP.sub(r"\\\g<0>", line)
-
-
-def _python(code: str) -> list[str]:
-    return ["```python", code + "```", ""]
 
 
 def _triple(values: Sequence[float]) -> str:
