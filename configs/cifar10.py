@@ -31,6 +31,7 @@ import re
 from ml_collections import ConfigDict
 
 from encnet_jax.config import default
+from encnet_jax.errors import UserError
 
 EPOCH = 50_000 // 128  # steps
 _PATTERN = re.compile(r"(resnet|se_resnet|encnet)_(?:(\d+)k)?(\d+)d(-drop)?")
@@ -40,13 +41,13 @@ def get_config(name: str = "encnet_16k64d") -> ConfigDict:
     """Returns the configuration of a variant such as `encnet_16k64d`."""
     parts = _PATTERN.fullmatch(name)
     if not parts or (parts[1] == "encnet") != bool(parts[2]):
-        raise ValueError(
+        raise UserError(
             f"cifar10.py:{name}: allowed are encnet_16k64d, encnet_16k64d-drop, "
             "resnet_64d, se_resnet_64d, or these with other numbers"
         )
     kind, codes, width, drop = parts.groups()
     if drop and kind != "encnet":
-        raise ValueError(f"cifar10.py:{name}: only encnet has a -drop variant")
+        raise UserError(f"cifar10.py:{name}: only encnet has a -drop variant")
     config = default()
     config.total_steps = 600 * EPOCH
     config.batch_size = 128

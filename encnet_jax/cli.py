@@ -15,6 +15,7 @@ from ml_collections import ConfigDict, config_flags
 
 from encnet_jax.config import default, default_workdir, find_config, leaves
 from encnet_jax.errors import UserError
+from encnet_jax.files import user_path
 from encnet_jax.migrations import CONFIG_KEYS
 from encnet_jax.run.startup import set_xla_flags
 
@@ -143,7 +144,7 @@ def config_and_workdir(
     name = config_flags.get_config_filename(flags.FLAGS["config"])
     if check:
         check_config(config)
-    return config, Path(workdir or default_workdir(name)).expanduser()
+    return config, user_path(workdir or default_workdir(name))
 
 
 def run_folder(workdir: str) -> Path:
@@ -157,7 +158,7 @@ def run_folder(workdir: str) -> Path:
 
     if workdir.startswith(hub.PREFIX):
         return find_model_folder(workdir)
-    return Path(workdir).expanduser()
+    return user_path(workdir)
 
 
 def overridden_keys() -> list[str]:

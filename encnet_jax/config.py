@@ -5,6 +5,7 @@ both: `--config.learning_rate=0.02`.
 """
 
 import json
+import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from typing import Any
 from ml_collections import ConfigDict, config_dict
 
 from encnet_jax.errors import UserError
-from encnet_jax.files import whole_file
+from encnet_jax.files import user_path, whole_file
 from encnet_jax.migrations import migrate_config
 
 # Variant of a file in `configs/` -> backbone and its ImageNet weights. For 50 and 101
@@ -211,8 +212,9 @@ def find_config(config: str) -> str:
         UserError: There is neither; names the recipes.
     """
     name, colon, argument = config.partition(":")
-    if Path(name).is_file():
-        return config
+    path = user_path(name)
+    if os.path.isfile(path):
+        return f"{path}{colon}{argument}"
     known = recipes()
     if name not in known:
         raise UserError(f"neither a file nor a recipe; recipes are {', '.join(known)}")
@@ -240,7 +242,7 @@ def load_config(path: Path) -> ConfigDict:
     Raises:
         UserError: The file is missing, or holds no configuration.
     """
-    if not path.is_file():
+    if not os.path.isfile(path):  # unlike `Path.is_file` never raises
         raise UserError(f"{path}: missing; is {path.parent} the workdir of a run?")
     config = default()
     groups = [name for name, value in config.items() if isinstance(value, ConfigDict)]
@@ -249,7 +251,7 @@ def load_config(path: Path) -> ConfigDict:
         missing = [name for name in groups if not isinstance(stored.get(name), dict)]
         config.unlock()
         config.update(stored)
-    except json.JSONDecodeError as error:
+    except (json.JSONDecodeError, RecursionError) as error:
         raise UserError(f"{path}: not JSON: {error}") from error
     except (ValueError, TypeError, AttributeError, KeyError) as error:
         raise UserError(f"{path}: not the configuration of a run: {error}") from error

@@ -2,18 +2,36 @@
 
 import errno
 import importlib.util
+import re
 
 # `errno` of a full disk, and of an exhausted quota.
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 _MAX_LISTED = 6  # names in a message before "and N more"
+_MAX_LENGTH = 2000  # characters of a message
+_LINE_BREAK = re.compile(r"\s*[\n\r\v\f\x1c-\x1e\x85\u2028\u2029]\s*")
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 
 
 class UserError(ValueError):
     """A mistake in the input: a config key, a flag, a file or a folder.
 
     The message is one line that names the item, its value and what is allowed. Commands
-    print it on standard error and exit with code 2, without a traceback.
+    print it on standard error and exit with code 2, without a traceback. What it quotes
+    of a file may hold anything: line breaks become spaces, control characters, which a
+    terminal would obey, their escapes, and what is very long is cut.
     """
+
+    def __init__(self, message: str):
+        super().__init__(_as_line(message))
+
+
+def _as_line(text: str) -> str:
+    text = _LINE_BREAK.sub(" ", text.strip())
+    text = _CONTROL.sub(lambda match: ascii(match[0])[1:-1], text)
+    if len(text) <= _MAX_LENGTH:
+        return text
+    half = _MAX_LENGTH // 2
+    return f"{text[:half]} ... {text[-half:]}"
 
 
 def shortened(names: list[str]) -> str:

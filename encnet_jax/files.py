@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import re
 import tempfile
 import uuid
 from collections.abc import Iterator
@@ -9,6 +10,22 @@ from pathlib import Path
 from typing import BinaryIO
 
 from encnet_jax.errors import UserError
+
+
+def user_path(path: str | os.PathLike[str]) -> Path:
+    """Returns a path as a user gave it, with the home folder in place of `~`.
+
+    Raises:
+        UserError: `~NAME` of an unknown user, a URL, or a null character.
+    """
+    if "\0" in str(path):
+        raise UserError(f"{path}: holds a null character; no path can")
+    if isinstance(path, str) and re.match(r"\w+://", path):
+        raise UserError(f"{path}: must be a folder or file of this machine")
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        raise UserError(f"{path}: no such user; ./~... is a path with ~") from error
 
 
 def check_folder(folder: Path, setting: str) -> None:

@@ -15,6 +15,7 @@ from encnet_jax.data.augment_device import ArrayDataset
 from encnet_jax.data.dataset_info import IGNORE_LABEL, DatasetInfo, voc_colormap
 from encnet_jax.data.statistics import Statistics, label_histogram
 from encnet_jax.errors import UserError
+from encnet_jax.files import user_path
 from encnet_jax.predict.predictor import Classifier, Segmenter
 from encnet_jax.run.model_config import check_config
 from encnet_jax.train import train
@@ -57,7 +58,7 @@ def fit(
         UserError: Arrays or settings do not fit together, or SIGTERM ended the run.
         FloatingPointError: The loss is not finite.
     """
-    workdir = Path(workdir).expanduser()
+    workdir = user_path(workdir)
     images, labels = np.asarray(images), np.asarray(labels)
     classes = _classes("labels", images, labels, ignore_label)
     counts = _count("labels", classes, ignore_label)

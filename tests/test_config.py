@@ -186,6 +186,8 @@ def test_a_file_wins_over_a_recipe_and_a_folder_does_not(tmp_path, monkeypatch):
     Path("camvid").write_text("")
     Path("scenes").mkdir()
     assert find_config("camvid:cpu") == "camvid:cpu"
+    monkeypatch.setenv("HOME", str(Path.cwd()))
+    assert find_config("~/camvid:cpu") == f"{Path.cwd()}/camvid:cpu"
     assert find_config("scenes:fcn") == str(ROOT / "configs/scenes.py:fcn")
 
 

@@ -3,12 +3,11 @@
 Writes a workdir for `encnet evaluate`, `encnet predict` and `encnet export`.
 """
 
-from pathlib import Path
-
 from absl import flags
 
 from encnet_jax.convert.workdir import write_workdir
 from encnet_jax.errors import UserError
+from encnet_jax.files import user_path
 
 
 def define_flags() -> None:
@@ -32,7 +31,7 @@ def main(arguments: list[str]) -> None:
     print(
         write_workdir(
             arguments[0],
-            Path(values.output).expanduser(),
+            user_path(values.output),
             classes=values.classes,
             dataset=values.dataset,
             prefix=values.prefix,

@@ -8,13 +8,13 @@ interrupted evaluation resumes when rerun. --submission writes predictions for t
 set's test server, for the split or for --images=DIR.
 """
 
-from pathlib import Path
 from typing import Any
 
 from absl import flags
 
 from encnet_jax import cli
 from encnet_jax.errors import UserError
+from encnet_jax.files import user_path
 
 
 def define_flags() -> None:
@@ -63,7 +63,7 @@ def main(arguments: list[str]) -> None:
         split,
         values.step,
         submission=values.submission,
-        images=Path(values.images).expanduser() if values.images else None,
+        images=user_path(values.images) if values.images else None,
         command=cli.command_line(),
     )
     cli.print_on_host0(text)

@@ -6,11 +6,10 @@ includes the weights, classes.json, and a README.md with code that runs the mode
 card, for Segmenter.from_pretrained, the Hugging Face hub, and --workdir.
 """
 
-from pathlib import Path
-
 from absl import flags
 
 from encnet_jax import cli
+from encnet_jax.files import user_path
 
 
 def define_flags() -> None:
@@ -35,7 +34,7 @@ def main(arguments: list[str]) -> None:
     values = flags.FLAGS
     text = export_workdir(
         cli.run_folder(values.workdir),
-        Path(values.output).expanduser(),
+        user_path(values.output),
         values.format,
         values.step,
         values.size,

@@ -9,11 +9,10 @@ for TIFF files larger than memory and writes the labels as DIR/NAME.tif.
 No image and no other file is overwritten, except earlier results of the same images.
 """
 
-from pathlib import Path
-
 from absl import flags
 
 from encnet_jax import cli
+from encnet_jax.files import user_path
 
 
 def define_flags() -> None:
@@ -67,7 +66,7 @@ def main(arguments: list[str]) -> int:
     set_max_image_pixels(values.max_image_pixels)
     workdir = cli.run_folder(values.workdir)
     info = load_run_info(workdir)
-    images, output = write.find_images(arguments), Path(values.output).expanduser()
+    images, output = write.find_images(arguments), user_path(values.output)
     # Before a model is loaded: that no file of the user's is in the way.
     if values.reference and not values.explain:
         raise UserError("--reference: only with --explain")

@@ -69,8 +69,10 @@ def info_to_json(info: DatasetInfo) -> dict[str, Any]:
         *("label_map", "value_range"),
     )
     stored = {key: getattr(info, key) for key in keys}
+    stored["label_map"] = {int(raw): index for raw, index in info.label_map.items()}
     stored["label_colors"] = [[*c, label] for c, label in info.label_colors.items()]
-    return stored
+    # Also of NumPy's numbers and arrays.
+    return json.loads(json.dumps(stored, default=lambda value: value.tolist()))
 
 
 def save_info(info: DatasetInfo, path: Path) -> None:
@@ -92,7 +94,7 @@ def load_info(path: Path) -> DatasetInfo:
             f"{path}: cannot be read: {error.strerror}; is {path.parent} the workdir "
             "of a training run?"
         ) from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: not a class file: {error!r}") from error
     return info_from_json(stored, path)
 
@@ -112,6 +114,9 @@ def info_from_json(stored: Any, path: Path) -> DatasetInfo:
     """
     try:
         value_range = stored.get("value_range")
+        for key in ("class_names", "colors"):
+            if not isinstance(stored[key], list):
+                raise TypeError(f"{key} must be a list")
         names = tuple(stored["class_names"])
         label_map = stored.get("label_map")
         if label_map is None:
@@ -132,7 +137,7 @@ def info_from_json(stored: Any, path: Path) -> DatasetInfo:
             mean=tuple(stored["mean"]),
             std=tuple(stored["std"]),
             task=stored.get("task", "segmentation"),
-            value_range=tuple(value_range) if value_range else None,
+            value_range=None if value_range is None else tuple(value_range),
         )
     except (AttributeError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path}: not a class file: {error!r}") from error

@@ -25,6 +25,7 @@ from encnet_jax.data.datasets import (
 from encnet_jax.data.file_pairs import pair_files
 from encnet_jax.data.label_check import check_split
 from encnet_jax.errors import UserError, require_package
+from encnet_jax.files import user_path
 
 if TYPE_CHECKING:
     from tensorflow_datasets.core import DatasetBuilder
@@ -83,7 +84,7 @@ class LocalDataset:
             )
         if "://" in given:
             raise UserError(f"data.data_dir={given}: {name} must be a local folder")
-        return Path(given).expanduser()
+        return user_path(given)
 
 
 def _open_camvid(info: DatasetInfo, split: str, root: Path) -> FileDataset:

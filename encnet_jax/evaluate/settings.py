@@ -6,6 +6,7 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from ml_collections import ConfigDict
 
 from encnet_jax.data.dataset_info import DatasetInfo
@@ -191,19 +192,23 @@ def set_protocol(
         align_corners: How they are resized.
         protocol: How images are cut into windows instead, if they are.
     """
+
+    def builtin(value: Any) -> Any:
+        return value.item() if isinstance(value, np.generic) else value
+
     settings = config.evaluation
-    settings.base_size = config.data.base_size = base_size
-    settings.align_corners = align_corners
+    settings.base_size = config.data.base_size = builtin(base_size)
+    settings.align_corners = builtin(align_corners)
     if protocol is None:
         return
     settings.mode = "slide" if protocol.crop_size else "whole"
     for key in ("base_size", "crop_size", "stride", "scales", "flip"):
-        settings[key] = getattr(protocol, key)
-    config.data.base_size = protocol.base_size
+        settings[key] = builtin(getattr(protocol, key))
+    config.data.base_size = settings.base_size
     if isinstance(protocol, MmsegProtocol):
         settings.protocol = "mmseg"
-        settings.short_size = protocol.short_size
-        settings.align_corners = protocol.align_corners
+        settings.short_size = builtin(protocol.short_size)
+        settings.align_corners = builtin(protocol.align_corners)
 
 
 def _is_imported(workdir: Path) -> bool:

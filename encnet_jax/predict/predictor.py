@@ -1,5 +1,6 @@
 """`Segmenter` and `Classifier`: trained models as functions of one image."""
 
+import operator
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -296,7 +297,7 @@ class Classifier(Pretrained):
         return cls(run.model, run.info, run.config.data.crop_size, settings=settings)
 
     def _set_prediction(self, config: ConfigDict) -> None:
-        config.data.crop_size = self.size
+        config.data.crop_size = operator.index(self.size)
 
     def __call__(self, image: ImageInput) -> ClassPrediction:
         """Classifies one image; arguments and errors are those of `Segmenter`."""

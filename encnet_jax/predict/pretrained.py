@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 
 from encnet_jax.data.dataset_info import DatasetInfo
 from encnet_jax.errors import UserError
+from encnet_jax.files import user_path
 from encnet_jax.run import hub
 from encnet_jax.run.folder_config import FolderConfig
 from encnet_jax.run.model_card import check_license
@@ -61,7 +62,7 @@ class Pretrained:
             UserError: No workdir, no such checkpoint, a damaged one, or a model of the
                 other task.
         """
-        return cls._loaded(load_workdir(Path(path).expanduser(), step), path)
+        return cls._loaded(load_workdir(user_path(path), step), path)
 
     @classmethod
     def from_pretrained(cls, source: str | Path) -> Self:
@@ -96,7 +97,7 @@ class Pretrained:
             UserError: The folder holds something else or cannot be written to, or the
                 settings of the model are not known or not those of its weights.
         """
-        self._write(Path(folder).expanduser(), license)
+        self._write(user_path(folder), license)
 
     def push_to_hub(
         self,
@@ -163,7 +164,10 @@ class Pretrained:
                 "{...}), the arguments of create_model"
             )
         config = config_of_model(self._settings)
-        self._set_prediction(config)
+        try:
+            self._set_prediction(config)
+        except TypeError as error:
+            raise UserError(f"a size is of another type: {error}") from error
         write_model_folder(
             folder,
             FolderConfig(config, self.info, dict(self._training)),

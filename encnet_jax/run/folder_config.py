@@ -1,7 +1,8 @@
 """`config.json` of a model folder: network, classes, sizes, origin of the weights."""
 
 import json
-import math
+import re
+import reprlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,7 +20,7 @@ from encnet_jax.errors import UserError
 from encnet_jax.migrations import migrate_config
 from encnet_jax.models.registry import check_model_settings, segments
 from encnet_jax.run.model_config import TRAINING_ONLY, config_of_model, model_settings
-from encnet_jax.run.training_record import check_record
+from encnet_jax.run.training_record import check_record, is_number
 
 FORMAT, VERSION = "encnet_jax", 1
 # Entries of `prediction`, all keys of `evaluation`; those of the second line only where
@@ -27,6 +28,17 @@ FORMAT, VERSION = "encnet_jax", 1
 _WHOLE = ("mode", "protocol", "base_size", "align_corners")
 _WINDOWS = ("crop_size", "stride", "scales", "flip", "short_size")
 PREDICTION_KEYS = (*_WHOLE, *_WINDOWS)
+_ALLOWED = {
+    "name": "a text",
+    "class_names": f"2 to {IGNORE_LABEL} different texts, none of them empty",
+    "colors": "three integers from 0 to 255 per class",
+    "mean": "three numbers",
+    "std": "three numbers greater than 0",
+    "value_range": "two numbers, the first one less",
+    "label_map": f"integers from 0 to 255, each with a class or {IGNORE_LABEL}",
+    "label_colors": "four integers from 0 to 255 per color",
+    "task": "segmentation or classification",
+}
 
 
 class FolderConfig(NamedTuple):
@@ -77,7 +89,7 @@ def from_json(stored: Any, path: Path) -> FolderConfig:
     if not isinstance(stored, dict) or stored.get("format") != FORMAT:
         raise UserError(f'{path}: not of a model folder: "format" is not "{FORMAT}"')
     version = stored.get("format_version")
-    if version != VERSION:
+    if type(version) is not int or version != VERSION:
         raise UserError(
             f"{path}: format_version={version!r}: this version reads {VERSION}; a "
             "newer encnet_jax may read it"
@@ -156,8 +168,11 @@ def _set_prediction(
             f"and for windows {', '.join(_WINDOWS)}"
         )
     for key, value in prediction.items():
-        if value is None:
-            raise UserError(f"prediction.{key}=None: must have a value")
+        default = config.evaluation[key]
+        # A configuration accepts None for any key, and True for a number.
+        if value is None or isinstance(value, bool) != isinstance(default, bool):
+            allowed = type(default).__name__
+            raise UserError(f"prediction.{key}={value!r}: must be {allowed}")
         config.evaluation[key] = tuple(value) if key == "scales" else value
     config.data.base_size = config.evaluation.base_size
     config.data.crop_size = config.evaluation.crop_size or config.data.crop_size
@@ -176,19 +191,22 @@ def _check_info(info: DatasetInfo, path: Path) -> None:
     names, count = info.class_names, info.num_classes
     classes = {*range(count), IGNORE_LABEL}
 
+    def is_text(value: Any) -> bool:
+        # Half a surrogate pair cannot be written to a file.
+        return isinstance(value, str) and not re.search("[\ud800-\udfff]", value)
+
     def bytes_only(*values: Any) -> bool:
         return all(type(value) is int and 0 <= value <= 255 for value in values)
 
     def numbers(values: Any, length: int) -> bool:
-        return len(values) == length and all(
-            type(value) in (int, float) and math.isfinite(value) for value in values
-        )
+        return len(values) == length and all(map(is_number, values))
 
-    value_range = info.value_range or (0, 1)
+    value_range = (0, 1) if info.value_range is None else info.value_range
     valid = {
-        "name": isinstance(info.name, str),
+        "name": is_text(info.name),
         "class_names": 2 <= count <= IGNORE_LABEL
-        and all(isinstance(name, str) for name in names),
+        and all(is_text(name) and name for name in names)
+        and len({*names}) == count,
         "colors": len(info.colors) == count
         and all(len(color) == 3 and bytes_only(*color) for color in info.colors),
         "mean": numbers(info.mean, 3),
@@ -205,6 +223,5 @@ def _check_info(info: DatasetInfo, path: Path) -> None:
     }
     for key, good in valid.items():
         if not good:
-            raise UserError(
-                f"{path}: data.{key}: {getattr(info, key)!r} is not allowed"
-            )
+            value = reprlib.repr(getattr(info, key))
+            raise UserError(f"{path}: data.{key}={value}: must be {_ALLOWED[key]}")

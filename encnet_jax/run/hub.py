@@ -23,7 +23,9 @@ def parse_repository(address: str) -> tuple[str, str | None] | None:
         text, such as `hf://OWNER/REPO/FILE`.
     """
     match = _REPOSITORY.fullmatch(address.removeprefix(PREFIX))
-    return (match["repo"], match["revision"]) if match else None
+    if match is None or ".." in address:  # which neither names nor branches have
+        return None
+    return match["repo"], match["revision"]
 
 
 def check_repository(repo_id: str) -> None:

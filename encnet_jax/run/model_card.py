@@ -28,6 +28,10 @@ _METRICS = {
     "pixel_accuracy": "pixel accuracy",
     "accuracy": "accuracy",
 }
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
+_HALF_PAIR = re.compile(r"[\ud800-\udfff]")  # UTF-8 has no code for it
+_MARKUP = re.compile(r"[\\`*<\[|]")
+_NOT_IN_YAML = re.compile(r"[\x7f-\x9f\u2028\u2029\ufeff\ufffe\uffff]")
 _LICENSE = re.compile(r"[a-z0-9][a-z0-9.+-]*")
 # Last line of a card. Whatever is edited above it no longer has its digest.
 _DIGEST = (
@@ -73,7 +77,7 @@ def folder_card(
             *front_matter(config["model"]["name"], info, training, license_id),
             f"# {model_title(config['model'], info, training)}",
             "",
-            *_python(code),
+            *("```python", code + "```", ""),
             "Or, for files and folders:",
             "",
             f"    encnet predict --workdir={workdir} --output=predictions PHOTO.jpg",
@@ -106,7 +110,7 @@ def is_card(data: bytes) -> bool:
 
 def check_license(license_id: str) -> None:
     """Raises `UserError` unless a text has the form of the hub's license names."""
-    if not _LICENSE.fullmatch(license_id):
+    if not (isinstance(license_id, str) and _LICENSE.fullmatch(license_id)):
         raise UserError(
             f"license={license_id!r}: must be an identifier of the hub, such as "
             "apache-2.0, mit, cc-by-4.0, other, unknown"
@@ -116,7 +120,7 @@ def check_license(license_id: str) -> None:
 def model_title(
     network: Mapping[str, Any], info: DatasetInfo, training: Mapping[str, Any]
 ) -> str:
-    """Returns one line that describes a model.
+    """Returns one line that describes a model, in Markdown.
 
     Args:
         network: Its `name`, and the `backbone` of one that segments.
@@ -126,7 +130,7 @@ def model_title(
     backbone = "" if info.task == "classification" else f" ({network['backbone']})"
     title = f"{network['name']}{backbone}, {info.num_classes} classes"
     return title + (
-        f", step {training['step']} of {training['run']}" if training else ""
+        f", step {training['step']} of {_text(training['run'])}" if training else ""
     )
 
 
@@ -202,8 +206,7 @@ def class_table(info: DatasetInfo) -> list[str]:
     rows.append("| ---: | --- | --- |" + (" ---: |" if differ else ""))
     for index, (name, color) in enumerate(zip(info.class_names, info.colors)):
         value = f" {published[index]} |" if differ else ""
-        cell = name.replace("|", r"\|")
-        rows.append(f"| {index} | {cell} | {_hexadecimal(color)} |{value}")
+        rows.append(f"| {index} | {_text(name)} | {_hexadecimal(color)} |{value}")
     return rows
 
 
@@ -251,10 +254,10 @@ def _training(training: Mapping[str, Any]) -> list[str]:
     text = (
         f"Trained for {training['step']} of {training['total_steps']} steps of "
         f"{training['batch_size']} images of {training['crop_size']} pixels, learning "
-        f"rate {training['learning_rate']:g}, {training['optimizer']}"
+        f"rate {training['learning_rate']:g}, {_text(training['optimizer'])}"
     )
     start = training.get("initial_weights")
-    return [text + (f", from {start}." if start else ", from scratch."), ""]
+    return [text + (f", from {_text(start)}." if start else ", from scratch."), ""]
 
 
 def _scores(training: Mapping[str, Any]) -> list[str]:
@@ -267,8 +270,8 @@ def _scores(training: Mapping[str, Any]) -> list[str]:
     rows.append("| --- | --- | --- |" + " ---: |" * len(metrics))
     for score in scores:
         values = (f"{100 * score[key]:.2f}" if key in score else "" for key in metrics)
-        first = f"{score['dataset']} | {score['split']} | {score['evaluation']}"
-        rows.append(f"| {first} | {' | '.join(values)} |")
+        first = (_text(score[key]) for key in ("dataset", "split", "evaluation"))
+        rows.append(f"| {' | '.join(first)} | {' | '.join(values)} |")
     return [*rows, ""]
 
 
@@ -297,12 +300,20 @@ def _yaml(value: Any, indent: str = "") -> list[str]:
             else:
                 lines += [start.rstrip(), *inner]
         else:
-            lines.append(start + json.dumps(item, ensure_ascii=False))
+            lines.append(start + _scalar(item))
     return lines
 
 
-def _python(code: str) -> list[str]:
-    return ["```python", code + "```", ""]
+def _scalar(value: Any) -> str:
+    text = _HALF_PAIR.sub("\ufffd", json.dumps(value, ensure_ascii=False))
+    # YAML has fewer printable characters than JSON, and the same escapes.
+    return _NOT_IN_YAML.sub(lambda match: f"\\u{ord(match[0]):04x}", text)
+
+
+def _text(value: str) -> str:
+    """Returns any text as one line of Markdown that shows it as it is."""
+    line = _HALF_PAIR.sub("\ufffd", " ".join(_CONTROL.sub(" ", value).split()))
+    return _MARKUP.sub(r"\\\g<0>", line)
 
 
 def _triple(values: Sequence[float]) -> str:

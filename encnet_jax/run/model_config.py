@@ -82,11 +82,14 @@ def config_of_model(settings: Mapping[str, Any]) -> ConfigDict:
     for key, value in network.items():
         if key not in config.model:
             raise UserError(f"model.{key}={value!r}: no such setting of any model")
+        allowed = type(config.model[key]).__name__
+        wrong = UserError(f"model.{key}={value!r}: must be {allowed}")
+        if value is None:  # which a configuration accepts for any key
+            raise wrong
         try:
             config.model[key] = tuple(value) if isinstance(value, list) else value
         except TypeError as error:
-            allowed = type(config.model[key]).__name__
-            raise UserError(f"model.{key}={value!r}: must be {allowed}") from error
+            raise wrong from error
     return config
 
 

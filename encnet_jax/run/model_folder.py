@@ -8,6 +8,7 @@ file is read. The folder of a training, with checkpoints, is a workdir instead.
 
 import contextlib
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,7 +21,7 @@ from ml_collections import ConfigDict
 
 from encnet_jax.data.dataset_info import DatasetInfo
 from encnet_jax.errors import UserError, shortened
-from encnet_jax.files import check_folder, make_folder, whole_file
+from encnet_jax.files import check_folder, make_folder, user_path, whole_file
 from encnet_jax.run import folder_config, hub
 from encnet_jax.run.folder_config import FORMAT, FolderConfig
 from encnet_jax.run.model_card import folder_card, is_card
@@ -45,11 +46,11 @@ class StoredModel(NamedTuple):
 def is_model_folder(folder: Path) -> bool:
     """Returns whether a folder is meant as a model folder, valid or not."""
     path = folder / CONFIG
-    if not path.exists():
-        return (folder / WEIGHTS).exists()
+    if not os.path.exists(path):  # unlike `Path.exists` never raises
+        return os.path.exists(folder / WEIGHTS)
     try:
-        return "format" in json.loads(path.read_text())
-    except (OSError, ValueError, TypeError):
+        return "format" in _read_json(path)
+    except (UserError, TypeError):
         return False
 
 
@@ -62,12 +63,17 @@ def find_model_folder(source: str | Path) -> Path:
     Raises:
         UserError: It is none of them, or cannot be downloaded.
     """
-    folder = Path(source).expanduser()
-    if folder.is_dir():
-        if not is_model_folder(folder) and (folder / "checkpoints").is_dir():
-            raise UserError(f"{source}: a workdir, no model folder; use from_workdir")
-        return folder
     address = str(source)
+    if not address.startswith(hub.PREFIX):
+        folder = user_path(source)
+        if os.path.isdir(folder):  # unlike `Path.is_dir` never raises
+            if not is_model_folder(folder) and (folder / "checkpoints").is_dir():
+                raise UserError(
+                    f"{source}: a workdir, no model folder; use from_workdir"
+                )
+            return folder
+        if os.path.exists(folder):
+            raise UserError(f"{source}: a file; must be the folder of the model")
     if not isinstance(source, str) or hub.parse_repository(address) is None:
         raise UserError(
             f"{source}: no such folder; allowed are a model folder, OWNER/REPO and "
@@ -88,15 +94,7 @@ def read_folder_config(folder: Path) -> FolderConfig:
         UserError: It is missing, of a newer version, or malformed.
     """
     path = folder / CONFIG
-    try:
-        stored = json.loads(path.read_text())
-    except FileNotFoundError as error:
-        raise UserError(f"{path}: missing; is {folder} a model folder?") from error
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror}") from error
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{path}: not JSON: {error}") from error
-    return folder_config.from_json(stored, path)
+    return folder_config.from_json(_read_json(path), path)
 
 
 def read_model_folder(folder: Path, **settings: Any) -> StoredModel:
@@ -156,6 +154,8 @@ def write_model_folder(
         raise UserError(f"the model is not that of its settings: {'; '.join(problems)}")
     _check_finite(arrays, "the model")
     config = folder_config.to_json(*stored)
+    # What no reader would accept is not written.
+    folder_config.from_json(config, Path("the model"))
     contents = {
         CONFIG: (json.dumps(config, indent=2) + "\n").encode(),
         WEIGHTS: safetensors.numpy.save(arrays, {"format": FORMAT}),
@@ -176,7 +176,7 @@ def check_replaceable(folder: Path, setting: str) -> None:
         problem = ""
         if path.name not in FILES or not path.is_file():
             problem = f"holds {path.name}"
-        elif path.name == CONFIG and not is_model_folder(folder):
+        elif path.name == CONFIG and not _is_our_config(path):
             problem = f"{CONFIG} is not of a model folder"
         elif path.name == WEIGHTS and not _is_ours(path):
             problem = f"{WEIGHTS} is not of this package"
@@ -205,6 +205,25 @@ def _replace(folder: Path, contents: Mapping[str, bytes], setting: str) -> None:
         raise
 
 
+def _read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_bytes())
+    except FileNotFoundError as error:
+        raise UserError(f"{path}: missing; is {path.parent} a model folder?") from error
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}") from error
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path}: not JSON: {error}") from error
+
+
+def _is_our_config(path: Path) -> bool:
+    try:
+        stored = _read_json(path)
+    except UserError:
+        return False
+    return isinstance(stored, dict) and stored.get("format") == FORMAT
+
+
 def _is_ours(path: Path) -> bool:
     try:
         with safetensors.safe_open(path, framework="numpy") as file:
@@ -231,8 +250,7 @@ def _read_arrays(
     except FileNotFoundError as error:
         raise UserError(f"{path}: missing") from error
     except (OSError, safetensors.SafetensorError) as error:
-        reason = " ".join(str(error).split())
-        raise UserError(f"{path}: truncated or damaged: {reason}") from error
+        raise UserError(f"{path}: truncated or damaged: {error}") from error
     _check_finite(arrays, str(path))
     return arrays
 

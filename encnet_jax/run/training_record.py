@@ -75,6 +75,8 @@ def check_record(record: dict[str, Any], path: Path) -> None:
         path: The file, for errors.
     """
     types: dict[str, Any] = {"run": str, "step": int}
+    if "initial_weights" in record:
+        types["initial_weights"] = str
     if "total_steps" in record:
         numbers = ("total_steps", "batch_size", "crop_size", "learning_rate")
         types |= {key: int | float for key in numbers} | {"optimizer": str}
@@ -83,10 +85,11 @@ def check_record(record: dict[str, Any], path: Path) -> None:
     valid = isinstance(scores, list) and all(
         isinstance(score, dict)
         and _has(score, texts)
+        and any(key in score for key in _METRICS)
         and _has(score, {key: int | float for key in _METRICS if key in score})
         for score in scores
     )
-    if record and not (valid and _has(record, types)):
+    if record and not (valid and _has(record, types) and record["step"] >= 0):
         raise UserError(f"{path}: training: {record!r} is not the record of a training")
     if "mean_gate" in record:
         try:
@@ -95,8 +98,18 @@ def check_record(record: dict[str, Any], path: Path) -> None:
             raise UserError(f"{path}: training.mean_gate: {error}") from error
 
 
+def is_number(value: Any) -> bool:
+    """Returns whether a value of JSON is a number that every reader can use."""
+    # No Boolean, no NaN, no infinity, and no integer that is too large for a float.
+    return type(value) in (int, float) and abs(value) < 1e300
+
+
 def _has(values: dict[str, Any], types: dict[str, Any]) -> bool:
-    return all(isinstance(values.get(key), kind) for key, kind in types.items())
+    found = [(values.get(key), kind) for key, kind in types.items()]
+    return all(
+        isinstance(value, kind) and (isinstance(value, str) or is_number(value))
+        for value, kind in found
+    )
 
 
 def _scores(folder: Path, config: ConfigDict, step: int) -> list[dict[str, Any]]:
@@ -114,14 +127,14 @@ def _scores(folder: Path, config: ConfigDict, step: int) -> list[dict[str, Any]]
                 for key in _METRICS
                 if isinstance(stored.get(key), float) and math.isfinite(stored[key])
             }
-            found.append(
-                {
-                    "dataset": other.get("value", config.data.name),
-                    "split": str(stored["split"]),
-                    "evaluation": _in_words(settings),
-                    **metrics,
-                }
-            )
+            entry = {
+                "dataset": other.get("value", config.data.name),
+                "split": str(stored["split"]),
+                "evaluation": _in_words(settings),
+                **metrics,
+            }
+            if metrics:
+                found.append(entry)
         # Another program's file, or one of a version that stored less.
         except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
             _log.warning("WARNING: %s: not used as scores: %r", path, error)

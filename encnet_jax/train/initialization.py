@@ -8,6 +8,7 @@ from flax import nnx
 from encnet_jax.convert.load import load_torch_weights
 from encnet_jax.convert.load_plan import HEAD_PREFIXES
 from encnet_jax.errors import UserError, shortened
+from encnet_jax.files import user_path
 from encnet_jax.run import hub
 from encnet_jax.run.model_folder import find_model_folder
 from encnet_jax.run.state import flatten_paths, split_model
@@ -35,9 +36,10 @@ def load_initial_weights(
     """
     if weights.startswith(hub.PREFIX) and hub.parse_repository(weights):
         return _load_workdir(model, find_model_folder(weights), class_names)
-    folder = Path(weights).expanduser()
-    if folder.is_dir():
-        return _load_workdir(model, folder, class_names)
+    if not weights.startswith(hub.PREFIX):
+        folder = user_path(weights)
+        if folder.is_dir():
+            return _load_workdir(model, folder, class_names)
     return str(load_torch_weights(model, weights, head="skip"))
 
 

@@ -25,6 +25,7 @@ from encnet_jax.evaluate.settings import (
 from encnet_jax.export.run import export_workdir
 from encnet_jax.inference.tta import MmsegProtocol
 from encnet_jax.run import folder_config
+from encnet_jax.run.model_card import folder_card, is_card
 from encnet_jax.run.training_record import training_record
 from encnet_jax.run.workdir import load_workdir
 from tests.random_module import random_module
@@ -270,7 +271,43 @@ def test_names_of_any_characters_keep_the_card_valid(tmp_path):
     assert "secret" not in text and str(tmp_path) not in text
 
 
-@pytest.mark.parametrize("license", ["", "Apache 2.0", "a\nb: c"])
+def test_hostile_names_stay_in_their_place_in_the_card():
+    names = ("a\nb", "<b>*x*</b>", "\x85\u2028\ud800|")
+    info = dataclasses.replace(INFO, name="mine", class_names=names)
+    score = dict(dataset="a|b", split="\x7f\ud800", evaluation="e", mean_iou=0.5)
+    training = dict(run="r\n# Title\x85", step=1, scores=[score])
+    model, prediction = dict(name="encnet", backbone="tiny"), dict(mode="whole")
+    config = dict(model=model, prediction=prediction, training=training)
+    text = folder_card(config, info, "mit", "")
+    assert is_card(text.encode())
+    assert "# encnet (tiny), 3 classes, step 1 of r # Title\n" in text
+    for row in (
+        "| 0 | a b |",
+        r"| 1 | \<b>\*x\*\</b> |",
+        "| 2 | \ufffd\\| |",
+        r"| a\|b | \ufffd | e | 50.00 |".replace(r"\ufffd", "\ufffd"),
+    ):
+        assert row in text, row
+    (entry,) = yaml.safe_load(text.split("---\n")[1])["model-index"]
+    assert entry["name"] == training["run"]
+    assert entry["results"][0]["dataset"]["split"] == "\x7f\ufffd"
+
+
+def test_sizes_of_numpy_are_stored(tmp_path):
+    model = random_module(create_model, name="encnet", num_classes=3, **TINY)
+    settings = dict(name="encnet", **TINY)
+    sizes = dict(base_size=np.int64(40), align_corners=np.bool_(True))
+    Segmenter(model, INFO, **sizes, settings=settings).save_pretrained(tmp_path / "a")
+    found = Segmenter.from_pretrained(tmp_path / "a")
+    assert (found.base_size, found.align_corners) == (40, True)
+    other = Segmenter(model, INFO, 40.0, settings=settings)
+    with pytest.raises(UserError, match="a size is of another type: .*40.0"):
+        other.save_pretrained(tmp_path / "b")
+    with pytest.raises(UserError, match="hf://me/model: must be a folder"):
+        other.save_pretrained("hf://me/model")
+
+
+@pytest.mark.parametrize("license", ["", "Apache 2.0", "a\nb: c", None])
 def test_license_must_be_an_identifier(camvid_folder, tmp_path, license):
     segmenter = Segmenter.from_pretrained(camvid_folder)
     with pytest.raises(UserError, match="license=.*apache-2.0"):

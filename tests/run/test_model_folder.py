@@ -1,6 +1,7 @@
 """Model folders: what is written, what is replaced, and every damage as one line."""
 
 import contextlib
+import dataclasses
 import json
 import os
 import shutil
@@ -24,11 +25,13 @@ from encnet_jax.run.model_folder import (
     write_model_folder,
 )
 from encnet_jax.run.state import flatten_paths, split_model
+from encnet_jax.run.workdir import load_workdir
 from tests.random_module import random_module
 from tests.small_workdir import TINY
 
 SETTINGS = dict(name="encnet", **TINY)
 INFO = DatasetInfo("mine", ("road", "car", "sky"), voc_colormap(3), {})
+SCORE = dict(dataset="mine", split="val", evaluation="single scale")
 
 
 @pytest.fixture(scope="module")
@@ -50,8 +53,8 @@ def folder(written, tmp_path):
     return shutil.copytree(written, tmp_path / "model")
 
 
-def write(folder, trees, training=None, **changes):
-    stored = FolderConfig(config_of_model(SETTINGS | changes), INFO, training or {})
+def write(folder, trees, training=None, info=INFO, **changes):
+    stored = FolderConfig(config_of_model(SETTINGS | changes), info, training or {})
     write_model_folder(folder, stored, *trees)
 
 
@@ -72,7 +75,7 @@ def edit_config(folder, *keys, value):
 def one_line(folder):
     with pytest.raises(UserError) as caught:
         read_model_folder(folder)
-    assert "\n" not in str(caught.value)
+    assert str(caught.value).isprintable() and len(str(caught.value)) < 2100
     return str(caught.value)
 
 
@@ -156,11 +159,23 @@ def test_nothing_but_the_files_of_the_format_is_read(folder, trees):
         (["format"], "timm", '"format" is not "encnet_jax"'),
         (["format_version"], 2, "format_version=2: this version reads 1; a newer"),
         (["format_version"], "1", "format_version='1'"),
+        (["format_version"], True, "format_version=True"),
+        (["format_version"], "x" * 9999, "newer encnet_jax"),
         (["model"], [], "model: must be an object"),
         (["prediction"], None, "prediction: must be an object"),
         (["training"], 3, "training: must be an object"),
         (["training"], {"run": 3}, "training: {'run': 3} is not the record"),
         (["training"], {"run": "a", "step": 1, "scores": [3]}, "not the record"),
+        (["training"], {"run": "a", "step": True}, "not the record"),
+        (["training"], {"run": "a", "step": -1}, "not the record"),
+        (["training"], {"run": "a", "step": 1, "scores": [SCORE]}, "not the record"),
+        (
+            ["training"],
+            {"run": "a", "step": 1, "scores": [SCORE | {"mean_iou": np.nan}]},
+            "not the record",
+        ),
+        (["training"], {"run": "a", "step": 1, "initial_weights": 3}, "not the rec"),
+        (["model", "lateral"], None, "model.lateral=None: must be bool"),
         (["model", "num_classes"], 4, "num_classes=4; data.class_names has 3"),
         (["model", "name"], "unet", "model.name='unet': allowed are encnet"),
         (["model", "name"], "resnet14", "resnet14 has no such setting"),
@@ -171,13 +186,20 @@ def test_nothing_but_the_files_of_the_format_is_read(folder, trees):
         (["model", "dropout"], None, "config.json: "),
         (["prediction", "mode"], "tiles", "evaluation.mode='tiles'"),
         (["prediction", "mode"], None, "prediction.mode=None"),
+        (["prediction", "mode"], {"a": 1}, "'mode'"),
+        (["prediction", "base_size"], True, "prediction.base_size=True: must be int"),
         (["prediction", "base_size"], -1, "base_size=-1: must be at least"),
         (["prediction", "base_size"], "big", "base_size"),
         (["prediction", "code"], "x", "prediction: has mode, protocol"),
-        (["data", "mean"], [0, 1], "data.mean: (0, 1) is not allowed"),
+        (["data", "mean"], [0, 1], "data.mean=(0, 1): must be three numbers"),
         (["data", "std"], [0, 1, 1], "data.std"),
         (["data", "colors"], [[0, 0, 256]] * 3, "data.colors"),
         (["data", "class_names"], ["a", "b", 3], "data.class_names"),
+        (["data", "class_names"], ["a", "b", "a"], "different texts"),
+        (["data", "class_names"], ["a", "b", ""], "different texts"),
+        (["data", "class_names"], ["a", "b", "\ud800"], "data.class_names"),
+        (["data", "class_names"], "abc", "class_names must be a list"),
+        (["data", "mean"], [10**400, 1, 1], "data.mean"),
         (["data", "label_map"], {"7": 3}, "data.label_map"),
         (["data", "value_range"], [2, 1], "data.value_range"),
         (["data", "task"], "detection", "data.task"),
@@ -195,6 +217,8 @@ def test_damage_of_the_configuration_is_one_line(folder, keys, value, message):
 def test_configuration_that_is_none_is_one_line(folder, text):
     (folder / "config.json").write_text(text)
     assert "config.json" in one_line(folder)
+    with pytest.raises(UserError, match="config.json"):
+        load_workdir(folder)
 
 
 def test_earlier_model_folder_is_replaced_whole(folder, trees):
@@ -215,6 +239,9 @@ def test_earlier_model_folder_is_replaced_whole(folder, trees):
         ("notes.txt", "mine", "holds notes.txt"),
         ("README.md", "# Mine", "README.md was edited"),
         ("config.json", '{"model": 1}', "config.json is not of a model folder"),
+        ("config.json", '{"format": "timm"}', "config.json is not of a model folder"),
+        ("config.json", '"format"', "config.json is not of a model folder"),
+        ("config.json", "[" * 100_000, "config.json is not of a model folder"),
         ("model.safetensors", "mine", "model.safetensors is not of this package"),
     ],
 )
@@ -297,6 +324,53 @@ def test_what_is_no_source_is_one_error_with_all_forms(tmp_path, source, monkeyp
     with pytest.raises(UserError) as caught:
         find_model_folder(source)
     assert "OWNER/REPO and hf://OWNER/REPO@REVISION" in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["a\n\x1b[31mb", "x" * 9999])
+def test_names_of_arrays_are_printed_as_text(folder, name):
+    arrays = load_file(folder / "model.safetensors")
+    arrays[name] = np.zeros(1, np.float32)
+    save_file(arrays, folder / "model.safetensors")
+    assert "1 arrays unexpected: " in one_line(folder)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (dict(mean=(np.nan, 0, 0)), "data.mean"),
+        (dict(class_names=("a", "a", "b")), "data.class_names"),
+        (dict(colors=voc_colormap(2)), "data.colors"),
+        (dict(label_map={1000: 1}), "data.label_map"),
+    ],
+)
+def test_what_could_not_be_read_is_not_written(tmp_path, trees, changes, message):
+    with pytest.raises(UserError, match=f"the model: {message}"):
+        write(tmp_path / "new", trees, info=dataclasses.replace(INFO, **changes))
+    with pytest.raises(UserError, match="the model: model.dtype='float16'"):
+        write(tmp_path / "new", trees, dtype="float16")
+    assert not (tmp_path / "new").exists()
+
+
+def test_numpy_values_are_stored_as_numbers(tmp_path, trees):
+    info = dataclasses.replace(
+        INFO,
+        mean=np.array(INFO.mean),
+        colors=np.uint8(INFO.colors),
+        value_range=(np.float32(0), np.float32(3)),
+        label_map={np.uint8(7): np.int64(1)},
+    )
+    write(tmp_path / "new", trees, info=info)
+    expected = dataclasses.replace(INFO, value_range=(0, 3), label_map={7: 1})
+    assert read_model_folder(tmp_path / "new").info == expected
+
+
+def test_files_and_unusual_names_never_reach_the_hub(folder, monkeypatch):
+    monkeypatch.chdir(folder.parent)
+    with pytest.raises(UserError, match="model/config.json: a file; must be"):
+        find_model_folder("model/config.json")
+    for source in ("a" * 300, "hf://a/b@../x", "~nobody-here/x", "a\0b"):
+        with pytest.raises(UserError, match="no such|null"):
+            find_model_folder(source)
 
 
 def test_safetensors_marks_its_files(written):
