@@ -27,14 +27,14 @@ def main(arguments: list[str]) -> None:
     """Runs the comparison."""
     from encnet_jax.compare.evaluations import load_evaluations
     from encnet_jax.compare.page import save_comparison
-    from encnet_jax.files import check_folder, make_folder
+    from encnet_jax.files import check_folder, make_folder, user_path
 
     require_package("jinja2", "train", "compare")
     values = flags.FLAGS
-    output = Path(values.output or f"compare-{values.split}.html").expanduser()
+    output = user_path(values.output or f"compare-{values.split}.html")
     check_output(output)
     check_folder(output.parent, "--output")
-    workdirs = [Path(argument).expanduser() for argument in arguments]
+    workdirs = [user_path(argument) for argument in arguments]
     evaluations = load_evaluations(workdirs, values.split)
     make_folder(output.parent, "--output")
     save_comparison(output, evaluations, values.data_dir)

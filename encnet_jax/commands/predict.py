@@ -9,6 +9,8 @@ for TIFF files larger than memory and writes the labels as DIR/NAME.tif.
 No image and no other file is overwritten, except earlier results of the same images.
 """
 
+from pathlib import Path
+
 from absl import flags
 
 from encnet_jax import cli
