@@ -63,7 +63,7 @@ def run(main: Callable[[list[str]], int | None]) -> None:
     try:
         arguments = flags.FLAGS(sys.argv)[1:]
     except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as error:
-        _fail(_wrong_key(sys.argv) or _one_line(error), 2)
+        _fail(_wrong_key(sys.argv) or _one_line(_raised_by_config(error)), 2)
     _set_up()
     from encnet_jax.run.distributed import abort_on_failure
 
@@ -112,12 +112,22 @@ def _wrong_key(arguments: list[str]) -> str | None:
     return None
 
 
-def _one_line(error: Exception) -> str:
+def _raised_by_config(error: Exception) -> BaseException:
+    """Returns the `UserError` of a config file itself, otherwise the error.
+
+    ml_collections raises it anew with a traceback in the text, and absl that one.
+    """
+    wrapped = error.__context__
+    inner = wrapped.__context__ if isinstance(wrapped, UserError) else None
+    return inner if isinstance(inner, UserError) else error
+
+
+def _one_line(error: BaseException) -> str:
     text = error.args[0] if isinstance(error, KeyError) and error.args else error
     lines = str(text).strip().splitlines()
     # absl reports a config file that raises with its traceback; the last line counts.
     if "Traceback" in str(text):
-        return lines[-1].removeprefix(f"{UserError.__module__}.UserError: ")
+        return lines[-1]
     return " ".join(" ".join(lines).split())
 
 
