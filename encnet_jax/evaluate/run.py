@@ -106,10 +106,8 @@ def evaluate_workdir(
     examples: list[RankedExample] = []
     if jax.process_index() == 0:
         predict = make_confidence_fn(config, run.model, run.info)
-        examples, calibration = predict_examples(
-            predict, run, dataset, totals.image_iou
-        )
-        results["calibration"] = calibration.results()
+        found = predict_examples(predict, run, dataset, totals.image_iou)
+        examples, results["calibration"] = found[0], found[1].results()
         save_scores(
             results,
             path,
