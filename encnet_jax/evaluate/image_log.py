@@ -51,6 +51,7 @@ def image_log_path(scores: Path) -> Path:
 
 def write_image_log(path: Path, lines: Iterable[str]) -> None:
     """Writes the lines of `ImageMetrics.to_json`."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     with whole_file(path) as file:
         for line in lines:
             file.write(f"{line}\n".encode())

@@ -79,16 +79,8 @@ def evaluate_workdir(
     """
     set_max_image_pixels(config.data.max_image_pixels)
     check_folder(workdir / "evaluation", "--workdir")
-    if dataset_info(config.data.name, config.data.data_dir).task == "classification":
-        if submission or images or config.evaluation.scales:
-            raise UserError(
-                f"--scales, --flip, --submission, --images: are for segmentation; "
-                f"{config.data.name} is for classification"
-            )
+    if _task(config, submission or images is not None) == "classification":
         return evaluate_classes_workdir(config, workdir, split, step, command)
-    for key in ("object_sizes", "boundary_iou"):
-        if config.evaluation[key]:
-            require_package("scipy", "train", f"evaluation.{key}")
     dataset = _open(config, split, submission, images)
     run, differences = _load(config, workdir, step, dataset.info)
     predict_batches = predict_fn_from_config(config, run.model, run.info)
@@ -114,10 +106,8 @@ def evaluate_workdir(
     examples: list[RankedExample] = []
     if jax.process_index() == 0:
         predict = make_confidence_fn(config, run.model, run.info)
-        examples, calibration = predict_examples(
-            predict, run, dataset, totals.image_iou
-        )
-        results["calibration"] = calibration.results()
+        found = predict_examples(predict, run, dataset, totals.image_iou)
+        examples, results["calibration"] = found[0], found[1].results()
         save_scores(
             results,
             path,
@@ -136,6 +126,22 @@ def evaluate_workdir(
         save_segmentation_page(path, results, examples, dataset, settings, command)
     table = format_table(results, dataset.info)
     return "\n".join([table, *summary, f"scores: {path}"])
+
+
+def _task(config: ConfigDict, writes_predictions: bool) -> str:
+    """Returns the task of the data set; raises where a setting is not for it."""
+    task = dataset_info(config.data.name, config.data.data_dir).task
+    if task == "classification":
+        if writes_predictions or config.evaluation.scales:
+            raise UserError(
+                f"--scales, --flip, --submission, --images: are for segmentation; "
+                f"{config.data.name} is for classification"
+            )
+        return task
+    for key in ("object_sizes", "boundary_iou"):
+        if config.evaluation[key]:
+            require_package("scipy", "train", f"evaluation.{key}")
+    return task
 
 
 def _write_image_log(progress_log: EvalProgressLog, path: Path, count: int) -> None:

@@ -24,6 +24,7 @@ from encnet_jax.predict.predictor import Classifier
 from encnet_jax.run.model_config import check_config
 from encnet_jax.train.settings import check_task
 from tests.commands import errors, run
+from tests.report.pages import check_page
 
 SMALL = [
     "--config.total_steps=30",
@@ -139,7 +140,9 @@ def test_scores_are_written_without_matplotlib(workdir, cifar, tmp_path, monkeyp
     config = load_config(folder / "config.json")
     config.data.data_dir = str(cifar)
     assert "accuracy" in evaluate_workdir(config, folder, "test")
-    assert [path.name for path in (folder / "evaluation").iterdir()] == ["test.json"]
+    names = sorted(path.name for path in (folder / "evaluation").iterdir())
+    assert names == ["test-images.jsonl", "test.html", "test.json"]
+    check_page((folder / "evaluation" / "test.html").read_text())
 
 
 def test_images_that_are_not_in_memory_are_learned_too(cifar, tmp_path):
