@@ -18,14 +18,16 @@ class Differences(NamedTuple):
     Attributes:
         mean: Of the mean IoU, or of the accuracy.
         mean_interval: Its bounds, (2,).
-        by_class: Of each class; NaN where neither run has a score.
+        by_class: Of each class; NaN where a run has no score.
         intervals: Their bounds, (2, n).
+        scores: The scores of both runs by class, (2, n).
     """
 
     mean: float
     mean_interval: Float[np.ndarray, " 2"]
     by_class: Float[np.ndarray, " n"]
     intervals: Float[np.ndarray, "2 n"]
+    scores: Float[np.ndarray, "2 n"]
 
 
 def paired_differences(
@@ -64,6 +66,7 @@ def paired_differences(
         _interval(means[:, None])[:, 0],
         by_class,
         _interval(classes),
+        np.concatenate([_scores(log, ones, task, absent_classes)[1] for log in logs]),
     )
 
 

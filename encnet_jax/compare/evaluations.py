@@ -90,12 +90,18 @@ def _load(name: str, workdir: Path, split: str) -> Evaluation:
         scores = json.loads(path.read_text())
         matrix = np.asarray(scores["confusion_matrix"], np.int64)
         classes = tuple(scores["class_names"])
+        if matrix.shape != (len(classes), len(classes)):
+            raise ValueError(f"confusion_matrix of {matrix.shape}")
+        groups = [scores.get(key) or {} for key in ("evaluation", "calibration")]
+        if not all(isinstance(group, dict) for group in groups):
+            raise ValueError("evaluation, calibration: must be objects")
+        scores["split"] = str(scores["split"])
     except OSError as error:
         raise UserError(
             f"{path}: cannot be read: {error.strerror}; evaluate the run first: "
             f"encnet evaluate --workdir={workdir}"
         ) from error
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
         raise UserError(f"{path}: not an evaluation: {error!r}") from error
     if classes != info.class_names:
         raise UserError(f"{path}: has other classes than {workdir / 'classes.json'}")

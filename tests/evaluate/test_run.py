@@ -350,6 +350,10 @@ def test_best_median_and_worst_images_are_chosen_once():
         0: "worst",
     }
     assert select_examples(np.array([0.3])) == {0: "best"}
+    # Images without labels are none of them.
+    scores = np.array([np.nan, 0.5, np.nan, 0.9, 0.7])
+    assert select_examples(scores) == {3: "best", 4: "best", 1: "worst"}
+    assert select_examples(scores[:1]) == {}
 
 
 def test_value_range_other_than_in_training_is_a_warning(caplog):
