@@ -177,7 +177,6 @@ def test_tutorial_on_own_data_runs_with_its_commands(tmp_path, monkeypatch):
         elif block.language == "sh":
             program, *arguments = shlex.split(block.code.replace("\\\n", " "))
             assert program == "encnet"
-            arguments = [a.replace("configs/", f"{ROOT}/configs/") for a in arguments]
             if arguments[0] == "train":
                 arguments += ["--config.model.weights=", *SMALL]
             command = [sys.executable, "-m", "encnet_jax", *arguments]
