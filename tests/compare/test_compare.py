@@ -8,8 +8,8 @@ import pytest
 from PIL import Image
 
 from encnet_jax.commands.compare import check_output
-from encnet_jax.compare.evaluations import load_evaluations
 from encnet_jax.compare.bootstrap import paired_differences
+from encnet_jax.compare.evaluations import load_evaluations
 from encnet_jax.compare.page import (
     class_rows,
     most_different,
