@@ -98,8 +98,9 @@ def _load(name: str, workdir: Path, split: str) -> Evaluation:
         scores["split"] = str(scores["split"])
     except OSError as error:
         raise UserError(
-            f"{path}: cannot be read: {error.strerror}; evaluate the run first: "
-            f"encnet evaluate --workdir={workdir}"
+            f"{path}: cannot be read: {error.strerror}; evaluate the run first: encnet "
+            f"evaluate --config=NAME --workdir={workdir} "
+            f"--split={split.removesuffix('-ms')}"
         ) from error
     except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
         raise UserError(f"{path}: not an evaluation: {error!r}") from error

@@ -98,8 +98,27 @@ def test_page_of_three_runs(runs, tmp_path):
     assert "Validation mean IoU" in page.text and "Training loss" in page.text
     mean = [100 * run.scores["mean_iou"] for run in evaluations]
     assert f"{mean[0]:.2f}" in page.text and f"{mean[1]:.2f}" in page.text
-    assert f"mean IoU −{mean[0] - mean[1]:.1f} points" in page.text
+    assert f"mean IoU −{mean[0] - mean[1]:.2f} points" in page.text
     assert not list(tmp_path.glob(".encnet-*"))
+
+
+def test_small_differences_are_not_rounded_away(folder, tmp_path):
+    runs = [write_run(tmp_path / name, folder, 0.1) for name in "ab"]
+    first, second = load_evaluations(runs, "val")
+    save_comparison(tmp_path / "page.html", [first, second])
+    page = check_page((tmp_path / "page.html").read_text())
+    assert "mean IoU +0.00 points, 95 % interval +0.00 to +0.00" in page.text
+    assert "−0.00" not in page.text
+    # 1 of 3,000 pixels is wrong in the second run.
+    correct = first.log.correct * 0 + 1000
+    log = first.log._replace(correct=correct, labeled=correct, predicted=correct)
+    fewer, predicted = correct.copy(), correct.copy()
+    fewer[:, 2], predicted[:, 2], predicted[:, 1] = 999, 999, 1001
+    other = log._replace(correct=fewer, predicted=predicted)
+    runs = first._replace(log=log), second._replace(log=other)
+    save_comparison(tmp_path / "page.html", runs)
+    page = check_page((tmp_path / "page.html").read_text())
+    assert "sky−0.10−0.10 to −0.10" in "".join(page.text.split("\n"))
 
 
 def test_images_are_ordered_by_their_difference(runs):
