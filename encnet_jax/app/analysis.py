@@ -99,7 +99,7 @@ class Analyzer:
         for k in np.argsort(-shares, kind="stable")[:_SHOWN_CODEWORDS].tolist():
             image = Image.fromarray(relative_map(assignment[..., k]))
             image = image.resize(size, Image.Resampling.NEAREST)
-            maps.append((image, f"Codeword {k}: {shares[k]:.0%} of the image"))
+            maps.append((image, f"{k}: {shares[k]:.0%}"))
         return maps
 
 
