@@ -111,7 +111,7 @@ def build_page(analyzer: Analyzer, title: str, folder: Path) -> "gradio.Blocks":
                 buttons=[],
                 elem_id="image",
             )
-            # Gradio's opens the file: of one that is no image it shows no message.
+            # Gradio opens the file here: of one that is no image it shows no message.
             image.preprocess = lambda payload: payload and payload.path
             with gr.Column():
                 drawn = gr.Image(

@@ -108,6 +108,8 @@ def _load(name: str, workdir: Path, split: str) -> Evaluation:
         raise UserError(f"{path}: has other classes than {workdir / 'classes.json'}")
     log_path = image_log_path(path)
     log = read_image_log(log_path, len(classes))
+    if not log.names:
+        raise UserError(f"{log_path}: has no images")
     sums = [counts.sum(0) for counts in (log.correct, log.labeled, log.predicted)]
     expected = [matrix.diagonal(), matrix.sum(1), matrix.sum(0)]
     if not np.array_equal(sums, expected):

@@ -193,6 +193,8 @@ def test_what_cannot_be_compared_is_one_line(runs, folder, tmp_path):
     assert "is of another evaluation than val.json" in refusal(bad)
     path.unlink()
     assert "val-images.jsonl: cannot be read" in refusal(bad)
+    path.write_text("")
+    assert "val-images.jsonl: has no images" in refusal(bad)
     scores = bad / "evaluation/val.json"
     stored = json.loads(scores.read_text())
     damaged = [{}, {**stored, "confusion_matrix": [[10**30]]}]
