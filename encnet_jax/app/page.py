@@ -139,8 +139,8 @@ def build_page(analyzer: Analyzer, title: str, folder: Path) -> "gradio.Blocks":
             elem_id="codewords",
         )
         gr.Markdown(
-            "Maps of codewords: how much of each pixel they take, from violet, nothing, "
-            "to yellow, the most that they take of any.",
+            "Maps of codewords: how much of each pixel they take, from nothing "
+            "(violet) to the most that they take of any (yellow).",
             visible=analyzer.explainer is not None,
         )
         outputs = [state, drawn, presence, codewords, download]
