@@ -154,7 +154,7 @@ def test_without_the_data_set_predictions_remain(runs, folder, tmp_path, damage)
     save_comparison(path, evaluations)
     page = check_page(path.read_text())
     assert page.count("img") == 5 * 3
-    assert "The data set could not be opened" in page.text
+    assert "Images and labels of the data set are missing here" in page.text
     if damage == "gone":
         save_comparison(path, evaluations, str(tmp_path / "elsewhere"))
         assert check_page(path.read_text()).count("img") == 5 * 5
