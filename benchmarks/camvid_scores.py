@@ -18,7 +18,7 @@ from encnet_jax.evaluate.evaluator import (
     predict_dataset,
     predict_fn_from_config,
 )
-from encnet_jax.evaluate.run import select_examples
+from encnet_jax.evaluate.figures import select_examples
 from encnet_jax.evaluate.settings import whole_image_size
 from encnet_jax.files import whole_file
 from encnet_jax.inference.predict_fn import make_label_fn

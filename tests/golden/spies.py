@@ -9,8 +9,10 @@ from encnet_jax.models.encnet import EncNet, EncodingHead
 Log = dict[str, Any]
 
 
-def _replace(owner: Any, attribute: str, log: Log, name: str) -> None:
-    """Has the next call of a part of `owner` written down."""
+def _replace(
+    owner: Any, attribute: str, log: Log, name: str, item: int | None = None
+) -> None:
+    """Has the next call of a part of `owner`, or an item of it, written down."""
     call, own = getattr(owner, attribute), attribute in vars(owner)
 
     def spy(*args):
@@ -19,7 +21,8 @@ def _replace(owner: Any, attribute: str, log: Log, name: str) -> None:
             object.__setattr__(owner, attribute, call)
         else:
             object.__delattr__(owner, attribute)
-        log[name] = result = call(*args)
+        result = call(*args)
+        log[name] = result if item is None else result[item]
         return result
 
     # Around the module's own setter, which would make the spy a part of its state.
@@ -29,7 +32,7 @@ def _replace(owner: Any, attribute: str, log: Log, name: str) -> None:
 def spy_on_head(head: EncodingHead) -> Log:
     """Returns a dict that the next call of a head fills: see `spy_on`."""
     log: Log = {}
-    _replace(head.context, "encode", log, "encoded")
+    _replace(head.context, "_encode", log, "encoded", 0)
     _replace(head.context, "gate", log, "gate")
     _replace(head, "reduce", log, "reduce")
     if head.fuse is not None:

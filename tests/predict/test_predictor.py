@@ -1,7 +1,6 @@
 """The segmenter on imported weights: names, sizes, kinds of input."""
 
 import dataclasses
-from types import SimpleNamespace
 
 import jax.numpy as jnp
 import numpy as np
@@ -11,7 +10,6 @@ from safetensors.numpy import save_file
 from torch_networks import random_weights, small_shapes, small_weights
 
 from encnet_jax import Classifier, Segmenter, UserError
-from encnet_jax.commands import predict as command
 from encnet_jax.convert.load import load_torch_model
 from encnet_jax.convert.workdir import write_workdir
 from encnet_jax.data.dataset_info import CIFAR10
@@ -132,18 +130,11 @@ def test_classifier_scales_images_of_its_value_range(tmp_path):
     np.testing.assert_array_equal(found, pixels.ravel().repeat(3))
 
 
-def test_flag_allows_larger_images(tmp_path, monkeypatch):
+def test_flag_allows_larger_images(command, tmp_path, monkeypatch):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
-    values = SimpleNamespace(
-        workdir=str(tmp_path),
-        output=str(tmp_path / "out"),
-        step="best",
-        max_image_pixels=5000,
-    )
-    monkeypatch.setattr(command.flags, "FLAGS", values)
     (tmp_path / "a.png").touch()
     with pytest.raises(UserError, match="classes.json"):
-        command.main([str(tmp_path / "a.png")])
+        command(tmp_path / "a.png", workdir=tmp_path, max_image_pixels=5000)
     assert Image.MAX_IMAGE_PIXELS == 2500  # Pillow refuses above the double
 
 

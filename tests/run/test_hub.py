@@ -1,5 +1,6 @@
 """Model folders on the hub, by the real client against a local one."""
 
+import functools
 import re
 import sys
 from pathlib import Path
@@ -18,6 +19,7 @@ from encnet_jax.run.model_folder import find_model_folder
 from encnet_jax.train.initialization import load_initial_weights
 from tests.commands import ROOT
 from tests.fake_hub import serve
+from tests.parsed_flags import run_command
 from tests.random_module import random_module
 from tests.small_workdir import TINY, write_workdir
 
@@ -101,21 +103,13 @@ def test_training_starts_from_a_model_on_the_hub(hub, segmenter):
 def test_commands_take_an_address(hub, segmenter, tmp_path, monkeypatch):
     segmenter.push_to_hub("me/model")
     Image.new("RGB", (32, 24)).save(tmp_path / "a.png")
-    values = SimpleNamespace(
-        workdir="hf://me/model@main",
-        output=str(tmp_path / "out"),
-        step="best",
-        max_image_pixels=0,
-        format="pretrained",
-        size="",
-    )
-    for command in (predict, export, evaluate):
-        monkeypatch.setattr(command.flags, "FLAGS", values)
-    assert predict.main([str(tmp_path / "a.png")]) == 0
+    call = functools.partial(run_command, monkeypatch)
+    address = {"workdir": "hf://me/model@main"}
+    assert call(predict, tmp_path / "a.png", **address, output=tmp_path / "out") == 0
     assert (tmp_path / "out" / "a.png").is_file()
-    values.output = str(tmp_path / "model")
-    export.main([])
+    call(export, **address, output=tmp_path / "model", format="pretrained")
     assert {path.name for path in (tmp_path / "model").iterdir()} == FILES
+    monkeypatch.setattr(evaluate.flags, "FLAGS", SimpleNamespace(**address))
     with pytest.raises(UserError, match="--workdir=hf://me/model@main: scores are"):
         evaluate.main([])
 

@@ -318,9 +318,9 @@ def test_what_happens_when(toys, tmp_path, monkeypatch):
         saved.append(step)
         save(self, state, step)
 
-    def scoring(self, step, scores):
+    def scoring(self, step, *results):
         scored.append(step)
-        add_scores(self, step, scores)
+        add_scores(self, step, *results)
 
     monkeypatch.setattr(Checkpoints, "save", spied)
     monkeypatch.setattr(Checkpoints, "add_scores", scoring)

@@ -249,8 +249,8 @@ def test_killed_run_ends_at_the_same_step(new_run, whole, monkeypatch, step, mom
             raise KeyboardInterrupt
         return scores
 
-    def killed_after(self, at, scores):
-        add_scores(self, at, scores)
+    def killed_after(self, at, *results):
+        add_scores(self, at, *results)
         if at == step and moment == "scored":
             raise KeyboardInterrupt
 
