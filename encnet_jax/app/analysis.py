@@ -11,7 +11,7 @@ from PIL import Image
 from encnet_jax.data.image_io import image_size
 from encnet_jax.errors import UserError
 from encnet_jax.explain.explainer import Explainer
-from encnet_jax.explain.figure import relative_map
+from encnet_jax.explain.figure import most_used, relative_map
 from encnet_jax.predict.predictor import Segmenter
 from encnet_jax.visualize.overlay import label_image, overlay
 
@@ -94,12 +94,11 @@ class Analyzer:
         assignment = self.explainer.assignment(pixels)
         if assignment is None:
             return None
-        shares = assignment.mean((0, 1))
         maps = []
-        for k in np.argsort(-shares, kind="stable")[:_SHOWN_CODEWORDS].tolist():
+        for k, share in most_used(assignment, _SHOWN_CODEWORDS):
             image = Image.fromarray(relative_map(assignment[..., k]))
             image = image.resize(size, Image.Resampling.NEAREST)
-            maps.append((image, f"{k}: {shares[k]:.0%}"))
+            maps.append((image, f"{k}: {share:.0%}"))
         return maps
 
 

@@ -57,6 +57,15 @@ def relative_map(
     return color_map(assignment / max(assignment.max(), np.finfo(np.float32).tiny))
 
 
+def most_used(
+    assignment: Float[np.ndarray, "h w k"], count: int
+) -> list[tuple[int, float]]:
+    """Returns the codewords that take most of an image, with their shares of it."""
+    shares = assignment.mean((0, 1))
+    order = np.argsort(-shares, kind="stable")[:count].tolist()
+    return [(k, float(shares[k])) for k in order]
+
+
 def mark(
     image: UInt8[np.ndarray, "h w 3"], changed: Bool[np.ndarray, "h w"]
 ) -> UInt8[np.ndarray, "h w 3"]:
@@ -120,16 +129,16 @@ def _codewords(explanation: Explanation) -> Image.Image:
     """Returns the maps of the codewords that take most of the image."""
     assignment = explanation.assignment
     assert assignment is not None
-    shares = assignment.mean((0, 1))
-    used = np.argsort(-shares, kind="stable")[:_MAPS].tolist()
+    used = most_used(assignment, _MAPS)
     size = _panel_size(explanation.changed.shape, len(used))
     largest = assignment.max((0, 1))
     maps = [
-        Image.fromarray(relative_map(assignment[..., k])).resize(size, 0) for k in used
+        Image.fromarray(relative_map(assignment[..., k])).resize(size, 0)
+        for k, _ in used
     ]
-    titles = [f"{k}: {shares[k]:.1%}, max. {largest[k]:.2f}" for k in used]
+    titles = [f"{k}: {share:.1%}, max. {largest[k]:.2f}" for k, share in used]
     return _titled(
-        f"Assignment: the {len(used)} most used of {len(shares)} codewords. Share of "
+        f"Assignment: the {len(used)} most used of {len(largest)} codewords. Share of "
         "the image; largest assignment of a pixel, in yellow (0 in violet).",
         _row(maps, titles, 13),
     )

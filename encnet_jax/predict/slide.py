@@ -27,7 +27,7 @@ from encnet_jax.inference.tta import TTAProtocol
 from encnet_jax.predict.output_plan import OutputPlan, plan_outputs
 from encnet_jax.predict.predictor import Segmenter
 from encnet_jax.predict.tiff_image import open_tiff
-from encnet_jax.predict.write import largest_shares, predict_each, writing
+from encnet_jax.predict.write import predict_each, print_result, writing
 from encnet_jax.run.progress import Counter
 from encnet_jax.visualize.overlay import label_palette, overlay
 
@@ -123,7 +123,7 @@ class TileFile:
             yield np.frombuffer(self._file.read(TILE**2), np.uint8).reshape(TILE, TILE)
 
     def every(self, step: int) -> UInt8[np.ndarray, "a b"]:
-        """Returns every so-manieth label of every so-manieth row."""
+        """Returns every `step`-th label of every `step`-th row."""
         height, width = self.shape
         rows, columns = np.arange(0, height, step), np.arange(0, width, step)
         result = np.zeros((len(rows), len(columns)), np.uint8)
@@ -145,8 +145,8 @@ class LargeSegmentation(NamedTuple):
     Attributes:
         labels: The class indices.
         counts: The number of pixels of each class.
-        thumbnail: The image, every so-manieth pixel.
-        step: The distance of these pixels.
+        thumbnail: Every `step`-th pixel of every `step`-th row of the image.
+        step: At least 1; bounds the size of the thumbnail.
         geographic: Tags of a GeoTIFF.
     """
 
@@ -238,9 +238,7 @@ def write_large_predictions(
                     save = _save_labels if kind == "labels" else _save_overlay
                     save(result, segmenter.info, image.path, file)
         shares = result.counts / result.counts.sum()
-        names = segmenter.info.class_names
-        listed = largest_shares(zip(names, shares.tolist()))
-        print(f"{image.path} -> {image.outputs[0]} ({listed})")
+        print_result(image, segmenter.info.class_names, shares)
     return len(failed)
 
 

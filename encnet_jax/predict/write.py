@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
 
 import numpy as np
+from jaxtyping import Float
 
 from encnet_jax.data.dataset_info import DatasetInfo
 from encnet_jax.data.file_pairs import is_image
@@ -193,10 +194,7 @@ def write_predictions(
             with writing(image.outputs[-1]) as file:
                 save_result(explanation.figure(), file, image.path)
         shares = np.bincount(result.labels.ravel(), minlength=1) / result.labels.size
-        print(
-            f"{image.path} -> {image.outputs[0]} "
-            f"({largest_shares(zip(result.class_names, shares.tolist()))})"
-        )
+        print_result(image, result.class_names, shares)
     return len(failed)
 
 
@@ -240,7 +238,7 @@ def write_classes(classifier: Classifier, plan: OutputPlan, output: Path) -> int
             "class": result.class_names[result.label],
             "probabilities": probabilities,
         }
-        print(f"{image.path}: {largest_shares(probabilities.items())}")
+        print(f"{image.path}: {_largest_shares(probabilities.items())}")
     with writing(output / _CLASSES_FILE) as file:
         file.write((json.dumps(written, indent=2) + "\n").encode())
     return len(failed)
@@ -293,7 +291,15 @@ def predict_each(
             yield image, result
 
 
-def largest_shares(shares: Iterable[tuple[str, float]]) -> str:
+def print_result(
+    image: PlannedImage, class_names: Sequence[str], shares: Float[np.ndarray, " n"]
+) -> None:
+    """Prints where the labels of an image are, and its largest classes."""
+    listed = _largest_shares(zip(class_names, shares.tolist()))
+    print(f"{image.path} -> {image.outputs[0]} ({listed})")
+
+
+def _largest_shares(shares: Iterable[tuple[str, float]]) -> str:
     """Returns the names of the largest shares in percent; zeros are left out."""
     ordered = sorted(shares, key=lambda item: -item[1])[:_PRINTED_CLASSES]
     return ", ".join(f"{name} {share:.0%}" for name, share in ordered if share)
