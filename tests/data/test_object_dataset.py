@@ -2,6 +2,9 @@
 
 import itertools
 import logging
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import numpy as np
@@ -311,19 +314,27 @@ def test_unreadable_example_of_a_batch_is_named():
 
 
 def test_threads_share_images_that_are_not_yet_decoded(tmp_path):
-    pairs = labeled_images(2)
-    for index, pair in enumerate(pairs):
-        for kind, array in zip("il", pair):
-            image = Image.fromarray(array).resize((1000, 900), Image.Resampling.NEAREST)
-            image.save(tmp_path / f"{index}{kind}.png")
-    lazy = [
-        tuple(Image.open(tmp_path / f"{index}{kind}.png") for kind in "il")
-        for index in range(2)
-    ]
-    files = [tuple(np.asarray(Image.open(i.filename)) for i in pair) for pair in lazy]
-    settings = dict(augmentation=geometry.GEOMETRY, batch_size=8)
-    found = batches(2, ObjectDataset(INFO, lazy), **settings)
-    assert_equal(found, batches(2, ObjectDataset(INFO, files), **settings))
+    noise = RNG.integers(0, 256, (300, 400, 3), np.uint8)
+    Image.fromarray(noise).save(tmp_path / "image.png")
+    Image.fromarray(noise[..., 0] % 12).save(tmp_path / "label.png")
+    together = threading.Barrier(4)
+
+    def read(_):
+        together.wait()
+        return dataset[0]
+
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    try:
+        for _ in range(3):
+            files = [Image.open(tmp_path / f"{n}.png") for n in ("image", "label")]
+            dataset = ObjectDataset(INFO, [files])
+            with ThreadPoolExecutor(4) as pool:
+                for example in pool.map(read, range(4)):
+                    np.testing.assert_array_equal(example.image, noise)
+                    np.testing.assert_array_equal(example.labels, noise[..., 0] % 12)
+    finally:
+        sys.setswitchinterval(interval)
 
 
 def test_cached_arrays_are_the_examples():
