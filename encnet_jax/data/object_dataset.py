@@ -169,11 +169,11 @@ def as_datasets(
     if validation is None:
         del splits["validation"]
     given = tuple(map(str, class_names))
-    infos = [split.info for split in splits.values() if _is_dataset(split)]
+    infos = [split.info for split in splits.values() if is_dataset(split)]
     info = infos[0] if infos else None
     opened: list[Dataset] = []
     for name, split in splits.items():
-        if _is_dataset(split):
+        if is_dataset(split):
             opened.append(split)
             continue
         objects = cast(Examples, split)
@@ -212,7 +212,7 @@ def named_classes(name: str, class_names: tuple[str, ...], task: str) -> Dataset
     return DatasetInfo(name, class_names, colors, splits={}, task=task)
 
 
-def _is_dataset(split: Any) -> TypeGuard[Dataset]:
+def is_dataset(split: Any) -> TypeGuard[Dataset]:
     """Returns whether it is a `Dataset`; Hugging Face's have another `info`."""
     return isinstance(getattr(split, "info", None), DatasetInfo)
 

@@ -12,16 +12,26 @@ from encnet_jax.data import augment_device
 from encnet_jax.data.augmentation import Augmentation
 from encnet_jax.data.datasets import Dataset
 from encnet_jax.data.loader import train_batches
-from encnet_jax.data.object_dataset import Examples, ObjectDataset, as_datasets
+from encnet_jax.data.object_dataset import (
+    Examples,
+    ObjectDataset,
+    as_datasets,
+    is_dataset,
+)
 from encnet_jax.data.registry import open_dataset
 from encnet_jax.errors import require_package
 
 Splits = tuple[Dataset | Examples, Dataset | Examples]
 
 
-def check_packages(config: ConfigDict) -> None:
+def check_packages(config: ConfigDict, datasets: Splits | None = None) -> None:
     """Raises `UserError` if the batches need a package that is not installed."""
-    if not config.data.cache_on_device:
+    if config.data.cache_on_device:
+        return
+    # Objects return decoded images.
+    dataset = None if datasets is None else datasets[0]
+    wrapped = isinstance(dataset, ObjectDataset)
+    if dataset is None or (is_dataset(dataset) and not wrapped):
         require_package("tensorflow", "train", "training from files")
 
 

@@ -73,8 +73,7 @@ def train(
     """
     check_path(Path(os.path.abspath(workdir)))
     check_folder(workdir, "workdir")
-    if datasets is None:
-        input_pipeline.check_packages(config)
+    input_pipeline.check_packages(config, datasets)
     log_missing_large_pages(jax.default_backend())
     mesh = create_mesh(config.mesh.data)
     settings.check_batch_size(config, mesh.size)
