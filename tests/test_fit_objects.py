@@ -38,32 +38,22 @@ def config_for(pairs, steps):
     return config
 
 
-def test_from_pairs_of_several_sizes_to_predictions(tmp_path):
+def test_from_pairs_to_predictions_and_resumed_to_the_same_weights(
+    tmp_path, monkeypatch
+):
     pairs = objects()
-    segmenter = encnet_jax.fit(
-        dataset=pairs,
-        validation=pairs[:3],
-        class_names=NAMES,
-        config=config_for(pairs, 40),
-        workdir=tmp_path,
-    )
+    config = config_for(pairs, 40)
+    settings = dict(dataset=pairs, validation=pairs[:3], class_names=NAMES)
+    settings["config"] = config
+    whole, folder = tmp_path / "whole", tmp_path / "interrupted"
+    segmenter = encnet_jax.fit(**settings, workdir=whole)
     correct = []
     for image, labels in pairs:
         labels = np.asarray(labels)
         correct.append((segmenter(image).labels == labels)[labels != 255].mean())
     assert np.mean(correct) > 0.9
     assert segmenter.info.class_names == NAMES
-    assert load_config(tmp_path / "config.json").data.name == "objects 12"
-
-
-def test_interrupted_fit_resumes_to_the_same_weights(tmp_path, monkeypatch):
-    pairs = objects()
-    config = config_for(pairs, 12)
-    config.data.scale_range = (0.5, 2.0)
-    config.data.color_jitter = 0.2
-    settings = dict(dataset=pairs, class_names=NAMES, config=config)
-    whole, folder = tmp_path / "whole", tmp_path / "interrupted"
-    encnet_jax.fit(**settings, workdir=whole)
+    assert load_config(whole / "config.json").data.name == "objects 12"
     monkeypatch.setattr(SigtermHandler, "due", lambda self, step: step == 5)
     with pytest.raises(UserError, match="stopped by SIGTERM; call fit again to resume"):
         encnet_jax.fit(**settings, workdir=folder)
