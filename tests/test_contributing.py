@@ -8,6 +8,7 @@ import sys
 import pytest
 
 from tests.commands import ROOT, environment
+from tests.test_import_order import ORDER
 
 TEXT = (ROOT / "CONTRIBUTING.md").read_text()
 # A block follows the path of its file: "... `path/of/file.py`:".
@@ -85,3 +86,8 @@ def test_files_named_in_the_reading_lists_exist():
         files = re.findall(r"^\d+\. `([\w./]+\.py)`", entry, re.MULTILINE)
         assert 1 <= len(files) <= 8
         assert all((ROOT / file).is_file() for file in files)
+
+
+def test_every_package_is_on_the_map():
+    rows = re.findall(r"^\| `(\w+)/` \|", TEXT, re.MULTILINE)
+    assert rows == [name for name in ORDER if (ROOT / "encnet_jax" / name).is_dir()]

@@ -11,7 +11,7 @@ from PIL import Image
 from encnet_jax.data.image_io import image_size
 from encnet_jax.errors import UserError
 from encnet_jax.explain.explainer import Explainer
-from encnet_jax.explain.figure import color_map
+from encnet_jax.explain.figure import relative_map
 from encnet_jax.predict.predictor import Segmenter
 from encnet_jax.visualize.overlay import label_image, overlay
 
@@ -97,9 +97,9 @@ class Analyzer:
         shares = assignment.mean((0, 1))
         maps = []
         for k in np.argsort(-shares, kind="stable")[:_SHOWN_CODEWORDS].tolist():
-            colors = color_map(assignment[..., k] / assignment[..., k].max())
-            image = Image.fromarray(colors).resize(size, Image.Resampling.NEAREST)
-            maps.append((image, f"Codeword {k}: {shares[k]:.0%} of the image"))
+            image = Image.fromarray(relative_map(assignment[..., k]))
+            image = image.resize(size, Image.Resampling.NEAREST)
+            maps.append((image, f"{k}: {shares[k]:.0%}"))
         return maps
 
 

@@ -3,6 +3,7 @@
 import contextlib
 import os
 import signal
+import socket
 import tempfile
 import threading
 import uuid
@@ -56,6 +57,7 @@ def running(analyzer: Analyzer, title: str, host: str, port: int) -> Iterator[st
         The address of the page.
     """
     os.environ.update(_ENVIRONMENT)
+    port = listenable_port(host, port)
     with contextlib.ExitStack() as stack:
         folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="encnet-app-"))
         os.environ["GRADIO_TEMP_DIR"] = folder
@@ -64,7 +66,7 @@ def running(analyzer: Analyzer, title: str, host: str, port: int) -> Iterator[st
         try:
             _, address, _ = page.launch(
                 server_name=host,
-                server_port=port or _free_port(host),
+                server_port=port,
                 max_file_size=MAX_BYTES,
                 theme=_theme(),
                 footer_links=[],
@@ -78,10 +80,7 @@ def running(analyzer: Analyzer, title: str, host: str, port: int) -> Iterator[st
                 prevent_thread_lock=True,
             )
         except OSError as error:
-            reason = error.strerror or str(error).split(". ")[0]
-            raise UserError(
-                f"--host={host} --port={port}: cannot be listened on: {reason}"
-            ) from error
+            raise _no_listening(host, port, error) from error
         stack.callback(page.close, verbose=False)
         yield address
 
@@ -112,6 +111,8 @@ def build_page(analyzer: Analyzer, title: str, folder: Path) -> "gradio.Blocks":
                 buttons=[],
                 elem_id="image",
             )
+            # Gradio opens the file here: of one that is no image it shows no message.
+            image.preprocess = lambda payload: payload and payload.path
             with gr.Column():
                 drawn = gr.Image(
                     label="Prediction", format="png", buttons=[], elem_id="overlay"
@@ -130,12 +131,17 @@ def build_page(analyzer: Analyzer, title: str, folder: Path) -> "gradio.Blocks":
             elem_id="presence",
         )
         codewords = gr.Gallery(
-            label="Codewords: how much of each pixel they take (violet 0, yellow most)",
+            label="Codewords by their share of the image",
             columns=3,
             format="png",
             buttons=[],
             visible=analyzer.explainer is not None,
             elem_id="codewords",
+        )
+        gr.Markdown(
+            "Maps of codewords: how much of each pixel they take, from nothing "
+            "(violet) to the most that they take of any (yellow).",
+            visible=analyzer.explainer is not None,
         )
         outputs = [state, drawn, presence, codewords, download]
         image.change(
@@ -165,7 +171,7 @@ class _Actions:
         try:
             analysis = self._analyzer(path)
         except UserError as error:
-            raise gr.Error(" ".join(str(error).split()), duration=None) from error
+            raise gr.Error(str(error), duration=None, print_exception=False) from error
         file = _save_download(analysis, self._folder, self._downloads)
         return [
             analysis,
@@ -202,10 +208,19 @@ def _theme() -> Any:
     return gr.themes.Default(font=fonts, font_mono=["ui-monospace", "monospace"])
 
 
-def _free_port(host: str) -> int:
-    import socket
-
+def listenable_port(host: str, port: int) -> int:
+    """Returns the port, a free one for 0; raises `UserError` unless it can be used."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with socket.socket(family) as free:
-        free.bind((host, 0))
-        return free.getsockname()[1]
+    try:
+        with socket.socket(family) as tried:
+            # As the server does: a port is free as soon as its last server has ended.
+            tried.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            tried.bind((host, port))
+            return tried.getsockname()[1]
+    except (OSError, UnicodeError) as error:
+        raise _no_listening(host, port, error) from error
+
+
+def _no_listening(host: str, port: int, error: Exception) -> UserError:
+    reason = getattr(error, "strerror", None) or str(error).split(". ")[0]
+    return UserError(f"--host={host} --port={port}: cannot be listened on: {reason}")

@@ -43,9 +43,18 @@ def main(arguments: list[str]) -> None:
 
 def check_output(path: Path) -> None:
     """Raises `UserError` if a page would replace a folder or another file."""
-    if path.is_dir():
-        raise UserError(f"--output={path}: is a folder; name a file, FILE.html")
-    if path.exists():
+    try:
         with path.open("rb") as file:
-            if _MARK not in file.read(1024):
-                raise UserError(f"--output={path}: exists and is no page of encnet_jax")
+            start = file.read(1024)
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    except IsADirectoryError as error:
+        raise UserError(
+            f"--output={path}: is a folder; name a file, FILE.html"
+        ) from error
+    except OSError as error:
+        raise UserError(
+            f"--output={path}: cannot be replaced: {error.strerror}"
+        ) from error
+    if _MARK not in start:
+        raise UserError(f"--output={path}: exists and is no page of encnet_jax")

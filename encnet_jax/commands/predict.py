@@ -76,7 +76,7 @@ def main(arguments: list[str]) -> int:
         raise UserError("--base_size: only with --slide")
     if info.task == "classification":
         for flag in ("explain", "slide", "save"):
-            if flags.FLAGS[flag].value != flags.FLAGS[flag].default:
+            if values[flag].present and values[flag].value is not False:
                 raise UserError(
                     f"--{flag}: {workdir} classifies; a segmenter is needed"
                 )

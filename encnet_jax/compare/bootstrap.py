@@ -17,15 +17,17 @@ class Differences(NamedTuple):
 
     Attributes:
         mean: Of the mean IoU, or of the accuracy.
-        mean_interval: Its bounds, (2,).
-        by_class: Of each class; NaN where neither run has a score.
+        mean_interval: Its bounds, (2,); NaN where there is no interval.
+        by_class: Of each class; NaN where a run has no score.
         intervals: Their bounds, (2, n).
+        scores: The scores of both runs by class, (2, n).
     """
 
     mean: float
     mean_interval: Float[np.ndarray, " 2"]
     by_class: Float[np.ndarray, " n"]
     intervals: Float[np.ndarray, "2 n"]
+    scores: Float[np.ndarray, "2 n"]
 
 
 def paired_differences(
@@ -41,7 +43,8 @@ def paired_differences(
 
     Images are drawn with replacement, as many as there are, and the scores of both runs
     are computed from the same draw. The interval is that of the percentiles 2.5 and
-    97.5 of the differences; a class counts in the draws that contain it.
+    97.5 of the differences; a class counts in the draws that contain it. One image says
+    nothing about others: of a class in a single one there is no interval.
 
     Args:
         first: Counts of the images.
@@ -59,11 +62,19 @@ def paired_differences(
         for counts in _resampled(len(first.names), draws, seed)
     ]
     means, classes = (np.concatenate(part) for part in zip(*parts))
+    intervals, mean_interval = _interval(classes), _interval(means[:, None])[:, 0]
+    shown = first.labeled
+    if task == "segmentation":  # whose scores count wrong predictions of a class too
+        shown = shown + first.predicted + second.predicted
+    intervals[:, (shown > 0).sum(0) == 1] = np.nan
+    if len(first.names) < 2:
+        mean_interval[:] = np.nan
     return Differences(
         float(mean),
-        _interval(means[:, None])[:, 0],
+        mean_interval,
         by_class,
-        _interval(classes),
+        intervals,
+        np.concatenate([_scores(log, ones, task, absent_classes)[1] for log in logs]),
     )
 
 

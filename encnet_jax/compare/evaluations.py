@@ -90,17 +90,26 @@ def _load(name: str, workdir: Path, split: str) -> Evaluation:
         scores = json.loads(path.read_text())
         matrix = np.asarray(scores["confusion_matrix"], np.int64)
         classes = tuple(scores["class_names"])
+        if matrix.shape != (len(classes), len(classes)):
+            raise ValueError(f"confusion_matrix of {matrix.shape}")
+        groups = [scores.get(key) or {} for key in ("evaluation", "calibration")]
+        if not all(isinstance(group, dict) for group in groups):
+            raise ValueError("evaluation, calibration: must be objects")
+        scores["split"] = str(scores["split"])
     except OSError as error:
         raise UserError(
-            f"{path}: cannot be read: {error.strerror}; evaluate the run first: "
-            f"encnet evaluate --workdir={workdir}"
+            f"{path}: cannot be read: {error.strerror}; evaluate the run first: encnet "
+            f"evaluate --config=NAME --workdir={workdir} "
+            f"--split={split.removesuffix('-ms')}"
         ) from error
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
         raise UserError(f"{path}: not an evaluation: {error!r}") from error
     if classes != info.class_names:
         raise UserError(f"{path}: has other classes than {workdir / 'classes.json'}")
     log_path = image_log_path(path)
     log = read_image_log(log_path, len(classes))
+    if not log.names:
+        raise UserError(f"{log_path}: has no images")
     sums = [counts.sum(0) for counts in (log.correct, log.labeled, log.predicted)]
     expected = [matrix.diagonal(), matrix.sum(1), matrix.sum(0)]
     if not np.array_equal(sums, expected):

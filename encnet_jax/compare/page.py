@@ -5,12 +5,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from jaxtyping import UInt8
 
 from encnet_jax.compare.bootstrap import DRAWS, Differences, paired_differences
 from encnet_jax.compare.evaluations import Evaluation, metric_names
-from encnet_jax.data.datasets import Dataset
+from encnet_jax.data.datasets import Example
 from encnet_jax.data.registry import open_dataset
 from encnet_jax.errors import UserError
+from encnet_jax.evaluate.image_log import ImageLog
 from encnet_jax.evaluate.report import summary_names
 from encnet_jax.report.charts import curve_chart
 from encnet_jax.report.evaluation import Strip, Thumbnail, describe, environment
@@ -40,20 +42,20 @@ def save_comparison(
             data set there are no images on the page, only predictions.
     """
     first = evaluations[0]
-    dataset, problem = open_images(first, data_dir)
+    shown = most_different(evaluations)
+    examples, problem = read_examples(first, shown, data_dir)
     curves = [
         curve_chart(title, {run.name: run.curve(key) for run in evaluations})
         for key, title in metric_names(first.info).items()
     ]
+    settings = first.scores.get("evaluation") or {}
     pairs = []
     for number, other in enumerate(evaluations[1:], 2):
         found = paired_differences(
             first.log,
             other.log,
             first.info.task,
-            absent_classes=first.scores.get("evaluation", {}).get(
-                "absent_classes", "skip"
-            ),
+            absent_classes=settings.get("absent_classes", "skip"),
         )
         pairs.append(
             {
@@ -80,20 +82,20 @@ def save_comparison(
         scores=score_rows(evaluations),
         pairs=pairs,
         images=[
-            image_strip(index, evaluations, dataset)
-            for index in most_different(evaluations)
+            image_strip(index, evaluations, examples.get(index)) for index in shown
         ],
         problem=problem,
         settings=environment(),
     )
 
 
-def open_images(
-    run: Evaluation, data_dir: str | None = None
-) -> tuple[Dataset | None, str]:
-    """Opens the data set of an evaluation; None and the reason if that fails.
+def read_examples(
+    run: Evaluation, indices: Sequence[int], data_dir: str | None = None
+) -> tuple[dict[int, Example], str]:
+    """Reads examples of the data set of an evaluation by their index.
 
-    Nothing is downloaded.
+    None, and the reason, where it cannot be opened, or its images or labels are not
+    those of the evaluation, such as those of another folder. Nothing is downloaded.
     """
     try:
         config = load_run_config(run.workdir)
@@ -109,14 +111,29 @@ def open_images(
         )
         if len(dataset) != len(run.log.names):
             raise UserError(f"{name}: has {len(dataset)} images now")
+        examples = {index: dataset[index] for index in indices}
+        for index, example in examples.items():
+            _check_example(example, run.log, index)
     except (UserError, OSError, ImportError, KeyError) as error:
-        return None, " ".join(str(error).split())
-    return dataset, ""
+        return {}, " ".join(str(error).split())
+    return examples, ""
+
+
+def _check_example(example: Example, log: ImageLog, index: int) -> None:
+    """Raises `UserError` unless an example is the one that was evaluated."""
+    if example.name != log.names[index]:
+        raise UserError(
+            f"image {index} is {example.name!r}; {log.names[index]!r} was evaluated"
+        )
+    counts = np.bincount(example.labels.ravel(), minlength=256)
+    labeled = log.labeled[index]
+    if not np.array_equal(counts[: len(labeled)], labeled):
+        raise UserError(f"the labels of {example.name!r} are not those evaluated")
 
 
 def run_row(run: Evaluation) -> dict[str, Any]:
     """Returns what the page says of a run."""
-    settings = run.scores.get("evaluation", {})
+    settings = run.scores.get("evaluation") or {}
     config = load_run_config(run.workdir)
     return {
         "name": run.name,
@@ -138,7 +155,7 @@ def score_rows(evaluations: Sequence[Evaluation]) -> list[dict[str, Any]]:
     names = _CLASSIFICATION if "accuracy" in first else summary_names(first)
     rows = []
     for key in sorted(names, key=lambda name: name != "mean_iou"):
-        if all(run.scores.get(key) is not None for run in evaluations):
+        if all(isinstance(run.scores.get(key), float | int) for run in evaluations):
             name = f"{names[key][:1].upper()}{names[key][1:]}"
             rows.append(_score_row(name, [run.scores[key] for run in evaluations]))
     errors = [
@@ -162,11 +179,8 @@ def class_rows(
     first: Evaluation, other: Evaluation, found: Differences
 ) -> list[dict[str, Any]]:
     """Returns the table of per-class differences, the largest gain first."""
-    key = "per_class_iou"
-    if first.info.task == "classification":
-        key = "per_class_accuracy"
-    bounds = np.abs(found.intervals)[:, ~np.isnan(found.intervals[0])]
-    largest = max(float(bounds.max()) if bounds.size else 0.0, 1e-9)
+    bounds = np.abs(np.stack([found.by_class, *found.intervals]))
+    largest = max(float(np.nan_to_num(bounds).max()), 1e-9)
     order = np.argsort(-np.nan_to_num(found.by_class, nan=-9.0), kind="stable")
     rows = []
     for k in order.tolist():
@@ -175,7 +189,7 @@ def class_rows(
             {
                 "name": first.info.class_names[k],
                 "color": "#{:02x}{:02x}{:02x}".format(*first.info.colors[k]),
-                "values": [run.scores[key][k] for run in (first, other)],
+                "values": found.scores[:, k].tolist(),
                 "difference": float(found.by_class[k]),
                 "low": low,
                 "high": high,
@@ -196,14 +210,14 @@ def most_different(evaluations: Sequence[Evaluation]) -> list[int]:
 
 
 def image_strip(
-    index: int, evaluations: Sequence[Evaluation], dataset: Dataset | None
+    index: int, evaluations: Sequence[Evaluation], example: Example | None
 ) -> Strip:
     """Returns an image with its label and the predictions of the runs.
 
     Args:
         index: Of the image in the split.
         evaluations: The runs.
-        dataset: The split; None where it cannot be opened.
+        example: The image; None where the data set cannot be opened.
     """
     info, name = evaluations[0].info, evaluations[0].log.names[index]
     scores = [float(run.image_scores[index]) for run in evaluations]
@@ -214,8 +228,7 @@ def image_strip(
     names = [run.name for run in evaluations]
     score = "; ".join(f"{run} {text}" for run, text in zip(names, texts))
     thumbnails = []
-    if dataset is not None:
-        example = dataset[index]
+    if example is not None:
         height, width = small_size(example.image.shape[:2], SMALL)
         uri = image_uri(example.image, SMALL)
         thumbnails.append(Thumbnail("Image", uri, name, width, height))
@@ -225,9 +238,19 @@ def image_strip(
             thumbnails.append(Thumbnail("Label", uri, alt, width, height))
     for run in evaluations:
         if (stored := run.log.thumbnails[index]) is not None:
-            labels = decode_labels(stored)
+            labels = _decode(stored, run, name)
             uri = labels_uri(labels, info.colors)
             alt = describe(labels, info.class_names)
             height, width = labels.shape
             thumbnails.append(Thumbnail(run.name, uri, alt, width, height))
     return Strip(name, score, thumbnails)
+
+
+def _decode(stored: str, run: Evaluation, name: str) -> UInt8[np.ndarray, "h w"]:
+    try:
+        return decode_labels(stored)
+    except (ValueError, OSError, SyntaxError) as error:
+        raise UserError(
+            f"{run.workdir}: the stored prediction of {name!r} is damaged: {error}; "
+            "evaluate the run again"
+        ) from error

@@ -119,7 +119,9 @@ class MetricAccumulator:
         index = metrics.index
         self.times[index] += 1
         self.matrix += metrics.matrix
-        self.image_iou[index] = segmentation_metrics(metrics.matrix)["mean_iou"]
+        scored = segmentation_metrics(metrics.matrix)["mean_iou"]
+        # Without a labeled pixel there is nothing to be right or wrong.
+        self.image_iou[index] = scored if metrics.matrix.any() else np.nan
         self.present[index] = metrics.matrix.sum(1) > 0
         if metrics.presence is not None:
             self.presence[index] = metrics.presence

@@ -30,8 +30,12 @@ RankedExample = tuple[str, float, ConfidentPrediction]
 
 
 def select_examples(image_iou: Float[np.ndarray, " N"]) -> dict[int, str]:
-    """Returns the indices of the best, the median and the worst images, each once."""
+    """Returns the indices of the best, the median and the worst images, each once.
+
+    Images without a labeled pixel have no score, and no rank.
+    """
     order = np.argsort(-image_iou, kind="stable").tolist()
+    order = order[: int((~np.isnan(image_iou)).sum())]
     middle = max((len(order) - _EXAMPLES) // 2, 0)
     parts = {
         "best": order[:_EXAMPLES],
@@ -57,7 +61,7 @@ def predict_examples(
         predict: See `make_confidence_fn`.
         run: The weights.
         dataset: The split.
-        image_iou: Mean IoU of every image.
+        image_iou: Mean IoU of every image, NaN of one without labeled pixels.
     """
     selected = select_examples(image_iou)
     sample = sample_indices(len(dataset))
@@ -95,7 +99,8 @@ def save_figures(
         (f"{rank}, IoU {100 * iou:.1f}: {p.example.name}", p.example, p.labels)
         for rank, iou, p in examples
     ]
-    charts.save_examples(rows, info, Path(f"{prefix}-examples.png"))
+    if rows:
+        charts.save_examples(rows, info, Path(f"{prefix}-examples.png"))
 
 
 def example_strips(

@@ -85,6 +85,8 @@ def parse_image_log(lines: Iterable[str], num_classes: int) -> ImageLog:
         )
         counts.append(np.stack(list(row)).astype(np.int64))
         names.append(str(stored["name"]))
+        if not isinstance(stored["thumbnail"], str | None):
+            raise ValueError(f"no thumbnail on line {number + 1}")
         thumbnails.append(stored["thumbnail"])
     shape = (3, len(counts), n)
     correct, labeled, predicted = np.stack(counts, 1) if counts else np.zeros(shape)
@@ -104,7 +106,7 @@ def read_image_log(path: Path, num_classes: int) -> ImageLog:
         raise UserError(
             f"{path}: cannot be read: {error.strerror}; evaluate the run again"
         ) from error
-    except (ValueError, KeyError, TypeError, IndexError) as error:
+    except (ValueError, LookupError, TypeError, OverflowError, RecursionError) as error:
         raise UserError(f"{path}: damaged: {error}; evaluate the run again") from error
 
 

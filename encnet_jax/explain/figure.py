@@ -47,6 +47,16 @@ def color_map(values: Float[np.ndarray, "h w"]) -> UInt8[np.ndarray, "h w 3"]:
     return np.stack(channels, -1).round().astype(np.uint8)
 
 
+def relative_map(
+    assignment: Float[np.ndarray, "h w"],
+) -> UInt8[np.ndarray, "h w 3"]:
+    """Returns the map of a codeword, its largest assignment in yellow.
+
+    One that takes nothing of any pixel, as float32 has it, is all violet.
+    """
+    return color_map(assignment / max(assignment.max(), np.finfo(np.float32).tiny))
+
+
 def mark(
     image: UInt8[np.ndarray, "h w 3"], changed: Bool[np.ndarray, "h w"]
 ) -> UInt8[np.ndarray, "h w 3"]:
@@ -115,8 +125,7 @@ def _codewords(explanation: Explanation) -> Image.Image:
     size = _panel_size(explanation.changed.shape, len(used))
     largest = assignment.max((0, 1))
     maps = [
-        Image.fromarray(color_map(assignment[..., k] / largest[k])).resize(size, 0)
-        for k in used
+        Image.fromarray(relative_map(assignment[..., k])).resize(size, 0) for k in used
     ]
     titles = [f"{k}: {shares[k]:.1%}, max. {largest[k]:.2f}" for k in used]
     return _titled(

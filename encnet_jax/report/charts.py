@@ -1,6 +1,7 @@
 """Geometry of figures, in pixels; `templates/charts.html` draws them as SVG."""
 
 import math
+import unicodedata
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -55,7 +56,7 @@ def matrix_chart(
     cell = 26 if count <= _MAX_ANNOTATED else 14 if count <= 60 else 9
     font = min(12.0, 0.8 * cell)
     names = [shortened(name, 22) for name in class_names]
-    margin = math.ceil(max(map(len, names)) * font * _LETTER) + 24
+    margin = math.ceil(max(map(_letters, names)) * font * _LETTER) + 24
     share = matrix / np.maximum(matrix.sum(1, keepdims=True), 1)
     # Square root, so that small shares of wrong pixels show; below 0.25 % none does.
     level = np.ceil(np.sqrt(share) * _LEVELS - 0.5).astype(int)
@@ -101,8 +102,19 @@ def largest_confusions(
 
 
 def shortened(text: str, length: int) -> str:
-    """Returns a text of at most so many letters, with an ellipsis if it was longer."""
-    return text if len(text) <= length else f"{text[: length - 1]}…"
+    """Returns a text of at most so many letters, with an ellipsis if it was longer.
+
+    Letters that are drawn twice as wide as others, as those of Chinese, count twice.
+    """
+    if _letters(text) <= length:
+        return text
+    while _letters(text) > length - 1:
+        text = text[:-1]
+    return f"{text}…"
+
+
+def _letters(text: str) -> int:
+    return sum(1 + (unicodedata.east_asian_width(letter) in "WF") for letter in text)
 
 
 class Curve(NamedTuple):
@@ -153,10 +165,11 @@ def curve_chart(title: str, series: Mapping[str, Mapping[int, float]]) -> CurveC
         series: Name of a run -> step -> value; values that are not finite are left out.
     """
     width, height, left, right, top, bottom = 640, 280, 52, 12, 10, 240
-    points = {
-        name: thinned(np.array([p for p in sorted(v.items()) if math.isfinite(p[1])]))
+    finite = {
+        name: np.array([p for p in sorted(v.items()) if math.isfinite(p[1])])
         for name, v in series.items()
     }
+    points = {name: thinned(values) for name, values in finite.items()}
     present = [p for p in points.values() if len(p)]
     every = np.concatenate(present) if present else np.array([[0.0, 0.0], [1.0, 1.0]])
     (x_low, y_low), (x_high, y_high) = every.min(0), every.max(0)
@@ -180,7 +193,7 @@ def curve_chart(title: str, series: Mapping[str, Mapping[int, float]]) -> CurveC
         curves.append(Curve(name, f"M{path}", placed[-1]))
     summary = "; ".join(
         f"{name}: {v[-1, 1]:.4g} at step {v[-1, 0]:.0f}"
-        for name, v in points.items()
+        for name, v in finite.items()
         if len(v)
     )
     return CurveChart(

@@ -167,14 +167,16 @@ def save_evaluation_page(
 def class_rows(results: Mapping[str, Any], info: DatasetInfo) -> list[dict[str, Any]]:
     """Returns the rows of the table of classes, best first, absent ones last."""
     matrix = np.asarray(results["confusion_matrix"])
-    keys = [key for key in _COLUMNS if key in results]
-    first = np.nan_to_num(np.asarray(results[keys[0]], float), nan=-1.0)
     labeled = matrix.sum(1)
+    scores = [np.asarray(results[key], float) for key in _COLUMNS if key in results]
+    if info.task == "classification":  # whose file has 0 for them
+        scores = [np.where(labeled > 0, score, np.nan) for score in scores]
+    first = np.nan_to_num(scores[0], nan=-1.0)
     return [
         {
             "name": info.class_names[k],
             "color": "#{:02x}{:02x}{:02x}".format(*info.colors[k]),
-            "values": [float(results[key][k]) for key in keys],
+            "values": [float(score[k]) for score in scores],
             "share": float(labeled[k] / max(labeled.sum(), 1)),
         }
         for k in np.argsort(-first, kind="stable").tolist()

@@ -2,7 +2,6 @@
 
 import json
 import logging
-import math
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -41,7 +40,7 @@ class MeanGate(NamedTuple):
         if type(images) is not int or images < 1:
             raise ValueError(f"images={images!r}: must be a number of images")
         valid = isinstance(gate, list) and all(
-            type(value) in (int, float) and math.isfinite(value) and 0 <= value <= 1
+            type(value) in (int, float) and 0 <= value <= 1  # not NaN
             for value in gate
         )
         if not (valid and gate):
@@ -64,7 +63,7 @@ def read_mean_gate(checkpoint: Path) -> MeanGate | None:
         return MeanGate.from_json(json.loads(path.read_text()))
     except FileNotFoundError:
         return None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         _log.warning("WARNING: %s: not used as the mean gate: %s", path, error)
         return None
 

@@ -1,6 +1,7 @@
 """What the web page shows, without a page."""
 
 import io
+import socket
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ from PIL import Image
 from encnet_jax import Segmenter
 from encnet_jax.app import analysis
 from encnet_jax.app.analysis import Analyzer, check_upload
+from encnet_jax.app.page import listenable_port
 from encnet_jax.errors import UserError
 from tests import small_workdir
 
@@ -43,7 +45,7 @@ def test_analysis_is_that_of_the_segmenter(tmp_path, monkeypatch):
     assert len(found.codewords) == small_workdir.TINY["num_codes"]
     image, title = found.codewords[0]
     assert image.size == (80, 48)
-    assert title == f"Codeword {shares.argmax()}: {shares.max():.0%} of the image"
+    assert title == f"{shares.argmax()}: {shares.max():.0%}"
 
 
 def test_slider_draws_without_the_network(tmp_path, monkeypatch):
@@ -58,6 +60,21 @@ def test_slider_draws_without_the_network(tmp_path, monkeypatch):
 def test_network_without_the_module_has_no_maps(tmp_path):
     found = analyzer(tmp_path / "run", name="fcn")(photo(tmp_path))
     assert found.codewords is None and found.presence is None
+
+
+def test_address_that_cannot_be_used_is_one_line():
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        message = f"--host=127.0.0.1 --port={port}: cannot be .*already in use"
+        with pytest.raises(UserError, match=message):
+            listenable_port("127.0.0.1", port)
+    assert listenable_port("127.0.0.1", port) == port
+    assert listenable_port("127.0.0.1", 0) > 0
+    for host in ("192.0.2.1", "a" * 99 + ".invalid"):  # of no interface; no name
+        with pytest.raises(UserError, match=f"--host={host} --port=80: cannot be list"):
+            listenable_port(host, 80)
 
 
 def test_uploads_are_bounded(tmp_path, monkeypatch):

@@ -109,10 +109,11 @@ def visit(browser, address, photo, segmenter, folder):
     tab.wait_for_function(sync)
 
     broken = Path(folder / "broken.png")
-    broken.write_bytes(photo.read_bytes()[: photo.stat().st_size // 2])
-    tab.reload()
-    tab.locator("#image input[type=file]").set_input_files(broken)
-    tab.get_by_text("cannot be decoded as an image").wait_for()
+    for content in (photo.read_bytes()[: photo.stat().st_size // 2], b"text"):
+        broken.write_bytes(content)
+        tab.reload()
+        tab.locator("#image input[type=file]").set_input_files(broken)
+        tab.get_by_text("cannot be decoded as an image").wait_for()
     outside = [
         url for url in requested if not url.startswith((address, "data:", "blob:"))
     ]

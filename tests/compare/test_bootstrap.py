@@ -76,7 +76,21 @@ def test_a_run_does_not_differ_from_itself(matrices):
     assert not np.nan_to_num(found.intervals).any()
 
 
-def test_a_class_of_one_image_has_a_wide_interval(matrices):
+def test_one_image_gives_no_interval(matrices):
+    few = [m.copy() for m in matrices]
+    for m in few:  # class 2 is in the last image only
+        m[:-1, 2] = m[:-1, :, 2] = 0
+    found = paired_differences(*map(log_of, few), "segmentation", draws=50)
+    assert found.by_class[2] != 0 and np.isnan(found.intervals[:, 2]).all()
+    assert not np.isnan(found.intervals[:, :2]).any()
+    found = paired_differences(
+        *(log_of(m[:1]) for m in matrices), "segmentation", draws=50
+    )
+    assert found.mean != 0 and np.isnan(found.mean_interval).all()
+    assert np.isnan(found.intervals).all()
+
+
+def test_only_what_differs_between_the_runs_widens_an_interval(matrices):
     """Where pairing counts: both runs vary with the images, their difference not."""
     better = matrices[0].copy()
     better[:, 0, 0] += matrices[0][:, 0].sum(1)

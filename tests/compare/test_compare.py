@@ -8,8 +8,14 @@ import pytest
 from PIL import Image
 
 from encnet_jax.commands.compare import check_output
+from encnet_jax.compare.bootstrap import paired_differences
 from encnet_jax.compare.evaluations import load_evaluations
-from encnet_jax.compare.page import most_different, save_comparison, score_rows
+from encnet_jax.compare.page import (
+    class_rows,
+    most_different,
+    save_comparison,
+    score_rows,
+)
 from encnet_jax.config import default, save_config
 from encnet_jax.data.dataset_info import DatasetInfo, save_info, voc_colormap
 from encnet_jax.errors import UserError
@@ -92,8 +98,27 @@ def test_page_of_three_runs(runs, tmp_path):
     assert "Validation mean IoU" in page.text and "Training loss" in page.text
     mean = [100 * run.scores["mean_iou"] for run in evaluations]
     assert f"{mean[0]:.2f}" in page.text and f"{mean[1]:.2f}" in page.text
-    assert f"mean IoU −{mean[0] - mean[1]:.1f} points" in page.text
+    assert f"mean IoU −{mean[0] - mean[1]:.2f} points" in page.text
     assert not list(tmp_path.glob(".encnet-*"))
+
+
+def test_small_differences_are_not_rounded_away(folder, tmp_path):
+    runs = [write_run(tmp_path / name, folder, 0.1) for name in "ab"]
+    first, second = load_evaluations(runs, "val")
+    save_comparison(tmp_path / "page.html", [first, second])
+    page = check_page((tmp_path / "page.html").read_text())
+    assert "mean IoU +0.00 points, 95 % interval +0.00 to +0.00" in page.text
+    assert "−0.00" not in page.text
+    # 1 of 3,000 pixels is wrong in the second run.
+    correct = first.log.correct * 0 + 1000
+    log = first.log._replace(correct=correct, labeled=correct, predicted=correct)
+    fewer, predicted = correct.copy(), correct.copy()
+    fewer[:, 2], predicted[:, 2], predicted[:, 1] = 999, 999, 1001
+    other = log._replace(correct=fewer, predicted=predicted)
+    runs = first._replace(log=log), second._replace(log=other)
+    save_comparison(tmp_path / "page.html", runs)
+    page = check_page((tmp_path / "page.html").read_text())
+    assert "sky−0.10−0.10 to −0.10" in "".join(page.text.split("\n"))
 
 
 def test_images_are_ordered_by_their_difference(runs):
@@ -112,19 +137,24 @@ def test_best_score_is_marked_unless_all_are_equal(runs):
     assert [best for _, best in row["values"]] == [False, False]
 
 
-@pytest.mark.parametrize("damage", ["gone", "fewer"])
+@pytest.mark.parametrize("damage", ["gone", "fewer", "renamed", "relabeled"])
 def test_without_the_data_set_predictions_remain(runs, folder, tmp_path, damage):
     evaluations = load_evaluations(runs, "val")
     if damage == "gone":
         folder.rename(tmp_path / "elsewhere")
-    else:
-        (folder / "images/val/4.png").unlink()
-        (folder / "labels/val/4.png").unlink()
+    elif damage == "relabeled":  # as with another folder of images of these names
+        Image.new("L", (16, 12), 1).save(folder / "labels/val/4.png")
+    for part in ("images", "labels"):
+        path = folder / part / "val/4.png"
+        if damage == "renamed":
+            path.rename(path.with_name("5.png"))
+        elif damage == "fewer":
+            path.unlink()
     path = tmp_path / "page.html"
     save_comparison(path, evaluations)
     page = check_page(path.read_text())
     assert page.count("img") == 5 * 3
-    assert "The data set could not be opened" in page.text
+    assert "Images and labels of the data set are missing here" in page.text
     if damage == "gone":
         save_comparison(path, evaluations, str(tmp_path / "elsewhere"))
         assert check_page(path.read_text()).count("img") == 5 * 5
@@ -163,8 +193,33 @@ def test_what_cannot_be_compared_is_one_line(runs, folder, tmp_path):
     assert "is of another evaluation than val.json" in refusal(bad)
     path.unlink()
     assert "val-images.jsonl: cannot be read" in refusal(bad)
-    (bad / "evaluation/val.json").write_text("{}")
-    assert "not an evaluation" in refusal(bad)
+    path.write_text("")
+    assert "val-images.jsonl: has no images" in refusal(bad)
+    scores = bad / "evaluation/val.json"
+    stored = json.loads(scores.read_text())
+    damaged = [{}, {**stored, "confusion_matrix": [[10**30]]}]
+    damaged += [{**stored, "confusion_matrix": [[1]]}, {**stored, "calibration": "?"}]
+    for content in damaged:
+        scores.write_text(json.dumps(content))
+        assert "not an evaluation" in refusal(bad)
+
+
+def test_damaged_thumbnail_is_one_line(runs, tmp_path):
+    path = image_log_path(runs[1] / "evaluation" / "val.json")
+    line = json.loads(path.read_text().splitlines()[4])
+    path.write_text(path.read_text().replace(line["thumbnail"], "iVBORw0K"))
+    with pytest.raises(UserError, match="bad: the stored prediction of '4' is damaged"):
+        save_comparison(tmp_path / "page.html", load_evaluations(runs, "val"))
+    assert not (tmp_path / "page.html").exists()
+
+
+def test_scores_of_the_table_are_those_of_the_files(runs):
+    good, bad = load_evaluations(runs[:2], "val")
+    for row in class_rows(good, bad, paired_differences(good.log, bad.log, INFO.task)):
+        index = NAMES.index(row["name"])
+        expected = [run.scores["per_class_iou"][index] for run in (good, bad)]
+        np.testing.assert_allclose(row["values"], expected)
+        assert max(map(abs, row["bar"])) <= 1
 
 
 def test_other_images_and_labels_are_one_line(runs, folder, tmp_path):
@@ -187,6 +242,8 @@ def test_files_of_the_user_are_not_replaced(runs, tmp_path):
         check_output(path)
     with pytest.raises(UserError, match="is a folder"):
         check_output(tmp_path)
+    with pytest.raises(UserError, match="cannot be replaced: File name too long"):
+        check_output(tmp_path / f"{'a' * 300}.html")
     save_comparison(tmp_path / "page.html", load_evaluations(runs, "val"))
     check_output(tmp_path / "page.html")
     check_output(tmp_path / "new.html")

@@ -1,5 +1,7 @@
 """Sums over images, and the stored metrics of each."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -15,14 +17,19 @@ def test_metrics_survive_a_round_trip_through_json_bit_by_bit():
     matrix = np.zeros((150, 150), np.int64)
     matrix[3, 140], matrix[149, 0] = 2**40, 1
     sizes = rng.integers(0, 2, (3, 150, 3))
-    metrics = metrics_of(7, matrix, rng.random(150, np.float32), sizes)
+    metrics = dataclasses.replace(
+        metrics_of(7, matrix, rng.random(150, np.float32), sizes),
+        boundary=rng.integers(0, 2, (150, 2)),
+        name="a\udc80 ü",
+        thumbnail="x",
+    )
     line = metrics.to_json()
     assert "\n" not in line
     back = ImageMetrics.from_json(line, 150)
     assert back.index == 7
     for old, new in zip(*(list(vars(m).values())[1:] for m in (metrics, back))):
         np.testing.assert_array_equal(old, new)
-        assert old.dtype == new.dtype
+        assert getattr(old, "dtype", None) == getattr(new, "dtype", None)
     bare = ImageMetrics.from_json(metrics_of(1, matrix).to_json(), 150)
     assert bare.presence is None and bare.by_size is None
 
@@ -38,6 +45,15 @@ def test_results_come_from_the_summed_matrix_and_each_image_has_its_own():
     assert results["images"] == 2 and results["pixel_accuracy"] == 5 / 8
     assert "presence_average_precision" not in results
     assert "by_object_size" not in results
+
+
+def test_image_without_labels_has_no_score():
+    accumulator = MetricAccumulator(2, 2)
+    accumulator.add(metrics_of(0, [[0, 0], [0, 0]]))
+    accumulator.add(metrics_of(1, [[0, 0], [1, 1]]))
+    total = accumulator.over_hosts()
+    np.testing.assert_array_equal(total.image_iou, [np.nan, 0.25])
+    assert total.results("skip")["mean_iou"] == 0.25
 
 
 @pytest.mark.parametrize("indices", [[0], [0, 1, 1]])

@@ -55,8 +55,11 @@ def test_sample_is_bounded_even_and_distinct(count, size):
     [
         {},
         {"mode": "slide"},
-        {"mode": "slide", "scales": (0.5, 1.0), "flip": True},
-        {"protocol": "mmseg", "mode": "slide"},
+        pytest.param(
+            {"mode": "slide", "scales": (0.5, 1.0), "flip": True},
+            marks=pytest.mark.slow,
+        ),
+        pytest.param({"protocol": "mmseg", "mode": "slide"}, marks=pytest.mark.slow),
     ],
     ids=["whole", "slide", "flip", "mmseg"],
 )

@@ -10,6 +10,7 @@ from encnet_jax.evaluate.class_page import ClassRecord, save_classification_page
 from encnet_jax.evaluate.classification import classification_scores
 from encnet_jax.evaluate.evaluator import ImagePrediction
 from encnet_jax.evaluate.image_log import parse_image_log
+from encnet_jax.report.evaluation import class_rows
 from tests.report.pages import check_page
 
 INFO = DatasetInfo(
@@ -67,3 +68,6 @@ def test_record_and_page(tmp_path):
     ]
     assert "cat: from 0.0 %" in page.text
     assert "50.00 %" in page.text and "Confusion" in page.text
+    # No image of the last class: no accuracy, as the caption says.
+    values = {row["name"]: row["values"] for row in class_rows(scores, INFO)}
+    assert values["cat"] == values["dog"] == [0.5] and np.isnan(values["owl"]).all()

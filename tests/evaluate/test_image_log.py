@@ -53,7 +53,12 @@ def test_worst_images_show_the_class_before_those_that_only_predict_it():
 
 @pytest.mark.parametrize(
     "damage",
-    ["", "{", "[]", '{"index": 0}', lines()[1], lines()[0].replace("[0, 1]", "[0, 9]")],
+    [
+        *("", "{", "[]", '{"index": 0}', lines()[1], "[" * 99_999),
+        lines()[0].replace("[0, 1]", "[0, 9]"),
+        lines()[0].replace("[0, 1]", f"[0, {10**30}]"),
+        lines()[0].replace('"x"', "7"),
+    ],
 )
 def test_damaged_files_are_one_line(tmp_path, damage):
     path = tmp_path / "val-images.jsonl"

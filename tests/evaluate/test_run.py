@@ -282,15 +282,19 @@ def test_labels_corrected_after_a_kill_are_scored_anew(
     assert sum(scores["confusion_matrix"][0]) >= corrected.size
 
 
+def slow(**settings):
+    return pytest.param(settings, marks=pytest.mark.slow)
+
+
 @pytest.mark.parametrize(
     "settings",
     [
         dict(mode="whole"),
-        dict(mode="whole", base_size=40),
-        dict(mode="whole", base_size=40, align_corners=True),
+        slow(mode="whole", base_size=40),
+        slow(mode="whole", base_size=40, align_corners=True),
         dict(mode="slide"),
-        dict(mode="slide", scales=(0.5, 1.0), flip=True),
-        dict(protocol="mmseg", mode="whole", base_size=40),
+        slow(mode="slide", scales=(0.5, 1.0), flip=True),
+        slow(protocol="mmseg", mode="whole", base_size=40),
         dict(protocol="mmseg", mode="slide", crop_size=24),
     ],
 )
@@ -350,6 +354,10 @@ def test_best_median_and_worst_images_are_chosen_once():
         0: "worst",
     }
     assert select_examples(np.array([0.3])) == {0: "best"}
+    # Images without labels are none of them.
+    scores = np.array([np.nan, 0.5, np.nan, 0.9, 0.7])
+    assert select_examples(scores) == {3: "best", 4: "best", 1: "worst"}
+    assert select_examples(scores[:1]) == {}
 
 
 def test_value_range_other_than_in_training_is_a_warning(caplog):

@@ -6,7 +6,12 @@ import numpy as np
 import pytest
 
 from encnet_jax.data.scenes import draw
-from encnet_jax.explain.figure import color_map, draw_explanation, mark
+from encnet_jax.explain.figure import (
+    color_map,
+    draw_explanation,
+    mark,
+    relative_map,
+)
 
 MARK = (255, 0, 160)
 
@@ -55,6 +60,13 @@ def test_marks_are_stripes_and_an_outline():
     assert not marked[~changed].any()
     assert marked[10, 5:25].all() and marked[10:30, 24].all()
     assert 0.1 < marked[12:28, 7:23].mean() < 0.5
+
+
+def test_map_of_a_codeword_that_takes_nothing_is_violet():
+    with np.errstate(all="raise"):
+        colors = relative_map(np.zeros((2, 3), np.float32))
+    assert (colors == color_map(np.zeros((2, 3)))).all()
+    assert relative_map(np.float32([[0, 0.25]]))[0, 1].tolist() == [253, 231, 37]
 
 
 def test_colors_of_maps_run_from_violet_to_yellow():

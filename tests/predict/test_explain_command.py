@@ -1,13 +1,10 @@
 """`predict.py --explain`: a figure for each image, nothing overwritten."""
 
-from types import SimpleNamespace
-
 import numpy as np
 import pytest
 from PIL import Image
 
 from encnet_jax import Segmenter, UserError
-from encnet_jax.commands import predict as command
 from encnet_jax.data.dataset_info import CIFAR10, save_info
 from encnet_jax.data.result_file import is_result
 from encnet_jax.data.scenes import draw
@@ -26,21 +23,9 @@ def photos(tmp_path):
 
 
 @pytest.fixture
-def predict(tmp_path, monkeypatch):
-    def run(*arguments, **given):
-        values = dict(
-            workdir=str(FOLDER),
-            output=str(tmp_path / "out"),
-            step="best",
-            max_image_pixels=0,
-            explain=True,
-            reference=[],
-        )
-        values = SimpleNamespace(**{**values, **given})
-        monkeypatch.setattr(command.flags, "FLAGS", values)
-        return command.main([str(argument) for argument in arguments])
-
-    return run
+def predict(command):
+    """Returns a function that predicts with --explain, of the network of scenes."""
+    return lambda *arguments, **flags: command(*arguments, **{"explain": True, **flags})
 
 
 def names_in(folder):

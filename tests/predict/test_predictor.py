@@ -194,6 +194,7 @@ def test_training_starts_from_the_backbone_of_a_file(tmp_path):
     np.testing.assert_array_equal(kernel, expected)
 
 
+@pytest.mark.slow
 def test_evaluate_and_predict_accept_an_imported_workdir(tmp_path):
     shapes = small_shapes("mmseg_encnet_r50_d8")
     classes = shapes["decode_head.conv_seg.bias"][0]
@@ -213,6 +214,7 @@ def test_evaluate_and_predict_accept_an_imported_workdir(tmp_path):
         f"--config.data.data_dir={camvid}",
         f"--workdir={workdir}",
         "--split=test",
+        "--config.evaluation.base_size=48",
     )
     assert scored.returncode == 0 and "3 images, step 0" in scored.stdout, scored.stderr
     image = next((camvid / "test").iterdir())

@@ -64,3 +64,14 @@ def test_long_curves_are_thinned_to_means():
     points = np.stack([np.arange(1200.0), np.tile([0.0, 2.0], 600)], 1)
     thin = charts.thinned(points)
     assert thin.shape == (300, 2) and (thin[:, 1] == 1).all()
+    # In words it ends where the run ends, not in the middle of a group.
+    chart = charts.curve_chart("loss", {"a": dict(points.tolist())})
+    assert chart.summary == "a: 2 at step 1199"
+
+
+def test_wide_letters_have_room():
+    matrix = np.eye(1, dtype=int)
+    narrow, wide = (charts.matrix_chart(matrix, (c * 9,)).margin for c in "a道")
+    assert wide - 24 >= 9 * 12 > narrow - 24
+    assert charts.shortened("道" * 12, 22) == "道" * 10 + "…"
+    assert charts.shortened("道" * 11, 22) == "道" * 11

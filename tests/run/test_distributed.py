@@ -81,6 +81,7 @@ def assert_same(expected, found):
         )
 
 
+@pytest.mark.slow  # the next test has eight devices too
 def test_eight_devices_train_as_one(one_device, camvid, tmp_path):
     more, expected = one_device
     finish(start(*arguments(camvid, tmp_path / "run", *more), devices=8))

@@ -221,6 +221,7 @@ ls {disk}/run/checkpoints > {out}/third
 """
 
 
+@pytest.mark.slow
 def test_full_disk_costs_a_checkpoint_but_not_the_run(camvid, tmp_path):
     own_mounts = ["unshare", "-rm", "true"]
     if not shutil.which("unshare") or subprocess.run(own_mounts).returncode:

@@ -137,9 +137,12 @@ def test_damage_in_a_workdir_is_a_warning(tmp_path, caplog):
     read = read_mean_gate(tmp_path)
     assert read.images == 5
     np.testing.assert_allclose(read.gate, mean_gate.gate, atol=1e-6)
-    (tmp_path / "metrics" / "mean_gate.json").write_text("{")
-    assert read_mean_gate(tmp_path) is None
-    assert "not used as the mean gate" in caplog.text
+    huge = json.dumps({"images": 5, "gate": [10**400]})
+    for damage in ("{", "[" * 99_999, huge):
+        caplog.clear()
+        (tmp_path / "metrics" / "mean_gate.json").write_text(damage)
+        assert read_mean_gate(tmp_path) is None
+        assert "not used as the mean gate" in caplog.text
 
 
 def test_network_without_the_module_stores_none(camvid, tmp_path, monkeypatch):
