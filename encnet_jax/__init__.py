@@ -1,7 +1,8 @@
 """EncNet in JAX/Flax: context encoding for semantic segmentation.
 
-`Segmenter` and `Classifier` predict, `fit` trains on arrays in memory, `create_model`
-builds networks and `load_torch_weights` fills them with published weights.
+`Segmenter` and `Classifier` predict, `fit` trains on arrays in memory or on a data set
+object, `create_model` builds networks, and `load_torch_weights` fills them with
+published weights.
 """
 
 import importlib

@@ -1,9 +1,9 @@
-"""Training from arrays, for notebooks: `fit` takes images and returns a predictor."""
+"""Training in one call, for notebooks: `fit` takes images and returns a predictor."""
 
 import zlib
 from collections.abc import Sequence
-from numbers import Integral
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 from jax.typing import ArrayLike
@@ -12,7 +12,11 @@ from ml_collections import ConfigDict
 
 from encnet_jax.config import default
 from encnet_jax.data.augment_device import ArrayDataset
-from encnet_jax.data.dataset_info import IGNORE_LABEL, DatasetInfo, voc_colormap
+from encnet_jax.data.dataset_info import IGNORE_LABEL, DatasetInfo
+from encnet_jax.data.datasets import Dataset
+from encnet_jax.data.label_check import check_label_counts
+from encnet_jax.data.label_map import as_classes
+from encnet_jax.data.object_dataset import Examples, as_datasets, named_classes
 from encnet_jax.data.statistics import Statistics, label_histogram
 from encnet_jax.errors import UserError
 from encnet_jax.files import user_path
@@ -24,64 +28,75 @@ Arrays = tuple[ArrayLike, ArrayLike]
 
 
 def fit(
-    images: ArrayLike,
-    labels: ArrayLike,
+    images: ArrayLike | None = None,
+    labels: ArrayLike | None = None,
     config: ConfigDict | None = None,
     *,
+    dataset: Examples | None = None,
     class_names: Sequence[str] = (),
     ignore_label: int | None = None,
-    validation: Arrays | None = None,
+    validation: Arrays | Examples | None = None,
     workdir: str | Path = "runs/fit",
 ) -> Segmenter | Classifier:
-    """Trains on images in memory, augmented on the device; needs no TensorFlow.
+    """Trains on images in memory, or on a data set object; needs no TensorFlow.
 
-    Call it again with the same arrays and workdir to resume.
+    Arrays are augmented on the device. Examples of an object are read and augmented in
+    threads, a batch ahead of the network; with `data.cache_on_device`, which requires
+    images of one size, they are kept on the device as arrays are.
+
+    Call it again with the same arguments and workdir to resume.
 
     Args:
         images: uint8 (n, h, w, 3), RGB; NumPy or JAX.
         labels: Integers or Booleans (n, h, w), classes from 0 or `ignore_label`; or
             (n,), the class of each image.
-        config: See `encnet_jax.config.default`; `small_config` of the images if None.
-        class_names: One per class; default: `class 0`, `class 1`, …
+        config: See `encnet_jax.config.default`; `small_config` of the images, or of the
+            first of the data set object, if None.
+        dataset: In place of images and labels: any object with `__len__` and
+            `__getitem__` that returns image and label, such as a PyTorch `Dataset`, a
+            split of Hugging Face `datasets`, a Grain source, or a list
+            (docs/data.md). It is called in several threads.
+        class_names: One per class; default: `class 0`, `class 1`, … A data set object
+            needs them, unless it is for classification and has its own.
         ignore_label: Label of the pixels that are not learned and not scored, such as
             255, 0 or -1; the others keep their values as classes. By default 255, but
             then labels that hold nothing but 0 and 255 are refused: they may be masks
             of two classes, to be passed as `labels == 255`.
-        validation: Images and labels scored during training, to choose the best
-            checkpoint; those of training if None.
+        validation: Images and labels, or with `dataset` another object, scored during
+            training, to choose the best checkpoint; those of training if None.
         workdir: Folder of the run, as `train.py` writes it.
 
     Returns:
         A predictor with the weights of the best checkpoint.
 
     Raises:
-        UserError: Arrays or settings do not fit together, or SIGTERM ended the run.
+        UserError: Arrays, objects or settings do not fit together, or SIGTERM ended the
+            run.
         FloatingPointError: The loss is not finite.
     """
     workdir = user_path(workdir)
-    images, labels = np.asarray(images), np.asarray(labels)
-    classes = _classes("labels", images, labels, ignore_label)
-    counts = _count("labels", classes, ignore_label)
-    # Without a mapping as they were given, to resume runs of earlier versions.
-    mapped = ignore_label not in (None, IGNORE_LABEL)
-    info = _info(images, classes if mapped else labels, _highest(counts), class_names)
-    _check_classes("labels", classes, counts, info)
-    config = (config or small_config(images, classes)).copy_and_resolve_references()
-    config.data.cache_on_device = True
+    splits: tuple[Dataset, Dataset]
+    if dataset is None:
+        if images is None or labels is None:
+            raise UserError("images, labels: both must be given, or dataset")
+        images, labels = np.asarray(images), np.asarray(labels)
+        splits = _array_datasets(images, labels, class_names, ignore_label, validation)
+        config = config or small_config(images, splits[0].labels)
+        config = config.copy_and_resolve_references()
+        config.data.cache_on_device = True
+    else:
+        if images is not None or labels is not None:
+            raise UserError(
+                "dataset: takes the place of images and labels; pass either"
+            )
+        splits = as_datasets(
+            dataset, cast(Examples, validation), class_names, ignore_label
+        )
+        config = (config or _config_of(splits[0])).copy_and_resolve_references()
+    info = splits[0].info
     config.data.name = info.name
     check_config(config)
-    dataset = scored = ArrayDataset(info, images, classes)
-    dataset.statistics = _statistics(counts, classes, info)
-    if validation is not None:
-        name = "validation labels"
-        if not isinstance(validation, tuple | list) or len(validation) != 2:
-            raise UserError("validation: must be a pair of images and labels")
-        images, labels = map(np.asarray, validation)
-        classes = _classes(name, images, labels, ignore_label)
-        counts = _count(name, classes, ignore_label)
-        _check_classes(name, classes, counts, info)
-        scored = ArrayDataset(info, images, classes)
-    if train(config, workdir, datasets=(dataset, scored)) is None:
+    if train(config, workdir, datasets=splits) is None:
         raise UserError(f"{workdir}: stopped by SIGTERM; call fit again to resume")
     if info.task == "classification":
         return Classifier.from_workdir(workdir)
@@ -117,6 +132,43 @@ def small_config(images: np.ndarray, labels: np.ndarray) -> ConfigDict:
     return config
 
 
+def _config_of(dataset: Dataset) -> ConfigDict:
+    """Returns `small_config` of the first example; others may differ in size."""
+    first = dataset[0]
+    config = small_config(first.image[None], first.labels[None])
+    if dataset.info.task == "segmentation":
+        config.evaluation.mode = "slide"  # windows of one shape compile once
+    return config
+
+
+def _array_datasets(
+    images: np.ndarray,
+    labels: np.ndarray,
+    class_names: Sequence[str],
+    ignore_label: int | None,
+    validation: Any,
+) -> tuple[ArrayDataset, ArrayDataset]:
+    """Checks arrays; returns the splits to train on and to score."""
+    classes = _classes("labels", images, labels, ignore_label)
+    counts = _count("labels", classes, ignore_label)
+    # Without a mapping as they were given, to resume runs of earlier versions.
+    mapped = ignore_label not in (None, IGNORE_LABEL)
+    info = _info(images, classes if mapped else labels, _highest(counts), class_names)
+    _check_classes("labels", classes, counts, info)
+    dataset = ArrayDataset(info, images, classes)
+    dataset.statistics = _statistics(counts, classes, info)
+    if validation is None:
+        return dataset, dataset
+    name = "validation labels"
+    if not isinstance(validation, tuple | list) or len(validation) != 2:
+        raise UserError("validation: must be a pair of images and labels")
+    images, labels = map(np.asarray, validation)
+    classes = _classes(name, images, labels, ignore_label)
+    counts = _count(name, classes, ignore_label)
+    _check_classes(name, classes, counts, info)
+    return dataset, ArrayDataset(info, images, classes)
+
+
 def _classes(
     name: str, images: np.ndarray, labels: np.ndarray, ignore_label: int | None
 ) -> UInt8[np.ndarray, "n ..."]:
@@ -132,26 +184,7 @@ def _classes(
             f"{name}: {labels.shape}; allowed are {images.shape[:3]} and "
             f"{images.shape[:1]}"
         )
-    ignored = IGNORE_LABEL if ignore_label is None else ignore_label
-    if not isinstance(ignored, Integral) or isinstance(ignored, bool):
-        raise UserError(f"ignore_label={ignore_label!r}: must be an integer")
-    if labels.dtype == bool:
-        labels = labels.astype(np.uint8)
-    void, highest = None, IGNORE_LABEL
-    if ignored != IGNORE_LABEL:
-        void, highest = labels == ignored, IGNORE_LABEL - 1
-        labels = np.where(void, 0, labels)
-    if not np.issubdtype(labels.dtype, np.integer) or not (
-        0 <= labels.min() <= labels.max() <= highest
-    ):
-        raise UserError(
-            f"{name}: {labels.dtype}, {labels.min()} to {labels.max()}; must be "
-            f"integers from 0 to {IGNORE_LABEL - 1}, or ignore_label={ignored}"
-        )
-    classes = labels.astype(np.uint8)
-    if void is not None:
-        classes[void] = IGNORE_LABEL
-    return classes
+    return as_classes(labels, name, ignore_label)
 
 
 def _count(
@@ -164,14 +197,7 @@ def _count(
     """
     items = classes if classes.ndim == 3 else classes[None, None]
     counts = np.stack([label_histogram(item) for item in items])
-    total = counts.sum(0)
-    if ignore_label is None and total[IGNORE_LABEL] and not total[1:IGNORE_LABEL].any():
-        raise UserError(
-            f"{name}: nothing but 0 and 255; if 255 is a class, pass labels == 255, "
-            "which is 0 and 1; if it marks ignored pixels, pass ignore_label=255"
-        )
-    if not total[:IGNORE_LABEL].any():
-        raise UserError(f"{name}: no pixel has a class; all are ignored")
+    check_label_counts(name, counts.sum(0), ignore_label)
     return counts
 
 
@@ -186,18 +212,8 @@ def _info(
     checksum = zlib.crc32(np.ascontiguousarray(labels).data, checksum)
     names = tuple(map(str, class_names))
     names = names or tuple(f"class {n}" for n in range(max(highest + 1, 2)))
-    if len({*names}) < len(names):
-        twice = next(name for name in names if names.count(name) > 1)
-        raise UserError(f"class_names: {twice!r} is given twice")
-    if len(names) > IGNORE_LABEL:
-        raise UserError(f"class_names: {len(names)} names; allowed are {IGNORE_LABEL}")
-    return DatasetInfo(
-        name=f"arrays {checksum:08x}",
-        class_names=names,
-        colors=voc_colormap(len(names)),
-        splits={},
-        task="classification" if labels.ndim == 1 else "segmentation",
-    )
+    task = "classification" if labels.ndim == 1 else "segmentation"
+    return named_classes(f"arrays {checksum:08x}", names, task)
 
 
 def _check_classes(

@@ -16,7 +16,7 @@ from encnet_jax.data.augmentation import Augmentation, jitter, max_offsets
 from encnet_jax.data.class_crop import class_centered_start
 from encnet_jax.data.crop_grid import Axis, CropGrid, RotatedGrid
 from encnet_jax.data.dataset_info import IGNORE_LABEL, DatasetInfo
-from encnet_jax.data.datasets import Dataset, Encoded, Example
+from encnet_jax.data.datasets import Dataset, Encoded, Example, read_ahead
 from encnet_jax.data.fingerprint import fingerprint
 from encnet_jax.data.rotation import Frame, Rotation, max_window, rotate
 from encnet_jax.data.sampler import batch_indices, process_rows
@@ -78,8 +78,10 @@ def load_arrays(dataset: Dataset) -> dict[str, np.ndarray]:
     first = dataset[0]
     images = np.empty((len(dataset), *first.image.shape), np.uint8)
     labels = np.empty((len(dataset), *first.labels.shape), np.uint8)
-    for index in range(len(dataset)):
-        example = dataset[index]
+    examples = read_ahead(dataset.__getitem__, range(len(dataset)))
+    for index, example in enumerate(examples):
+        if isinstance(example, UserError):
+            raise example
         if example.image.shape != first.image.shape:
             raise UserError(
                 f"{example.name} has shape {example.image.shape} and {first.name} "

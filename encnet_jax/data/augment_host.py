@@ -5,18 +5,18 @@ a padded buffer of fixed size, from which `augment_device.resized_batch` makes t
 crop on the device.
 """
 
+import functools
 import io
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
-import tensorflow as tf
 from jaxtyping import UInt8
 from PIL import Image
 
 from encnet_jax.data.augmentation import Augmentation, CropAxis, CropParams, jitter
 from encnet_jax.data.image_io import to_rgb_array
 from encnet_jax.data.rotation import max_window
-from encnet_jax.errors import UserError
+from encnet_jax.errors import UserError, require_package
 
 Batch = dict[str, np.ndarray]
 
@@ -30,14 +30,19 @@ _MAX_REGION_SHARE = 0.3
 
 
 class EncodedImage(NamedTuple):
-    """A JPEG or PNG file: its bytes, and the image PIL opened but did not decode."""
+    """A JPEG or PNG file: its bytes, and the image PIL opened but did not decode.
+
+    Of an image that came as pixels, the bytes are empty and the image is decoded.
+    """
 
     data: bytes
     image: Image.Image
 
     @classmethod
-    def open(cls, data: bytes) -> "EncodedImage":
-        """Reads the header."""
+    def open(cls, data: bytes | UInt8[np.ndarray, "h w 3"]) -> "EncodedImage":
+        """Reads the header of a file, or takes pixels as they are."""
+        if isinstance(data, np.ndarray):
+            return cls(b"", Image.fromarray(data))
         return cls(data, Image.open(io.BytesIO(data)))
 
     @property
@@ -47,7 +52,7 @@ class EncodedImage(NamedTuple):
 
     @property
     def is_jpeg(self) -> bool:
-        """Whether it is a JPEG rather than a PNG file."""
+        """Whether it is a JPEG file, rather than a PNG file or pixels."""
         return self.image.format == "JPEG"
 
     def decode(self) -> Image.Image:
@@ -255,13 +260,28 @@ def _decode_region(
     bottom, right = -(-rows[1] // ratio), -(-columns[1] // ratio)
     if encoded.is_jpeg:
         # TensorFlow's default inverse DCT differs from PIL's by up to 23 levels.
-        pixels = tf.io.decode_and_crop_jpeg(
-            encoded.data,
-            [top, left, bottom - top, right - left],
-            channels=3,
-            ratio=ratio,
-            dct_method="INTEGER_ACCURATE",
-        ).numpy()
+        pixels = (
+            _tensorflow()
+            .io.decode_and_crop_jpeg(
+                encoded.data,
+                [top, left, bottom - top, right - left],
+                channels=3,
+                ratio=ratio,
+                dct_method="INTEGER_ACCURATE",
+            )
+            .numpy()
+        )
     else:
         pixels = np.asarray(encoded.decode().crop((left, top, right, bottom)))
     return np.asarray(Image.fromarray(pixels).reduce(rest)) if rest > 1 else pixels
+
+
+@functools.cache
+def _tensorflow() -> Any:
+    """Imports TensorFlow: only regions of JPEG files need it."""
+    require_package("tensorflow", "train", "training from JPEG files")
+    import tensorflow as tf
+
+    # It only reads data; by default it would claim the accelerator's memory.
+    tf.config.set_visible_devices([], "GPU")
+    return tf

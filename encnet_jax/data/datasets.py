@@ -41,7 +41,9 @@ class Example(NamedTuple):
     name: str
 
 
-Encoded = tuple[bytes, np.ndarray]  # a JPEG or PNG file, and the decoded labels
+EncodedFile = tuple[bytes, np.ndarray]  # a JPEG or PNG file, and the decoded labels
+# The same, or the pixels of an image that is in no file.
+Encoded = EncodedFile | tuple[UInt8[np.ndarray, "h w 3"], np.ndarray]
 
 
 class Dataset(Protocol):
@@ -58,7 +60,7 @@ class Dataset(Protocol):
         ...
 
     def encoded(self, index: int, *, raw_labels: bool = False) -> Encoded:
-        """Returns the image as a JPEG or PNG file, and the decoded labels.
+        """Returns the image as it is stored, and the decoded labels.
 
         Args:
             index: Index of the example.
@@ -122,7 +124,7 @@ class FileDataset:
             images = [image for image, _ in self.pairs]
         return [image.relative_to(root).as_posix() for image in images]
 
-    def encoded(self, index: int, *, raw_labels: bool = False) -> Encoded:
+    def encoded(self, index: int, *, raw_labels: bool = False) -> EncodedFile:
         """Returns the content of the image file, and the decoded labels."""
         image_path, label_path = self.pairs[index]
         image_file, label_file = read_file(image_path), read_file(label_path)
@@ -180,7 +182,7 @@ class TFRecordDataset:
             check_sizes(image.shape, name, labels.shape, "its label")
         return Example(image, labels, name)
 
-    def encoded(self, index: int, *, raw_labels: bool = False) -> Encoded:
+    def encoded(self, index: int, *, raw_labels: bool = False) -> EncodedFile:
         """Returns the stored image, and the decoded labels."""
         fields = self.records.features(index)
         name = fields["id"].decode()
@@ -197,7 +199,7 @@ class TFRecordDataset:
 class ClassificationDataset(TFRecordDataset):
     """A data set for image classification prepared by TFDS, such as `cifar10`."""
 
-    def encoded(self, index: int, *, raw_labels: bool = False) -> Encoded:
+    def encoded(self, index: int, *, raw_labels: bool = False) -> EncodedFile:
         """Returns the stored image, and its class, uint8 ()."""
         fields = self.records.features(index)
         label = np.asarray(fields.get("label", 0))  # protobuf omits a value of 0

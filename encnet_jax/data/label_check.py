@@ -5,6 +5,7 @@ ignored pixels. So where nothing says which of them it is, the labels are refuse
 """
 
 import numpy as np
+from jaxtyping import Int64
 
 from encnet_jax.data.dataset_info import IGNORE_LABEL, DatasetInfo
 from encnet_jax.data.datasets import Dataset, FileDataset, map_examples, read_ahead
@@ -74,6 +75,26 @@ def label_problem(dataset: Dataset, statistics: Statistics, split: str) -> str:
     if count and not statistics.pixels.any():
         return f"{where} ignored: no pixel has a class"
     return ""
+
+
+def check_label_counts(
+    name: str, counts: Int64[np.ndarray, "256"], ignore_label: int | None
+) -> None:
+    """Raises `UserError` if nothing can be learned from labels that are no files.
+
+    Args:
+        name: What error messages call them.
+        counts: Number of pixels of each class index, and of those ignored.
+        ignore_label: What says that 255 is ignored, unless None.
+    """
+    rest = counts[1:IGNORE_LABEL]
+    if ignore_label is None and counts[IGNORE_LABEL] and not rest.any():
+        raise UserError(
+            f"{name}: nothing but 0 and 255; if 255 is a class, pass labels == 255, "
+            "which is 0 and 1; if it marks ignored pixels, pass ignore_label=255"
+        )
+    if not counts[:IGNORE_LABEL].any():
+        raise UserError(f"{name}: no pixel has a class; all are ignored")
 
 
 def unlabeled_classes(statistics: Statistics, info: DatasetInfo) -> str:

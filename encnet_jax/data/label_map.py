@@ -1,6 +1,7 @@
 """Raw labels, as stored in label files, to class indices."""
 
 from collections.abc import Sequence
+from numbers import Integral
 
 import numpy as np
 from jaxtyping import Int16, Integer, UInt8
@@ -42,6 +43,44 @@ def label_table(info: DatasetInfo) -> Int16[np.ndarray, "256"]:
     for raw, label in (info.label_map or identity).items():
         table[raw] = label
     return table
+
+
+def as_classes(
+    labels: np.ndarray, name: str, ignore_label: int | None = None
+) -> UInt8[np.ndarray, "..."]:
+    """Returns labels that are class indices, with `IGNORE_LABEL` for those to ignore.
+
+    Args:
+        labels: Integers or Booleans of any shape.
+        name: What error messages call them.
+        ignore_label: The label of what is ignored; None: 255.
+
+    Raises:
+        UserError: They are none, or `ignore_label` is no integer.
+    """
+    ignored = IGNORE_LABEL if ignore_label is None else ignore_label
+    if not isinstance(ignored, Integral) or isinstance(ignored, bool):
+        raise UserError(f"ignore_label={ignore_label!r}: must be an integer")
+    if labels.dtype == bool:
+        labels = labels.astype(np.uint8)
+    void, highest = None, IGNORE_LABEL
+    if ignored != IGNORE_LABEL:
+        void, highest = labels == ignored, IGNORE_LABEL - 1
+        labels = np.where(void, 0, labels)
+    if not np.issubdtype(labels.dtype, np.integer) or not (
+        0 <= labels.min() <= labels.max() <= highest
+    ):
+        range_ = ""
+        if np.issubdtype(labels.dtype, np.number):
+            range_ = f", {labels.min()} to {labels.max()}"
+        raise UserError(
+            f"{name}: {labels.dtype}{range_}; must be integers from 0 to "
+            f"{IGNORE_LABEL - 1}, or ignore_label={ignored}"
+        )
+    classes = labels.astype(np.uint8)
+    if void is not None:
+        classes[void] = IGNORE_LABEL
+    return classes
 
 
 def published_labels(info: DatasetInfo) -> UInt8[np.ndarray, " n"]:

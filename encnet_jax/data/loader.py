@@ -1,4 +1,4 @@
-"""Training batches from files and records: parallel, deterministic, resumable.
+"""Training batches from any data set: parallel, deterministic, resumable.
 
 Threads suffice, as nearly all the work is done in C with the GIL released: TensorFlow
 and PIL decode, PIL resizes. Each thread writes its example directly into the arrays of
@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
-import tensorflow as tf
 
 from encnet_jax.data.augment_host import Batch, DeviceResizer, EncodedImage, HostResizer
 from encnet_jax.data.augmentation import Augmentation, padded_crop, sample_crop
@@ -63,8 +62,6 @@ def train_batches(
     Raises:
         UserError: An example cannot be read; the message names it.
     """
-    # TensorFlow only reads data; by default it would claim the accelerator's memory.
-    tf.config.set_visible_devices([], "GPU")
     resizer = (
         HostResizer(augmentation)
         if padded_size is None

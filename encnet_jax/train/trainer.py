@@ -23,7 +23,6 @@ from encnet_jax.data.dataset_info import save_info
 from encnet_jax.data.datasets import Dataset
 from encnet_jax.data.image_io import set_max_image_pixels
 from encnet_jax.data.prefetch import prefetched
-from encnet_jax.data.registry import open_dataset
 from encnet_jax.errors import UserError
 from encnet_jax.files import check_folder
 from encnet_jax.models import create_model
@@ -52,7 +51,7 @@ _log = logging.getLogger(__name__)
 
 
 def train(
-    config: ConfigDict, workdir: Path, datasets: tuple[Dataset, Dataset] | None = None
+    config: ConfigDict, workdir: Path, datasets: input_pipeline.Splits | None = None
 ) -> dict[str, float] | None:
     """Trains with a validated configuration, or resumes the run in the workdir.
 
@@ -60,7 +59,9 @@ def train(
         config: See `encnet_jax.config`.
         workdir: Folder for `config.json`, `metrics.jsonl`, TensorBoard events and
             `checkpoints/`; created if missing, once everything else is known to fit.
-        datasets: Training and validation split, instead of those that `data` names.
+        datasets: Training and validation split, instead of those that `data` names:
+            data sets of `encnet_jax.data`, or objects as `fit` takes them; those need
+            `as_datasets(train, val, class_names=...)` unless they have class names.
 
     Returns:
         The scores of the last evaluation, of segmentation with `classes_scored` and
@@ -72,15 +73,12 @@ def train(
     """
     check_path(Path(os.path.abspath(workdir)))
     check_folder(workdir, "workdir")
-    input_pipeline.check_packages(config)
+    input_pipeline.check_packages(config, datasets)
     log_missing_large_pages(jax.default_backend())
     mesh = create_mesh(config.mesh.data)
     settings.check_batch_size(config, mesh.size)
     set_max_image_pixels(config.data.max_image_pixels)
-    dataset, validation = datasets or (
-        _open(config, config.data.train_split),
-        _open(config, config.evaluation.split),
-    )
+    config, dataset, validation = input_pipeline.open_splits(config, datasets)
     settings.check_task(config, dataset.info)
     settings.warn_of_geometry(config)
     class_balance.warn_of_unlabeled_classes(dataset)
@@ -320,9 +318,3 @@ class Trainer:
 def _finite_norm(params: PureDict) -> jax.Array:
     """Returns whether the sum of the squares of all weights is finite."""
     return jnp.isfinite(optax.tree.norm(params))
-
-
-def _open(config: ConfigDict, split: str) -> Dataset:
-    return open_dataset(
-        config.data.name, split, config.data.data_dir, drawn=config.data.cache_on_device
-    )

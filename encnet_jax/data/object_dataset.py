@@ -1,0 +1,265 @@
+"""Data set objects: whatever has a length and returns image and label by index.
+
+Such as a PyTorch `Dataset`, a split of Hugging Face `datasets`, a Grain source, or a
+list. They are called in threads, and hold class indices.
+"""
+
+import contextlib
+import dataclasses
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Protocol, TypeGuard, cast
+
+import numpy as np
+from jaxtyping import UInt8
+
+from encnet_jax.data.dataset_info import IGNORE_LABEL, DatasetInfo, voc_colormap
+from encnet_jax.data.datasets import Dataset, Encoded, Example, map_examples
+from encnet_jax.data.fingerprint import fingerprint
+from encnet_jax.data.label_check import check_label_counts
+from encnet_jax.data.label_map import as_classes
+from encnet_jax.data.object_example import (
+    LABEL_KEYS,
+    image_and_label,
+    kind_of,
+    label_array,
+    only_key,
+    rgb_pixels,
+)
+from encnet_jax.data.pair_checks import check_sizes
+from encnet_jax.data.statistics import evenly_spaced, label_histogram
+from encnet_jax.errors import UserError, shortened
+
+_SAMPLE = 16  # examples that are read, and checked, before training starts
+_log = logging.getLogger(__name__)
+
+
+class Examples(Protocol):
+    """What a data set object must have."""
+
+    def __len__(self) -> int:
+        """Returns the number of examples."""
+        ...
+
+    def __getitem__(self, index: int, /) -> Any:
+        """Returns image and label; see `ObjectDataset`."""
+        ...
+
+
+class ObjectDataset:
+    """A data set object, checked and converted example by example.
+
+    An example is a pair of image and label, or a mapping with one of `IMAGE_KEYS` and
+    one of `LABEL_KEYS`. The image is a Pillow image of 8 bits, or integers 0 to 255 of
+    shape (h, w, 3), (h, w), (h, w, 1), or channels first; the label one integer, the
+    class of the image, or a Pillow image or integers (h, w). Pillow images are turned
+    upright by their EXIF orientation, as files are.
+
+    Args:
+        info: Metadata of the data set; its label map plays no part.
+        examples: The object.
+        name: What error messages call it.
+        ignore_label: As in `encnet_jax.fit`.
+    """
+
+    def __init__(
+        self,
+        info: DatasetInfo,
+        examples: Examples,
+        name: str = "dataset",
+        ignore_label: int | None = None,
+    ):
+        self.info = dataclasses.replace(info, label_map={}, label_colors={})
+        self.examples = examples
+        self.name = name
+        self.ignore_label = ignore_label
+
+    def __len__(self) -> int:
+        """Returns the number of examples."""
+        return len(self.examples)
+
+    def __getitem__(self, index: int) -> Example:
+        """Returns one example, called `dataset[7]`."""
+        return Example(*self._read(index), f"{self.name}[{index}]")
+
+    def encoded(self, index: int, *, raw_labels: bool = False) -> Encoded:
+        """Returns the pixels of the image, and its labels, which are classes."""
+        return self._read(index)
+
+    def fingerprint(self) -> str:
+        """Returns a digest of the metadata and the length: objects have no other."""
+        return fingerprint(self.info, len(self))
+
+    def check(self) -> None:
+        """Reads examples spread over the data set.
+
+        Warns if the first is not the same when read again.
+
+        Raises:
+            UserError: One is invalid, or nothing can be learned from their labels.
+        """
+        total = np.zeros(256, np.int64)
+        indices = evenly_spaced(range(len(self)), _SAMPLE)
+        for counts in map_examples(self, indices, _label_counts):
+            if isinstance(counts, UserError):
+                raise counts
+            total += counts
+        where = f"{self.name}: labels of {len(indices)} examples"
+        check_label_counts(where, total, self.ignore_label)
+        pairs = zip(self._read(0), self._read(0))
+        if not all(np.array_equal(one, other) for one, other in pairs):
+            _log.warning(
+                "WARNING: %s[0] is another each time it is read: a run cannot be "
+                "repeated, nor resumed as if uninterrupted; leave augmentation to "
+                "data.scale_range, data.flip, data.rotation, and data.color_jitter",
+                self.name,
+            )
+
+    def _read(
+        self, index: int
+    ) -> tuple[UInt8[np.ndarray, "h w 3"], UInt8[np.ndarray, "..."]]:
+        name = f"{self.name}[{index}]"
+        with _named(name):
+            image, label = image_and_label(self.examples[index], name)
+            pixels = rgb_pixels(image, f"{name}: image")
+            return pixels, self._labels(label, pixels.shape[:2], name)
+
+    def _labels(
+        self, label: Any, size: tuple[int, ...], name: str
+    ) -> UInt8[np.ndarray, "..."]:
+        """Returns the classes, with `IGNORE_LABEL` for those to ignore."""
+        labels = label_array(label)
+        classifies = self.info.task == "classification"
+        if labels.ndim != (0 if classifies else 2):
+            allowed = "one class" if classifies else "(h, w)"
+            raise UserError(f"{name}: label is {kind_of(label)}; must be {allowed}")
+        if not classifies:
+            check_sizes(size, f"{name}: image", labels.shape, "its label")
+        classes = as_classes(labels, f"{name}: label", self.ignore_label)
+        if classifies and classes == IGNORE_LABEL:
+            raise UserError(f"{name}: an image without a class; leave it out")
+        highest = classes.max(where=classes != IGNORE_LABEL, initial=0)
+        if highest >= self.info.num_classes:
+            raise UserError(
+                f"{name}: class {highest}; there are {self.info.num_classes} names"
+            )
+        return classes
+
+
+def as_datasets(
+    dataset: Dataset | Examples,
+    validation: Dataset | Examples | None = None,
+    class_names: Sequence[str] = (),
+    ignore_label: int | None = None,
+) -> tuple[Dataset, Dataset]:
+    """Returns the splits of a training; of objects as checked `ObjectDataset`s.
+
+    Args:
+        dataset: A data set or data set object, to train on.
+        validation: One to be scored during training; that of training if None.
+        class_names: One per class. Of image classification by default those of the
+            object: of its feature (`datasets`), or its `classes` (torchvision).
+        ignore_label: As in `encnet_jax.fit`.
+
+    Raises:
+        UserError: An object or one of its examples is of no use, or the class names
+            are missing, or differ between the splits.
+    """
+    splits = {"dataset": dataset, "validation": validation}
+    if validation is None:
+        del splits["validation"]
+    given = tuple(map(str, class_names))
+    infos = [split.info for split in splits.values() if is_dataset(split)]
+    info = infos[0] if infos else None
+    opened: list[Dataset] = []
+    for name, split in splits.items():
+        if is_dataset(split):
+            opened.append(split)
+            continue
+        objects = cast(Examples, split)
+        own, task = _names_and_task(objects, name)
+        info = info or named_classes(f"objects {len(objects)}", given or own, task)
+        if own and not given and own != info.class_names:
+            raise UserError(
+                f"{name}: classes {shortened([*own])}; the other split has "
+                f"{shortened([*info.class_names])}"
+            )
+        wrapped = ObjectDataset(info, objects, name, ignore_label)
+        wrapped.check()
+        opened.append(wrapped)
+    return opened[0], opened[-1]
+
+
+def named_classes(name: str, class_names: tuple[str, ...], task: str) -> DatasetInfo:
+    """Returns the metadata of a data set of which only the classes are known.
+
+    Raises:
+        UserError: No class names, too many, or one twice.
+    """
+    if not class_names:
+        raise UserError(
+            "class_names: missing; fit and as_datasets need them, as not all labels of "
+            "a data set object are read before training"
+        )
+    if len({*class_names}) < len(class_names):
+        twice = next(name for name in class_names if class_names.count(name) > 1)
+        raise UserError(f"class_names: {twice!r} is given twice")
+    if len(class_names) > IGNORE_LABEL:
+        raise UserError(
+            f"class_names: {len(class_names)} names; allowed are {IGNORE_LABEL}"
+        )
+    colors = voc_colormap(len(class_names))
+    return DatasetInfo(name, class_names, colors, splits={}, task=task)
+
+
+def is_dataset(split: Any) -> TypeGuard[Dataset]:
+    """Returns whether it is a `Dataset`; Hugging Face's have another `info`."""
+    return isinstance(getattr(split, "info", None), DatasetInfo)
+
+
+def _names_and_task(examples: Any, name: str) -> tuple[tuple[str, ...], str]:
+    """Returns the class names that an object itself has, if any, and its task.
+
+    Raises:
+        UserError: It is no data set object, or its first example is of no use.
+    """
+    kind = type(examples)
+    if isinstance(examples, Mapping):
+        keys = shortened([*map(str, examples)])
+        raise UserError(f"{name}: a {kind.__name__} of {keys}; pass one of them")
+    if not (hasattr(kind, "__len__") and hasattr(kind, "__getitem__")):
+        raise UserError(
+            f"{name}: {kind.__name__} lacks __len__ or __getitem__; examples are read "
+            "by index, so that runs can be resumed"
+        )
+    if not len(examples):
+        raise UserError(f"{name}: is empty; at least one example is needed")
+    with _named(f"{name}[0]"):
+        example = examples[0]
+        if label_array(image_and_label(example, f"{name}[0]")[1]).ndim:
+            return (), "segmentation"  # torchvision's `classes` are not of its masks
+    names = getattr(examples, "classes", None)
+    features = getattr(examples, "features", None)
+    if isinstance(example, Mapping) and isinstance(features, Mapping):
+        key = only_key(example, LABEL_KEYS, f"{name}[0]")
+        names = getattr(features.get(key), "names", None)
+    own = tuple(map(str, names)) if isinstance(names, list | tuple) else ()
+    return own, "classification"
+
+
+@contextlib.contextmanager
+def _named(name: str) -> Iterator[None]:
+    """Turns what an object or Pillow raises into a `UserError` that names the example.
+
+    It is caused by the original, whose traceback leads into the object.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(f"{name}: {type(error).__name__}: {error}") from error
+
+
+def _label_counts(example: Example) -> np.ndarray:
+    return label_histogram(np.atleast_2d(example.labels))

@@ -1,0 +1,106 @@
+"""One example of a data set object, in any of the forms that are read, as arrays."""
+
+import threading
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from jaxtyping import UInt8
+from PIL import Image, ImageOps
+
+from encnet_jax.data.image_io import to_rgb_array
+from encnet_jax.errors import UserError
+
+# Keys of examples that are mappings: one of each must be there.
+IMAGE_KEYS = ("image", "img", "pixel_values")
+LABEL_KEYS = ("label", "labels", "mask", "annotation", "segmentation_mask")
+
+# Pillow decodes on first use, and one image not in several threads at once.
+_LOCKS = tuple(threading.Lock() for _ in range(64))
+
+
+def image_and_label(example: Any, name: str) -> tuple[Any, Any]:
+    """Returns the image and the label of a pair or a mapping, as they are.
+
+    Raises:
+        UserError: It is neither, or a mapping without either or with several keys.
+    """
+    if hasattr(example, "_asdict"):  # a named tuple
+        example = example._asdict()
+    if isinstance(example, Mapping):
+        keys = (only_key(example, keys, name) for keys in (IMAGE_KEYS, LABEL_KEYS))
+        image, label = (example[key] for key in keys)
+        return image, label
+    if isinstance(example, tuple | list) and len(example) == 2:
+        return example[0], example[1]
+    raise UserError(
+        f"{name} is {kind_of(example)}; must be an image and a label, or a mapping "
+        f"with one of {', '.join(IMAGE_KEYS)} and one of {', '.join(LABEL_KEYS)}"
+    )
+
+
+def only_key(example: Mapping[str, Any], allowed: Sequence[str], name: str) -> str:
+    """Returns the key of an example that is allowed; raises unless it is one."""
+    found = [key for key in allowed if key in example]
+    if len(found) != 1:
+        raise UserError(
+            f"{name}: keys {', '.join(map(str, example))}; must have exactly one of "
+            f"{', '.join(allowed)}"
+        )
+    return found[0]
+
+
+def rgb_pixels(image: Any, name: str) -> UInt8[np.ndarray, "h w 3"]:
+    """Returns an image as RGB, 0-255.
+
+    Raises:
+        UserError: Neither a Pillow image nor an array of a shape that can be one.
+    """
+    if isinstance(image, Image.Image):
+        if image.mode[0] in "IF":
+            raise UserError(f"{name} has mode {image.mode}; convert it to 8 bits")
+        with _lock(image):
+            return to_rgb_array(image, None, name)
+    pixels = np.asarray(image)
+    if pixels.ndim == 3 and pixels.shape[0] in (1, 3) and pixels.shape[2] not in (1, 3):
+        pixels = np.moveaxis(pixels, 0, -1)
+    if pixels.ndim == 2:
+        pixels = pixels[..., None]
+    shaped = pixels.ndim == 3 and pixels.shape[2] in (1, 3) and pixels.size > 0
+    if not shaped or not np.issubdtype(pixels.dtype, np.integer):
+        raise UserError(
+            f"{name} is {kind_of(image)}; must be a Pillow image, or integers 0 to 255 "
+            "of shape (h, w, 3) or (h, w), not normalized"
+        )
+    if pixels.dtype != np.uint8 and not 0 <= pixels.min() <= pixels.max() <= 255:
+        raise UserError(
+            f"{name}: values {pixels.min()} to {pixels.max()}; allowed are 0 to 255"
+        )
+    pixels = pixels.astype(np.uint8, copy=False)
+    return np.ascontiguousarray(np.broadcast_to(pixels, (*pixels.shape[:2], 3)))
+
+
+def label_array(label: Any) -> np.ndarray:
+    """Returns a label as an array; without an axis of length 1 at either end."""
+    if isinstance(label, Image.Image):
+        with _lock(label):
+            return np.asarray(ImageOps.exif_transpose(label))
+    labels = np.asarray(label)
+    for axis in (0, -1):
+        if labels.ndim == 3 and labels.shape[axis] == 1:
+            labels = labels.squeeze(axis)
+    return labels
+
+
+def _lock(image: Image.Image) -> threading.Lock:
+    return _LOCKS[id(image) // 16 % len(_LOCKS)]
+
+
+def kind_of(value: Any) -> str:
+    """Describes what is in place of an image or a label."""
+    if isinstance(value, Image.Image):
+        return f"an image of mode {value.mode}"
+    kind = type(value).__name__
+    if not hasattr(value, "shape"):
+        return kind
+    return f"{kind} {getattr(value, 'dtype', '')} {tuple(value.shape)}"
