@@ -89,6 +89,18 @@ def with_bands(info: DatasetInfo, known: DatasetInfo) -> DatasetInfo:
     )
 
 
+def describe_bands(info: DatasetInfo) -> str:
+    """Returns range, mean and deviation of each channel in one line."""
+    if info.value_range is None:
+        return f"{info.channels} channels"
+    parts = []
+    for channel, pair in enumerate(info.value_range):
+        low, high = np.array(pair, np.float64)
+        mean, std = (v[channel] * (high - low) for v in (info.mean, info.std))
+        parts.append(f"{channel}: {low:g} to {high:g}, {low + mean:.4g} +- {std:.4g}")
+    return f"{info.channels} channels ({'; '.join(parts)})"
+
+
 def decode_pixels(data: bytes, name: str, info: DatasetInfo) -> Pixels:
     """Decodes an image file as a data set has it read: RGB, or scaled bands.
 
