@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from encnet_jax.data import scenes
-from encnet_jax.data.bands import Pixels, decode_pixels, read_bands
+from encnet_jax.data.bands import Pixels, decode_pixels, displayed, read_bands
 from encnet_jax.data.dataset_info import DatasetInfo
 from encnet_jax.data.file_pairs import FilePair, read_file
 from encnet_jax.data.fingerprint import file_states, fingerprint
@@ -40,6 +40,10 @@ class Example(NamedTuple):
     image: Pixels
     labels: UInt8[np.ndarray, "..."]
     name: str
+
+    def shown(self, info: DatasetInfo) -> "Example":
+        """Returns it with the image in RGB, as `bands.displayed` shows it."""
+        return self._replace(image=displayed(self.image, info))
 
 
 EncodedFile = tuple[bytes, np.ndarray]  # a JPEG or PNG file, and the decoded labels

@@ -1,6 +1,7 @@
 """Mean, deviation and range of the channels of a training split."""
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -30,17 +31,23 @@ class BandSource(Protocol):
         ...
 
 
-def measure_bands(dataset: BandSource) -> DatasetInfo:
+def measure_bands(
+    dataset: BandSource, among: Sequence[int] | None = None
+) -> DatasetInfo:
     """Returns the metadata of a split with what its images tell: a pure function.
 
     The range, unless it is declared, is that of the widest dtype, of 8 or 16 bits; mean
     and deviation are those of the scaled values of up to 64 images. A channel without
     deviation gets 1.
 
+    Args:
+        dataset: The split.
+        among: Indices of the examples to choose from; by default all.
+
     Raises:
         UserError: An image cannot be read, or its range is unknown.
     """
-    indices = evenly_spaced(range(len(dataset)), _IMAGES)
+    indices = evenly_spaced(range(len(dataset)) if among is None else among, _IMAGES)
     ranges = dataset.info.value_range
     if ranges is None:
 

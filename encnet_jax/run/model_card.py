@@ -7,7 +7,7 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 from encnet_jax.data.dataset_info import DatasetInfo
 from encnet_jax.data.label_map import published_labels
@@ -183,8 +183,14 @@ def image_notes(info: DatasetInfo, longest: int) -> list[str]:
             f"The long side of the training images was about {longest} pixels: "
             "resize images to that first, and the labels back by nearest neighbor."
         )
-    if info.value_range:
-        low, high = info.value_range
+    if info.banded:
+        notes.append(
+            f"Images have {info.channels} channels, in the values of the training "
+            f"images: {_ranges(info)}. The model maps each range linearly to 0 to 255 "
+            "and clips."
+        )
+    elif info.value_range:
+        low, high = cast(tuple[float, float], info.value_range)
         notes.append(
             f"Training images of more than 8 bits held values from {low:g} to "
             f"{high:g}. The model takes uint8: scale such images linearly to 0 to 255 "
@@ -314,6 +320,13 @@ def _text(value: str) -> str:
     """Returns any text as one line of Markdown that shows it as it is."""
     line = _HALF_PAIR.sub("\ufffd", " ".join(_CONTROL.sub(" ", value).split()))
     return _MARKUP.sub(r"\\\g<0>", line)
+
+
+def _ranges(info: DatasetInfo) -> str:
+    pairs: Any = info.value_range
+    if len({*pairs}) == 1:
+        return f"{pairs[0][0]:g} to {pairs[0][1]:g}"
+    return ", ".join(f"{low:g} to {high:g}" for low, high in pairs)
 
 
 def _triple(values: Sequence[float]) -> str:

@@ -128,7 +128,9 @@ class Trainer:
         settings.check_workdir(config, workdir, info)
         self.checkpoints = Checkpoints(workdir, best_metric_name(info))
         if config.model.weights and not self.checkpoints.steps():
-            report = load_initial_weights(model, config.model.weights, info.class_names)
+            report = load_initial_weights(
+                model, config.model.weights, info.class_names, info.display_channels
+            )
             _log.info("%s: %s", config.model.weights, report)
         model_def, params, batch_stats = split_model(model)
         self.schedule = settings.create_schedule(config)
