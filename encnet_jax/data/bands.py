@@ -28,7 +28,7 @@ _ORIENTATION = 274
 # Shown as black and white: the mean of a channel minus and plus this many deviations.
 _SHOWN_DEVIATIONS = 2
 _RANGE_REMEDY = (
-    "give data.value_range, or \"value_range\" in classes.json: [low, high], or such a "
+    'give data.value_range, or "value_range" in classes.json: [low, high], or such a '
     "pair for each channel"
 )
 
@@ -135,9 +135,7 @@ def read_bands(data: bytes, name: str, channels: int) -> Real[np.ndarray, "h w c
     return as_bands(np.asarray(ImageOps.exif_transpose(image)), channels, name)
 
 
-def as_bands(
-    values: np.ndarray, channels: int, name: str
-) -> Real[np.ndarray, "h w c"]:
+def as_bands(values: np.ndarray, channels: int, name: str) -> Real[np.ndarray, "h w c"]:
     """Returns an array (h, w, c), (c, h, w) or, of one channel, (h, w) as (h, w, c).
 
     Raises:

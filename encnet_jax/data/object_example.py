@@ -85,9 +85,7 @@ def rgb_pixels(image: Any, name: str) -> UInt8[np.ndarray, "h w 3"]:
     return np.ascontiguousarray(np.broadcast_to(pixels, (*pixels.shape[:2], 3)))
 
 
-def raw_bands(
-    image: Any, channels: int, name: str
-) -> Real[np.ndarray, "h w c"]:
+def raw_bands(image: Any, channels: int, name: str) -> Real[np.ndarray, "h w c"]:
     """Returns an image of any number of channels, with the values it has.
 
     Raises:

@@ -133,7 +133,9 @@ def class_strips(log: ImageLog, dataset: Dataset) -> list[list[Strip]]:
     @functools.cache
     def strip(index: int) -> Strip:
         labels = decode_labels(log.thumbnails[index] or "")
-        return make_strip(dataset[index].shown(info), labels, info, "", SMALL, float(wrong[index]))
+        return make_strip(
+            dataset[index].shown(info), labels, info, "", SMALL, float(wrong[index])
+        )
 
     return [
         [

@@ -106,9 +106,7 @@ class UnlabeledDataset:
         """Returns the number of images."""
         return len(self.paths)
 
-    def encoded(
-        self, index: int, *, raw_labels: bool = False
-    ) -> Encoded:
+    def encoded(self, index: int, *, raw_labels: bool = False) -> Encoded:
         """Returns the image as a JPEG or PNG file, or bands, and ignored labels."""
         path = self.paths[index]
         if self.info.banded:

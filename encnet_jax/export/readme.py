@@ -97,9 +97,7 @@ def export_readme(
             f"# {title}",
             "",
             "```python",
-            _CODE[file_format].format(
-                shape=example, dtype=images.dtype, kind=kind
-            )
+            _CODE[file_format].format(shape=example, dtype=images.dtype, kind=kind)
             + "```",
             "",
             _JAX_ONLY if file_format == "stablehlo" else _RUNTIME,

@@ -78,9 +78,7 @@ def train(
     mesh = create_mesh(config.mesh.data)
     settings.check_batch_size(config, mesh.size)
     set_max_image_pixels(config.data.max_image_pixels)
-    config, dataset, validation = input_pipeline.open_splits(
-        config, datasets, workdir
-    )
+    config, dataset, validation = input_pipeline.open_splits(config, datasets, workdir)
     settings.check_task(config, dataset.info)
     settings.warn_of_geometry(config)
     class_balance.warn_of_unlabeled_classes(dataset)

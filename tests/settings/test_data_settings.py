@@ -73,6 +73,34 @@ def test_seed_of_augmentation(train_steps):
         np.testing.assert_array_equal(image, expected)
 
 
+def deep(count=4):
+    """Returns images of five channels with values of 12 bits."""
+    images = np.full((count, 4, 4, 5), 1000, np.uint16)
+    images[::2, ..., 4] = 3000
+    return images
+
+
+@sets("data.channels")
+def test_five_channels(train_steps):
+    toy = toy_dataset(images=deep())
+    recorded = train_steps(0, toy, **{"data.channels": 5})
+    images, _ = recorded.batch()
+    assert images.shape == (4, 4, 4, 5)
+    np.testing.assert_allclose(images[..., 0], 1000 * 255 / 65535, rtol=1e-5)
+    assert toy.info.mean[4] * 65535 == pytest.approx(2000)
+
+
+@sets("data.value_range")
+@pytest.mark.parametrize("value", [(500, 1500), ((500, 1500),) * 3])
+def test_values_are_mapped_from_their_range(value, train_steps):
+    toy = toy_dataset(images=deep()[..., 2:])
+    recorded = train_steps(0, toy, **{"data.value_range": value})
+    images, _ = recorded.batch()
+    np.testing.assert_allclose(images[..., 0], 127.5, atol=0.01)
+    at = recorded.inputs[0]["index"] % 2 == 0
+    np.testing.assert_allclose(images[at][..., 2], 255)  # clipped
+
+
 @sets("data.color_jitter")
 def test_color_jitter(train_steps):
     recorded = train_steps(0, **{"data.color_jitter": 0.4})  # gray, 100
