@@ -204,7 +204,7 @@ class DeviceResizer:
         axes = {"rows": params.rows, "columns": params.columns}
         shrink = self._shrink(params)
         ranges = [axis.source_range(_MARGIN * shrink) for axis in axes.values()]
-        pixels = encoded.region(*ranges, shrink)
+        pixels = encoded.region(ranges[0], ranges[1], shrink)
         batch["padded"][row, : pixels.shape[0], : pixels.shape[1]] = pixels
         for dim, (key, axis) in enumerate(axes.items()):
             first = ranges[dim][0] // shrink * shrink

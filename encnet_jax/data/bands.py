@@ -61,8 +61,8 @@ def declare_bands(
         return info
     if pairs and len(given) != channels:
         raise UserError(
-            f"value_range: {len(given)} pairs; data.channels is {channels}: must be one "
-            "for each channel, or [low, high]"
+            f"value_range: {len(given)} pairs; data.channels is {channels}: must be "
+            "one for each channel, or [low, high]"
         )
     ranges: Any = given if pairs else (given,) * channels
     return dataclasses.replace(
@@ -87,6 +87,13 @@ def with_bands(info: DatasetInfo, known: DatasetInfo) -> DatasetInfo:
         value_range=known.value_range,
         display_channels=info.display_channels or known.display_channels,
     )
+
+
+def value_ranges(info: DatasetInfo) -> str:
+    """Returns the ranges of bands in words; once if they are all the same."""
+    pairs: Any = info.value_range
+    shown = pairs[:1] if len({*pairs}) == 1 else pairs
+    return ", ".join(f"{low:g} to {high:g}" for low, high in shown)
 
 
 def describe_bands(info: DatasetInfo) -> str:
@@ -177,8 +184,8 @@ def scale_bands(
     if raw.dtype == np.uint8 and not low.any() and (high == 255).all():
         return raw.astype(np.uint16) * np.uint16(257)
     exact = raw.dtype.itemsize <= 2 or raw.dtype == np.float32
-    dtype = np.float32 if exact else np.float64
-    scaled = raw.astype(dtype)
+    dtype: Any = np.float32 if exact else np.float64
+    scaled: Any = raw.astype(dtype)
     scaled -= low.astype(dtype)
     scaled *= (_WHITE / (high - low)).astype(dtype)
     scaled = np.nan_to_num(scaled, copy=False, nan=0.0)

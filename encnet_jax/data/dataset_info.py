@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from encnet_jax.data import scenes
+from encnet_jax.data import class_table, scenes
 from encnet_jax.data.class_table import IGNORE_LABEL, read_table, voc_colormap
 from encnet_jax.errors import UserError
 from encnet_jax.files import whole_file
@@ -73,7 +73,7 @@ class DatasetInfo:
     @property
     def banded(self) -> bool:
         """Whether images are read as bands, uint16; otherwise they are 8-bit RGB."""
-        pairs = bool(self.value_range) and isinstance(self.value_range[0], tuple)
+        pairs = isinstance((self.value_range or (0,))[0], tuple)
         return self.channels != 3 or pairs
 
 
@@ -129,7 +129,7 @@ def info_from_json(stored: Any, path: Path) -> DatasetInfo:
         UserError: The metadata are malformed.
     """
     try:
-        value_range = stored.get("value_range")
+        value_range = class_table.as_tuples(stored.get("value_range"))
         for key in ("class_names", "colors"):
             if not isinstance(stored[key], list):
                 raise TypeError(f"{key} must be a list")
@@ -153,15 +153,11 @@ def info_from_json(stored: Any, path: Path) -> DatasetInfo:
             mean=tuple(stored["mean"]),
             std=tuple(stored["std"]),
             task=stored.get("task", "segmentation"),
-            value_range=None if value_range is None else _as_tuples(value_range),
+            value_range=value_range,
             display_channels=tuple(stored.get("display_channels", ())),
         )
     except (AttributeError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path}: not a class file: {error!r}") from error
-
-
-def _as_tuples(value: Any) -> Any:
-    return tuple(map(_as_tuples, value)) if isinstance(value, list | tuple) else value
 
 
 SCENES = DatasetInfo(

@@ -48,7 +48,7 @@ class Example(NamedTuple):
 
 EncodedFile = tuple[bytes, np.ndarray]  # a JPEG or PNG file, and the decoded labels
 # The same, or the pixels of an image that is in no file.
-Encoded = EncodedFile | tuple[Pixels, np.ndarray]
+Encoded = tuple[bytes | Pixels, np.ndarray]
 
 
 class Dataset(Protocol):

@@ -9,6 +9,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
+from encnet_jax.data.bands import value_ranges
 from encnet_jax.data.dataset_info import DatasetInfo
 from encnet_jax.data.label_map import published_labels
 from encnet_jax.data.registry import DATASETS
@@ -186,7 +187,7 @@ def image_notes(info: DatasetInfo, longest: int) -> list[str]:
     if info.banded:
         notes.append(
             f"Images have {info.channels} channels, in the values of the training "
-            f"images: {_ranges(info)}. The model maps each range linearly to 0 to 255 "
+            f"images: {value_ranges(info)}. The model maps each range linearly to 0 to 255 "
             "and clips."
         )
     elif info.value_range:
@@ -320,13 +321,6 @@ def _text(value: str) -> str:
     """Returns any text as one line of Markdown that shows it as it is."""
     line = _HALF_PAIR.sub("\ufffd", " ".join(_CONTROL.sub(" ", value).split()))
     return _MARKUP.sub(r"\\\g<0>", line)
-
-
-def _ranges(info: DatasetInfo) -> str:
-    pairs: Any = info.value_range
-    if len({*pairs}) == 1:
-        return f"{pairs[0][0]:g} to {pairs[0][1]:g}"
-    return ", ".join(f"{low:g} to {high:g}" for low, high in pairs)
 
 
 def _triple(values: Sequence[float]) -> str:

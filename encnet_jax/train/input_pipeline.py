@@ -4,7 +4,7 @@ import dataclasses
 import logging
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import jax
 import numpy as np
@@ -16,7 +16,7 @@ from encnet_jax.data.bands import declare_bands, describe_bands, with_bands
 from encnet_jax.data.dataset_info import load_info
 from encnet_jax.data.datasets import Dataset
 from encnet_jax.data.loader import train_batches
-from encnet_jax.data.normalization import measure_bands
+from encnet_jax.data.normalization import BandSource, measure_bands
 from encnet_jax.data.object_dataset import (
     Examples,
     ObjectDataset,
@@ -104,7 +104,7 @@ def _set_bands(
     if not any(info.mean):
         if not hasattr(splits[0], "bands"):
             raise UserError(f"data.channels={channels}: {info.name} has no bands")
-        info = measure_bands(splits[0])
+        info = measure_bands(cast(BandSource, splits[0]))
         _log.info("bands: %s", describe_bands(info))
     for split in splits:
         split.info = with_bands(split.info, info)
