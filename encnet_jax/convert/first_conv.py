@@ -41,7 +41,8 @@ def describe_extension(channels: int, rgb_channels: Sequence[int] = ()) -> str:
             f"of the kernels of red, green and blue times {3 / channels:g}"
         )
     kept = rgb_channels if len(rgb_channels) == 3 else range(3)
+    rgb = ", ".join(map(str, kept))
     return (
-        f"first convolution: {channels} instead of 3 channels; {', '.join(map(str, kept))}"
+        f"first convolution: {channels} instead of 3 channels; {rgb}"
         " have the kernels of red, green and blue, the others their mean"
     )

@@ -79,8 +79,8 @@ def load_arrays(dataset: Dataset) -> dict[str, np.ndarray]:
     """Reads a split into memory.
 
     Returns:
-        `images` uint8 (n, h, w, 3), or uint16 (n, h, w, c) bands, and `labels` uint8 (n, h, w), or (n,) for
-        classification.
+        `images` uint8 (n, h, w, 3), or uint16 (n, h, w, c) bands, and `labels` uint8
+        (n, h, w), or (n,) for classification.
 
     Raises:
         UserError: The images differ in size.

@@ -166,11 +166,11 @@ class DeviceResizer:
     def empty(self, count: int) -> Batch:
         """Returns a batch to fill.
 
-        `padded` of `dtype` (b, s, s, channels) holds the source pixels in its upper left corner;
-        the rest is undefined. `rows` and `columns`, float32 (b, 4), hold the start of
-        the crop in scaled pixels, the buffer pixels per scaled pixel, the number of
-        visible pixels, and the number of source pixels. `flipped` bool (b,) and
-        `colors` float32 (b, 3) are those of `CropParams`. With rotation `rows` and
+        `padded` of `dtype` (b, s, s, channels) holds the source pixels in its upper
+        left corner; the rest is undefined. `rows` and `columns`, float32 (b, 4), hold
+        the start of the crop in scaled pixels, the buffer pixels per scaled pixel, the
+        number of visible pixels, and the number of source pixels. `flipped` bool (b,)
+        and `colors` float32 (b, 3) are those of `CropParams`. With rotation `rows` and
         `columns` are those of the window, and `rotation` float32 (b, 6) is a
         `Rotation`.
         """

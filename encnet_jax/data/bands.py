@@ -22,6 +22,7 @@ from encnet_jax.ops.normalize import to_byte_scale
 Pixels = UInt8[np.ndarray, "h w 3"] | UInt16[np.ndarray, "h w c"]
 RangeSetting = Sequence[float] | Sequence[Sequence[float]] | None
 
+RGB = DatasetInfo("", (), (), {})  # of images that are not bands
 _WHITE = 65535
 _TIFF_MARKS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _ORIENTATION = 274
@@ -89,11 +90,15 @@ def with_bands(info: DatasetInfo, known: DatasetInfo) -> DatasetInfo:
     )
 
 
-def value_ranges(info: DatasetInfo) -> str:
-    """Returns the ranges of bands in words; once if they are all the same."""
+def model_input(info: DatasetInfo) -> str:
+    """Returns in a sentence what channels and values a model of bands takes."""
     pairs: Any = info.value_range
     shown = pairs[:1] if len({*pairs}) == 1 else pairs
-    return ", ".join(f"{low:g} to {high:g}" for low, high in shown)
+    ranges = ", ".join(f"{low:g} to {high:g}" for low, high in shown)
+    return (
+        f"Images have {info.channels} channels; values of {ranges} are mapped to 0 to "
+        "255 by the model, others clipped."
+    )
 
 
 def describe_bands(info: DatasetInfo) -> str:

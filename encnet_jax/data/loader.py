@@ -56,8 +56,8 @@ def train_batches(
 
     Yields:
         `images` uint8 (b, crop, crop, 3), 0-255 RGB, or uint16 (b, crop, crop, c) of
-        bands, and `labels` uint8 (b, crop, crop), or (b,) for classification. With `padded_size`, in place of `images`
-        the input of `augment_device.resized_batch`.
+        bands, and `labels` uint8 (b, crop, crop), or (b,) for classification. With
+        `padded_size`, in place of `images` the input of `augment_device.resized_batch`.
 
     Raises:
         UserError: An example cannot be read; the message names it.

@@ -163,8 +163,9 @@ def open_dataset(
             such as those of a run, where these are bands.
 
     Raises:
-        UserError: Unknown name or split, bands of a data set that is not in files, missing or empty folder, an invalid file,
-            labels that `label_check.label_problem` refuses, or TFDS is not installed.
+        UserError: Unknown name or split, bands of a data set that is not in files,
+            missing or empty folder, an invalid file, labels that
+            `label_check.label_problem` refuses, or TFDS is not installed.
     """
     info = dataset_info(name, data_dir)
     if bands is not None:

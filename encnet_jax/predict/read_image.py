@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
-from encnet_jax.data.bands import Pixels, as_bands, decode_pixels, scale_bands
+from encnet_jax.data.bands import RGB, Pixels, as_bands, decode_pixels, scale_bands
 from encnet_jax.data.dataset_info import DatasetInfo
 from encnet_jax.data.image_io import to_rgb_array
 from encnet_jax.errors import UserError
@@ -19,7 +19,7 @@ ImageInput = (
 )
 
 
-def read_image(image: ImageInput, info: DatasetInfo) -> Pixels:
+def read_image(image: ImageInput, info: DatasetInfo = RGB) -> Pixels:
     """Returns any supported image as a model takes it; see `Segmenter.__call__`.
 
     Args:

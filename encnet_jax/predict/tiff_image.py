@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from encnet_jax.data.bands import Pixels, scale_bands
+from encnet_jax.data.bands import RGB, Pixels, scale_bands
 from encnet_jax.data.dataset_info import DatasetInfo
 from encnet_jax.data.image_io import to_rgb_array
 from encnet_jax.errors import UserError, require_package
@@ -39,7 +39,7 @@ _ALLOWED = "allowed are 8 bits per color: gray, RGB, palette, with or without al
 
 
 @contextlib.contextmanager
-def open_tiff(path: Path, info: DatasetInfo) -> Iterator["TiffImage"]:
+def open_tiff(path: Path, info: DatasetInfo = RGB) -> Iterator["TiffImage"]:
     """Opens the first page of a TIFF.
 
     Args:
@@ -194,8 +194,8 @@ class TiffImage:
             found = page.samplesperpixel
             if found != self._info.channels or page.dtype.kind not in "uif":
                 raise UserError(
-                    f"{path}: {found} channels, {page.dtype}; {self._info.channels} are "
-                    "expected"
+                    f"{path}: {found} channels, {page.dtype}; "
+                    f"{self._info.channels} are expected"
                 )
             mode = "bands"
         elif page.dtype == np.uint16 and mode == "L":

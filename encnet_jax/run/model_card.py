@@ -9,7 +9,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
-from encnet_jax.data.bands import value_ranges
+from encnet_jax.data.bands import model_input
 from encnet_jax.data.dataset_info import DatasetInfo
 from encnet_jax.data.label_map import published_labels
 from encnet_jax.data.registry import DATASETS
@@ -185,11 +185,7 @@ def image_notes(info: DatasetInfo, longest: int) -> list[str]:
             "resize images to that first, and the labels back by nearest neighbor."
         )
     if info.banded:
-        notes.append(
-            f"Images have {info.channels} channels, in the values of the training "
-            f"images: {value_ranges(info)}. The model maps each range linearly to 0 to 255 "
-            "and clips."
-        )
+        notes.append(model_input(info))
     elif info.value_range:
         low, high = cast(tuple[float, float], info.value_range)
         notes.append(
