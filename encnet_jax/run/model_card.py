@@ -178,15 +178,13 @@ def image_notes(info: DatasetInfo, longest: int) -> list[str]:
         info: Normalization and range of values.
         longest: Long side that the caller has to resize images to; 0: nothing to do.
     """
-    notes = []
+    notes = [model_input(info)] if info.banded else []
     if longest:
         notes.append(
             f"The long side of the training images was about {longest} pixels: "
             "resize images to that first, and the labels back by nearest neighbor."
         )
-    if info.banded:
-        notes.append(model_input(info))
-    elif info.value_range:
+    if info.value_range and not info.banded:
         low, high = cast(tuple[float, float], info.value_range)
         notes.append(
             f"Training images of more than 8 bits held values from {low:g} to "
