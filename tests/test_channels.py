@@ -6,13 +6,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from encnet_jax import Segmenter
+from encnet_jax import Segmenter, fit
 from encnet_jax.config import default
 from encnet_jax.data.bands import scale_bands
 from encnet_jax.errors import UserError
 from encnet_jax.evaluate.run import evaluate_workdir
 from encnet_jax.export.formats import READERS
 from encnet_jax.export.run import export_workdir
+from encnet_jax.fit_arrays import small_config
 from encnet_jax.predict.tiff_image import open_tiff
 from encnet_jax.train import train
 
@@ -102,3 +103,20 @@ def test_five_channels_of_16_bits_end_to_end(tmp_path):
         run = READERS[kind](tmp_path / kind / f"model.{kind}")
         found = run(array[None].astype(np.float32))["labels"]
         np.testing.assert_array_equal(found[0], labels)
+
+
+@pytest.mark.slow
+def test_fit_of_two_channels(tmp_path):
+    labels = np.random.default_rng(0).integers(0, 2, (4, 33, 33))
+    images = np.stack([labels * 0.5, 0.2 - labels], -1).astype(np.float32)
+    config = small_config(images, labels)
+    config.total_steps = config.eval_every = 2
+    config.batch_size = 4
+    config.data.value_range = ((0, 1), (-1, 1))
+    config.mesh.data = 1
+    segmenter = fit(images, labels, config, workdir=tmp_path)
+    assert segmenter(images[0]).labels.shape == (33, 33)
+    assert segmenter.info.value_range == ((0, 1), (-1, 1))
+    config.data.channels = 4
+    with pytest.raises(UserError, match=r"float32 \(4, 33, 33, 2\); must be numbers"):
+        fit(images, labels, config, workdir=tmp_path / "other")
