@@ -82,7 +82,7 @@ def fit(
         if images is None or labels is None:
             raise UserError("images, labels: both must be given, or dataset")
         images, labels = np.asarray(images), np.asarray(labels)
-        form = _form(config, images.shape[-1:])
+        form = _form(config, images.shape[3:])
         splits = _array_datasets(
             images, labels, class_names, ignore_label, validation, form
         )

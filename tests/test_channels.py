@@ -111,6 +111,7 @@ def test_fit_of_two_channels(tmp_path):
     images = np.stack([labels * 0.5, 0.2 - labels], -1).astype(np.float32)
     config = small_config(images, labels)
     config.total_steps = config.eval_every = 2
+    config.optimizer.warmup_steps = 0
     config.batch_size = 4
     config.data.value_range = ((0, 1), (-1, 1))
     config.mesh.data = 1
