@@ -118,6 +118,6 @@ def test_fit_of_two_channels(tmp_path):
     segmenter = fit(images, labels, config, workdir=tmp_path)
     assert segmenter(images[0]).labels.shape == (33, 33)
     assert segmenter.info.value_range == ((0, 1), (-1, 1))
-    config.data.channels = 4
+    config.data.update(channels=4, value_range=(0, 1))
     with pytest.raises(UserError, match=r"float32 \(4, 33, 33, 2\); must be numbers"):
         fit(images, labels, config, workdir=tmp_path / "other")
