@@ -40,6 +40,7 @@ def default() -> ConfigDict:
     # which training ends; 0: it takes all steps.
     config.early_stopping = 0
     config.checkpoint_every = 1000  # steps; every evaluation saves one too
+    config.tracker = ""  # wandb or trackio, besides TensorBoard; empty: neither
     config.model = _model()
     config.data = _data()
     config.loss = _loss()
