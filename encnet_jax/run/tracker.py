@@ -29,9 +29,9 @@ _log = logging.getLogger(__name__)
 class Tracker:
     """A run of a tracker, fed by a thread of its own.
 
-    Starting, logging, and sending cost the training no time. Whatever fails (the package
-    is not installed, the server is down) ends the tracking with one warning, and the
-    training continues.
+    Starting, logging, and sending cost the training no time. Whatever fails (the
+    package is not installed, the server is down) ends the tracking with one warning,
+    and the training continues.
 
     Args:
         name: One of `TRACKERS`.
