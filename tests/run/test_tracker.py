@@ -205,10 +205,12 @@ def test_trackio_itself(tmp_path, monkeypatch, caplog):
     utils = pytest.importorskip("trackio.utils")
     import trackio
     from trackio import sqlite_storage
+    from trackio.media import media
 
     for module in (utils, sqlite_storage):
         monkeypatch.setattr(module, "TRACKIO_DIR", tmp_path / "trackio")
-    monkeypatch.setattr(utils, "MEDIA_DIR", tmp_path / "trackio" / "media")
+    for module in (utils, media):
+        monkeypatch.setattr(module, "MEDIA_DIR", tmp_path / "trackio" / "media")
     write("trackio", tmp_path / "run", (10, 20))
     write("trackio", tmp_path / "run", (20, 30))
     assert not warnings_of(caplog)
