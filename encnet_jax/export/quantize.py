@@ -30,7 +30,7 @@ def quantize(path: Path, output: Path, images: Sequence[np.ndarray]) -> None:
     Args:
         path: The float32 graph, with an input `images`.
         output: The new file.
-        images: uint8 images (h, w, 3), from which the range of each activation is taken.
+        images: uint8 images (h, w, 3) that give the range of each activation.
     """
     from onnxruntime.quantization import (
         CalibrationMethod,
