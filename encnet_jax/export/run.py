@@ -165,7 +165,7 @@ def load_trained(workdir: Path, step: str | int = "best") -> ExportSpec:
         title=model_title(config.model, info, run.training),
         training_size=config.data.crop_size if classifies else config.data.base_size,
         # The last features then have at least two pixels: align_corners needs them.
-        smallest=config.model.output_stride + 1,
+        smallest=feature_stride(config.model.backbone, config.model.output_stride) + 1,
     )
 
 
