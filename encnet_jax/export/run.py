@@ -19,6 +19,7 @@ from encnet_jax.export.readme import export_readme
 from encnet_jax.files import check_folder
 from encnet_jax.inference.folding import fold_model
 from encnet_jax.inference.predict_fn import make_classify_fn, whole_image_logits
+from encnet_jax.models.registry import feature_stride
 from encnet_jax.run.folder_config import FolderConfig
 from encnet_jax.run.model_card import model_title
 from encnet_jax.run.model_folder import check_replaceable, write_model_folder
@@ -165,7 +166,7 @@ def load_trained(workdir: Path, step: str | int = "best") -> ExportSpec:
         title=model_title(config.model, info, run.training),
         training_size=config.data.crop_size if classifies else config.data.base_size,
         # The last features then have at least two pixels: align_corners needs them.
-        smallest=feature_stride(config.model.backbone, config.model.output_stride) + 1,
+        smallest=1 + feature_stride(config.model.backbone, config.model.output_stride),
     )
 
 
