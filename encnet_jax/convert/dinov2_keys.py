@@ -1,5 +1,4 @@
-"""Keys of DINOv2's weights: the original's and timm's, which agree, and transformers'.
-"""
+"""Keys of DINOv2's weights by the names of timm and of transformers."""
 
 import re
 from collections.abc import Mapping
@@ -55,7 +54,9 @@ def join_qkv(entries: Mapping[str, Any]) -> Mapping[str, Any]:
     joined = dict(entries)
     for key in entries:
         if match := _QUERY.fullmatch(key):
-            names = [f"{match[1]}{part}{match[2]}" for part in ("query", "key", "value")]
+            names = [
+                f"{match[1]}{part}{match[2]}" for part in ("query", "key", "value")
+            ]
             if len({tuple(entries[n].shape) for n in names if n in entries}) != 1:
                 continue  # reported as unexpected keys
             if all(name in entries for name in names):

@@ -133,9 +133,8 @@ def find_key_mapping(keys: Iterable[str], source: str, file: str) -> KeyMapping:
     Args:
         keys: Keys of the state dict.
         source: One of `SOURCES`, or `"auto"` to detect it. Plain ResNets of torchvision
-            and timm have the same keys and count as torchvision's; DINOv2's own files have
-            timm's keys and count as timm's.
-        file: Name of the weights in error messages.
+            and timm have the same keys and count as torchvision's; DINOv2's own files
+            have timm's keys and count as timm's.
 
     Raises:
         UserError: The source is unknown, or cannot be detected.

@@ -145,7 +145,7 @@ def _variables(model: nnx.Module) -> dict[str, nnx.Variable]:
         for path, node in nnx.iter_graph(model)
         if isinstance(node, nnx.Param | nnx.BatchStat)
     }
-    bare = ("stem.", "stages.")
+    bare: tuple[str, ...] = ("stem.", "stages.")
     if "cls_token" in found:
         bare = ("cls_token", "pos_embed", "patch_embed.", "blocks.", "norm.")
     if not any(path.startswith("backbone.") for path in found):

@@ -54,9 +54,7 @@ class LayerNorm(nnx.LayerNorm):
     """Layer normalization in float32; the result has the dtype of the input."""
 
     def __init__(self, features: int, *, rngs: nnx.Rngs):
-        super().__init__(
-            features, epsilon=_EPSILON, use_fast_variance=False, rngs=rngs
-        )
+        super().__init__(features, epsilon=_EPSILON, use_fast_variance=False, rngs=rngs)
 
     def __call__(self, x: Float[Array, "b n c"]) -> Float[Array, "b n c"]:  # type: ignore[override]
         """Normalizes each token."""

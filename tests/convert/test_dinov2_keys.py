@@ -110,7 +110,9 @@ def test_backbones_of_another_kind_do_not_fit(weights):
     )
     with pytest.raises(UserError, match="missing keys: .*The weights are timm: small"):
         load_torch_weights(resnet, weights, head="skip")
-    keys = {f"layer{i}.0.conv1.weight": np.zeros((4, 4, 1, 1), "f4") for i in range(1, 5)}
+    keys = {
+        f"layer{i}.0.conv1.weight": np.zeros((4, 4, 1, 1), "f4") for i in range(1, 5)
+    }
     keys["conv1.weight"] = np.zeros((4, 3, 7, 7), "f4")
     with pytest.raises(UserError, match="unexpected keys: .*missing keys"):
         load_torch_weights(empty(DINOv2, "small"), keys)
