@@ -135,6 +135,7 @@ def find_key_mapping(keys: Iterable[str], source: str, file: str) -> KeyMapping:
         source: One of `SOURCES`, or `"auto"` to detect it. Plain ResNets of torchvision
             and timm have the same keys and count as torchvision's; DINOv2's own files
             have timm's keys and count as timm's.
+        file: Name of the weights in error messages.
 
     Raises:
         UserError: The source is unknown, or cannot be detected.
