@@ -19,6 +19,7 @@ from encnet_jax.export.readme import export_readme
 from encnet_jax.files import check_folder
 from encnet_jax.inference.folding import fold_model
 from encnet_jax.inference.predict_fn import make_classify_fn, whole_image_logits
+from encnet_jax.models.dinov2 import PATCH
 from encnet_jax.models.registry import feature_stride
 from encnet_jax.run.folder_config import FolderConfig
 from encnet_jax.run.model_card import model_title
@@ -91,6 +92,11 @@ def export_workdir(
     if output.is_dir() and any(output.iterdir()):
         raise UserError(f"--output={output}: is not empty; choose a new folder")
     spec = load_trained(workdir, step)
+    if file_format == "onnx" and not fixed and spec.smallest == 1 + PATCH:
+        raise UserError(
+            "--size: must be HEIGHTxWIDTH for ONNX of a vision transformer, whose graph "
+            "of any size ONNX Runtime does not run"
+        )
     if fixed and min(fixed) < spec.smallest:
         raise UserError(
             f"--size={size}: height and width must be at least {spec.smallest}"

@@ -201,6 +201,8 @@ def test_frozen_it_trains_predicts_and_is_exported(name, tmp_path, caplog):
     assert segmenter(images[0]).labels.shape == (30, 30)
     assert segmenter.explain(images[0]).assignment.shape[-1] == 2
     # Compares what it wrote with the model, at any size and at one.
-    for file_format, size in (("stablehlo", ""), ("onnx", ""), ("onnx", "30x44")):
+    for file_format, size in (("stablehlo", ""), ("onnx", "30x44")):
         folder = tmp_path / f"{file_format}{size}"
         export_workdir(tmp_path, folder, file_format=file_format, size=size)
+    with pytest.raises(UserError, match="--size: must be HEIGHTxWIDTH for ONNX of a"):
+        export_workdir(tmp_path, tmp_path / "free", file_format="onnx")
