@@ -94,8 +94,8 @@ def export_workdir(
     spec = load_trained(workdir, step)
     if file_format == "onnx" and not fixed and spec.smallest == 1 + PATCH:
         raise UserError(
-            "--size: must be HEIGHTxWIDTH for ONNX of a vision transformer, whose graph "
-            "of any size ONNX Runtime does not run"
+            "--size: must be HEIGHTxWIDTH for ONNX of a vision transformer; ONNX "
+            "Runtime does not run its graph of any size"
         )
     if fixed and min(fixed) < spec.smallest:
         raise UserError(
