@@ -13,8 +13,7 @@ half the width with stages 3 and 4 at stride 16:
     python train.py --config=configs/camvid.py:cpu --config.data.data_dir=DIR
 
 `dinov2` trains the head alone, on frozen features of DINOv2 ViT-S/14 from the Hugging
-Face hub, at 672x504 pixels, multiples of its patches of 14. Not trained yet: some steps
-were taken, from random weights.
+Face hub, at 672x504 pixels, multiples of its patches of 14. Not trained yet.
 
 FC-DenseNet103 from scratch: 66.9 (arXiv 1611.09326). Val is seven seconds of a drive
 that is also in train, test is another drive: to choose settings, hold out a drive of
@@ -95,7 +94,6 @@ def _cpu(config: ConfigDict) -> ConfigDict:
 
 
 def _dinov2(config: ConfigDict) -> ConfigDict:
-    # Optimizer of DINOv2's own linear segmentation heads: AdamW, rate 1e-3, decay 1e-4.
     config.total_steps = 4000
     config.batch_size = 16
     config.learning_rate = 1e-3
