@@ -66,8 +66,9 @@ def read_labelme(source: Path, chosen: list[str] | None = None) -> AnnotatedSet:
     for image in images:
         for region in image.regions:
             if region.class_name not in known:
+                label = repr(region.class_name)
                 problems.append(
-                    f"{region.where}: label {region.class_name!r}: is none of the classes"
+                    f"{region.where}: label {label}: is none of the classes"
                 )
         image.regions[:] = [r for r in image.regions if r.class_name in known]
     return AnnotatedSet(chosen, images, problems, skipped)

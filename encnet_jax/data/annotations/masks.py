@@ -33,7 +33,9 @@ def polygon_mask(polygons: Any, height: int, width: int) -> Mask:
             [polygon[i : i + 2] for i in range(0, len(polygon), 2)], (height, width)
         )
     encoded = coco.merge(coco.frPyObjects(polygons, height, width))
-    return coco.decode(encoded).astype(bool)
+    # Not by its `decode`, which warns under NumPy 2.
+    text = encoded["counts"].decode()
+    return rle_mask({"size": [height, width], "counts": text}, height, width)
 
 
 def rle_mask(segmentation: Any, height: int, width: int) -> Mask:

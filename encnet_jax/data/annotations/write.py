@@ -35,7 +35,8 @@ def divide(annotated: AnnotatedSet, fraction: float) -> AnnotatedSet:
         return annotated
     if given := {image.split for image in annotated.images} - {"train"}:
         raise UserError(
-            f"--val_fraction={fraction}: the files give the split {min(given)!r} already"
+            f"--val_fraction={fraction}: the files give splits already: "
+            f"{', '.join(sorted(given))}"
         )
     names = sorted(
         (hashlib.sha256(str(image.name).encode()).digest(), index)
