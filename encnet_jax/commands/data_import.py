@@ -82,16 +82,19 @@ def main(arguments: list[str]) -> int:
         print(
             f"warning: {path}: not of format {values.format}; skipped", file=sys.stderr
         )
+    _list(annotated.problems)
+    if not annotated.images:
+        raise UserError(f"{arguments[0]}: no image can be read; nothing was written")
     annotated = divide(annotated, values.val_fraction)
     with _staging(output) as root:
         counter = Counter(len(annotated.images), "images")
         found, problems = write_folder(annotated, values.unlabeled, root, counter.show)
         counter.close()
-        for problem in map(UserError, problems):
-            print(f"error: {problem}", file=sys.stderr)
-        if problems and not values.skip_invalid:
+        _list(problems)
+        left_out = len(annotated.problems) + len(problems)
+        if left_out and not values.skip_invalid:
             raise UserError(
-                f"{len(problems)} problems; nothing was written; --skip_invalid leaves "
+                f"{left_out} problems; nothing was written; --skip_invalid leaves "
                 "these annotations and images out"
             )
         if not found:
@@ -99,8 +102,8 @@ def main(arguments: list[str]) -> int:
                 f"{arguments[0]}: no image can be read; nothing was written"
             )
         _show(found, root, output)
-    if problems:
-        print(f"left out: {len(problems)} annotations or images, listed above")
+    if left_out:
+        print(f"left out: {left_out} annotations or images, listed above")
     print(
         f"written: {output}; next: encnet data folder --config.data.data_dir={output}"
     )
@@ -110,6 +113,11 @@ def main(arguments: list[str]) -> int:
             "--config.evaluation.split=train"
         )
     return 0
+
+
+def _list(problems: list[str]) -> None:
+    for problem in map(UserError, problems):  # each as one line
+        print(f"error: {problem}", file=sys.stderr, flush=True)
 
 
 def _check_output(output: Path) -> None:

@@ -71,14 +71,14 @@ def write_folder(
 
     Returns:
         The statistics of each split, and one line for each annotation or image that
-        was left out.
+        was left out, beside `annotated.problems`.
 
     Raises:
         UserError: See `class_labels`.
         OSError: The folder is not writable, or the disk full.
     """
     names, labels, blank = class_labels(annotated.class_names, unlabeled)
-    problems = list(annotated.problems)
+    problems: list[str] = []
     statistics: dict[str, Statistics] = {}
     taken: set[tuple[str, str]] = set()
     for done, image in enumerate(annotated.images, 1):

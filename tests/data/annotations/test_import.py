@@ -104,7 +104,8 @@ def test_coco_becomes_a_folder(tmp_path, monkeypatch, capsys):
     assert copied.read_bytes() == (source / "train2017/a.png").read_bytes()
     assert (output / "labels/val/sub/b.png").is_file()
     for split in ("train", "val"):
-        assert Image.open(output / f"{split}.png").width > 2 * 280
+        with Image.open(output / f"{split}.png") as sheet:
+            assert sheet.width > 2 * 280
     assert "leaf" in capsys.readouterr().out
     assert [path.name for path in tmp_path.iterdir() if path.name[0] == "."] == []
 
