@@ -100,6 +100,18 @@ def output_name(stored: str) -> PurePosixPath:
     return path
 
 
+def stored_size(height: Any, width: Any, where: str) -> tuple[int, int] | None:
+    """Returns the size in a file, None if it has none; raises `UserError` if bad."""
+    if height is None and width is None:
+        return None
+    for length in (height, width):
+        if type(length) is not int or length < 1:
+            raise UserError(
+                f"{where}: height {height!r}, width {width!r}: must be integers above 0"
+            )
+    return height, width
+
+
 def class_labels(
     class_names: Iterable[str], unlabeled: str
 ) -> tuple[list[str], dict[str, int], int]:

@@ -13,6 +13,7 @@ from encnet_jax.data.annotations.annotated import (
     output_name,
     read_json,
     split_of,
+    stored_size,
 )
 from encnet_jax.data.annotations.masks import polygon_mask, rle_mask
 from encnet_jax.data.file_pairs import files_below, read_file
@@ -147,14 +148,9 @@ def _image(entry: dict[str, Any], path: Path, split: str, root: Path) -> Annotat
     if not isinstance(stored, str) or not stored:
         raise TypeError
     where = f"{path}: image {stored}"
-    size = entry.get("height"), entry.get("width")
-    known = all(type(length) is int and length > 0 for length in size)
-    if not known and size != (None, None):
-        raise UserError(f"{where}: height and width {size}: must be integers above 0")
+    size = stored_size(entry.get("height"), entry.get("width"), where)
     content = _find_image(stored, path, split, root, where)
-    return AnnotatedImage(
-        where, split, output_name(stored), content, size if known else None, []
-    )
+    return AnnotatedImage(where, split, output_name(stored), content, size, [])
 
 
 def _find_image(

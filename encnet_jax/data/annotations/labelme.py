@@ -13,6 +13,7 @@ from encnet_jax.data.annotations.annotated import (
     Region,
     read_json,
     split_of,
+    stored_size,
 )
 from encnet_jax.data.annotations.masks import shape_mask
 from encnet_jax.data.file_pairs import files_below, read_file
@@ -91,15 +92,13 @@ def _image(
             continue
         name = {IGNORED: None, LABELME_BACKGROUND: BACKGROUND}.get(label, label.strip())
         regions.append(Region(place, name, functools.partial(shape_mask, shape)))
-    size = content.get("imageHeight"), content.get("imageWidth")
-    known = all(type(length) is int and length > 0 for length in size)
+    lengths = content.get("imageHeight"), content.get("imageWidth")
+    size = stored_size(*lengths, where)
     read, suffix = _content(content, file, where)
     # Named as the annotation file: two may annotate images of one name.
-    name = PurePosixPath(path.relative_to(source).as_posix()).with_suffix(suffix)
+    copy = PurePosixPath(path.relative_to(source).as_posix()).with_suffix(suffix)
     split = split_of(path.parent / "-", source) if path.parent != source else None
-    return AnnotatedImage(
-        where, split or "", name, read, size if known else None, regions
-    )
+    return AnnotatedImage(where, split or "", copy, read, size, regions)
 
 
 def _content(

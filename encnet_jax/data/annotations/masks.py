@@ -121,7 +121,7 @@ def shape_mask(shape: Any, height: int, width: int) -> Mask:
         joint = "curve" if kind == "linestrip" else None
         draw.line(xy, fill=1, width=_LINE_WIDTH, joint=joint)
     else:
-        (x, y), radius = xy[0], _POINT_RADIUS
+        (x, y), radius = xy[0], float(_POINT_RADIUS)
         if kind == "circle":
             radius = math.dist(*xy)
         draw.ellipse(
