@@ -12,8 +12,7 @@ from pathlib import Path
 from absl import flags
 
 from encnet_jax.errors import UserError, require_package
-
-_MARK = b'<meta name="generator" content="encnet_jax">'
+from encnet_jax.report.page import MARK
 
 
 def define_flags() -> None:
@@ -31,6 +30,8 @@ def main(arguments: list[str]) -> None:
 
     require_package("jinja2", "train", "compare")
     values = flags.FLAGS
+    if Path(values.split).name != values.split:
+        raise UserError(f"--split={values.split}: must be a name, such as test-ms")
     output = user_path(values.output or f"compare-{values.split}.html")
     check_output(output)
     check_folder(output.parent, "--output")
@@ -56,5 +57,5 @@ def check_output(path: Path) -> None:
         raise UserError(
             f"--output={path}: cannot be replaced: {error.strerror}"
         ) from error
-    if _MARK not in start:
+    if MARK.encode() not in start:
         raise UserError(f"--output={path}: exists and is no page of encnet_jax")

@@ -98,7 +98,7 @@ def _class_names(classes: str) -> tuple[str, ...]:
         names = json.loads(Path(classes).read_text())
     except OSError as error:
         raise UserError(f"--classes={classes}: {error.strerror}") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"--classes={classes}: not JSON: {error}") from error
     if not isinstance(names, list) or not all(isinstance(n, str) for n in names):
         raise UserError(f"--classes={classes}: must be a list of names")

@@ -123,7 +123,7 @@ def _read_content(path: Path) -> dict[str, Any]:
         raise UserError(f"{path}: missing; it lists the classes, see docs/data.md")
     try:
         content = json.loads(_read_text(path))
-    except json.JSONDecodeError as error:
+    except (json.JSONDecodeError, RecursionError) as error:
         raise UserError(f"{path}: not JSON: {error}") from error
     if isinstance(content, list):
         content = {"classes": content}

@@ -115,13 +115,18 @@ def _effect(explanation: Explanation) -> Image.Image:
         lines.append(Label(text, before.path or after.path))
     if len(explanation.transitions) > 3:
         lines.append(Label("..."))
-    result = Image.new("RGB", (_WIDTH - 2 * _GAP, _LINE * 2), "white")
-    draw = ImageDraw.Draw(result)
-    draw.text((0, 0), lines[0].text, _INK, lines[0].font(_TEXT))
-    x = 0.0
+    width = _WIDTH - 2 * _GAP
+    places, x, y = [(0.0, 0)], float(width), 0
     for line in lines[1:]:
-        draw.text((x, _LINE), line.text, _INK, line.font(_TEXT))
-        x += line.font(_TEXT).getlength(line.text) + 2 * _GAP
+        length = line.font(_TEXT).getlength(line.text)
+        if x + length > width:  # the next line of text
+            x, y = 0.0, y + _LINE
+        places.append((x, y))
+        x += length + 2 * _GAP
+    result = Image.new("RGB", (width, max(y, _LINE) + _LINE), "white")
+    draw = ImageDraw.Draw(result)
+    for line, place in zip(lines, places):
+        draw.text(place, line.text, _INK, line.font(_TEXT))
     return result
 
 

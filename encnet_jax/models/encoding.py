@@ -176,10 +176,6 @@ class ContextEncoding(nnx.Module):
             linear(features, num_classes, rngs=rngs) if num_classes else None
         )
 
-    def encode(self, x: Float[Array, "b h w c"]) -> Float[Array, "b c"]:
-        """Returns the vector e, float32, that describes each whole image."""
-        return self._encode(x)[0]
-
     def __call__(
         self, x: Float[Array, "b h w c"], gate: Float[Array, "b c"] | None = None
     ) -> tuple[Float[Array, "b h w c"], Float[Array, "b n"] | None]:
@@ -199,7 +195,7 @@ class ContextEncoding(nnx.Module):
         self, x: Float[Array, "b h w c"], gate: Float[Array, "b c"] | None = None
     ) -> tuple[ContextView, Float[Array, "b n"] | None]:
         """As the call, with everything else that the module computes on the way."""
-        encoded, assignment = self._encode(x)
+        encoded, assignment = self.encode(x)
         if gate is None:
             gate = jax.nn.sigmoid(self.gate(encoded))
         se_logits = None if self.se_head is None else self.se_head(encoded)
@@ -212,10 +208,13 @@ class ContextEncoding(nnx.Module):
             assignment = assignment.reshape(*x.shape[:3], -1)
         return ContextView(assignment, gate, x, gated.astype(x.dtype)), se_logits
 
-    def _encode(
+    def encode(
         self, x: Float[Array, "b h w c"]
     ) -> tuple[Float[Array, "b c"], Float[Array, "b p k"] | None]:
-        """Returns `encode`, and the assignment of p pixels if there are codewords."""
+        """Returns the vector e, float32, that describes each whole image.
+
+        And the assignment of its p pixels, where there are codewords.
+        """
         x = self.reduce(x)
         if self.encoding is None or self.norm is None:
             return x.astype(jnp.float32).mean((1, 2)), None

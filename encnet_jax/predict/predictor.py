@@ -58,6 +58,12 @@ class Segmenter(Pretrained):
         protocol: How images are cut into windows and resized instead; None: whole.
         settings: Arguments of `create_model` that built the model, `num_classes` aside;
             for `save_pretrained`.
+
+    Attributes:
+        model_def: Definition of the model with batch norm folded into convolutions, an
+            `InferenceModel`.
+        params: Its parameters, on the device.
+        batch_stats: Its running statistics, likewise.
     """
 
     task = "segmentation"
@@ -77,8 +83,8 @@ class Segmenter(Pretrained):
         self.align_corners = align_corners
         self.protocol = self.slide_protocol = protocol
         model_def, *arrays = fold_model(model)
-        self._params, self._batch_stats = jax.device_put(arrays)
-        self._model_def = model_def
+        self.params, self.batch_stats = jax.device_put(arrays)
+        self.model_def = model_def
         self._explainer: Explainer | None = None
         self._resizing = resizing = dict[str, Any](
             mean=info.mean,
@@ -94,7 +100,7 @@ class Segmenter(Pretrained):
             scores_of = make_score_fn(model_def, info.num_classes, protocol, mesh)
             # One window at a time: most images have few, and batches are padded.
             self._scores = lambda pixels: next(
-                scores_of(self._params, self._batch_stats, [(0, pixels)], 1)
+                scores_of(self.params, self.batch_stats, [(0, pixels)], 1)
             )
 
     @classmethod
@@ -235,9 +241,9 @@ class Segmenter(Pretrained):
             from encnet_jax.explain.explainer import Explainer
 
             self._explainer = Explainer(
-                self._model_def,
-                self._params,
-                self._batch_stats,
+                self.model_def,
+                self.params,
+                self.batch_stats,
                 num_classes=self.info.num_classes,
                 resizing=self._resizing,
                 protocol=self.protocol,
@@ -252,7 +258,7 @@ class Segmenter(Pretrained):
         if self._scores is not None:
             result = self._scores(pixels)
             return result.score_map.labels().fetch(), mean_over_windows(result.presence)
-        batch = self._label(self._params, self._batch_stats, pixels[None])
+        batch = self._label(self.params, self.batch_stats, pixels[None])
         labels, presence, _ = jax.device_get(batch)
         return labels[0], None if presence is None else presence[0]
 
@@ -262,7 +268,7 @@ class Segmenter(Pretrained):
         if self._scores is not None:  # sums of powers or of softmaxes
             scores = self._scores(pixels).score_map.scores()
             return scores / scores.sum(-1, keepdims=True)
-        batch = self._probabilities(self._params, self._batch_stats, pixels[None])
+        batch = self._probabilities(self.params, self.batch_stats, pixels[None])
         return np.asarray(batch[0])
 
 

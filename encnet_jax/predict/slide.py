@@ -59,7 +59,7 @@ class LargeSegmenter:
         self._segmenter, self._base_size = segmenter, base_size
         self._protocol: TTAProtocol = segmenter.slide_protocol
         self._label: LargeLabelFn = make_large_label_fn(
-            segmenter._model_def, self.info.num_classes, self._protocol
+            segmenter.model_def, self.info.num_classes, self._protocol
         )
 
     def __call__(
@@ -71,7 +71,7 @@ class LargeSegmenter:
             image: An array (h, w, 3), RGB 0-255, or an object that reads parts of one.
         """
         protocol = self.protocol_of(image)
-        arrays = self._segmenter._params, self._segmenter._batch_stats
+        arrays = self._segmenter.params, self._segmenter.batch_stats
         return self._label(*arrays, image, protocol)
 
     def protocol_of(self, image: LargeImage) -> TTAProtocol:

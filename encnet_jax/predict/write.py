@@ -252,7 +252,7 @@ def _read_classes(path: Path) -> dict[str, Any]:
             return results
     except FileNotFoundError:
         return {}
-    except (OSError, ValueError, AttributeError):
+    except (OSError, ValueError, AttributeError, RecursionError):
         pass
     raise UserError(
         f"{path}: exists, and is not a result of predict; choose another --output"

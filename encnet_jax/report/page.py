@@ -7,6 +7,8 @@ from typing import Any
 
 from encnet_jax.files import whole_file
 
+# Marks the pages, so that no other file is replaced by one.
+MARK = '<meta name="generator" content="encnet_jax">'
 _TEMPLATES = Path(__file__).parent / "templates"
 _log = logging.getLogger(__name__)
 
@@ -38,7 +40,7 @@ def save_page(path: Path, template: str, **values: Any) -> None:
         lstrip_blocks=True,
     )
     environment.filters["percent"] = percent
-    text = environment.get_template(template).render(**values)
+    text = environment.get_template(template).render(mark=MARK, **values)
     with whole_file(path) as file:
         # File names may hold bytes that are no characters.
         file.write(text.encode("utf-8", "backslashreplace"))

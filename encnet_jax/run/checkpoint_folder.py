@@ -143,7 +143,7 @@ def _score(checkpoint: Path, metric: str) -> float | None:
         return float(json.loads(path.read_text())[metric])
     except FileNotFoundError:
         return None  # saved without an evaluation
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, LookupError, TypeError, RecursionError) as error:
         _log.warning("WARNING: %s: cannot be read: %s", path, error)
         return math.inf
 

@@ -13,6 +13,14 @@ from encnet_jax.errors import UserError
 from encnet_jax.run.mean_gate import MeanGate, read_mean_gate
 
 _METRICS = ("mean_iou", "pixel_accuracy", "accuracy")
+_UNREADABLE = (
+    OSError,
+    ValueError,
+    LookupError,
+    TypeError,
+    AttributeError,
+    RecursionError,
+)
 _log = logging.getLogger(__name__)
 
 
@@ -136,7 +144,7 @@ def _scores(folder: Path, config: ConfigDict, step: int) -> list[dict[str, Any]]
             if metrics:
                 found.append(entry)
         # Another program's file, or one of a version that stored less.
-        except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+        except _UNREADABLE as error:
             _log.warning("WARNING: %s: not used as scores: %r", path, error)
     return found
 

@@ -93,7 +93,7 @@ def _stored_weights(path: Path, rule: str, info: DatasetInfo) -> np.ndarray:
             return np.array(weights, np.float64)
     except FileNotFoundError:
         pass
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, LookupError, TypeError, RecursionError) as error:
         raise UserError(
             f"{path}: not the class weights of this run: {error!r}; remove it to "
             "compute them again"

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from encnet_jax.commands import compare
 from encnet_jax.commands.compare import check_output
 from encnet_jax.compare.bootstrap import paired_differences
 from encnet_jax.compare.evaluations import load_evaluations
@@ -25,6 +26,7 @@ from encnet_jax.evaluate.report import save_scores
 from encnet_jax.metrics import confusion_matrix_np, segmentation_metrics
 from encnet_jax.report.thumbnails import encode_labels
 from tests.commands import errors, run
+from tests.parsed_flags import run_command
 from tests.report.pages import check_page
 
 NAMES = ("road", "<i>car</i>", "sky")
@@ -164,6 +166,12 @@ def test_runs_of_equal_names_are_told_apart(runs, folder, tmp_path):
     other = write_run(tmp_path / "x" / "good", folder, 0.5)
     names = [run.name for run in load_evaluations([runs[0], other], "val")]
     assert names == [str(runs[0]), str(other)]
+
+
+def test_split_must_be_a_name(runs, monkeypatch):
+    expected = "--split=../val: must be a name, such as test-ms"
+    with pytest.raises(UserError, match=expected):
+        run_command(monkeypatch, compare, *runs[:2], split="../val")
 
 
 def test_what_cannot_be_compared_is_one_line(runs, folder, tmp_path):

@@ -242,6 +242,7 @@ def test_colors_without_a_table_are_rejected(folder):
     ("content", "message"),
     [
         ("{", "not JSON: Expecting property name"),
+        ("[" * 100_000, "not JSON: maximum recursion depth"),
         ("7", "7: must be an object"),
         ({"classes": "road"}, "classes='road': must be a list"),
         ({"classes": NAMES, "ignore": 0}, "ignore=0: must be a list"),

@@ -7,6 +7,7 @@ import pytest
 
 from encnet_jax.data.scenes import draw
 from encnet_jax.explain.figure import (
+    _effect,
     color_map,
     draw_explanation,
     mark,
@@ -108,3 +109,11 @@ def test_bars_show_the_presence(explanation):
     lengths = [pixels_of(f, color)[-210:].sum(1).max() for f in figures]
     assert lengths[0] == 0 and lengths[1] > 50
     assert lengths[2] == pytest.approx(2 * lengths[1], abs=3)
+
+
+def test_long_names_of_changes_take_another_line(explanation):
+    names = tuple(f"{name}, which has a long name" for name in explanation.class_names)
+    segmentation = dataclasses.replace(explanation.segmentation, class_names=names)
+    wide = dataclasses.replace(explanation, segmentation=segmentation)
+    assert len(wide.transitions) >= 2
+    assert _effect(wide).height > _effect(explanation).height

@@ -109,7 +109,7 @@ def test_context_encoding_in_eval_mode_matches(check):
 
     @jax.jit
     def apply(module, x):
-        encoded = module.encode(x)
+        encoded, _ = module.encode(x)
         return *module(x), encoded, jax.nn.sigmoid(module.gate(encoded))
 
     results = apply(module, nhwc(case.input("x")))

@@ -120,7 +120,7 @@ def test_context_without_codewords_is_average_pooling():
     x = features(2, 3, 5, 4)
     kernel = np.asarray(module.reduce.conv.kernel[...])[0, 0]
     expected = np.maximum(x @ kernel / np.sqrt(1 + 1e-5), 0).mean((1, 2))
-    np.testing.assert_allclose(module.encode(x), expected, atol=1e-5)
+    np.testing.assert_allclose(module.encode(x)[0], expected, atol=1e-5)
     state = nnx.to_pure_dict(nnx.state(module, nnx.Param))
     assert sorted(state) == ["gate", "reduce", "se_head"]
 
@@ -146,7 +146,7 @@ def test_context_reduces_the_rectified_codewords(code_reduction):
     )
     normalized = codes / np.sqrt(1 + 1e-5) + [[[0.0], [0.5], [-0.5]]]
     expected = getattr(np.maximum(normalized, 0), code_reduction)(1)
-    np.testing.assert_allclose(module.encode(x), expected, atol=1e-4)
+    np.testing.assert_allclose(module.encode(x)[0], expected, atol=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -197,7 +197,9 @@ def test_view_holds_what_the_call_computes_from():
     np.testing.assert_array_equal(view.after, features)
     np.testing.assert_array_equal(se_logits, expected)
     np.testing.assert_array_equal(view.before, x)
-    np.testing.assert_allclose(view.gate, jax.nn.sigmoid(module.gate(module.encode(x))))
+    np.testing.assert_allclose(
+        view.gate, jax.nn.sigmoid(module.gate(module.encode(x)[0]))
+    )
     # Of the pixel in row 2, column 3, not that of the transposed map.
     reduced = module.reduce(x)
     flat = module.encoding.assignment(reduced)

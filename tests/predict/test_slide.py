@@ -99,9 +99,9 @@ def test_size_may_be_that_of_the_image(segmenter, tmp_path, caplog):
     assert "666 x 300 pixels, resized to 333 x 150; --base_size=0" in caplog.text
     predict(segmenter, [image], own, base_size=0, kinds=("labels",))
     protocol = segmenter.protocol.with_long_side(666)
-    model, mesh = segmenter._model_def, mesh_of(jax.local_devices()[:1])
+    model, mesh = segmenter.model_def, mesh_of(jax.local_devices()[:1])
     scores_of = make_score_fn(model, 3, protocol, mesh)
-    arrays = segmenter._params, segmenter._batch_stats
+    arrays = segmenter.params, segmenter.batch_stats
     (scores,) = scores_of(*arrays, [(0, pixels)], 1)
     expected = label_image(scores.score_map.labels().fetch(), INFO)
     np.testing.assert_array_equal(tifffile.imread(own / "a.tif"), np.asarray(expected))
