@@ -113,7 +113,9 @@ def test_deeplab_dilates_by_the_stride_of_the_backbone(name):
     assert [view.conv.dilation for view in views] == [1, 6, 13, 20]
 
 
-@pytest.mark.parametrize("head", ["encnet", "fcn"])
+@pytest.mark.parametrize(
+    "head", ["encnet", pytest.param("fcn", marks=pytest.mark.slow)]
+)
 def test_frozen_backbone_gets_no_gradient_and_the_head_does(name, head):
     def gradients(frozen):
         settings = dict(freeze_backbone=frozen, dropout=0.0)
@@ -145,6 +147,7 @@ def test_frozen_backbone_gets_no_gradient_and_the_head_does(name, head):
             assert any(of_backbone)
 
 
+@pytest.mark.slow
 def test_recomputed_stages_change_no_gradient(name):
     images = jnp.asarray(np.random.default_rng(0).normal(size=(1, 28, 28, 3)), "f4")
 
