@@ -40,6 +40,7 @@ def default() -> ConfigDict:
     # which training ends; 0: it takes all steps.
     config.early_stopping = 0
     config.checkpoint_every = 1000  # steps; every evaluation saves one too
+    config.tracker = ""  # wandb or trackio, besides TensorBoard; empty: neither
     config.model = _model()
     config.data = _data()
     config.loss = _loss()
@@ -55,7 +56,7 @@ def _model() -> ConfigDict:
     # Segmentation: encnet, fcn, pspnet, deeplabv3.
     # Classification: resnet14, se_resnet14, encnet14.
     model.name = "encnet"
-    model.backbone = "resnet50"  # resnet18, 34, 50, 101, 152, or tiny
+    model.backbone = "resnet50"  # resnet18, 34, 50, 101, 152, tiny; dinov2_vits14, b14
     model.stem = "deep"  # three 3x3 convolutions; plain: one 7x7
     model.stem_width = 64  # channels of the deep stem; mmsegmentation: 32
     model.avg_down = False  # average pooling in strided shortcuts (D variant)

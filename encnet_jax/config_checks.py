@@ -157,6 +157,7 @@ def _check_numbers(values: dict[str, Any]) -> None:
 
 def _check_choices(values: dict[str, Any]) -> None:
     choices = {
+        "tracker": ("", "wandb", "trackio"),
         "data.resize": ("host", "device"),
         "model.dtype": ("auto", "float32", "bfloat16"),
         "loss.normalize_by": ("valid", "all"),

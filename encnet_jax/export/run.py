@@ -19,6 +19,8 @@ from encnet_jax.export.readme import export_readme
 from encnet_jax.files import check_folder
 from encnet_jax.inference.folding import fold_model
 from encnet_jax.inference.predict_fn import make_classify_fn, whole_image_logits
+from encnet_jax.models.dinov2 import PATCH
+from encnet_jax.models.registry import feature_stride
 from encnet_jax.run.folder_config import FolderConfig
 from encnet_jax.run.model_card import model_title
 from encnet_jax.run.model_folder import check_replaceable, write_model_folder
@@ -90,6 +92,11 @@ def export_workdir(
     if output.is_dir() and any(output.iterdir()):
         raise UserError(f"--output={output}: is not empty; choose a new folder")
     spec = load_trained(workdir, step)
+    if file_format == "onnx" and not fixed and spec.smallest == 1 + PATCH:
+        raise UserError(
+            "--size: must be HEIGHTxWIDTH for ONNX of a vision transformer; ONNX "
+            "Runtime does not run its graph of any size"
+        )
     if fixed and min(fixed) < spec.smallest:
         raise UserError(
             f"--size={size}: height and width must be at least {spec.smallest}"
@@ -165,7 +172,7 @@ def load_trained(workdir: Path, step: str | int = "best") -> ExportSpec:
         title=model_title(config.model, info, run.training),
         training_size=config.data.crop_size if classifies else config.data.base_size,
         # The last features then have at least two pixels: align_corners needs them.
-        smallest=config.model.output_stride + 1,
+        smallest=1 + feature_stride(config.model.backbone, config.model.output_stride),
     )
 
 

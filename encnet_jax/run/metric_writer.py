@@ -1,10 +1,14 @@
-"""Scalars to `metrics.jsonl` and TensorBoard, images to TensorBoard and PNG."""
+"""Scalars to `metrics.jsonl` and TensorBoard, images to TensorBoard and PNG.
+
+Both to a tracker as well, if there is one.
+"""
 
 import contextlib
 import importlib.util
 import json
 import logging
 import os
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +20,7 @@ from PIL import Image
 
 from encnet_jax.errors import DISK_FULL
 from encnet_jax.files import whole_file
+from encnet_jax.run.tracker import Tracker
 
 _log = logging.getLogger(__name__)
 
@@ -32,15 +37,22 @@ class MetricWriter:
             steps after the restored checkpoint, are removed: they will be rewritten.
         keep_evaluation: Whether to keep the scores of `start_step` itself; otherwise
             that evaluation will be repeated.
+        tracker: Is given the same, by the names of TensorBoard, and closed.
     """
 
     def __init__(
-        self, workdir: Path, start_step: int = 0, *, keep_evaluation: bool = True
+        self,
+        workdir: Path,
+        start_step: int = 0,
+        *,
+        keep_evaluation: bool = True,
+        tracker: Tracker | None = None,
     ):
         self.active = jax.process_index() == 0
         self.workdir = workdir
         self.path = workdir / "metrics.jsonl"
         self.start_step = start_step
+        self.tracker = tracker
         self.board: Any = None
         self.has_board = importlib.util.find_spec("tensorboardX") is not None
         if self.active:
@@ -59,6 +71,9 @@ class MetricWriter:
         line = {k: v if np.isfinite(v) else None for k, v in values.items()}
         with _unless_full(self.path), self.path.open("a") as file:
             file.write(json.dumps({"step": step, **line}) + "\n")
+        if self.tracker:
+            named = {f"{group}/{key}": value for key, value in values.items()}
+            self.tracker.scalars(step, named)
         if self.has_board:
             from tensorboardX.summary import scalar
 
@@ -74,16 +89,20 @@ class MetricWriter:
 
             pixels = np.asarray(panel)
             self._event(step, summary=image(name, pixels, dataformats="HWC"))
+        if self.tracker:
+            self.tracker.image(step, name, panel)
         path = self.workdir / f"{name}.png"
         with _unless_full(path), whole_file(path) as file:
             panel.save(file, "PNG")
 
     def close(self) -> None:
-        """Closes the event file."""
+        """Closes the event file and the tracker; called in a `finally` clause."""
         if self.board is not None:
             with _unless_full(self.workdir):
                 self.board.close()
             self.board = None
+        if self.tracker:
+            self.tracker.close(failed=sys.exception() is not None)
 
     def _event(self, step: int, **fields: Any) -> None:
         # Not through tensorboardX's SummaryWriter: a full disk kills its writer thread,

@@ -36,6 +36,7 @@ from encnet_jax.run.progress import Progress
 from encnet_jax.run.sharding import batch_sharded, create_mesh, replicated
 from encnet_jax.run.startup import log_missing_large_pages
 from encnet_jax.run.state import PureDict, create_train_state, split_model
+from encnet_jax.run.tracker import start_tracker
 from encnet_jax.run.workdir import best_metric_name
 from encnet_jax.train import class_balance, input_pipeline, settings
 from encnet_jax.train.early_stopping import EarlyStopping
@@ -182,7 +183,10 @@ class Trainer:
         scored = start == 0 or self.checkpoints.has_scores(start)
         done = self._done(start, scored)
         due = done or (self._evaluates(start) and not scored)
-        self.writer = MetricWriter(self.workdir, start, keep_evaluation=not due)
+        tracker = start_tracker(self.config, self.workdir, self.dataset.info.name)
+        self.writer = MetricWriter(
+            self.workdir, start, keep_evaluation=not due, tracker=tracker
+        )
         try:
             scores = self._evaluate(start) if due else None
             if scores is not None and not scored:

@@ -1,5 +1,8 @@
 """Each key of the optimizer, the loss and the run, against arithmetic by hand."""
 
+import sys
+import types
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -355,3 +358,23 @@ def test_weights_of_an_earlier_run(toys, train_steps, tmp_path):
     recorded = train_steps(seed=3, **{"model.weights": str(tmp_path / "earlier")})
     for name, value in flat(trained).items():
         np.testing.assert_array_equal(recorded.params[0][name], value)
+
+
+@sets("tracker")
+def test_tracker(toys, tmp_path, monkeypatch):
+    module, logged = types.ModuleType("trackio"), []
+    log = types.SimpleNamespace(
+        log=lambda values, step: logged.append((step, set(values))), finish=lambda: None
+    )
+    module.init, module.Image = lambda **given: log, lambda panel: panel
+    monkeypatch.setitem(sys.modules, "trackio", module)
+    config = toy_config(total_steps=2, log_every=1, tracker="trackio")
+    trainer.train(config, tmp_path, (toy_dataset(), toy_dataset()))
+    expected = [
+        (1, "train/loss"),
+        (2, "train/loss"),
+        (2, "evaluation/mean_iou"),
+        (2, "predictions"),
+    ]
+    assert [step for step, _ in logged] == [step for step, _ in expected]
+    assert all(name in names for (_, names), (_, name) in zip(logged, expected))
