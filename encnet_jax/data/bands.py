@@ -140,15 +140,22 @@ def read_bands(data: bytes, name: str, channels: int) -> Real[np.ndarray, "h w c
         UserError: The file cannot be read, or has another number of channels.
     """
     if data[:4] in _TIFF_MARKS:
-        return as_bands(_read_tiff(data, name), channels, name)
+        values, channels_last = _read_tiff(data, name)
+        return as_bands(values, channels, name, channels_last=channels_last)
     image = open_image(data, name, load=True)
     if image.mode in ("P", "1"):
         image = image.convert("RGB" if image.mode == "P" else "L")
-    return as_bands(np.asarray(ImageOps.exif_transpose(image)), channels, name)
+    values = np.asarray(ImageOps.exif_transpose(image))
+    return as_bands(values, channels, name, channels_last=True)
 
 
-def as_bands(values: np.ndarray, channels: int, name: str) -> Real[np.ndarray, "h w c"]:
+def as_bands(
+    values: np.ndarray, channels: int, name: str, *, channels_last: bool = False
+) -> Real[np.ndarray, "h w c"]:
     """Returns an array (h, w, c), (c, h, w) or, of one channel, (h, w) as (h, w, c).
+
+    The second is taken for it only where the first axis has the channels expected and
+    the last has not; with `channels_last` never.
 
     Raises:
         UserError: It has another number of channels, no pixels, or no real numbers.
@@ -156,14 +163,14 @@ def as_bands(values: np.ndarray, channels: int, name: str) -> Real[np.ndarray, "
     shape = values.shape
     if values.ndim == 2:
         values = values[..., None]
-    elif values.ndim == 3 and shape[0] == channels != shape[2]:
+    elif values.ndim == 3 and not channels_last and shape[0] == channels != shape[2]:
         values = np.moveaxis(values, 0, -1)
     if values.ndim != 3 or values.dtype.kind not in "uif" or not values.size:
         raise UserError(
             f"{name}: {values.dtype} {shape}; must be numbers of shape (h, w, c)"
         )
     if values.shape[2] != channels:
-        found = min(shape[0], shape[2]) if len(shape) == 3 else 1
+        found = values.shape[2] if channels_last else min(values.shape[::2])
         raise UserError(f"{name}: {found} channels; {channels} are expected")
     return values
 
@@ -227,8 +234,11 @@ def displayed(pixels: Pixels, info: DatasetInfo) -> UInt8[np.ndarray, "h w 3"]:
     return np.ascontiguousarray(np.broadcast_to(rgb, (*rgb.shape[:2], 3)))
 
 
-def _read_tiff(data: bytes, name: str) -> np.ndarray:
-    """Returns the first series of a TIFF, (h, w), (h, w, c) or (c, h, w)."""
+def _read_tiff(data: bytes, name: str) -> tuple[np.ndarray, bool]:
+    """Returns the first series of a TIFF, and whether its channels are the last axis.
+
+    It is (h, w), (h, w, c) or (c, h, w).
+    """
     require_package("tifffile", "tiff", name)
     import tifffile
 
@@ -239,7 +249,7 @@ def _read_tiff(data: bytes, name: str) -> np.ndarray:
             page: Any = series.keyframe
             _check_page(page, name)
             # A file may hold an image, or each of its channels, as a page of its own.
-            return series.asarray().squeeze()
+            return series.asarray().squeeze(), series.axes.endswith("S")
     except UserError:
         raise
     except Exception as error:  # codecs raise errors of many kinds
