@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from jaxtyping import UInt8
 
 CALIBRATION = "MinMax"  # of `onnxruntime.quantization.CalibrationMethod`
 
@@ -12,7 +13,7 @@ CALIBRATION = "MinMax"  # of `onnxruntime.quantization.CalibrationMethod`
 class _Reader:
     """Calibration images, one at a time, as ONNX Runtime asks for them."""
 
-    def __init__(self, images: Sequence[np.ndarray]):
+    def __init__(self, images: Sequence[UInt8[np.ndarray, "h w 3"]]):
         self._images: Iterator[np.ndarray] = iter(images)
 
     def get_next(self) -> dict[str, Any] | None:
@@ -21,7 +22,12 @@ class _Reader:
         return None if image is None else {"images": image[None]}
 
 
-def quantize(path: Path, output: Path, images: Sequence[np.ndarray]) -> None:
+def quantize(
+    path: Path,
+    output: Path,
+    images: Sequence[UInt8[np.ndarray, "h w 3"]],
+    method: str = CALIBRATION,
+) -> None:
     """Writes an int8 form of an ONNX graph, with QuantizeLinear/DequantizeLinear pairs.
 
     Convolutions and matrix products with stored weights are quantized, weights per
@@ -30,7 +36,8 @@ def quantize(path: Path, output: Path, images: Sequence[np.ndarray]) -> None:
     Args:
         path: The float32 graph, with an input `images`.
         output: The new file.
-        images: uint8 images (h, w, 3) that give the range of each activation.
+        images: Images that give the range of each activation.
+        method: A name of `CalibrationMethod`.
     """
     from onnxruntime.quantization import (
         CalibrationMethod,
@@ -40,7 +47,7 @@ def quantize(path: Path, output: Path, images: Sequence[np.ndarray]) -> None:
     )
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
-    prepared = output.with_suffix(".prepared")
+    prepared = path.with_suffix(".prepared")
     quant_pre_process(path, prepared, skip_symbolic_shape=True)
     _remove_scalar_biases(prepared)
     quantize_static(
@@ -52,7 +59,9 @@ def quantize(path: Path, output: Path, images: Sequence[np.ndarray]) -> None:
         per_channel=True,
         activation_type=QuantType.QUInt8,
         weight_type=QuantType.QInt8,
-        calibrate_method=getattr(CalibrationMethod, CALIBRATION),
+        # Not products of two activations: those of the Encoding layer stay exact.
+        extra_options={"MatMulConstBOnly": True},
+        calibrate_method=CalibrationMethod[method],
     )
     prepared.unlink()
 

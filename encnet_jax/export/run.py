@@ -2,7 +2,7 @@
 
 import dataclasses
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,23 @@ from flax import nnx
 
 from encnet_jax.data.dataset_info import DatasetInfo, save_info
 from encnet_jax.errors import UserError
-from encnet_jax.export.formats import READERS, WRITERS, PredictFn, Shape, check_format
+from encnet_jax.evaluate.settings import whole_image_size
+from encnet_jax.export.calibration import (
+    CalibrationImages,
+    crop_resizer,
+    find_calibration_images,
+    label_agreement,
+    long_side_resizer,
+)
+from encnet_jax.export.formats import (
+    READERS,
+    WRITERS,
+    PredictFn,
+    Shape,
+    check_format,
+    read_onnx,
+)
+from encnet_jax.export.quantize import quantize
 from encnet_jax.export.readme import export_readme
 from encnet_jax.files import check_folder
 from encnet_jax.inference.folding import fold_model
@@ -43,6 +59,9 @@ class ExportSpec:
         training_size: Long side of the training images in pixels; 0 if they were not
             resized.
         smallest: Minimum height and width in pixels.
+        base_size: Long side to which `encnet predict` resizes images, in pixels; 0: not
+            at all. For a classifier, both sides.
+        align_corners: How it resizes; see `whole_image_logits`.
     """
 
     network: str
@@ -52,6 +71,8 @@ class ExportSpec:
     title: str
     training_size: int
     smallest: int
+    base_size: int
+    align_corners: bool
 
 
 def export_workdir(
@@ -60,6 +81,8 @@ def export_workdir(
     file_format: str = "stablehlo",
     step: str = "best",
     size: str = "",
+    calibration: Path | None = None,
+    calibration_images: int = 64,
 ) -> str:
     """Writes `model.stablehlo` or `model.onnx`, `classes.json` and `README.md`.
 
@@ -74,16 +97,25 @@ def export_workdir(
         step: Which checkpoint: `"best"`, `"latest"` or a step number.
         size: `HEIGHTxWIDTH` of an ONNX graph for one image; by default any number of
             images of any size.
+        calibration: Folder of images on which an ONNX graph is quantized to int8; None
+            for float32.
+        calibration_images: How many of its images, at most.
 
     Returns:
         One line that names the file and the result of the comparison.
 
     Raises:
         UserError: No workdir or checkpoint, `output` is not empty, an unknown format or
-            invalid size, a missing package, or a failed comparison.
+            invalid size, a missing package, no calibration images or one that cannot be
+            read, or a failed comparison.
     """
     check_format(file_format)
     fixed = _parse_size(size, file_format)
+    paths = None
+    if calibration is not None:
+        if file_format != "onnx":
+            raise UserError(f"--format={file_format}: only onnx can be int8")
+        paths = find_calibration_images(calibration, calibration_images)
     if file_format == "pretrained":
         return _export_model_folder(workdir, output, step)
     check_folder(output, "--output")
@@ -103,7 +135,7 @@ def export_workdir(
     with scratch as name:
         folder = Path(name) / "model"
         folder.mkdir()
-        checked = _fill(folder, spec, file_format, fixed)
+        checked = _fill(folder, spec, file_format, fixed, paths)
         path = output / f"model.{file_format}"
         megabytes = (folder / path.name).stat().st_size / 1e6
         folder.replace(output)
@@ -120,7 +152,11 @@ def _export_model_folder(workdir: Path, output: Path, step: str) -> str:
 
 
 def _fill(
-    folder: Path, spec: ExportSpec, file_format: str, size: tuple[int, int] | None
+    folder: Path,
+    spec: ExportSpec,
+    file_format: str,
+    size: tuple[int, int] | None,
+    calibration: Sequence[Path] | None,
 ) -> str:
     """Writes the files of an export; returns the result of the comparison."""
     images = _images(1, *size) if size else _free_images(spec.smallest)
@@ -130,6 +166,9 @@ def _fill(
     example = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
     expected = jax.jit(spec.predict)(example)
     checked = compare(READERS[file_format](path)(example), expected)
+    if calibration is not None:
+        kept = _quantize(path, spec, size, calibration)
+        checked = f"{checked}, before quantization; {kept}"
     save_info(spec.info, folder / "classes.json")
     text = export_readme(
         spec.title,
@@ -142,9 +181,35 @@ def _fill(
         training_size=spec.training_size,
         checked=checked,
         file_format=file_format,
+        calibration_images=None if calibration is None else len(calibration),
     )
     (folder / "README.md").write_text(text)
     return checked
+
+
+def _quantize(
+    path: Path,
+    spec: ExportSpec,
+    size: tuple[int, int] | None,
+    calibration: Sequence[Path],
+) -> str:
+    """Replaces an ONNX graph by its int8 form; returns what of its labels is kept."""
+    classifies = spec.info.task == "classification"
+    if size is None and classifies:
+        size = (spec.base_size, spec.base_size)
+    resize = (
+        crop_resizer(size)
+        if size
+        else long_side_resizer(spec.base_size, spec.align_corners)
+    )
+    images = CalibrationImages(calibration, spec.info, resize, spec.smallest)
+    original = path.replace(path.parent.with_name("float32.onnx"))
+    quantize(original, path, images)
+    agreement = label_agreement(read_onnx(path), read_onnx(original), images)
+    return (
+        f"int8 keeps {100 * agreement:.1f} % of the labels on {len(images)} "
+        "calibration images"
+    )
 
 
 def load_trained(workdir: Path, step: str | int = "best") -> ExportSpec:
@@ -166,6 +231,8 @@ def load_trained(workdir: Path, step: str | int = "best") -> ExportSpec:
         training_size=config.data.crop_size if classifies else config.data.base_size,
         # The last features then have at least two pixels: align_corners needs them.
         smallest=config.model.output_stride + 1,
+        base_size=config.data.crop_size if classifies else whole_image_size(config),
+        align_corners=config.evaluation.align_corners,
     )
 
 
