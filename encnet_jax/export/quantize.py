@@ -83,4 +83,8 @@ def _remove_scalar_biases(path: Path) -> None:
     for node in model.graph.node:
         if node.op_type == "Gemm" and len(node.input) == 3 and node.input[2] in zeros:
             del node.input[2]
+    used = {name for node in model.graph.node for name in node.input}
+    for stored in list(model.graph.initializer):
+        if stored.name in zeros - used:
+            model.graph.initializer.remove(stored)
     onnx.save(model, path)

@@ -126,6 +126,7 @@ def export_workdir(
         raise UserError(
             f"--size={size}: height and width must be at least {spec.smallest}"
         )
+    images = None if paths is None else _calibration_images(paths, spec, fixed)
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
         # On the same file system: a failure leaves nothing, and moving is atomic.
@@ -135,7 +136,7 @@ def export_workdir(
     with scratch as name:
         folder = Path(name) / "model"
         folder.mkdir()
-        checked = _fill(folder, spec, file_format, fixed, paths)
+        checked = _fill(folder, spec, file_format, fixed, images)
         path = output / f"model.{file_format}"
         megabytes = (folder / path.name).stat().st_size / 1e6
         folder.replace(output)
@@ -156,7 +157,7 @@ def _fill(
     spec: ExportSpec,
     file_format: str,
     size: tuple[int, int] | None,
-    calibration: Sequence[Path] | None,
+    calibration: CalibrationImages | None,
 ) -> str:
     """Writes the files of an export; returns the result of the comparison."""
     images = _images(1, *size) if size else _free_images(spec.smallest)
@@ -167,7 +168,7 @@ def _fill(
     expected = jax.jit(spec.predict)(example)
     checked = compare(READERS[file_format](path)(example), expected)
     if calibration is not None:
-        kept = _quantize(path, spec, size, calibration)
+        kept = _quantize(path, calibration)
         checked = f"{checked}, before quantization; {kept}"
     save_info(spec.info, folder / "classes.json")
     text = export_readme(
@@ -187,22 +188,24 @@ def _fill(
     return checked
 
 
-def _quantize(
-    path: Path,
-    spec: ExportSpec,
-    size: tuple[int, int] | None,
-    calibration: Sequence[Path],
-) -> str:
-    """Replaces an ONNX graph by its int8 form; returns what of its labels is kept."""
-    classifies = spec.info.task == "classification"
-    if size is None and classifies:
+def _calibration_images(
+    paths: Sequence[Path], spec: ExportSpec, size: tuple[int, int] | None
+) -> CalibrationImages:
+    """Returns images as the graph takes them, all of which can be read."""
+    if size is None and spec.info.task == "classification":
         size = (spec.base_size, spec.base_size)
     resize = (
         crop_resizer(size)
         if size
         else long_side_resizer(spec.base_size, spec.align_corners)
     )
-    images = CalibrationImages(calibration, spec.info, resize, spec.smallest)
+    images = CalibrationImages(paths, spec.info, resize, spec.smallest)
+    images.check()
+    return images
+
+
+def _quantize(path: Path, images: CalibrationImages) -> str:
+    """Replaces an ONNX graph by its int8 form; returns what of its labels is kept."""
     original = path.replace(path.parent.with_name("float32.onnx"))
     quantize(original, path, images)
     agreement = label_agreement(read_onnx(path), read_onnx(original), images)
