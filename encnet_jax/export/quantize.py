@@ -49,7 +49,7 @@ def quantize(
 
     prepared = path.with_suffix(".prepared")
     quant_pre_process(path, prepared, skip_symbolic_shape=True)
-    _remove_scalar_biases(prepared)
+    products = _simplify_products(prepared)
     quantize_static(
         prepared,
         output,
@@ -59,32 +59,42 @@ def quantize(
         per_channel=True,
         activation_type=QuantType.QUInt8,
         weight_type=QuantType.QInt8,
-        # Not products of two activations: those of the Encoding layer stay exact.
-        extra_options={"MatMulConstBOnly": True},
+        nodes_to_exclude=products,
         calibrate_method=CalibrationMethod[method],
     )
     prepared.unlink()
 
 
-def _remove_scalar_biases(path: Path) -> None:
-    """Removes the zero that jax2onnx gives a product without bias.
+def _simplify_products(path: Path) -> list[str]:
+    """Makes matrix products those that the quantizer takes.
 
-    The quantizer takes any bias for a vector.
+    Removes the zero that jax2onnx gives a product without bias, since the quantizer
+    takes any bias for a vector.
+
+    Returns:
+        The names of products of two activations, which it would quantize, too.
     """
     import onnx
     from onnx import numpy_helper
 
     model = onnx.load(path)
+    graph = model.graph
+    stored = {item.name for item in graph.initializer}
     zeros = {
-        stored.name
-        for stored in model.graph.initializer
-        if not stored.dims and not numpy_helper.to_array(stored).any()
+        item.name
+        for item in graph.initializer
+        if not item.dims and not numpy_helper.to_array(item).any()
     }
-    for node in model.graph.node:
+    products = []
+    for number, node in enumerate(graph.node):
         if node.op_type == "Gemm" and len(node.input) == 3 and node.input[2] in zeros:
             del node.input[2]
-    used = {name for node in model.graph.node for name in node.input}
-    for stored in list(model.graph.initializer):
-        if stored.name in zeros - used:
-            model.graph.initializer.remove(stored)
+        if node.op_type in ("MatMul", "Gemm") and not stored & {*node.input[:2]}:
+            node.name = node.name or f"product_{number}"
+            products.append(node.name)
+    used = {name for node in graph.node for name in node.input}
+    for item in list(graph.initializer):
+        if item.name in zeros - used:
+            graph.initializer.remove(item)
     onnx.save(model, path)
+    return products
