@@ -12,6 +12,9 @@ half the width with stages 3 and 4 at stride 16:
 
     python train.py --config=configs/camvid.py:cpu --config.data.data_dir=DIR
 
+`dinov2` trains the head alone, on frozen features of DINOv2 ViT-S/14 from the Hugging
+Face hub, at 672x504 pixels, multiples of its patches of 14. Not trained yet.
+
 FC-DenseNet103 from scratch: 66.9 (arXiv 1611.09326). Val is seven seconds of a drive
 that is also in train, test is another drive: to choose settings, hold out a drive of
 train, `python -m benchmarks.camvid --hold_out=0006R0`.
@@ -30,8 +33,8 @@ SEGNET_WEIGHTS = (
 
 
 def get_config(size: str = "gpu") -> ConfigDict:
-    """Returns the configuration; `size` is `gpu`, `weighted` or `cpu`."""
-    check_variant(__file__, size, ("gpu", "weighted", "cpu"))
+    """Returns the configuration; `size`: `gpu`, `weighted`, `cpu`, `dinov2`."""
+    check_variant(__file__, size, ("gpu", "weighted", "cpu", "dinov2"))
     config = default()
     config.data.name = "camvid"
     config.data.base_size = 480  # the images are 480x360, multiples of 8
@@ -48,6 +51,8 @@ def get_config(size: str = "gpu") -> ConfigDict:
     config.evaluation.split = "val"
     if size == "cpu":
         return _cpu(config)
+    if size == "dinov2":
+        return _dinov2(config)
     if size == "weighted":
         config.loss.class_balance = ""
         config.loss.class_weights = SEGNET_WEIGHTS
@@ -85,4 +90,26 @@ def _cpu(config: ConfigDict) -> ConfigDict:
     config.model.head_channels = 128
     config.data.crop_size = 288
     config.data.scale_range = (0.5, 1.5)
+    return config
+
+
+def _dinov2(config: ConfigDict) -> ConfigDict:
+    config.total_steps = 4000
+    config.batch_size = 16
+    config.learning_rate = 1e-3
+    config.optimizer.name = "adamw"
+    config.optimizer.weight_decay = 1e-4
+    config.optimizer.warmup_steps = 150
+    config.log_every = 50
+    config.eval_every = 500
+    config.checkpoint_every = 500
+    config.model.backbone = "dinov2_vits14"
+    config.model.weights = (
+        "hf://timm/vit_small_patch14_dinov2.lvd142m/model.safetensors"
+    )
+    config.model.freeze_backbone = True
+    config.model.decoder_stride = 8  # all stages have stride 14
+    config.data.base_size = 672
+    config.data.crop_size = 504
+    config.data.scale_range = (0.75, 2.0)
     return config

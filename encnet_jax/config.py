@@ -56,7 +56,7 @@ def _model() -> ConfigDict:
     # Segmentation: encnet, fcn, pspnet, deeplabv3.
     # Classification: resnet14, se_resnet14, encnet14.
     model.name = "encnet"
-    model.backbone = "resnet50"  # resnet18, 34, 50, 101, 152, or tiny
+    model.backbone = "resnet50"  # resnet18, 34, 50, 101, 152, tiny; dinov2_vits14, b14
     model.stem = "deep"  # three 3x3 convolutions; plain: one 7x7
     model.stem_width = 64  # channels of the deep stem; mmsegmentation: 32
     model.avg_down = False  # average pooling in strided shortcuts (D variant)

@@ -220,6 +220,7 @@ def test_runs_of_another_schedule_are_rejected(tmp_path):
     assert record.data == json.loads(before)
 
 
+@pytest.mark.slow
 def test_torch_learns_and_its_runs_are_reported(images, tmp_path):
     pytest.importorskip("torch")
     result = runs(tmp_path, "--models=torch_encnet", "--steps=20", f"--images={images}")

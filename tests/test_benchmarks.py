@@ -50,6 +50,7 @@ def measured(bench, tmp_path_factory):
     return result.stdout, path
 
 
+@pytest.mark.slow
 def test_small_run_has_every_measurement(measured):
     printed, path = measured
     found = json.loads(path.read_text())

@@ -199,7 +199,7 @@ def test_predict_writes_results_and_names_what_it_cannot_read(workdir, tmp_path)
         assert np.asarray(labels).max() < 11
 
 
-@pytest.mark.parametrize("moment", [3, 5])
+@pytest.mark.parametrize("moment", [3, pytest.param(5, marks=pytest.mark.slow)])
 def test_killed_run_resumes_to_the_same_parameters(workdir, camvid, tmp_path, moment):
     folder = tmp_path / "killed"
     process = subprocess.Popen(

@@ -26,6 +26,9 @@ VERBS = {
 
 def run(verb: str) -> None:
     """Runs a verb with the flags of `sys.argv`, and exits with its code."""
+    if verb == "data" and sys.argv[1:2] == ["import"]:
+        verb = "data_import"
+        sys.argv[:2] = [f"{sys.argv[0]} import"]
     module = importlib.import_module(f"encnet_jax.commands.{verb}")
     module.define_flags()
     if {"-h", "--help"} & {*sys.argv[1:]}:

@@ -5,10 +5,12 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
+from encnet_jax.convert.dinov2_keys import dinov2_key, join_qkv
 from encnet_jax.convert.key_mapping import KeyMapping, find_key_mapping
 from encnet_jax.convert.torch_reader.file import read_state_dict, without_prefixes
 from encnet_jax.data.dataset_info import IMAGENET_MEAN, IMAGENET_STD
 from encnet_jax.errors import UserError
+from encnet_jax.models.dinov2 import DINOV2, PATCH
 from encnet_jax.models.resnet import RESNETS
 from encnet_jax.run import hub
 
@@ -44,6 +46,8 @@ class ModelDescription:
 
     def __str__(self) -> str:
         s = self.settings
+        if "stem" not in s:
+            return f"{self.source}: {s['backbone']}, backbone only"
         stem = s["stem"]
         if stem == "deep":
             stem += f" ({s['stem_width']})"
@@ -73,7 +77,8 @@ def describe_torch_weights(
     entries, file = open_weights(weights, prefix)
     mapping = find_key_mapping(entries, source, file)
     shapes = {key: tuple(array.shape) for key, array in entries.items()}
-    settings = _backbone_settings(shapes, mapping, file)
+    find = _dinov2_settings if mapping.dinov2 else _backbone_settings
+    settings = find(shapes, mapping, file)
     pytorch_encoding = mapping.source == "pytorch_encoding"
     if mapping.head:
         settings |= _head_settings(shapes, mapping, file)
@@ -96,10 +101,13 @@ def open_weights(weights: Weights, prefix: str = "") -> OpenedWeights:
     if isinstance(weights, tuple):
         return weights
     if isinstance(weights, str) and weights.startswith(hub.PREFIX):
-        return read_state_dict(hub.download_file(weights), prefix), weights
-    if isinstance(weights, str | os.PathLike):
-        return read_state_dict(weights, prefix), str(weights)
-    return without_prefixes(weights, "the weights", prefix), "the weights"
+        entries, file = read_state_dict(hub.download_file(weights), prefix), weights
+    elif isinstance(weights, str | os.PathLike):
+        entries, file = read_state_dict(weights, prefix), str(weights)
+    else:
+        file = "the weights"
+        entries = without_prefixes(weights, file, prefix)
+    return join_qkv(entries), file
 
 
 def _shape(
@@ -145,6 +153,25 @@ def _backbone_settings(
         stem_width=64 if plain else shape(deep)[0],
         avg_down=mapping.avg_down,
         width=shape("layer1.0.conv1.weight")[0],
+    )
+
+
+def _dinov2_settings(
+    shapes: Mapping[str, tuple[int, ...]], mapping: KeyMapping, file: str
+) -> dict[str, Any]:
+    def key(path: str) -> str:
+        return f"{mapping.prefix}{dinov2_key(path, mapping.source)}"
+
+    features, _, *patch = _shape(shapes, key("patch_embed.kernel"), 4, file)
+    blocks = 0
+    while key(f"blocks.{blocks}.ls1.gamma") in shapes:
+        blocks += 1
+    for backbone, spec in DINOV2.items():
+        if (spec.features, spec.blocks, [PATCH] * 2) == (features, blocks, patch):
+            return dict(backbone=backbone)
+    raise UserError(
+        f"{file}: a vision transformer of {blocks} blocks, {features} channels, and "
+        f"patches of {patch[0]} pixels; known are {', '.join(DINOV2)}"
     )
 
 

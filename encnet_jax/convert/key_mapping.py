@@ -7,9 +7,10 @@ Paths are the names of parameters and statistics joined by dots, such as
 import dataclasses
 from collections.abc import Iterable, Mapping
 
+from encnet_jax.convert.dinov2_keys import dinov2_key, is_dinov2
 from encnet_jax.errors import UserError
 
-SOURCES = ("pytorch_encoding", "mmseg", "torchvision", "timm")
+SOURCES = ("pytorch_encoding", "mmseg", "torchvision", "timm", "transformers")
 
 # Layers of the heads: path -> key.
 _ENCODING_HEAD = {
@@ -74,6 +75,7 @@ class KeyMapping:
         avg_down: Whether shortcuts start with average pooling (ResNet-D), which shifts
             the index of their convolution and batch norm by one.
         head: Path -> key of the layers of the heads; empty if there is no head.
+        dinov2: Whether the backbone is a DINOv2; else it is a ResNet.
     """
 
     source: str
@@ -81,6 +83,7 @@ class KeyMapping:
     deep_stem: str
     avg_down: bool
     head: Mapping[str, str]
+    dinov2: bool = False
 
     def key(self, path: str, *, plain_stem: bool) -> str | None:
         """Returns the key of a parameter or statistic, or None if there is none.
@@ -90,7 +93,10 @@ class KeyMapping:
             plain_stem: Whether the model's stem is one 7x7 convolution.
         """
         layer, _, leaf = path.rpartition(".")
-        if layer.startswith("backbone."):
+        if self.dinov2 and path.startswith("backbone."):
+            found = dinov2_key(path.removeprefix("backbone."), self.source)
+            return found and self.prefix + found
+        if layer.startswith(("backbone.stem.", "backbone.stages.")):
             key = self.prefix + self._backbone_key(layer.split(".")[1:], plain_stem)
         elif layer in self.head:
             key = self.head[layer]
@@ -127,7 +133,8 @@ def find_key_mapping(keys: Iterable[str], source: str, file: str) -> KeyMapping:
     Args:
         keys: Keys of the state dict.
         source: One of `SOURCES`, or `"auto"` to detect it. Plain ResNets of torchvision
-            and timm have the same keys and count as torchvision's.
+            and timm have the same keys and count as torchvision's; DINOv2's own files
+            have timm's keys and count as timm's.
         file: Name of the weights in error messages.
 
     Raises:
@@ -142,6 +149,8 @@ def find_key_mapping(keys: Iterable[str], source: str, file: str) -> KeyMapping:
     prefix = prefixes.get(source, "")
     if not _has_prefix(keys, prefix):  # a backbone without the rest
         prefix = ""
+    if source == "transformers" and _has_prefix(keys, "dinov2."):
+        prefix = "dinov2."
     head: dict[str, str] = {}
     if source == "mmseg" and _has_prefix(keys, "decode_head."):
         head = _MMSEG_HEAD
@@ -156,6 +165,7 @@ def find_key_mapping(keys: Iterable[str], source: str, file: str) -> KeyMapping:
         deep_stem="stem" if source == "mmseg" else "conv1",
         avg_down=any(key.endswith(".downsample.2.weight") for key in keys),
         head=head,
+        dinov2=is_dinov2(keys, prefix),
     )
 
 
@@ -180,10 +190,13 @@ def detect_source(keys: set[str], file: str) -> str:
         # do too, and are the same.
         d_variant = "layer2.0.downsample.2.weight" in keys
         return "timm" if d_variant else "pytorch_encoding"
+    if is_dinov2(keys) or is_dinov2(keys, "dinov2."):
+        return "timm" if "blocks.0.ls1.gamma" in keys else "transformers"
     first = ", ".join(sorted(keys)[:4]) or "no tensors"
     raise UserError(
         f"{file}: keys of no known source ({first}, ...); known are EncNet and FCN of "
-        "PyTorch-Encoding, EncNet of mmsegmentation, ResNets of torchvision and timm; "
+        "PyTorch-Encoding, EncNet of mmsegmentation, ResNets of torchvision and timm, "
+        "DINOv2 ViT-S/14 and ViT-B/14; "
         "prefix= (encnet convert --prefix) names what stands before their keys"
     )
 

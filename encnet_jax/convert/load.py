@@ -57,16 +57,17 @@ def load_torch_weights(
     head: str = "strict",
     prefix: str = "",
 ) -> LoadReport:
-    """Loads PyTorch weights into a segmentation model or a bare `ResNet`, in place.
+    """Loads PyTorch weights into a segmentation model or a bare backbone, in place.
 
     Weights of a backbone fill only the backbone. The auxiliary head and the SE branch
     are dropped if the model has none. The model is unchanged if an error is raised.
 
     Args:
-        model: A model from `encnet_jax.models.create_model`, or a `ResNet`.
+        model: A model from `encnet_jax.models.create_model`, or a backbone.
         weights: A file (`.pth`, `.pt`, `.safetensors`, `hf://OWNER/REPO/FILE`), or key
             -> array in PyTorch's layout, of any floating dtype.
-        source: `pytorch_encoding`, `mmseg`, `torchvision` or `timm`; `auto` detects it.
+        source: `pytorch_encoding`, `mmseg`, `torchvision`, `timm` or `transformers`;
+            `auto` detects it.
         head: `"strict"`: everything must fit. `"reinitialize"`: classifiers (main,
             auxiliary, SE branch) of another number of classes are left out. `"skip"`:
             only the backbone is loaded.

@@ -98,6 +98,8 @@ class LoadPlan:
             return "batch counter, not needed"
         if key in (f"{self._mapping.prefix}fc.{leaf}" for leaf in ("weight", "bias")):
             return "classifier of the backbone's pretraining"
+        if self._mapping.dinov2 and key.endswith("mask_token"):
+            return "token of masked patches, for pretraining only"
         if self._head == "skip" and not self._mapping.in_backbone(key):
             return 'not part of the backbone (head="skip")'
         for part, reason in (
@@ -137,15 +139,18 @@ class LoadPlan:
 
 
 def _variables(model: nnx.Module) -> dict[str, nnx.Variable]:
-    """Returns path -> parameter or statistic; a bare ResNet counts as `backbone`."""
+    """Returns path -> parameter or statistic; a bare backbone counts as `backbone`."""
     found = {
         ".".join(map(str, path)): node
         for path, node in nnx.iter_graph(model)
         if isinstance(node, nnx.Param | nnx.BatchStat)
     }
+    bare: tuple[str, ...] = ("stem.", "stages.")
+    if "cls_token" in found:
+        bare = ("cls_token", "pos_embed", "patch_embed.", "blocks.", "norm.")
     if not any(path.startswith("backbone.") for path in found):
         found = {
-            f"backbone.{path}" if path.startswith(("stem.", "stages.")) else path: node
+            f"backbone.{path}" if path.startswith(bare) else path: node
             for path, node in found.items()
         }
     return dict(sorted(found.items()))

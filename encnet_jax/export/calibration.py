@@ -12,7 +12,6 @@ from PIL import Image, ImageOps
 
 from encnet_jax.data.dataset_info import DatasetInfo
 from encnet_jax.errors import UserError
-from encnet_jax.export.formats import RunFn
 from encnet_jax.inference.predict_fn import resized_shape
 from encnet_jax.ops.resize import resize_bilinear
 from encnet_jax.predict.read_image import read_image
@@ -143,23 +142,3 @@ def crop_resizer(size: tuple[int, int]) -> PrepareFn:
         return np.asarray(ImageOps.fit(image, size[::-1], Image.Resampling.BILINEAR))
 
     return prepare
-
-
-def label_agreement(
-    found: RunFn, reference: RunFn, images: Sequence[UInt8[np.ndarray, "h w 3"]]
-) -> float:
-    """Returns the share of labels of two exported models that are the same.
-
-    Args:
-        found: The one model.
-        reference: The other.
-        images: At least one image; each pixel of each counts alike.
-    """
-    same = total = 0
-    for image in images:
-        labels, expected = (
-            np.asarray(run(image[None])["labels"]) for run in (found, reference)
-        )
-        same += int((labels == expected).sum())
-        total += expected.size
-    return same / total

@@ -19,22 +19,16 @@ from encnet_jax.export.calibration import (
     CalibrationImages,
     crop_resizer,
     find_calibration_images,
-    label_agreement,
     long_side_resizer,
 )
-from encnet_jax.export.formats import (
-    READERS,
-    WRITERS,
-    PredictFn,
-    Shape,
-    check_format,
-    read_onnx,
-)
-from encnet_jax.export.quantize import quantize
+from encnet_jax.export.formats import READERS, WRITERS, PredictFn, Shape, check_format
+from encnet_jax.export.quantize import quantize_in_place
 from encnet_jax.export.readme import export_readme
 from encnet_jax.files import check_folder
 from encnet_jax.inference.folding import fold_model
 from encnet_jax.inference.predict_fn import make_classify_fn, whole_image_logits
+from encnet_jax.models.dinov2 import PATCH
+from encnet_jax.models.registry import feature_stride
 from encnet_jax.run.folder_config import FolderConfig
 from encnet_jax.run.model_card import model_title
 from encnet_jax.run.model_folder import check_replaceable, write_model_folder
@@ -122,6 +116,11 @@ def export_workdir(
     if output.is_dir() and any(output.iterdir()):
         raise UserError(f"--output={output}: is not empty; choose a new folder")
     spec = load_trained(workdir, step)
+    if file_format == "onnx" and not fixed and spec.smallest == 1 + PATCH:
+        raise UserError(
+            "--size: must be HEIGHTxWIDTH for ONNX of a vision transformer; ONNX "
+            "Runtime does not run its graph of any size"
+        )
     if fixed and min(fixed) < spec.smallest:
         raise UserError(
             f"--size={size}: height and width must be at least {spec.smallest}"
@@ -168,7 +167,7 @@ def _fill(
     expected = jax.jit(spec.predict)(example)
     checked = compare(READERS[file_format](path)(example), expected)
     if calibration is not None:
-        kept = _quantize(path, calibration)
+        kept = quantize_in_place(path, calibration)
         checked = f"{checked}, before quantization; {kept}"
     save_info(spec.info, folder / "classes.json")
     text = export_readme(
@@ -194,25 +193,11 @@ def _calibration_images(
     """Returns images as the graph takes them, all of which can be read."""
     if size is None and spec.info.task == "classification":
         size = (spec.base_size, spec.base_size)
-    resize = (
-        crop_resizer(size)
-        if size
-        else long_side_resizer(spec.base_size, spec.align_corners)
-    )
+    free = long_side_resizer(spec.base_size, spec.align_corners)
+    resize = crop_resizer(size) if size else free
     images = CalibrationImages(paths, spec.info, resize, spec.smallest)
     images.check()
     return images
-
-
-def _quantize(path: Path, images: CalibrationImages) -> str:
-    """Replaces an ONNX graph by its int8 form; returns what of its labels is kept."""
-    original = path.replace(path.parent.with_name("float32.onnx"))
-    quantize(original, path, images)
-    agreement = label_agreement(read_onnx(path), read_onnx(original), images)
-    return (
-        f"int8 keeps {100 * agreement:.1f} % of the labels on {len(images)} "
-        "calibration images"
-    )
 
 
 def load_trained(workdir: Path, step: str | int = "best") -> ExportSpec:
@@ -233,7 +218,7 @@ def load_trained(workdir: Path, step: str | int = "best") -> ExportSpec:
         title=model_title(config.model, info, run.training),
         training_size=config.data.crop_size if classifies else config.data.base_size,
         # The last features then have at least two pixels: align_corners needs them.
-        smallest=config.model.output_stride + 1,
+        smallest=1 + feature_stride(config.model.backbone, config.model.output_stride),
         base_size=config.data.crop_size if classifies else whole_image_size(config),
         align_corners=config.evaluation.align_corners,
     )

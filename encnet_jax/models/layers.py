@@ -177,6 +177,8 @@ def set_layer_options(
             layer.dtype = dtype
         elif isinstance(layer, BatchNorm):
             layer.unbiased_running_var = unbiased_running_var
+        elif hasattr(layer, "set_dtype"):  # a backbone of layers of its own
+            layer.set_dtype(dtype)
 
 
 class BatchNorm(nnx.BatchNorm):

@@ -14,6 +14,7 @@ from jax.typing import DTypeLike
 
 from encnet_jax.errors import UserError
 from encnet_jax.models.cifar import EncNet14, ResNet14, SEResNet14
+from encnet_jax.models.dinov2 import DINOV2, DINOv2
 from encnet_jax.models.encnet import EncNet
 from encnet_jax.models.heads import HEAD_INITS, init_heads_as_mmseg
 from encnet_jax.models.layers import set_conv_impl, set_layer_options
@@ -38,7 +39,8 @@ MODELS: dict[str, Callable[..., nnx.Module]] = {
     "encnet14": EncNet14,
 }
 BACKBONES: dict[str, Callable[..., Any]] = {
-    name: functools.partial(ResNet, name) for name in RESNETS
+    **{name: functools.partial(ResNet, name) for name in RESNETS},
+    **{name: functools.partial(DINOv2, name) for name in DINOV2},
 }
 _DEFAULT_BACKBONE = "resnet50"
 
@@ -47,6 +49,16 @@ def segments(name: str) -> bool:
     """Returns whether a network of `MODELS` segments; the others classify images."""
     network = MODELS[name]
     return isinstance(network, type) and issubclass(network, SegmentationModel)
+
+
+def feature_stride(backbone: str, output_stride: int) -> int:
+    """Returns how many input pixels a feature of the last stage of a backbone has.
+
+    Args:
+        backbone: A key of `BACKBONES`.
+        output_stride: The setting, for backbones that have it.
+    """
+    return getattr(_class_of(BACKBONES[backbone]), "stride", output_stride)
 
 
 SEGMENTATION_MODELS = tuple(filter(segments, MODELS))
@@ -81,10 +93,10 @@ def create_model(
             float32.
         rngs: Source of the initial weights, by default `nnx.Rngs(0)`.
         **settings: Keyword arguments of the class of the network and of its backbone:
-            see `EncNet`, `FCN`, `PSPNet`, `DeepLabV3`, `SegmentationModel`, `ResNet`;
-            `ResNet14`, `SEResNet14`, `EncNet14`. Those of another network of the same
-            task are ignored, so that changing `name` changes the network and nothing
-            else. Those of the other task must have their defaults.
+            see `EncNet`, `FCN`, `PSPNet`, `DeepLabV3`, `SegmentationModel`, `ResNet`,
+            `DINOv2`; `ResNet14`, `SEResNet14`, `EncNet14`. Those of another network or
+            backbone of the same task are ignored, so that changing `name` changes the
+            network and nothing else. Those of the other task must have their defaults.
 
     Raises:
         UserError: A value is not allowed; names the setting and what is allowed.
@@ -138,6 +150,8 @@ def check_model_settings(
     if segments(name):
         check_value("backbone", backbone, one_of(*BACKBONES))
         entries.append(BACKBONES[backbone])
+    # What a backbone demands of the settings of the network on it.
+    demands = getattr(_class_of(entries[-1]), "network_checks", {})
     same_task, other_task = map(_settings_of_task, (segments(name), not segments(name)))
     for key, value in {**settings, "backbone": backbone}.items():
         if key in same_task:
@@ -147,6 +161,8 @@ def check_model_settings(
             if own or not any(_allows(setting, value) for setting in others):
                 for setting in own or others:
                     check_value(key, value, setting.check)
+            if key in settings_of(entries[0]):
+                check_value(key, value, demands.get(key))
         elif key not in other_task:
             raise TypeError(f"{key}={value!r}: no such setting of any model")
         elif value != other_task[key].default:
@@ -154,6 +170,10 @@ def check_model_settings(
                 f"model.{key}={value!r}: {name} has no such setting; allowed is "
                 f"{other_task[key].default!r}"
             )
+
+
+def _class_of(entry: Callable[..., Any]) -> Any:
+    return entry.func if isinstance(entry, functools.partial) else entry
 
 
 def _allows(setting: Setting, value: Any) -> bool:

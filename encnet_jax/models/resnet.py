@@ -14,7 +14,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from encnet_jax.models.layers import ConvBN, max_pool
-from encnet_jax.models.settings import Check, at_least, one_of
+from encnet_jax.models.settings import Check, at_least, one_of, stages_of_four
 
 
 @dataclasses.dataclass(frozen=True)
@@ -178,7 +178,7 @@ class ResNet(nnx.Module):
         "stem_width": one_of(32, 64),
         "output_stride": one_of(8, 16, 32),
         "width": at_least(1),
-        "remat": lambda v: "" if set(v) <= {1, 2, 3, 4} else "stages are 1, 2, 3, 4",
+        "remat": stages_of_four,
     }
 
     def __init__(

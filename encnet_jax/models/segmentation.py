@@ -220,12 +220,16 @@ class DeepLabV3(SegmentationModel):
 
     Args: as `PSPNet`, and
 
-        - `output_stride`: That of the backbone.
+        - `output_stride`: That of the backbone; one that has its own stride takes the
+          place of this setting.
         - `head_channels`: Twice the channels of the head, so that the default gives the
           published 256.
     """
 
-    checks = SegmentationModel.checks | {"head_channels": at_least(2)}
+    checks = SegmentationModel.checks | {
+        "head_channels": at_least(2),
+        "output_stride": one_of(8, 16, 32),
+    }
 
     def __init__(
         self,
@@ -239,9 +243,8 @@ class DeepLabV3(SegmentationModel):
         **settings: Any,
     ):
         shape = (backbone.features[3], head_channels // 2, num_classes)
-        head = DeepLabV3Head(
-            *shape, output_stride=output_stride, dropout=dropout, rngs=rngs
-        )
+        stride = getattr(backbone, "stride", output_stride)
+        head = DeepLabV3Head(*shape, output_stride=stride, dropout=dropout, rngs=rngs)
         super().__init__(
             num_classes, backbone, head, dropout=dropout, rngs=rngs, **settings
         )

@@ -64,3 +64,8 @@ def at_least(bound: int) -> Check:
         return "" if integer and value >= bound else f"an integer of at least {bound}"
 
     return check
+
+
+def stages_of_four(value: Any) -> str:
+    """A check for a selection of the four stages of a backbone."""
+    return "" if set(value) <= {1, 2, 3, 4} else "stages are 1, 2, 3, 4"

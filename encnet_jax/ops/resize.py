@@ -75,6 +75,40 @@ def resize_bilinear(
     return out
 
 
+def resize_bicubic(
+    x: Float[AnyArray, "b h w c"], size: tuple[Size, Size]
+) -> Float[Array, "b H W c"]:
+    """Resizes features bicubically, corners of the images aligned, antialiased.
+
+    As PIL, and `torch.nn.functional.interpolate` with `antialias=True`: Keys' kernel
+    with a = -0.5, widened where the image shrinks.
+
+    Args:
+        x: Floating point features.
+        size: Output height and width.
+    """
+    height, width = x.shape[1:3]
+    out = jnp.asarray(x)
+    if height != size[0]:
+        out = _product("oh,bhwc->bowc", _bicubic_matrix(height, size[0]), out)
+    if width != size[1]:
+        out = _product("ow,bhwc->bhoc", _bicubic_matrix(width, size[1]), out)
+    return out
+
+
+def _bicubic_matrix(source: int, target: Size) -> AnyArray:
+    """Weights (target, source), float32; NumPy where both sizes are known."""
+    xp = np if isinstance(target, int) else jnp
+    shrunk = source / target
+    reach = max(shrunk, 1.0) if isinstance(target, int) else jnp.maximum(shrunk, 1.0)
+    position = source_positions(source, target, align_corners=False, clip=False)
+    d = xp.abs(position[:, None] - _index(source)[None, :]) / reach
+    near = (1.5 * d - 2.5) * d * d + 1
+    far = ((-0.5 * d + 2.5) * d - 4) * d + 2
+    weights = xp.where(d < 1, near, xp.where(d < 2, far, 0.0))
+    return (weights / weights.sum(1, keepdims=True)).astype(np.float32)
+
+
 def _product(equation: str, matrix: AnyArray, x: AnyArray) -> jax.Array:
     # Weights such as 0.625 are exact in bfloat16, others are not: full precision keeps
     # float32 features right on units that multiply in less by default.

@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 from encnet_jax.config import load_config
 from encnet_jax.data.dataset_info import DatasetInfo
 from encnet_jax.errors import UserError
+from encnet_jax.models.dinov2 import DINOV2
 from encnet_jax.models.registry import CIFAR_MODELS
 from encnet_jax.optimizer import cosine_schedule, poly_schedule
 from encnet_jax.run.model_config import TRAINING_ONLY
@@ -65,12 +66,22 @@ def warn_of_geometry(config: ConfigDict) -> None:
     Feature i of an output stride s is centered on pixel s i. With `model.align_corners`
     a map of n features is stretched over the whole crop, which puts it there only if
     the crop has s (n - 1) + 1 pixels. Without, features keep their distance of s pixels
-    if the crop has s n. Published weights were trained with it at any size.
+    if the crop has s n. Published weights were trained with it at any size. Patches
+    of a vision transformer are centered as without it, at any size.
     """
-    size, stride = config.data.crop_size, config.model.output_stride
-    if config.model.weights or not config.model.align_corners:
+    size, model = config.data.crop_size, config.model
+    if not model.align_corners or model.name in CIFAR_MODELS:
         return
-    if config.model.name in CIFAR_MODELS or size % stride == 1:
+    if model.backbone in DINOV2:
+        _log.warning(
+            "WARNING: model.align_corners=True with model.backbone=%s: features of "
+            "patches lie at the centers of equal parts of the image, but logits are "
+            "stretched to its edges. Set model.align_corners=False",
+            model.backbone,
+        )
+        return
+    stride = model.output_stride
+    if model.weights or size % stride == 1:
         return
     fitting = max(size // stride, 1) * stride
     _log.warning(

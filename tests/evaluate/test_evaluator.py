@@ -153,7 +153,9 @@ def compilations(predict_batches, model, dataset):
     return len(seen)
 
 
-@pytest.mark.parametrize("rules", ["encoding", "mmseg"])
+@pytest.mark.parametrize(
+    "rules", ["encoding", pytest.param("mmseg", marks=pytest.mark.slow)]
+)
 def test_hundred_sizes_at_six_scales_compile_four_programs(rules):
     settings = dict(crop_size=24, scales=(0.5, 0.75, 1.0, 1.25, 1.5, 1.75))
     model = Brightest()

@@ -18,11 +18,10 @@ from encnet_jax.export.calibration import (
     CalibrationImages,
     crop_resizer,
     find_calibration_images,
-    label_agreement,
     long_side_resizer,
 )
 from encnet_jax.export.formats import read_onnx, write_onnx
-from encnet_jax.export.quantize import quantize
+from encnet_jax.export.quantize import label_agreement, quantize
 from encnet_jax.export.run import export_workdir, load_trained
 from encnet_jax.inference.predict_fn import preprocess
 from tests.parsed_flags import run_command

@@ -106,8 +106,9 @@ def test_two_processes_of_four_devices_train_as_one_device(
 @pytest.fixture
 def endless(camvid, tmp_path):
     """Returns two processes that have taken some steps of many, and their workdir."""
-    many = [f"--config.{key}=100000" for key in ("total_steps", "eval_every")]
-    processes = start_two(*arguments(camvid, tmp_path / "run", *many), devices=2)
+    more = [f"--config.{key}=100000" for key in ("total_steps", "eval_every")]
+    more += ["--config.data.cache_on_device=False"]  # files are read all the time
+    processes = start_two(*arguments(camvid, tmp_path / "run", *more), devices=2)
     path, deadline = tmp_path / "run" / "metrics.jsonl", time.monotonic() + 300
     while not (path.exists() and len(path.read_text().splitlines()) >= 2):
         assert processes[0].poll() is None and time.monotonic() < deadline

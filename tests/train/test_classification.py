@@ -145,6 +145,7 @@ def test_scores_are_written_without_matplotlib(workdir, cifar, tmp_path, monkeyp
     check_page((folder / "evaluation" / "test.html").read_text())
 
 
+@pytest.mark.slow
 def test_images_that_are_not_in_memory_are_learned_too(cifar, tmp_path):
     result = run(
         "train.py",

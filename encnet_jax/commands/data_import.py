@@ -1,0 +1,187 @@
+"""Imports polygons as a data set: encnet data import SOURCE --format=coco --output=DIR.
+
+Draws the polygons and masks of COCO or labelme as label files, the later annotations
+over the earlier, and writes the layout of the data set `folder`: images (copied),
+labels, classes.json, and a contact sheet a split, SPLIT.png. Annotations that cannot be
+read are listed, one per line; then nothing is written and the exit code is 2, unless
+--skip_invalid leaves them out.
+"""
+
+import contextlib
+import shutil
+import sys
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+from absl import flags
+
+from encnet_jax.data import folder
+from encnet_jax.data.annotations.annotated import BACKGROUND
+from encnet_jax.data.annotations.coco import read_coco
+from encnet_jax.data.annotations.labelme import (
+    IGNORED,
+    LABELME_BACKGROUND,
+    read_labelme,
+)
+from encnet_jax.data.annotations.write import divide, write_folder
+from encnet_jax.data.datasets import Example, map_examples
+from encnet_jax.data.file_pairs import read_file
+from encnet_jax.data.image_io import set_max_image_pixels
+from encnet_jax.data.result_file import save_result
+from encnet_jax.data.statistics import Statistics, describe, evenly_spaced
+from encnet_jax.errors import UserError
+from encnet_jax.files import check_folder, make_folder, user_path, whole_file
+from encnet_jax.run.progress import Counter
+from encnet_jax.visualize.panels import contact_sheet
+
+_READERS = {"coco": read_coco, "labelme": read_labelme}
+_SHEET_EXAMPLES = 12
+
+
+def define_flags() -> None:
+    """Defines the flags of the verb."""
+    flags.DEFINE_enum("format", None, [*_READERS], "Format of the annotations.")
+    flags.DEFINE_string("output", None, "Folder to write; must be empty, or absent.")
+    flags.DEFINE_string(
+        "classes",
+        None,
+        "Classes in order, comma-separated, or a file with one per line; default: all "
+        "in the annotations.",
+    )
+    flags.DEFINE_enum(
+        "unlabeled",
+        "background",
+        ["background", "ignore"],
+        "Pixels without annotation: the class background, or ignored.",
+    )
+    flags.DEFINE_float(
+        "val_fraction", 0.0, "Share of the images that becomes the split val.", 0.0, 1.0
+    )
+    flags.DEFINE_bool("skip_invalid", False, "Leave out what cannot be read.")
+    flags.DEFINE_integer(
+        "max_image_pixels", 0, "Largest image to read; 0: Pillow's own limit.", 0
+    )
+
+
+def main(arguments: list[str]) -> int:
+    """Runs the command; returns 2 if annotations cannot be read."""
+    values = flags.FLAGS
+    if len(arguments) != 1:
+        given = " ".join(arguments) or "nothing"
+        raise UserError(f"{given!r}: give one source: encnet data import SOURCE ...")
+    for flag in ("format", "output"):
+        if not getattr(values, flag):
+            raise UserError(f"--{flag}: must be given")
+    set_max_image_pixels(values.max_image_pixels)
+    output = user_path(values.output)
+    _check_output(output)
+    reader = _READERS[values.format]
+    annotated = reader(user_path(arguments[0]), _chosen_classes(values.classes))
+    for path in annotated.skipped:
+        print(
+            f"warning: {path}: not of format {values.format}; skipped", file=sys.stderr
+        )
+    _list(annotated.problems)
+    if not annotated.images:
+        raise UserError(f"{arguments[0]}: no image can be read; nothing was written")
+    annotated = divide(annotated, values.val_fraction)
+    with _staging(output) as root:
+        counter = Counter(len(annotated.images), "images")
+        found, problems = write_folder(annotated, values.unlabeled, root, counter.show)
+        counter.close()
+        _list(problems)
+        left_out = len(annotated.problems) + len(problems)
+        if left_out and not values.skip_invalid:
+            raise UserError(
+                f"{left_out} problems; nothing was written; --skip_invalid leaves "
+                "these annotations and images out"
+            )
+        if not found:
+            raise UserError(
+                f"{arguments[0]}: no image can be read; nothing was written"
+            )
+        _show(found, root, output)
+    if left_out:
+        print(f"left out: {left_out} annotations or images, listed above")
+    print(
+        f"written: {output}; next: encnet data folder --config.data.data_dir={output}"
+    )
+    if "val" not in found:
+        print(
+            "No split val: import with --val_fraction=0.1, or evaluate on another, "
+            "--config.evaluation.split=train"
+        )
+    return 0
+
+
+def _list(problems: list[str]) -> None:
+    for problem in map(UserError, problems):  # each as one line
+        print(f"error: {problem}", file=sys.stderr, flush=True)
+
+
+def _check_output(output: Path) -> None:
+    check_folder(output, "--output")
+    if output.is_dir() and any(output.iterdir()):
+        raise UserError(f"--output={output}: is not empty; choose another folder")
+
+
+def _chosen_classes(value: str | None) -> list[str] | None:
+    """Returns the classes of `--classes`, in the names of labelme's lists too."""
+    if value is None:
+        return None
+    names = value.split(",")
+    if "," not in value and user_path(value).is_file():
+        path = user_path(value)
+        try:
+            names = read_file(path).decode("utf-8-sig").splitlines()
+        except UnicodeDecodeError as error:
+            raise UserError(f"--classes={path}: not UTF-8 text: {error}") from error
+    names = [name.strip() for name in names if name.strip()]
+    names = [
+        BACKGROUND if n == LABELME_BACKGROUND else n for n in names if n != IGNORED
+    ]
+    if not names:
+        raise UserError(f"--classes={value}: names no class")
+    return names
+
+
+@contextlib.contextmanager
+def _staging(output: Path) -> Iterator[Path]:
+    """Creates a folder that takes the place of the output if the block succeeds."""
+    output = output.resolve()
+    make_folder(output.parent, "--output")
+    root = output.with_name(f".encnet-{uuid.uuid4().hex}.tmp")
+    try:
+        root.mkdir()
+        yield root
+        root.replace(output)
+    except OSError as error:
+        raise UserError(
+            f"--output={output}: cannot be written to: {error.strerror}"
+        ) from error
+    finally:
+        shutil.rmtree(root, ignore_errors=True)
+
+
+def _show(found: dict[str, Statistics], root: Path, output: Path) -> None:
+    """Prints the share of each class, and writes a contact sheet for each split."""
+    info = folder.read_info(root)
+    for split, stats in found.items():
+        dataset = folder.open_split(info, split, root)
+        print(f"{split}: {len(dataset)} images\n{describe(stats, info)}")
+        read = list(
+            map_examples(
+                dataset,
+                evenly_spaced(range(len(dataset)), _SHEET_EXAMPLES),
+                lambda example: example,
+            )
+        )
+        for error in (item for item in read if isinstance(item, UserError)):
+            message = str(error).replace(str(root), str(output))
+            print(f"warning: {message}", file=sys.stderr)
+        if examples := [item for item in read if isinstance(item, Example)]:
+            sheet = contact_sheet(examples, info.colors, info.class_names)
+            with whole_file(root / f"{split}.png") as file:
+                save_result(sheet, file, output / f"{split}.png")
+            print(f"contact sheet: {output / f'{split}.png'}\n")

@@ -1,0 +1,1 @@
+"""Polygons and masks of annotation tools, imported as a data set `folder`."""

@@ -1,0 +1,142 @@
+"""Annotated images, whatever tool wrote them, and what the readers share."""
+
+import json
+import re
+from collections.abc import Callable, Iterable
+from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Bool
+
+from encnet_jax.data.dataset_info import IGNORE_LABEL
+from encnet_jax.data.file_pairs import read_file
+from encnet_jax.errors import UserError
+
+Mask = Bool[np.ndarray, "h w"]
+BACKGROUND = "background"
+_SPLIT = re.compile(r"(?:^|[^a-z])(train|valid|validation|val|test)(?:\d+)?(?![a-z])")
+
+
+class Region(NamedTuple):
+    """One annotation.
+
+    Attributes:
+        where: File, image, and annotation, for error messages.
+        class_name: Its class; None: its pixels are ignored.
+        draw: Returns its pixels, given height and width; raises `UserError`.
+    """
+
+    where: str
+    class_name: str | None
+    draw: Callable[[int, int], Mask]
+
+
+class AnnotatedImage(NamedTuple):
+    """An image and its annotations.
+
+    Attributes:
+        where: File and image, for error messages.
+        split: Its split.
+        name: Path of the copy below `images/SPLIT`.
+        content: Returns the image file; raises `UserError`.
+        size: Height and width on which the annotations were drawn; None: not stored.
+        regions: The annotations, in the file's order.
+    """
+
+    where: str
+    split: str
+    name: PurePosixPath
+    content: Callable[[], bytes]
+    size: tuple[int, int] | None
+    regions: list[Region]
+
+
+class AnnotatedSet(NamedTuple):
+    """What a reader found.
+
+    Attributes:
+        class_names: The classes, in order; background is among them where annotated.
+        images: The images.
+        problems: One line for each annotation or image that cannot be read.
+        skipped: Files that are not annotation files of the format.
+    """
+
+    class_names: list[str]
+    images: list[AnnotatedImage]
+    problems: list[str]
+    skipped: list[Path]
+
+
+def read_json(path: Path) -> Any:
+    """Returns the content of a JSON file; raises `UserError` if it is none."""
+    try:
+        return json.loads(read_file(path).decode("utf-8-sig"))
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path}: not JSON: {error}") from error
+
+
+def split_of(path: Path, source: Path) -> str | None:
+    """Returns the split that a file's name, or else its folder, gives; None if none.
+
+    `instances_train2017.json`, `train.json`, and `valid/_annotations.coco.json` do.
+    Folders count below `source` only.
+    """
+    folders = path.relative_to(source).parts[:-1] if path != source else ()
+    for name in (path.stem, *reversed(folders)):
+        if found := _SPLIT.search(name.lower()):
+            return "val" if found[1].startswith("val") else found[1]
+    return None
+
+
+def output_name(stored: str) -> PurePosixPath:
+    r"""Returns the path of an image in the output; folders stay where they are below.
+
+    Absolute paths and those with `..` keep the file name only; `\` is a separator.
+    """
+    path = PurePosixPath(PureWindowsPath(stored).as_posix())
+    if PureWindowsPath(stored).anchor or ".." in path.parts:
+        return PurePosixPath(path.name)
+    return path
+
+
+def stored_size(height: Any, width: Any, where: str) -> tuple[int, int] | None:
+    """Returns the size in a file, None if it has none; raises `UserError` if bad."""
+    if height is None and width is None:
+        return None
+    for length in (height, width):
+        if type(length) is not int or length < 1:
+            raise UserError(
+                f"{where}: height {height!r}, width {width!r}: must be integers above 0"
+            )
+    return height, width
+
+
+def class_labels(
+    class_names: Iterable[str], unlabeled: str
+) -> tuple[list[str], dict[str, int], int]:
+    """Returns the classes, their labels, and the label of pixels without annotation.
+
+    Args:
+        class_names: The classes of the annotations, in order.
+        unlabeled: `background`: a class, added in front unless it is among them;
+            `ignore`: ignored.
+
+    Raises:
+        UserError: A name is empty or given twice, or there are too few or too many.
+    """
+    names = [name.strip() for name in class_names]
+    if BACKGROUND not in names and unlabeled == BACKGROUND:
+        names.insert(0, BACKGROUND)
+    for index, name in enumerate(names):
+        if not name or name in names[:index]:
+            raise UserError(f"class {name!r}: must be a name, given once")
+    if not 2 <= len(names) <= IGNORE_LABEL:
+        listed = f" ({', '.join(names)})" if len(names) == 1 else ""
+        raise UserError(
+            f"{len(names)} classes{listed}; allowed are 2 to 255, the background "
+            "included; --classes chooses them, --unlabeled=background adds one"
+        )
+    labels = {name: index for index, name in enumerate(names)}
+    blank = labels[BACKGROUND] if unlabeled == BACKGROUND else IGNORE_LABEL
+    return names, labels, blank

@@ -1,0 +1,190 @@
+"""COCO annotation files: polygons and run-length encodings by category."""
+
+import functools
+from collections.abc import Callable
+from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import Any
+
+from encnet_jax.data.annotations.annotated import (
+    AnnotatedImage,
+    AnnotatedSet,
+    Mask,
+    Region,
+    output_name,
+    read_json,
+    split_of,
+    stored_size,
+)
+from encnet_jax.data.annotations.masks import polygon_mask, rle_mask
+from encnet_jax.data.file_pairs import files_below, read_file
+from encnet_jax.errors import UserError, require_package
+
+_LISTS = ("images", "annotations", "categories")
+
+
+def read_coco(source: Path, chosen: list[str] | None = None) -> AnnotatedSet:
+    """Reads COCO files; their names, or folders, are the splits.
+
+    Classes are the categories by name, ordered by id. In a folder with files
+    `instances_*.json`, others (captions, keypoints) are not read.
+
+    Args:
+        source: A file, or a folder of files.
+        chosen: Classes in order, in place of all categories.
+
+    Raises:
+        UserError: No annotation file, two of one split, contradictory categories, or
+            pycocotools is not installed.
+    """
+    require_package("pycocotools", "polygons", "--format=coco")
+    files, skipped = _find_files(source)
+    root = source if source.is_dir() else source.parent
+    splits: dict[str, Path] = {}
+    by_id: dict[str, int] = {}
+    for path, content in files.items():
+        split = split_of(path, source) or ("train" if len(files) == 1 else path.stem)
+        if split in splits:
+            raise UserError(
+                f"{path} and {splits[split]}: two files of split {split!r}; give one "
+                "of them in place of the folder"
+            )
+        splits[split] = path
+        for identity, name in _categories(content, path).items():
+            by_id[name] = min(identity, by_id.get(name, identity))
+    result = AnnotatedSet(
+        chosen or sorted(by_id, key=by_id.__getitem__), [], [], skipped
+    )
+    for split, path in splits.items():
+        _read_file(files[path], path, split, root, result)
+    return result
+
+
+def _find_files(source: Path) -> tuple[dict[Path, Any], list[Path]]:
+    """Returns the annotation files with their content, and other JSON files."""
+    if source.is_file():
+        paths = [source]
+    elif source.is_dir():
+        paths = [path for path in files_below(source) if path.suffix.lower() == ".json"]
+    else:
+        raise UserError(f"{source}: no such file or folder")
+    instances = [path for path in paths if path.name.startswith("instances_")]
+    paths = instances or paths
+    files, skipped = {}, []
+    for path in paths:
+        content = read_json(path)
+        if isinstance(content, dict) and all(
+            isinstance(content.get(key), list) for key in _LISTS
+        ):
+            files[path] = content
+        else:
+            skipped.append(path)
+    if not files:
+        where = f"{source}: no" if source.is_dir() else f"{source}: not a"
+        raise UserError(f"{where} COCO file, JSON with the lists {', '.join(_LISTS)}")
+    return files, skipped
+
+
+def _categories(content: dict[str, Any], path: Path) -> dict[int, str]:
+    found: dict[int, str] = {}
+    for index, entry in enumerate(content["categories"]):
+        identity = entry.get("id") if isinstance(entry, dict) else None
+        name = entry.get("name") if isinstance(entry, dict) else None
+        if type(identity) is not int or not isinstance(name, str) or not name.strip():
+            raise UserError(
+                f"{path}: categories[{index}]={entry!r}: must have an integer id and a "
+                "name"
+            )
+        if identity in found or name.strip() in found.values():
+            raise UserError(f"{path}: category {identity} {name!r} is given twice")
+        found[identity] = name.strip()
+    return found
+
+
+def _read_file(
+    content: dict[str, Any], path: Path, split: str, root: Path, result: AnnotatedSet
+) -> None:
+    """Adds the images of a file, their annotations, and the problems of both."""
+    categories = _categories(content, path)
+    images: dict[Any, AnnotatedImage] = {}
+    for index, entry in enumerate(content["images"]):
+        where = f"{path}: images[{index}]"
+        try:
+            identity = entry["id"]
+            if identity in images:
+                raise UserError(f"{where}: id {identity!r} is given twice")
+            images[identity] = _image(entry, path, split, root)
+        except UserError as error:
+            result.problems.append(str(error))
+        except (KeyError, TypeError):
+            result.problems.append(f"{where}: must have id and file_name")
+    for index, entry in enumerate(content["annotations"]):
+        where = f"{path}: annotations[{index}]"
+        try:
+            image = images.get(entry["image_id"])
+            where = f"annotation {entry.get('id', f'number {index}')}"
+            if image is None:
+                result.problems.append(
+                    f"{path}: {where}: image_id {entry['image_id']!r}: no such image"
+                )
+                continue
+            where = f"{image.where}, {where}"
+            name = categories.get(entry["category_id"])
+        except (KeyError, TypeError, AttributeError):
+            result.problems.append(f"{where}: must have image_id and category_id")
+            continue
+        if name is None or name not in result.class_names:
+            known = f"category {entry['category_id']!r}" + (
+                f" ({name})" if name else ""
+            )
+            result.problems.append(f"{where}: {known}: is none of the classes")
+            continue
+        draw = functools.partial(_draw, entry.get("segmentation"))
+        image.regions.append(Region(where, name, draw))
+    result.images.extend(images.values())
+
+
+def _image(entry: dict[str, Any], path: Path, split: str, root: Path) -> AnnotatedImage:
+    stored = entry["file_name"]
+    if not isinstance(stored, str) or not stored:
+        raise TypeError
+    where = f"{path}: image {stored}"
+    size = stored_size(entry.get("height"), entry.get("width"), where)
+    content = _find_image(stored, path, split, root, where)
+    return AnnotatedImage(where, split, output_name(stored), content, size, [])
+
+
+def _find_image(
+    stored: str, path: Path, split: str, root: Path, where: str
+) -> Callable[[], bytes]:
+    """Returns what reads an image, looked for where tools put it."""
+    name = PurePosixPath(PureWindowsPath(stored).as_posix())
+    digits = path.stem.rpartition("_")[2]  # train2017
+    folders = (
+        (path.parent, root, path.parent.parent) if path.parent != root else (root,)
+    )
+    below = ("", "images", split, f"images/{split}", digits, f"images/{digits}")
+    candidates = [
+        folder / part / given
+        for given in dict.fromkeys((name, PurePosixPath(name.name)))
+        for folder in folders
+        for part in below
+    ]
+
+    def read() -> bytes:
+        for candidate in candidates:
+            if candidate.is_file():
+                return read_file(candidate)
+        tried = ", ".join(str(folder) for folder in dict.fromkeys(folders))
+        raise UserError(
+            f"{where}: no such image in {tried}, or in images/ or {split}/ there"
+        )
+
+    return read
+
+
+def _draw(segmentation: Any, height: int, width: int) -> Mask:
+    if isinstance(segmentation, dict):
+        return rle_mask(segmentation, height, width)
+    if isinstance(segmentation, list) and segmentation:
+        return polygon_mask(segmentation, height, width)
+    raise UserError("no segmentation: neither polygons nor RLE")

@@ -1,0 +1,118 @@
+"""Annotation files of labelme: one JSON file an image."""
+
+import base64
+import functools
+from collections.abc import Callable
+from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import Any
+
+from encnet_jax.data.annotations.annotated import (
+    BACKGROUND,
+    AnnotatedImage,
+    AnnotatedSet,
+    Region,
+    read_json,
+    split_of,
+    stored_size,
+)
+from encnet_jax.data.annotations.masks import shape_mask
+from encnet_jax.data.file_pairs import files_below, read_file
+from encnet_jax.data.image_io import open_image
+from encnet_jax.errors import UserError
+
+# What labelme's own converters call pixels that are ignored, and those of no class.
+IGNORED, LABELME_BACKGROUND = "__ignore__", "_background_"
+
+
+def read_labelme(source: Path, chosen: list[str] | None = None) -> AnnotatedSet:
+    """Reads the files of labelme in a folder; its subfolders may be splits.
+
+    Args:
+        source: The folder.
+        chosen: Classes in order, in place of all labels, sorted by name.
+
+    Raises:
+        UserError: There is no annotation file.
+    """
+    if not source.is_dir():
+        raise UserError(f"{source}: no such folder")
+    paths = [path for path in files_below(source) if path.suffix.lower() == ".json"]
+    images: list[AnnotatedImage] = []
+    problems: list[str] = []
+    skipped: list[Path] = []
+    for path in paths:
+        try:
+            content = read_json(path)
+            if isinstance(content, dict) and isinstance(content.get("shapes"), list):
+                images.append(_image(content, path, source, problems))
+            else:
+                skipped.append(path)
+        except UserError as error:
+            problems.append(str(error))
+    if not images and not problems:
+        raise UserError(f"{source}: no file of labelme, JSON with a list of shapes")
+    # Folders are splits only where all of them are.
+    if not all(image.split for image in images):
+        images = [image._replace(split="train") for image in images]
+    if chosen is None:
+        used = {region.class_name for image in images for region in image.regions}
+        names = sorted(name for name in used if name and name != BACKGROUND)
+        return AnnotatedSet(
+            [*([BACKGROUND] if BACKGROUND in used else []), *names],
+            images,
+            problems,
+            skipped,
+        )
+    known = {None, BACKGROUND, *chosen}
+    for image in images:
+        for region in image.regions:
+            if region.class_name not in known:
+                label = repr(region.class_name)
+                problems.append(
+                    f"{region.where}: label {label}: is none of the classes"
+                )
+        image.regions[:] = [r for r in image.regions if r.class_name in known]
+    return AnnotatedSet(chosen, images, problems, skipped)
+
+
+def _image(
+    content: dict[str, Any], path: Path, source: Path, problems: list[str]
+) -> AnnotatedImage:
+    stored = content.get("imagePath")
+    if not isinstance(stored, str) or not stored:
+        raise UserError(f"{path}: imagePath={stored!r}: must be the path of the image")
+    where = f"{path}: image {stored}"
+    file = path.parent / PureWindowsPath(stored).as_posix()
+    regions = []
+    for index, shape in enumerate(content["shapes"]):
+        place = f"{where}, shape {index}"
+        label = shape.get("label") if isinstance(shape, dict) else None
+        if not isinstance(label, str) or not label.strip():
+            problems.append(f"{place}: label {label!r}: must be a name")
+            continue
+        name = {IGNORED: None, LABELME_BACKGROUND: BACKGROUND}.get(label, label.strip())
+        regions.append(Region(place, name, functools.partial(shape_mask, shape)))
+    lengths = content.get("imageHeight"), content.get("imageWidth")
+    size = stored_size(*lengths, where)
+    read, suffix = _content(content, file, where)
+    # Named as the annotation file: two may annotate images of one name.
+    copy = PurePosixPath(path.relative_to(source).as_posix()).with_suffix(suffix)
+    split = split_of(path.parent / "-", source) if path.parent != source else None
+    return AnnotatedImage(where, split or "", copy, read, size, regions)
+
+
+def _content(
+    content: dict[str, Any], file: Path, where: str
+) -> tuple[Callable[[], bytes], str]:
+    """Returns what reads the image, from its file or the annotation's, and a suffix."""
+    if file.is_file():
+        return functools.partial(read_file, file), file.suffix
+    encoded = content.get("imageData")
+    if not encoded:
+        raise UserError(f"{where}: no such file as {file}, and no imageData")
+    try:
+        data = base64.b64decode(encoded, validate=True)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{where}: imageData: not base64: {error}") from error
+    kind = open_image(data, f"{where}: imageData").format or ""
+    return lambda: data, {"JPEG": ".jpg"}.get(kind, f".{kind.lower()}")
