@@ -214,7 +214,7 @@ def table(data: dict[str, dict[str, Any]]) -> str:
         cells = [f"{100 * row['mean_iou']:.1f}", f"{100 * row['agreement']:.1f} %"]
         if times:
             seconds = times[candidate]
-            cells += [f"{1e3 * seconds:.0f}", f"{times[OURS] / seconds:.2f}×"]
+            cells += [f"{1e3 * seconds:.1f}", f"{times[OURS] / seconds:.2f}×"]
         else:
             cells += ["", ""]
         lines.append(f"| {name} | {candidate} | {' | '.join(cells)} |")
