@@ -95,6 +95,11 @@ def _data() -> ConfigDict:
     data.name = ""  # key of data.registry.DATASETS; every config sets it
     data.data_dir = config_dict.placeholder(str)  # see docs/data.md
     data.train_split = "train"
+    # Of the images: 3, as 8-bit RGB; others are read as bands, see docs/data.md.
+    data.channels = 3
+    # Values that are black and white, (low, high), or a pair for each channel; images
+    # are then read as bands. Empty: that in classes.json, or all 8 or 16 bits.
+    data.value_range = ()
     data.base_size = 520  # pixels of the long side at scale 1
     data.crop_size = 480  # pixels, height and width
     data.scale_range = (0.5, 2.0)  # of random resizing; (1.0, 1.0): none

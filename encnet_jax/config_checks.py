@@ -35,6 +35,7 @@ def validate(config: ConfigDict) -> None:
             f"data.scale_range={tuple(config.data.scale_range)}: must be two numbers, "
             "0 < low <= high"
         )
+    _check_value_range(config.data.value_range, config.data.channels)
     _check_evaluation(config)
     if config.optimizer.warmup_steps >= config.total_steps:
         raise UserError(
@@ -72,6 +73,23 @@ def _check_types(values: dict[str, Any]) -> None:
                 raise UserError(f"{key}={value!r}: must be finite numbers")
 
 
+def _check_value_range(value: Any, channels: int) -> None:
+    """Raises for what is neither empty, nor a pair, nor a pair for each channel."""
+
+    def is_pair(pair: Any) -> bool:
+        if not isinstance(pair, tuple | list) or len(pair) != 2:
+            return False
+        finite = all(isinstance(v, Real) and math.isfinite(v) for v in pair)
+        return finite and pair[0] < pair[1]
+
+    pairs = isinstance(value, tuple | list) and all(map(is_pair, value))
+    if not (is_pair(value) or (pairs and len(value) in (0, channels))):
+        raise UserError(
+            f"data.value_range={value!r}: must be (low, high), low < high, or such a "
+            f"pair for each of data.channels={channels}"
+        )
+
+
 def _check_evaluation(config: ConfigDict) -> None:
     settings = config.evaluation
     if not all(scale > 0 for scale in settings.scales):
@@ -97,7 +115,7 @@ def _check_evaluation(config: ConfigDict) -> None:
 
 def _check_numbers(values: dict[str, Any]) -> None:
     at_least = {
-        1: "total_steps batch_size grad_accum_steps log_every eval_every "
+        1: "total_steps batch_size grad_accum_steps log_every eval_every data.channels "
         "checkpoint_every data.base_size data.crop_size evaluation.batch_size",
         0: "seed early_stopping data.padded_size data.max_image_pixels "
         "data.pad loss.se_weight loss.aux_weight loss.lovasz_weight "

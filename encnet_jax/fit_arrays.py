@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 
 from encnet_jax.config import default
 from encnet_jax.data.augment_device import ArrayDataset
+from encnet_jax.data.bands import RGB, declare_bands
 from encnet_jax.data.dataset_info import IGNORE_LABEL, DatasetInfo
 from encnet_jax.data.datasets import Dataset
 from encnet_jax.data.label_check import check_label_counts
@@ -47,7 +48,8 @@ def fit(
     Call it again with the same arguments and workdir to resume.
 
     Args:
-        images: uint8 (n, h, w, 3), RGB; NumPy or JAX.
+        images: uint8 (n, h, w, 3), RGB; NumPy or JAX. Or (n, h, w, c) of any real
+            dtype, with other channels or with `data.value_range` in the configuration.
         labels: Integers or Booleans (n, h, w), classes from 0 or `ignore_label`; or
             (n,), the class of each image.
         config: See `encnet_jax.config.default`; `small_config` of the images, or of the
@@ -80,7 +82,10 @@ def fit(
         if images is None or labels is None:
             raise UserError("images, labels: both must be given, or dataset")
         images, labels = np.asarray(images), np.asarray(labels)
-        splits = _array_datasets(images, labels, class_names, ignore_label, validation)
+        form = _form(config, images.shape[3:])
+        splits = _array_datasets(
+            images, labels, class_names, ignore_label, validation, form
+        )
         config = config or small_config(images, splits[0].labels)
         config = config.copy_and_resolve_references()
         config.data.cache_on_device = True
@@ -89,8 +94,14 @@ def fit(
             raise UserError(
                 "dataset: takes the place of images and labels; pass either"
             )
+        form = _form(config, (3,))
         splits = as_datasets(
-            dataset, cast(Examples, validation), class_names, ignore_label
+            dataset,
+            cast(Examples, validation),
+            class_names,
+            ignore_label,
+            channels=form[0],
+            value_range=form[1],
         )
         config = (config or _config_of(splits[0])).copy_and_resolve_references()
     info = splits[0].info
@@ -101,6 +112,13 @@ def fit(
     if info.task == "classification":
         return Classifier.from_workdir(workdir)
     return Segmenter.from_workdir(workdir)
+
+
+def _form(config: ConfigDict | None, shape: tuple[int, ...]) -> tuple[int, Any]:
+    """Returns channels and range of the images; without a configuration by a shape."""
+    if config is None:
+        return (shape or (3,))[0], ()
+    return config.data.channels, config.data.value_range
 
 
 def small_config(images: np.ndarray, labels: np.ndarray) -> ConfigDict:
@@ -115,6 +133,7 @@ def small_config(images: np.ndarray, labels: np.ndarray) -> ConfigDict:
     config.optimizer.warmup_steps = 50
     config.optimizer.head_lr_mult = 1.0
     config.learning_rate = 0.02
+    config.data.channels = images.shape[-1]
     config.data.base_size = max(height, width)
     config.data.crop_size = min(height, width)
     if labels.ndim == 1:
@@ -147,13 +166,16 @@ def _array_datasets(
     class_names: Sequence[str],
     ignore_label: int | None,
     validation: Any,
+    form: tuple[int, Any],
 ) -> tuple[ArrayDataset, ArrayDataset]:
     """Checks arrays; returns the splits to train on and to score."""
+    _check_images(images, form)
     classes = _classes("labels", images, labels, ignore_label)
     counts = _count("labels", classes, ignore_label)
     # Without a mapping as they were given, to resume runs of earlier versions.
     mapped = ignore_label not in (None, IGNORE_LABEL)
     info = _info(images, classes if mapped else labels, _highest(counts), class_names)
+    info = declare_bands(info, *form)
     _check_classes("labels", classes, counts, info)
     dataset = ArrayDataset(info, images, classes)
     dataset.statistics = _statistics(counts, classes, info)
@@ -163,6 +185,7 @@ def _array_datasets(
     if not isinstance(validation, tuple | list) or len(validation) != 2:
         raise UserError("validation: must be a pair of images and labels")
     images, labels = map(np.asarray, validation)
+    _check_images(images, form)
     classes = _classes(name, images, labels, ignore_label)
     counts = _count(name, classes, ignore_label)
     _check_classes(name, classes, counts, info)
@@ -173,18 +196,31 @@ def _classes(
     name: str, images: np.ndarray, labels: np.ndarray, ignore_label: int | None
 ) -> UInt8[np.ndarray, "n ..."]:
     """Checks arrays; returns the labels with `IGNORE_LABEL` for those to ignore."""
-    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] != 3:
-        raise UserError(
-            f"images: {images.dtype} {images.shape}; must be uint8 (n, h, w, 3)"
-        )
-    if not images.size:
-        raise UserError(f"images: {images.shape} is empty; at least one is needed")
     if labels.shape not in (images.shape[:3], images.shape[:1]):
         raise UserError(
             f"{name}: {labels.shape}; allowed are {images.shape[:3]} and "
             f"{images.shape[:1]}"
         )
     return as_classes(labels, name, ignore_label)
+
+
+def _check_images(images: np.ndarray, form: tuple[int, Any]) -> None:
+    """Raises `UserError` unless an array holds images of these channels and range."""
+    channels, banded = form[0], declare_bands(RGB, *form).banded
+    kinds = "uif" if banded else "u"
+    fits = images.ndim == 4 and images.shape[-1] == channels
+    if (
+        not fits
+        or images.dtype.kind not in kinds
+        or (not banded and images.dtype != np.uint8)
+    ):
+        dtype = "numbers" if banded else "uint8"
+        raise UserError(
+            f"images: {images.dtype} {images.shape}; must be {dtype} (n, h, w, "
+            f"{channels})"
+        )
+    if not images.size:
+        raise UserError(f"images: {images.shape} is empty; at least one is needed")
 
 
 def _count(

@@ -77,7 +77,7 @@ class Analyzer:
             labels=np.asarray(labels),
             label_png=png.getvalue(),
             presence=presence,
-            codewords=self._codewords(result.image, image.size),
+            codewords=self._codewords(result.pixels, image.size),
         )
 
     def overlay(self, analysis: Analysis, opacity: float) -> Image.Image:

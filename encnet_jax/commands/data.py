@@ -17,10 +17,12 @@ from pathlib import Path
 from absl import flags
 
 from encnet_jax import cli
-from encnet_jax.data.datasets import Dataset
+from encnet_jax.data.bands import declare_bands, describe_bands
+from encnet_jax.data.datasets import Dataset, FileDataset
 from encnet_jax.data.image_io import set_max_image_pixels
 from encnet_jax.data.label_check import label_problem, unlabeled_classes
-from encnet_jax.data.registry import open_dataset
+from encnet_jax.data.normalization import measure_bands
+from encnet_jax.data.registry import dataset_info, open_dataset
 from encnet_jax.data.result_file import result_source, save_result, source_digest
 from encnet_jax.data.statistics import (
     Statistics,
@@ -75,12 +77,16 @@ def main(arguments: list[str]) -> int:
         own = result_source(sheet) == source_digest(sheet) if sheet.exists() else True
         if values.output and not own:
             raise UserError(f"{sheet}: exists, and is not a contact sheet")
+    data = config.data
+    info = dataset_info(data.name, data.data_dir)
+    bands = declare_bands(info, data.channels, data.value_range)
     datasets = {
         split: open_dataset(
-            config.data.name,
+            data.name,
             split,
-            config.data.data_dir,
-            drawn=config.data.cache_on_device,
+            data.data_dir,
+            bands=bands,
+            drawn=data.cache_on_device,
             check=False,
             manual_dir=values.manual_dir,
         )
@@ -138,7 +144,14 @@ def _print_weights(stats: Statistics) -> None:
 
 
 def _save_sheet(dataset: Dataset, stats: Statistics, output: Path, split: str) -> Path:
-    examples = [dataset[i] for i in evenly_spaced(stats.indices, _SHEET_EXAMPLES)]
+    info = dataset.info
+    if isinstance(dataset, FileDataset) and info.banded:
+        info = measure_bands(dataset, stats.indices)
+        dataset.info = info
+        print(describe_bands(info))
+    examples = [
+        dataset[i].shown(info) for i in evenly_spaced(stats.indices, _SHEET_EXAMPLES)
+    ]
     sheet = contact_sheet(examples, dataset.info.colors, dataset.info.class_names)
     make_folder(output, "--output")
     path = output / f"{split}.png"

@@ -24,7 +24,7 @@ from encnet_jax.report.thumbnails import (
     labels_uri,
     small_size,
 )
-from encnet_jax.run.workdir import load_run_config
+from encnet_jax.run.workdir import load_run_config, load_run_info
 
 _SHOWN = 12  # images that differ most
 _CLASSIFICATION = {"accuracy": "accuracy", "error": "error"}
@@ -108,10 +108,11 @@ def read_examples(
             drawn=config.data.cache_on_device,
             check=False,
             prepare=False,
+            bands=load_run_info(run.workdir),
         )
         if len(dataset) != len(run.log.names):
             raise UserError(f"{name}: has {len(dataset)} images now")
-        examples = {index: dataset[index] for index in indices}
+        examples = {i: dataset[i].shown(dataset.info) for i in indices}
         for index, example in examples.items():
             _check_example(example, run.log, index)
     except (UserError, OSError, ImportError, KeyError) as error:

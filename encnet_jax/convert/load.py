@@ -1,7 +1,7 @@
 """Loads PyTorch weights into models, with every entry accounted for."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -9,6 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from encnet_jax.convert.first_conv import (
+    FIRST_KERNEL,
+    describe_extension,
+    extend_kernel,
+)
 from encnet_jax.convert.infer_config import (
     ModelDescription,
     Weights,
@@ -32,12 +37,15 @@ class LoadReport:
         loaded: Key -> path of the parameter or statistic.
         dropped: Key -> reason why the entry was left out.
         left_initialized: Paths of the model that keep their initial values.
+        extension: How the first convolution was extended to images of other channels,
+            in words; "": it was not.
     """
 
     source: str
     loaded: dict[str, str]
     dropped: dict[str, str]
     left_initialized: tuple[str, ...]
+    extension: str = ""
 
     def __str__(self) -> str:
         lines = [f"{self.source}: {len(self.loaded)} entries loaded"]
@@ -47,6 +55,8 @@ class LoadReport:
         if kept := self.left_initialized:
             layers = list(dict.fromkeys(path.rpartition(".")[0] for path in kept))
             lines.append(f"  {len(kept)} left initialized: {shortened(layers)}")
+        if self.extension:
+            lines.append(f"  {self.extension}")
         return "\n".join(lines)
 
 
@@ -56,6 +66,7 @@ def load_torch_weights(
     source: str = "auto",
     head: str = "strict",
     prefix: str = "",
+    rgb_channels: Sequence[int] = (),
 ) -> LoadReport:
     """Loads PyTorch weights into a segmentation model or a bare backbone, in place.
 
@@ -74,6 +85,8 @@ def load_torch_weights(
         prefix: What stands before the keys of the network, such as `student.`, where
             the weights hold more than one; other keys are left out. Prefixes of
             DataParallel, torch.compile and Lightning are removed without it.
+        rgb_channels: Which channels of the images are red, green and blue, where the
+            model takes more than three and the weights three; by default the first.
 
     Returns:
         What was loaded, and what was dropped and why.
@@ -95,9 +108,19 @@ def load_torch_weights(
         )
     # One by one, so that no third copy exists besides the file and the model.
     for key, path in plan.loaded.items():
-        plan.variables[path].set_value(_from_torch_layout(path, entries[key]))
+        array = _from_torch_layout(path, entries[key])
+        if path == FIRST_KERNEL and plan.extended_channels:
+            kernel = np.asarray(array)
+            kernel = extend_kernel(kernel, plan.extended_channels, rgb_channels)
+            array = jnp.array(kernel)
+        plan.variables[path].set_value(array)
+    extended = plan.extended_channels
     return LoadReport(
-        mapping.source, plan.loaded, plan.dropped, tuple(plan.left_initialized)
+        mapping.source,
+        plan.loaded,
+        plan.dropped,
+        tuple(plan.left_initialized),
+        describe_extension(extended, rgb_channels) if extended else "",
     )
 
 

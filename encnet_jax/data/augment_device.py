@@ -10,9 +10,10 @@ from collections.abc import Iterator
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Float32, Int32, Integer, UInt8
+from jaxtyping import Array, Float, Float32, Int32, Integer, Num, Real, UInt8
 
 from encnet_jax.data.augmentation import Augmentation, jitter, max_offsets
+from encnet_jax.data.bands import as_bands, scale_bands
 from encnet_jax.data.class_crop import class_centered_start
 from encnet_jax.data.crop_grid import Axis, CropGrid, RotatedGrid
 from encnet_jax.data.dataset_info import IGNORE_LABEL, DatasetInfo
@@ -22,6 +23,7 @@ from encnet_jax.data.rotation import Frame, Rotation, max_window, rotate
 from encnet_jax.data.sampler import batch_indices, process_rows
 from encnet_jax.data.statistics import Statistics
 from encnet_jax.errors import UserError
+from encnet_jax.ops.normalize import to_byte_scale
 
 
 class ArrayDataset:
@@ -29,7 +31,8 @@ class ArrayDataset:
 
     Args:
         info: Metadata of the data set.
-        images: uint8 (n, h, w, 3), RGB 0-255.
+        images: uint8 (n, h, w, 3), RGB 0-255; or (n, h, w, c), bands as stored, where
+            `info` says so.
         labels: Class indices or `IGNORE_LABEL`, (n, h, w), or (n,) for classification.
 
     Attributes:
@@ -41,7 +44,7 @@ class ArrayDataset:
     def __init__(
         self,
         info: DatasetInfo,
-        images: UInt8[np.ndarray, "n h w 3"],
+        images: Real[np.ndarray, "n h w c"],
         labels: Integer[np.ndarray, "n ..."],
     ):
         self.info = info
@@ -54,7 +57,14 @@ class ArrayDataset:
 
     def __getitem__(self, index: int) -> Example:
         """Returns one example; its name is its index."""
-        return Example(self.images[index], self.labels[index], str(index))
+        image, info = self.images[index], self.info
+        if info.banded:
+            image = scale_bands(image, info.value_range, f"images[{index}]")
+        return Example(image, self.labels[index], str(index))
+
+    def bands(self, index: int) -> Real[np.ndarray, "h w c"]:
+        """Returns the values of an image as given."""
+        return as_bands(self.images[index], self.info.channels, f"images[{index}]")
 
     def encoded(self, index: int, *, raw_labels: bool = False) -> Encoded:
         """Raises `TypeError`: arrays have no encoded form."""
@@ -69,14 +79,14 @@ def load_arrays(dataset: Dataset) -> dict[str, np.ndarray]:
     """Reads a split into memory.
 
     Returns:
-        `images` uint8 (n, h, w, 3) and `labels` uint8 (n, h, w), or (n,) for
-        classification.
+        `images` uint8 (n, h, w, 3), or uint16 (n, h, w, c) bands, and `labels` uint8
+        (n, h, w), or (n,) for classification.
 
     Raises:
         UserError: The images differ in size.
     """
     first = dataset[0]
-    images = np.empty((len(dataset), *first.image.shape), np.uint8)
+    images = np.empty((len(dataset), *first.image.shape), first.image.dtype)
     labels = np.empty((len(dataset), *first.labels.shape), np.uint8)
     examples = read_ahead(dataset.__getitem__, range(len(dataset)))
     for index, example in enumerate(examples):
@@ -126,8 +136,10 @@ def augmented_batch(
     batch: dict[str, jax.Array],
     seed: jax.Array | int,
     augmentation: Augmentation,
-) -> tuple[Float32[Array, "b crop crop 3"], UInt8[Array, "b ..."]]:
+) -> tuple[Float32[Array, "b crop crop c"], UInt8[Array, "b ..."]]:
     """Gathers and augments the examples of a batch; to be called under `jax.jit`.
+
+    Bands are scaled to 0-255, but not rounded.
 
     Args:
         arrays: The output of `load_arrays`, on the device.
@@ -144,14 +156,14 @@ def augmented_batch(
         key = jax.random.fold_in(jax.random.key(seed), epoch)
         key = jax.random.fold_in(key, index)
         image, labels = arrays["images"][index], arrays["labels"][index]
-        return augment(image, labels, key, augmentation)
+        return augment(to_byte_scale(image), labels, key, augmentation)
 
     return jax.vmap(augment_one)(batch["index"], batch["epoch"])
 
 
 def resized_batch(
     batch: dict[str, jax.Array], augmentation: Augmentation
-) -> tuple[Float32[Array, "b crop crop 3"], UInt8[Array, "b crop crop"]]:
+) -> tuple[Float32[Array, "b crop crop c"], UInt8[Array, "b crop crop"]]:
     """Resizes a batch of padded source pixels to crops, under `jax.jit`.
 
     Args:
@@ -177,18 +189,19 @@ def resized_batch(
             grid = RotatedGrid(rows, columns, rotation, augmentation.crop_size)
         if augmentation.flip:
             grid.flip(example["flipped"])
-        return _resample(example["padded"], grid, example["colors"], augmentation)
+        padded = to_byte_scale(example["padded"])
+        return _resample(padded, grid, example["colors"], augmentation)
 
     examples = {key: value for key, value in batch.items() if key != "labels"}
     return jax.vmap(resize_one)(examples), batch["labels"]
 
 
 def _scaled_crop(
-    image: UInt8[Array, "h w 3"],
+    image: Num[Array, "h w c"],
     labels: UInt8[Array, "h w"],
     key: jax.Array,
     augmentation: Augmentation,
-) -> tuple[Float32[Array, "crop crop 3"], UInt8[Array, "crop crop"]]:
+) -> tuple[Float32[Array, "crop crop c"], UInt8[Array, "crop crop"]]:
     """Scales, crops, flips and jitters an image with its label map at random."""
     draws = jax.random.uniform(key, (7,))
     original = jnp.asarray(labels.shape, jnp.float32)
@@ -225,11 +238,11 @@ def _scaled_crop(
 
 
 def _padded_crop(
-    image: UInt8[Array, "h w 3"],
+    image: Num[Array, "h w c"],
     label: UInt8[Array, ""],
     key: jax.Array,
     augmentation: Augmentation,
-) -> tuple[Float32[Array, "crop crop 3"], UInt8[Array, ""]]:
+) -> tuple[Float32[Array, "crop crop c"], UInt8[Array, ""]]:
     """Pads an image with black, then crops, flips and jitters it at random."""
     draws = jax.random.uniform(key, (6,))
     border = (augmentation.pad, augmentation.pad)
@@ -237,7 +250,9 @@ def _padded_crop(
     limits = jnp.asarray(max_offsets(augmentation, image.shape))
     start = jnp.minimum((draws[:2] * (limits + 1)).astype(jnp.int32), limits)
     size = (augmentation.crop_size, augmentation.crop_size)
-    crop = jax.lax.dynamic_slice(padded, (start[0], start[1], 0), (*size, 3))
+    crop = jax.lax.dynamic_slice(
+        padded, (start[0], start[1], 0), (*size, image.shape[-1])
+    )
     if augmentation.flip:
         crop = jnp.where(draws[2] < 0.5, crop[:, ::-1], crop)
     if augmentation.color_jitter:
@@ -251,13 +266,17 @@ def _padded_crop(
 
 
 def _resample(
-    image: UInt8[Array, "h w 3"],
+    image: Num[Array, "h w c"],
     grid: CropGrid,
     colors: Float[Array, "3"],
     augmentation: Augmentation,
-) -> Float32[Array, "crop crop 3"]:
-    """Returns the jittered crop, 0-255, black outside the image."""
+) -> Float32[Array, "crop crop c"]:
+    """Returns the jittered crop, 0-255, black outside the image.
+
+    Of bytes in whole numbers, as the host has them.
+    """
     pixels = grid.resample(image)
     if augmentation.color_jitter:
         pixels = jitter(pixels, colors, augmentation.color_jitter, grid.inside)
-    return jnp.round(jnp.clip(pixels, 0, 255))
+    pixels = jnp.clip(pixels, 0, 255)
+    return jnp.round(pixels) if image.dtype == jnp.uint8 else pixels

@@ -10,13 +10,17 @@ import io
 from typing import Any, NamedTuple
 
 import numpy as np
+from jax.typing import DTypeLike
 from jaxtyping import UInt8
 from PIL import Image
 
-from encnet_jax.data.augmentation import Augmentation, CropAxis, CropParams, jitter
+from encnet_jax.data.augmentation import Augmentation, CropParams, jitter
+from encnet_jax.data.band_image import BandImage
+from encnet_jax.data.bands import Pixels
 from encnet_jax.data.image_io import to_rgb_array
 from encnet_jax.data.rotation import max_window
 from encnet_jax.errors import UserError, require_package
+from encnet_jax.ops.normalize import white_level
 
 Batch = dict[str, np.ndarray]
 
@@ -39,11 +43,13 @@ class EncodedImage(NamedTuple):
     image: Image.Image
 
     @classmethod
-    def open(cls, data: bytes | UInt8[np.ndarray, "h w 3"]) -> "EncodedImage":
+    def open(cls, data: bytes | Pixels) -> "EncodedImage | BandImage":
         """Reads the header of a file, or takes pixels as they are."""
-        if isinstance(data, np.ndarray):
-            return cls(b"", Image.fromarray(data))
-        return cls(data, Image.open(io.BytesIO(data)))
+        if not isinstance(data, np.ndarray):
+            return cls(data, Image.open(io.BytesIO(data)))
+        if data.dtype == np.uint16:
+            return BandImage(data)
+        return cls(b"", Image.fromarray(data))
 
     @property
     def size(self) -> tuple[int, int]:
@@ -55,41 +61,70 @@ class EncodedImage(NamedTuple):
         """Whether it is a JPEG file, rather than a PNG file or pixels."""
         return self.image.format == "JPEG"
 
+    @property
+    def pixels(self) -> UInt8[np.ndarray, "h w 3"]:
+        """The whole image in RGB."""
+        return np.asarray(self.decode())
+
     def decode(self) -> Image.Image:
         """Decodes the whole image to RGB."""
         if self.image.mode == "RGB":
             return self.image
         return Image.fromarray(to_rgb_array(self.image))
 
+    def crop(self, params: CropParams) -> UInt8[np.ndarray, "rows columns 3"]:
+        """Returns the visible part of a crop, black beyond a rotated image."""
+        crop = _rotated_crop if params.angle else _crop
+        return np.asarray(crop(self, params))
+
+    def region(
+        self, rows: tuple[int, int], columns: tuple[int, int], shrink: int
+    ) -> UInt8[np.ndarray, "a b 3"]:
+        """Returns a region downscaled by `shrink`; it starts at multiples of that."""
+        return _decode_region(self, rows, columns, shrink=shrink)
+
 
 class HostResizer:
     """Makes batches of finished crops.
 
     Crops are resampled by PIL's bilinear filter, which antialiases when downscaling.
+
+    Args:
+        augmentation: Settings of the augmentation.
+        channels: Channels of the images.
+        dtype: uint8, or uint16 of bands.
     """
 
-    def __init__(self, augmentation: Augmentation):
+    def __init__(
+        self,
+        augmentation: Augmentation,
+        channels: int = 3,
+        dtype: DTypeLike = np.uint8,
+    ):
         self.augmentation = augmentation
+        self.channels, self.dtype = channels, np.dtype(dtype)
 
     def empty(self, count: int) -> Batch:
-        """Returns a batch to fill: `images` uint8 (b, crop, crop, 3)."""
+        """Returns a batch to fill: `images` of `dtype` (b, crop, crop, channels)."""
         crop = self.augmentation.crop_size
-        return {"images": np.empty((count, crop, crop, 3), np.uint8)}
+        return {"images": np.empty((count, crop, crop, self.channels), self.dtype)}
 
     def fill(
-        self, batch: Batch, row: int, encoded: EncodedImage, params: CropParams
+        self,
+        batch: Batch,
+        row: int,
+        encoded: EncodedImage | BandImage,
+        params: CropParams,
     ) -> None:
         """Writes a crop into a row of a batch."""
-        image = (
-            _rotated_crop(encoded, params) if params.angle else _crop(encoded, params)
-        )
+        image = encoded.crop(params)
         if params.flipped:
-            image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+            image = image[:, ::-1]
         crop = batch["images"][row]
-        if min(image.size) < self.augmentation.crop_size:
+        if min(image.shape[:2]) < self.augmentation.crop_size:
             crop[:] = 0
         crop = crop[params.inside(self.augmentation.crop_size)]
-        crop[:] = np.asarray(image)
+        crop[:] = image if image.dtype == crop.dtype else image.round()
         if self.augmentation.color_jitter:
             pixels = jitter(
                 crop.astype(np.float32),
@@ -97,7 +132,7 @@ class HostResizer:
                 self.augmentation.color_jitter,
                 params.covered() if params.angle else None,
             )
-            crop[:] = np.clip(pixels, 0, 255).round()
+            crop[:] = np.clip(pixels, 0, white_level(crop.dtype)).round()
 
 
 class DeviceResizer:
@@ -110,10 +145,19 @@ class DeviceResizer:
         augmentation: Settings of the augmentation.
         padded_size: Height and width of the buffer of each image; 0: large enough for
             images of any size.
+        channels: Channels of the images.
+        dtype: uint8, or uint16 of bands.
     """
 
-    def __init__(self, augmentation: Augmentation, padded_size: int):
+    def __init__(
+        self,
+        augmentation: Augmentation,
+        padded_size: int,
+        channels: int = 3,
+        dtype: DTypeLike = np.uint8,
+    ):
         self.augmentation = augmentation
+        self.channels, self.dtype = channels, np.dtype(dtype)
         # After downscaling by the largest power of two below the step, a crop covers
         # less than twice its size; add the reach of the kernel and the margins.
         window = max_window(augmentation.crop_size, augmentation.rotation)
@@ -122,11 +166,11 @@ class DeviceResizer:
     def empty(self, count: int) -> Batch:
         """Returns a batch to fill.
 
-        `padded` uint8 (b, s, s, 3) holds the source pixels in its upper left corner;
-        the rest is undefined. `rows` and `columns`, float32 (b, 4), hold the start of
-        the crop in scaled pixels, the buffer pixels per scaled pixel, the number of
-        visible pixels, and the number of source pixels. `flipped` bool (b,) and
-        `colors` float32 (b, 3) are those of `CropParams`. With rotation `rows` and
+        `padded` of `dtype` (b, s, s, channels) holds the source pixels in its upper
+        left corner; the rest is undefined. `rows` and `columns`, float32 (b, 4), hold
+        the start of the crop in scaled pixels, the buffer pixels per scaled pixel, the
+        number of visible pixels, and the number of source pixels. `flipped` bool (b,)
+        and `colors` float32 (b, 3) are those of `CropParams`. With rotation `rows` and
         `columns` are those of the window, and `rotation` float32 (b, 6) is a
         `Rotation`.
         """
@@ -134,7 +178,7 @@ class DeviceResizer:
         rotation = {"rotation": np.empty((count, 6), np.float32)} if rotates else {}
         return {
             **rotation,
-            "padded": np.empty((count, size, size, 3), np.uint8),
+            "padded": np.empty((count, size, size, self.channels), self.dtype),
             "rows": np.empty((count, 4), np.float32),
             "columns": np.empty((count, 4), np.float32),
             "flipped": np.empty(count, bool),
@@ -142,7 +186,11 @@ class DeviceResizer:
         }
 
     def fill(
-        self, batch: Batch, row: int, encoded: EncodedImage, params: CropParams
+        self,
+        batch: Batch,
+        row: int,
+        encoded: EncodedImage | BandImage,
+        params: CropParams,
     ) -> None:
         """Decodes the source pixels of a crop into a row of a batch.
 
@@ -156,7 +204,7 @@ class DeviceResizer:
         axes = {"rows": params.rows, "columns": params.columns}
         shrink = self._shrink(params)
         ranges = [axis.source_range(_MARGIN * shrink) for axis in axes.values()]
-        pixels = _decode_region(encoded, *ranges, shrink=shrink)
+        pixels = encoded.region(ranges[0], ranges[1], shrink)
         batch["padded"][row, : pixels.shape[0], : pixels.shape[1]] = pixels
         for dim, (key, axis) in enumerate(axes.items()):
             first = ranges[dim][0] // shrink * shrink
@@ -193,7 +241,7 @@ def _crop(encoded: EncodedImage, params: CropParams) -> Image.Image:
     return image.resize(
         (params.columns.visible, params.rows.visible),
         Image.Resampling.BILINEAR,
-        box=_crop_box(params, image, top, left),
+        box=params.box((top, left), (image.height, image.width)),
     )
 
 
@@ -228,21 +276,6 @@ def _whole_or_region(
         pixels = _decode_region(encoded, rows, columns, shrink=1)
         return Image.fromarray(pixels), rows[0], columns[0]
     return encoded.decode(), 0, 0
-
-
-def _crop_box(
-    params: CropParams, image: Image.Image, top: int, left: int
-) -> tuple[float, float, float, float]:
-    """Returns left, top, right and bottom of a crop in the pixels of a region."""
-
-    def bounds(axis: CropAxis, first: int, length: int) -> tuple[float, float]:
-        start = axis.start * axis.step - first
-        end = (axis.start + axis.visible) * axis.step - first
-        return start, min(end, length)  # rounding can exceed the image
-
-    x0, x1 = bounds(params.columns, left, image.width)
-    y0, y1 = bounds(params.rows, top, image.height)
-    return x0, y0, x1, y1
 
 
 def _decode_region(

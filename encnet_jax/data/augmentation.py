@@ -5,10 +5,11 @@ import math
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Float32, Int64, Num, Shaped, UInt8
+from jaxtyping import Bool, Float32, Int64, Num, Shaped
 
 from encnet_jax.data.rotation import Frame, Rotation, Window, rotate
 from encnet_jax.errors import UserError
+from encnet_jax.ops.normalize import white_level
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,6 +120,25 @@ class CropParams(NamedTuple):
         columns = slice(crop_size - width, None) if self.flipped else slice(width)
         return slice(self.rows.visible), columns
 
+    def box(
+        self, origin: tuple[int, int], size: tuple[int, ...]
+    ) -> tuple[float, float, float, float]:
+        """Returns left, top, right and bottom of the crop in the pixels of a region.
+
+        Args:
+            origin: Row and column of the stored image where the region starts.
+            size: Height and width of the region.
+        """
+
+        def bounds(axis: CropAxis, first: int, length: int) -> tuple[float, float]:
+            start = axis.start * axis.step - first
+            end = (axis.start + axis.visible) * axis.step - first
+            return start, min(end, length)  # rounding can exceed the image
+
+        y0, y1 = bounds(self.rows, origin[0], size[0])
+        x0, x1 = bounds(self.columns, origin[1], size[1])
+        return x0, y0, x1, y1
+
     def crop_labels(
         self, labels: Shaped[np.ndarray, "h w"]
     ) -> Shaped[np.ndarray, "rows columns"]:
@@ -215,10 +235,10 @@ def max_offsets(
 
 
 def padded_crop(
-    image: UInt8[np.ndarray, "h w 3"],
+    image: Num[np.ndarray, "h w c"],
     augmentation: Augmentation,
     rng: np.random.Generator,
-) -> UInt8[np.ndarray, "crop crop 3"]:
+) -> Num[np.ndarray, "crop crop c"]:
     """Pads an image with black, then crops, flips and jitters it at random.
 
     `augment_device.py` samples from the same distribution on the device.
@@ -242,7 +262,8 @@ def padded_crop(
             augmentation.color_jitter,
             inside[:, ::-1] if flipped else inside,
         )
-        crop = np.clip(pixels, 0, 255).round().astype(np.uint8)
+        white = white_level(image.dtype)
+        crop = np.clip(pixels, 0, white).round().astype(image.dtype)
     return crop
 
 
@@ -251,25 +272,28 @@ def jitter(pixels: Any, draws: Any, strength: float, inside: Any = None) -> Any:
     """Multiplies brightness, then contrast, then saturation by random factors.
 
     Contrast is relative to the mean over the image without its padding, which stays
-    black.
+    black. Only images of three channels, taken for RGB, have a saturation.
 
     Args:
-        pixels: float32 (h, w, 3), 0-255; a NumPy or JAX array.
+        pixels: float32 (h, w, c), black 0; a NumPy or JAX array.
         draws: float32 (3,), uniform in 0-1.
         strength: Factors lie within 1 - strength and 1 + strength.
         inside: bool (h, w), which pixels are the image's, the others being 0; None:
             all.
 
     Returns:
-        float32 (h, w, 3), which may exceed 0-255.
+        float32 (h, w, c), which may exceed white.
     """
     factors = 1 + strength * (2 * draws - 1)
     pixels = pixels * factors[0]
     if inside is None:
         mean = pixels.mean()
     else:
-        mean = pixels.sum() / (3 * inside.sum(dtype=np.float32)).clip(1)
+        count = pixels.shape[-1] * inside.sum(dtype=np.float32)
+        mean = pixels.sum() / count.clip(1)
     pixels = (pixels - mean) * factors[1] + mean
+    if pixels.shape[-1] != 3:
+        return pixels if inside is None else pixels * inside[..., None]
     luma = np.array([0.299, 0.587, 0.114], np.float32)
     gray = (pixels * luma).sum(-1, keepdims=True)
     pixels = (pixels - gray) * factors[2] + gray

@@ -49,3 +49,8 @@ def voc_colormap(count: int) -> tuple[tuple[int, int, int], ...]:
             bits >>= 3
         colors.append((channels[0], channels[1], channels[2]))
     return tuple(colors)
+
+
+def as_tuples(value: Any) -> Any:
+    """Returns nested lists, as JSON has them, as tuples."""
+    return tuple(map(as_tuples, value)) if isinstance(value, list | tuple) else value

@@ -86,7 +86,7 @@ class CropGrid:
         """Returns the nearest label of each pixel; any where outside."""
         return labels[self.rows.nearest()][:, self.columns.nearest()]
 
-    def resample(self, image: Num[Array, "h w 3"]) -> Float32[Array, "crop crop 3"]:
+    def resample(self, image: Num[Array, "h w c"]) -> Float32[Array, "crop crop c"]:
         """Returns the pixels by bilinear interpolation, 0 outside the image."""
         rows, columns = self.rows.weights(), self.columns.weights()
         pixels = image.astype(jnp.float32)
@@ -130,7 +130,7 @@ class RotatedGrid(CropGrid):
         down, right = self._positions()
         return labels[self.rows.nearest_to(down), self.columns.nearest_to(right)]
 
-    def resample(self, image: Num[Array, "h w 3"]) -> Float32[Array, "crop crop 3"]:
+    def resample(self, image: Num[Array, "h w c"]) -> Float32[Array, "crop crop c"]:
         """Returns the pixels of the window, interpolated again between four."""
         window = super().resample(image)
         axes = zip(self._positions(), (self.rows.visible, self.columns.visible))

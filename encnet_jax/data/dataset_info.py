@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from encnet_jax.data import scenes
+from encnet_jax.data import class_table, scenes
 from encnet_jax.data.class_table import IGNORE_LABEL, read_table, voc_colormap
 from encnet_jax.errors import UserError
 from encnet_jax.files import whole_file
@@ -28,10 +28,13 @@ class DatasetInfo:
             error, except 255, which is ignored. Empty if raw labels are class indices.
         label_colors: Color in RGB label files -> raw label. Empty if label files hold
             the raw labels as gray values or palette indices.
-        mean: Mean of the RGB channels, scaled to 0-1.
-        std: Standard deviation of the RGB channels, scaled to 0-1.
+        mean: Mean of each channel, usually RGB, scaled to 0-1.
+        std: Standard deviation of each channel, scaled to 0-1.
         value_range: The values that are black and white in gray images of more than 8
-            bits; None: 0 and 65535, of 16-bit images alone.
+            bits; None: 0 and 65535, of 16-bit images alone. Of images that are read
+            as bands, one pair per channel.
+        display_channels: Indices of the channels that are shown as red, green and blue,
+            or of one that is shown as gray; empty: see `bands.displayed`.
         label_suffix: What names of label files add to those of images.
         citation: The publication that introduced the data set.
         homepage: Where to get the data set.
@@ -47,9 +50,10 @@ class DatasetInfo:
     label_colors: Mapping[tuple[int, int, int], int] = dataclasses.field(
         default_factory=dict
     )
-    mean: tuple[float, float, float] = IMAGENET_MEAN
-    std: tuple[float, float, float] = IMAGENET_STD
-    value_range: tuple[float, float] | None = None
+    mean: tuple[float, ...] = IMAGENET_MEAN
+    std: tuple[float, ...] = IMAGENET_STD
+    value_range: tuple[float, float] | tuple[tuple[float, float], ...] | None = None
+    display_channels: tuple[int, ...] = ()
     label_suffix: str = ""
     citation: str = ""
     homepage: str = ""
@@ -61,12 +65,24 @@ class DatasetInfo:
         """Number of classes."""
         return len(self.class_names)
 
+    @property
+    def channels(self) -> int:
+        """Number of channels of the images."""
+        return len(self.mean)
+
+    @property
+    def banded(self) -> bool:
+        """Whether images are read as bands, uint16; otherwise they are 8-bit RGB."""
+        pairs = isinstance((self.value_range or (0,))[0], tuple)
+        return self.channels != 3 or pairs
+
 
 def info_to_json(info: DatasetInfo) -> dict[str, Any]:
     """Returns the metadata that prediction needs, as JSON can hold them."""
     keys = (
         *("name", "class_names", "colors", "mean", "std", "task"),
         *("label_map", "value_range"),
+        *(("display_channels",) if info.display_channels else ()),
     )
     stored = {key: getattr(info, key) for key in keys}
     stored["label_map"] = {int(raw): index for raw, index in info.label_map.items()}
@@ -113,7 +129,7 @@ def info_from_json(stored: Any, path: Path) -> DatasetInfo:
         UserError: The metadata are malformed.
     """
     try:
-        value_range = stored.get("value_range")
+        value_range = class_table.as_tuples(stored.get("value_range"))
         for key in ("class_names", "colors"):
             if not isinstance(stored[key], list):
                 raise TypeError(f"{key} must be a list")
@@ -137,7 +153,8 @@ def info_from_json(stored: Any, path: Path) -> DatasetInfo:
             mean=tuple(stored["mean"]),
             std=tuple(stored["std"]),
             task=stored.get("task", "segmentation"),
-            value_range=None if value_range is None else tuple(value_range),
+            value_range=value_range,
+            display_channels=tuple(stored.get("display_channels", ())),
         )
     except (AttributeError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path}: not a class file: {error!r}") from error

@@ -1,19 +1,20 @@
 """Random access to the examples of a split, wherever they are stored.
 
-Images are uint8 (h, w, 3) RGB 0-255; labels are uint8 (h, w), class indices or
-`IGNORE_LABEL`.
+Images are uint8 (h, w, 3) RGB 0-255, or bands, see `bands`; labels are uint8 (h, w),
+class indices or `IGNORE_LABEL`.
 """
 
 import functools
 import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 from jaxtyping import UInt8
 
 from encnet_jax.data import scenes
+from encnet_jax.data.bands import Pixels, decode_pixels, displayed, read_bands
 from encnet_jax.data.dataset_info import DatasetInfo
 from encnet_jax.data.file_pairs import FilePair, read_file
 from encnet_jax.data.fingerprint import file_states, fingerprint
@@ -36,14 +37,18 @@ _READ_AHEAD = 512  # examples that threads may read ahead of the consumer
 class Example(NamedTuple):
     """A decoded example; of images in classes, `labels` is one class, uint8 ()."""
 
-    image: UInt8[np.ndarray, "h w 3"]
+    image: Pixels
     labels: UInt8[np.ndarray, "..."]
     name: str
+
+    def shown(self, info: DatasetInfo) -> "Example":
+        """Returns it with the image in RGB, as `bands.displayed` shows it."""
+        return self._replace(image=displayed(self.image, info))
 
 
 EncodedFile = tuple[bytes, np.ndarray]  # a JPEG or PNG file, and the decoded labels
 # The same, or the pixels of an image that is in no file.
-Encoded = EncodedFile | tuple[UInt8[np.ndarray, "h w 3"], np.ndarray]
+Encoded = tuple[bytes | Pixels, np.ndarray]
 
 
 class Dataset(Protocol):
@@ -107,6 +112,8 @@ class FileDataset:
         """Returns one decoded example; image and labels must be of one size."""
         image_path, label_path = self.pairs[index]
         encoded, labels = self.encoded(index)
+        if isinstance(encoded, np.ndarray):
+            return Example(encoded, labels, self.names[index])
         image = decode_image(encoded, str(image_path))
         if image.shape[:2] != labels.shape:
             files = read_file(image_path), read_file(label_path)
@@ -124,14 +131,25 @@ class FileDataset:
             images = [image for image, _ in self.pairs]
         return [image.relative_to(root).as_posix() for image in images]
 
-    def encoded(self, index: int, *, raw_labels: bool = False) -> EncodedFile:
-        """Returns the content of the image file, and the decoded labels."""
+    def bands(self, index: int) -> np.ndarray:
+        """Returns the values of an image as stored, (h, w, c)."""
+        path = self.pairs[index][0]
+        return read_bands(read_file(path), str(path), self.info.channels)
+
+    def encoded(self, index: int, *, raw_labels: bool = False) -> Encoded:
+        """Returns the content of the image file, or bands, and the decoded labels."""
         image_path, label_path = self.pairs[index]
         image_file, label_file = read_file(image_path), read_file(label_path)
         labels = decode_labels(label_file, str(label_path), self._colors)
-        value_range = self.info.value_range
-        image = ensure_rgb_bytes(image_file, str(image_path), value_range)
-        if image is not image_file:  # it may have been turned
+        image: bytes | Pixels
+        if self.info.banded:
+            image = decode_pixels(image_file, str(image_path), self.info)
+            check_sizes(image.shape, str(image_path), labels.shape, str(label_path))
+        else:
+            value_range: Any = self.info.value_range
+            image = ensure_rgb_bytes(image_file, str(image_path), value_range)
+        # It may have been turned.
+        if isinstance(image, bytes) and image is not image_file:
             size = image_size(image, str(image_path))
             self._check_pair(index, image_file, label_file, size, labels.shape)
         if not raw_labels:

@@ -12,7 +12,7 @@ import numpy as np
 from encnet_jax.data.dataset_info import DatasetInfo
 
 # What the results do not depend on.
-_DESCRIPTIVE = ("splits", "citation", "homepage", "license")
+_DESCRIPTIVE = ("splits", "citation", "homepage", "license", "display_channels")
 
 
 def fingerprint(info: DatasetInfo, *parts: Any) -> str:

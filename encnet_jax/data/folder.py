@@ -10,12 +10,15 @@ each. `classes.json` is a list of names, or
 
     {"classes": [{"name": "road", "color": "#804080", "label": 7}, ...],
      "ignore": [0, "#000000"],
-     "label_suffix": "_mask", "value_range": [0, 4095]}
+     "label_suffix": "_mask", "value_range": [0, 4095],
+     "display_channels": [3, 2, 1]}
 
 where `color` (also [128, 64, 128]) and `label`, the value in label files, are optional;
 `label` defaults to the position in the list, from 0. `ignore` lists further values and
 colors; 255 is ignored too, unless it is the label of a class. With `label_suffix`, the
-label file is `NAME_mask.png`. `value_range` is that of images of more than 8 bits.
+label file is `NAME_mask.png`. `value_range` is that of images of more than 8 bits, or
+a list of such pairs, one per channel (see `bands`). `display_channels` are the indices,
+from 0, of the channels that are red, green and blue, or of the one to be shown.
 """
 
 import json
@@ -73,6 +76,9 @@ def read_info(root: Path) -> DatasetInfo:
         },
         value_range=_read_range(content.get("value_range"), root / "classes.json"),
         label_suffix=content.get("label_suffix", ""),
+        display_channels=_read_display_channels(
+            content.get("display_channels", []), root / "classes.json"
+        ),
     )
 
 
@@ -127,9 +133,10 @@ def _read_content(path: Path) -> dict[str, Any]:
         raise UserError(f"{path}: not JSON: {error}") from error
     if isinstance(content, list):
         content = {"classes": content}
-    keys = ("classes", "ignore", "value_range", "label_suffix")
+    lists = ("classes", "ignore", "value_range", "display_channels")
+    keys = (*lists, "label_suffix")
     _check_object(content, f"{path}", keys)
-    for key in ("classes", "ignore", "value_range"):
+    for key in lists:
         if not isinstance(content.get(key, []), list):
             raise UserError(f"{path}: {key}={content[key]!r}: must be a list")
     suffix = content.get("label_suffix", "")
@@ -141,17 +148,28 @@ def _read_content(path: Path) -> dict[str, Any]:
     return content
 
 
-def _read_range(value: list | None, path: Path) -> tuple[float, float] | None:
-    """Returns the value of `value_range`."""
+def _read_range(value: list | None, path: Path) -> Any:
+    """Returns the value of `value_range`, a pair or a pair per channel."""
     if value is None:
         return None
+    if value and all(isinstance(pair, list) for pair in value):
+        return tuple(_read_range(pair, path) for pair in value)
     numbers = [v for v in value if type(v) in (int, float) and math.isfinite(v)]
     if len(value) != 2 or numbers != value or not value[0] < value[1]:
         raise UserError(
             f"{path}: value_range={value!r}: must be [low, high], two numbers, "
-            "low < high"
+            "low < high, or such a pair for each channel"
         )
     return value[0], value[1]
+
+
+def _read_display_channels(value: list, path: Path) -> tuple[int, ...]:
+    if len(value) not in (0, 1, 3) or not all(map(_is_byte, value)):
+        raise UserError(
+            f"{path}: display_channels={value!r}: must be the indices of three "
+            "channels, or of one, from 0"
+        )
+    return tuple(value)
 
 
 def _read_classes(

@@ -55,17 +55,18 @@ def train_batches(
             (0: large enough for any image); None: resize on the host.
 
     Yields:
-        `images` uint8 (b, crop, crop, 3), 0-255 RGB, and `labels` uint8 (b, crop,
-        crop), or (b,) for classification. With `padded_size`, in place of `images`
-        the input of `augment_device.resized_batch`.
+        `images` uint8 (b, crop, crop, 3), 0-255 RGB, or uint16 (b, crop, crop, c) of
+        bands, and `labels` uint8 (b, crop, crop), or (b,) for classification. With
+        `padded_size`, in place of `images` the input of `augment_device.resized_batch`.
 
     Raises:
         UserError: An example cannot be read; the message names it.
     """
+    form = (dataset.info.channels, np.uint16 if dataset.info.banded else np.uint8)
     resizer = (
-        HostResizer(augmentation)
+        HostResizer(augmentation, *form)
         if padded_size is None
-        else DeviceResizer(augmentation, padded_size)
+        else DeviceResizer(augmentation, padded_size, *form)
     )
     rows = process_rows(batch_size, process_index, process_count)
     count, threads = rows.stop - rows.start, _available_cores()
@@ -154,7 +155,7 @@ def _fill_class(
 ) -> None:
     """Reads a small image with one class, decodes it whole, and crops it at random."""
     data, batch["labels"][row] = dataset.encoded(index)
-    image = np.asarray(EncodedImage.open(data).decode())
+    image = EncodedImage.open(data).pixels
     batch["images"][row] = padded_crop(image, augmentation, rng)
 
 

@@ -11,8 +11,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Protocol, TypeGuard, cast
 
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Real, UInt8
 
+from encnet_jax.data.bands import Pixels, RangeSetting, declare_bands, scale_bands
 from encnet_jax.data.dataset_info import IGNORE_LABEL, DatasetInfo, voc_colormap
 from encnet_jax.data.datasets import Dataset, Encoded, Example, map_examples
 from encnet_jax.data.fingerprint import fingerprint
@@ -24,6 +25,7 @@ from encnet_jax.data.object_example import (
     kind_of,
     label_array,
     only_key,
+    raw_bands,
     rgb_pixels,
 )
 from encnet_jax.data.pair_checks import check_sizes
@@ -53,7 +55,8 @@ class ObjectDataset:
     one of `LABEL_KEYS`. The image is a Pillow image of 8 bits, or integers 0 to 255 of
     shape (h, w, 3), (h, w), (h, w, 1), or channels first; the label one integer, the
     class of the image, or a Pillow image or integers (h, w). Pillow images are turned
-    upright by their EXIF orientation, as files are.
+    upright by their EXIF orientation, as files are. Where `info` says that images are
+    bands, an image has any real dtype and the shape (h, w, c) or (c, h, w).
 
     Args:
         info: Metadata of the data set; its label map plays no part.
@@ -86,6 +89,13 @@ class ObjectDataset:
         """Returns the pixels of the image, and its labels, which are classes."""
         return self._read(index)
 
+    def bands(self, index: int) -> Real[np.ndarray, "h w c"]:
+        """Returns the values of an image as the object has them."""
+        name = f"{self.name}[{index}]"
+        with _named(name):
+            image, _ = image_and_label(self.examples[index], name)
+            return raw_bands(image, self.info.channels, f"{name}: image")
+
     def fingerprint(self) -> str:
         """Returns a digest of the metadata and the length: objects have no other."""
         return fingerprint(self.info, len(self))
@@ -115,13 +125,16 @@ class ObjectDataset:
                 self.name,
             )
 
-    def _read(
-        self, index: int
-    ) -> tuple[UInt8[np.ndarray, "h w 3"], UInt8[np.ndarray, "..."]]:
+    def _read(self, index: int) -> tuple[Pixels, UInt8[np.ndarray, "..."]]:
         name = f"{self.name}[{index}]"
         with _named(name):
             image, label = image_and_label(self.examples[index], name)
-            pixels = rgb_pixels(image, f"{name}: image")
+            pixels: Pixels
+            if self.info.banded:
+                raw = raw_bands(image, self.info.channels, f"{name}: image")
+                pixels = scale_bands(raw, self.info.value_range, f"{name}: image")
+            else:
+                pixels = rgb_pixels(image, f"{name}: image")
             return pixels, self._labels(label, pixels.shape[:2], name)
 
     def _labels(
@@ -151,6 +164,9 @@ def as_datasets(
     validation: Dataset | Examples | None = None,
     class_names: Sequence[str] = (),
     ignore_label: int | None = None,
+    *,
+    channels: int = 3,
+    value_range: RangeSetting = (),
 ) -> tuple[Dataset, Dataset]:
     """Returns the splits of a training; of objects as checked `ObjectDataset`s.
 
@@ -160,6 +176,8 @@ def as_datasets(
         class_names: One per class. Of image classification by default those of the
             object: of its feature (`datasets`), or its `classes` (torchvision).
         ignore_label: As in `encnet_jax.fit`.
+        channels: Channels of the images of objects, as `data.channels`.
+        value_range: Their range of values, as `data.value_range`.
 
     Raises:
         UserError: An object or one of its examples is of no use, or the class names
@@ -184,7 +202,8 @@ def as_datasets(
                 f"{name}: classes {shortened([*own])}; the other split has "
                 f"{shortened([*info.class_names])}"
             )
-        wrapped = ObjectDataset(info, objects, name, ignore_label)
+        declared = declare_bands(info, channels, value_range)
+        wrapped = ObjectDataset(declared, objects, name, ignore_label)
         wrapped.check()
         opened.append(wrapped)
     return opened[0], opened[-1]

@@ -5,9 +5,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Real, UInt8
 from PIL import Image, ImageOps
 
+from encnet_jax.data.bands import as_bands
 from encnet_jax.data.image_io import to_rgb_array
 from encnet_jax.errors import UserError
 
@@ -58,7 +59,10 @@ def rgb_pixels(image: Any, name: str) -> UInt8[np.ndarray, "h w 3"]:
     """
     if isinstance(image, Image.Image):
         if image.mode[0] in "IF":
-            raise UserError(f"{name} has mode {image.mode}; convert it to 8 bits")
+            raise UserError(
+                f"{name} has mode {image.mode}; convert it to 8 bits, or give "
+                "data.channels"
+            )
         with _lock(image):
             return to_rgb_array(image, None, name)
     pixels = np.asarray(image)
@@ -70,7 +74,8 @@ def rgb_pixels(image: Any, name: str) -> UInt8[np.ndarray, "h w 3"]:
     if not shaped or not np.issubdtype(pixels.dtype, np.integer):
         raise UserError(
             f"{name} is {kind_of(image)}; must be a Pillow image, or integers 0 to 255 "
-            "of shape (h, w, 3) or (h, w), not normalized"
+            "of shape (h, w, 3) or (h, w), not normalized; others need data.channels "
+            "or data.value_range"
         )
     if pixels.dtype != np.uint8 and not 0 <= pixels.min() <= pixels.max() <= 255:
         raise UserError(
@@ -78,6 +83,18 @@ def rgb_pixels(image: Any, name: str) -> UInt8[np.ndarray, "h w 3"]:
         )
     pixels = pixels.astype(np.uint8, copy=False)
     return np.ascontiguousarray(np.broadcast_to(pixels, (*pixels.shape[:2], 3)))
+
+
+def raw_bands(image: Any, channels: int, name: str) -> Real[np.ndarray, "h w c"]:
+    """Returns an image of any number of channels, with the values it has.
+
+    Raises:
+        UserError: Neither a Pillow image nor an array, or of other channels.
+    """
+    if isinstance(image, Image.Image):
+        with _lock(image):
+            image = np.asarray(ImageOps.exif_transpose(image))
+    return as_bands(np.asarray(image), channels, name)
 
 
 def label_array(label: Any) -> np.ndarray:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from encnet_jax.data import dataset_info as infos
 from encnet_jax.data import folder
+from encnet_jax.data.bands import with_bands
 from encnet_jax.data.dataset_info import DatasetInfo
 from encnet_jax.data.datasets import (
     ClassificationDataset,
@@ -140,6 +141,7 @@ def open_dataset(
     check: bool = True,
     manual_dir: str | None = None,
     prepare: bool = True,
+    bands: DatasetInfo | None = None,
 ) -> Dataset:
     """Opens a split of a data set, and prepares the data set on first use.
 
@@ -157,18 +159,28 @@ def open_dataset(
             downloaded by hand, by default `downloads/manual` in `data_dir`.
         prepare: Download and convert a prepared data set on first use; otherwise that
             is an error.
+        bands: Metadata that hold the channels, ranges and normalization of the images,
+            such as those of a run, where these are bands.
 
     Raises:
-        UserError: Unknown name or split, missing or empty folder, an invalid file,
-            labels that `label_check.label_problem` refuses, or TFDS is not installed.
+        UserError: Unknown name or split, bands of a data set that is not in files,
+            missing or empty folder, an invalid file, labels that
+            `label_check.label_problem` refuses, or TFDS is not installed.
     """
     info = dataset_info(name, data_dir)
+    if bands is not None:
+        info = with_bands(info, bands)
     if split not in info.splits:
         allowed = ", ".join(info.splits)
         raise UserError(f"split {split!r} of {name}: allowed are {allowed}")
+    entry = DATASETS[name]
+    if info.banded and isinstance(entry, PreparedDataset):
+        raise UserError(
+            f"data.channels={info.channels}: the images of {name} are 8-bit RGB; "
+            "allowed is 3, without data.value_range"
+        )
     if drawn and name == "scenes":
         return SyntheticScenes(info, split)
-    entry = DATASETS[name]
     if isinstance(entry, PreparedDataset):
         builder = _prepare(name, entry, data_dir, manual_dir, prepare)
         if info.task == "classification":

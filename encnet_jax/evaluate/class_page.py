@@ -135,7 +135,7 @@ def _gallery(record: ClassRecord, indices: np.ndarray, score: str) -> Strip:
     names = record.dataset.info.class_names
     thumbnails = []
     for index in indices.tolist():
-        image = record.dataset[index].image
+        image = record.dataset[index].shown(record.dataset.info).image
         label, predicted = int(record.labels[index]), int(record.predicted[index])
         confidence = percent(float(record.probabilities[index, predicted]))
         text = f"{names[label]}, predicted {names[predicted]} {confidence} %"

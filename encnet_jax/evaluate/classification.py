@@ -31,7 +31,7 @@ from encnet_jax.inference.predict_fn import ClassifyFn, make_classify_fn
 from encnet_jax.metrics import confusion_matrix_np
 from encnet_jax.run.distributed import sum_over_hosts
 from encnet_jax.run.state import PureDict
-from encnet_jax.run.workdir import load_workdir
+from encnet_jax.run.workdir import load_run_info, load_workdir
 
 _SETTINGS_USED = ("data.name", "model.dtype")
 _log = logging.getLogger(__name__)
@@ -99,7 +99,8 @@ def evaluate_classes_workdir(
     Raises:
         UserError: Workdir, checkpoint, classes and split do not fit.
     """
-    dataset = open_dataset(config.data.name, split, config.data.data_dir)
+    bands = load_run_info(workdir)
+    dataset = open_dataset(config.data.name, split, config.data.data_dir, bands=bands)
     run = load_workdir(workdir, step, dataset=dataset.info, dtype=config.model.dtype)
     # Others, such as sizes, are not used.
     differences = differences_from_training(config, workdir)

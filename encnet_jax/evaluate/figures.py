@@ -96,7 +96,11 @@ def save_figures(
         results["confusion_matrix"], info, Path(f"{prefix}-confusion.png")
     )
     rows = [
-        (f"{rank}, IoU {100 * iou:.1f}: {p.example.name}", p.example, p.labels)
+        (
+            f"{rank}, IoU {100 * iou:.1f}: {p.example.name}",
+            p.example.shown(info),
+            p.labels,
+        )
         for rank, iou, p in examples
     ]
     if rows:
@@ -110,7 +114,7 @@ def example_strips(
     strips: dict[str, list[Strip]] = {}
     for rank, iou, found in examples:
         score = f"mean IoU {100 * iou:.1f} %"
-        strip = make_strip(found.example, found.labels, info, score, LARGE)
+        strip = make_strip(found.example.shown(info), found.labels, info, score, LARGE)
         strips.setdefault(rank, []).append(strip)
     return strips
 
@@ -129,7 +133,9 @@ def class_strips(log: ImageLog, dataset: Dataset) -> list[list[Strip]]:
     @functools.cache
     def strip(index: int) -> Strip:
         labels = decode_labels(log.thumbnails[index] or "")
-        return make_strip(dataset[index], labels, info, "", SMALL, float(wrong[index]))
+        return make_strip(
+            dataset[index].shown(info), labels, info, "", SMALL, float(wrong[index])
+        )
 
     return [
         [

@@ -9,6 +9,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
+from encnet_jax.data.bands import with_bands
 from encnet_jax.data.dataset_info import DatasetInfo
 from encnet_jax.data.datasets import Dataset
 from encnet_jax.data.image_io import set_max_image_pixels
@@ -43,7 +44,7 @@ from encnet_jax.evaluate.settings import (
 from encnet_jax.evaluate.submission import Submission, UnlabeledDataset
 from encnet_jax.files import check_folder
 from encnet_jax.run.distributed import distinct_over_hosts
-from encnet_jax.run.workdir import LoadedRun, load_workdir
+from encnet_jax.run.workdir import LoadedRun, load_run_info, load_workdir
 
 _log = logging.getLogger(__name__)
 
@@ -81,7 +82,7 @@ def evaluate_workdir(
     check_folder(workdir / "evaluation", "--workdir")
     if _task(config, submission or images is not None) == "classification":
         return evaluate_classes_workdir(config, workdir, split, step, command)
-    dataset = _open(config, split, submission, images)
+    dataset = _open(config, workdir, split, submission, images)
     run, differences = _load(config, workdir, step, dataset.info)
     predict_batches = predict_fn_from_config(config, run.model, run.info)
     name = ("images" if images else split) + ("-ms" if config.evaluation.scales else "")
@@ -215,14 +216,21 @@ def _accumulate(
 
 
 def _open(
-    config: ConfigDict, split: str, submission: bool, images: Path | None
+    config: ConfigDict,
+    workdir: Path,
+    split: str,
+    submission: bool,
+    images: Path | None,
 ) -> Dataset:
-    data = config.data
+    data, trained = config.data, load_run_info(workdir)
     if images is None:
-        return open_dataset(data.name, split, data.data_dir, drawn=data.cache_on_device)
+        return open_dataset(
+            data.name, split, data.data_dir, drawn=data.cache_on_device, bands=trained
+        )
     if not submission:
         raise UserError(f"--images={images}: needs --submission; there are no labels")
-    return UnlabeledDataset(dataset_info(data.name, data.data_dir), images)
+    info = with_bands(dataset_info(data.name, data.data_dir), trained)
+    return UnlabeledDataset(info, images)
 
 
 def _identity(

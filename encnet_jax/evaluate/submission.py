@@ -2,16 +2,18 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
+from encnet_jax.data.bands import decode_pixels
 from encnet_jax.data.dataset_info import IGNORE_LABEL, DatasetInfo
-from encnet_jax.data.datasets import Example
+from encnet_jax.data.datasets import Encoded, Example
 from encnet_jax.data.file_pairs import files_below, is_image, read_file
 from encnet_jax.data.fingerprint import file_states, fingerprint
-from encnet_jax.data.image_io import decode_image, ensure_rgb_bytes, image_size
+from encnet_jax.data.image_io import ensure_rgb_bytes, image_size
 from encnet_jax.data.label_map import published_labels
 from encnet_jax.data.result_file import is_result
 from encnet_jax.errors import UserError
@@ -104,12 +106,13 @@ class UnlabeledDataset:
         """Returns the number of images."""
         return len(self.paths)
 
-    def encoded(
-        self, index: int, *, raw_labels: bool = False
-    ) -> tuple[bytes, np.ndarray]:
-        """Returns the image as a JPEG or PNG file, and ignored labels."""
+    def encoded(self, index: int, *, raw_labels: bool = False) -> Encoded:
+        """Returns the image as a JPEG or PNG file, or bands, and ignored labels."""
         path = self.paths[index]
-        data = ensure_rgb_bytes(read_file(path), str(path), self.info.value_range)
+        if self.info.banded:
+            return self[index][:2]
+        value_range: Any = self.info.value_range
+        data = ensure_rgb_bytes(read_file(path), str(path), value_range)
         size = image_size(data, str(path))
         return data, np.full(size, IGNORE_LABEL, np.uint8)
 
@@ -120,7 +123,7 @@ class UnlabeledDataset:
     def __getitem__(self, index: int) -> Example:
         """Returns an image; raises `UserError` if it cannot be decoded."""
         path = self.paths[index]
-        image = decode_image(read_file(path), str(path), self.info.value_range)
+        image = decode_pixels(read_file(path), str(path), self.info)
         labels = np.full(image.shape[:2], IGNORE_LABEL, np.uint8)
         return Example(image, labels, path.stem)
 

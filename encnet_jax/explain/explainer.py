@@ -6,7 +6,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from jaxtyping import Array, Float32, UInt8
+from jaxtyping import Array, Float32, Num
 from PIL import Image
 
 from encnet_jax.errors import UserError
@@ -24,7 +24,7 @@ from encnet_jax.run.mean_gate import MeanGate
 from encnet_jax.run.sharding import mesh_of
 from encnet_jax.run.state import ModelDef, PureDict
 
-Pixels = UInt8[np.ndarray, "h w 3"]
+Pixels = Num[np.ndarray, "h w c"]
 Gate = Float32[np.ndarray, " c"]
 _Context = tuple[Float32[np.ndarray, "H W k"] | None, Gate]
 
@@ -124,14 +124,14 @@ class Explainer:
             replacement: The gate that takes the place of the image's own.
             replaced_by: What that is, in words.
         """
-        assignment, gate = self._context(segmentation.image)
+        assignment, gate = self._context(segmentation.pixels)
         return Explanation(
             segmentation=segmentation,
             assignment=assignment,
             gate=gate,
             replacement=replacement,
             replaced_by=replaced_by,
-            labels_without_context=self._labels_under(segmentation.image, replacement),
+            labels_without_context=self._labels_under(segmentation.pixels, replacement),
         )
 
     def assignment(self, pixels: Pixels) -> Float32[np.ndarray, "H W k"] | None:
@@ -141,7 +141,7 @@ class Explainer:
     def _whole_images(self, model_def: ModelDef, resizing: Mapping[str, Any]) -> None:
         @jax.jit
         def context(
-            params: PureDict, batch_stats: PureDict, images: UInt8[Array, "b h w 3"]
+            params: PureDict, batch_stats: PureDict, images: Num[Array, "b h w c"]
         ) -> tuple[jax.Array | None, jax.Array]:
             model: Any = model_def.merge(params, batch_stats)
             _, view = model.forward_with_context(preprocess(images, **resizing))

@@ -21,7 +21,7 @@ import numpy as np
 
 with open("model.stablehlo", "rb") as file:
     run = jax.jit(jax.export.deserialize(file.read()).call)
-images = np.zeros({shape}, np.uint8)  # RGB, 0 to 255
+images = np.zeros({shape}, np.{dtype})  # {kind}
 labels = run(images)["labels"]
 """,
     "onnx": """\
@@ -29,7 +29,7 @@ import numpy as np
 import onnxruntime
 
 session = onnxruntime.InferenceSession("model.onnx")
-images = np.zeros({shape}, np.uint8)  # RGB, 0 to 255
+images = np.zeros({shape}, np.{dtype})  # {kind}
 (labels,) = session.run(["labels"], {{"images": images}})
 """,
 }
@@ -91,9 +91,10 @@ def export_readme(
     int8 = calibration_images is not None
     any_size = not isinstance(images.shape[1], int)
     side = training_size or 480
-    example = (1, side, side, 3) if any_size else images.shape
+    example = (1, side, side, info.channels) if any_size else images.shape
+    kind = "channels as stored" if info.banded else "RGB, 0 to 255"
     rows = [
-        f"| in | `images` | {_array(images)} | RGB, 0 to 255 |",
+        f"| in | `images` | {_array(images)} | {kind} |",
         *(
             f"| out | `{name}` | {_array(outputs[name])} | {_MEANING[name]} |"
             for name in sorted(outputs)
@@ -108,7 +109,8 @@ def export_readme(
             f"# {title}",
             "",
             "```python",
-            _CODE[file_format].format(shape=example) + "```",
+            _CODE[file_format].format(shape=example, dtype=images.dtype, kind=kind)
+            + "```",
             "",
             _JAX_ONLY if file_format == "stablehlo" else _RUNTIME,
             "| | name | array | meaning |",

@@ -159,11 +159,11 @@ def _fill(
     calibration: CalibrationImages | None,
 ) -> str:
     """Writes the files of an export; returns the result of the comparison."""
-    images = _images(1, *size) if size else _free_images(spec.smallest)
+    images = _images(spec.info, 1, *size) if size else _free_images(spec)
     path = folder / f"model.{file_format}"
     outputs = WRITERS[file_format](spec.predict, images, path)
-    shape = images.shape if size else (2, *_CHECKED_SIZE, 3)
-    example = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
+    shape = images.shape if size else (2, *_CHECKED_SIZE, spec.info.channels)
+    example = _example(spec.info, shape)
     expected = jax.jit(spec.predict)(example)
     checked = compare(READERS[file_format](path)(example), expected)
     if calibration is not None:
@@ -229,7 +229,10 @@ def _segment_fn(model: nnx.Module, info: DatasetInfo) -> PredictFn:
 
     def segment(images: Any) -> dict[str, jax.Array]:
         logits, presence = whole_image_logits(
-            model_def.merge(params, batch_stats), images, mean=info.mean, std=info.std
+            model_def.merge(params, batch_stats),
+            _byte_scale(images, info),
+            mean=info.mean,
+            std=info.std,
         )
         outputs = {"labels": logits.argmax(-1).astype(jnp.uint8), "logits": logits}
         return outputs if presence is None else outputs | {"presence": presence}
@@ -242,7 +245,7 @@ def _classify_fn(model: nnx.Module, info: DatasetInfo) -> PredictFn:
     probabilities_of = make_classify_fn(model, mean=info.mean, std=info.std)
 
     def classify(images: Any) -> dict[str, jax.Array]:
-        probabilities = probabilities_of(params, batch_stats, images)
+        probabilities = probabilities_of(params, batch_stats, _byte_scale(images, info))
         labels = probabilities.argmax(-1).astype(jnp.uint8)
         return {"labels": labels, "probabilities": probabilities}
 
@@ -283,13 +286,31 @@ def compare(found: Mapping[str, Any], expected: Mapping[str, Any]) -> str:
     return ", ".join(summary)
 
 
-def _images(*shape: Any) -> Shape:
-    return Shape((*shape, 3), jnp.uint8)
+def _example(info: DatasetInfo, shape: tuple[int, ...]) -> np.ndarray:
+    """Returns images of noise, as an exported model takes them."""
+    rng = np.random.default_rng(0)
+    if not info.banded:
+        return rng.integers(0, 256, shape, np.uint8)
+    low, high = np.array(info.value_range, np.float32).T
+    return low + rng.random(shape, np.float32) * (high - low)
 
 
-def _free_images(smallest: int) -> Shape:
-    least = [f"{side} >= {smallest}" for side in "hw"]
-    return _images(*jax.export.symbolic_shape("b, h, w", constraints=least))
+def _byte_scale(images: Any, info: DatasetInfo) -> Any:
+    """Returns the input of an exported model as 0-255: bands come as stored."""
+    if not info.banded:
+        return images
+    low, high = np.array(info.value_range, np.float32).T
+    return jnp.clip((images - low) * (255 / (high - low)), 0, 255)
+
+
+def _images(info: DatasetInfo, *shape: Any) -> Shape:
+    dtype = jnp.float32 if info.banded else jnp.uint8
+    return Shape((*shape, info.channels), dtype)
+
+
+def _free_images(spec: ExportSpec) -> Shape:
+    least = [f"{side} >= {spec.smallest}" for side in "hw"]
+    return _images(spec.info, *jax.export.symbolic_shape("b, h, w", constraints=least))
 
 
 def _parse_size(size: str, file_format: str) -> tuple[int, int] | None:

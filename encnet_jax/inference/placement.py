@@ -7,19 +7,23 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
-from jaxtyping import Float32, Int32, Num, UInt8
+from jaxtyping import Float32, Int32, Num
 
 from encnet_jax.ops.resize import source_positions
 
 
 class LargeImage(Protocol):
-    """An image that is read in parts: an array (h, w, 3), or a file."""
+    """An image that is read in parts: an array (h, w, c), or a file."""
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """(h, w, 3)."""
+        """(h, w, c)."""
 
-    def __getitem__(self, key: Any) -> UInt8[np.ndarray, "a b 3"]:
+    @property
+    def dtype(self) -> Any:
+        """uint8 of RGB, uint16 of bands."""
+
+    def __getitem__(self, key: Any) -> Num[np.ndarray, "a b c"]:
         """Returns the pixels of `[rows, columns]`, slices or the arrays of `np.ix_`."""
 
 
@@ -66,7 +70,7 @@ def resize_part(
         rows: The rows of the part.
         columns: The columns of the part.
         align_corners: See `TTAProtocol`.
-        prepare: Applied to the pixels of an image of bytes.
+        prepare: Applied to the pixels of an image of integers.
     """
     taps, used = [], []
     for axis, wanted in enumerate((rows, columns)):
@@ -76,7 +80,7 @@ def resize_part(
         used.append(distinct)
         taps.append((places.reshape(pixels.shape), weights[:, wanted]))
     part = _gather(image, *used)
-    if part.dtype == np.uint8:
+    if np.issubdtype(part.dtype, np.unsignedinteger):
         part = prepare(part)
     for axis, (pixels, weights) in enumerate(taps):
         shape = (-1, 1, 1) if axis == 0 else (-1, 1)

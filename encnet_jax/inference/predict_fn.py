@@ -9,13 +9,13 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax.typing import ArrayLike
-from jaxtyping import Array, Float, Float32, Int32, UInt8
+from jaxtyping import Array, Float, Float32, Int32, Num, UInt8
 
 from encnet_jax.data.dataset_info import IMAGENET_MEAN, IMAGENET_STD
 from encnet_jax.inference.context import MergedModel, forward_with_gate
 from encnet_jax.inference.folding import eval_model_def, fold_model
 from encnet_jax.models.segmentation import SegmentationOutput
-from encnet_jax.ops.normalize import normalize
+from encnet_jax.ops.normalize import normalize, to_byte_scale
 from encnet_jax.ops.resize import resize_bilinear
 from encnet_jax.ops.resize_argmax import resize_argmax, resize_logits
 from encnet_jax.run.state import ModelDef, PureDict
@@ -37,14 +37,14 @@ class Prediction(NamedTuple):
 
 
 # (params, batch_stats, images) -> labels
-LabelFn = Callable[[PureDict, PureDict, UInt8[ArrayLike, "b h w 3"]], Prediction]
+LabelFn = Callable[[PureDict, PureDict, Num[ArrayLike, "b h w c"]], Prediction]
 # (params, batch_stats, images) -> class probabilities of every pixel
 ProbabilityFn = Callable[
-    [PureDict, PureDict, UInt8[ArrayLike, "b h w 3"]], Float32[Array, "b h w n"]
+    [PureDict, PureDict, Num[ArrayLike, "b h w c"]], Float32[Array, "b h w n"]
 ]
 # (params, batch_stats, images) -> class probabilities
 ClassifyFn = Callable[
-    [PureDict, PureDict, UInt8[ArrayLike, "b h w 3"]], Float[Array, "b n"]
+    [PureDict, PureDict, Num[ArrayLike, "b h w c"]], Float[Array, "b n"]
 ]
 
 
@@ -60,15 +60,15 @@ def resized_shape(size: tuple[int, int], base_size: int) -> tuple[int, int]:
 
 
 def preprocess(
-    images: UInt8[Array | np.ndarray, "b h w 3"],
+    images: Num[Array | np.ndarray, "b h w c"],
     mean: Sequence[float],
     std: Sequence[float],
     base_size: int,
     align_corners: bool,
-) -> Float32[Array, "b H W 3"]:
+) -> Float32[Array, "b H W c"]:
     """Returns whole images as the network takes them; see `whole_image_logits`."""
     inputs = resize_bilinear(
-        jnp.asarray(images, jnp.float32),
+        jnp.asarray(to_byte_scale(images), jnp.float32),
         resized_shape(_size(images), base_size),
         align_corners=align_corners,
         antialias=not align_corners,
@@ -77,8 +77,8 @@ def preprocess(
 
 
 def whole_image_logits(
-    model: Callable[[Float32[Array, "b H W 3"]], SegmentationOutput],
-    images: UInt8[Array | np.ndarray, "b h w 3"],
+    model: Callable[[Float32[Array, "b H W c"]], SegmentationOutput],
+    images: Num[Array | np.ndarray, "b h w c"],
     *,
     mean: Sequence[float],
     std: Sequence[float],
@@ -89,7 +89,7 @@ def whole_image_logits(
 
     Args:
         model: A segmentation model.
-        images: RGB, 0-255.
+        images: 0-255; uint16: 0-65535.
         mean: Channel means on the scale 0 to 1.
         std: Channel standard deviations on the same scale.
         base_size: Long side in the network; see `resized_shape`.
@@ -128,7 +128,7 @@ def make_label_fn(
 
     @jax.jit
     def label(
-        params: PureDict, batch_stats: PureDict, images: UInt8[Array, "b h w 3"]
+        params: PureDict, batch_stats: PureDict, images: Num[Array, "b h w c"]
     ) -> Prediction:
         model: Any = model_def.merge(params, batch_stats)
         inputs = preprocess(images, mean, std, base_size, align_corners)
@@ -158,7 +158,7 @@ def make_probability_fn(
 
     @jax.jit
     def probabilities(
-        params: PureDict, batch_stats: PureDict, images: UInt8[Array, "b h w 3"]
+        params: PureDict, batch_stats: PureDict, images: Num[Array, "b h w c"]
     ) -> Float32[Array, "b h w n"]:
         model: Any = model_def.merge(params, batch_stats)
         inputs = preprocess(images, mean, std, base_size, align_corners)
@@ -174,7 +174,7 @@ def make_probability_fn(
 
 def make_predict_fn(
     model: nnx.Module, **settings: Any
-) -> Callable[[UInt8[ArrayLike, "b h w 3"]], Int32[Array, "b h w"]]:
+) -> Callable[[Num[ArrayLike, "b h w c"]], Int32[Array, "b h w"]]:
     """Returns a pure jitted function from images to labels.
 
     Compiled once per image shape. The weights are copied: later changes to the model
@@ -205,7 +205,7 @@ def make_classify_fn(
 
     @jax.jit
     def classify(
-        params: PureDict, batch_stats: PureDict, images: UInt8[Array, "b h w 3"]
+        params: PureDict, batch_stats: PureDict, images: Num[Array, "b h w c"]
     ) -> Float[Array, "b n"]:
         classifier: Any = model_def.merge(params, batch_stats)
         return jax.nn.softmax(classifier(normalize(images, mean, std)).logits)

@@ -23,7 +23,7 @@ class Segmentation:
             semantic encoding branch; None without one.
         class_names: n names.
         colors: n RGB triples.
-        image: The image in RGB, upright.
+        image: The image in RGB, upright; of a model of other channels as it is shown.
     """
 
     labels: UInt8[np.ndarray, "h w"]
@@ -34,6 +34,12 @@ class Segmentation:
     _compute_probabilities: Callable[[UInt8[np.ndarray, "h w 3"]], np.ndarray] = (
         dataclasses.field(repr=False)
     )
+    _pixels: np.ndarray | None = dataclasses.field(default=None, repr=False)
+
+    @property
+    def pixels(self) -> np.ndarray:
+        """What the network was given: `image`, or bands uint16 (h, w, c)."""
+        return self.image if self._pixels is None else self._pixels
 
     @functools.cached_property
     def probabilities(self) -> Float32[np.ndarray, "h w n"]:
@@ -43,7 +49,7 @@ class Segmentation:
         first use, and kept: 4 h w n bytes. The largest is that of `labels`, except
         where two are equal to rounding.
         """
-        return self._compute_probabilities(self.image)
+        return self._compute_probabilities(self.pixels)
 
     def overlay(self, opacity: float = 0.55) -> Image.Image:
         """Returns the image tinted with the colors of its classes, with a legend."""

@@ -18,10 +18,10 @@ from encnet_jax.inference.tta import TTAProtocol
 from encnet_jax.run.sharding import batch_sharded
 from encnet_jax.run.state import PureDict
 
-# Windows (b, h, w, 3), normalized -> what `merge_hflip` returns, and the gates of the
+# Windows (b, h, w, c), normalized -> what `merge_hflip` returns, and the gates of the
 # Context Encoding Module or None.
 ApplyFn = Callable[
-    [Float32[np.ndarray, "b h w 3"]],
+    [Float32[np.ndarray, "b h w c"]],
     tuple[
         Float32[Array, "b h w depth"],
         Float32[Array, "b n"] | None,
@@ -66,7 +66,7 @@ class _Window(NamedTuple):
 
 
 def add_hflip(windows: Any, mirror: bool) -> Any:
-    """Returns windows (b, h, w, 3), or with `mirror` (2 b, h, w, 3).
+    """Returns windows (b, h, w, c), or with `mirror` (2 b, h, w, c).
 
     Each window is followed by its mirror image. NumPy in, NumPy out.
     """
@@ -128,7 +128,7 @@ def make_forward_fn(
 
     @jax.jit
     def forward(
-        params: PureDict, batch_stats: PureDict, windows: Float32[Array, "b h w 3"]
+        params: PureDict, batch_stats: PureDict, windows: Float32[Array, "b h w c"]
     ) -> tuple[jax.Array, jax.Array | None, jax.Array | None]:
         network: Any = model_def.merge(params, batch_stats)
         output, gates = forward_with_gate(network, add_hflip(windows, mirror))
@@ -204,7 +204,7 @@ def run_sliding_window(
         pool: Source of score maps.
         batch_size: Windows per batch; a multiple of the number of devices.
     """
-    full = (protocol.crop_size, protocol.crop_size, 3)
+    full = (protocol.crop_size, protocol.crop_size, len(protocol.mean))
     running: deque[jax.Array] = deque()
     waiting: list[_Window] = []
 

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from typing import ClassVar, NamedTuple, Self
 
 import numpy as np
-from jaxtyping import Float32, UInt8
+from jaxtyping import Float32, Num
 
 from encnet_jax.inference.placement import (
     LargeImage,
@@ -21,7 +21,7 @@ from encnet_jax.inference.placement import (
     place_windows,
     resize_part,
 )
-from encnet_jax.ops.normalize import normalize
+from encnet_jax.ops.normalize import normalize, to_byte_scale
 
 
 class ViewLayout(NamedTuple):
@@ -49,7 +49,7 @@ class TTAView(NamedTuple):
         columns: Placements of the columns of windows, from the left of `pixels`.
     """
 
-    pixels: Float32[np.ndarray, "h w 3"]
+    pixels: Float32[np.ndarray, "h w c"]
     rows: tuple[WindowPlacement, ...]
     columns: tuple[WindowPlacement, ...]
 
@@ -90,8 +90,8 @@ class TTAProtocol:
         """Returns the protocol with images of this long side at scale 1."""
         return dataclasses.replace(self, base_size=base_size)
 
-    def views(self, image: UInt8[np.ndarray, "h w 3"]) -> Iterator[TTAView]:
-        """Yields the views of an image, RGB 0-255."""
+    def views(self, image: Num[np.ndarray, "h w c"]) -> Iterator[TTAView]:
+        """Yields the views of an image, RGB 0-255 or uint16 bands."""
         pixels = None
         for layout in self.layouts(image.shape[:2]):
             if layout.mirrored and pixels is not None:
@@ -111,7 +111,7 @@ class TTAProtocol:
         layout: ViewLayout,
         rows: slice,
         columns: slice,
-    ) -> Float32[np.ndarray, "a b 3"]:
+    ) -> Float32[np.ndarray, "a b c"]:
         """Returns a window of a view, having read only that part of the image.
 
         Args:
@@ -157,14 +157,14 @@ class PyTorchEncodingProtocol(TTAProtocol):
 
     def window(
         self,
-        image: LargeImage | Float32[np.ndarray, "h w 3"],
+        image: LargeImage | Float32[np.ndarray, "h w c"],
         layout: ViewLayout,
         rows: slice,
         columns: slice,
-    ) -> Float32[np.ndarray, "a b 3"]:
+    ) -> Float32[np.ndarray, "a b c"]:
         """As in `TTAProtocol`; the image may be normalized already."""
         black = -np.asarray(self.mean, np.float32) / np.asarray(self.std, np.float32)
-        shape = (rows.stop - rows.start, columns.stop - columns.start, 3)
+        shape = (rows.stop - rows.start, columns.stop - columns.start, len(black))
         window = np.empty(shape, np.float32)
         window[...] = black
         part = resize_part(
@@ -224,11 +224,13 @@ class MmsegProtocol(TTAProtocol):
         layout: ViewLayout,
         rows: slice,
         columns: slice,
-    ) -> Float32[np.ndarray, "a b 3"]:
+    ) -> Float32[np.ndarray, "a b c"]:
         if layout.mirrored:
             width = layout.size[1]
             columns = slice(width - columns.stop, width - columns.start)
-        pixels = np.rint(resize_part(image, layout.size, rows, columns, False))
+        pixels = resize_part(image, layout.size, rows, columns, False, to_byte_scale)
+        if image.dtype == np.uint8:
+            pixels = np.rint(pixels)
         pixels = normalize(pixels, self.mean, self.std)
         return pixels[:, ::-1] if layout.mirrored else pixels
 

@@ -179,10 +179,14 @@ class CifarResNet14(nnx.Module):
         block: Creates a block from its input channels, output channels and stride.
         width: Channels of the first stage, doubled in each of the other two: 64 or 128
             in the paper (64d, 128d).
+        in_channels: Channels of the images.
         rngs: Source of the initial weights.
     """
 
-    checks: ClassVar[dict[str, Check]] = {"width": at_least(1)}
+    checks: ClassVar[dict[str, Check]] = {
+        "width": at_least(1),
+        "in_channels": at_least(1),
+    }
 
     def __init__(
         self,
@@ -190,9 +194,10 @@ class CifarResNet14(nnx.Module):
         block: Callable[[int, int, int], nnx.Module],
         *,
         width: int = 64,
+        in_channels: int = 3,
         rngs: nnx.Rngs,
     ):
-        self.stem = _Conv(3, width, 3, use_bias=True, rngs=rngs)
+        self.stem = _Conv(in_channels, width, 3, use_bias=True, rngs=rngs)
         self.stem_norm = BatchNorm(width, rngs=rngs)
         blocks, features = [], width
         for stage in range(3):
@@ -204,7 +209,7 @@ class CifarResNet14(nnx.Module):
         self.norm = BatchNorm(features, rngs=rngs)
         self.linear = linear(features, num_classes, rngs=rngs)
 
-    def __call__(self, images: Float[Array, "b h w 3"]) -> ClassifierOutput:
+    def __call__(self, images: Float[Array, "b h w c"]) -> ClassifierOutput:
         """Classifies normalized images of any size, 32x32 in the paper."""
         x = jax.nn.relu(self.stem_norm(self.stem(images)))
         for block in self.blocks:

@@ -220,7 +220,7 @@ class EncNet(SegmentationModel):
 
     def forward_with_context(
         self,
-        images: Float[Array, "b h w 3"],
+        images: Float[Array, "b h w i"],
         gate: Float[Array, "b c"] | None = None,
     ) -> tuple[SegmentationOutput, ContextView]:
         """As `forward_low_res`, with what the Context Encoding Module saw.

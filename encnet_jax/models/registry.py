@@ -73,6 +73,7 @@ def create_model(
     conv_impl: str = "auto",
     head_init: str = "pytorch_encoding",
     unbiased_running_var: bool = False,
+    in_channels: int = 3,
     dtype: DTypeLike = jnp.float32,
     rngs: nnx.Rngs | None = None,
     **settings: Any,
@@ -89,6 +90,7 @@ def create_model(
             `"pytorch_encoding"`, where they keep PyTorch's default (uniform in
             +-1/sqrt(fan_in)); or as in `"mmseg"`, see `init_heads_as_mmseg`.
         unbiased_running_var: See `set_layer_options`.
+        in_channels: Channels of the images. Backbones without such a setting take 3.
         dtype: Dtype of convolutions and features; parameters and statistics are
             float32.
         rngs: Source of the initial weights, by default `nnx.Rngs(0)`.
@@ -108,8 +110,10 @@ def create_model(
         backbone=backbone,
         conv_impl=conv_impl,
         head_init=head_init,
+        in_channels=in_channels,
         **settings,
     )
+    settings["in_channels"] = in_channels
     rngs = nnx.Rngs(0) if rngs is None else rngs
 
     def build(entry: Callable[..., Any], *args: Any) -> Any:
@@ -133,6 +137,7 @@ def check_model_settings(
     conv_impl: str = "auto",
     head_init: str = "pytorch_encoding",
     unbiased_running_var: bool = False,
+    in_channels: Any = 3,
     dtype: DTypeLike = jnp.float32,
     **settings: Any,
 ) -> None:
@@ -150,6 +155,13 @@ def check_model_settings(
     if segments(name):
         check_value("backbone", backbone, one_of(*BACKBONES))
         entries.append(BACKBONES[backbone])
+    check_value("in_channels", in_channels, at_least(1))
+    if in_channels != 3 and "in_channels" not in settings_of(entries[-1]):
+        network = backbone if segments(name) else name
+        raise UserError(
+            f"in_channels={in_channels} (data.channels): {network} takes images of 3 "
+            "channels"
+        )
     # What a backbone demands of the settings of the network on it.
     demands = getattr(_class_of(entries[-1]), "network_checks", {})
     same_task, other_task = map(_settings_of_task, (segments(name), not segments(name)))

@@ -170,10 +170,12 @@ class ResNet(nnx.Module):
             networks.
         remat: Stages, 1 to 4, that are recomputed in the backward pass: only the inputs
             of their blocks are kept, at the cost of a second forward pass.
+        in_channels: Channels of the images.
         rngs: Source of the initial weights.
     """
 
     checks: ClassVar[dict[str, Check]] = {
+        "in_channels": at_least(1),
         "stem": one_of("plain", "deep"),
         "stem_width": one_of(32, 64),
         "output_stride": one_of(8, 16, 32),
@@ -191,10 +193,11 @@ class ResNet(nnx.Module):
         output_stride: int = 8,
         width: int = 64,
         remat: Sequence[int] = (),
+        in_channels: int = 3,
         rngs: nnx.Rngs,
     ):
         spec = RESNETS[name]
-        self.stem = nnx.List(_stem_layers(stem, stem_width, width, rngs))
+        self.stem = nnx.List(_stem_layers(stem, in_channels, stem_width, width, rngs))
         features = width if stem == "plain" else 2 * stem_width
         stages: list[nnx.List] = []
         stage_features: list[int] = []
@@ -221,7 +224,7 @@ class ResNet(nnx.Module):
         self.stages = nnx.List(stages)
         self.remat = tuple(remat)
 
-    def __call__(self, images: Float[Array, "b h w 3"]) -> list[jax.Array]:
+    def __call__(self, images: Float[Array, "b h w c"]) -> list[jax.Array]:
         """Returns the outputs of stages 1 to 4 for normalized images.
 
         Stage 1 has a quarter of the resolution, (b, ceil(h/4), ceil(w/4), c), stage 4
@@ -242,12 +245,12 @@ class ResNet(nnx.Module):
 
 
 def _stem_layers(
-    stem: str, stem_width: int, width: int, rngs: nnx.Rngs
+    stem: str, in_channels: int, stem_width: int, width: int, rngs: nnx.Rngs
 ) -> list[ConvBN]:
     if stem == "plain":
-        return [ConvBN(3, width, 7, stride=2, rngs=rngs)]
+        return [ConvBN(in_channels, width, 7, stride=2, rngs=rngs)]
     return [
-        ConvBN(3, stem_width, 3, stride=2, rngs=rngs),
+        ConvBN(in_channels, stem_width, 3, stride=2, rngs=rngs),
         ConvBN(stem_width, stem_width, 3, rngs=rngs),
         ConvBN(stem_width, 2 * stem_width, 3, rngs=rngs),
     ]

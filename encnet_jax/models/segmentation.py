@@ -62,7 +62,7 @@ class Backbone(Protocol):
     def eval(self) -> None:
         """Fixes the running statistics, as every `nnx.Module` does."""
 
-    def __call__(self, images: Float[Array, "b h w 3"]) -> list[jax.Array]:
+    def __call__(self, images: Float[Array, "b h w c"]) -> list[jax.Array]:
         """Returns the outputs of stages 1 to 4, each (b, h/s, w/s, c)."""
 
 
@@ -119,12 +119,12 @@ class SegmentationModel(nnx.Module):
         if freeze_backbone:
             backbone.eval()
 
-    def __call__(self, images: Float[Array, "b h w 3"]) -> SegmentationOutput:
+    def __call__(self, images: Float[Array, "b h w c"]) -> SegmentationOutput:
         """Segments normalized images; logits have the size of the images."""
         size = (images.shape[1], images.shape[2])
         return self.forward_low_res(images).resized(size, self.align_corners)
 
-    def forward_low_res(self, images: Float[Array, "b h w 3"]) -> SegmentationOutput:
+    def forward_low_res(self, images: Float[Array, "b h w c"]) -> SegmentationOutput:
         """Segments normalized images; logits have the size of the features."""
         stages = self.backbone(images)
         if self.freeze_backbone:

@@ -13,6 +13,8 @@ from ml_collections import ConfigDict
 from PIL import Image, ImageOps
 
 from encnet_jax.convert.load import load_torch_model
+from encnet_jax.data.band_image import fit_bands
+from encnet_jax.data.bands import displayed
 from encnet_jax.data.dataset_info import DatasetInfo, voc_colormap
 from encnet_jax.errors import UserError
 from encnet_jax.evaluate.settings import (
@@ -112,7 +114,7 @@ class Segmenter(Pretrained):
             whole_image_size(run.config),
             run.config.evaluation.align_corners,
             protocol_from_config(run.config, model, run.info),
-            settings=run.config.model.to_dict(),
+            settings=_settings(run.config),
         )
         segmenter.slide_protocol = slide_protocol(run.config, model, run.info)
         return segmenter
@@ -176,21 +178,23 @@ class Segmenter(Pretrained):
         """Segments one image.
 
         Args:
-            image: A file, a PIL image, or an RGB array (NumPy, JAX), 0-255.
+            image: A file, a PIL image, or an RGB array (NumPy, JAX), 0-255; for a model
+                of other channels (`data.channels`) an array (h, w, c).
 
         Raises:
             UserError: The file cannot be read or decoded.
             TypeError: Another type, or an array of another dtype or shape.
         """
-        pixels = read_image(image, self.info.value_range)
+        pixels = read_image(image, self.info)
         labels, presence = self._segment(pixels)
         return Segmentation(
             labels=labels,
             presence=presence,
             class_names=self.info.class_names,
             colors=self.info.colors,
-            image=pixels,
+            image=displayed(pixels, self.info),
             _compute_probabilities=self._compute_probabilities,
+            _pixels=pixels,
         )
 
     def explain(
@@ -247,7 +251,7 @@ class Segmenter(Pretrained):
                 num_classes=self.info.num_classes,
                 resizing=self._resizing,
                 protocol=self.protocol,
-                read=lambda image: read_image(image, self.info.value_range),
+                read=lambda image: read_image(image, self.info),
                 stored=self._training.get("mean_gate"),
             )
         return self._explainer
@@ -270,6 +274,10 @@ class Segmenter(Pretrained):
             return scores / scores.sum(-1, keepdims=True)
         batch = self._probabilities(self.params, self.batch_stats, pixels[None])
         return np.asarray(batch[0])
+
+
+def _settings(config: ConfigDict) -> dict[str, Any]:
+    return {**config.model.to_dict(), "in_channels": config.data.channels}
 
 
 class Classifier(Pretrained):
@@ -299,7 +307,7 @@ class Classifier(Pretrained):
 
     @classmethod
     def _of_run(cls, run: LoadedRun) -> "Classifier":
-        settings = run.config.model.to_dict()
+        settings = _settings(run.config)
         return cls(run.model, run.info, run.config.data.crop_size, settings=settings)
 
     def _set_prediction(self, config: ConfigDict) -> None:
@@ -307,12 +315,14 @@ class Classifier(Pretrained):
 
     def __call__(self, image: ImageInput) -> ClassPrediction:
         """Classifies one image; arguments and errors are those of `Segmenter`."""
-        fitted = ImageOps.fit(
-            Image.fromarray(read_image(image, self.info.value_range)),
-            (self.size, self.size),
-            Image.Resampling.BILINEAR,
-        )
-        images = np.asarray(fitted)[None]
+        pixels = read_image(image, self.info)
+        if self.info.banded:
+            fitted = fit_bands(pixels, self.size)
+        else:
+            size = (self.size, self.size)
+            whole = Image.fromarray(pixels)
+            fitted = np.asarray(ImageOps.fit(whole, size, Image.Resampling.BILINEAR))
+        images = fitted[None]
         batch = self._classify(self._params, self._batch_stats, images)
         probabilities = np.asarray(batch[0])
         label = int(probabilities.argmax())

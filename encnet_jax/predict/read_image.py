@@ -1,4 +1,4 @@
-"""Any image that a predictor takes, as an RGB array."""
+"""Any image that a predictor takes, as an array: RGB, or scaled bands."""
 
 import os
 from pathlib import Path
@@ -9,7 +9,9 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
-from encnet_jax.data.image_io import decode_image, to_rgb_array
+from encnet_jax.data.bands import RGB, Pixels, as_bands, decode_pixels, scale_bands
+from encnet_jax.data.dataset_info import DatasetInfo
+from encnet_jax.data.image_io import to_rgb_array
 from encnet_jax.errors import UserError
 
 ImageInput = (
@@ -17,15 +19,18 @@ ImageInput = (
 )
 
 
-def read_image(
-    image: ImageInput, value_range: tuple[float, float] | None = None
-) -> UInt8[np.ndarray, "h w 3"]:
-    """Returns any supported image as an RGB array; see `Segmenter.__call__`.
+def read_image(image: ImageInput, info: DatasetInfo = RGB) -> Pixels:
+    """Returns any supported image as a model takes it; see `Segmenter.__call__`.
 
     Args:
-        image: A file, a PIL image, or an RGB array, 0-255.
-        value_range: See `decode_image`; arrays are 0-255 in any case.
+        image: A file, a PIL image, or an RGB array, 0-255; for models of bands an array
+            (h, w, c) of the values that files hold.
+        info: What the model was trained on.
     """
+    value_range: Any = info.value_range
+    if info.banded and not isinstance(image, str | os.PathLike):
+        raw = as_bands(np.asarray(image), info.channels, "image")
+        return scale_bands(raw, value_range, "image")
     if isinstance(image, Image.Image):
         if not image.width * image.height:
             raise TypeError(f"image: an image without pixels, {image.size}")
@@ -37,7 +42,7 @@ def read_image(
         data = path.read_bytes()
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from error
-    return decode_image(data, str(path), value_range)
+    return decode_pixels(data, str(path), info)
 
 
 def _check_array(image: Any) -> UInt8[np.ndarray, "h w 3"]:

@@ -11,6 +11,7 @@ from typing import BinaryIO, NamedTuple
 import numpy as np
 from jaxtyping import Int64, UInt8
 
+from encnet_jax.data.bands import displayed
 from encnet_jax.data.dataset_info import DatasetInfo
 from encnet_jax.data.label_map import published_labels
 from encnet_jax.data.result_file import save_result, tiff_tags
@@ -68,7 +69,8 @@ class LargeSegmenter:
         """Yields the class indices of a part of the image, with its place, until done.
 
         Args:
-            image: An array (h, w, 3), RGB 0-255, or an object that reads parts of one.
+            image: An array (h, w, 3), RGB 0-255, of a model of bands (h, w, c) uint16
+                as `scale_bands` returns; or an object that reads parts of one.
         """
         protocol = self.protocol_of(image)
         arrays = self._segmenter.params, self._segmenter.batch_stats
@@ -171,7 +173,7 @@ def label_tiff(
         UserError: The image cannot be read, or the folder is full.
     """
     info = segmenter.info
-    with open_tiff(path, info.value_range) as image:
+    with open_tiff(path, info) as image:
         _log_size(segmenter, image, path)
         labels = TileFile(folder, image.shape)
         counts = np.zeros(info.num_classes, np.int64)
@@ -188,7 +190,7 @@ def label_tiff(
             counter.close()
         step = -(-max(labels.shape) // _OVERLAY_SIDE)
         rows, columns = (np.arange(0, length, step) for length in labels.shape)
-        thumbnail = image[np.ix_(rows, columns)]
+        thumbnail = displayed(image[np.ix_(rows, columns)], info)
         geographic = image.geographic_tags()
     return LargeSegmentation(labels, counts, thumbnail, step, geographic)
 

@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import UInt8
 from PIL import Image
 
-from encnet_jax.data.image_io import ValueRange, to_rgb_array
+from encnet_jax.data.bands import RGB, Pixels, scale_bands
+from encnet_jax.data.dataset_info import DatasetInfo
+from encnet_jax.data.image_io import to_rgb_array
 from encnet_jax.errors import UserError, require_package
 
 SUFFIXES = (".tif", ".tiff")
@@ -38,14 +39,12 @@ _ALLOWED = "allowed are 8 bits per color: gray, RGB, palette, with or without al
 
 
 @contextlib.contextmanager
-def open_tiff(
-    path: Path, value_range: ValueRange | None = None
-) -> Iterator["TiffImage"]:
+def open_tiff(path: Path, info: DatasetInfo = RGB) -> Iterator["TiffImage"]:
     """Opens the first page of a TIFF.
 
     Args:
         path: The file.
-        value_range: See `decode_image`.
+        info: What the model was trained on.
 
     Raises:
         UserError: Not a TIFF, truncated, of a kind that is not supported, or tifffile
@@ -65,23 +64,25 @@ def open_tiff(
             raise UserError(f"{path}: cannot be read: {reason}") from error
         except Exception as error:
             raise _unreadable(path, error) from error
-        yield TiffImage(path, page, value_range)
+        yield TiffImage(path, page, info)
 
 
 class TiffImage:
-    """A TIFF as `LargeImage`: RGB, 0-255, converted as `decode_image` does.
+    """A TIFF as `LargeImage`, converted as `decode_pixels` does: RGB or bands.
 
     Args:
         path: The file, for error messages.
         page: A page of an open `tifffile.TiffFile`.
-        value_range: See `decode_image`.
+        info: What the model was trained on.
     """
 
-    def __init__(self, path: Path, page: Any, value_range: ValueRange | None):
-        self._path, self._page, self._value_range = path, page, value_range
+    def __init__(self, path: Path, page: Any, info: DatasetInfo):
+        self._path, self._page, self._info = path, page, info
+        self._value_range: Any = info.value_range
+        self.dtype = np.dtype(np.uint16 if info.banded else np.uint8)
         self._mode = self._check_kind()
         planes, _, height, width, samples = page.shaped
-        self.shape: tuple[int, ...] = (height, width, 3)
+        self.shape: tuple[int, ...] = (height, width, info.channels)
         self._planes, self._samples = planes, samples
         self._direct = page.is_contiguous and page.compression == 1 and planes == 1
         if page.is_tiled:
@@ -99,13 +100,13 @@ class TiffImage:
         found = [self._page.tags.get(code) for code in _GEOGRAPHIC]
         return [(t.code, t.dtype, t.count, t.value, True) for t in found if t]
 
-    def __getitem__(self, key: Any) -> UInt8[np.ndarray, "a b 3"]:
+    def __getitem__(self, key: Any) -> Pixels:
         """Returns the pixels of `[rows, columns]`, slices or the arrays of `np.ix_`."""
         rows, columns = (
             np.arange(k.start, k.stop) if isinstance(k, slice) else k.ravel()
             for k in key
         )
-        result = np.empty((len(rows), len(columns), 3), np.uint8)
+        result = np.empty((len(rows), len(columns), self.shape[2]), self.dtype)
         (height, width), (in_rows, in_columns) = self._segment, (rows, columns)
         for i in np.unique(in_rows // height).tolist():
             to_row = _run(in_rows // height, i)
@@ -116,11 +117,11 @@ class TiffImage:
         return result
 
     def _read(self, i: int, j: int) -> np.ndarray:
-        """Returns the segment in row i and column j of them, RGB."""
+        """Returns the segment in row i and column j of them, converted."""
         segment = self._cache.get((i, j))
         if segment is None:
             try:
-                segment = self._to_rgb(self._decode(i, j))
+                segment = self._converted(self._decode(i, j))
             except UserError:
                 raise
             except Exception as error:  # codecs raise errors of many kinds
@@ -158,7 +159,9 @@ class TiffImage:
             parts.append(part[0])
         return np.concatenate(parts, -1)
 
-    def _to_rgb(self, pixels: np.ndarray) -> np.ndarray:
+    def _converted(self, pixels: np.ndarray) -> np.ndarray:
+        if self._mode == "bands":
+            return scale_bands(pixels, self._value_range, str(self._path))
         if self._mode == "RGB":
             return pixels
         if self._mode == "palette":
@@ -187,7 +190,15 @@ class TiffImage:
             None if last is None else int(last),
         )
         mode = _MODES.get(form)
-        if page.dtype == np.uint16 and mode == "L":
+        if self._info.banded:
+            found = page.samplesperpixel
+            if found != self._info.channels or page.dtype.kind not in "uif":
+                raise UserError(
+                    f"{path}: {found} channels, {page.dtype}; "
+                    f"{self._info.channels} are expected"
+                )
+            mode = "bands"
+        elif page.dtype == np.uint16 and mode == "L":
             if self._value_range is None:
                 raise UserError(
                     f'{path}: 16 bits; give the range as "value_range": [low, high] '

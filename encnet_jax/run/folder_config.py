@@ -32,9 +32,10 @@ _ALLOWED = {
     "name": "a text",
     "class_names": f"2 to {IGNORE_LABEL} different texts, none of them empty",
     "colors": "three integers from 0 to 255 per class",
-    "mean": "three numbers",
-    "std": "three numbers greater than 0",
-    "value_range": "two numbers, the first one less",
+    "mean": "a number per channel",
+    "std": "as many numbers greater than 0",
+    "value_range": "two numbers, the first one less; of bands such a pair per channel",
+    "display_channels": "three channels or one, from 0",
     "label_map": f"integers from 0 to 255, each with a class or {IGNORE_LABEL}",
     "label_colors": "four integers from 0 to 255 per color",
     "task": "segmentation or classification",
@@ -114,6 +115,7 @@ def from_json(stored: Any, path: Path) -> FolderConfig:
         )
     try:
         config = config_of_model(network)
+        config.data.channels = info.channels
         check_model_settings(num_classes=count, **model_settings(config))
         config.data.crop_size = training.get("crop_size", config.data.crop_size)
         _set_prediction(config, info, prediction)
@@ -201,7 +203,17 @@ def _check_info(info: DatasetInfo, path: Path) -> None:
     def numbers(values: Any, length: int) -> bool:
         return len(values) == length and all(map(is_number, values))
 
-    value_range = (0, 1) if info.value_range is None else info.value_range
+    def is_range(pair: Any) -> bool:
+        is_pair = isinstance(pair, tuple) and numbers(pair, 2)
+        return is_pair and pair[0] < pair[1]
+
+    ranges: Any = info.value_range
+    if info.banded:
+        good_range = ranges is not None and len(ranges) == info.channels
+        good_range = good_range and all(map(is_range, ranges))
+    else:
+        good_range = ranges is None or is_range(ranges)
+    shown = info.display_channels
     valid = {
         "name": is_text(info.name),
         "class_names": 2 <= count <= IGNORE_LABEL
@@ -209,9 +221,12 @@ def _check_info(info: DatasetInfo, path: Path) -> None:
         and len({*names}) == count,
         "colors": len(info.colors) == count
         and all(len(color) == 3 and bytes_only(*color) for color in info.colors),
-        "mean": numbers(info.mean, 3),
-        "std": numbers(info.std, 3) and min(info.std) > 0,
-        "value_range": numbers(value_range, 2) and value_range[0] < value_range[1],
+        "mean": len(info.mean) > 0 and numbers(info.mean, info.channels),
+        "std": numbers(info.std, info.channels) and min(info.std) > 0,
+        "value_range": good_range,
+        "display_channels": len(shown) in (0, 1, 3)
+        and bytes_only(*shown)
+        and all(channel < info.channels for channel in shown),
         "label_map": bytes_only(*info.label_map)
         and all(
             bytes_only(index) and index in classes for index in info.label_map.values()

@@ -7,8 +7,9 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
+from encnet_jax.data.bands import model_input
 from encnet_jax.data.dataset_info import DatasetInfo
 from encnet_jax.data.label_map import published_labels
 from encnet_jax.data.registry import DATASETS
@@ -177,14 +178,14 @@ def image_notes(info: DatasetInfo, longest: int) -> list[str]:
         info: Normalization and range of values.
         longest: Long side that the caller has to resize images to; 0: nothing to do.
     """
-    notes = []
+    notes = [model_input(info)] if info.banded else []
     if longest:
         notes.append(
             f"The long side of the training images was about {longest} pixels: "
             "resize images to that first, and the labels back by nearest neighbor."
         )
-    if info.value_range:
-        low, high = info.value_range
+    if info.value_range and not info.banded:
+        low, high = cast(tuple[float, float], info.value_range)
         notes.append(
             f"Training images of more than 8 bits held values from {low:g} to "
             f"{high:g}. The model takes uint8: scale such images linearly to 0 to 255 "

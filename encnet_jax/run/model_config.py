@@ -46,6 +46,7 @@ def model_settings(config: ConfigDict) -> dict[str, Any]:
     settings["se_stages"] = tuple(settings["se_stages"])
     settings["remat"] = tuple(settings["remat"])
     settings["dtype"] = resolve_dtype(settings["dtype"])
+    settings["in_channels"] = config.data.channels
     return settings
 
 
@@ -80,6 +81,9 @@ def config_of_model(settings: Mapping[str, Any]) -> ConfigDict:
     dtype = network.get("dtype", jnp.float32)  # the default of `create_model`
     network["dtype"] = dtype if isinstance(dtype, str) else jnp.dtype(dtype).name
     for key, value in network.items():
+        if key == "in_channels":
+            config.data.channels = value
+            continue
         if key not in config.model:
             raise UserError(f"model.{key}={value!r}: no such setting of any model")
         allowed = type(config.model[key]).__name__

@@ -65,6 +65,8 @@ class Tracker:
         """Sends what is left, and marks the run as finished, or failed."""
         self._put(lambda run: run.finish(failed))
         self._put(None)
+        if self.failed:  # it may hang
+            return
         self.thread.join(_START_SECONDS + _FINISH_SECONDS)
         if self.thread.is_alive():
             self._fail("does not respond")

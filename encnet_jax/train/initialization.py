@@ -3,8 +3,15 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
+from encnet_jax.convert.first_conv import (
+    FIRST_KERNEL,
+    describe_extension,
+    extend_kernel,
+)
 from encnet_jax.convert.load import load_torch_weights
 from encnet_jax.convert.load_plan import HEAD_PREFIXES
 from encnet_jax.errors import UserError, shortened
@@ -16,7 +23,10 @@ from encnet_jax.run.workdir import load_workdir
 
 
 def load_initial_weights(
-    model: nnx.Module, weights: str, class_names: Sequence[str]
+    model: nnx.Module,
+    weights: str,
+    class_names: Sequence[str],
+    rgb_channels: Sequence[int] = (),
 ) -> str:
     """Loads `model.weights` into a new model, in place.
 
@@ -27,6 +37,7 @@ def load_initial_weights(
             to load its backbone.
         class_names: Classes of the data set to train on. Classifier heads of an earlier
             run are loaded only if it has the same classes.
+        rgb_channels: See `first_conv.extend_kernel`.
 
     Returns:
         A summary of what was loaded, for the log.
@@ -35,20 +46,36 @@ def load_initial_weights(
         UserError: The weights cannot be read, or do not fit the model.
     """
     if weights.startswith(hub.PREFIX) and hub.parse_repository(weights):
-        return _load_workdir(model, find_model_folder(weights), class_names)
+        folder = find_model_folder(weights)
+        return _load_workdir(model, folder, class_names, rgb_channels)
     if not weights.startswith(hub.PREFIX):
         folder = user_path(weights)
         if folder.is_dir():
-            return _load_workdir(model, folder, class_names)
-    return str(load_torch_weights(model, weights, head="skip"))
+            return _load_workdir(model, folder, class_names, rgb_channels)
+    return str(
+        load_torch_weights(model, weights, head="skip", rgb_channels=rgb_channels)
+    )
 
 
-def _load_workdir(model: nnx.Module, workdir: Path, class_names: Sequence[str]) -> str:
+def _load_workdir(
+    model: nnx.Module,
+    workdir: Path,
+    class_names: Sequence[str],
+    rgb_channels: Sequence[int],
+) -> str:
     trained = load_workdir(workdir)
     same_classes = trained.info.class_names == tuple(class_names)
     stored = flatten_paths(trained.params) | flatten_paths(trained.batch_stats)
     _, params, batch_stats = split_model(model)
     wanted = flatten_paths(params) | flatten_paths(batch_stats)
+    extension = ""
+    if FIRST_KERNEL in stored and FIRST_KERNEL in wanted:
+        there, here = (tree[FIRST_KERNEL] for tree in (stored, wanted))
+        channels = here.shape[2]
+        if there.shape[2] == 3 != channels:
+            kernel = extend_kernel(np.asarray(there), channels, rgb_channels)
+            stored[FIRST_KERNEL] = jnp.asarray(kernel)
+            extension = describe_extension(channels, rgb_channels)
     fresh = [
         path for path in wanted if path.startswith(HEAD_PREFIXES) and not same_classes
     ]
@@ -71,6 +98,8 @@ def _load_workdir(model: nnx.Module, workdir: Path, class_names: Sequence[str]) 
     parts = [f"{len(wanted) - len(fresh)} arrays of step {trained.step}"]
     if fresh:
         parts.append(f"other classes, so initial values kept: {shortened(fresh)}")
+    if extension:
+        parts.append(extension)
     if unused:
         parts.append(f"not used by this model: {shortened(unused)}")
     return "; ".join(parts)

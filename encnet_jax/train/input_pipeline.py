@@ -1,8 +1,10 @@
 """Data sets and training batches by the configuration."""
 
 import dataclasses
+import logging
 from collections.abc import Iterator
-from typing import Any
+from pathlib import Path
+from typing import Any, cast
 
 import jax
 import numpy as np
@@ -10,17 +12,21 @@ from ml_collections import ConfigDict
 
 from encnet_jax.data import augment_device
 from encnet_jax.data.augmentation import Augmentation
+from encnet_jax.data.bands import declare_bands, describe_bands, with_bands
+from encnet_jax.data.dataset_info import load_info
 from encnet_jax.data.datasets import Dataset
 from encnet_jax.data.loader import train_batches
+from encnet_jax.data.normalization import BandSource, measure_bands
 from encnet_jax.data.object_dataset import (
     Examples,
     ObjectDataset,
     as_datasets,
     is_dataset,
 )
-from encnet_jax.data.registry import open_dataset
-from encnet_jax.errors import require_package
+from encnet_jax.data.registry import dataset_info, open_dataset
+from encnet_jax.errors import UserError, require_package
 
+_log = logging.getLogger(__name__)
 Splits = tuple[Dataset | Examples, Dataset | Examples]
 
 
@@ -36,31 +42,72 @@ def check_packages(config: ConfigDict, datasets: Splits | None = None) -> None:
 
 
 def open_splits(
-    config: ConfigDict, datasets: Splits | None
+    config: ConfigDict, datasets: Splits | None, workdir: Path
 ) -> tuple[ConfigDict, Dataset, Dataset]:
     """Returns the configuration, and the splits to train on and to score.
+
+    The normalization of bands is that of the run in the workdir, or is measured in the
+    training split.
 
     Args:
         config: See `encnet_jax.config`.
         datasets: The splits; those that `data` names if None. `data.name` becomes the
             name of data set objects.
+        workdir: Folder of the run.
 
     Raises:
         UserError: A data set or one of its examples is of no use.
     """
     if datasets is None:
         data, scored = config.data, config.evaluation.split
-        drawn = data.cache_on_device
-        opened = [
-            open_dataset(data.name, split, data.data_dir, drawn=drawn)
+        options: dict[str, Any] = dict(drawn=data.cache_on_device)
+        options["bands"] = declare_bands(
+            dataset_info(data.name, data.data_dir), data.channels, data.value_range
+        )
+        dataset, validation = (
+            open_dataset(data.name, split, data.data_dir, **options)
             for split in (data.train_split, scored)
-        ]
-        return config, opened[0], opened[1]
-    dataset, validation = as_datasets(*datasets)
-    if isinstance(dataset, ObjectDataset):
-        config = config.copy_and_resolve_references()
-        config.data.name = dataset.info.name
+        )
+    else:
+        form = (config.data.channels, config.data.value_range)
+        dataset, validation = as_datasets(
+            *datasets, channels=form[0], value_range=form[1]
+        )
+        if isinstance(dataset, ObjectDataset):
+            config = config.copy_and_resolve_references()
+            config.data.name = dataset.info.name
+    _set_bands(config, (dataset, validation), workdir)
     return config, dataset, validation
+
+
+def _set_bands(
+    config: ConfigDict, splits: tuple[Dataset, Dataset], workdir: Path
+) -> None:
+    """Sets ranges and normalization in the metadata of splits of bands."""
+    channels = config.data.channels
+    for split in splits:
+        if not split.info.banded:
+            split.info = declare_bands(split.info, channels, config.data.value_range)
+        if split.info.channels != channels:
+            raise UserError(
+                f"data.channels={channels}: {split.info.name} has images of "
+                f"{split.info.channels}"
+            )
+    info = splits[0].info
+    if not info.banded:
+        return
+    if (workdir / "config.json").exists() and (workdir / "classes.json").exists():
+        stored = load_info(workdir / "classes.json")
+        same = stored.banded and stored.channels == channels
+        if same and info.value_range in (None, stored.value_range):
+            info = with_bands(info, stored)
+    if not any(info.mean):
+        if not hasattr(splits[0], "bands"):
+            raise UserError(f"data.channels={channels}: {info.name} has no bands")
+        info = measure_bands(cast(BandSource, splits[0]))
+        _log.info("bands: %s", describe_bands(info))
+    for split in splits:
+        split.info = with_bands(split.info, info)
 
 
 def create_augmentation(config: ConfigDict) -> Augmentation:

@@ -129,7 +129,8 @@ def check_workdir(config: ConfigDict, workdir: Path, info: DatasetInfo) -> None:
         for key in config.model
         if key not in TRAINING_ONLY
     }
-    pairs["data.name"] = (stored.data.name, config.data.name)
+    for key in ("name", "channels"):
+        pairs[f"data.{key}"] = (stored.data[key], config.data[key])
     pairs["optimizer.name"] = (stored.optimizer.name, config.optimizer.name)
     decays = stored.optimizer.ema_decay, config.optimizer.ema_decay
     if 0 in decays:  # the checkpoints have averages, or have not

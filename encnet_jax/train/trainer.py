@@ -79,7 +79,7 @@ def train(
     mesh = create_mesh(config.mesh.data)
     settings.check_batch_size(config, mesh.size)
     set_max_image_pixels(config.data.max_image_pixels)
-    config, dataset, validation = input_pipeline.open_splits(config, datasets)
+    config, dataset, validation = input_pipeline.open_splits(config, datasets, workdir)
     settings.check_task(config, dataset.info)
     settings.warn_of_geometry(config)
     class_balance.warn_of_unlabeled_classes(dataset)
@@ -127,7 +127,9 @@ class Trainer:
         settings.check_workdir(config, workdir, info)
         self.checkpoints = Checkpoints(workdir, best_metric_name(info))
         if config.model.weights and not self.checkpoints.steps():
-            report = load_initial_weights(model, config.model.weights, info.class_names)
+            report = load_initial_weights(
+                model, config.model.weights, info.class_names, info.display_channels
+            )
             _log.info("%s: %s", config.model.weights, report)
         model_def, params, batch_stats = split_model(model)
         self.schedule = settings.create_schedule(config)

@@ -123,7 +123,8 @@ def _score_pixels(
             gates += prediction.gate
         if prediction.index in shown:
             example = prediction.example
-            rows[prediction.index] = (example.image, example.labels, prediction.labels)
+            image = example.shown(info).image
+            rows[prediction.index] = (image, example.labels, prediction.labels)
     results = accumulator.over_hosts().results(absent_classes)
     count = results["images"]
     mean = (sum_over_hosts(gates) / max(count, 1)).astype(np.float32)
@@ -142,7 +143,7 @@ def _score_classes(
     predictions = list(predictions)
     results = classification_scores(predictions, dataset.info.num_classes)
     rows = [
-        (p.example.image, int(p.example.labels), int(p.labels))
+        (p.example.shown(dataset.info).image, int(p.example.labels), int(p.labels))
         for p in predictions[:_PANEL_IMAGES]
     ]
     return Validation(

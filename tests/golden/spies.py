@@ -32,7 +32,7 @@ def _replace(
 def spy_on_head(head: EncodingHead) -> Log:
     """Returns a dict that the next call of a head fills: see `spy_on`."""
     log: Log = {}
-    _replace(head.context, "_encode", log, "encoded", 0)
+    _replace(head.context, "encode", log, "encoded", 0)
     _replace(head.context, "gate", log, "gate")
     _replace(head, "reduce", log, "reduce")
     if head.fuse is not None:

@@ -20,7 +20,7 @@ TILE_BYTES = 256 * 256 * 4 * 4  # of four classes
 class ReadInParts:
     """An image of which no part of more than so many pixels is read."""
 
-    shape = IMAGE.shape
+    shape, dtype = IMAGE.shape, IMAGE.dtype
 
     def __init__(self, limit):
         self.limit = limit

@@ -1,5 +1,6 @@
 """predict.py --slide: TIFF read and written in tiles, or one line."""
 
+import dataclasses
 import importlib.util
 from collections import namedtuple
 
@@ -141,7 +142,8 @@ def test_parts_are_the_pixels(tmp_path, form):
 
 
 def check_parts(path, expected, value_range=None):
-    with open_tiff(path, value_range) as image:
+    info = dataclasses.replace(INFO, value_range=value_range)
+    with open_tiff(path, info) as image:
         assert image.shape == expected.shape
         for box in (np.s_[0:150, 0:333], np.s_[40:111, 63:65], np.s_[149:150, 300:333]):
             np.testing.assert_array_equal(image[box], expected[box])

@@ -191,7 +191,7 @@ def test_nothing_but_the_files_of_the_format_is_read(folder, trees):
         (["prediction", "base_size"], -1, "base_size=-1: must be at least"),
         (["prediction", "base_size"], "big", "base_size"),
         (["prediction", "code"], "x", "prediction: has mode, protocol"),
-        (["data", "mean"], [0, 1], "data.mean=(0, 1): must be three numbers"),
+        (["data", "mean"], [0, 1], "data.std=(0.229, 0.224, 0.225): must be as many"),
         (["data", "std"], [0, 1, 1], "data.std"),
         (["data", "colors"], [[0, 0, 256]] * 3, "data.colors"),
         (["data", "class_names"], ["a", "b", 3], "data.class_names"),

@@ -8,9 +8,10 @@ from PIL import Image
 
 from encnet_jax.data import dataset_info as infos
 from encnet_jax.data.augment_device import ArrayDataset
+from encnet_jax.errors import UserError
 from encnet_jax.models.cifar import ClassifierOutput
 from encnet_jax.models.registry import MODELS
-from tests.settings.toy import toy_dataset
+from tests.settings.toy import ToyBackbone, toy_dataset
 
 sets = pytest.mark.sets
 
@@ -71,6 +72,72 @@ def test_seed_of_augmentation(train_steps):
         expected = dataset.images[index]
         expected = expected[:, ::-1] if flipped else expected
         np.testing.assert_array_equal(image, expected)
+
+
+def deep(count=4):
+    """Returns images of five channels with values of 12 bits."""
+    images = np.full((count, 4, 4, 5), 1000, np.uint16)
+    images[::2, ..., 4] = 3000
+    return images
+
+
+@sets("data.channels")
+def test_five_channels(train_steps):
+    toy = toy_dataset(images=deep())
+    recorded = train_steps(0, toy, **{"data.channels": 5})
+    images, _ = recorded.batch()
+    assert images.shape == (4, 4, 4, 5)
+    np.testing.assert_allclose(images[..., 0], 1000 * 255 / 65535, rtol=1e-5)
+    assert toy.info.mean[4] * 65535 == pytest.approx(2000)
+
+
+@sets("data.channels")
+def test_network_of_five_channels(train_steps, monkeypatch):
+    seen = []
+    create = ToyBackbone.__init__
+
+    def record(self, *, in_channels=3, rngs):
+        seen.append(in_channels)
+        create(self, in_channels=in_channels, rngs=rngs)
+
+    monkeypatch.setattr(ToyBackbone, "__init__", record)
+    train_steps(0, toy_dataset(images=deep()), **{"data.channels": 5})
+    assert set(seen) == {5}
+
+
+@sets("data.channels", "data.value_range")
+def test_files_of_one_channel_of_floats(train_steps, tmp_path):
+    pytest.importorskip("tensorflow")
+    pytest.importorskip("tifffile")
+    root = tmp_path / "folder"
+    write_folder(root, lone_pixels())
+    for path in (root / "images" / "more").iterdir():
+        path.unlink()
+        Image.fromarray(np.ones((4, 4), np.float32)).save(path.with_suffix(".tif"))
+    changes = {"data.channels": 1, "data.value_range": (0.0, 4.0)}
+    images, _ = train_steps(0, "files", **files(root), **changes).batch()
+    assert images.shape == (4, 4, 4, 1)
+    np.testing.assert_allclose(images, 16384)  # a quarter of 65535
+
+
+@sets("data.channels")
+def test_alpha_is_not_left_out(train_steps, tmp_path):
+    pytest.importorskip("tensorflow")
+    write_folder(tmp_path / "folder", lone_pixels())
+    changes = files(tmp_path / "folder") | {"data.channels": 4}
+    with pytest.raises(UserError, match="0.png: 3 channels; 4 are expected"):
+        train_steps(0, "files", **changes)
+
+
+@sets("data.value_range")
+@pytest.mark.parametrize("value", [(500, 1500), ((500, 1500),) * 3])
+def test_values_are_mapped_from_their_range(value, train_steps):
+    toy = toy_dataset(images=deep()[..., 2:])
+    recorded = train_steps(0, toy, **{"data.value_range": value})
+    images, _ = recorded.batch()
+    np.testing.assert_allclose(images[..., 0], 127.5, atol=0.01)
+    at = recorded.inputs[0]["index"] % 2 == 0
+    np.testing.assert_allclose(images[at][..., 2], 255)  # clipped
 
 
 @sets("data.color_jitter")

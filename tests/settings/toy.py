@@ -31,7 +31,7 @@ class ToyBackbone(nnx.Module):
     checks = {}
     features = (3, 3, 3, 3)
 
-    def __init__(self, *, rngs):
+    def __init__(self, *, in_channels=3, rngs):
         self.bias = nnx.Param(jax.random.uniform(rngs.params(), (2,)))
 
     def __call__(self, images):

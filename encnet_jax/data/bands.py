@@ -1,0 +1,272 @@
+"""Images of any number of channels and of more than 8 bits: read, scaled, shown.
+
+Every band is mapped from its range of values, low to high, to 0 to 65535 where it is
+read: images travel as uint16 (h, w, c), and `ops.normalize` knows them by that.
+"""
+
+import dataclasses
+import io
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from jaxtyping import Real, UInt8, UInt16
+from PIL import Image, ImageOps
+
+from encnet_jax.data.dataset_info import DatasetInfo
+from encnet_jax.data.image_io import decode_image, open_image, unreadable
+from encnet_jax.errors import UserError, require_package
+from encnet_jax.ops.normalize import to_byte_scale
+
+Pixels = UInt8[np.ndarray, "h w 3"] | UInt16[np.ndarray, "h w c"]
+RangeSetting = Sequence[float] | Sequence[Sequence[float]] | None
+
+RGB = DatasetInfo("", (), (), {})  # of images that are not bands
+_WHITE = 65535
+_TIFF_MARKS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+_ORIENTATION = 274
+# Shown as black and white: the mean of a channel minus and plus this many deviations.
+_SHOWN_DEVIATIONS = 2
+_RANGE_REMEDY = (
+    'give data.value_range, or "value_range" in classes.json: [low, high], or such a '
+    "pair for each channel"
+)
+
+
+def declare_bands(
+    info: DatasetInfo, channels: int, value_range: RangeSetting = ()
+) -> DatasetInfo:
+    """Returns the metadata of a data set whose images have these channels.
+
+    Images are read as bands if there are other than 3, or `value_range` is given, or
+    that of `info` has pairs. Mean and deviation are then unknown, 0 and 1.
+
+    Args:
+        info: The data set.
+        channels: Value of `data.channels`.
+        value_range: Value of `data.value_range`, in place of that of `info`.
+
+    Raises:
+        UserError: Another number of pairs than of channels, or a display channel that
+            there is not.
+    """
+    given = value_range or info.value_range or ()
+    pairs = isinstance(next(iter(given), None), Sequence)
+    if any(index >= channels for index in info.display_channels):
+        raise UserError(
+            f"display_channels={[*info.display_channels]}: data.channels={channels}, "
+            f"so that allowed are 0 to {channels - 1}"
+        )
+    if channels == 3 and not value_range and not pairs:
+        return info
+    if pairs and len(given) != channels:
+        raise UserError(
+            f"value_range: {len(given)} pairs; data.channels is {channels}: must be "
+            "one for each channel, or [low, high]"
+        )
+    ranges: Any = given if pairs else (given,) * channels
+    return dataclasses.replace(
+        info,
+        mean=(0.0,) * channels,
+        std=(1.0,) * channels,
+        value_range=tuple(map(tuple, ranges)) if given else None,
+    )
+
+
+def with_bands(info: DatasetInfo, known: DatasetInfo) -> DatasetInfo:
+    """Returns `info` with the channels, ranges and normalization of another.
+
+    Unchanged unless that has bands.
+    """
+    if not known.banded:
+        return info
+    return dataclasses.replace(
+        info,
+        mean=known.mean,
+        std=known.std,
+        value_range=known.value_range,
+        display_channels=info.display_channels or known.display_channels,
+    )
+
+
+def model_input(info: DatasetInfo) -> str:
+    """Returns in a sentence what channels and values a model of bands takes."""
+    pairs: Any = info.value_range
+    shown = pairs[:1] if len({*pairs}) == 1 else pairs
+    ranges = ", ".join(f"{low:g} to {high:g}" for low, high in shown)
+    return (
+        f"Images have {info.channels} channels; values of {ranges} are mapped to 0 to "
+        "255 by the model, others clipped."
+    )
+
+
+def describe_bands(info: DatasetInfo) -> str:
+    """Returns range, mean and deviation of each channel in one line."""
+    if info.value_range is None:
+        return f"{info.channels} channels"
+    parts = []
+    for channel, pair in enumerate(info.value_range):
+        low, high = np.array(pair, np.float64)
+        mean, std = (v[channel] * (high - low) for v in (info.mean, info.std))
+        parts.append(f"{channel}: {low:g} to {high:g}, {low + mean:.4g} +- {std:.4g}")
+    return f"{info.channels} channels ({'; '.join(parts)})"
+
+
+def decode_pixels(data: bytes, name: str, info: DatasetInfo) -> Pixels:
+    """Decodes an image file as a data set has it read: RGB, or scaled bands.
+
+    Raises:
+        UserError: See `decode_image` and `read_bands`.
+    """
+    if info.banded:
+        raw = read_bands(data, name, info.channels)
+        return scale_bands(raw, info.value_range, name)
+    value_range: Any = info.value_range
+    return decode_image(data, name, value_range)
+
+
+def read_bands(data: bytes, name: str, channels: int) -> Real[np.ndarray, "h w c"]:
+    """Returns the values that an image file holds.
+
+    TIFF is read by tifffile, other formats by Pillow; alpha is a channel like others.
+
+    Args:
+        data: Content of the file.
+        name: Its name, for error messages.
+        channels: How many there must be.
+
+    Raises:
+        UserError: The file cannot be read, or has another number of channels.
+    """
+    if data[:4] in _TIFF_MARKS:
+        values, channels_last = _read_tiff(data, name)
+        return as_bands(values, channels, name, channels_last=channels_last)
+    image = open_image(data, name, load=True)
+    if image.mode in ("P", "1"):
+        image = image.convert("RGB" if image.mode == "P" else "L")
+    values = np.asarray(ImageOps.exif_transpose(image))
+    return as_bands(values, channels, name, channels_last=True)
+
+
+def as_bands(
+    values: np.ndarray, channels: int, name: str, *, channels_last: bool = False
+) -> Real[np.ndarray, "h w c"]:
+    """Returns an array (h, w, c), (c, h, w) or, of one channel, (h, w) as (h, w, c).
+
+    The second is taken for it only where the first axis has the channels expected and
+    the last has not; with `channels_last` never.
+
+    Raises:
+        UserError: It has another number of channels, no pixels, or no real numbers.
+    """
+    shape = values.shape
+    if values.ndim == 2:
+        values = values[..., None]
+    elif values.ndim == 3 and not channels_last and shape[0] == channels != shape[2]:
+        values = np.moveaxis(values, 0, -1)
+    if values.ndim != 3 or values.dtype.kind not in "uif" or not values.size:
+        raise UserError(
+            f"{name}: {values.dtype} {shape}; must be numbers of shape (h, w, c)"
+        )
+    if values.shape[2] != channels:
+        found = values.shape[2] if channels_last else min(values.shape[::2])
+        raise UserError(f"{name}: {found} channels; {channels} are expected")
+    return values
+
+
+def scale_bands(
+    raw: Real[np.ndarray, "h w c"], value_range: Any, name: str
+) -> UInt16[np.ndarray, "h w c"]:
+    """Maps each channel from its range to 0-65535; NaN to 0, values beyond clipped.
+
+    Args:
+        raw: Values as stored.
+        value_range: A pair per channel; None: from all values of 8 or 16 bits.
+        name: Name of the image, for error messages.
+
+    Raises:
+        UserError: No range is given, of floats or signed or longer integers.
+    """
+    if value_range is None:
+        value_range = ((0, full_scale(raw, name)),) * raw.shape[2]
+    low, high = np.array(value_range, np.float64).T
+    if raw.dtype == np.uint16 and not low.any() and (high == _WHITE).all():
+        return np.ascontiguousarray(raw)
+    if raw.dtype == np.uint8 and not low.any() and (high == 255).all():
+        return raw.astype(np.uint16) * np.uint16(257)
+    exact = raw.dtype.itemsize <= 2 or raw.dtype == np.float32
+    dtype: Any = np.float32 if exact else np.float64
+    scaled: Any = raw.astype(dtype)
+    scaled -= low.astype(dtype)
+    scaled *= (_WHITE / (high - low)).astype(dtype)
+    scaled = np.nan_to_num(scaled, copy=False, nan=0.0)
+    return np.clip(scaled, 0, _WHITE, out=scaled).round().astype(np.uint16)
+
+
+def full_scale(raw: np.ndarray, name: str) -> int:
+    """Returns the greatest value of unsigned integers of 8 or 16 bits.
+
+    Raises:
+        UserError: Numbers of another kind, whose range is unknown.
+    """
+    if raw.dtype in (np.uint8, np.uint16):
+        return int(np.iinfo(raw.dtype).max)
+    values = raw[np.isfinite(raw)]
+    found = f", {values.min():g} to {values.max():g}" if values.size else ""
+    raise UserError(f"{name}: {raw.dtype} of unknown range{found}: {_RANGE_REMEDY}")
+
+
+def displayed(pixels: Pixels, info: DatasetInfo) -> UInt8[np.ndarray, "h w 3"]:
+    """Returns an image as it is shown: 8-bit RGB as it is, of bands three or one.
+
+    They are `info.display_channels`, by default the first three, or the first of fewer,
+    each stretched to two deviations around its mean.
+    """
+    if pixels.dtype == np.uint8:
+        return pixels
+    count = pixels.shape[-1]
+    shown = list(info.display_channels or (range(3) if count >= 3 else (0,)))
+    mean, std = (np.array(v, np.float32)[shown] for v in (info.mean, info.std))
+    values = to_byte_scale(pixels[..., shown]) / 255
+    values = (values - mean) / (2 * _SHOWN_DEVIATIONS * std) + 0.5
+    rgb = np.clip(255 * values, 0, 255).round().astype(np.uint8)
+    return np.ascontiguousarray(np.broadcast_to(rgb, (*rgb.shape[:2], 3)))
+
+
+def _read_tiff(data: bytes, name: str) -> tuple[np.ndarray, bool]:
+    """Returns the first series of a TIFF, and whether its channels are the last axis.
+
+    It is (h, w), (h, w, c) or (c, h, w).
+    """
+    require_package("tifffile", "tiff", name)
+    import tifffile
+
+    logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # more than one line
+    try:
+        with tifffile.TiffFile(io.BytesIO(data)) as file:
+            series = file.series[0]
+            page: Any = series.keyframe
+            _check_page(page, name)
+            # A file may hold an image, or each of its channels, as a page of its own.
+            return series.asarray().squeeze(), series.axes.endswith("S")
+    except UserError:
+        raise
+    except Exception as error:  # codecs raise errors of many kinds
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise UserError(f"{name}: cannot be read as a TIFF: {reason}") from error
+
+
+def _check_page(page: Any, name: str) -> None:
+    """Raises `UserError` for a page that is too large, turned, or no plain numbers."""
+    orientation = page.tags.get(_ORIENTATION)
+    if orientation is not None and orientation.value not in (0, 1):
+        raise UserError(f"{name}: is stored rotated or mirrored: convert it")
+    if int(page.photometric) == 3:
+        raise UserError(f"{name}: a palette image, not values of channels: convert it")
+    pixels, limit = page.imagelength * page.imagewidth, Image.MAX_IMAGE_PIXELS
+    if limit is not None and pixels > 2 * limit:  # as Pillow, for other formats
+        error = Image.DecompressionBombError(
+            f"Image size ({pixels} pixels) exceeds limit of {2 * limit} pixels"
+        )
+        raise unreadable(name, error)

@@ -1,0 +1,155 @@
+"""Bands: read from files and arrays, scaled by their ranges, measured, and shown."""
+
+import dataclasses
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from encnet_jax.data.augment_host import EncodedImage, HostResizer
+from encnet_jax.data.augmentation import Augmentation, jitter, sample_crop
+from encnet_jax.data.bands import (
+    as_bands,
+    declare_bands,
+    decode_pixels,
+    displayed,
+    read_bands,
+    scale_bands,
+)
+from encnet_jax.data.dataset_info import DatasetInfo, info_from_json, info_to_json
+from encnet_jax.data.normalization import measure_bands
+from encnet_jax.data.object_dataset import as_datasets
+from encnet_jax.errors import UserError
+from encnet_jax.ops.normalize import normalize, to_byte_scale
+
+INFO = DatasetInfo("x", ("a", "b"), ((0, 0, 0), (255, 255, 255)), {})
+RNG = np.random.default_rng(0)
+FIVE = RNG.integers(0, 4096, (6, 7, 5), np.uint16)
+
+
+def tiff(image, **options):
+    tifffile = pytest.importorskip("tifffile")
+    file = io.BytesIO()
+    tifffile.imwrite(file, image, **options)
+    return file.getvalue()
+
+
+def test_scaled_by_hand():
+    raw = np.float32([[[-1, 0], [0, 51], [1, 100], [np.nan, 200]]])
+    scaled = scale_bands(raw, ((-1, 1), (0, 100)), "x")
+    expected = [[[0, 0], [32768, 33423], [65535, 65535], [0, 65535]]]
+    np.testing.assert_array_equal(scaled, expected)
+    np.testing.assert_array_equal(
+        scale_bands(np.uint8([[[0, 128, 255]]]), None, "x"), [[[0, 128 * 257, 65535]]]
+    )
+    np.testing.assert_array_equal(scale_bands(FIVE, None, "x"), FIVE)
+    with pytest.raises(UserError, match="x: float32 of unknown range, -1 to 200"):
+        scale_bands(raw, None, "x")
+
+
+def test_layouts_of_tiff_files():
+    planes = np.moveaxis(FIVE, -1, 0)
+    for data in (
+        tiff(FIVE, photometric="minisblack", planarconfig="contig"),
+        tiff(planes, photometric="minisblack", planarconfig="separate"),
+        tiff(planes, photometric="minisblack"),  # a page for each channel
+        tiff(FIVE, photometric="minisblack", planarconfig="contig", compression="zlib"),
+    ):
+        np.testing.assert_array_equal(read_bands(data, "x.tif", 5), FIVE)
+        with pytest.raises(UserError, match="x.tif: 5 channels; 4 are expected"):
+            read_bands(data, "x.tif", 4)
+    with pytest.raises(UserError, match="x.tif: cannot be read as a TIFF"):
+        read_bands(b"II*\0" + bytes(20), "x.tif", 4)
+
+
+@pytest.mark.parametrize("mode", ["L", "RGB", "RGBA", "I;16"])
+def test_formats_of_pillow(mode):
+    channels = {"L": 1, "I;16": 1}.get(mode, len(mode))
+    dtype = np.uint16 if mode == "I;16" else np.uint8
+    pixels = RNG.integers(0, 256, (3, 4, channels)).astype(dtype)
+    file = io.BytesIO()
+    Image.fromarray(pixels.squeeze()).save(file, "PNG")
+    np.testing.assert_array_equal(read_bands(file.getvalue(), "x", channels), pixels)
+
+
+def test_arrays():
+    np.testing.assert_array_equal(as_bands(np.moveaxis(FIVE, -1, 0), 5, "x"), FIVE)
+    assert as_bands(FIVE[..., 0], 1, "x").shape == (6, 7, 1)
+    for array in (FIVE[0, 0], FIVE.astype(bool), FIVE[:0]):
+        with pytest.raises(UserError, match="x: "):
+            as_bands(array, 5, "x")
+
+
+def test_declared():
+    assert declare_bands(INFO, 3) is INFO and not INFO.banded
+    assert declare_bands(INFO, 3, (0, 4095)).value_range == ((0, 4095),) * 3
+    gray = dataclasses.replace(INFO, value_range=(0, 4095))
+    assert declare_bands(gray, 3) is gray  # scaled to 8 bits, as ever
+    one = declare_bands(gray, 1)
+    assert one.banded and one.value_range == ((0, 4095),) and one.channels == 1
+    with pytest.raises(UserError, match="2 pairs; data.channels is 5"):
+        declare_bands(INFO, 5, ((0, 1), (0, 1)))
+    shown = dataclasses.replace(INFO, display_channels=(4, 2, 5))
+    with pytest.raises(UserError, match="allowed are 0 to 4"):
+        declare_bands(shown, 5)
+    stored = info_from_json(info_to_json(one), None)
+    assert stored.value_range == ((0, 4095),) and stored.banded
+
+
+def test_measured_in_the_training_split():
+    images = [np.full((4, 4, 2), (v, 7), np.uint16) for v in (0, 65535)]
+    labels = np.zeros((4, 4), np.uint8)
+    dataset, _ = as_datasets(
+        [(i, labels + (n % 2)) for n, i in enumerate(images)],
+        class_names=("a", "b"),
+        channels=2,
+    )
+    info = measure_bands(dataset)
+    assert info.value_range == ((0, 65535),) * 2
+    np.testing.assert_allclose(info.mean, (0.5, 7 / 65535))
+    np.testing.assert_allclose(info.std, (0.5, 1))  # a constant channel
+    np.testing.assert_allclose(
+        normalize(dataset[1].image, info.mean, info.std)[0, 0], (1, 0), atol=1e-6
+    )
+
+
+def test_shown():
+    info = declare_bands(INFO, 5)
+    info = dataclasses.replace(info, mean=(0.5,) * 5, std=(0.1, 0.1, 0.1, 0.1, 0.25))
+    pixels = np.zeros((1, 1, 5), np.uint16)
+    pixels[..., 0] = 0.6 * 65535
+    pixels[..., 4] = 65535
+    np.testing.assert_array_equal(displayed(pixels, info), [[[191, 0, 0]]])
+    shown = dataclasses.replace(info, display_channels=(4, 0, 1))
+    np.testing.assert_array_equal(displayed(pixels, shown), [[[255, 191, 0]]])
+    gray = dataclasses.replace(declare_bands(INFO, 1), mean=(0.5,), std=(0.25,))
+    np.testing.assert_array_equal(displayed(pixels[..., 4:], gray), [[[255] * 3]])
+
+
+def test_crops_of_three_bands_are_those_of_rgb():
+    rgb = RNG.integers(0, 256, (40, 50, 3), np.uint8)
+    bands = scale_bands(rgb, None, "x")
+    augmentation = Augmentation(base_size=50, crop_size=32, rotation=20.0)
+    for seed in range(6):
+        params = sample_crop(augmentation, (40, 50), np.random.default_rng(seed))
+        crops = []
+        for pixels in (rgb, bands):
+            resizer = HostResizer(augmentation, 3, pixels.dtype)
+            batch = resizer.empty(1)
+            resizer.fill(batch, 0, EncodedImage.open(pixels), params)
+            crops.append(to_byte_scale(batch["images"][0]))
+        np.testing.assert_allclose(*crops, atol=1.5)  # bytes are rounded at each step
+
+
+def test_jitter_of_five_channels_keeps_saturation():
+    pixels = RNG.random((4, 4, 5), np.float32) * 255
+    draws = np.float32([0.75, 0.5, 0.9])
+    np.testing.assert_allclose(jitter(pixels, draws, 0.4), pixels * 1.2, atol=1e-3)
+
+
+def test_decoded_as_declared():
+    info = declare_bands(INFO, 5, (0, 4095))
+    data = tiff(FIVE, photometric="minisblack", planarconfig="contig")
+    pixels = decode_pixels(data, "x.tif", info)
+    np.testing.assert_array_equal(pixels, np.rint(FIVE * (65535 / 4095)))
