@@ -260,7 +260,8 @@ def test_int8_is_compared_with_float32(bench, tmp_path):
     pytest.importorskip("openvino")
     workdir, path = tmp_path / "run", tmp_path / "int8.json"
     workdir.mkdir()
-    write_workdir(workdir, **TINY, info=SCENES)
+    evaluation = {"split": "validation"}
+    write_workdir(workdir, **TINY, info=SCENES, evaluation=evaluation)
     arguments = [f"--workdir={workdir}", f"--output={path}", "--images=2", "--rounds=1"]
     arguments += ["--calibration_images=2", "--method_images=1", "--seconds=0.1"]
     result = bench("int8", *arguments)
