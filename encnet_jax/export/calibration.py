@@ -74,7 +74,7 @@ class CalibrationImages(Sequence[UInt8[np.ndarray, "h w 3"]]):
             self._read(path)
 
     def _read(self, path: Path) -> UInt8[np.ndarray, "h w 3"]:
-        return read_image(path, self._info.value_range)
+        return read_image(path, self._info)
 
 
 def find_calibration_images(folder: Path, count: int) -> list[Path]:

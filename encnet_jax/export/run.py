@@ -191,6 +191,8 @@ def _calibration_images(
     paths: Sequence[Path], spec: ExportSpec, size: tuple[int, int] | None
 ) -> CalibrationImages:
     """Returns images as the graph takes them, all of which can be read."""
+    if spec.info.banded:
+        raise UserError("--int8: only for models of RGB images, not of bands")
     if size is None and spec.info.task == "classification":
         size = (spec.base_size, spec.base_size)
     free = long_side_resizer(spec.base_size, spec.align_corners)
