@@ -8,7 +8,7 @@ import numpy as np
 from flax import nnx
 
 from encnet_jax.convert.first_conv import (
-    FIRST_KERNEL,
+    FIRST_KERNELS,
     describe_extension,
     extend_kernel,
 )
@@ -69,12 +69,18 @@ def _load_workdir(
     _, params, batch_stats = split_model(model)
     wanted = flatten_paths(params) | flatten_paths(batch_stats)
     extension = ""
-    if FIRST_KERNEL in stored and FIRST_KERNEL in wanted:
-        there, here = (tree[FIRST_KERNEL] for tree in (stored, wanted))
-        channels = here.shape[2]
-        if there.shape[2] == 3 != channels:
+    for path in FIRST_KERNELS:
+        if path not in stored or path not in wanted:
+            continue
+        there, channels = stored[path], wanted[path].shape[2]
+        if there.shape[2] not in (3, channels):
+            raise UserError(
+                f"model.weights={workdir}: takes images of {there.shape[2]} channels; "
+                f"data.channels is {channels}: must be the same, or weights of 3"
+            )
+        if there.shape[2] != channels:
             kernel = extend_kernel(np.asarray(there), channels, rgb_channels)
-            stored[FIRST_KERNEL] = jnp.asarray(kernel)
+            stored[path] = jnp.asarray(kernel)
             extension = describe_extension(channels, rgb_channels)
     fresh = [
         path for path in wanted if path.startswith(HEAD_PREFIXES) and not same_classes
