@@ -14,7 +14,9 @@ from encnet_jax.optimizer import create_optimizer
 from encnet_jax.run.checkpoint import Checkpoints
 from encnet_jax.run.model_config import model_settings
 from encnet_jax.run.state import create_train_state, split_model
+from encnet_jax.run.workdir import load_workdir
 from encnet_jax.train.initialization import load_initial_weights
+from tests.small_workdir import TINY, write_workdir
 
 NAMES = ("road", "car", "sky")
 
@@ -120,3 +122,26 @@ def test_another_model_is_refused_and_nothing_changes(earlier):
 def test_folder_without_a_run_is_named(tmp_path):
     with pytest.raises(UserError, match=f"{tmp_path}.*is .* the workdir"):
         load_initial_weights(model_of(2), str(tmp_path), NAMES)
+
+
+@pytest.mark.parametrize(
+    ("name", "path"),
+    [("fcn", "backbone.stem.0.conv.kernel"), ("encnet14", "stem.kernel")],
+)
+def test_first_convolution_takes_other_channels(name, path, tmp_path):
+    task = "segmentation" if name == "fcn" else "classification"
+    write_workdir(tmp_path / "rgb", task, name=name, **TINY)
+    stored = leaves(load_workdir(tmp_path / "rgb").model)[path]
+    options = settings(name=name)
+    options.data.channels = 4
+    model = create_model(num_classes=3, **model_settings(options))
+    text = load_initial_weights(model, str(tmp_path / "rgb"), NAMES, (2, 1, 0))
+    assert "first convolution: 4 instead of 3 channels; 2, 1, 0 have" in text
+    expected = np.concatenate([stored[:, :, ::-1], stored.mean(2, keepdims=True)], 2)
+    np.testing.assert_allclose(leaves(model)[path], expected, rtol=1e-6)
+
+
+def test_weights_of_other_bands_are_named(tmp_path):
+    write_workdir(tmp_path, data={"channels": 5}, **TINY)
+    with pytest.raises(UserError, match="images of 5 channels; data.channels is 3"):
+        load_initial_weights(model_of(1), str(tmp_path), NAMES)
