@@ -82,7 +82,8 @@ def fit(
         if images is None or labels is None:
             raise UserError("images, labels: both must be given, or dataset")
         images, labels = np.asarray(images), np.asarray(labels)
-        form = _form(config, images.shape[3:])
+        _check_axes(images.shape)
+        form = _form(config, images.shape)
         splits = _array_datasets(
             images, labels, class_names, ignore_label, validation, form
         )
@@ -94,7 +95,7 @@ def fit(
             raise UserError(
                 "dataset: takes the place of images and labels; pass either"
             )
-        form = _form(config, (3,))
+        form = _form(config, ())
         splits = as_datasets(
             dataset,
             cast(Examples, validation),
@@ -117,8 +118,17 @@ def fit(
 def _form(config: ConfigDict | None, shape: tuple[int, ...]) -> tuple[int, Any]:
     """Returns channels and range of the images; without a configuration by a shape."""
     if config is None:
-        return (shape or (3,))[0], ()
+        return shape[-1] if len(shape) == 4 else 3, ()
     return config.data.channels, config.data.value_range
+
+
+def _check_axes(shape: tuple[int, ...]) -> None:
+    """Raises `UserError` for the shape of images whose channels come first."""
+    if len(shape) == 4 and shape[3] != 3 and shape[1] < min(shape[2:]):
+        raise UserError(
+            f"images: {shape}; channels must be the last axis, (n, h, w, c): "
+            "np.moveaxis(images, 1, -1)"
+        )
 
 
 def small_config(images: np.ndarray, labels: np.ndarray) -> ConfigDict:
@@ -127,6 +137,7 @@ def small_config(images: np.ndarray, labels: np.ndarray) -> ConfigDict:
     EncNet on a ResNet-18, or `encnet14` of width 32 for image classification; 1,000
     steps of 16 images at their own size.
     """
+    _check_axes(images.shape)
     height, width = images.shape[1:3]
     config = default()
     config.total_steps = config.eval_every = config.checkpoint_every = 1000

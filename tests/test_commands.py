@@ -7,6 +7,7 @@ import tomllib
 
 import pytest
 
+from encnet_jax import commands
 from encnet_jax.commands import VERBS
 from tests.commands import ROOT, errors, run
 
@@ -76,3 +77,18 @@ def test_installed_command_is_the_module():
     command = [sys.executable, "-c", program, "--help"]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert result.stdout == encnet("--help").stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "place"),
+    [
+        ("import x --format=coco", 1),
+        ("--format=coco import x", 2),
+        ("--format coco import x", 3),
+        ("--skip_invalid import x", 2),
+        ("folder --output import", 0),
+        ("folder", 0),
+    ],
+)
+def test_import_may_follow_its_flags(arguments, place):
+    assert commands._place_of_import(["encnet data", *arguments.split()]) == place

@@ -306,3 +306,15 @@ def test_resumed_with_reordered_class_names_is_refused(tmp_path):
             images, labels, config, class_names=("square", "ground"), workdir=tmp_path
         )
     assert {path: path.read_bytes() for path in tmp_path.rglob("*.json*")} == before
+
+
+@pytest.mark.parametrize("labels", [np.arange(4) % 2, np.zeros((4, 32, 32), int)])
+def test_channels_first_is_refused(labels, tmp_path):
+    images = np.zeros((4, 3, 32, 32), np.uint8)
+    for call in (fit_arrays.small_config, encnet_jax.fit):
+        with pytest.raises(UserError, match="channels must be the last axis"):
+            call(images, labels)
+    # Patches of many channels.
+    assert (
+        fit_arrays.small_config(np.zeros((4, 9, 9, 200)), labels).data.channels == 200
+    )

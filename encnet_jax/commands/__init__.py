@@ -26,12 +26,26 @@ VERBS = {
 
 def run(verb: str) -> None:
     """Runs a verb with the flags of `sys.argv`, and exits with its code."""
-    if verb == "data" and sys.argv[1:2] == ["import"]:
+    if verb == "data" and (place := _place_of_import(sys.argv)):
         verb = "data_import"
-        sys.argv[:2] = [f"{sys.argv[0]} import"]
+        del sys.argv[place]
+        sys.argv[0] += " import"
     module = importlib.import_module(f"encnet_jax.commands.{verb}")
     module.define_flags()
     if {"-h", "--help"} & {*sys.argv[1:]}:
         print(f"{module.__doc__}\nFlags:\n{flags.FLAGS.module_help(module.__name__)}")
         sys.exit()
     cli.run(module.main)
+
+
+def _place_of_import(arguments: list[str]) -> int:
+    """Returns where `import` stands, possibly after flags; 0: nowhere.
+
+    After a flag without `=` it is its value, except after one that takes none.
+    """
+    for place, argument in enumerate(arguments[1:], 1):
+        before = arguments[place - 1] if place > 1 else ""
+        flag = before.startswith("-") and "=" not in before
+        if argument == "import" and not (flag and "skip_invalid" not in before):
+            return place
+    return 0

@@ -5,8 +5,9 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Float
 
-# What reads the image, of both stems.
+# What reads the image: of both stems of backbones, and of networks for classification.
 FIRST_KERNEL = "backbone.stem.0.conv.kernel"
+FIRST_KERNELS = (FIRST_KERNEL, "stem.kernel")
 
 
 def extend_kernel(

@@ -15,7 +15,14 @@ from jaxtyping import Real, UInt8, UInt16
 from PIL import Image, ImageOps
 
 from encnet_jax.data.dataset_info import DatasetInfo
-from encnet_jax.data.image_io import decode_image, open_image, unreadable
+from encnet_jax.data.image_io import (
+    TIFF_MARKS,
+    decode_image,
+    is_deep_color,
+    open_image,
+    stored_form,
+    unreadable,
+)
 from encnet_jax.errors import UserError, require_package
 from encnet_jax.ops.normalize import to_byte_scale
 
@@ -24,7 +31,6 @@ RangeSetting = Sequence[float] | Sequence[Sequence[float]] | None
 
 RGB = DatasetInfo("", (), (), {})  # of images that are not bands
 _WHITE = 65535
-_TIFF_MARKS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _ORIENTATION = 274
 # Shown as black and white: the mean of a channel minus and plus this many deviations.
 _SHOWN_DEVIATIONS = 2
@@ -139,23 +145,56 @@ def read_bands(data: bytes, name: str, channels: int) -> Real[np.ndarray, "h w c
     Raises:
         UserError: The file cannot be read, or has another number of channels.
     """
-    if data[:4] in _TIFF_MARKS:
+    if data[:4] in TIFF_MARKS:
         values, channels_last = _read_tiff(data, name)
         return as_bands(values, channels, name, channels_last=channels_last)
-    image = open_image(data, name, load=True)
-    if image.mode in ("P", "1"):
-        image = image.convert("RGB" if image.mode == "P" else "L")
-    values = np.asarray(ImageOps.exif_transpose(image))
+    tiles = getattr(open_image(data, name), "tile", [])  # gone once it is loaded
+    values = pillow_values(open_image(data, name, load=True), name, tiles)
     return as_bands(values, channels, name, channels_last=True)
 
 
+def pillow_values(
+    image: Image.Image, name: str, tiles: list | None = None
+) -> Real[np.ndarray, "h w *c"]:
+    """Returns the values of a Pillow image, upright; those of a palette in RGB.
+
+    Args:
+        image: The image.
+        name: Its name, for error messages.
+        tiles: Those of its file, if it is loaded.
+
+    Raises:
+        UserError: Pillow reads 8 bits of more.
+    """
+    tiles = getattr(image, "tile", []) if tiles is None else tiles
+    codec, mode, declared = stored_form(tiles)
+    white = _WHITE if image.mode == "I" else 255
+    if is_deep_color(tiles) or (codec == "ppm" and declared > white):
+        raise UserError(
+            f"{name}: 16 bits per color, of which only the upper 8 are read: convert "
+            "it to TIFF"
+        )
+    if image.mode in ("P", "1"):
+        image = image.convert("RGB" if image.mode == "P" else "L")
+    values = np.asarray(ImageOps.exif_transpose(image))
+    if codec == "ppm":  # Pillow has scaled them from the declared maximum
+        values = np.rint(values * (declared / white))
+    if image.mode == "I" and (codec == "ppm" or mode in ("I;16", "I;16B")):
+        return values.astype(np.uint16)
+    return values.astype(np.uint8) if codec == "ppm" else values
+
+
 def as_bands(
-    values: np.ndarray, channels: int, name: str, *, channels_last: bool = False
+    values: np.ndarray,
+    channels: int,
+    name: str,
+    *,
+    channels_last: bool | None = None,
 ) -> Real[np.ndarray, "h w c"]:
     """Returns an array (h, w, c), (c, h, w) or, of one channel, (h, w) as (h, w, c).
 
-    The second is taken for it only where the first axis has the channels expected and
-    the last has not; with `channels_last` never.
+    The second is taken for it where the first axis has the channels expected and the
+    last has not; with `channels_last` True never, with False whatever the last has.
 
     Raises:
         UserError: It has another number of channels, no pixels, or no real numbers.
@@ -163,8 +202,9 @@ def as_bands(
     shape = values.shape
     if values.ndim == 2:
         values = values[..., None]
-    elif values.ndim == 3 and not channels_last and shape[0] == channels != shape[2]:
-        values = np.moveaxis(values, 0, -1)
+    elif values.ndim == 3 and not channels_last and shape[0] == channels:
+        if channels_last is False or shape[2] != channels:
+            values = np.moveaxis(values, 0, -1)
     if values.ndim != 3 or values.dtype.kind not in "uif" or not values.size:
         raise UserError(
             f"{name}: {values.dtype} {shape}; must be numbers of shape (h, w, c)"
@@ -210,7 +250,7 @@ def full_scale(raw: np.ndarray, name: str) -> int:
     Raises:
         UserError: Numbers of another kind, whose range is unknown.
     """
-    if raw.dtype in (np.uint8, np.uint16):
+    if raw.dtype.newbyteorder("=") in (np.uint8, np.uint16):
         return int(np.iinfo(raw.dtype).max)
     values = raw[np.isfinite(raw)]
     found = f", {values.min():g} to {values.max():g}" if values.size else ""
@@ -235,7 +275,7 @@ def displayed(pixels: Pixels, info: DatasetInfo) -> UInt8[np.ndarray, "h w 3"]:
 
 
 def _read_tiff(data: bytes, name: str) -> tuple[np.ndarray, bool]:
-    """Returns the first series of a TIFF, and whether its channels are the last axis.
+    """Returns the first series of a TIFF, and whether its channels are stored last.
 
     It is (h, w), (h, w, c) or (c, h, w).
     """
@@ -249,7 +289,13 @@ def _read_tiff(data: bytes, name: str) -> tuple[np.ndarray, bool]:
             page: Any = series.keyframe
             _check_page(page, name)
             # A file may hold an image, or each of its channels, as a page of its own.
-            return series.asarray().squeeze(), series.axes.endswith("S")
+            values, axes = series.asarray(), series.axes
+            single = [
+                axis
+                for axis, (length, kind) in enumerate(zip(values.shape, axes))
+                if length == 1 and kind not in "YX"
+            ]
+            return values.squeeze(tuple(single)), axes.endswith("S")
     except UserError:
         raise
     except Exception as error:  # codecs raise errors of many kinds

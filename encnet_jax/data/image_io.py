@@ -12,6 +12,7 @@ from encnet_jax.errors import UserError
 
 ValueRange = tuple[float, float]
 
+TIFF_MARKS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _ORIENTATION = 0x0112  # EXIF tag; 1 is upright
 _PHOTOMETRIC, _SAMPLE_FORMAT = 262, 339  # TIFF tags; 0: white is 0; 1: unsigned
 _UNREADABLE = (
@@ -75,7 +76,8 @@ def to_rgb_array(
     image: Image.Image, value_range: ValueRange | None = None, name: str = "image"
 ) -> UInt8[np.ndarray, "h w 3"]:
     """Converts an opened image as `decode_image` does."""
-    tiles, deep_color = getattr(image, "tile", []), _is_deep_color(image)
+    tiles = getattr(image, "tile", [])
+    deep_color = is_deep_color(tiles)
     tags = dict(getattr(image, "tag_v2", {}))
     image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I") or image.mode == "F":
@@ -108,7 +110,7 @@ def _scale_gray(
         UserError: The range of the values is unknown.
     """
     values = np.asarray(image).astype(np.float64)
-    codec, mode, declared = _stored_form(tiles)
+    codec, mode, declared = stored_form(tiles)
     if codec == "ppm":  # Pillow has scaled them from the declared maximum to 65535
         values *= declared / 65535
     if value_range is None:
@@ -130,7 +132,7 @@ def _scale_gray(
     return Image.fromarray(np.clip(values.round(), 0, 255).astype(np.uint8))
 
 
-def _stored_form(tiles: list) -> tuple[str, str, int]:
+def stored_form(tiles: list) -> tuple[str, str, int]:
     """Returns the codec, the mode in the file, and the greatest value it declares."""
     if not tiles:  # made or loaded by the caller
         return "", "", 65535
@@ -141,9 +143,9 @@ def _stored_form(tiles: list) -> tuple[str, str, int]:
     return codec, str(mode), 4095 if mode == "I;12" else 65535
 
 
-def _is_deep_color(image: Image.Image) -> bool:
+def is_deep_color(tiles: list) -> bool:
     """Returns whether a file holds 16 bits per color, of which Pillow reads 8."""
-    mode = _stored_form(getattr(image, "tile", []))[1]
+    mode = stored_form(tiles)[1]
     return ";16" in mode and not mode.startswith("I")
 
 
@@ -179,7 +181,11 @@ def ensure_rgb_bytes(
     """
     image = open_image(data, name)
     plain = image.mode in ("RGB", "L") and "transparency" not in image.info
-    if image.format in ("JPEG", "PNG") and plain and not _is_deep_color(image):
+    if (
+        image.format in ("JPEG", "PNG")
+        and plain
+        and not is_deep_color(getattr(image, "tile", []))
+    ):
         if orientation(image, name) == 1:
             return data
     file = io.BytesIO()
@@ -214,8 +220,28 @@ def open_image(data: bytes, name: str, *, load: bool = False) -> Image.Image:
         if load:
             image.load()
     except _UNREADABLE as error:
+        kind = _tiff_kind(data) if isinstance(error, UnidentifiedImageError) else ""
+        if kind:
+            raise UserError(
+                f"{name}: a TIFF of {kind}; must be gray or 8-bit RGB, unless the "
+                "training sets data.channels or data.value_range"
+            ) from error
         raise unreadable(name, error) from error
     return image
+
+
+def _tiff_kind(data: bytes) -> str:
+    """Returns channels and dtype of a TIFF that Pillow cannot read; "" if unknown."""
+    if data[:4] not in TIFF_MARKS:
+        return ""
+    try:
+        import tifffile
+
+        with tifffile.TiffFile(io.BytesIO(data)) as file:
+            page = file.pages.first
+            return f"{page.samplesperpixel} channels, {page.dtype}"
+    except Exception:  # not installed, or damaged in one of many ways
+        return ""
 
 
 def unreadable(name: str, error: Exception) -> UserError:

@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Real, UInt8
 from PIL import Image, ImageOps
 
-from encnet_jax.data.bands import as_bands
+from encnet_jax.data.bands import as_bands, pillow_values
 from encnet_jax.data.image_io import to_rgb_array
 from encnet_jax.errors import UserError
 
@@ -93,7 +93,8 @@ def raw_bands(image: Any, channels: int, name: str) -> Real[np.ndarray, "h w c"]
     """
     if isinstance(image, Image.Image):
         with _lock(image):
-            image = np.asarray(ImageOps.exif_transpose(image))
+            values = pillow_values(image, name)
+        return as_bands(values, channels, name, channels_last=True)
     return as_bands(np.asarray(image), channels, name)
 
 

@@ -302,7 +302,8 @@ def _byte_scale(images: Any, info: DatasetInfo) -> Any:
     if not info.banded:
         return images
     low, high = np.array(info.value_range, np.float32).T
-    return jnp.clip((images - low) * (255 / (high - low)), 0, 255)
+    scaled = jnp.clip((images - low) * (255 / (high - low)), 0, 255)
+    return jnp.where(jnp.isnan(scaled), 0, scaled)  # as `scale_bands`
 
 
 def _images(info: DatasetInfo, *shape: Any) -> Shape:

@@ -197,6 +197,8 @@ class TiffImage:
                     f"{path}: {found} channels, {page.dtype}; "
                     f"{self._info.channels} are expected"
                 )
+            if int(page.photometric) == 3:
+                raise UserError(f"{path}: a palette image, not values: convert it")
             mode = "bands"
         elif page.dtype == np.uint16 and mode == "L":
             if self._value_range is None:

@@ -1,14 +1,15 @@
 """Initial weights from `model.weights`: PyTorch files, workdirs, model folders."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
 from encnet_jax.convert.first_conv import (
-    FIRST_KERNEL,
+    FIRST_KERNELS,
     describe_extension,
     extend_kernel,
 )
@@ -68,14 +69,10 @@ def _load_workdir(
     stored = flatten_paths(trained.params) | flatten_paths(trained.batch_stats)
     _, params, batch_stats = split_model(model)
     wanted = flatten_paths(params) | flatten_paths(batch_stats)
-    extension = ""
-    if FIRST_KERNEL in stored and FIRST_KERNEL in wanted:
-        there, here = (tree[FIRST_KERNEL] for tree in (stored, wanted))
-        channels = here.shape[2]
-        if there.shape[2] == 3 != channels:
-            kernel = extend_kernel(np.asarray(there), channels, rgb_channels)
-            stored[FIRST_KERNEL] = jnp.asarray(kernel)
-            extension = describe_extension(channels, rgb_channels)
+    try:
+        extension = fit_first_kernel(stored, wanted, rgb_channels)
+    except UserError as error:
+        raise UserError(f"model.weights={workdir}: {error}") from error
     fresh = [
         path for path in wanted if path.startswith(HEAD_PREFIXES) and not same_classes
     ]
@@ -103,3 +100,35 @@ def _load_workdir(
     if unused:
         parts.append(f"not used by this model: {shortened(unused)}")
     return "; ".join(parts)
+
+
+def fit_first_kernel(
+    stored: dict[str, Any], wanted: Mapping[str, Any], rgb_channels: Sequence[int]
+) -> str:
+    """Extends the first convolution of stored weights to the channels of a model.
+
+    Args:
+        stored: Path -> array; the kernel is replaced.
+        wanted: Path -> array of the model.
+        rgb_channels: See `first_conv.extend_kernel`.
+
+    Returns:
+        What was done, in words; "" if the channels are the same.
+
+    Raises:
+        UserError: The weights are of other channels, but not of 3.
+    """
+    path = next((p for p in FIRST_KERNELS if p in stored and p in wanted), None)
+    if path is None:
+        return ""
+    there, channels = stored[path].shape[2], wanted[path].shape[2]
+    if there == channels:
+        return ""
+    if there != 3:
+        raise UserError(
+            f"takes images of {there} channels; data.channels is {channels}: must be "
+            "the same, or weights of 3"
+        )
+    kernel = extend_kernel(np.asarray(stored[path]), channels, rgb_channels)
+    stored[path] = jnp.asarray(kernel)
+    return describe_extension(channels, rgb_channels)

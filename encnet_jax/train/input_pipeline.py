@@ -1,5 +1,6 @@
 """Data sets and training batches by the configuration."""
 
+import copy
 import dataclasses
 import logging
 from collections.abc import Iterator
@@ -76,38 +77,47 @@ def open_splits(
         if isinstance(dataset, ObjectDataset):
             config = config.copy_and_resolve_references()
             config.data.name = dataset.info.name
-    _set_bands(config, (dataset, validation), workdir)
-    return config, dataset, validation
+    return config, *_with_bands(config, (dataset, validation), workdir)
 
 
-def _set_bands(
+def _with_bands(
     config: ConfigDict, splits: tuple[Dataset, Dataset], workdir: Path
-) -> None:
-    """Sets ranges and normalization in the metadata of splits of bands."""
-    channels = config.data.channels
+) -> tuple[Dataset, Dataset]:
+    """Returns splits with ranges and normalization, if they are of bands.
+
+    These are copies: another training may read the same ones otherwise.
+    """
+    channels, value_range = config.data.channels, config.data.value_range
+    infos = []
     for split in splits:
-        if not split.info.banded:
-            split.info = declare_bands(split.info, channels, config.data.value_range)
-        if split.info.channels != channels:
+        info = split.info
+        if info.banded and info.channels != channels:
             raise UserError(
-                f"data.channels={channels}: {split.info.name} has images of "
-                f"{split.info.channels}"
+                f"data.channels={channels}: {info.name} has images of {info.channels}"
             )
-    info = splits[0].info
+        if value_range or not info.banded:
+            info = declare_bands(info, channels, value_range)
+        infos.append(info)
+    info = infos[0]
     if not info.banded:
-        return
+        return splits
+    dataset = copy.copy(splits[0])
+    dataset.info = info
+    validation = dataset if splits[1] is splits[0] else copy.copy(splits[1])
     if (workdir / "config.json").exists() and (workdir / "classes.json").exists():
         stored = load_info(workdir / "classes.json")
         same = stored.banded and stored.channels == channels
         if same and info.value_range in (None, stored.value_range):
             info = with_bands(info, stored)
     if not any(info.mean):
-        if not hasattr(splits[0], "bands"):
+        if not hasattr(dataset, "bands"):
             raise UserError(f"data.channels={channels}: {info.name} has no bands")
-        info = measure_bands(cast(BandSource, splits[0]))
+        info = measure_bands(cast(BandSource, dataset))
         _log.info("bands: %s", describe_bands(info))
-    for split in splits:
-        split.info = with_bands(split.info, info)
+    dataset.info = info
+    if validation is not dataset:
+        validation.info = with_bands(infos[1], info)
+    return dataset, validation
 
 
 def create_augmentation(config: ConfigDict) -> Augmentation:

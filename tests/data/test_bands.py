@@ -20,8 +20,11 @@ from encnet_jax.data.bands import (
 from encnet_jax.data.dataset_info import DatasetInfo, info_from_json, info_to_json
 from encnet_jax.data.normalization import measure_bands
 from encnet_jax.data.object_dataset import as_datasets
+from encnet_jax.data.object_example import raw_bands
 from encnet_jax.errors import UserError
 from encnet_jax.ops.normalize import normalize, to_byte_scale
+from encnet_jax.predict.read_image import read_image
+from tests.data.png_files import make_png
 
 INFO = DatasetInfo("x", ("a", "b"), ((0, 0, 0), (255, 255, 255)), {})
 RNG = np.random.default_rng(0)
@@ -153,3 +156,59 @@ def test_decoded_as_declared():
     data = tiff(FIVE, photometric="minisblack", planarconfig="contig")
     pixels = decode_pixels(data, "x.tif", info)
     np.testing.assert_array_equal(pixels, np.rint(FIVE * (65535 / 4095)))
+
+
+def test_layout_of_a_file_is_known_where_lengths_are_equal():
+    image = RNG.integers(0, 4096, (5, 5, 5), np.uint16)
+    planes = np.moveaxis(image, -1, 0)
+    for options in ({}, {"planarconfig": "separate"}):
+        file = tiff(planes, photometric="minisblack", **options)
+        np.testing.assert_array_equal(read_bands(file, "x.tif", 5), image)
+    row = tiff(planes[:, :1], photometric="minisblack", planarconfig="separate")
+    np.testing.assert_array_equal(read_bands(row, "x.tif", 5), image[:1])
+
+
+def test_tiff_of_bands_is_named_where_rgb_is_expected():
+    file = tiff(FIVE, photometric="minisblack", planarconfig="contig")
+    with pytest.raises(UserError, match="x.tif: a TIFF of 5 channels, uint16; must be"):
+        decode_pixels(file, "x.tif", INFO)
+
+
+def test_values_that_pillow_changes():
+    def pnm(kind, channels):
+        values = (FIVE[..., :channels] % 4096).astype(">u2")
+        return b"P%d 7 6 4095\n" % kind + values.tobytes()
+
+    found = read_bands(pnm(5, 1), "x.pgm", 1)
+    assert found.dtype == np.uint16
+    np.testing.assert_array_equal(found, FIVE[..., :1])
+    with pytest.raises(UserError, match="x.ppm: 16 bits per color.*convert it to TIFF"):
+        read_bands(pnm(6, 3), "x.ppm", 3)
+
+
+@pytest.mark.parametrize(("color_type", "channels"), [(4, 2), (2, 3), (6, 4)])
+def test_png_of_16_bits_per_color_is_refused(color_type, channels):
+    file = make_png(np.full((2, 2, channels), 40000), 16, color_type)
+    with pytest.raises(UserError, match="x.png: 16 bits per color"):
+        read_bands(file, "x.png", channels)
+
+
+def test_pillow_images_are_read_as_their_files():
+    info = declare_bands(INFO, 3, (0, 255))
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    image = Image.fromarray(FIVE[..., :3].astype(np.uint8))
+    for kind, options in (("PNG", {"exif": exif}), ("GIF", {})):
+        file = io.BytesIO()
+        image.save(file, kind, **options)
+        expected = decode_pixels(file.getvalue(), "x", info)
+        assert expected.shape == ((7, 6, 3) if options else (6, 7, 3))
+        opened = Image.open(file)
+        np.testing.assert_array_equal(read_image(opened, info), expected)
+        raw = raw_bands(opened, 3, "x")
+        np.testing.assert_array_equal(scale_bands(raw, info.value_range, "x"), expected)
+
+
+def test_byte_order_of_arrays_plays_no_part():
+    expected = scale_bands(FIVE, None, "x")
+    np.testing.assert_array_equal(scale_bands(FIVE.astype(">u2"), None, "x"), expected)

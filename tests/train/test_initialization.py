@@ -6,6 +6,7 @@ import pytest
 from flax import nnx
 
 from encnet_jax.config import default, save_config
+from encnet_jax.convert.first_conv import FIRST_KERNELS
 from encnet_jax.data.dataset_info import DatasetInfo, save_info, voc_colormap
 from encnet_jax.errors import UserError
 from encnet_jax.export.run import export_workdir
@@ -14,7 +15,7 @@ from encnet_jax.optimizer import create_optimizer
 from encnet_jax.run.checkpoint import Checkpoints
 from encnet_jax.run.model_config import model_settings
 from encnet_jax.run.state import create_train_state, split_model
-from encnet_jax.train.initialization import load_initial_weights
+from encnet_jax.train.initialization import fit_first_kernel, load_initial_weights
 
 NAMES = ("road", "car", "sky")
 
@@ -120,3 +121,23 @@ def test_another_model_is_refused_and_nothing_changes(earlier):
 def test_folder_without_a_run_is_named(tmp_path):
     with pytest.raises(UserError, match=f"{tmp_path}.*is .* the workdir"):
         load_initial_weights(model_of(2), str(tmp_path), NAMES)
+
+
+@pytest.mark.parametrize("path", ["backbone.stem.0.conv.kernel", "stem.kernel"])
+def test_first_convolution_takes_other_channels(path):
+    kernel = np.random.default_rng(0).normal(size=(3, 3, 3, 2)).astype(np.float32)
+    stored, wanted = {path: kernel}, {path: np.zeros((3, 3, 4, 2))}
+    text = fit_first_kernel(stored, wanted, (2, 1, 0))
+    assert "first convolution: 4 instead of 3 channels; 2, 1, 0 have" in text
+    expected = np.concatenate([kernel[:, :, ::-1], kernel.mean(2, keepdims=True)], 2)
+    np.testing.assert_allclose(stored[path], expected, rtol=1e-6)
+    assert not fit_first_kernel(stored, wanted, ())
+    with pytest.raises(UserError, match="images of 4 channels; data.channels is 3"):
+        fit_first_kernel(stored, {path: kernel}, ())
+
+
+def test_first_convolutions_are_those_of_the_networks(earlier):
+    assert FIRST_KERNELS[0] in earlier[1]
+    network = nnx.eval_shape(lambda: create_model("encnet14", num_classes=3, width=4))
+    paths = [".".join(map(str, path)) for path, _ in nnx.iter_graph(network)]
+    assert FIRST_KERNELS[1] in paths
