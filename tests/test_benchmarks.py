@@ -12,9 +12,11 @@ from flax import nnx
 
 from benchmarks import timing
 from encnet_jax.convert.load import load_torch_weights
+from encnet_jax.data.dataset_info import SCENES
 from encnet_jax.models import create_model
 from tests.commands import ROOT, environment, errors
 from tests.random_module import random_module
+from tests.small_workdir import TINY, write_workdir
 
 
 @pytest.fixture(scope="module")
@@ -251,3 +253,27 @@ def test_encoding_is_compared_with_its_literal_forms(bench, tmp_path):
         }
         for row in forms.values():
             assert row["forward"] > 0 and row["gradients"] > 0 and row["error"] < 1e-5
+
+
+@pytest.mark.slow
+def test_int8_is_compared_with_float32(bench, tmp_path):
+    pytest.importorskip("openvino")
+    workdir, path = tmp_path / "run", tmp_path / "int8.json"
+    workdir.mkdir()
+    evaluation = {"split": "validation"}
+    write_workdir(workdir, **TINY, info=SCENES, evaluation=evaluation)
+    arguments = [f"--workdir={workdir}", f"--output={path}", "--images=2", "--rounds=1"]
+    arguments += ["--calibration_images=2", "--method_images=1", "--seconds=0.1"]
+    result = bench("int8", *arguments)
+    assert result.returncode == 0, result.stderr
+    assert "| run | OpenVINO int8 | " in result.stdout
+    found = json.loads(path.read_text())
+    rows = found["mean_iou"]
+    assert len(rows) == 5 and len(found["methods"]) == 3
+    for candidate in ("ONNX Runtime", "OpenVINO"):
+        assert rows[f"run, {candidate}"]["agreement"] > 0.999
+        assert 0.5 < rows[f"run, {candidate} int8"]["agreement"] < 1
+        assert found["seconds"]["run"][f"{candidate} int8"] > 0
+    resumed = bench("int8", *arguments)
+    assert resumed.returncode == 0, resumed.stderr
+    assert json.loads(path.read_text()) == found

@@ -168,7 +168,7 @@ def as_datasets(
     channels: int = 3,
     value_range: RangeSetting = (),
 ) -> tuple[Dataset, Dataset]:
-    """Returns the splits of a training; of objects as checked `ObjectDataset`s.
+    """Returns the splits of a training; each object as a checked `ObjectDataset`.
 
     Args:
         dataset: A data set or data set object, to train on.

@@ -49,6 +49,12 @@ _RUNTIME = """\
 Runs in any ONNX runtime; verified with ONNX Runtime. Outputs that are not requested
 are not copied.
 """
+_INT8 = (
+    "Convolutions and products with weights are computed in int8 where the runtime has "
+    "kernels for it (QuantizeLinear and DequantizeLinear pairs: int8 weights with one "
+    "scale per output channel, uint8 activations with one per tensor), all else in "
+    "float32. Calibrated on {} images."
+)
 
 
 def export_readme(
@@ -63,6 +69,7 @@ def export_readme(
     training_size: int,
     file_format: str,
     checked: str,
+    calibration_images: int | None = None,
 ) -> str:
     """Returns the README in Markdown.
 
@@ -78,7 +85,10 @@ def export_readme(
             classification; 0 if they were not resized.
         file_format: `"stablehlo"` or `"onnx"`.
         checked: Result of the comparison with JAX.
+        calibration_images: Number of images on which the graph was quantized to int8;
+            None: it is float32.
     """
+    int8 = calibration_images is not None
     any_size = not isinstance(images.shape[1], int)
     side = training_size or 480
     example = (1, side, side, info.channels) if any_size else images.shape
@@ -91,9 +101,11 @@ def export_readme(
         ),
     ]
     notes = _notes(info, smallest if any_size else None, training_size)
+    notes.append(_INT8.format(calibration_images) if int8 else "Computed in float32.")
+    tags = [file_format, *(["int8"] if int8 else [])]
     return "\n".join(
         [
-            *front_matter(network, info, training, tags=[file_format]),
+            *front_matter(network, info, training, tags=tags),
             f"# {title}",
             "",
             "```python",
@@ -130,7 +142,7 @@ def _notes(info: DatasetInfo, smallest: int | None, training_size: int) -> list[
     if info.task == "classification":
         notes.append(f"Training images had {training_size}x{training_size} pixels.")
         training_size = 0
-    return [*notes, *image_notes(info, training_size), "Computed in float32."]
+    return [*notes, *image_notes(info, training_size)]
 
 
 def _array(array: jax.ShapeDtypeStruct) -> str:

@@ -2,7 +2,7 @@
 
 import dataclasses
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,15 @@ from flax import nnx
 
 from encnet_jax.data.dataset_info import DatasetInfo, save_info
 from encnet_jax.errors import UserError
+from encnet_jax.evaluate.settings import whole_image_size
+from encnet_jax.export.calibration import (
+    CalibrationImages,
+    crop_resizer,
+    find_calibration_images,
+    long_side_resizer,
+)
 from encnet_jax.export.formats import READERS, WRITERS, PredictFn, Shape, check_format
+from encnet_jax.export.quantize import quantize_in_place
 from encnet_jax.export.readme import export_readme
 from encnet_jax.files import check_folder
 from encnet_jax.inference.folding import fold_model
@@ -45,6 +53,9 @@ class ExportSpec:
         training_size: Long side of the training images in pixels; 0 if they were not
             resized.
         smallest: Minimum height and width in pixels.
+        base_size: Long side to which `encnet predict` resizes images, in pixels; 0: not
+            at all. For a classifier, both sides.
+        align_corners: How it resizes; see `whole_image_logits`.
     """
 
     network: str
@@ -54,6 +65,8 @@ class ExportSpec:
     title: str
     training_size: int
     smallest: int
+    base_size: int
+    align_corners: bool
 
 
 def export_workdir(
@@ -62,6 +75,8 @@ def export_workdir(
     file_format: str = "stablehlo",
     step: str = "best",
     size: str = "",
+    calibration: Path | None = None,
+    calibration_images: int = 64,
 ) -> str:
     """Writes `model.stablehlo` or `model.onnx`, `classes.json` and `README.md`.
 
@@ -76,16 +91,25 @@ def export_workdir(
         step: Which checkpoint: `"best"`, `"latest"` or a step number.
         size: `HEIGHTxWIDTH` of an ONNX graph for one image; by default any number of
             images of any size.
+        calibration: Folder of images on which an ONNX graph is quantized to int8; None
+            for float32.
+        calibration_images: How many of its images, at most.
 
     Returns:
         One line that names the file and the result of the comparison.
 
     Raises:
         UserError: No workdir or checkpoint, `output` is not empty, an unknown format or
-            invalid size, a missing package, or a failed comparison.
+            invalid size, a missing package, no calibration images or one that cannot be
+            read, or a failed comparison.
     """
     check_format(file_format)
     fixed = _parse_size(size, file_format)
+    paths = None
+    if calibration is not None:
+        if file_format != "onnx":
+            raise UserError(f"--format={file_format}: only onnx can be int8")
+        paths = find_calibration_images(calibration, calibration_images)
     if file_format == "pretrained":
         return _export_model_folder(workdir, output, step)
     check_folder(output, "--output")
@@ -101,6 +125,7 @@ def export_workdir(
         raise UserError(
             f"--size={size}: height and width must be at least {spec.smallest}"
         )
+    images = None if paths is None else _calibration_images(paths, spec, fixed)
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
         # On the same file system: a failure leaves nothing, and moving is atomic.
@@ -110,7 +135,7 @@ def export_workdir(
     with scratch as name:
         folder = Path(name) / "model"
         folder.mkdir()
-        checked = _fill(folder, spec, file_format, fixed)
+        checked = _fill(folder, spec, file_format, fixed, images)
         path = output / f"model.{file_format}"
         megabytes = (folder / path.name).stat().st_size / 1e6
         folder.replace(output)
@@ -127,7 +152,11 @@ def _export_model_folder(workdir: Path, output: Path, step: str) -> str:
 
 
 def _fill(
-    folder: Path, spec: ExportSpec, file_format: str, size: tuple[int, int] | None
+    folder: Path,
+    spec: ExportSpec,
+    file_format: str,
+    size: tuple[int, int] | None,
+    calibration: CalibrationImages | None,
 ) -> str:
     """Writes the files of an export; returns the result of the comparison."""
     images = _images(spec.info, 1, *size) if size else _free_images(spec)
@@ -137,6 +166,9 @@ def _fill(
     example = _example(spec.info, shape)
     expected = jax.jit(spec.predict)(example)
     checked = compare(READERS[file_format](path)(example), expected)
+    if calibration is not None:
+        kept = quantize_in_place(path, calibration)
+        checked = f"{checked}, before quantization; {kept}"
     save_info(spec.info, folder / "classes.json")
     text = export_readme(
         spec.title,
@@ -149,9 +181,25 @@ def _fill(
         training_size=spec.training_size,
         checked=checked,
         file_format=file_format,
+        calibration_images=None if calibration is None else len(calibration),
     )
     (folder / "README.md").write_text(text)
     return checked
+
+
+def _calibration_images(
+    paths: Sequence[Path], spec: ExportSpec, size: tuple[int, int] | None
+) -> CalibrationImages:
+    """Returns images as the graph takes them, all of which can be read."""
+    if spec.info.banded:
+        raise UserError("--int8: only for models of RGB images, not of bands")
+    if size is None and spec.info.task == "classification":
+        size = (spec.base_size, spec.base_size)
+    free = long_side_resizer(spec.base_size, spec.align_corners)
+    resize = crop_resizer(size) if size else free
+    images = CalibrationImages(paths, spec.info, resize, spec.smallest)
+    images.check()
+    return images
 
 
 def load_trained(workdir: Path, step: str | int = "best") -> ExportSpec:
@@ -173,6 +221,8 @@ def load_trained(workdir: Path, step: str | int = "best") -> ExportSpec:
         training_size=config.data.crop_size if classifies else config.data.base_size,
         # The last features then have at least two pixels: align_corners needs them.
         smallest=1 + feature_stride(config.model.backbone, config.model.output_stride),
+        base_size=config.data.crop_size if classifies else whole_image_size(config),
+        align_corners=config.evaluation.align_corners,
     )
 
 

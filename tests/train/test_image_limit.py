@@ -10,6 +10,7 @@ from PIL import Image
 
 from encnet_jax.commands import data
 from encnet_jax.config import default
+from encnet_jax.data.dataset_info import CAMVID, save_info
 from encnet_jax.errors import UserError
 from encnet_jax.evaluate.run import evaluate_workdir
 from encnet_jax.train import trainer
@@ -24,6 +25,8 @@ def train(config, workdir):
 
 
 def evaluate(config, workdir):
+    workdir.mkdir(exist_ok=True)
+    save_info(CAMVID, workdir / "classes.json")
     try:
         evaluate_workdir(config, workdir, "val")
     except UserError as error:
