@@ -103,6 +103,9 @@ def test_five_channels_of_16_bits_end_to_end(tmp_path):
         run = READERS[kind](tmp_path / kind / f"model.{kind}")
         found = run(array[None].astype(np.float32))["labels"]
         np.testing.assert_array_equal(found[0], labels)
+        holes, lowest = (array[None].astype(np.float32) for _ in range(2))
+        holes[:, :9], lowest[:, :9] = np.nan, [low for low, _ in RANGE]
+        np.testing.assert_array_equal(run(holes)["logits"], run(lowest)["logits"])
 
 
 @pytest.mark.slow
