@@ -105,7 +105,7 @@ def test_five_channels_of_16_bits_end_to_end(tmp_path):
         np.testing.assert_array_equal(found[0], labels)
         holes, lowest = (array[None].astype(np.float32) for _ in range(2))
         holes[:, :9], lowest[:, :9] = np.nan, [low for low, _ in RANGE]
-        np.testing.assert_array_equal(run(holes)["logits"], run(lowest)["logits"])
+        np.testing.assert_array_equal(run(holes)["labels"], run(lowest)["labels"])
 
 
 @pytest.mark.slow
