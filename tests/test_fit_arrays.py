@@ -43,6 +43,7 @@ def tiny(config):
     return config
 
 
+@pytest.mark.slow
 def test_three_lines_from_images_to_predictions(tmp_path):
     images, labels = squares()
     config = tiny(small_config(images, labels))
@@ -230,6 +231,7 @@ def test_classes_without_a_training_example_are_named(task, trained_on, caplog):
     assert record.message.endswith(": c, d")
 
 
+@pytest.mark.slow
 def test_interrupted_fit_resumes_to_the_same_weights(tmp_path, monkeypatch):
     images, labels = squares()
     config = tiny(small_config(images, labels))

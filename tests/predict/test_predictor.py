@@ -157,6 +157,7 @@ def test_files_folders_and_globs_are_found_once(tmp_path):
         find_images([str(tmp_path / "c.png")])
 
 
+@pytest.mark.slow
 def test_training_starts_from_the_backbone_of_a_file(tmp_path):
     weights = small_weights("torchvision_resnet18")
     path = tmp_path / "backbone.safetensors"

@@ -48,6 +48,7 @@ def assert_as_whole(workdir, whole):
     assert choose_step(workdir / "checkpoints", "best", "mean_iou") == best["step"]
 
 
+@pytest.mark.slow
 def test_damaged_image_costs_no_step(config, camvid, whole, tmp_path, monkeypatch):
     workdir, path = tmp_path / "run", camvid / "val" / "0001.png"
     content, evaluate, count = path.read_bytes(), Trainer._evaluate, []
