@@ -88,7 +88,7 @@ def test_five_channels(train_steps):
     images, _ = recorded.batch()
     assert images.shape == (4, 4, 4, 5)
     np.testing.assert_allclose(images[..., 0], 1000 * 255 / 65535, rtol=1e-5)
-    assert toy.info.mean[4] * 65535 == pytest.approx(2000)
+    assert len(toy.info.mean) == 3  # training takes a copy
 
 
 @sets("data.channels")
