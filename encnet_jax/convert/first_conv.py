@@ -1,9 +1,13 @@
 """Kernels of the first convolution for images of other channels than RGB."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
+
+from encnet_jax.errors import UserError
 
 # What reads the image: of both stems of backbones, and of networks for classification.
 FIRST_KERNEL = "backbone.stem.0.conv.kernel"
@@ -47,3 +51,35 @@ def describe_extension(channels: int, rgb_channels: Sequence[int] = ()) -> str:
         f"first convolution: {channels} instead of 3 channels; {rgb}"
         " have the kernels of red, green and blue, the others their mean"
     )
+
+
+def fit_first_kernel(
+    stored: dict[str, Any], wanted: Mapping[str, Any], rgb_channels: Sequence[int]
+) -> str:
+    """Extends the first convolution of stored weights to the channels of a model.
+
+    Args:
+        stored: Path -> array; the kernel is replaced.
+        wanted: Path -> array of the model.
+        rgb_channels: See `extend_kernel`.
+
+    Returns:
+        What was done, in words; "" if the channels are the same.
+
+    Raises:
+        UserError: The weights are of other channels, but not of 3.
+    """
+    path = next((p for p in FIRST_KERNELS if p in stored and p in wanted), None)
+    if path is None:
+        return ""
+    there, channels = stored[path].shape[2], wanted[path].shape[2]
+    if there == channels:
+        return ""
+    if there != 3:
+        raise UserError(
+            f"takes images of {there} channels; data.channels is {channels}: must be "
+            "the same, or weights of 3"
+        )
+    kernel = extend_kernel(np.asarray(stored[path]), channels, rgb_channels)
+    stored[path] = jnp.asarray(kernel)
+    return describe_extension(channels, rgb_channels)

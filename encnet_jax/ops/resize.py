@@ -78,7 +78,7 @@ def resize_bilinear(
 def resize_bicubic(
     x: Float[AnyArray, "b h w c"], size: tuple[Size, Size]
 ) -> Float[Array, "b H W c"]:
-    """Resizes features bicubically, corners of the images aligned, antialiased.
+    """Resizes features bicubically, pixels at half-pixel centers, antialiased.
 
     As PIL, and `torch.nn.functional.interpolate` with `antialias=True`: Keys' kernel
     with a = -0.5, widened where the image shrinks.

@@ -9,16 +9,10 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
-from encnet_jax.data.bands import (
-    RGB,
-    Pixels,
-    as_bands,
-    decode_pixels,
-    pillow_values,
-    scale_bands,
-)
+from encnet_jax.data.bands import RGB, Pixels, decode_pixels, scale_bands
 from encnet_jax.data.dataset_info import DatasetInfo
 from encnet_jax.data.image_io import to_rgb_array
+from encnet_jax.data.object_example import raw_bands
 from encnet_jax.errors import UserError
 
 ImageInput = (
@@ -36,11 +30,7 @@ def read_image(image: ImageInput, info: DatasetInfo = RGB) -> Pixels:
     """
     value_range: Any = info.value_range
     if info.banded and not isinstance(image, str | os.PathLike):
-        if isinstance(image, Image.Image):
-            values = pillow_values(image, "image")
-            raw = as_bands(values, info.channels, "image", channels_last=True)
-        else:
-            raw = as_bands(np.asarray(image), info.channels, "image")
+        raw = raw_bands(image, info.channels, "image")
         return scale_bands(raw, value_range, "image")
     if isinstance(image, Image.Image):
         if not image.width * image.height:

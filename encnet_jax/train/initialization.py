@@ -1,18 +1,11 @@
 """Initial weights from `model.weights`: PyTorch files, workdirs, model folders."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 
-from encnet_jax.convert.first_conv import (
-    FIRST_KERNELS,
-    describe_extension,
-    extend_kernel,
-)
+from encnet_jax.convert.first_conv import fit_first_kernel
 from encnet_jax.convert.load import load_torch_weights
 from encnet_jax.convert.load_plan import HEAD_PREFIXES
 from encnet_jax.errors import UserError, shortened
@@ -100,35 +93,3 @@ def _load_workdir(
     if unused:
         parts.append(f"not used by this model: {shortened(unused)}")
     return "; ".join(parts)
-
-
-def fit_first_kernel(
-    stored: dict[str, Any], wanted: Mapping[str, Any], rgb_channels: Sequence[int]
-) -> str:
-    """Extends the first convolution of stored weights to the channels of a model.
-
-    Args:
-        stored: Path -> array; the kernel is replaced.
-        wanted: Path -> array of the model.
-        rgb_channels: See `first_conv.extend_kernel`.
-
-    Returns:
-        What was done, in words; "" if the channels are the same.
-
-    Raises:
-        UserError: The weights are of other channels, but not of 3.
-    """
-    path = next((p for p in FIRST_KERNELS if p in stored and p in wanted), None)
-    if path is None:
-        return ""
-    there, channels = stored[path].shape[2], wanted[path].shape[2]
-    if there == channels:
-        return ""
-    if there != 3:
-        raise UserError(
-            f"takes images of {there} channels; data.channels is {channels}: must be "
-            "the same, or weights of 3"
-        )
-    kernel = extend_kernel(np.asarray(stored[path]), channels, rgb_channels)
-    stored[path] = jnp.asarray(kernel)
-    return describe_extension(channels, rgb_channels)

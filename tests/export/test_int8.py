@@ -77,7 +77,7 @@ def float32(trained, tmp_path_factory):
 def write_product(path):
     """Writes a graph: uint8 images (1, h, w, 3) times a (3, 2) matrix, then a square.
 
-    The square is a product of two activations.
+    The square multiplies two activations.
     """
     weights = np.array([[0.5, 2.0], [-1.27, 0.0], [0.25, -2.54]], np.float32)
     nodes = [
@@ -118,7 +118,7 @@ def test_scales_are_those_computed_by_hand(tmp_path):
     scale, zero = (stored[name] for name in quantized.input[1:])
     np.testing.assert_allclose(scale, 102 / 255, rtol=1e-6)
     assert zero == 0 and zero.dtype == np.uint8
-    # The product of two activations is none of weights.
+    # A matrix product of two activations has no weights.
     (square,) = [n for n in graph.node if n.output[0] == "square"]
     assert square.op_type == "MatMul" and square.input[0] == "t"
     assert {n.op_type for n in graph.node if "t" in n.output} == {"Transpose"}

@@ -6,7 +6,7 @@ import pytest
 from flax import nnx
 
 from encnet_jax.config import default, save_config
-from encnet_jax.convert.first_conv import FIRST_KERNELS
+from encnet_jax.convert.first_conv import FIRST_KERNELS, fit_first_kernel
 from encnet_jax.data.dataset_info import DatasetInfo, save_info, voc_colormap
 from encnet_jax.errors import UserError
 from encnet_jax.export.run import export_workdir
@@ -15,7 +15,7 @@ from encnet_jax.optimizer import create_optimizer
 from encnet_jax.run.checkpoint import Checkpoints
 from encnet_jax.run.model_config import model_settings
 from encnet_jax.run.state import create_train_state, split_model
-from encnet_jax.train.initialization import fit_first_kernel, load_initial_weights
+from encnet_jax.train.initialization import load_initial_weights
 
 NAMES = ("road", "car", "sky")
 
