@@ -3,6 +3,7 @@
 import contextlib
 import os
 import re
+import shutil
 import tempfile
 import uuid
 from collections.abc import Iterator
@@ -97,8 +98,43 @@ def whole_file(path: Path) -> Iterator[BinaryIO]:
         raise
 
 
+@contextlib.contextmanager
+def whole_folder(folder: Path, setting: str) -> Iterator[Path]:
+    """Creates a folder that takes the place of another, empty or absent one, when done.
+
+    Until then it is `.encnet-*.tmp` beside it: on the same file system, so that moving
+    is atomic. If the block raises, the file system stays as it was, but for new
+    parents.
+
+    Args:
+        folder: Where it will be.
+        setting: What names it, for the error: `--output`.
+
+    Raises:
+        UserError: It cannot be written to; in place of every `OSError` of the block.
+    """
+    target = folder.resolve()  # a link to a folder stays one
+    make_folder(target.parent, setting)
+    new = target.with_name(f".encnet-{uuid.uuid4().hex}.tmp")
+    try:
+        new.mkdir()
+        yield new
+        new.replace(target)
+    except OSError as error:
+        raise _unwritable(folder, setting, error) from error
+    finally:
+        shutil.rmtree(new, ignore_errors=True)
+
+
+def check_empty(folder: Path, setting: str) -> None:
+    """Raises `UserError` unless a folder is writable and empty, or can be created."""
+    check_folder(folder, setting)
+    if folder.is_dir() and any(folder.iterdir()):
+        raise UserError(f"{setting}={folder}: is not empty; choose another folder")
+
+
 def _unwritable(folder: Path, setting: str, error: OSError) -> UserError:
     return UserError(
-        f"{setting}={folder}: cannot be written to: {error.strerror}; choose another "
-        "folder"
+        f"{setting}={folder}: cannot be written to: {error.strerror or error}; choose "
+        "another folder"
     )

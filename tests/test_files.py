@@ -7,7 +7,13 @@ from pathlib import Path
 import pytest
 
 from encnet_jax.errors import UserError
-from encnet_jax.files import check_folder, make_folder, whole_file
+from encnet_jax.files import (
+    check_empty,
+    check_folder,
+    make_folder,
+    whole_file,
+    whole_folder,
+)
 
 
 def test_folder_that_can_be_created_passes_and_is_not_created(tmp_path):
@@ -59,3 +65,34 @@ def test_file_that_fails_leaves_the_old_one(tmp_path, error):
         file.write(b"half")
         raise error
     assert path.read_text() == "old" and os.listdir(tmp_path) == [path.name]
+
+
+def test_folder_appears_once_it_is_complete(tmp_path):
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to("real")
+    for name in ("a/new", "link"):
+        output = tmp_path / name
+        with whole_folder(output, "--output") as folder:
+            (folder / "model").write_text("whole")
+            assert not output.exists() or not any(output.iterdir())
+        assert (output / "model").read_text() == "whole"
+    assert sorted(os.listdir(tmp_path)) == ["a", "link", "real"]
+    assert (tmp_path / "link").is_symlink()
+    with pytest.raises(UserError, match="--output=.*real: is not empty"):
+        check_empty(tmp_path / "real", "--output")
+
+
+def test_folder_that_fails_leaves_nothing_and_replaces_nothing(tmp_path):
+    output = tmp_path / "new"
+    full = OSError(errno.ENOSPC, "full")
+    for error, raised in (full, UserError), (KeyboardInterrupt(), KeyboardInterrupt):
+        with pytest.raises(raised), whole_folder(output, "--output") as folder:
+            (folder / "model").write_text("half")
+            raise error
+        assert not os.listdir(tmp_path)
+    output.mkdir()
+    (output / "mine").touch()
+    with pytest.raises(UserError, match="--output=.*new: cannot be written to"):
+        with whole_folder(output, "--output") as folder:
+            (folder / "model").touch()
+    assert os.listdir(tmp_path) == ["new"] and os.listdir(output) == ["mine"]

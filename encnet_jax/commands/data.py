@@ -23,7 +23,7 @@ from encnet_jax.data.image_io import set_max_image_pixels
 from encnet_jax.data.label_check import label_problem, unlabeled_classes
 from encnet_jax.data.normalization import measure_bands
 from encnet_jax.data.registry import dataset_info, open_dataset
-from encnet_jax.data.result_file import result_source, save_result, source_digest
+from encnet_jax.data.result_file import result_source, source_digest
 from encnet_jax.data.statistics import (
     Statistics,
     describe,
@@ -32,9 +32,9 @@ from encnet_jax.data.statistics import (
     summarize,
 )
 from encnet_jax.errors import UserError
-from encnet_jax.files import check_folder, make_folder, whole_file
+from encnet_jax.files import check_folder, make_folder
 from encnet_jax.run.progress import Counter
-from encnet_jax.visualize.panels import contact_sheet
+from encnet_jax.visualize.panels import save_contact_sheet
 
 _SHEET_EXAMPLES = 12
 
@@ -152,12 +152,9 @@ def _save_sheet(dataset: Dataset, stats: Statistics, output: Path, split: str) -
     examples = [
         dataset[i].shown(info) for i in evenly_spaced(stats.indices, _SHEET_EXAMPLES)
     ]
-    sheet = contact_sheet(examples, dataset.info.colors, dataset.info.class_names)
     make_folder(output, "--output")
-    path = output / f"{split}.png"
-    with whole_file(path) as file:
-        save_result(sheet, file, path)
-    return path
+    save_contact_sheet(examples, dataset.info, output / f"{split}.png")
+    return output / f"{split}.png"
 
 
 def _name_config(arguments: list[str]) -> list[str]:

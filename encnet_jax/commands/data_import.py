@@ -7,11 +7,7 @@ read are listed, one per line; then nothing is written and the exit code is 2, u
 --skip_invalid leaves them out.
 """
 
-import contextlib
-import shutil
 import sys
-import uuid
-from collections.abc import Iterator
 from pathlib import Path
 
 from absl import flags
@@ -26,14 +22,13 @@ from encnet_jax.data.annotations.labelme import (
 )
 from encnet_jax.data.annotations.write import divide, write_folder
 from encnet_jax.data.datasets import Example, map_examples
-from encnet_jax.data.file_pairs import read_file
 from encnet_jax.data.image_io import set_max_image_pixels
-from encnet_jax.data.result_file import save_result
+from encnet_jax.data.input_files import read_text
 from encnet_jax.data.statistics import Statistics, describe, evenly_spaced
 from encnet_jax.errors import UserError
-from encnet_jax.files import check_folder, make_folder, user_path, whole_file
+from encnet_jax.files import check_empty, user_path, whole_folder
 from encnet_jax.run.progress import Counter
-from encnet_jax.visualize.panels import contact_sheet
+from encnet_jax.visualize.panels import save_contact_sheet
 
 _READERS = {"coco": read_coco, "labelme": read_labelme}
 _SHEET_EXAMPLES = 12
@@ -75,7 +70,7 @@ def main(arguments: list[str]) -> int:
             raise UserError(f"--{flag}: must be given")
     set_max_image_pixels(values.max_image_pixels)
     output = user_path(values.output)
-    _check_output(output)
+    check_empty(output, "--output")
     reader = _READERS[values.format]
     annotated = reader(user_path(arguments[0]), _chosen_classes(values.classes))
     for path in annotated.skipped:
@@ -86,7 +81,7 @@ def main(arguments: list[str]) -> int:
     if not annotated.images:
         raise UserError(f"{arguments[0]}: no image can be read; nothing was written")
     annotated = divide(annotated, values.val_fraction)
-    with _staging(output) as root:
+    with whole_folder(output, "--output") as root:
         counter = Counter(len(annotated.images), "images")
         found, problems = write_folder(annotated, values.unlabeled, root, counter.show)
         counter.close()
@@ -120,23 +115,13 @@ def _list(problems: list[str]) -> None:
         print(f"error: {problem}", file=sys.stderr, flush=True)
 
 
-def _check_output(output: Path) -> None:
-    check_folder(output, "--output")
-    if output.is_dir() and any(output.iterdir()):
-        raise UserError(f"--output={output}: is not empty; choose another folder")
-
-
 def _chosen_classes(value: str | None) -> list[str] | None:
     """Returns the classes of `--classes`, in the names of labelme's lists too."""
     if value is None:
         return None
     names = value.split(",")
     if "," not in value and user_path(value).is_file():
-        path = user_path(value)
-        try:
-            names = read_file(path).decode("utf-8-sig").splitlines()
-        except UnicodeDecodeError as error:
-            raise UserError(f"--classes={path}: not UTF-8 text: {error}") from error
+        names = read_text(user_path(value)).splitlines()
     names = [name.strip() for name in names if name.strip()]
     names = [
         BACKGROUND if n == LABELME_BACKGROUND else n for n in names if n != IGNORED
@@ -144,24 +129,6 @@ def _chosen_classes(value: str | None) -> list[str] | None:
     if not names:
         raise UserError(f"--classes={value}: names no class")
     return names
-
-
-@contextlib.contextmanager
-def _staging(output: Path) -> Iterator[Path]:
-    """Creates a folder that takes the place of the output if the block succeeds."""
-    output = output.resolve()
-    make_folder(output.parent, "--output")
-    root = output.with_name(f".encnet-{uuid.uuid4().hex}.tmp")
-    try:
-        root.mkdir()
-        yield root
-        root.replace(output)
-    except OSError as error:
-        raise UserError(
-            f"--output={output}: cannot be written to: {error.strerror}"
-        ) from error
-    finally:
-        shutil.rmtree(root, ignore_errors=True)
 
 
 def _show(found: dict[str, Statistics], root: Path, output: Path) -> None:
@@ -181,7 +148,6 @@ def _show(found: dict[str, Statistics], root: Path, output: Path) -> None:
             message = str(error).replace(str(root), str(output))
             print(f"warning: {message}", file=sys.stderr)
         if examples := [item for item in read if isinstance(item, Example)]:
-            sheet = contact_sheet(examples, info.colors, info.class_names)
-            with whole_file(root / f"{split}.png") as file:
-                save_result(sheet, file, output / f"{split}.png")
-            print(f"contact sheet: {output / f'{split}.png'}\n")
+            path = output / f"{split}.png"
+            save_contact_sheet(examples, info, root / path.name, named=path)
+            print(f"contact sheet: {path}\n")

@@ -5,8 +5,6 @@ read: images travel as uint16 (h, w, c), and `ops.normalize` knows them by that.
 """
 
 import dataclasses
-import io
-import logging
 from collections.abc import Sequence
 from typing import Any
 
@@ -21,9 +19,9 @@ from encnet_jax.data.image_io import (
     is_deep_color,
     open_image,
     stored_form,
-    unreadable,
 )
-from encnet_jax.errors import UserError, require_package
+from encnet_jax.data.tiff_file import read_tiff
+from encnet_jax.errors import UserError
 from encnet_jax.ops.normalize import to_byte_scale
 
 Pixels = UInt8[np.ndarray, "h w 3"] | UInt16[np.ndarray, "h w c"]
@@ -31,7 +29,6 @@ RangeSetting = Sequence[float] | Sequence[Sequence[float]] | None
 
 RGB = DatasetInfo("", (), (), {})  # of images that are not bands
 _WHITE = 65535
-_ORIENTATION = 274
 # Shown as black and white: the mean of a channel minus and plus this many deviations.
 _SHOWN_DEVIATIONS = 2
 _RANGE_REMEDY = (
@@ -146,7 +143,7 @@ def read_bands(data: bytes, name: str, channels: int) -> Real[np.ndarray, "h w c
         UserError: The file cannot be read, or has another number of channels.
     """
     if data[:4] in TIFF_MARKS:
-        values, channels_last = _read_tiff(data, name)
+        values, channels_last = read_tiff(data, name)
         return as_bands(values, channels, name, channels_last=channels_last)
     tiles = getattr(open_image(data, name), "tile", [])  # gone once it is loaded
     values = pillow_values(open_image(data, name, load=True), name, tiles)
@@ -272,47 +269,3 @@ def displayed(pixels: Pixels, info: DatasetInfo) -> UInt8[np.ndarray, "h w 3"]:
     values = (values - mean) / (2 * _SHOWN_DEVIATIONS * std) + 0.5
     rgb = np.clip(255 * values, 0, 255).round().astype(np.uint8)
     return np.ascontiguousarray(np.broadcast_to(rgb, (*rgb.shape[:2], 3)))
-
-
-def _read_tiff(data: bytes, name: str) -> tuple[np.ndarray, bool]:
-    """Returns the first series of a TIFF, and whether its channels are stored last.
-
-    It is (h, w), (h, w, c) or (c, h, w).
-    """
-    require_package("tifffile", "tiff", name)
-    import tifffile
-
-    logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # more than one line
-    try:
-        with tifffile.TiffFile(io.BytesIO(data)) as file:
-            series = file.series[0]
-            page: Any = series.keyframe
-            _check_page(page, name)
-            # A file may hold an image, or each of its channels, as a page of its own.
-            values, axes = series.asarray(), series.axes
-            single = [
-                axis
-                for axis, (length, kind) in enumerate(zip(values.shape, axes))
-                if length == 1 and kind not in "YX"
-            ]
-            return values.squeeze(tuple(single)), axes.endswith("S")
-    except UserError:
-        raise
-    except Exception as error:  # codecs raise errors of many kinds
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise UserError(f"{name}: cannot be read as a TIFF: {reason}") from error
-
-
-def _check_page(page: Any, name: str) -> None:
-    """Raises `UserError` for a page that is too large, turned, or no plain numbers."""
-    orientation = page.tags.get(_ORIENTATION)
-    if orientation is not None and orientation.value not in (0, 1):
-        raise UserError(f"{name}: is stored rotated or mirrored: convert it")
-    if int(page.photometric) == 3:
-        raise UserError(f"{name}: a palette image, not values of channels: convert it")
-    pixels, limit = page.imagelength * page.imagewidth, Image.MAX_IMAGE_PIXELS
-    if limit is not None and pixels > 2 * limit:  # as Pillow, for other formats
-        error = Image.DecompressionBombError(
-            f"Image size ({pixels} pixels) exceeds limit of {2 * limit} pixels"
-        )
-        raise unreadable(name, error)

@@ -16,9 +16,10 @@ from jaxtyping import UInt8
 from encnet_jax.data import scenes
 from encnet_jax.data.bands import Pixels, decode_pixels, displayed, read_bands
 from encnet_jax.data.dataset_info import DatasetInfo
-from encnet_jax.data.file_pairs import FilePair, read_file
+from encnet_jax.data.file_pairs import FilePair
 from encnet_jax.data.fingerprint import file_states, fingerprint
 from encnet_jax.data.image_io import decode_image, ensure_rgb_bytes, image_size
+from encnet_jax.data.input_files import read_file
 from encnet_jax.data.label_io import LabelColors, decode_labels
 from encnet_jax.data.label_map import map_labels
 from encnet_jax.data.pair_checks import OrientationCheck, check_sizes

@@ -266,14 +266,6 @@ def _normalize(text: str) -> str:
     return unicodedata.normalize("NFC", text)
 
 
-def read_file(path: Path) -> bytes:
-    """Returns the content of a file; raises `UserError` if it cannot be read."""
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror}") from error
-
-
 def files_below(folder: Path) -> list[Path]:
     """Returns all files below a folder, sorted, except hidden ones."""
     found = []

@@ -21,7 +21,6 @@ a list of such pairs, one per channel (see `bands`). `display_channels` are the 
 from 0, of the channels that are red, green and blue, or of the one to be shown.
 """
 
-import json
 import math
 import re
 from collections.abc import Hashable, Sequence
@@ -31,6 +30,7 @@ from typing import Any, NamedTuple
 from encnet_jax.data.dataset_info import IGNORE_LABEL, DatasetInfo, voc_colormap
 from encnet_jax.data.datasets import FileDataset
 from encnet_jax.data.file_pairs import pair_files, pair_listed
+from encnet_jax.data.input_files import read_json, read_text
 from encnet_jax.errors import UserError
 
 Color = tuple[int, int, int]
@@ -90,7 +90,7 @@ def open_split(info: DatasetInfo, split: str, root: Path) -> FileDataset:
     """
     images, labels, listing = root / "images", root / "labels", root / f"{split}.txt"
     if listing.is_file():
-        lines = _read_text(listing).splitlines()
+        lines = read_text(listing).splitlines()
         pairs, problems = pair_listed(listing, lines, images, labels, info.label_suffix)
     else:
         folders = images / split, labels / split
@@ -113,24 +113,11 @@ def _splits(root: Path) -> list[str]:
     return splits
 
 
-def _read_text(path: Path) -> str:
-    try:
-        # `-sig` skips the byte order mark that editors on Windows write.
-        return path.read_text(encoding="utf-8-sig")
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: not UTF-8 text: {error}") from error
-
-
 def _read_content(path: Path) -> dict[str, Any]:
     """Returns the object in `classes.json`, whose keys are known and of their types."""
     if not path.is_file():
         raise UserError(f"{path}: missing; it lists the classes, see docs/data.md")
-    try:
-        content = json.loads(_read_text(path))
-    except (json.JSONDecodeError, RecursionError) as error:
-        raise UserError(f"{path}: not JSON: {error}") from error
+    content = read_json(path)
     if isinstance(content, list):
         content = {"classes": content}
     lists = ("classes", "ignore", "value_range", "display_channels")

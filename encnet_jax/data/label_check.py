@@ -9,7 +9,7 @@ from jaxtyping import Int64
 
 from encnet_jax.data.dataset_info import IGNORE_LABEL, DatasetInfo
 from encnet_jax.data.datasets import Dataset, FileDataset, map_examples, read_ahead
-from encnet_jax.data.file_pairs import read_file
+from encnet_jax.data.input_files import read_file
 from encnet_jax.data.label_io import decode_labels
 from encnet_jax.data.label_map import label_table
 from encnet_jax.data.statistics import (

@@ -11,9 +11,10 @@ from PIL import Image
 from encnet_jax.data.bands import decode_pixels
 from encnet_jax.data.dataset_info import IGNORE_LABEL, DatasetInfo
 from encnet_jax.data.datasets import Encoded, Example
-from encnet_jax.data.file_pairs import files_below, is_image, read_file
+from encnet_jax.data.file_pairs import files_below, is_image
 from encnet_jax.data.fingerprint import file_states, fingerprint
 from encnet_jax.data.image_io import ensure_rgb_bytes, image_size
+from encnet_jax.data.input_files import read_file
 from encnet_jax.data.label_map import published_labels
 from encnet_jax.data.result_file import is_result
 from encnet_jax.errors import UserError

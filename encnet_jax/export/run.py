@@ -1,7 +1,6 @@
 """Export of a workdir: the model is written, run from the file, and compared."""
 
 import dataclasses
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,10 +23,10 @@ from encnet_jax.export.calibration import (
 from encnet_jax.export.formats import READERS, WRITERS, PredictFn, Shape, check_format
 from encnet_jax.export.quantize import quantize_in_place
 from encnet_jax.export.readme import export_readme
-from encnet_jax.files import check_folder
+from encnet_jax.files import check_empty, whole_folder
 from encnet_jax.inference.folding import fold_model
 from encnet_jax.inference.predict_fn import make_classify_fn, whole_image_logits
-from encnet_jax.models.dinov2 import PATCH
+from encnet_jax.models.dinov2 import DINOV2
 from encnet_jax.models.registry import feature_stride
 from encnet_jax.run.folder_config import FolderConfig
 from encnet_jax.run.model_card import model_title
@@ -53,6 +52,7 @@ class ExportSpec:
         training_size: Long side of the training images in pixels; 0 if they were not
             resized.
         smallest: Minimum height and width in pixels.
+        free_onnx_size: Whether ONNX Runtime runs its graph of any size.
         base_size: Long side to which `encnet predict` resizes images, in pixels; 0: not
             at all. For a classifier, both sides.
         align_corners: How it resizes; see `whole_image_logits`.
@@ -65,6 +65,7 @@ class ExportSpec:
     title: str
     training_size: int
     smallest: int
+    free_onnx_size: bool
     base_size: int
     align_corners: bool
 
@@ -112,11 +113,9 @@ def export_workdir(
         paths = find_calibration_images(calibration, calibration_images)
     if file_format == "pretrained":
         return _export_model_folder(workdir, output, step)
-    check_folder(output, "--output")
-    if output.is_dir() and any(output.iterdir()):
-        raise UserError(f"--output={output}: is not empty; choose a new folder")
+    check_empty(output, "--output")
     spec = load_trained(workdir, step)
-    if file_format == "onnx" and not fixed and spec.smallest == 1 + PATCH:
+    if file_format == "onnx" and not fixed and not spec.free_onnx_size:
         raise UserError(
             "--size: must be HEIGHTxWIDTH for ONNX of a vision transformer; ONNX "
             "Runtime does not run its graph of any size"
@@ -126,19 +125,10 @@ def export_workdir(
             f"--size={size}: height and width must be at least {spec.smallest}"
         )
     images = None if paths is None else _calibration_images(paths, spec, fixed)
-    try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        # On the same file system: a failure leaves nothing, and moving is atomic.
-        scratch = tempfile.TemporaryDirectory(dir=output.parent, prefix=".export-")
-    except OSError as error:
-        raise UserError(f"--output={output}: {error.strerror}") from error
-    with scratch as name:
-        folder = Path(name) / "model"
-        folder.mkdir()
+    path = output / f"model.{file_format}"
+    with whole_folder(output, "--output") as folder:
         checked = _fill(folder, spec, file_format, fixed, images)
-        path = output / f"model.{file_format}"
         megabytes = (folder / path.name).stat().st_size / 1e6
-        folder.replace(output)
     return f"{spec.title} -> {path} ({megabytes:.1f} MB); compared with JAX: {checked}"
 
 
@@ -221,6 +211,7 @@ def load_trained(workdir: Path, step: str | int = "best") -> ExportSpec:
         training_size=config.data.crop_size if classifies else config.data.base_size,
         # The last features then have at least two pixels: align_corners needs them.
         smallest=1 + feature_stride(config.model.backbone, config.model.output_stride),
+        free_onnx_size=config.model.backbone not in DINOV2,
         base_size=config.data.crop_size if classifies else whole_image_size(config),
         align_corners=config.evaluation.align_corners,
     )

@@ -1,7 +1,6 @@
 """TIFF files of any size as arrays of which parts are read."""
 
 import contextlib
-import logging
 import math
 from collections import OrderedDict
 from collections.abc import Iterator
@@ -14,13 +13,18 @@ from PIL import Image
 from encnet_jax.data.bands import RGB, Pixels, scale_bands
 from encnet_jax.data.dataset_info import DatasetInfo
 from encnet_jax.data.image_io import to_rgb_array
-from encnet_jax.errors import UserError, require_package
+from encnet_jax.data.tiff_file import (
+    check_upright,
+    check_values,
+    open_tiff_file,
+    unreadable_tiff,
+)
+from encnet_jax.errors import UserError
 
 SUFFIXES = (".tif", ".tiff")
 _CACHE_BYTES = 256 << 20
 _MAX_SEGMENT_BYTES = 256 << 20
 _CONTIGUOUS_ROWS = 64  # read at a time from a file without compression
-_ORIENTATION = 274
 # Where the image lies on the Earth: scale, tie points, transformation, keys.
 _GEOGRAPHIC = (33550, 33922, 34264, 34735, 34736, 34737)
 # Photometric interpretation, samples, kind of the last -> Pillow's mode.
@@ -52,18 +56,9 @@ def open_tiff(path: Path, info: DatasetInfo = RGB) -> Iterator["TiffImage"]:
     """
     if path.suffix.lower() not in SUFFIXES:
         raise UserError(f"{path}: --slide reads TIFF (.tif, .tiff): convert it")
-    require_package("tifffile", "tiff", f"{path}: --slide")
-    import tifffile
-
-    logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # more than one line
-    with contextlib.ExitStack() as stack:
-        try:
-            page = stack.enter_context(tifffile.TiffFile(path)).pages.first
-        except OSError as error:
-            reason = error.strerror or error
-            raise UserError(f"{path}: cannot be read: {reason}") from error
-        except Exception as error:
-            raise _unreadable(path, error) from error
+    with open_tiff_file(path, str(path), f"{path}: --slide") as file:
+        with unreadable_tiff(str(path)):
+            page = file.pages.first
         yield TiffImage(path, page, info)
 
 
@@ -120,12 +115,8 @@ class TiffImage:
         """Returns the segment in row i and column j of them, converted."""
         segment = self._cache.get((i, j))
         if segment is None:
-            try:
+            with unreadable_tiff(str(self._path)):
                 segment = self._converted(self._decode(i, j))
-            except UserError:
-                raise
-            except Exception as error:  # codecs raise errors of many kinds
-                raise _unreadable(self._path, error) from error
             self._cache[i, j] = segment
             limit = max(_CACHE_BYTES // segment.nbytes, 1)
             while len(self._cache) > limit:
@@ -180,9 +171,7 @@ class TiffImage:
         page, path = self._page, self._path
         kind = f"{page.samplesperpixel} samples of {page.bitspersample} bits"
         depth = page.shaped[1] if page.shaped else 1
-        orientation = page.tags.get(_ORIENTATION)
-        if orientation is not None and orientation.value not in (0, 1):
-            raise UserError(f"{path}: is stored rotated or mirrored: convert it")
+        check_upright(page, str(path))
         last = page.extrasamples[-1] if page.extrasamples else None
         form = (
             int(page.photometric),
@@ -197,8 +186,7 @@ class TiffImage:
                     f"{path}: {found} channels, {page.dtype}; "
                     f"{self._info.channels} are expected"
                 )
-            if int(page.photometric) == 3:
-                raise UserError(f"{path}: a palette image, not values: convert it")
+            check_values(page, str(path))
             mode = "bands"
         elif page.dtype == np.uint16 and mode == "L":
             if self._value_range is None:
@@ -242,8 +230,3 @@ def _run(segments: np.ndarray, segment: int) -> slice:
     """Returns where ascending numbers are this one."""
     first, last = np.searchsorted(segments, [segment, segment + 1]).tolist()
     return slice(first, last)
-
-
-def _unreadable(path: Path, error: Exception) -> UserError:
-    reason = " ".join(str(error).split()) or type(error).__name__
-    return UserError(f"{path}: cannot be read as a TIFF: {reason}")

@@ -1,11 +1,15 @@
 """Grids of images: predictions beside labels, classified images, contact sheets."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from encnet_jax.data.dataset_info import DatasetInfo
 from encnet_jax.data.datasets import Example
+from encnet_jax.data.result_file import save_result
+from encnet_jax.files import whole_file
 from encnet_jax.visualize.fonts import file_label
 from encnet_jax.visualize.overlay import (
     Color,
@@ -121,6 +125,25 @@ def contact_sheet(
             result.paste(cell, (column * step + 5 * _GAP // 2, y))
         y += height
     return result
+
+
+def save_contact_sheet(
+    examples: Sequence[Example],
+    info: DatasetInfo,
+    path: Path,
+    named: Path | None = None,
+) -> None:
+    """Writes a contact sheet that `result_file.result_source` recognizes.
+
+    Args:
+        examples: At least one, with images in RGB.
+        info: Their classes.
+        path: PNG to write.
+        named: Where it will be moved to; by default it stays.
+    """
+    sheet = contact_sheet(examples, info.colors, info.class_names)
+    with whole_file(path) as file:
+        save_result(sheet, file, named or path)
 
 
 def _cell(

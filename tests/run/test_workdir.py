@@ -81,14 +81,6 @@ def test_further_label_to_ignore_is_no_change(mapped):
     check_resumed_classes(run, dataclasses.replace(info, label_map=label_map))
 
 
-def test_another_range_of_values_is_refused(tmp_path):
-    info = changed(value_range=(0, 4095))
-    save_info(info, tmp_path / "classes.json")
-    check_resumed_classes(tmp_path, info)
-    with pytest.raises(UserError, match=r"range=\(0, 4095\); .* has None"):
-        check_resumed_classes(tmp_path, INFO)
-
-
 def test_runs_that_stored_no_labels_resume(run):
     path = run / "classes.json"
     save_info(CAMVID, path)
@@ -96,3 +88,21 @@ def test_runs_that_stored_no_labels_resume(run):
     stored.pop("label_map", None)
     path.write_text(json.dumps(stored))
     check_resumed_classes(run, dataclasses.replace(CAMVID, label_map={}))
+
+
+@pytest.mark.parametrize(
+    ("trained", "given"),
+    [
+        (((0, 900), (0, 900)), ((0, 900), (0, 1000))),
+        ((0, 4095), ((0, 4095),) * 3),
+        (None, (0, 4095)),
+        ((0, 4095), None),
+    ],
+)
+def test_run_of_other_value_ranges_is_not_resumed(tmp_path, trained, given):
+    """Pairs make bands of images that were RGB."""
+    info = changed(value_range=trained)
+    save_info(info, tmp_path / "classes.json")
+    check_resumed_classes(tmp_path, info)
+    with pytest.raises(UserError, match="was trained with value_range=.*has .*workdir"):
+        check_resumed_classes(tmp_path, changed(value_range=given))

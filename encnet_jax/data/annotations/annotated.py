@@ -1,6 +1,5 @@
 """Annotated images, whatever tool wrote them, and what the readers share."""
 
-import json
 import re
 from collections.abc import Callable, Iterable
 from pathlib import Path, PurePosixPath, PureWindowsPath
@@ -10,7 +9,6 @@ import numpy as np
 from jaxtyping import Bool
 
 from encnet_jax.data.dataset_info import IGNORE_LABEL
-from encnet_jax.data.file_pairs import read_file
 from encnet_jax.errors import UserError
 
 Mask = Bool[np.ndarray, "h w"]
@@ -66,14 +64,6 @@ class AnnotatedSet(NamedTuple):
     images: list[AnnotatedImage]
     problems: list[str]
     skipped: list[Path]
-
-
-def read_json(path: Path) -> Any:
-    """Returns the content of a JSON file; raises `UserError` if it is none."""
-    try:
-        return json.loads(read_file(path).decode("utf-8-sig"))
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{path}: not JSON: {error}") from error
 
 
 def split_of(path: Path, source: Path) -> str | None:

@@ -11,12 +11,12 @@ from encnet_jax.data.annotations.annotated import (
     Mask,
     Region,
     output_name,
-    read_json,
     split_of,
     stored_size,
 )
 from encnet_jax.data.annotations.masks import polygon_mask, rle_mask
-from encnet_jax.data.file_pairs import files_below, read_file
+from encnet_jax.data.file_pairs import files_below
+from encnet_jax.data.input_files import read_file, read_json
 from encnet_jax.errors import UserError, require_package
 
 _LISTS = ("images", "annotations", "categories")

@@ -11,13 +11,13 @@ from encnet_jax.data.annotations.annotated import (
     AnnotatedImage,
     AnnotatedSet,
     Region,
-    read_json,
     split_of,
     stored_size,
 )
 from encnet_jax.data.annotations.masks import shape_mask
-from encnet_jax.data.file_pairs import files_below, read_file
+from encnet_jax.data.file_pairs import files_below
 from encnet_jax.data.image_io import open_image
+from encnet_jax.data.input_files import read_file, read_json
 from encnet_jax.errors import UserError
 
 # What labelme's own converters call pixels that are ignored, and those of no class.

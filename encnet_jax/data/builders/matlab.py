@@ -10,7 +10,7 @@ from jaxtyping import Integer
 from scipy.io import loadmat
 from scipy.io.matlab import MatReadError
 
-from encnet_jax.data.file_pairs import read_file
+from encnet_jax.data.input_files import read_file
 from encnet_jax.errors import UserError
 
 # Raised by SciPy for damaged files, other formats, and missing variables.

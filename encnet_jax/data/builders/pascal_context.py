@@ -19,7 +19,7 @@ from encnet_jax.data.builders.segmentation import (
 )
 from encnet_jax.data.class_table import read_rows
 from encnet_jax.data.dataset_info import PASCAL_CONTEXT
-from encnet_jax.data.file_pairs import read_file
+from encnet_jax.data.input_files import read_file
 
 # Source of the digest: torchvision.
 IMAGES = Archive(

@@ -12,8 +12,8 @@ from jaxtyping import UInt8
 from PIL import Image
 
 from encnet_jax.data.dataset_info import DatasetInfo
-from encnet_jax.data.file_pairs import read_file
 from encnet_jax.data.image_io import ensure_rgb_bytes, image_size
+from encnet_jax.data.input_files import read_file
 from encnet_jax.data.label_io import decode_labels
 from encnet_jax.data.label_map import map_labels
 from encnet_jax.data.pair_checks import OrientationCheck

@@ -16,7 +16,7 @@ from encnet_jax.data.builders.segmentation import (
     warn_of_counts,
 )
 from encnet_jax.data.dataset_info import VOC2012, VOC2012_AUG
-from encnet_jax.data.file_pairs import read_file
+from encnet_jax.data.input_files import read_file
 
 # Source of the digests: torchvision.
 VOC = Archive(
