@@ -78,8 +78,8 @@ def create_optimizer(
 
     `"sgd"` has PyTorch's momentum and decays every parameter. For a parameter w:
     d = gradient + weight_decay * w; v = momentum * v + d; w = w - rate * v. `"adamw"`
-    (Loshchilov and Hutter 2019) exempts vectors from the decay: biases, norms, the scales
-    of codewords and of layers; and, as timm does, class token and positions of a vision
+    (Loshchilov and Hutter 2019) exempts vectors from the decay: biases, norms, scales
+    of codewords and of layers; and, as timm, class token and positions of a vision
     transformer.
 
     Args:
