@@ -64,8 +64,12 @@ class Analyzer:
         Raises:
             UserError: It is too large, or no image, or one of other channels.
         """
-        check_upload(Path(path), self.segmenter.info)
-        result = self.segmenter(path)
+        path = Path(path)
+        check_upload(path, self.segmenter.info)
+        try:
+            result = self.segmenter(path)
+        except UserError as error:  # the folder of an upload says nothing
+            raise UserError(str(error).replace(str(path), path.name)) from error
         info, png = self.segmenter.info, io.BytesIO()
         label_image(result.labels, info).save(png, "PNG")
         image = Image.fromarray(result.image)

@@ -81,7 +81,7 @@ def test_images_of_bands(tmp_path, monkeypatch, planar):
         expected = analyze.segmenter(pixels).labels
         np.testing.assert_array_equal(np.asarray(labels), expected)
     for name in ("4.tif", photo(tmp_path).name):
-        with pytest.raises(UserError, match=rf"{name}: . channels; 5 are expected$"):
+        with pytest.raises(UserError, match=rf"^{name}: . channels; 5 are expected$"):
             analyze(tmp_path / name)
     (tmp_path / "text.tif").write_bytes(b"II*\0text")
     with pytest.raises(UserError, match=r"text.tif: cannot be read as a TIFF: .*$"):
