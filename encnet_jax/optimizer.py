@@ -8,6 +8,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
+# Of a vision transformer: no vectors by their shape, but by what they are.
+_UNDECAYED = ("cls_token", "pos_embed")
+
 
 def poly_schedule(
     base: float,
@@ -75,8 +78,9 @@ def create_optimizer(
 
     `"sgd"` has PyTorch's momentum and decays every parameter. For a parameter w:
     d = gradient + weight_decay * w; v = momentum * v + d; w = w - rate * v. `"adamw"`
-    (Loshchilov and Hutter 2019) exempts vectors from the decay: biases, batch norms and
-    the scales of codewords.
+    (Loshchilov and Hutter 2019) exempts vectors from the decay: biases, norms, scales
+    of codewords and of layers; and, as timm, class token and positions of a vision
+    transformer.
 
     Args:
         schedule: Learning rate of the parameters under the top-level key `backbone`.
@@ -97,7 +101,7 @@ def create_optimizer(
         return head_lr_mult
 
     if name == "adamw":
-        matrices = functools.partial(jax.tree.map, lambda p: p.ndim > 1)
+        matrices = functools.partial(jax.tree_util.tree_map_with_path, _decays)
         descent = [
             optax.scale_by_adam(momentum, beta2),
             optax.add_decayed_weights(weight_decay, mask=matrices),
@@ -114,6 +118,12 @@ def create_optimizer(
         scale_by_path(factor),
         optax.scale_by_learning_rate(schedule),
     )
+
+
+def _decays(path: tuple[Any, ...], parameter: jax.Array) -> bool:
+    """Returns whether AdamW decays a parameter."""
+    named = any(getattr(key, "key", None) in _UNDECAYED for key in path)
+    return parameter.ndim > 1 and not named
 
 
 def _clipped(

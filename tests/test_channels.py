@@ -16,6 +16,7 @@ from encnet_jax.export.run import export_workdir
 from encnet_jax.fit_arrays import small_config
 from encnet_jax.predict.tiff_image import open_tiff
 from encnet_jax.train import train
+from tests.commands import SMALL, start, start_two
 
 tifffile = pytest.importorskip("tifffile")
 RANGE = [[0, 4095], [0, 4095], [0, 4095], [-100, 900], [0, 10000]]
@@ -106,6 +107,33 @@ def test_five_channels_of_16_bits_end_to_end(tmp_path):
         holes, lowest = (array[None].astype(np.float32) for _ in range(2))
         holes[:, :9], lowest[:, :9] = np.nan, [low for low, _ in RANGE]
         np.testing.assert_array_equal(run(holes)["labels"], run(lowest)["labels"])
+
+
+@pytest.mark.slow
+def test_two_processes_train_and_score_bands_as_one(tmp_path):
+    pytest.importorskip("tensorflow")
+    write_folder(tmp_path / "data")
+    given = ["--config=configs/folder.py", *SMALL, "--config.model.weights="]
+    given += [f"--config.data.data_dir={tmp_path / 'data'}", "--config.batch_size=4"]
+    given += ["--config.data.channels=5", "--config.learning_rate=0.001"]
+    found = []
+    for name in ("one", "two"):
+        for script in ("train.py", "evaluate.py"):
+            command = [script, f"--workdir={tmp_path / name}", *given]
+            one = name == "one"
+            hosts = [start(*command)] if one else start_two(*command, devices=2)
+            for host in hosts:
+                _, stderr = host.communicate(timeout=400)
+                assert host.returncode == 0, stderr
+        lines = (tmp_path / name / "metrics.jsonl").read_text().splitlines()
+        losses = [line["loss"] for line in map(json.loads, lines) if "loss" in line]
+        scores = json.loads((tmp_path / name / "evaluation" / "val.json").read_text())
+        stored = (tmp_path / name / "classes.json").read_text()
+        found.append((losses, scores["mean_iou"], stored))
+    (losses, score, stored), (same, again, other) = found
+    assert len(losses) == 6 and stored == other
+    np.testing.assert_allclose(losses, same, rtol=1e-4)
+    assert score == pytest.approx(again, abs=0.01)
 
 
 @pytest.mark.slow

@@ -1,10 +1,15 @@
 """Tests of schedules and of the optimizer against values worked out by hand."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
+from encnet_jax.models.registry import BACKBONES
 from encnet_jax.optimizer import cosine_schedule, create_optimizer, poly_schedule
+from encnet_jax.run.state import flatten_paths, split_model
+from tests.small_vit import add_small_vit
 
 
 @pytest.mark.parametrize(
@@ -137,6 +142,21 @@ def test_adamw_takes_the_steps_worked_out_by_hand():
         moved = taken(steps, params, gradients, **settings)["head"]
         np.testing.assert_allclose(moved["kernel"], [[kernel]], rtol=1e-5)
         np.testing.assert_allclose(moved["bias"], [bias], rtol=1e-5)
+
+
+def test_adamw_decays_the_matrices_alone_of_a_vision_transformer(monkeypatch):
+    # What timm 1.0 decays of vit_small_patch14_dinov2: the weights of the linear layers
+    # and of the embedding. Zero gradients: a step from 2 goes to 2 - 0.1 * 0.5 * 2.
+    model = BACKBONES[add_small_vit(monkeypatch)](rngs=nnx.Rngs(0))
+    twos = jax.tree.map(lambda p: jnp.full(p.shape, 2.0), split_model(model)[1])
+    params = {"backbone": twos}
+    zeros = jax.tree.map(jnp.zeros_like, params)
+    moved = taken(1, params, zeros, name="adamw", weight_decay=0.5)
+    decayed = {path for path, value in flatten_paths(moved).items() if value.min() < 2}
+    block = ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2")
+    names = [f"blocks.{i}.{name}" for i in range(4) for name in block]
+    assert decayed == {f"backbone.{name}.kernel" for name in [*names, "patch_embed"]}
+    np.testing.assert_allclose(moved["backbone"]["patch_embed"]["kernel"], 1.9)
 
 
 def test_adamw_forgets_its_moments_at_their_rates():

@@ -8,7 +8,9 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
-from encnet_jax.data.image_io import image_size
+from encnet_jax.data.bands import RGB
+from encnet_jax.data.dataset_info import DatasetInfo
+from encnet_jax.data.image_io import bands_size, image_size
 from encnet_jax.errors import UserError
 from encnet_jax.explain.explainer import Explainer
 from encnet_jax.explain.figure import most_used, relative_map
@@ -60,10 +62,14 @@ class Analyzer:
         """Segments an image file.
 
         Raises:
-            UserError: It is too large, or no image.
+            UserError: It is too large, or no image, or one of other channels.
         """
-        check_upload(Path(path))
-        result = self.segmenter(path)
+        path = Path(path)
+        check_upload(path, self.segmenter.info)
+        try:
+            result = self.segmenter(path)
+        except UserError as error:  # the folder of an upload says nothing
+            raise UserError(str(error).replace(str(path), path.name)) from error
         info, png = self.segmenter.info, io.BytesIO()
         label_image(result.labels, info).save(png, "PNG")
         image = Image.fromarray(result.image)
@@ -102,14 +108,20 @@ class Analyzer:
         return maps
 
 
-def check_upload(path: Path) -> None:
-    """Raises `UserError` if a file is too large, in bytes or in pixels, or no image."""
+def check_upload(path: Path, info: DatasetInfo = RGB) -> None:
+    """Raises `UserError` if a file is too large, in bytes or in pixels, or no image.
+
+    Args:
+        path: The file.
+        info: What the model was trained on: an image of bands may have any channels.
+    """
     size = path.stat().st_size
     if size > MAX_BYTES:
         raise UserError(
             f"{path.name}: {size >> 20} MiB; allowed are {MAX_BYTES >> 20} MiB"
         )
-    height, width = image_size(path.read_bytes(), path.name)
+    read_size = bands_size if info.banded else image_size
+    height, width = read_size(path.read_bytes(), path.name)
     if height * width > MAX_PIXELS:
         raise UserError(
             f"{path.name}: {width} x {height} pixels; allowed are "

@@ -1,20 +1,23 @@
 """Decodes any image to uint8 RGB."""
 
+import contextlib
 import io
 import struct
 import warnings
+from typing import Any
 
 import numpy as np
 from jaxtyping import UInt8
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from encnet_jax.errors import UserError
+from encnet_jax.errors import UserError, require_package
 
 ValueRange = tuple[float, float]
 
 TIFF_MARKS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _ORIENTATION = 0x0112  # EXIF tag; 1 is upright
 _PHOTOMETRIC, _SAMPLE_FORMAT = 262, 339  # TIFF tags; 0: white is 0; 1: unsigned
+_PAGE_KIND = 254  # TIFF tag; odd: a smaller copy of another page
 _UNREADABLE = (
     UnidentifiedImageError,
     Image.DecompressionBombError,
@@ -61,9 +64,11 @@ def decode_image(
 
     Raises:
         UserError: Not an image, or a truncated one, or one whose range of values is
-            unknown; `name` is in the message.
+            unknown, or a TIFF of several gray pages of one size; `name` is in the
+            message.
     """
     image = open_image(data, name)
+    _check_pages(image, data, name)
     try:
         return to_rgb_array(image, value_range, name)
     except UserError:
@@ -93,6 +98,35 @@ def to_rgb_array(
         background = Image.new("RGBA", image.size, "white")
         image = Image.alpha_composite(background, image)
     return np.asarray(image.convert("RGB"))
+
+
+def _check_pages(image: Image.Image, data: bytes, name: str) -> None:
+    """Raises `UserError` for a gray TIFF with more pages like the first one.
+
+    They are channels, or slices, of which the first is not the image. Smaller copies of
+    an image (pyramids) and its mask, of one bit, are no such pages.
+    """
+    if image.format != "TIFF" or not _is_gray(image):
+        return
+    count = 1
+    # Opened again, as reading stays at the page that was sought last. Where one is
+    # damaged, which raises errors of many kinds, those before it count.
+    with contextlib.suppress(Exception):
+        pages = Image.open(io.BytesIO(data))
+        for index in range(1, getattr(pages, "n_frames", 1)):
+            pages.seek(index)
+            kind = dict(getattr(pages, "tag_v2", {})).get(_PAGE_KIND, 0)
+            alike = _is_gray(pages) and pages.size == image.size
+            count += alike and not kind & 1
+    if count > 1:
+        raise UserError(
+            f"{name}: a TIFF of {count} gray pages of {image.width}x{image.height} "
+            "pixels; must be one page, unless the training sets data.channels"
+        )
+
+
+def _is_gray(image: Image.Image) -> bool:
+    return image.mode in ("L", "F") or image.mode.startswith("I")
 
 
 def _unsigned(image: Image.Image) -> Image.Image:
@@ -198,6 +232,26 @@ def image_size(data: bytes, name: str) -> tuple[int, int]:
     """Reads height and width from the header of an image file."""
     image = open_image(data, name)
     return image.height, image.width
+
+
+def bands_size(data: bytes, name: str) -> tuple[int, int]:
+    """Reads height and width of an image of any number of channels from its header.
+
+    Raises:
+        UserError: Not an image, or a TIFF while tifffile is missing.
+    """
+    if data[:4] not in TIFF_MARKS:
+        return image_size(data, name)
+    require_package("tifffile", "tiff", name)
+    import tifffile
+
+    try:
+        with tifffile.TiffFile(io.BytesIO(data)) as file:
+            page: Any = file.pages.first
+            return page.imagelength, page.imagewidth
+    except Exception as error:  # damaged in one of many ways
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise UserError(f"{name}: cannot be read as a TIFF: {reason}") from error
 
 
 def orientation(image: Image.Image, name: str) -> int:

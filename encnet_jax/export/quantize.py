@@ -57,6 +57,7 @@ def quantize(
         images: Images that give the range of each activation.
         method: A name of `CalibrationMethod`.
     """
+    import onnxruntime
     from onnxruntime.quantization import (
         CalibrationMethod,
         QuantFormat,
@@ -65,6 +66,8 @@ def quantize(
     )
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
+    # It warns of each constant that it folds, two a block of a vision transformer.
+    onnxruntime.set_default_logger_severity(3)
     prepared = path.with_suffix(".prepared")
     quant_pre_process(path, prepared, skip_symbolic_shape=True)
     products = _simplify_products(prepared)

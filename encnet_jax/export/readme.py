@@ -92,7 +92,9 @@ def export_readme(
     any_size = not isinstance(images.shape[1], int)
     side = training_size or 480
     example = (1, side, side, info.channels) if any_size else images.shape
-    kind = "channels as stored" if info.banded else "RGB, 0 to 255"
+    kind = "RGB, 0 to 255"
+    if info.banded:
+        kind = f"{info.channels} channels with the values that a .tif holds"
     rows = [
         f"| in | `images` | {_array(images)} | {kind} |",
         *(

@@ -14,6 +14,7 @@ from encnet_jax.data.dataset_info import DatasetInfo
 from encnet_jax.data.label_map import published_labels
 from encnet_jax.data.registry import DATASETS
 from encnet_jax.errors import UserError
+from encnet_jax.run.card_usage import usage_section
 
 CITATION = """\
 @inproceedings{zhang2018context,
@@ -38,22 +39,6 @@ _LICENSE = re.compile(r"[a-z0-9][a-z0-9.+-]*")
 _DIGEST = (
     "<!-- Written by encnet_jax, {}; a card that was edited is not replaced. -->\n"
 )
-_SEGMENT = """\
-from encnet_jax import Segmenter
-
-segmenter = Segmenter.from_pretrained("{source}"){note}
-result = segmenter("photo.jpg")  # or a PIL image, or uint8 (h, w, 3)
-result.labels  # class indices (h, w); names: result.class_names
-result.overlay().save("overlay.png")
-"""
-_CLASSIFY = """\
-from encnet_jax import Classifier
-
-classifier = Classifier.from_pretrained("{source}"){note}
-result = classifier("photo.jpg")  # or a PIL image, or uint8 (h, w, 3)
-result.label  # class index; names: result.class_names
-result.probabilities  # float32 (n,)
-"""
 
 
 def folder_card(
@@ -67,25 +52,13 @@ def folder_card(
         license_id: License of the weights, an identifier of the hub.
         address: OWNER/REPO if the folder is to be uploaded there.
     """
-    classifies = info.task == "classification"
     training = config.get("training", {})
-    code = (_CLASSIFY if classifies else _SEGMENT).format(
-        source=address or ".", note="" if address else "  # this folder"
-    )
-    workdir = f"hf://{address}" if address else "."
     text = "\n".join(
         [
             *front_matter(config["model"]["name"], info, training, license_id),
             f"# {model_title(config['model'], info, training)}",
             "",
-            *("```python", code + "```", ""),
-            "Or, for files and folders:",
-            "",
-            f"    encnet predict --workdir={workdir} --output=predictions PHOTO.jpg",
-            "",
-            "Requires the package `encnet-jax`; a download from the hub its extra "
-            "`weights`.",
-            "",
+            *usage_section(info, address),
             *(line for note in image_notes(info, 0) for line in (note, "")),
             *_sizes(config["prediction"]),
             *_training(training),

@@ -11,6 +11,7 @@ from encnet_jax import Segmenter
 from encnet_jax.app import analysis
 from encnet_jax.app.analysis import Analyzer, check_upload
 from encnet_jax.app.page import listenable_port
+from encnet_jax.data.dataset_info import DatasetInfo, voc_colormap
 from encnet_jax.errors import UserError
 from tests import small_workdir
 
@@ -23,10 +24,10 @@ def photo(folder):
     return path
 
 
-def analyzer(workdir, **settings):
-    small_workdir.write_workdir(
-        workdir, data=dict(base_size=0), **{**small_workdir.TINY, **settings}
-    )
+def analyzer(workdir, info=None, channels=3, **settings):
+    data = dict(base_size=0, channels=channels)
+    settings = small_workdir.TINY | settings
+    small_workdir.write_workdir(workdir, info=info, data=data, **settings)
     return Analyzer(Segmenter.from_workdir(workdir))
 
 
@@ -60,6 +61,34 @@ def test_slider_draws_without_the_network(tmp_path, monkeypatch):
 def test_network_without_the_module_has_no_maps(tmp_path):
     found = analyzer(tmp_path / "run", name="fcn")(photo(tmp_path))
     assert found.codewords is None and found.presence is None
+
+
+@pytest.mark.parametrize("planar", ["contig", "separate"])
+def test_images_of_bands(tmp_path, monkeypatch, planar):
+    tifffile = pytest.importorskip("tifffile")
+    bands = dict(mean=(0.5,) * 5, std=(0.3,) * 5, value_range=((0, 4095),) * 5)
+    info = DatasetInfo("mine", ("road", "car"), voc_colormap(2), {}, **bands)
+    analyze = analyzer(tmp_path / "run", info=info, channels=5)
+    pixels = np.random.default_rng(0).integers(0, 4096, (48, 64, 5), np.uint16)
+    settings = dict(photometric="minisblack", planarconfig=planar)
+    for count in (5, 4):  # Pillow opens neither, or a page
+        image = pixels[..., :count]
+        image = np.moveaxis(image, -1, 0) if planar == "separate" else image
+        tifffile.imwrite(tmp_path / f"{count}.tif", image, **settings)
+    found = analyze(tmp_path / "5.tif")
+    assert found.image.shape == (48, 64, 3)
+    with Image.open(io.BytesIO(found.label_png)) as labels:
+        expected = analyze.segmenter(pixels).labels
+        np.testing.assert_array_equal(np.asarray(labels), expected)
+    for name in ("4.tif", photo(tmp_path).name):
+        with pytest.raises(UserError, match=rf"^{name}: . channels; 5 are expected$"):
+            analyze(tmp_path / name)
+    (tmp_path / "text.tif").write_bytes(b"II*\0text")
+    with pytest.raises(UserError, match=r"text.tif: cannot be read as a TIFF: .*$"):
+        analyze(tmp_path / "text.tif")
+    monkeypatch.setattr(analysis, "MAX_PIXELS", 48 * 64 - 1)
+    with pytest.raises(UserError, match="5.tif: 64 x 48 pixels; allowed are"):
+        analyze(tmp_path / "5.tif")
 
 
 def test_address_that_cannot_be_used_is_one_line():

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from encnet_jax.data.augment_host import EncodedImage, HostResizer
+from encnet_jax.data.augment_device import resized_batch
+from encnet_jax.data.augment_host import DeviceResizer, EncodedImage, HostResizer
 from encnet_jax.data.augmentation import Augmentation, jitter, sample_crop
 from encnet_jax.data.bands import (
     as_bands,
@@ -143,6 +144,34 @@ def test_crops_of_three_bands_are_those_of_rgb():
             resizer.fill(batch, 0, EncodedImage.open(pixels), params)
             crops.append(to_byte_scale(batch["images"][0]))
         np.testing.assert_allclose(*crops, atol=1.5)  # bytes are rounded at each step
+
+
+@pytest.mark.parametrize(
+    "size, jitter, rotation", [(50, 0.0, 0), (50, 0.3, 0), (50, 0.0, 20), (400, 0.0, 0)]
+)
+def test_device_makes_the_crops_of_the_host(size, jitter, rotation):
+    height = size * 4 // 5
+    pixels = np.random.default_rng(0).integers(0, 65536, (height, size, 5), np.uint16)
+    if size == 400:  # more than the buffer holds: reduced by the host, so smooth
+        ramps = np.add.outer(np.arange(height), np.arange(size))[..., None]
+        pixels = (ramps * np.arange(20, 70, 10)).astype(np.uint16)
+    augmentation = Augmentation(
+        50, 32, (0.3, 2.0), color_jitter=jitter, rotation=rotation
+    )
+    worst = []
+    for seed in range(8):
+        params = sample_crop(augmentation, (height, size), np.random.default_rng(seed))
+        form, batches = (augmentation, 5, np.uint16), []
+        for resizer in (HostResizer(*form), DeviceResizer(augmentation, 0, *form[1:])):
+            batches.append(resizer.empty(1) | {"labels": np.zeros((1, 32, 32), "u1")})
+            resizer.fill(batches[-1], 0, EncodedImage.open(pixels), params)
+        found, _ = resized_batch(batches[1], augmentation)
+        expected = to_byte_scale(batches[0]["images"])
+        worst.append(np.abs(found - expected).max())
+    # The host rounds to 16 bits, and jitter amplifies that. Pixels that it has reduced
+    # differ more; a shift by half a pixel would be two levels of 255 or more.
+    level = 255 / 65535
+    assert max(worst) <= (0.5 if size == 400 else 3 * level if jitter else level)
 
 
 def test_jitter_of_five_channels_keeps_saturation():

@@ -271,3 +271,57 @@ def test_deep_images_with_0_as_white_are_named():
     data = tiff(np.array([0, 40000], "u2"), photometric=0)
     with pytest.raises(UserError, match="a: more than 8 bits with 0 as white"):
         decode_image(data, "a")
+
+
+def pages_of(*shapes, dtype=np.uint8, last=None):
+    """Returns a TIFF with a page per shape; `last` are settings of the last one."""
+    tifffile = pytest.importorskip("tifffile")
+    file = io.BytesIO()
+    with tifffile.TiffWriter(file) as writer:
+        for index, shape in enumerate(shapes):
+            settings = dict(photometric="rgb" if len(shape) == 3 else "minisblack")
+            settings |= (last or {}) if index == len(shapes) - 1 else {}
+            masks = settings.get("subfiletype") == 4
+            writer.write(np.ones(shape, bool if masks else dtype), **settings)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.float32])
+@pytest.mark.parametrize("decode", [decode_image, ensure_rgb_bytes])
+def test_channels_in_pages_of_their_own_are_named(decode, dtype):
+    data = pages_of(*3 * [(5, 7)], (2, 3), (5, 7), dtype=dtype)
+    with pytest.raises(UserError) as caught:
+        decode(data, "a.tif", (0, 255))
+    assert str(caught.value) == (
+        "a.tif: a TIFF of 4 gray pages of 7x5 pixels; must be one page, unless the "
+        "training sets data.channels"
+    )
+
+
+@pytest.mark.parametrize(
+    "shapes, last",
+    [
+        ([(8, 6), (4, 3), (2, 2)], {}),  # a pyramid
+        ([(8, 6), (8, 6)], dict(subfiletype=1)),  # that of another page
+        ([(8, 6), (8, 6)], dict(subfiletype=4)),  # a mask
+        ([(8, 6), (8, 6, 3)], {}),
+        ([(8, 6, 3), (8, 6, 3)], {}),
+    ],
+)
+def test_first_page_is_the_image(shapes, last):
+    assert decode_image(pages_of(*shapes, last=last), "name").shape == (8, 6, 3)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning:PIL")
+def test_damage_beyond_the_first_page_plays_no_part():
+    data = pages_of((80, 60), (80, 60))
+    for end in range(len(data) // 2 + 8, len(data) // 2 + 200, 64):  # in its header
+        assert decode_image(data[:end], "name").shape == (80, 60, 3)
+
+
+@pytest.mark.parametrize("kind", ["GIF", "PNG", "WEBP"])
+def test_first_frame_of_an_animation_is_the_image(kind):
+    frames = [np.full((8, 6), value, np.uint8) for value in (0, 255)]
+    more = [Image.fromarray(frames[1])]
+    result = decoded(frames[0], kind, save_all=True, append_images=more)
+    np.testing.assert_array_equal(result, np.zeros((8, 6, 3)))

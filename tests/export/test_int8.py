@@ -25,6 +25,7 @@ from encnet_jax.export.quantize import label_agreement, quantize
 from encnet_jax.export.run import export_workdir, load_trained
 from encnet_jax.inference.predict_fn import preprocess
 from tests.parsed_flags import run_command
+from tests.small_vit import add_small_vit
 from tests.small_workdir import TINY, write_workdir
 
 pytestmark = pytest.mark.filterwarnings(
@@ -277,6 +278,27 @@ def test_graph_of_one_size(trained, photos, tmp_path, monkeypatch, capsys):
     products = [n for n in graph.node if n.op_type in ("MatMul", "Einsum")]
     assert products
     assert not any(made_by.get(n.input[0]) == "DequantizeLinear" for n in products)
+
+
+@pytest.mark.slow
+def test_vision_transformer(photos, tmp_path, monkeypatch, capfd):
+    name = add_small_vit(monkeypatch)
+    (tmp_path / "run").mkdir()
+    settings = TINY | dict(backbone=name, aux_head=False)
+    write_workdir(tmp_path / "run", data={"base_size": 40}, **settings)
+    given = dict(size="28x42", calibration=photos, calibration_images=16)
+    text = export_workdir(tmp_path / "run", tmp_path / "out", "onnx", **given)
+    assert "onnxruntime" not in capfd.readouterr().err  # of each folded constant
+    assert float(re.search(r"int8 keeps ([\d.]+) %", text)[1]) > 80
+    graph = onnx.load(tmp_path / "out" / "model.onnx").graph
+    made_by = {name: n.op_type for n in graph.node for name in n.output}
+    # Four linear layers a block are quantized, and no product of attention.
+    linear = [n for n in graph.node if n.op_type == "Gemm"]
+    assert len(linear) >= 4 * 4
+    assert {made_by.get(n.input[0]) for n in linear} == {"DequantizeLinear"}
+    products = [n for n in graph.node if n.op_type == "MatMul"]
+    assert len(products) >= 2 * 4
+    assert "DequantizeLinear" not in {made_by.get(n.input[0]) for n in products}
 
 
 def test_folder_that_is_no_count_is_named(photos):
