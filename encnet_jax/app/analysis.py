@@ -10,7 +10,8 @@ from PIL import Image
 
 from encnet_jax.data.bands import RGB
 from encnet_jax.data.dataset_info import DatasetInfo
-from encnet_jax.data.image_io import bands_size, image_size
+from encnet_jax.data.image_io import image_size
+from encnet_jax.data.tiff_file import bands_size
 from encnet_jax.errors import UserError
 from encnet_jax.explain.explainer import Explainer
 from encnet_jax.explain.figure import most_used, relative_map

@@ -4,13 +4,12 @@ import contextlib
 import io
 import struct
 import warnings
-from typing import Any
 
 import numpy as np
 from jaxtyping import UInt8
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from encnet_jax.errors import UserError, require_package
+from encnet_jax.errors import UserError
 
 ValueRange = tuple[float, float]
 
@@ -232,26 +231,6 @@ def image_size(data: bytes, name: str) -> tuple[int, int]:
     """Reads height and width from the header of an image file."""
     image = open_image(data, name)
     return image.height, image.width
-
-
-def bands_size(data: bytes, name: str) -> tuple[int, int]:
-    """Reads height and width of an image of any number of channels from its header.
-
-    Raises:
-        UserError: Not an image, or a TIFF while tifffile is missing.
-    """
-    if data[:4] not in TIFF_MARKS:
-        return image_size(data, name)
-    require_package("tifffile", "tiff", name)
-    import tifffile
-
-    try:
-        with tifffile.TiffFile(io.BytesIO(data)) as file:
-            page: Any = file.pages.first
-            return page.imagelength, page.imagewidth
-    except Exception as error:  # damaged in one of many ways
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise UserError(f"{name}: cannot be read as a TIFF: {reason}") from error
 
 
 def orientation(image: Image.Image, name: str) -> int:

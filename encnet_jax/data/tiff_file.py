@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from encnet_jax.data.image_io import unreadable
+from encnet_jax.data.image_io import TIFF_MARKS, image_size, unreadable
 from encnet_jax.errors import UserError, require_package
 
 _ORIENTATION = 274
@@ -74,6 +74,19 @@ def read_tiff(data: bytes, name: str) -> tuple[np.ndarray, bool]:
             if length == 1 and kind not in "YX"
         ]
         return values.squeeze(tuple(single)), axes.endswith("S")
+
+
+def bands_size(data: bytes, name: str) -> tuple[int, int]:
+    """Reads height and width of an image of any number of channels from its header.
+
+    Raises:
+        UserError: Not an image, or a TIFF while tifffile is missing.
+    """
+    if data[:4] not in TIFF_MARKS:
+        return image_size(data, name)
+    with open_tiff_file(io.BytesIO(data), name, name) as file, unreadable_tiff(name):
+        page = file.pages.first
+        return page.imagelength, page.imagewidth
 
 
 def check_upright(page: Any, name: str) -> None:

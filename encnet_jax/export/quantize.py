@@ -1,5 +1,6 @@
 """Static int8 quantization of exported ONNX graphs, calibrated on images."""
 
+import contextlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -57,7 +58,6 @@ def quantize(
         images: Images that give the range of each activation.
         method: A name of `CalibrationMethod`.
     """
-    import onnxruntime
     from onnxruntime.quantization import (
         CalibrationMethod,
         QuantFormat,
@@ -66,10 +66,9 @@ def quantize(
     )
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
-    # It warns of each constant that it folds, two a block of a vision transformer.
-    onnxruntime.set_default_logger_severity(3)
     prepared = path.with_suffix(".prepared")
-    quant_pre_process(path, prepared, skip_symbolic_shape=True)
+    with _without_warnings():
+        quant_pre_process(path, prepared, skip_symbolic_shape=True)
     products = _simplify_products(prepared)
     quantize_static(
         prepared,
@@ -84,6 +83,18 @@ def quantize(
         calibrate_method=CalibrationMethod[method],
     )
     prepared.unlink()
+
+
+@contextlib.contextmanager
+def _without_warnings() -> Iterator[None]:
+    # One for each constant that is folded, two a block of a vision transformer.
+    import onnxruntime
+
+    onnxruntime.set_default_logger_severity(3)
+    try:
+        yield
+    finally:
+        onnxruntime.set_default_logger_severity(2)  # the default; it cannot be read
 
 
 def _simplify_products(path: Path) -> list[str]:
