@@ -143,7 +143,7 @@ def read_bands(data: bytes, name: str, channels: int) -> Real[np.ndarray, "h w c
         UserError: The file cannot be read, or has another number of channels.
     """
     if data[:4] in TIFF_MARKS:
-        values, channels_last = read_tiff(data, name)
+        values, channels_last = read_tiff(data, channels, name)
         return as_bands(values, channels, name, channels_last=channels_last)
     tiles = getattr(open_image(data, name), "tile", [])  # gone once it is loaded
     values = pillow_values(open_image(data, name, load=True), name, tiles)

@@ -3,6 +3,7 @@
 import contextlib
 import io
 import logging
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -50,22 +51,29 @@ def unreadable_tiff(name: str) -> Iterator[None]:
         raise UserError(f"{name}: cannot be read as a TIFF: {reason}") from error
 
 
-def read_tiff(data: bytes, name: str) -> tuple[np.ndarray, bool]:
+def read_tiff(data: bytes, channels: int, name: str) -> tuple[np.ndarray, bool]:
     """Returns the first series of a TIFF, and whether its channels are stored last.
 
     It is (h, w), (h, w, c) or (c, h, w).
 
     Args:
         data: Content of the file.
+        channels: How many there must be.
         name: Its name, for error messages.
 
     Raises:
-        UserError: It cannot be read, is too large, or of a kind that is not supported.
+        UserError: It cannot be read, is too large, of a kind that is not supported, or
+            has another number of channels.
     """
     with open_tiff_file(io.BytesIO(data), name, name) as file, unreadable_tiff(name):
         series = file.series[0]
-        check_values(series.keyframe, name)
-        _check_size(series.keyframe, name)
+        page = series.keyframe
+        check_values(page, name)
+        _check_size(page, name)
+        # Before they are decoded: a small file may declare very many.
+        found = math.prod(series.shape) // max(page.imagelength * page.imagewidth, 1)
+        if found != channels:
+            raise UserError(f"{name}: {found} channels; {channels} are expected")
         # A file may hold an image, or each of its channels, as a page of its own.
         values, axes = series.asarray(), series.axes
         single = [

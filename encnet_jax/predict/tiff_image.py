@@ -58,7 +58,12 @@ def open_tiff(path: Path, info: DatasetInfo = RGB) -> Iterator["TiffImage"]:
         raise UserError(f"{path}: --slide reads TIFF (.tif, .tiff): convert it")
     with open_tiff_file(path, str(path), f"{path}: --slide") as file:
         with unreadable_tiff(str(path)):
-            page = file.pages.first
+            page, pages = file.pages.first, len(file.series[0])
+        if pages > 1 and page.samplesperpixel == 1:
+            raise UserError(
+                f"{path}: a TIFF of {pages} gray pages of {page.imagewidth}x"
+                f"{page.imagelength} pixels; must be one page"
+            )
         yield TiffImage(path, page, info)
 
 

@@ -67,6 +67,15 @@ def test_layouts_of_tiff_files():
         read_bands(b"II*\0" + bytes(20), "x.tif", 4)
 
 
+def test_channels_too_many_are_not_decoded(monkeypatch):
+    tifffile = pytest.importorskip("tifffile")
+    monkeypatch.setattr(tifffile.TiffPageSeries, "asarray", None)
+    for pages in (np.zeros((300, 4, 5), np.uint8), np.zeros((2, 3, 4, 5), np.uint8)):
+        data = tiff(pages, photometric="minisblack", compression="zlib")
+        with pytest.raises(UserError, match="x.tif: (300|6) channels; 5 are expected"):
+            read_bands(data, "x.tif", 5)
+
+
 @pytest.mark.parametrize("mode", ["L", "RGB", "RGBA", "I;16"])
 def test_formats_of_pillow(mode):
     channels = {"L": 1, "I;16": 1}.get(mode, len(mode))

@@ -264,6 +264,14 @@ def test_strip_that_is_too_large_is_refused(tmp_path, monkeypatch):
         assert image.shape == RGB.shape
 
 
+def test_page_for_each_channel_is_refused(tmp_path):
+    path = tmp_path / "a.tif"
+    tifffile.imwrite(path, np.zeros((3, 20, 30), np.uint8), photometric="minisblack")
+    with pytest.raises(UserError, match="a.tif: a TIFF of 3 gray pages of 30x20 pixel"):
+        with open_tiff(path):
+            pass
+
+
 def test_missing_package_is_named(tmp_path, monkeypatch):
     found = importlib.util.find_spec
     monkeypatch.setattr(
