@@ -12,6 +12,8 @@ from typing import BinaryIO
 
 from encnet_jax.errors import UserError
 
+INCOMPLETE = ".encnet-"  # names of files and folders that are not whole start so
+
 
 def user_path(path: str | os.PathLike[str]) -> Path:
     """Returns a path as a user gave it, with the home folder in place of `~`.
@@ -88,7 +90,7 @@ def whole_file(path: Path) -> Iterator[BinaryIO]:
         OSError: The folder is not writable, the name too long, or the disk full.
     """
     # Not by `tempfile`: its files are readable by their owner only.
-    new = path.with_name(f".encnet-{uuid.uuid4().hex}.tmp")
+    new = path.with_name(f"{INCOMPLETE}{uuid.uuid4().hex}.tmp")
     try:
         with new.open("xb") as file:
             yield file
@@ -100,36 +102,53 @@ def whole_file(path: Path) -> Iterator[BinaryIO]:
 
 @contextlib.contextmanager
 def whole_folder(folder: Path, setting: str) -> Iterator[Path]:
-    """Creates a folder that takes the place of another, empty or absent one, when done.
+    """Creates a folder whose contents become those of another, empty or absent one.
 
-    Until then it is `.encnet-*.tmp` beside it: on the same file system, so that moving
-    is atomic. If the block raises, the file system stays as it was, but for new
-    parents.
+    Until the block is done, they are in a folder `.encnet-*.tmp` beside an absent one,
+    which then takes its name; or inside an existing one, which stays itself: it may be
+    a mount point or the current folder. If the block raises, the file system stays as
+    it was, but for new parents.
 
     Args:
-        folder: Where it will be.
+        folder: Where the contents will be.
         setting: What names it, for the error: `--output`.
 
     Raises:
-        UserError: It cannot be written to; in place of every `OSError` of the block.
+        UserError: It cannot be written to, or is not empty. `OSError`s of the block
+            become one as well, which names the file if that is elsewhere.
     """
-    target = folder.resolve()  # a link to a folder stays one
-    make_folder(target.parent, setting)
-    new = target.with_name(f".encnet-{uuid.uuid4().hex}.tmp")
+    check_empty(folder, setting)
+    target = folder.resolve()
+    inside = target.is_dir()
+    parent = target if inside else target.parent
+    make_folder(parent, setting)
+    new = parent / f"{INCOMPLETE}{uuid.uuid4().hex}.tmp"
     try:
         new.mkdir()
         yield new
-        new.replace(target)
+        if inside:
+            for path in new.iterdir():
+                path.rename(target / path.name)
+        else:
+            new.rename(target)
     except OSError as error:
+        named = Path(os.fsdecode(error.filename)) if error.filename else new
+        if parent not in named.absolute().parents:
+            raise UserError(f"{named}: {error.strerror}") from error
         raise _unwritable(folder, setting, error) from error
     finally:
         shutil.rmtree(new, ignore_errors=True)
 
 
 def check_empty(folder: Path, setting: str) -> None:
-    """Raises `UserError` unless a folder is writable and empty, or can be created."""
+    """Raises `UserError` unless a folder is writable and empty, or can be created.
+
+    What a killed command left in it does not count.
+    """
     check_folder(folder, setting)
-    if folder.is_dir() and any(folder.iterdir()):
+    if folder.is_dir() and not all(
+        path.name.startswith(INCOMPLETE) for path in folder.iterdir()
+    ):
         raise UserError(f"{setting}={folder}: is not empty; choose another folder")
 
 

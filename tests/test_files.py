@@ -68,31 +68,48 @@ def test_file_that_fails_leaves_the_old_one(tmp_path, error):
 
 
 def test_folder_appears_once_it_is_complete(tmp_path):
-    (tmp_path / "real").mkdir()
+    (tmp_path / "real").mkdir(mode=0o750)
+    (tmp_path / "real" / ".encnet-killed.tmp").mkdir()
     (tmp_path / "link").symlink_to("real")
+    inode = (tmp_path / "real").stat().st_ino
     for name in ("a/new", "link"):
         output = tmp_path / name
         with whole_folder(output, "--output") as folder:
             (folder / "model").write_text("whole")
-            assert not output.exists() or not any(output.iterdir())
+            assert not (output / "model").exists()
         assert (output / "model").read_text() == "whole"
     assert sorted(os.listdir(tmp_path)) == ["a", "link", "real"]
     assert (tmp_path / "link").is_symlink()
+    # The same folder still: a mount point, a shell's own, or one with special rights.
+    assert (tmp_path / "real").stat().st_ino == inode
+    assert sorted(os.listdir(tmp_path / "real")) == [".encnet-killed.tmp", "model"]
     with pytest.raises(UserError, match="--output=.*real: is not empty"):
         check_empty(tmp_path / "real", "--output")
 
 
-def test_folder_that_fails_leaves_nothing_and_replaces_nothing(tmp_path):
+@pytest.mark.parametrize("exists", [False, True])
+@pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "full"), KeyboardInterrupt()])
+def test_folder_that_fails_leaves_nothing(tmp_path, exists, error):
     output = tmp_path / "new"
-    full = OSError(errno.ENOSPC, "full")
-    for error, raised in (full, UserError), (KeyboardInterrupt(), KeyboardInterrupt):
-        with pytest.raises(raised), whole_folder(output, "--output") as folder:
-            (folder / "model").write_text("half")
-            raise error
-        assert not os.listdir(tmp_path)
-    output.mkdir()
-    (output / "mine").touch()
-    with pytest.raises(UserError, match="--output=.*new: cannot be written to"):
-        with whole_folder(output, "--output") as folder:
-            (folder / "model").touch()
-    assert os.listdir(tmp_path) == ["new"] and os.listdir(output) == ["mine"]
+    if exists:
+        output.mkdir()
+    raised = UserError if isinstance(error, OSError) else KeyboardInterrupt
+    with pytest.raises(raised) as found, whole_folder(output, "--output") as folder:
+        (folder / "model").write_text("half")
+        raise error
+    assert raised is KeyboardInterrupt or "new: cannot be written to" in str(found)
+    assert os.listdir(tmp_path) == ["new"] * exists
+    assert not exists or not os.listdir(output)
+
+
+def test_folder_is_not_blamed_for_other_files(tmp_path):
+    image = tmp_path / "elsewhere" / "a.jpg"
+    with pytest.raises(UserError, match=f"^{image}: No such file or directory"):
+        with whole_folder(tmp_path / "deep" / "new", "--output"):
+            image.open()
+    (tmp_path / "new").mkdir()
+    (tmp_path / "new" / "mine").touch()
+    with pytest.raises(UserError, match="--output=.*new: is not empty"):
+        with whole_folder(tmp_path / "new", "--output"):
+            pytest.fail("not reached")
+    assert os.listdir(tmp_path / "new") == ["mine"]

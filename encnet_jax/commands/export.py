@@ -28,7 +28,9 @@ def define_flags() -> None:
     flags.DEFINE_string("size", "", "HEIGHTxWIDTH of a fixed-size ONNX model.")
     flags.DEFINE_bool("int8", False, "Quantize the ONNX model to int8.")
     flags.DEFINE_string(
-        "calibration", None, "Folder of images for --int8, preferably from the training split."
+        "calibration",
+        None,
+        "Folder of images for --int8, preferably from the training split.",
     )
     flags.DEFINE_integer(
         "calibration_images", 64, "Images of that folder to use, at most.", 1

@@ -59,7 +59,7 @@ class CalibrationImages(Sequence[UInt8[np.ndarray, "h w 3"]]):
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(len(self)))]
         path = self.paths[index]
-        pixels = self._prepare(self._read(path))
+        pixels = self._prepare(read_image(path, self._info))
         height, width, _ = pixels.shape
         if min(height, width) < self._smallest:
             raise UserError(
@@ -69,12 +69,9 @@ class CalibrationImages(Sequence[UInt8[np.ndarray, "h w 3"]]):
         return pixels
 
     def check(self) -> None:
-        """Reads all; raises `UserError` for the first that cannot be read."""
-        for path in self.paths:
-            self._read(path)
-
-    def _read(self, path: Path) -> UInt8[np.ndarray, "h w 3"]:
-        return read_image(path, self._info)
+        """Reads all; raises `UserError` for the first that is of no use."""
+        for index in range(len(self)):
+            self[index]
 
 
 def find_calibration_images(folder: Path, count: int) -> list[Path]:

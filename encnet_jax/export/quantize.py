@@ -1,6 +1,7 @@
 """Static int8 quantization of exported ONNX graphs, calibrated on images."""
 
 import contextlib
+import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -29,12 +30,13 @@ def quantize_in_place(path: Path, images: Sequence[UInt8[np.ndarray, "h w 3"]]) 
     """Replaces an ONNX graph by its int8 form; returns what of its labels is kept.
 
     Args:
-        path: The graph, in a folder of its own: the folder above holds it meanwhile.
+        path: The graph.
         images: See `quantize`.
     """
-    original = path.replace(path.parent.with_name("float32.onnx"))
-    quantize(original, path, images)
-    agreement = label_agreement(read_onnx(path), read_onnx(original), images)
+    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+        original = path.replace(Path(folder) / "float32.onnx")
+        quantize(original, path, images)
+        agreement = label_agreement(read_onnx(path), read_onnx(original), images)
     return (
         f"int8 keeps {100 * agreement:.1f} % of the labels on {len(images)} "
         "calibration images"

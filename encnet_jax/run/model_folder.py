@@ -21,7 +21,13 @@ from ml_collections import ConfigDict
 
 from encnet_jax.data.dataset_info import DatasetInfo
 from encnet_jax.errors import UserError, shortened
-from encnet_jax.files import check_folder, make_folder, user_path, whole_file
+from encnet_jax.files import (
+    INCOMPLETE,
+    check_folder,
+    make_folder,
+    user_path,
+    whole_file,
+)
 from encnet_jax.run import folder_config, hub
 from encnet_jax.run.folder_config import FORMAT, FolderConfig
 from encnet_jax.run.model_card import folder_card, is_card
@@ -29,7 +35,6 @@ from encnet_jax.run.model_config import abstract_model
 from encnet_jax.run.state import ModelDef, PureDict, flatten_paths, from_paths
 
 CONFIG, WEIGHTS, CARD = FILES = ("config.json", "model.safetensors", "README.md")
-_INCOMPLETE = ".encnet-"  # of a process that was killed; see `whole_file`
 
 
 class StoredModel(NamedTuple):
@@ -171,7 +176,7 @@ def check_replaceable(folder: Path, setting: str) -> None:
     """Raises `UserError` if a model folder cannot be written, or would replace more."""
     check_folder(folder, setting)
     for path in sorted(folder.iterdir()) if folder.is_dir() else ():
-        if path.name.startswith(_INCOMPLETE):
+        if path.name.startswith(INCOMPLETE):
             continue
         problem = ""
         if path.name not in FILES or not path.is_file():

@@ -57,6 +57,7 @@ def photos(tmp_path_factory):
 def exported(trained, photos, tmp_path_factory):
     """Returns the folder that `encnet export --int8` wrote, and what it said."""
     output = tmp_path_factory.mktemp("int8") / "model"
+    (output.parent / "float32.onnx").write_text("mine")
     given = dict(workdir=trained, output=output, format="onnx", int8=True)
     given |= dict(calibration=photos, calibration_images=16)
     said = io.StringIO()
@@ -138,6 +139,8 @@ def test_encoding_and_resizing_stay_float32(exported):
 
 def test_agreement_is_reported_and_right(photos, exported, float32):
     output, text = exported
+    assert sorted(p.name for p in output.parent.iterdir()) == ["float32.onnx", "model"]
+    assert (output.parent / "float32.onnx").read_text() == "mine"
     assert sorted(p.name for p in output.iterdir()) == [
         "README.md",
         "classes.json",
@@ -211,7 +214,7 @@ def test_images_are_scaled_and_checked(tmp_path):
     assert len(images[:]) == 1
     images = CalibrationImages(paths, info, long_side_resizer(0, False), 17)
     with pytest.raises(UserError, match=r"a.png: 9x9 pixels .* at least 17"):
-        images[0]
+        images.check()
 
 
 @pytest.mark.slow
