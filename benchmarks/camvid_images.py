@@ -9,8 +9,8 @@ from pathlib import Path
 from PIL import Image
 
 from encnet_jax.data.datasets import FileDataset, read_ahead
-from encnet_jax.data.file_pairs import read_file
 from encnet_jax.data.image_io import decode_image
+from encnet_jax.data.input_files import read_file
 from encnet_jax.data.registry import DATASETS, LocalDataset, open_dataset
 from encnet_jax.errors import UserError
 from encnet_jax.files import check_folder

@@ -70,9 +70,11 @@ def read_tiff(data: bytes, channels: int, name: str) -> tuple[np.ndarray, bool]:
         page = series.keyframe
         check_values(page, name)
         _check_size(page, name)
-        # Before they are decoded: a small file may declare very many.
-        found = math.prod(series.shape) // max(page.imagelength * page.imagewidth, 1)
-        if found != channels:
+        # Before they are decoded: a small file may declare very many. The axis is not
+        # known: tifffile writes (h, w, c) as h pages of w x c pixels by default.
+        if channels not in series.shape and (channels != 1 or len(series.shape) > 2):
+            pixels = max(page.imagelength * page.imagewidth, 1)
+            found = math.prod(series.shape) // pixels
             raise UserError(f"{name}: {found} channels; {channels} are expected")
         # A file may hold an image, or each of its channels, as a page of its own.
         values, axes = series.asarray(), series.axes

@@ -63,6 +63,10 @@ def test_layouts_of_tiff_files():
         np.testing.assert_array_equal(read_bands(data, "x.tif", 5), FIVE)
         with pytest.raises(UserError, match="x.tif: 5 channels; 4 are expected"):
             read_bands(data, "x.tif", 4)
+    rows = tiff(FIVE)  # tifffile's default: a page for each row
+    np.testing.assert_array_equal(read_bands(rows, "x.tif", 5), FIVE)
+    with pytest.raises(UserError, match="x.tif: 6 channels; 4 are expected"):
+        read_bands(rows, "x.tif", 4)
     with pytest.raises(UserError, match="x.tif: cannot be read as a TIFF"):
         read_bands(b"II*\0" + bytes(20), "x.tif", 4)
 
@@ -72,8 +76,8 @@ def test_channels_too_many_are_not_decoded(monkeypatch):
     monkeypatch.setattr(tifffile.TiffPageSeries, "asarray", None)
     for pages in (np.zeros((300, 4, 5), np.uint8), np.zeros((2, 3, 4, 5), np.uint8)):
         data = tiff(pages, photometric="minisblack", compression="zlib")
-        with pytest.raises(UserError, match="x.tif: (300|6) channels; 5 are expected"):
-            read_bands(data, "x.tif", 5)
+        with pytest.raises(UserError, match="x.tif: (300|6) channels; 7 are expected"):
+            read_bands(data, "x.tif", 7)
 
 
 @pytest.mark.parametrize("mode", ["L", "RGB", "RGBA", "I;16"])
