@@ -1,8 +1,7 @@
 """COCO annotation files: polygons and run-length encodings by category."""
 
 import functools
-from collections.abc import Callable
-from pathlib import Path, PurePosixPath, PureWindowsPath
+from pathlib import Path
 from typing import Any
 
 from encnet_jax.data.annotations.annotated import (
@@ -14,9 +13,10 @@ from encnet_jax.data.annotations.annotated import (
     split_of,
     stored_size,
 )
+from encnet_jax.data.annotations.image_search import ImageSearch
 from encnet_jax.data.annotations.masks import polygon_mask, rle_mask
 from encnet_jax.data.file_pairs import files_below
-from encnet_jax.data.input_files import read_file, read_json
+from encnet_jax.data.input_files import read_json
 from encnet_jax.errors import UserError, require_package
 
 _LISTS = ("images", "annotations", "categories")
@@ -54,8 +54,15 @@ def read_coco(source: Path, chosen: list[str] | None = None) -> AnnotatedSet:
     result = AnnotatedSet(
         chosen or sorted(by_id, key=by_id.__getitem__), [], [], skipped
     )
+    taken: dict[str, str] = {}
     for split, path in splits.items():
-        _read_file(files[path], path, split, root, result)
+        names = [
+            entry["file_name"]
+            for entry in files[path]["images"]
+            if isinstance(entry, dict) and isinstance(entry.get("file_name"), str)
+        ]
+        search = ImageSearch(path, split, root, names, taken)
+        _read_file(files[path], path, split, search, result)
     return result
 
 
@@ -101,7 +108,11 @@ def _categories(content: dict[str, Any], path: Path) -> dict[int, str]:
 
 
 def _read_file(
-    content: dict[str, Any], path: Path, split: str, root: Path, result: AnnotatedSet
+    content: dict[str, Any],
+    path: Path,
+    split: str,
+    search: ImageSearch,
+    result: AnnotatedSet,
 ) -> None:
     """Adds the images of a file, their annotations, and the problems of both."""
     categories = _categories(content, path)
@@ -112,7 +123,7 @@ def _read_file(
             identity = entry["id"]
             if identity in images:
                 raise UserError(f"{where}: id {identity!r} is given twice")
-            images[identity] = _image(entry, path, split, root)
+            images[identity] = _image(entry, path, split, search)
         except UserError as error:
             result.problems.append(str(error))
         except (KeyError, TypeError):
@@ -143,43 +154,16 @@ def _read_file(
     result.images.extend(images.values())
 
 
-def _image(entry: dict[str, Any], path: Path, split: str, root: Path) -> AnnotatedImage:
+def _image(
+    entry: dict[str, Any], path: Path, split: str, search: ImageSearch
+) -> AnnotatedImage:
     stored = entry["file_name"]
     if not isinstance(stored, str) or not stored:
         raise TypeError
     where = f"{path}: image {stored}"
     size = stored_size(entry.get("height"), entry.get("width"), where)
-    content = _find_image(stored, path, split, root, where)
-    return AnnotatedImage(where, split, output_name(stored), content, size, [])
-
-
-def _find_image(
-    stored: str, path: Path, split: str, root: Path, where: str
-) -> Callable[[], bytes]:
-    """Returns what reads an image, looked for where tools put it."""
-    name = PurePosixPath(PureWindowsPath(stored).as_posix())
-    digits = path.stem.rpartition("_")[2]  # train2017
-    folders = (
-        (path.parent, root, path.parent.parent) if path.parent != root else (root,)
-    )
-    below = ("", "images", split, f"images/{split}", digits, f"images/{digits}")
-    candidates = [
-        folder / part / given
-        for given in dict.fromkeys((name, PurePosixPath(name.name)))
-        for folder in folders
-        for part in below
-    ]
-
-    def read() -> bytes:
-        for candidate in candidates:
-            if candidate.is_file():
-                return read_file(candidate)
-        tried = ", ".join(str(folder) for folder in dict.fromkeys(folders))
-        raise UserError(
-            f"{where}: no such image in {tried}, or in images/ or {split}/ there"
-        )
-
-    return read
+    read = functools.partial(search.read, stored, where)
+    return AnnotatedImage(where, split, output_name(stored), read, size, [])
 
 
 def _draw(segmentation: Any, height: int, width: int) -> Mask:

@@ -83,9 +83,9 @@ def write_folder(
     taken: set[tuple[str, str]] = set()
     for done, image in enumerate(annotated.images, 1):
         try:
-            key = (image.split, str(image.name.with_suffix("")).casefold())
             if not is_image(Path(image.name)):
                 raise UserError(f"{image.where}: not the name of an image file")
+            key = (image.split, str(image.name.with_suffix("")).casefold())
             if key in taken:
                 raise UserError(f"{image.where}: a second image {image.name}")
             content = image.content()
