@@ -77,6 +77,8 @@ def main(arguments: list[str]) -> int:
         print(
             f"warning: {path}: not of format {values.format}; skipped", file=sys.stderr
         )
+    for note in annotated.notes:
+        print(f"{arguments[0]}: {note}")
     _list(annotated.problems)
     if not annotated.images:
         raise UserError(f"{arguments[0]}: no image can be read; nothing was written")

@@ -58,12 +58,14 @@ class AnnotatedSet(NamedTuple):
         images: The images.
         problems: One line for each annotation or image that cannot be read.
         skipped: Files that are not annotation files of the format.
+        notes: One line for each thing that was read in another way than it is written.
     """
 
     class_names: list[str]
     images: list[AnnotatedImage]
     problems: list[str]
     skipped: list[Path]
+    notes: list[str]
 
 
 def split_of(path: Path, source: Path) -> str | None:
@@ -95,11 +97,12 @@ def stored_size(height: Any, width: Any, where: str) -> tuple[int, int] | None:
     if height is None and width is None:
         return None
     for length in (height, width):
-        if type(length) is not int or length < 1:
+        whole = type(length) is int or type(length) is float and length.is_integer()
+        if not whole or length < 1:
             raise UserError(
                 f"{where}: height {height!r}, width {width!r}: must be integers above 0"
             )
-    return height, width
+    return int(height), int(width)
 
 
 def class_labels(

@@ -38,6 +38,7 @@ def read_coco(source: Path, chosen: list[str] | None = None) -> AnnotatedSet:
     """
     require_package("pycocotools", "polygons", "--format=coco")
     files, skipped = _find_files(source)
+    notes = _drop_roots(files)
     root = source if source.is_dir() else source.parent
     splits: dict[str, Path] = {}
     by_id: dict[str, int] = {}
@@ -52,7 +53,7 @@ def read_coco(source: Path, chosen: list[str] | None = None) -> AnnotatedSet:
         for identity, name in _categories(content, path).items():
             by_id[name] = min(identity, by_id.get(name, identity))
     result = AnnotatedSet(
-        chosen or sorted(by_id, key=by_id.__getitem__), [], [], skipped
+        chosen or sorted(by_id, key=by_id.__getitem__), [], [], skipped, notes
     )
     taken: dict[str, str] = {}
     for split, path in splits.items():
@@ -89,6 +90,35 @@ def _find_files(source: Path) -> tuple[dict[Path, Any], list[Path]]:
         where = f"{source}: no" if source.is_dir() else f"{source}: not a"
         raise UserError(f"{where} COCO file, JSON with the lists {', '.join(_LISTS)}")
     return files, skipped
+
+
+def _drop_roots(files: dict[Path, Any]) -> list[str]:
+    """Removes the categories that Roboflow puts above the classes; returns a line each.
+
+    Others name classes as supercategories too, and a split may lack a class. So all
+    must be as Roboflow writes it: id 0, supercategory `none`, the supercategory of all
+    other categories, and without an annotation in any file.
+    """
+    used = {
+        str(entry.get("category_id"))
+        for content in files.values()
+        for entry in content["annotations"]
+        if isinstance(entry, dict)
+    }
+    notes: dict[str, None] = {}  # one for all splits
+    for content in files.values():
+        entries = [item for item in content["categories"] if isinstance(item, dict)]
+        above = [item.get("supercategory") for item in entries]
+        for index, entry in enumerate(entries):
+            name, others = entry.get("name"), above[:index] + above[index + 1 :]
+            root = entry.get("id") == 0 and above[index] == "none" and "0" not in used
+            if root and others and all(other == name for other in others):
+                content["categories"].remove(entry)
+                notes[
+                    f"category 0 {name!r}: no class: without annotations, and the "
+                    "supercategory of all others, as Roboflow adds it"
+                ] = None
+    return [*notes]
 
 
 def _categories(content: dict[str, Any], path: Path) -> dict[int, str]:
@@ -128,10 +158,13 @@ def _read_file(
             result.problems.append(str(error))
         except (KeyError, TypeError):
             result.problems.append(f"{where}: must have id and file_name")
+    images_by_text = {str(key): image for key, image in images.items()}
+    categories_by_text = {str(key): name for key, name in categories.items()}
     for index, entry in enumerate(content["annotations"]):
         where = f"{path}: annotations[{index}]"
         try:
-            image = images.get(entry["image_id"])
+            identity = entry["image_id"]
+            image = images.get(identity, images_by_text.get(str(identity)))
             where = f"annotation {entry.get('id', f'number {index}')}"
             if image is None:
                 result.problems.append(
@@ -139,7 +172,8 @@ def _read_file(
                 )
                 continue
             where = f"{image.where}, {where}"
-            name = categories.get(entry["category_id"])
+            identity = entry["category_id"]
+            name = categories.get(identity, categories_by_text.get(str(identity)))
         except (KeyError, TypeError, AttributeError):
             result.problems.append(f"{where}: must have image_id and category_id")
             continue
@@ -170,5 +204,7 @@ def _draw(segmentation: Any, height: int, width: int) -> Mask:
     if isinstance(segmentation, dict):
         return rle_mask(segmentation, height, width)
     if isinstance(segmentation, list) and segmentation:
+        if all(type(value) in (int, float) for value in segmentation):
+            segmentation = [segmentation]  # one polygon, as VIA writes it
         return polygon_mask(segmentation, height, width)
     raise UserError("no segmentation: neither polygons nor RLE")

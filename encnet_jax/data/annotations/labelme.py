@@ -62,6 +62,7 @@ def read_labelme(source: Path, chosen: list[str] | None = None) -> AnnotatedSet:
             images,
             problems,
             skipped,
+            [],
         )
     known = {None, BACKGROUND, *chosen}
     for image in images:
@@ -72,7 +73,7 @@ def read_labelme(source: Path, chosen: list[str] | None = None) -> AnnotatedSet:
                     f"{region.where}: label {label}: is none of the classes"
                 )
         image.regions[:] = [r for r in image.regions if r.class_name in known]
-    return AnnotatedSet(chosen, images, problems, skipped)
+    return AnnotatedSet(chosen, images, problems, skipped, [])
 
 
 def _image(
