@@ -112,15 +112,17 @@ def class_labels(
 
     Args:
         class_names: The classes of the annotations, in order.
-        unlabeled: `background`: a class, added in front unless it is among them;
-            `ignore`: ignored.
+        unlabeled: `background`: a class, added in front unless it is among them, in
+            any case; `ignore`: ignored.
 
     Raises:
         UserError: A name is empty or given twice, or there are too few or too many.
     """
     names = [name.strip() for name in class_names]
-    if BACKGROUND not in names and unlabeled == BACKGROUND:
-        names.insert(0, BACKGROUND)
+    named = [name for name in names if name.casefold() == BACKGROUND]
+    background = BACKGROUND if BACKGROUND in names or not named else named[0]
+    if not named and unlabeled == BACKGROUND:
+        names.insert(0, background)
     for index, name in enumerate(names):
         if not name or name in names[:index]:
             raise UserError(f"class {name!r}: must be a name, given once")
@@ -131,5 +133,7 @@ def class_labels(
             "included; --classes chooses them, --unlabeled=background adds one"
         )
     labels = {name: index for index, name in enumerate(names)}
+    if background in labels:  # also by the name that labelme's own has here
+        labels[BACKGROUND] = labels[background]
     blank = labels[BACKGROUND] if unlabeled == BACKGROUND else IGNORE_LABEL
     return names, labels, blank

@@ -57,8 +57,10 @@ def read_labelme(source: Path, chosen: list[str] | None = None) -> AnnotatedSet:
     if chosen is None:
         used = {region.class_name for image in images for region in image.regions}
         names = sorted(name for name in used if name and name != BACKGROUND)
+        # No second class beside the user's own, such as `Background`.
+        own = any(name.casefold() == BACKGROUND for name in names)
         return AnnotatedSet(
-            [*([BACKGROUND] if BACKGROUND in used else []), *names],
+            [*([BACKGROUND] if BACKGROUND in used and not own else []), *names],
             images,
             problems,
             skipped,
