@@ -77,15 +77,20 @@ def main(arguments: list[str]) -> int:
         print(
             f"warning: {path}: not of format {values.format}; skipped", file=sys.stderr
         )
+    for note in annotated.notes:
+        print(UserError(f"{arguments[0]}: {note}"))  # as one line
     _list(annotated.problems)
     if not annotated.images:
         raise UserError(f"{arguments[0]}: no image can be read; nothing was written")
     annotated = divide(annotated, values.val_fraction)
     with whole_folder(output, "--output") as root:
         counter = Counter(len(annotated.images), "images")
-        found, problems = write_folder(annotated, values.unlabeled, root, counter.show)
+        found, problems, turned = write_folder(
+            annotated, values.unlabeled, root, counter.show
+        )
         counter.close()
         _list(problems)
+        _warn_turned(turned)
         left_out = len(annotated.problems) + len(problems)
         if left_out and not values.skip_invalid:
             raise UserError(
@@ -113,6 +118,16 @@ def main(arguments: list[str]) -> int:
 def _list(problems: list[str]) -> None:
     for problem in map(UserError, problems):  # each as one line
         print(f"error: {problem}", file=sys.stderr, flush=True)
+
+
+def _warn_turned(images: list[str]) -> None:
+    if images:
+        warning = UserError(
+            f"{len(images)} images with an EXIF orientation that their size does not "
+            f"tell, such as {images[0]}: annotations are taken to be of the image as "
+            "viewers show it"
+        )
+        print(f"warning: {warning}", file=sys.stderr)
 
 
 def _chosen_classes(value: str | None) -> list[str] | None:
@@ -144,9 +159,10 @@ def _show(found: dict[str, Statistics], root: Path, output: Path) -> None:
                 lambda example: example,
             )
         )
-        for error in (item for item in read if isinstance(item, UserError)):
-            message = str(error).replace(str(root), str(output))
-            print(f"warning: {message}", file=sys.stderr)
+        if unread := [item for item in read if isinstance(item, UserError)]:
+            message = str(unread[0]).replace(str(root), str(output))
+            more = f" (and {len(unread) - 1} more)" if len(unread) > 1 else ""
+            print(f"warning: not shown: {message}{more}", file=sys.stderr)
         if examples := [item for item in read if isinstance(item, Example)]:
             path = output / f"{split}.png"
             save_contact_sheet(examples, info, root / path.name, named=path)

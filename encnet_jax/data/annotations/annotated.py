@@ -58,12 +58,14 @@ class AnnotatedSet(NamedTuple):
         images: The images.
         problems: One line for each annotation or image that cannot be read.
         skipped: Files that are not annotation files of the format.
+        notes: One line for each thing that was read in another way than it is written.
     """
 
     class_names: list[str]
     images: list[AnnotatedImage]
     problems: list[str]
     skipped: list[Path]
+    notes: list[str]
 
 
 def split_of(path: Path, source: Path) -> str | None:
@@ -95,11 +97,12 @@ def stored_size(height: Any, width: Any, where: str) -> tuple[int, int] | None:
     if height is None and width is None:
         return None
     for length in (height, width):
-        if type(length) is not int or length < 1:
+        whole = type(length) is int or type(length) is float and length.is_integer()
+        if not whole or length < 1:
             raise UserError(
                 f"{where}: height {height!r}, width {width!r}: must be integers above 0"
             )
-    return height, width
+    return int(height), int(width)
 
 
 def class_labels(
@@ -109,15 +112,17 @@ def class_labels(
 
     Args:
         class_names: The classes of the annotations, in order.
-        unlabeled: `background`: a class, added in front unless it is among them;
-            `ignore`: ignored.
+        unlabeled: `background`: a class, added in front unless it is among them, in
+            any case; `ignore`: ignored.
 
     Raises:
         UserError: A name is empty or given twice, or there are too few or too many.
     """
     names = [name.strip() for name in class_names]
-    if BACKGROUND not in names and unlabeled == BACKGROUND:
-        names.insert(0, BACKGROUND)
+    named = [name for name in names if name.casefold() == BACKGROUND]
+    background = BACKGROUND if BACKGROUND in names or not named else named[0]
+    if not named and unlabeled == BACKGROUND:
+        names.insert(0, background)
     for index, name in enumerate(names):
         if not name or name in names[:index]:
             raise UserError(f"class {name!r}: must be a name, given once")
@@ -128,5 +133,7 @@ def class_labels(
             "included; --classes chooses them, --unlabeled=background adds one"
         )
     labels = {name: index for index, name in enumerate(names)}
+    if background in labels:  # also by the name that labelme's own has here
+        labels[BACKGROUND] = labels[background]
     blank = labels[BACKGROUND] if unlabeled == BACKGROUND else IGNORE_LABEL
     return names, labels, blank

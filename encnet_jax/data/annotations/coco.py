@@ -1,8 +1,7 @@
 """COCO annotation files: polygons and run-length encodings by category."""
 
 import functools
-from collections.abc import Callable
-from pathlib import Path, PurePosixPath, PureWindowsPath
+from pathlib import Path
 from typing import Any
 
 from encnet_jax.data.annotations.annotated import (
@@ -14,9 +13,10 @@ from encnet_jax.data.annotations.annotated import (
     split_of,
     stored_size,
 )
+from encnet_jax.data.annotations.image_search import ImageSearch
 from encnet_jax.data.annotations.masks import polygon_mask, rle_mask
 from encnet_jax.data.file_pairs import files_below
-from encnet_jax.data.input_files import read_file, read_json
+from encnet_jax.data.input_files import read_json
 from encnet_jax.errors import UserError, require_package
 
 _LISTS = ("images", "annotations", "categories")
@@ -38,6 +38,7 @@ def read_coco(source: Path, chosen: list[str] | None = None) -> AnnotatedSet:
     """
     require_package("pycocotools", "polygons", "--format=coco")
     files, skipped = _find_files(source)
+    notes = _drop_roots(files)
     root = source if source.is_dir() else source.parent
     splits: dict[str, Path] = {}
     by_id: dict[str, int] = {}
@@ -52,10 +53,17 @@ def read_coco(source: Path, chosen: list[str] | None = None) -> AnnotatedSet:
         for identity, name in _categories(content, path).items():
             by_id[name] = min(identity, by_id.get(name, identity))
     result = AnnotatedSet(
-        chosen or sorted(by_id, key=by_id.__getitem__), [], [], skipped
+        chosen or sorted(by_id, key=by_id.__getitem__), [], [], skipped, notes
     )
+    taken: dict[str, str] = {}
     for split, path in splits.items():
-        _read_file(files[path], path, split, root, result)
+        names = [
+            entry["file_name"]
+            for entry in files[path]["images"]
+            if isinstance(entry, dict) and isinstance(entry.get("file_name"), str)
+        ]
+        search = ImageSearch(path, split, root, names, taken)
+        _read_file(files[path], path, split, search, result)
     return result
 
 
@@ -84,6 +92,35 @@ def _find_files(source: Path) -> tuple[dict[Path, Any], list[Path]]:
     return files, skipped
 
 
+def _drop_roots(files: dict[Path, Any]) -> list[str]:
+    """Removes the categories that Roboflow puts above the classes; returns a line each.
+
+    Others name classes as supercategories too, and a split may lack a class. So all
+    must be as Roboflow writes it: id 0, supercategory `none`, the supercategory of all
+    other categories, and without an annotation in any file.
+    """
+    used = {
+        str(entry.get("category_id"))
+        for content in files.values()
+        for entry in content["annotations"]
+        if isinstance(entry, dict)
+    }
+    notes: dict[str, None] = {}  # one for all splits
+    for content in files.values():
+        entries = [item for item in content["categories"] if isinstance(item, dict)]
+        above = [item.get("supercategory") for item in entries]
+        for index, entry in enumerate(entries):
+            name, others = entry.get("name"), above[:index] + above[index + 1 :]
+            root = entry.get("id") == 0 and above[index] == "none" and "0" not in used
+            if root and others and all(other == name for other in others):
+                content["categories"].remove(entry)
+                notes[
+                    f"category 0 {name!r}: no class: without annotations, and the "
+                    "supercategory of all others, as Roboflow adds it"
+                ] = None
+    return [*notes]
+
+
 def _categories(content: dict[str, Any], path: Path) -> dict[int, str]:
     found: dict[int, str] = {}
     for index, entry in enumerate(content["categories"]):
@@ -101,7 +138,11 @@ def _categories(content: dict[str, Any], path: Path) -> dict[int, str]:
 
 
 def _read_file(
-    content: dict[str, Any], path: Path, split: str, root: Path, result: AnnotatedSet
+    content: dict[str, Any],
+    path: Path,
+    split: str,
+    search: ImageSearch,
+    result: AnnotatedSet,
 ) -> None:
     """Adds the images of a file, their annotations, and the problems of both."""
     categories = _categories(content, path)
@@ -112,15 +153,18 @@ def _read_file(
             identity = entry["id"]
             if identity in images:
                 raise UserError(f"{where}: id {identity!r} is given twice")
-            images[identity] = _image(entry, path, split, root)
+            images[identity] = _image(entry, path, split, search)
         except UserError as error:
             result.problems.append(str(error))
         except (KeyError, TypeError):
             result.problems.append(f"{where}: must have id and file_name")
+    images_by_text = {str(key): image for key, image in images.items()}
+    categories_by_text = {str(key): name for key, name in categories.items()}
     for index, entry in enumerate(content["annotations"]):
         where = f"{path}: annotations[{index}]"
         try:
-            image = images.get(entry["image_id"])
+            identity = entry["image_id"]
+            image = images.get(identity, images_by_text.get(str(identity)))
             where = f"annotation {entry.get('id', f'number {index}')}"
             if image is None:
                 result.problems.append(
@@ -128,7 +172,8 @@ def _read_file(
                 )
                 continue
             where = f"{image.where}, {where}"
-            name = categories.get(entry["category_id"])
+            identity = entry["category_id"]
+            name = categories.get(identity, categories_by_text.get(str(identity)))
         except (KeyError, TypeError, AttributeError):
             result.problems.append(f"{where}: must have image_id and category_id")
             continue
@@ -143,48 +188,23 @@ def _read_file(
     result.images.extend(images.values())
 
 
-def _image(entry: dict[str, Any], path: Path, split: str, root: Path) -> AnnotatedImage:
+def _image(
+    entry: dict[str, Any], path: Path, split: str, search: ImageSearch
+) -> AnnotatedImage:
     stored = entry["file_name"]
     if not isinstance(stored, str) or not stored:
         raise TypeError
     where = f"{path}: image {stored}"
     size = stored_size(entry.get("height"), entry.get("width"), where)
-    content = _find_image(stored, path, split, root, where)
-    return AnnotatedImage(where, split, output_name(stored), content, size, [])
-
-
-def _find_image(
-    stored: str, path: Path, split: str, root: Path, where: str
-) -> Callable[[], bytes]:
-    """Returns what reads an image, looked for where tools put it."""
-    name = PurePosixPath(PureWindowsPath(stored).as_posix())
-    digits = path.stem.rpartition("_")[2]  # train2017
-    folders = (
-        (path.parent, root, path.parent.parent) if path.parent != root else (root,)
-    )
-    below = ("", "images", split, f"images/{split}", digits, f"images/{digits}")
-    candidates = [
-        folder / part / given
-        for given in dict.fromkeys((name, PurePosixPath(name.name)))
-        for folder in folders
-        for part in below
-    ]
-
-    def read() -> bytes:
-        for candidate in candidates:
-            if candidate.is_file():
-                return read_file(candidate)
-        tried = ", ".join(str(folder) for folder in dict.fromkeys(folders))
-        raise UserError(
-            f"{where}: no such image in {tried}, or in images/ or {split}/ there"
-        )
-
-    return read
+    read = functools.partial(search.read, stored, where)
+    return AnnotatedImage(where, split, output_name(stored), read, size, [])
 
 
 def _draw(segmentation: Any, height: int, width: int) -> Mask:
     if isinstance(segmentation, dict):
         return rle_mask(segmentation, height, width)
     if isinstance(segmentation, list) and segmentation:
+        if all(type(value) in (int, float) for value in segmentation):
+            segmentation = [segmentation]  # one polygon, as VIA writes it
         return polygon_mask(segmentation, height, width)
     raise UserError("no segmentation: neither polygons nor RLE")

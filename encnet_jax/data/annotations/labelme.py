@@ -10,6 +10,7 @@ from encnet_jax.data.annotations.annotated import (
     BACKGROUND,
     AnnotatedImage,
     AnnotatedSet,
+    Mask,
     Region,
     split_of,
     stored_size,
@@ -22,6 +23,7 @@ from encnet_jax.errors import UserError
 
 # What labelme's own converters call pixels that are ignored, and those of no class.
 IGNORED, LABELME_BACKGROUND = "__ignore__", "_background_"
+_SUFFIXES = {"JPEG": ".jpg", "MPO": ".jpg", "JPEG2000": ".jp2"}
 
 
 def read_labelme(source: Path, chosen: list[str] | None = None) -> AnnotatedSet:
@@ -32,7 +34,8 @@ def read_labelme(source: Path, chosen: list[str] | None = None) -> AnnotatedSet:
         chosen: Classes in order, in place of all labels, sorted by name.
 
     Raises:
-        UserError: There is no annotation file.
+        UserError: There is no annotation file, or some are in folders of splits and
+            others are not.
     """
     if not source.is_dir():
         raise UserError(f"{source}: no such folder")
@@ -40,28 +43,31 @@ def read_labelme(source: Path, chosen: list[str] | None = None) -> AnnotatedSet:
     images: list[AnnotatedImage] = []
     problems: list[str] = []
     skipped: list[Path] = []
+    # Images and masks are not kept but read again, those of a file one after the other.
+    reread = functools.lru_cache(maxsize=1)(read_json)
     for path in paths:
         try:
             content = read_json(path)
             if isinstance(content, dict) and isinstance(content.get("shapes"), list):
-                images.append(_image(content, path, source, problems))
+                images.append(_image(content, path, source, problems, reread))
             else:
                 skipped.append(path)
         except UserError as error:
             problems.append(str(error))
     if not images and not problems:
         raise UserError(f"{source}: no file of labelme, JSON with a list of shapes")
-    # Folders are splits only where all of them are.
-    if not all(image.split for image in images):
-        images = [image._replace(split="train") for image in images]
+    images = _with_splits(images)
     if chosen is None:
         used = {region.class_name for image in images for region in image.regions}
         names = sorted(name for name in used if name and name != BACKGROUND)
+        # No second class beside the user's own, such as `Background`.
+        own = any(name.casefold() == BACKGROUND for name in names)
         return AnnotatedSet(
-            [*([BACKGROUND] if BACKGROUND in used else []), *names],
+            [*([BACKGROUND] if BACKGROUND in used and not own else []), *names],
             images,
             problems,
             skipped,
+            [],
         )
     known = {None, BACKGROUND, *chosen}
     for image in images:
@@ -72,11 +78,27 @@ def read_labelme(source: Path, chosen: list[str] | None = None) -> AnnotatedSet:
                     f"{region.where}: label {label}: is none of the classes"
                 )
         image.regions[:] = [r for r in image.regions if r.class_name in known]
-    return AnnotatedSet(chosen, images, problems, skipped)
+    return AnnotatedSet(chosen, images, problems, skipped, [])
+
+
+def _with_splits(images: list[AnnotatedImage]) -> list[AnnotatedImage]:
+    """Returns the images, of the split `train` if none is in the folder of a split."""
+    divided = [image.where for image in images if image.split]
+    others = [image.where for image in images if not image.split]
+    if divided and others:
+        raise UserError(
+            f"{others[0]}: in no folder train, val, or test, unlike {divided[0]}: "
+            f"must hold for all; {len(divided)} are in such, {len(others)} are not"
+        )
+    return images if divided else [image._replace(split="train") for image in images]
 
 
 def _image(
-    content: dict[str, Any], path: Path, source: Path, problems: list[str]
+    content: dict[str, Any],
+    path: Path,
+    source: Path,
+    problems: list[str],
+    reread: Callable[[Path], Any],
 ) -> AnnotatedImage:
     stored = content.get("imagePath")
     if not isinstance(stored, str) or not stored:
@@ -91,10 +113,15 @@ def _image(
             problems.append(f"{place}: label {label!r}: must be a name")
             continue
         name = {IGNORED: None, LABELME_BACKGROUND: BACKGROUND}.get(label, label.strip())
-        regions.append(Region(place, name, functools.partial(shape_mask, shape)))
+        draw = functools.partial(shape_mask, shape)
+        if shape.get("mask"):
+            draw = functools.partial(_draw, reread, path, index)
+        regions.append(Region(place, name, draw))
     lengths = content.get("imageHeight"), content.get("imageWidth")
     size = stored_size(*lengths, where)
     read, suffix = _content(content, file, where)
+    if read is None:
+        read = functools.partial(_embedded, reread, path, where)
     # Named as the annotation file: two may annotate images of one name.
     copy = PurePosixPath(path.relative_to(source).as_posix()).with_suffix(suffix)
     split = split_of(path.parent / "-", source) if path.parent != source else None
@@ -103,16 +130,33 @@ def _image(
 
 def _content(
     content: dict[str, Any], file: Path, where: str
-) -> tuple[Callable[[], bytes], str]:
-    """Returns what reads the image, from its file or the annotation's, and a suffix."""
-    if file.is_file():
-        return functools.partial(read_file, file), file.suffix
-    encoded = content.get("imageData")
-    if not encoded:
-        raise UserError(f"{where}: no such file as {file}, and no imageData")
+) -> tuple[Callable[[], bytes] | None, str]:
+    """Returns what reads the image, None if only `imageData` has it, and a suffix."""
     try:
-        data = base64.b64decode(encoded, validate=True)
+        exists = file.is_file()
+    except OSError:  # no file can have that name
+        exists = False
+    if exists:
+        return functools.partial(read_file, file), file.suffix
+    if not content.get("imageData"):
+        raise UserError(f"{where}: no such file as {file}, and no imageData")
+    data = _image_data(content, where)
+    kind = open_image(data, f"{where}: imageData").format or ""
+    return None, _SUFFIXES.get(kind, f".{kind.lower()}")
+
+
+def _image_data(content: dict[str, Any], where: str) -> bytes:
+    try:
+        return base64.b64decode(content["imageData"], validate=True)
     except (TypeError, ValueError) as error:
         raise UserError(f"{where}: imageData: not base64: {error}") from error
-    kind = open_image(data, f"{where}: imageData").format or ""
-    return lambda: data, {"JPEG": ".jpg"}.get(kind, f".{kind.lower()}")
+
+
+def _embedded(reread: Callable[[Path], Any], path: Path, where: str) -> bytes:
+    return _image_data(reread(path), where)
+
+
+def _draw(
+    reread: Callable[[Path], Any], path: Path, index: int, height: int, width: int
+) -> Mask:
+    return shape_mask(reread(path)["shapes"][index], height, width)

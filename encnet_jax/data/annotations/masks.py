@@ -1,7 +1,6 @@
 """Polygons, run-length encodings, and drawn shapes as masks."""
 
 import base64
-import io
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -10,6 +9,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from encnet_jax.data.annotations.annotated import Mask
+from encnet_jax.data.image_io import open_image
 from encnet_jax.errors import UserError
 
 # Widths in which labelme draws lines and points (`labelme.utils.shape_to_mask`).
@@ -134,10 +134,12 @@ def _pasted_mask(encoded: Any, points: Any, height: int, width: int) -> Mask:
     """Returns labelme's `mask`: a PNG for the box between two points."""
     try:
         data = base64.b64decode(encoded, validate=True)
-        with Image.open(io.BytesIO(data), formats=["PNG"]) as image:
-            patch = np.array(image) != 0
-    except (TypeError, ValueError, OSError, SyntaxError) as error:
+    except (TypeError, ValueError) as error:
         raise UserError(f"mask: not a PNG in base64: {error}") from error
+    image = open_image(data, "mask", load=True)
+    if image.format != "PNG":
+        raise UserError(f"mask: not a PNG but {image.format}")
+    patch = np.array(image) != 0
     if not isinstance(points, list) or len(points) != 2:
         raise UserError("a mask needs 2 points, the corners of its box")
     check_points(points, (height, width))

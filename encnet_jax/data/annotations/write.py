@@ -1,6 +1,7 @@
 """Annotated images as a data set `folder`: images copied, annotations drawn."""
 
 import hashlib
+import io
 import json
 from collections.abc import Callable
 from pathlib import Path, PurePosixPath
@@ -16,8 +17,9 @@ from encnet_jax.data.annotations.annotated import (
 )
 from encnet_jax.data.dataset_info import IGNORE_LABEL
 from encnet_jax.data.file_pairs import is_image
-from encnet_jax.data.image_io import open_image, orientation
+from encnet_jax.data.image_io import TIFF_MARKS, open_image, orientation
 from encnet_jax.data.statistics import Statistics, count_labels
+from encnet_jax.data.tiff_file import check_upright, open_tiff_file, unreadable_tiff
 from encnet_jax.errors import UserError
 from encnet_jax.files import whole_file
 
@@ -60,7 +62,7 @@ def write_folder(
     unlabeled: str,
     root: Path,
     progress: Callable[[int], None] = lambda done: None,
-) -> tuple[dict[str, Statistics], list[str]]:
+) -> tuple[dict[str, Statistics], list[str], list[str]]:
     """Writes images, labels, and `classes.json`, without what cannot be read.
 
     Args:
@@ -70,8 +72,9 @@ def write_folder(
         progress: Called with the number of images done so far.
 
     Returns:
-        The statistics of each split, and one line for each annotation or image that
-        was left out, beside `annotated.problems`.
+        The statistics of each split; one line for each annotation or image that was
+        left out, beside `annotated.problems`; and the images written that viewers turn
+        or mirror, but whose size does not tell whether the annotations are as shown.
 
     Raises:
         UserError: See `class_labels`.
@@ -79,17 +82,18 @@ def write_folder(
     """
     names, labels, blank = class_labels(annotated.class_names, unlabeled)
     problems: list[str] = []
+    turned: list[str] = []
     statistics: dict[str, Statistics] = {}
     taken: set[tuple[str, str]] = set()
     for done, image in enumerate(annotated.images, 1):
         try:
-            key = (image.split, str(image.name.with_suffix("")).casefold())
             if not is_image(Path(image.name)):
                 raise UserError(f"{image.where}: not the name of an image file")
+            key = (image.split, str(image.name.with_suffix("")).casefold())
             if key in taken:
                 raise UserError(f"{image.where}: a second image {image.name}")
             content = image.content()
-            size = _upright_size(image, content)
+            size, ambiguous = _upright_size(image, content)
             drawn = draw_labels(image, size, labels, blank, problems)
             taken.add(key)
         except UserError as error:
@@ -98,12 +102,13 @@ def write_folder(
             split = statistics.setdefault(image.split, Statistics.empty(len(names)))
             split.add(len(split.indices), *count_labels(drawn))
             _write_pair(root, image.split, image.name, content, drawn)
+            turned += [image.where] * ambiguous
         progress(done)
     classes = {"classes": names, "ignore": [IGNORE_LABEL]}
     with whole_file(root / "classes.json") as file:
         text = json.dumps(classes, indent=2, ensure_ascii=False)
         file.write((text + "\n").encode())
-    return statistics, problems
+    return statistics, problems, turned
 
 
 def draw_labels(
@@ -143,16 +148,31 @@ def draw_labels(
     return drawn
 
 
-def _upright_size(image: AnnotatedImage, content: bytes) -> tuple[int, int]:
-    """Returns height and width as training reads the image, from its header.
+def _upright_size(
+    image: AnnotatedImage, content: bytes
+) -> tuple[tuple[int, int], bool]:
+    """Returns height and width as training reads the image, which is decoded.
+
+    And whether viewers turn or mirror it in a way that its size does not tell.
 
     Raises:
-        UserError: No image, or not of the size that was annotated.
+        UserError: No image, a truncated one, or not of the size that was annotated.
     """
-    opened = open_image(content, image.where)
-    size, turned = (opened.height, opened.width), orientation(opened, image.where)
-    if turned > 4:
-        size = size[::-1]
+    try:
+        opened = open_image(content, image.where)
+    except UserError:
+        if content[:4] not in TIFF_MARKS:
+            raise
+        size, turned = _tiff_size(content, image.where), 1
+    else:
+        # Reading turns some formats, and finds the orientation of others.
+        turned = orientation(opened, image.where)
+        opened = open_image(content, image.where, load=True)
+        left = orientation(opened, image.where)
+        turned = max(turned, left)
+        size = opened.height, opened.width
+        if left > 4:
+            size = size[::-1]
     if image.size not in (None, size):
         assert image.size is not None
         note = f", turned by its EXIF orientation {turned}" if turned > 1 else ""
@@ -160,7 +180,33 @@ def _upright_size(image: AnnotatedImage, content: bytes) -> tuple[int, int]:
             f"{image.where}: is {size[1]}x{size[0]} pixels{note}, and the annotations "
             f"are of {image.size[1]}x{image.size[0]}"
         )
-    return size
+    told = turned > 4 and image.size is not None and size[0] != size[1]
+    return size, turned > 1 and not told
+
+
+def _tiff_size(content: bytes, where: str) -> tuple[int, int]:
+    """Returns height and width of a TIFF that Pillow cannot read, such as of 5 bands.
+
+    Raises:
+        UserError: It is turned, too large, truncated, or no TIFF, or tifffile is not
+            installed.
+    """
+    file = io.BytesIO(content)
+    with open_tiff_file(file, where, where) as tiff, unreadable_tiff(where):
+        first = tiff.pages.first
+        check_upright(first, where)
+        height, width = first.imagelength, first.imagewidth
+        limit = Image.MAX_IMAGE_PIXELS
+        if limit is not None and height * width > 2 * limit:  # as Pillow
+            raise UserError(
+                f"{where}: {height * width} pixels; allowed are {2 * limit}; "
+                "--max_image_pixels raises the limit"
+            )
+        for page in tiff.pages:
+            ends = map(sum, zip(page.dataoffsets, page.databytecounts))
+            if max(ends, default=0) > len(content):
+                raise UserError(f"{where}: a truncated TIFF")
+        return height, width
 
 
 def _write_pair(

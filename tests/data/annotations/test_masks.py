@@ -121,7 +121,7 @@ def test_labelme_mask_is_pasted_at_its_box():
     assert np.argwhere(drawn).tolist() == [[4, 1]]  # the rest is outside
     with pytest.raises(UserError, match=r"shape \(2, 3\), and its box has \(2, 4\)"):
         shape_mask(shape("mask", (1, 2), (4, 3), mask=encoded), 5, 6)
-    with pytest.raises(UserError, match="not a PNG"):
+    with pytest.raises(UserError, match="mask: cannot be decoded as an image: unknown"):
         shape_mask(shape("mask", (1, 2), (4, 3), mask="AAAA"), 5, 6)
 
 
