@@ -16,6 +16,7 @@ from encnet_jax.data.dataset_info import DatasetInfo
 from encnet_jax.data.image_io import (
     TIFF_MARKS,
     decode_image,
+    decoding,
     is_deep_color,
     open_image,
     stored_form,
@@ -146,7 +147,8 @@ def read_bands(data: bytes, name: str, channels: int) -> Real[np.ndarray, "h w c
         values, channels_last = read_tiff(data, channels, name)
         return as_bands(values, channels, name, channels_last=channels_last)
     tiles = getattr(open_image(data, name), "tile", [])  # gone once it is loaded
-    values = pillow_values(open_image(data, name, load=True), name, tiles)
+    with decoding(name):
+        values = pillow_values(open_image(data, name, load=True), name, tiles)
     return as_bands(values, channels, name, channels_last=True)
 
 
