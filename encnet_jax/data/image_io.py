@@ -21,7 +21,7 @@ _PAGE_KIND = 254  # TIFF tag; odd: a smaller copy of another page
 # it has Ghostscript run), and containers of which it reads the header alone.
 _NOT_RASTER = ("MPEG", "EPS", "IPTC")
 # A 16-bit image that is darker throughout holds 10, 12 or 14 bits.
-_MIN_BRIGHTEST = 1 << 14
+MIN_BRIGHTEST = 1 << 14
 _RANGE_REMEDY = (
     'give the range as "value_range": [low, high] in classes.json, or convert it to '
     "8 bits"
@@ -145,7 +145,7 @@ def _scale_gray(
             raise UserError(f"{name}: {kind} of unknown range: {_RANGE_REMEDY}")
         value_range = (0, declared)
         highest = int(values.max(initial=0))
-        if declared == 65535 and 0 < highest < _MIN_BRIGHTEST:
+        if declared == 65535 and 0 < highest < MIN_BRIGHTEST:
             raise UserError(
                 f"{name}: 16-bit values of unknown range, none above {highest}: "
                 f"{_RANGE_REMEDY}"
@@ -182,13 +182,18 @@ def _check_deep_color(
             f"{name}: 16 bits per color, of which only the upper 8 are read, so that "
             "value_range does not apply: convert it to 8 bits"
         )
-    bands = image.getextrema()[: 1 if image.mode == "LA" else 3]
-    highest = max(high for _, high in bands)  # type: ignore[misc]
-    if value_range is None and 0 < highest < _MIN_BRIGHTEST >> 8:
+    highest = brightest_color(image)
+    if value_range is None and 0 < highest < MIN_BRIGHTEST >> 8:
         raise UserError(
             f"{name}: 16 bits per color of unknown range, none above "
             f"{(highest + 1 << 8) - 1}: convert it to 8 bits"
         )
+
+
+def brightest_color(image: Image.Image) -> int:
+    """Returns the greatest value of an image of mode RGB, RGBA, or LA; not of alpha."""
+    bands = image.getextrema()[: 1 if image.mode == "LA" else 3]
+    return max(high for _, high in bands)  # type: ignore[misc]
 
 
 def ensure_rgb_bytes(
