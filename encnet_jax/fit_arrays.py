@@ -57,7 +57,8 @@ def fit(
         dataset: In place of images and labels: any object with `__len__` and
             `__getitem__` that returns image and label, such as a PyTorch `Dataset`, a
             split of Hugging Face `datasets`, a Grain source, or a list
-            (docs/data.md). It is called in several threads.
+            (docs/data.md). It is called in several threads, or by one at a time where
+            a check before training finds that these disturb each other.
         class_names: One per class; default: `class 0`, `class 1`, … A data set object
             needs them, unless it is for classification and has its own.
         ignore_label: Label of the pixels that are not learned and not scored, such as

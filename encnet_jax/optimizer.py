@@ -92,7 +92,8 @@ def create_optimizer(
         head_lr_mult: Learning rate of all other parameters, relative to `schedule`.
         max_grad_norm: Gradients of a larger norm, over all parameters, are scaled to
             it; 0: none are.
-        freeze_backbone: Whether the parameters under `backbone` stay as they are.
+        freeze_backbone: Whether the parameters under `backbone` stay as they are. Their
+            gradients then play no part, in the norm neither, and may be NaN.
     """
 
     def factor(path: tuple[Any, ...]) -> float:
@@ -112,7 +113,12 @@ def create_optimizer(
             optax.trace(momentum, nesterov=nesterov),
         ]
     if max_grad_norm:
-        descent[0] = _clipped(descent[0], max_grad_norm)
+        clip = optax.clip_by_global_norm(max_grad_norm)
+        descent[0] = _preceded(
+            descent[0], lambda g: clip.update(g, optax.EmptyState())[0]
+        )
+    if freeze_backbone:
+        descent[0] = _preceded(descent[0], _without_backbone)
     return optax.chain(
         *descent,
         scale_by_path(factor),
@@ -126,19 +132,24 @@ def _decays(path: tuple[Any, ...], parameter: jax.Array) -> bool:
     return parameter.ndim > 1 and not named
 
 
-def _clipped(
-    first: optax.GradientTransformation, max_norm: float
+def _without_backbone(gradients: Any) -> Any:
+    """Returns gradients with zeros, whatever they were, for those of the backbone."""
+    return jax.tree_util.tree_map_with_path(
+        lambda path, g: jnp.zeros_like(g) if path[0].key == "backbone" else g, gradients
+    )
+
+
+def _preceded(
+    first: optax.GradientTransformation, change: Callable[[Any], Any]
 ) -> optax.GradientTransformation:
-    """Clips the gradients that a transformation takes, which keeps its own state.
+    """Changes the gradients that a transformation takes, which keeps its own state.
 
     A link of its own in the chain would have a place in the state: a run could not be
-    resumed with clipping switched on or off.
+    resumed with clipping or freezing switched on or off.
     """
-    clip = optax.clip_by_global_norm(max_norm)
 
     def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
-        clipped, _ = clip.update(updates, optax.EmptyState())
-        return first.update(clipped, state, params)
+        return first.update(change(updates), state, params)
 
     return optax.GradientTransformation(first.init, update)
 

@@ -184,14 +184,15 @@ def test_gradients_are_clipped_by_their_global_norm(limit, scale):
 
 
 @pytest.mark.parametrize("name", ["sgd", "adamw"])
-def test_clipping_changes_nothing_about_the_state(name):
-    # So that a run resumes with another `max_grad_norm`, 0 included.
+def test_clipping_and_freezing_change_nothing_about_the_state(name):
+    # So that a run resumes with another `max_grad_norm`, 0 included, or unfrozen.
     params = {"backbone": np.ones((2, 2), np.float32), "head": np.ones(2, np.float32)}
-    plain, clipped = (
-        create_optimizer(lambda step: 0.1, name=name, max_grad_norm=norm).init(params)
-        for norm in (0.0, 1.0)
+    plain, *others = (
+        create_optimizer(lambda step: 0.1, name=name, **settings).init(params)
+        for settings in ({}, {"max_grad_norm": 1.0}, {"freeze_backbone": True})
     )
-    assert jax.tree.structure(plain) == jax.tree.structure(clipped)
+    for other in others:
+        assert jax.tree.structure(plain) == jax.tree.structure(other)
 
 
 @pytest.mark.parametrize("name", ["sgd", "adamw"])
@@ -200,3 +201,17 @@ def test_frozen_backbone_stays_and_does_not_decay(name):
     moved = taken(3, params, params, name=name, weight_decay=0.5, freeze_backbone=True)
     np.testing.assert_array_equal(moved["backbone"], params["backbone"])
     assert (moved["head"] < 1).all()
+
+
+@pytest.mark.parametrize("frozen", [1000.0, np.nan, np.inf])
+@pytest.mark.parametrize("name, step", [("sgd", 0.3), ("adamw", 1.0)])
+def test_gradients_of_a_frozen_backbone_play_no_part(name, step, frozen):
+    # Clipped to norm 0.3; AdamW's first step is that of the sign.
+    params = {"backbone": np.ones(2, np.float32), "head": np.ones(1, np.float32)}
+    gradients = {"backbone": np.full(2, frozen), "head": np.ones(1, np.float32)}
+    settings = dict(name=name, max_grad_norm=0.3, freeze_backbone=True)
+    moved = taken(
+        *(1, params, gradients), rate=0.5, weight_decay=0.0, head_lr_mult=1, **settings
+    )
+    np.testing.assert_array_equal(moved["backbone"], params["backbone"])
+    np.testing.assert_allclose(moved["head"], 1 - 0.5 * step, rtol=1e-5)

@@ -9,9 +9,13 @@ from jaxtyping import Float
 
 from encnet_jax.errors import UserError
 
-# What reads the image: of both stems of backbones, and of networks for classification.
-FIRST_KERNEL = "backbone.stem.0.conv.kernel"
-FIRST_KERNELS = (FIRST_KERNEL, "stem.kernel")
+# What reads the image: of both stems of ResNets, of networks for classification, and of
+# vision transformers.
+FIRST_KERNELS = (
+    "backbone.stem.0.conv.kernel",
+    "stem.kernel",
+    "backbone.patch_embed.kernel",
+)
 
 
 def extend_kernel(
@@ -29,13 +33,25 @@ def extend_kernel(
         kernel: That of RGB images.
         channels: Channels of the images.
         rgb_channels: Which of them are red, green and blue; by default the first three.
+            One that is several of them gets the sum of their kernels.
     """
     mean = kernel.mean(2, keepdims=True)
     if channels < 3:
         return np.repeat(mean * (3 / channels), channels, 2)
     extended = np.repeat(mean, channels, 2)
-    extended[:, :, list(rgb_channels if len(rgb_channels) == 3 else range(3))] = kernel
+    kept = _kept(rgb_channels)
+    extended[:, :, kept] = 0
+    for color, channel in enumerate(kept):
+        extended[:, :, channel] += kernel[:, :, color]
     return extended
+
+
+def fits(stored: int, channels: int, rgb_channels: Sequence[int] = ()) -> bool:
+    """Returns whether a kernel of `stored` channels is one for images as it is.
+
+    That of RGB images (3) is none for three channels in another order.
+    """
+    return stored == channels and (channels != 3 or _kept(rgb_channels) == [0, 1, 2])
 
 
 def describe_extension(channels: int, rgb_channels: Sequence[int] = ()) -> str:
@@ -45,26 +61,37 @@ def describe_extension(channels: int, rgb_channels: Sequence[int] = ()) -> str:
             f"first convolution: {channels} instead of 3 channels, each with the mean "
             f"of the kernels of red, green and blue times {3 / channels:g}"
         )
-    kept = rgb_channels if len(rgb_channels) == 3 else range(3)
-    rgb = ", ".join(map(str, kept))
+    kept = ", ".join(map(str, _kept(rgb_channels)))
+    if channels == 3:
+        return f"first convolution: {kept} have the kernels of red, green and blue"
     return (
-        f"first convolution: {channels} instead of 3 channels; {rgb}"
+        f"first convolution: {channels} instead of 3 channels; {kept}"
         " have the kernels of red, green and blue, the others their mean"
     )
 
 
+def _kept(rgb_channels: Sequence[int]) -> list[int]:
+    return [*(rgb_channels if len(rgb_channels) == 3 else range(3))]
+
+
 def fit_first_kernel(
-    stored: dict[str, Any], wanted: Mapping[str, Any], rgb_channels: Sequence[int]
+    stored: dict[str, Any],
+    wanted: Mapping[str, Any],
+    rgb_channels: Sequence[int],
+    *,
+    banded: bool = False,
 ) -> str:
-    """Extends the first convolution of stored weights to the channels of a model.
+    """Fits the first convolution of stored weights to the channels of a model.
 
     Args:
         stored: Path -> array; the kernel is replaced.
         wanted: Path -> array of the model.
         rgb_channels: See `extend_kernel`.
+        banded: Whether the stored weights are of bands, not of RGB images: as many
+            channels are then taken for the same ones.
 
     Returns:
-        What was done, in words; "" if the channels are the same.
+        What was done, in words; "" if nothing.
 
     Raises:
         UserError: The weights are of other channels, but not of 3.
@@ -73,7 +100,7 @@ def fit_first_kernel(
     if path is None:
         return ""
     there, channels = stored[path].shape[2], wanted[path].shape[2]
-    if there == channels:
+    if fits(there, channels, () if banded else rgb_channels):
         return ""
     if there != 3:
         raise UserError(

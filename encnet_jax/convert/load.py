@@ -10,9 +10,10 @@ import numpy as np
 from flax import nnx
 
 from encnet_jax.convert.first_conv import (
-    FIRST_KERNEL,
+    FIRST_KERNELS,
     describe_extension,
     extend_kernel,
+    fits,
 )
 from encnet_jax.convert.infer_config import (
     ModelDescription,
@@ -37,8 +38,8 @@ class LoadReport:
         loaded: Key -> path of the parameter or statistic.
         dropped: Key -> reason why the entry was left out.
         left_initialized: Paths of the model that keep their initial values.
-        extension: How the first convolution was extended to images of other channels,
-            in words; "": it was not.
+        extension: How the first convolution was fitted to images of other channels, in
+            words; "": it was not.
     """
 
     source: str
@@ -86,7 +87,7 @@ def load_torch_weights(
             the weights hold more than one; other keys are left out. Prefixes of
             DataParallel, torch.compile and Lightning are removed without it.
         rgb_channels: Which channels of the images are red, green and blue, where the
-            model takes more than three and the weights three; by default the first.
+            model takes three or more and the weights three; by default the first.
 
     Returns:
         What was loaded, and what was dropped and why.
@@ -107,20 +108,22 @@ def load_torch_weights(
             f"{_hint(entries, mapping.source)}"
         )
     # One by one, so that no third copy exists besides the file and the model.
+    extension = ""
     for key, path in plan.loaded.items():
         array = _from_torch_layout(path, entries[key])
-        if path == FIRST_KERNEL and plan.extended_channels:
-            kernel = np.asarray(array)
-            kernel = extend_kernel(kernel, plan.extended_channels, rgb_channels)
-            array = jnp.array(kernel)
+        if path in FIRST_KERNELS:
+            channels = plan.variables[path].shape[2]
+            if not fits(array.shape[2], channels, rgb_channels):
+                kernel = extend_kernel(np.asarray(array), channels, rgb_channels)
+                array = jnp.array(kernel)
+                extension = describe_extension(channels, rgb_channels)
         plan.variables[path].set_value(array)
-    extended = plan.extended_channels
     return LoadReport(
         mapping.source,
         plan.loaded,
         plan.dropped,
         tuple(plan.left_initialized),
-        describe_extension(extended, rgb_channels) if extended else "",
+        extension,
     )
 
 

@@ -6,7 +6,7 @@ from typing import Any
 import jax.numpy as jnp
 from flax import nnx
 
-from encnet_jax.convert.first_conv import FIRST_KERNEL
+from encnet_jax.convert.first_conv import FIRST_KERNELS
 from encnet_jax.convert.key_mapping import KeyMapping
 from encnet_jax.errors import shortened
 
@@ -30,8 +30,6 @@ class LoadPlan:
         unexpected_keys: Keys that the model has no place for.
         missing_keys: Paths without an entry, with their keys.
         mismatched_keys: Keys of another shape or dtype, in words.
-        extended_channels: Channels that the first convolution is extended to, see
-            `first_conv`; 0: it fits.
     """
 
     def __init__(
@@ -48,7 +46,6 @@ class LoadPlan:
         self.unexpected_keys: list[str] = []
         self.missing_keys: list[str] = []
         self.mismatched_keys: list[str] = []
-        self.extended_channels = 0
         self._mapping, self._head = mapping, head
         avg_down = _avg_down(model)
         self._other_shortcut = avg_down is not None and avg_down != mapping.avg_down
@@ -85,9 +82,8 @@ class LoadPlan:
             self.mismatched_keys.append(f"{key} is {array.dtype}, not floating-point")
         elif shape == target:
             self.loaded[key] = path
-        elif path == FIRST_KERNEL and shape == (target[0], 3, *target[2:]):
-            self.loaded[key] = path
-            self.extended_channels = target[1]
+        elif path in FIRST_KERNELS and shape == (target[0], 3, *target[2:]):
+            self.loaded[key] = path  # to be extended, see `first_conv`
         elif (
             self._head == "reinitialize"
             and path.startswith(HEAD_PREFIXES)

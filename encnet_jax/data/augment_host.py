@@ -28,6 +28,7 @@ Batch = dict[str, np.ndarray]
 # beyond, so that one pixel differs from decoding the whole image. One more to be safe:
 _MARGIN = 2
 _JPEG_RATIOS = (1, 2, 4, 8)  # downscaling factors that the JPEG decoder supports
+_FORMATS = ("JPEG", "PNG")  # of files that `encoded` of data sets returns
 # PIL can only decode whole images, but resizes without copying the decoded pixels: it
 # is faster above this share of the image (docs/input.md).
 _MAX_REGION_SHARE = 0.3
@@ -46,7 +47,7 @@ class EncodedImage(NamedTuple):
     def open(cls, data: bytes | Pixels) -> "EncodedImage | BandImage":
         """Reads the header of a file, or takes pixels as they are."""
         if not isinstance(data, np.ndarray):
-            return cls(data, Image.open(io.BytesIO(data)))
+            return cls(data, Image.open(io.BytesIO(data), formats=_FORMATS))
         if data.dtype == np.uint16:
             return BandImage(data)
         return cls(b"", Image.fromarray(data))

@@ -5,6 +5,8 @@ read: images travel as uint16 (h, w, c), and `ops.normalize` knows them by that.
 """
 
 import dataclasses
+import math
+import numbers
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,6 +18,7 @@ from encnet_jax.data.dataset_info import DatasetInfo
 from encnet_jax.data.image_io import (
     TIFF_MARKS,
     decode_image,
+    decoding,
     is_deep_color,
     open_image,
     stored_form,
@@ -51,11 +54,18 @@ def declare_bands(
         value_range: Value of `data.value_range`, in place of that of `info`.
 
     Raises:
-        UserError: Another number of pairs than of channels, or a display channel that
-            there is not.
+        UserError: A range that is no pair of finite numbers, low < high, another number
+            of pairs than of channels, or a display channel that there is not.
     """
+    if isinstance(value_range, np.ndarray):
+        value_range = value_range.tolist()
     given = value_range or info.value_range or ()
-    pairs = isinstance(next(iter(given), None), Sequence)
+    pairs = isinstance(next(iter(given), None), Sequence | np.ndarray)
+    if given and not all(map(_is_range, given if pairs else (given,))):
+        raise UserError(
+            f"value_range={given!r}: must be (low, high), two finite numbers, low < "
+            "high, or such a pair for each channel"
+        )
     if any(index >= channels for index in info.display_channels):
         raise UserError(
             f"display_channels={[*info.display_channels]}: data.channels={channels}, "
@@ -75,6 +85,13 @@ def declare_bands(
         std=(1.0,) * channels,
         value_range=tuple(map(tuple, ranges)) if given else None,
     )
+
+
+def _is_range(pair: Any) -> bool:
+    if not isinstance(pair, Sequence | np.ndarray) or len(pair) != 2:
+        return False
+    finite = all(isinstance(v, numbers.Real) and math.isfinite(v) for v in pair)
+    return finite and pair[0] < pair[1]
 
 
 def with_bands(info: DatasetInfo, known: DatasetInfo) -> DatasetInfo:
@@ -146,7 +163,8 @@ def read_bands(data: bytes, name: str, channels: int) -> Real[np.ndarray, "h w c
         values, channels_last = read_tiff(data, channels, name)
         return as_bands(values, channels, name, channels_last=channels_last)
     tiles = getattr(open_image(data, name), "tile", [])  # gone once it is loaded
-    values = pillow_values(open_image(data, name, load=True), name, tiles)
+    with decoding(name):
+        values = pillow_values(open_image(data, name, load=True), name, tiles)
     return as_bands(values, channels, name, channels_last=True)
 
 
@@ -235,8 +253,9 @@ def scale_bands(
     exact = raw.dtype.itemsize <= 2 or raw.dtype == np.float32
     dtype: Any = np.float32 if exact else np.float64
     scaled: Any = raw.astype(dtype)
-    scaled -= low.astype(dtype)
-    scaled *= (_WHITE / (high - low)).astype(dtype)
+    with np.errstate(over="ignore", invalid="ignore"):  # -3.4e38 marks missing values
+        scaled -= low.astype(dtype)
+        scaled *= (_WHITE / (high - low)).astype(dtype)
     scaled = np.nan_to_num(scaled, copy=False, nan=0.0)
     return np.clip(scaled, 0, _WHITE, out=scaled).round().astype(np.uint16)
 

@@ -7,16 +7,13 @@ import unicodedata
 from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 
-from PIL import Image, ImageFile
+from PIL import Image
 
+from encnet_jax.data.image_io import is_raster
 from encnet_jax.data.result_file import is_result
 from encnet_jax.errors import UserError
 
 FilePair = tuple[Path, Path]  # image, labels
-
-# Formats that Pillow opens but that are no raster images: video, vector graphics, and
-# containers of which it reads the header alone (with `StubImageFile`).
-_NOT_RASTER = ("MPEG", "EPS", "IPTC")
 
 
 def is_image(path: Path) -> bool:
@@ -27,11 +24,7 @@ def is_image(path: Path) -> bool:
     if path.name.startswith("."):
         return False
     kind = Image.registered_extensions().get(path.suffix.lower(), "")
-    if kind not in Image.OPEN or kind in _NOT_RASTER:
-        return False
-    reader = Image.OPEN[kind][0]
-    is_stub = isinstance(reader, type) and issubclass(reader, ImageFile.StubImageFile)
-    return not is_stub
+    return is_raster(kind)
 
 
 def pair_files(

@@ -2,12 +2,12 @@
 
 import contextlib
 import io
-import struct
 import warnings
+from collections.abc import Iterator
 
 import numpy as np
 from jaxtyping import UInt8
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 
 from encnet_jax.errors import UserError
 
@@ -17,16 +17,11 @@ TIFF_MARKS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _ORIENTATION = 0x0112  # EXIF tag; 1 is upright
 _PHOTOMETRIC, _SAMPLE_FORMAT = 262, 339  # TIFF tags; 0: white is 0; 1: unsigned
 _PAGE_KIND = 254  # TIFF tag; odd: a smaller copy of another page
-_UNREADABLE = (
-    UnidentifiedImageError,
-    Image.DecompressionBombError,
-    OSError,
-    SyntaxError,
-    ValueError,
-    struct.error,
-)
+# Formats that Pillow opens but that are no raster images: video, vector graphics (which
+# it has Ghostscript run), and containers of which it reads the header alone.
+_NOT_RASTER = ("MPEG", "EPS", "IPTC")
 # A 16-bit image that is darker throughout holds 10, 12 or 14 bits.
-_MIN_BRIGHTEST = 1 << 14
+MIN_BRIGHTEST = 1 << 14
 _RANGE_REMEDY = (
     'give the range as "value_range": [low, high] in classes.json, or convert it to '
     "8 bits"
@@ -68,12 +63,8 @@ def decode_image(
     """
     image = open_image(data, name)
     _check_pages(image, data, name)
-    try:
+    with decoding(name):
         return to_rgb_array(image, value_range, name)
-    except UserError:
-        raise
-    except _UNREADABLE as error:
-        raise unreadable(name, error) from error
 
 
 def to_rgb_array(
@@ -111,7 +102,7 @@ def _check_pages(image: Image.Image, data: bytes, name: str) -> None:
     # Opened again, as reading stays at the page that was sought last. Where one is
     # damaged, which raises errors of many kinds, those before it count.
     with contextlib.suppress(Exception):
-        pages = Image.open(io.BytesIO(data))
+        pages = Image.open(io.BytesIO(data), formats=["TIFF"])
         for index in range(1, getattr(pages, "n_frames", 1)):
             pages.seek(index)
             kind = dict(getattr(pages, "tag_v2", {})).get(_PAGE_KIND, 0)
@@ -154,7 +145,7 @@ def _scale_gray(
             raise UserError(f"{name}: {kind} of unknown range: {_RANGE_REMEDY}")
         value_range = (0, declared)
         highest = int(values.max(initial=0))
-        if declared == 65535 and 0 < highest < _MIN_BRIGHTEST:
+        if declared == 65535 and 0 < highest < MIN_BRIGHTEST:
             raise UserError(
                 f"{name}: 16-bit values of unknown range, none above {highest}: "
                 f"{_RANGE_REMEDY}"
@@ -191,13 +182,18 @@ def _check_deep_color(
             f"{name}: 16 bits per color, of which only the upper 8 are read, so that "
             "value_range does not apply: convert it to 8 bits"
         )
-    bands = image.getextrema()[: 1 if image.mode == "LA" else 3]
-    highest = max(high for _, high in bands)  # type: ignore[misc]
-    if value_range is None and 0 < highest < _MIN_BRIGHTEST >> 8:
+    highest = brightest_color(image)
+    if value_range is None and 0 < highest < MIN_BRIGHTEST >> 8:
         raise UserError(
             f"{name}: 16 bits per color of unknown range, none above "
             f"{(highest + 1 << 8) - 1}: convert it to 8 bits"
         )
+
+
+def brightest_color(image: Image.Image) -> int:
+    """Returns the greatest value of an image of mode RGB, RGBA, or LA; not of alpha."""
+    bands = image.getextrema()[: 1 if image.mode == "LA" else 3]
+    return max(high for _, high in bands)  # type: ignore[misc]
 
 
 def ensure_rgb_bytes(
@@ -235,24 +231,36 @@ def image_size(data: bytes, name: str) -> tuple[int, int]:
 
 def orientation(image: Image.Image, name: str) -> int:
     """Returns the EXIF orientation of an opened image, 1 (upright) to 8."""
-    try:
+    with decoding(name):
         value = image.getexif().get(_ORIENTATION, 1)
-    except _UNREADABLE as error:
-        raise unreadable(name, error) from error
     return value if value in range(2, 9) else 1
+
+
+def is_raster(kind: str) -> bool:
+    """Returns whether a format of Pillow is one of raster images that it reads."""
+    if kind not in Image.OPEN or kind in _NOT_RASTER:
+        return False
+    reader = Image.OPEN[kind][0]
+    is_stub = isinstance(reader, type) and issubclass(reader, ImageFile.StubImageFile)
+    return not is_stub
 
 
 def open_image(data: bytes, name: str, *, load: bool = False) -> Image.Image:
     """Opens an image file: reads the header, with `load` all of it.
 
+    Its content tells the format, whatever its name: one that `is_raster`.
+
     Raises:
         UserError: Not an image, too large, or truncated; `name` is in the message.
     """
+    Image.init()
+    formats = [*filter(is_raster, Image.ID)]
+    formats.sort(key=lambda kind: Image.OPEN[kind][1] is None)  # without a mark: last
     try:
-        image = Image.open(io.BytesIO(data))
+        image = Image.open(io.BytesIO(data), formats=formats)
         if load:
             image.load()
-    except _UNREADABLE as error:
+    except Exception as error:
         kind = _tiff_kind(data) if isinstance(error, UnidentifiedImageError) else ""
         if kind:
             raise UserError(
@@ -277,9 +285,20 @@ def _tiff_kind(data: bytes) -> str:
         return ""
 
 
+@contextlib.contextmanager
+def decoding(name: str) -> Iterator[None]:
+    """Turns errors of Pillow for damaged files, which are of many kinds, into one."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        raise unreadable(name, error) from error
+
+
 def unreadable(name: str, error: Exception) -> UserError:
     """Returns the error for a file that Pillow cannot decode."""
-    reason = str(error).removesuffix(".")
+    reason = " ".join(str(error).split()).removesuffix(".") or type(error).__name__
     if isinstance(error, UnidentifiedImageError):
         reason = "unknown format"  # Pillow's own message holds an address in memory
     elif isinstance(error, Image.DecompressionBombError):

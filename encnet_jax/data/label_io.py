@@ -1,6 +1,5 @@
 """Decodes label files to uint8 labels, as stored: gray values, indices or colors."""
 
-import struct
 from collections.abc import Mapping
 from typing import NamedTuple
 
@@ -9,7 +8,7 @@ from jaxtyping import Int16, UInt8, UInt16
 from PIL import Image, ImageOps
 
 from encnet_jax.data.dataset_info import IGNORE_LABEL, DatasetInfo
-from encnet_jax.data.image_io import open_image, unreadable
+from encnet_jax.data.image_io import decoding, open_image
 from encnet_jax.data.label_map import label_table
 from encnet_jax.errors import UserError
 
@@ -70,10 +69,8 @@ def decode_labels(
         raise UserError(
             f"{name}: a {image.format} image, which changes labels; save them as PNG"
         )
-    try:
+    with decoding(name):
         image = ImageOps.exif_transpose(image)
-    except (ValueError, OSError, SyntaxError, struct.error) as error:
-        raise unreadable(name, error) from error
     if image.mode == "LA":
         image = image.getchannel(0)
     if image.mode in ("RGB", "RGBA") and colors is not None:

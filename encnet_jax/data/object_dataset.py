@@ -1,12 +1,14 @@
 """Data set objects: whatever has a length and returns image and label by index.
 
 Such as a PyTorch `Dataset`, a split of Hugging Face `datasets`, a Grain source, or a
-list. They are called in threads, and hold class indices.
+list. They are called in threads, if these do not disturb each other, and hold class
+indices.
 """
 
 import contextlib
 import dataclasses
 import logging
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Protocol, TypeGuard, cast
 
@@ -15,12 +17,15 @@ from jaxtyping import Real, UInt8
 
 from encnet_jax.data.bands import Pixels, RangeSetting, declare_bands, scale_bands
 from encnet_jax.data.dataset_info import IGNORE_LABEL, DatasetInfo, voc_colormap
-from encnet_jax.data.datasets import Dataset, Encoded, Example, map_examples
+from encnet_jax.data.datasets import Dataset, Encoded, Example
 from encnet_jax.data.fingerprint import fingerprint
+from encnet_jax.data.image_io import MIN_BRIGHTEST
 from encnet_jax.data.label_check import check_label_counts
 from encnet_jax.data.label_map import as_classes
+from encnet_jax.data.object_check import check_threads, checksum
 from encnet_jax.data.object_example import (
     LABEL_KEYS,
+    brightest_of_unknown,
     image_and_label,
     kind_of,
     label_array,
@@ -33,6 +38,7 @@ from encnet_jax.data.statistics import evenly_spaced, label_histogram
 from encnet_jax.errors import UserError, shortened
 
 _SAMPLE = 16  # examples that are read, and checked, before training starts
+_ONE_AT_A_TIME = threading.RLock()  # of all objects, as two may share a file
 _log = logging.getLogger(__name__)
 
 
@@ -63,6 +69,9 @@ class ObjectDataset:
         examples: The object.
         name: What error messages call it.
         ignore_label: As in `encnet_jax.fit`.
+
+    Attributes:
+        one_at_a_time: Whether threads wait for each other, see `check`.
     """
 
     def __init__(
@@ -76,6 +85,7 @@ class ObjectDataset:
         self.examples = examples
         self.name = name
         self.ignore_label = ignore_label
+        self.one_at_a_time = False
 
     def __len__(self) -> int:
         """Returns the number of examples."""
@@ -92,50 +102,68 @@ class ObjectDataset:
     def bands(self, index: int) -> Real[np.ndarray, "h w c"]:
         """Returns the values of an image as the object has them."""
         name = f"{self.name}[{index}]"
-        with _named(name):
+        with self._turn(), _named(name):
             image, _ = image_and_label(self.examples[index], name)
-            return raw_bands(image, self.info.channels, f"{name}: image")
+            return self._raw_bands(image, name)
 
     def fingerprint(self) -> str:
         """Returns a digest of the metadata and the length: objects have no other."""
         return fingerprint(self.info, len(self))
 
     def check(self) -> None:
-        """Reads examples spread over the data set.
+        """Reads examples spread over the data set, alone and in threads.
 
-        Warns if the first is not the same when read again.
+        Warns if the first is not the same when read again; and if threads disturb each
+        other, as with one open file: then one reads at a time from now on.
 
         Raises:
-            UserError: One is invalid, or nothing can be learned from their labels.
+            UserError: One is invalid, or nothing can be learned from their labels, or
+                images seem to have lost the lower 8 of 16 bits.
         """
-        total = np.zeros(256, np.int64)
+        total, alone, brightest = np.zeros(256, np.int64), [], []
         indices = evenly_spaced(range(len(self)), _SAMPLE)
-        for counts in map_examples(self, indices, _label_counts):
-            if isinstance(counts, UserError):
-                raise counts
-            total += counts
+        for index in indices:
+            name = f"{self.name}[{index}]"
+            with _named(name):
+                image, label = image_and_label(self.examples[index], name)
+                banded = self.info.banded
+                brightest.append(255 if banded else brightest_of_unknown(image))
+                pixels, labels = self._converted(image, label, name)
+            total += label_histogram(np.atleast_2d(labels))
+            alone.append(checksum(pixels, labels))
         where = f"{self.name}: labels of {len(indices)} examples"
         check_label_counts(where, total, self.ignore_label)
-        pairs = zip(self._read(0), self._read(0))
-        if not all(np.array_equal(one, other) for one, other in pairs):
-            _log.warning(
-                "WARNING: %s[0] is another each time it is read: a run cannot be "
-                "repeated, nor resumed as if uninterrupted; leave augmentation to "
-                "data.scale_range, data.flip, data.rotation, and data.color_jitter",
-                self.name,
+        if 0 < max(brightest) < MIN_BRIGHTEST >> 8:
+            raise UserError(
+                f"{self.name}: {len(indices)} images loaded from files have no value "
+                f"above {max(brightest)}: Pillow keeps 8 bits of 16 per color; if the "
+                "files have 8, pass np.asarray(image)"
             )
+        check_threads(self, indices, alone)
+
+    def _turn(self) -> contextlib.AbstractContextManager[Any]:
+        return _ONE_AT_A_TIME if self.one_at_a_time else contextlib.nullcontext()
 
     def _read(self, index: int) -> tuple[Pixels, UInt8[np.ndarray, "..."]]:
         name = f"{self.name}[{index}]"
-        with _named(name):
+        with self._turn(), _named(name):
             image, label = image_and_label(self.examples[index], name)
-            pixels: Pixels
-            if self.info.banded:
-                raw = raw_bands(image, self.info.channels, f"{name}: image")
-                pixels = scale_bands(raw, self.info.value_range, f"{name}: image")
-            else:
-                pixels = rgb_pixels(image, f"{name}: image")
-            return pixels, self._labels(label, pixels.shape[:2], name)
+            return self._converted(image, label, name)
+
+    def _converted(
+        self, image: Any, label: Any, name: str
+    ) -> tuple[Pixels, UInt8[np.ndarray, "..."]]:
+        pixels: Pixels
+        if self.info.banded:
+            raw = self._raw_bands(image, name)
+            pixels = scale_bands(raw, self.info.value_range, f"{name}: image")
+        else:
+            pixels = rgb_pixels(image, f"{name}: image")
+        return pixels, self._labels(label, pixels.shape[:2], name)
+
+    def _raw_bands(self, image: Any, name: str) -> Real[np.ndarray, "h w c"]:
+        info = self.info
+        return raw_bands(image, info.channels, f"{name}: image", info.value_range)
 
     def _labels(
         self, label: Any, size: tuple[int, ...], name: str
@@ -206,6 +234,10 @@ def as_datasets(
         wrapped = ObjectDataset(declared, objects, name, ignore_label)
         wrapped.check()
         opened.append(wrapped)
+    wrappers = [split for split in opened if isinstance(split, ObjectDataset)]
+    if any(wrapper.one_at_a_time for wrapper in wrappers):
+        for wrapper in wrappers:
+            wrapper.one_at_a_time = True
     return opened[0], opened[-1]
 
 
@@ -278,7 +310,3 @@ def _named(name: str) -> Iterator[None]:
         raise
     except Exception as error:
         raise UserError(f"{name}: {type(error).__name__}: {error}") from error
-
-
-def _label_counts(example: Example) -> np.ndarray:
-    return label_histogram(np.atleast_2d(example.labels))

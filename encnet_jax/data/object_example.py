@@ -9,12 +9,15 @@ from jaxtyping import Real, UInt8
 from PIL import Image, ImageOps
 
 from encnet_jax.data.bands import as_bands, pillow_values
-from encnet_jax.data.image_io import to_rgb_array
+from encnet_jax.data.image_io import brightest_color, to_rgb_array
 from encnet_jax.errors import UserError
 
 # Keys of examples that are mappings: one of each must be there.
 IMAGE_KEYS = ("image", "img", "pixel_values")
 LABEL_KEYS = ("label", "labels", "mask", "annotation", "segmentation_mask")
+
+# Formats of which Pillow reads 8 of 16 bits per color.
+_DEEP_FORMATS = ("PNG", "PPM", "SGI", "TIFF")
 
 # Pillow decodes on first use, and one image not in several threads at once.
 _LOCKS = tuple(threading.Lock() for _ in range(64))
@@ -85,17 +88,48 @@ def rgb_pixels(image: Any, name: str) -> UInt8[np.ndarray, "h w 3"]:
     return np.ascontiguousarray(np.broadcast_to(pixels, (*pixels.shape[:2], 3)))
 
 
-def raw_bands(image: Any, channels: int, name: str) -> Real[np.ndarray, "h w c"]:
+def brightest_of_unknown(image: Any) -> int:
+    """Returns the greatest value of an image of maybe 16 bits per color; 255 of others.
+
+    Pillow reads 8 of them, and once it has loaded a file, it no longer knows what that
+    held: so it is with the images that Hugging Face `datasets` return.
+    """
+    unknown = (
+        isinstance(image, Image.Image)
+        and image.format in _DEEP_FORMATS
+        and image.mode in ("RGB", "RGBA", "LA")
+        and not getattr(image, "tile", None)
+    )
+    return brightest_color(image) if unknown else 255
+
+
+def raw_bands(
+    image: Any, channels: int, name: str, value_range: Any = None
+) -> Real[np.ndarray, "h w c"]:
     """Returns an image of any number of channels, with the values it has.
 
+    Args:
+        image: A Pillow image, or an array (h, w, c), (c, h, w), or (h, w).
+        channels: How many there must be.
+        name: Its name, for error messages.
+        value_range: A pair per channel, that the values are to be scaled from; or None.
+
     Raises:
-        UserError: Neither a Pillow image nor an array, or of other channels.
+        UserError: Neither a Pillow image nor an array, or of other channels; or a
+            Pillow image of 8 bits while the range is that of more.
     """
-    if isinstance(image, Image.Image):
-        with _lock(image):
-            values = pillow_values(image, name)
-        return as_bands(values, channels, name, channels_last=True)
-    return as_bands(np.asarray(image), channels, name)
+    if not isinstance(image, Image.Image):
+        return as_bands(np.asarray(image), channels, name)
+    with _lock(image):
+        values = pillow_values(image, name)
+    highest = max((high for _, high in value_range or ()), default=0)
+    if values.dtype == np.uint8 and highest > 255:
+        raise UserError(
+            f"{name}: an image of mode {image.mode}, 8 bits, and value_range is up to "
+            f"{highest:g}: Pillow keeps 8 bits of 16 per color; pass an array that has "
+            "all, or give a range up to 255"
+        )
+    return as_bands(values, channels, name, channels_last=True)
 
 
 def label_array(label: Any) -> np.ndarray:

@@ -30,7 +30,7 @@ def read_image(image: ImageInput, info: DatasetInfo = RGB) -> Pixels:
     """
     value_range: Any = info.value_range
     if info.banded and not isinstance(image, str | os.PathLike):
-        raw = raw_bands(image, info.channels, "image")
+        raw = raw_bands(image, info.channels, "image", value_range)
         return scale_bands(raw, value_range, "image")
     if isinstance(image, Image.Image):
         if not image.width * image.height:

@@ -64,7 +64,9 @@ def open_tiff(path: Path, info: DatasetInfo = RGB) -> Iterator["TiffImage"]:
                 f"{path}: a TIFF of {pages} gray pages of {page.imagewidth}x"
                 f"{page.imagelength} pixels; must be one page"
             )
-        yield TiffImage(path, page, info)
+        with unreadable_tiff(str(path)):
+            image = TiffImage(path, page, info)
+        yield image
 
 
 class TiffImage:
@@ -97,8 +99,9 @@ class TiffImage:
 
     def geographic_tags(self) -> list[tuple[int, int, int, Any, bool]]:
         """Returns the tags of a GeoTIFF, as tifffile's `extratags`."""
-        found = [self._page.tags.get(code) for code in _GEOGRAPHIC]
-        return [(t.code, t.dtype, t.count, t.value, True) for t in found if t]
+        with unreadable_tiff(str(self._path)):  # values may be read here
+            found = [self._page.tags.get(code) for code in _GEOGRAPHIC]
+            return [(t.code, t.dtype, t.count, t.value, True) for t in found if t]
 
     def __getitem__(self, key: Any) -> Pixels:
         """Returns the pixels of `[rows, columns]`, slices or the arrays of `np.ix_`."""

@@ -40,7 +40,8 @@ def decode_labels(text: str) -> UInt8[np.ndarray, "h w"]:
 
     That is where the text is damaged.
     """
-    with Image.open(io.BytesIO(base64.b64decode(text, validate=True))) as image:
+    file = io.BytesIO(base64.b64decode(text, validate=True))
+    with Image.open(file, formats=["PNG"]) as image:
         return np.asarray(image.convert("L"))
 
 

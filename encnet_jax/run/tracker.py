@@ -1,5 +1,6 @@
 """Scalars and images of a run to Weights & Biases or Trackio, if asked for."""
 
+import contextlib
 import importlib
 import json
 import logging
@@ -31,7 +32,7 @@ class Tracker:
 
     Starting, logging, and sending cost the training no time. Whatever fails (the
     package is not installed, the server is down) ends the tracking with one warning,
-    and the training continues.
+    marks the run as failed if it has started, and the training continues.
 
     Args:
         name: One of `TRACKERS`.
@@ -65,9 +66,9 @@ class Tracker:
         """Sends what is left, and marks the run as finished, or failed."""
         self._put(lambda run: run.finish(failed))
         self._put(None)
-        if self.failed:  # it may hang
-            return
-        self.thread.join(_START_SECONDS + _FINISH_SECONDS)
+        # One that has failed may hang, or be finishing its run.
+        wait = _FINISH_SECONDS if self.failed else _START_SECONDS + _FINISH_SECONDS
+        self.thread.join(wait)
         if self.thread.is_alive():
             self._fail("does not respond")
 
@@ -80,6 +81,7 @@ class Tracker:
             self._fail("does not keep up")
 
     def _work(self) -> None:
+        run = None
         try:
             run = self._start()
             _log.info("tracked by %s: %s", self.name, run.place)
@@ -91,6 +93,9 @@ class Tracker:
             self._fail(str(error))
         except BaseException as error:  # trackers raise whatever they like
             self._fail(f"{type(error).__name__}: {error}")
+        if self.failed and run is not None:  # as failed: it lacks what came later
+            with contextlib.suppress(BaseException):
+                run.finish(failed=True)
 
     def _start(self) -> Any:
         module: Any = importlib.import_module(self.name)

@@ -31,7 +31,7 @@ def load_initial_weights(
             to load its backbone.
         class_names: Classes of the data set to train on. Classifier heads of an earlier
             run are loaded only if it has the same classes.
-        rgb_channels: See `first_conv.extend_kernel`.
+        rgb_channels: See `first_conv.extend_kernel`; empty for RGB images.
 
     Returns:
         A summary of what was loaded, for the log.
@@ -62,8 +62,9 @@ def _load_workdir(
     stored = flatten_paths(trained.params) | flatten_paths(trained.batch_stats)
     _, params, batch_stats = split_model(model)
     wanted = flatten_paths(params) | flatten_paths(batch_stats)
+    banded = trained.info.banded
     try:
-        extension = fit_first_kernel(stored, wanted, rgb_channels)
+        extension = fit_first_kernel(stored, wanted, rgb_channels, banded=banded)
     except UserError as error:
         raise UserError(f"model.weights={workdir}: {error}") from error
     fresh = [

@@ -127,8 +127,9 @@ class Trainer:
         settings.check_workdir(config, workdir, info)
         self.checkpoints = Checkpoints(workdir, best_metric_name(info))
         if config.model.weights and not self.checkpoints.steps():
+            rgb = info.display_channels if info.banded else ()
             report = load_initial_weights(
-                model, config.model.weights, info.class_names, info.display_channels
+                model, config.model.weights, info.class_names, rgb
             )
             _log.info("%s: %s", config.model.weights, report)
         model_def, params, batch_stats = split_model(model)

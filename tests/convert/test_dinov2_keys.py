@@ -58,6 +58,15 @@ def arrays(model):
     return flatten_paths(nnx.to_pure_dict(nnx.state(model, nnx.Param)))
 
 
+def test_embedding_follows_the_order_of_three_bands(weights):
+    plain, ordered = empty(DINOv2, "small"), empty(DINOv2, "small")
+    load_torch_weights(plain, weights)
+    report = load_torch_weights(ordered, weights, rgb_channels=(2, 1, 0))
+    assert "2, 1, 0 have the kernels of red, green and blue" in str(report)
+    kernels = [np.asarray(m.patch_embed.kernel[...]) for m in (plain, ordered)]
+    np.testing.assert_array_equal(kernels[1], kernels[0][:, :, ::-1])
+
+
 def test_names_of_transformers_load_the_same_network(weights):
     ours, theirs = empty(DINOv2, "small"), empty(DINOv2, "small")
     assert load_torch_weights(ours, weights).source == "timm"

@@ -114,6 +114,47 @@ def test_declared():
     assert stored.value_range == ((0, 4095),) and stored.banded
 
 
+@pytest.mark.parametrize(
+    "value_range",
+    [
+        (0, 0),
+        (5, 1),
+        (0, 1, 2),
+        (0,),
+        (0, float("nan")),
+        (0, float("inf")),
+        (0, "9"),
+        ((0, 1), (0, 1), (2, 2)),
+        ((0, 1), (0, 1), (0, 1, 2)),
+        np.array([5, 1]),
+    ],
+    ids=str,
+)
+def test_range_that_is_none_is_named(value_range):
+    message = "^value_range=.*: must be .low, high., two finite numbers, low < high"
+    examples = [(FIVE[..., :3], FIVE[..., 0] % 2)]
+    for declare in (
+        lambda: declare_bands(INFO, 3, value_range),
+        lambda: as_datasets(examples, None, "ab", value_range=value_range),
+    ):
+        with pytest.raises(UserError, match=message) as caught:
+            declare()
+        assert "\n" not in str(caught.value)
+
+
+def test_range_may_be_an_array():
+    info = declare_bands(INFO, 2, np.array([[0, 1], [2, 5]]))
+    assert info.value_range == ((0, 1), (2, 5))
+
+
+@pytest.mark.filterwarnings("error")
+def test_marks_of_missing_values_are_the_low_end_without_a_warning():
+    lowest = np.finfo(np.float32).min
+    raw = np.float32([[[lowest, 0.5, -lowest, np.inf, -np.inf, np.nan]]])
+    found = scale_bands(raw, ((0, 1e-3),) * 6, "x")
+    assert found[0, 0].tolist() == [0, 65535, 65535, 65535, 0, 0]
+
+
 def test_measured_in_the_training_split():
     images = [np.full((4, 4, 2), (v, 7), np.uint16) for v in (0, 65535)]
     labels = np.zeros((4, 4), np.uint8)

@@ -6,11 +6,12 @@ import warnings
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, features
 
 from encnet_jax.data.image_io import (
     decode_image,
     ensure_rgb_bytes,
+    image_size,
     set_max_image_pixels,
 )
 from encnet_jax.data.label_io import decode_labels
@@ -325,3 +326,60 @@ def test_first_frame_of_an_animation_is_the_image(kind):
     more = [Image.fromarray(frames[1])]
     result = decoded(frames[0], kind, save_all=True, append_images=more)
     np.testing.assert_array_equal(result, np.zeros((8, 6, 3)))
+
+
+EPS = (
+    b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 7 5\n%%EndComments\n"
+    b"0 0 7 5 rectfill\nshowpage\n%%EOF\n"
+)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [EPS, b"\0\0\1\xb3\0\x70\x05" + bytes(40), b"GRIB" + bytes(3) + b"\1" + bytes(40)],
+    ids=["EPS", "MPEG", "GRIB"],
+)
+def test_content_of_no_raster_format_is_refused_whatever_the_name(data, monkeypatch):
+    assert Image.open(io.BytesIO(data)).size  # Pillow itself takes it
+    monkeypatch.setattr("PIL.EpsImagePlugin.Ghostscript", None)
+    for read in (decode_image, image_size, decode_labels, ensure_rgb_bytes):
+        with pytest.raises(UserError, match="^e.png: cannot .*: unknown format$"):
+            read(data, "e.png")
+
+
+@pytest.mark.parametrize(
+    "raised, message",
+    [
+        (RuntimeError("Failed to decode frame"), "Failed to decode frame"),
+        (NotImplementedError("Unimplemented pixel format 7"), "Unimplemented pixel.*7"),
+        (EOFError(), "EOFError"),
+        (AttributeError("no\nattribute."), "no attribute"),
+    ],
+)
+def test_whatever_pillow_raises_is_one_line(raised, message, monkeypatch):
+    def load(image):
+        raise raised
+
+    monkeypatch.setattr("PIL.ImageFile.ImageFile.load", load)
+    monkeypatch.setattr("PIL.PngImagePlugin.PngImageFile.getexif", load)
+    for read in (decode_image, decode_labels, ensure_rgb_bytes):
+        with pytest.raises(UserError, match=f"^a: cannot .* image: {message}$"):
+            read(stored(RGB), "a")
+
+
+@pytest.mark.parametrize("kind", ["AVIF", "DDS", "SPIDER"])
+def test_damaged_files_are_one_line(kind):
+    if kind == "AVIF" and not features.check("avif"):
+        pytest.skip("Pillow without AVIF")
+    good = np.frombuffer(stored(RGB[..., 0], kind), np.uint8)
+    rng = np.random.default_rng(0)
+    for _ in range(60):
+        data = good.copy()
+        places = rng.integers(0, min(len(data), 300), 4)
+        data[places] = rng.integers(0, 256, 4)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            try:
+                decode_image(data.tobytes(), "a")
+            except UserError as error:
+                assert "\n" not in str(error)

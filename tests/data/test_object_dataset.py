@@ -1,5 +1,7 @@
 """Data set objects: the forms of their examples, and batches made of them."""
 
+import contextlib
+import io
 import itertools
 import logging
 import sys
@@ -16,7 +18,9 @@ from encnet_jax.data.augmentation import Augmentation
 from encnet_jax.data.dataset_info import DatasetInfo
 from encnet_jax.data.object_dataset import ObjectDataset, as_datasets
 from encnet_jax.errors import UserError
+from encnet_jax.predict.read_image import read_image
 from tests.data import geometry
+from tests.data.png_files import make_png
 from tests.data.test_loader import INFO, assert_equal, batches, labeled_images
 
 RNG = np.random.default_rng(0)
@@ -279,6 +283,131 @@ def test_object_with_augmentation_of_its_own_is_warned_of(caplog):
     (record,) = caplog.records
     assert record.levelno == logging.WARNING
     assert "dataset[0] is another each time it is read" in record.message
+
+
+def test_object_that_flips_is_not_taken_for_unsafe(caplog):
+    class Flipped(Source):
+        def __getitem__(self, index):
+            step = -1 if RNG.random() < 0.5 else 1
+            return IMAGE[:, ::step], LABELS[:, ::step]
+
+    dataset, _ = as_datasets(Flipped(range(16)), None, NAMES)
+    (record,) = caplog.records
+    assert "is another each time it is read" in record.message
+    assert not dataset.one_at_a_time
+
+
+class OneFile:
+    """Examples in a file that is sought, then read."""
+
+    def __init__(self, file, lock=None):
+        self.file = file
+        self.lock = lock or contextlib.nullcontext()
+
+    def __len__(self):
+        return 40
+
+    def __getitem__(self, index):
+        with self.lock:
+            self.file.seek(index * 6 * 8 * 4)
+            data = self.file.read(6 * 8 * 4)
+        values = np.frombuffer(data, np.uint8).reshape(6, 8, 4)
+        return values[..., :3], values[..., 3] % 3
+
+
+@pytest.fixture
+def one_file(tmp_path):
+    file = tmp_path / "examples"
+    file.write_bytes(RNG.integers(0, 256, 40 * 6 * 8 * 4, np.uint8).tobytes())
+    with file.open("rb", buffering=0) as opened_once:
+        yield opened_once
+
+
+def test_object_that_is_not_safe_in_threads_is_read_by_one_at_a_time(one_file, caplog):
+    objects = OneFile(one_file)
+    expected = [objects[index] for index in range(40)]
+    dataset, scored = as_datasets(objects, [(IMAGE, LABELS)], NAMES)
+    (record,) = caplog.records
+    assert record.levelno == logging.WARNING and "\n" not in record.message
+    assert "dataset is not safe to read in threads: dataset[" in record.message
+    assert dataset.one_at_a_time and scored.one_at_a_time  # they may share the file
+    with ThreadPoolExecutor(8) as pool:
+        for _ in range(20):
+            bands = pool.map(dataset.bands, range(40))
+            examples = pool.map(dataset.encoded, range(40))
+            for found, pair, (image, labels) in zip(bands, examples, expected):
+                np.testing.assert_array_equal(found, image)
+                np.testing.assert_array_equal(pair[0], image)
+                np.testing.assert_array_equal(pair[1], labels)
+
+
+def test_object_with_a_lock_of_its_own_is_read_in_threads(one_file, caplog):
+    dataset, _ = as_datasets(OneFile(one_file, threading.Lock()), None, NAMES)
+    assert not caplog.records and not dataset.one_at_a_time
+
+
+def test_object_of_one_thread_is_refused(caplog):
+    class Bound(Source):
+        def __getitem__(self, index):
+            if threading.current_thread() is not threading.main_thread():
+                raise RuntimeError("created in another thread")
+            return IMAGE, LABELS
+
+    with pytest.raises(UserError, match=r"^dataset\[0\]: RuntimeError: created in"):
+        as_datasets(Bound([0, 1]), None, NAMES)
+
+
+def loaded(file):
+    """Returns an image as Hugging Face `datasets` decode it."""
+    image = Image.open(io.BytesIO(file))
+    image.load()
+    return image
+
+
+def png(values, depth=8, color_type=2):
+    return make_png(np.asarray(values), depth, color_type)
+
+
+DARK = IMAGE // 16  # the upper 8 of 16 bits, of which 12 are used
+
+
+@pytest.mark.parametrize(("color_type", "channels"), [(2, 3), (6, 4), (4, 2)])
+def test_dark_color_of_16_bits_that_others_have_loaded_is_refused(color_type, channels):
+    values = np.dstack([IMAGE, GRAY])[..., -channels:].astype(int) * 16
+    images = [loaded(png(v, 16, color_type)) for v in (values, values[::-1])]
+    message = r"^dataset: 2 images loaded from files have no value above \d\d: Pillow"
+    with pytest.raises(UserError, match=message) as caught:
+        opened(*((image, LABELS) for image in images))
+    assert "\n" not in str(caught.value)
+    arrays = [(np.asarray(image.convert("RGB")), LABELS) for image in images]
+    opened(*arrays)  # as the message says
+
+
+def test_dark_images_of_8_bits_are_read():
+    file = png(DARK)
+    for image in (Image.open(io.BytesIO(file)), Image.fromarray(DARK), DARK):
+        np.testing.assert_array_equal(opened((image, LABELS))[0].image, DARK)
+    jpeg = io.BytesIO()
+    Image.fromarray(DARK).save(jpeg, "JPEG")
+    opened((loaded(jpeg.getvalue()), LABELS))
+    opened((loaded(png(DARK * 0)), LABELS))  # black
+    dark, bright = (loaded(png(image)) for image in (DARK, IMAGE))
+    dataset = opened((dark, LABELS), (bright, LABELS))  # a night among days
+    np.testing.assert_array_equal(dataset[0].image, DARK)
+
+
+def test_range_of_more_bits_than_pillow_keeps_is_refused():
+    image = loaded(png(IMAGE.astype(int) * 16, 16))
+    for value_range in ((0, 4095), ((0, 255), (0, 4095), (0, 255))):
+        with pytest.raises(UserError, match=r"^dataset\[0\]: image: .* 8 bits.* 4095:"):
+            opened((image, LABELS), value_range=value_range)
+    opened((image, LABELS), value_range=(0, 255))
+    opened((IMAGE.astype(np.uint16) * 16, LABELS), value_range=(0, 4095))
+    gray = Image.fromarray(GRAY.astype(np.uint16) * 16)
+    opened((gray, LABELS), value_range=(0, 4095), channels=1)
+    info = opened((IMAGE, LABELS), value_range=(0, 4095)).info
+    with pytest.raises(UserError, match="^image: an image of mode RGB, 8 bits, and"):
+        read_image(image, info)
 
 
 @pytest.mark.parametrize("padded_size", [None, 0], ids=["host", "device"])

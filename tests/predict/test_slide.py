@@ -187,6 +187,15 @@ def broken(tmp_path, kind):
         data = bytearray(path.read_bytes())
         data[place : place + 40] = bytes(40)
         path.write_bytes(data)
+    elif kind == "no parts":
+        write(path, tile=(64, 64), compression="zlib")
+        with tifffile.TiffFile(path, mode="r+b") as file:
+            tags = file.pages.first.tags
+            places = [tags[code].offset + 4 for code in (324, 325)]
+        data = bytearray(path.read_bytes())
+        for place in places:  # how many offsets and lengths of tiles there are
+            data[place : place + 4] = bytes(4)
+        path.write_bytes(data)
     elif kind == "text":
         path.write_text("no image")
     elif kind == "floats":
@@ -209,6 +218,7 @@ def broken(tmp_path, kind):
         ("truncated", "truncated: "),
         ("truncated strip", "truncated: "),
         ("damaged", "cannot be read as a TIFF: "),
+        ("no parts", "cannot be read as a TIFF: "),
         ("text", "cannot be read as a TIFF: "),
         ("floats", "float32; allowed are 8 bits"),
         ("five bands", "5 samples of 8 bits, uint8; allowed are"),

@@ -169,12 +169,43 @@ def test_tracker_that_fails_later_costs_one_line(fake, tmp_path, caplog, monkeyp
     assert len(runs) == 1 and "tracker=trackio: ZeroDivisionError" in line
 
 
+def test_run_whose_logging_fails_is_marked_as_failed(fake, tmp_path, monkeypatch):
+    runs = fake("wandb")
+    monkeypatch.setattr(FakeRun, "log", lambda *given, **named: 1 / 0)
+    write("wandb", tmp_path, range(5))
+    assert [run.exit_code for run in runs] == [1]
+
+
 def test_tracker_that_does_not_keep_up(fake, tmp_path, caplog, monkeypatch):
     monkeypatch.setattr(tracker_module, "_QUEUED", 3)
+    monkeypatch.setattr(tracker_module, "_FINISH_SECONDS", 0.1)
     fake("wandb", hanging)
     write("wandb", tmp_path, range(9))
     (line,) = warnings_of(caplog)
     assert "tracker=wandb: does not keep up" in line
+
+
+@pytest.mark.parametrize("name", ["wandb", "trackio"])
+def test_run_of_a_tracker_that_does_not_keep_up_is_finished(
+    fake, tmp_path, caplog, monkeypatch, name
+):
+    runs, go_on, finished = fake(name), threading.Event(), []
+    monkeypatch.setattr(tracker_module, "_QUEUED", 3)
+    monkeypatch.setattr(FakeRun, "log", lambda *given, **named: go_on.wait())
+    monkeypatch.setattr(
+        FakeRun, "finish", lambda run, exit_code=None: finished.append(exit_code)
+    )
+    config = default()
+    config.tracker = name
+    tracker = start_tracker(config, tmp_path, "set")
+    for step in range(9):
+        tracker.scalars(step, {"loss": 1.0})
+    assert not finished
+    go_on.set()
+    tracker.close()
+    assert len(runs) == 1 and finished == [1 if name == "wandb" else None]
+    (line,) = warnings_of(caplog)
+    assert "does not keep up" in line
 
 
 def test_missing_package_is_one_line_with_the_extra(tmp_path, caplog, monkeypatch):

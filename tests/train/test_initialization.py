@@ -7,15 +7,19 @@ from flax import nnx
 
 from encnet_jax.config import default, save_config
 from encnet_jax.convert.first_conv import FIRST_KERNELS, fit_first_kernel
+from encnet_jax.data.bands import declare_bands
 from encnet_jax.data.dataset_info import DatasetInfo, save_info, voc_colormap
+from encnet_jax.data.object_dataset import ObjectDataset
 from encnet_jax.errors import UserError
 from encnet_jax.export.run import export_workdir
 from encnet_jax.models import create_model
 from encnet_jax.optimizer import create_optimizer
 from encnet_jax.run.checkpoint import Checkpoints
 from encnet_jax.run.model_config import model_settings
+from encnet_jax.run.sharding import mesh_of
 from encnet_jax.run.state import create_train_state, split_model
 from encnet_jax.train.initialization import load_initial_weights
+from encnet_jax.train.trainer import Trainer
 
 NAMES = ("road", "car", "sky")
 
@@ -134,6 +138,23 @@ def test_first_convolution_takes_other_channels(path):
     assert not fit_first_kernel(stored, wanted, ())
     with pytest.raises(UserError, match="images of 4 channels; data.channels is 3"):
         fit_first_kernel(stored, {path: kernel}, ())
+
+
+@pytest.mark.parametrize("value_range", [(), (0, 255)])
+def test_order_of_channels_counts_for_bands_alone(value_range, tmp_path, monkeypatch):
+    found = []
+
+    def load(model, weights, names, rgb_channels):
+        found.append(rgb_channels)
+        raise UserError("enough")
+
+    monkeypatch.setattr("encnet_jax.train.trainer.load_initial_weights", load)
+    info = DatasetInfo("mine", NAMES, voc_colormap(3), {}, display_channels=(2, 1, 0))
+    dataset = ObjectDataset(declare_bands(info, 3, value_range), [])
+    config = settings(weights="somewhere.pth")
+    with pytest.raises(UserError, match="enough"):
+        Trainer(config, tmp_path, mesh_of(jax.devices()[:1]), dataset, dataset)
+    assert found == [(2, 1, 0) if value_range else ()]
 
 
 def test_first_convolutions_are_those_of_the_networks(earlier):
