@@ -136,8 +136,9 @@ class ObjectDataset:
         if 0 < max(brightest) < MIN_BRIGHTEST >> 8:
             raise UserError(
                 f"{self.name}: {len(indices)} images loaded from files have no value "
-                f"above {max(brightest)}: Pillow keeps 8 bits of 16 per color; if the "
-                "files have 8, pass np.asarray(image)"
+                f"above {max(brightest)}: Pillow keeps 8 bits of 16 per color; pass "
+                "arrays of all bits and data.value_range, or, if the files have 8, "
+                "np.asarray(image)"
             )
         check_threads(self, indices, alone)
 
