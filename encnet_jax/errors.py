@@ -22,10 +22,11 @@ class UserError(ValueError):
     """
 
     def __init__(self, message: str):
-        super().__init__(_as_line(message))
+        super().__init__(one_line(message))
 
 
-def _as_line(text: str) -> str:
+def one_line(text: str) -> str:
+    """Returns a text as a message is printed, see `UserError`."""
     text = _LINE_BREAK.sub(" ", text.strip())
     text = _CONTROL.sub(lambda match: ascii(match[0])[1:-1], text)
     if len(text) <= _MAX_LENGTH:

@@ -127,8 +127,8 @@ def whole_folder(folder: Path, setting: str) -> Iterator[Path]:
         new.mkdir()
         yield new
         if inside:
-            for path in new.iterdir():
-                path.rename(target / path.name)
+            check_empty(folder, setting)  # another command may have filled it
+            _move_entries(new, target)
         else:
             new.rename(target)
     except OSError as error:
@@ -138,6 +138,19 @@ def whole_folder(folder: Path, setting: str) -> Iterator[Path]:
         raise _unwritable(folder, setting, error) from error
     finally:
         shutil.rmtree(new, ignore_errors=True)
+
+
+def _move_entries(source: Path, target: Path) -> None:
+    """Moves what is in a folder to another, or nothing."""
+    moved = []
+    try:
+        for path in source.iterdir():
+            path.rename(target / path.name)
+            moved.append(path)
+    except BaseException:
+        for path in moved:
+            (target / path.name).rename(path)
+        raise
 
 
 def check_empty(folder: Path, setting: str) -> None:
@@ -153,7 +166,7 @@ def check_empty(folder: Path, setting: str) -> None:
 
 
 def _unwritable(folder: Path, setting: str, error: OSError) -> UserError:
+    reason = error.strerror or str(error) or type(error).__name__
     return UserError(
-        f"{setting}={folder}: cannot be written to: {error.strerror or error}; choose "
-        "another folder"
+        f"{setting}={folder}: cannot be written to: {reason}; choose another folder"
     )

@@ -113,3 +113,14 @@ def test_folder_is_not_blamed_for_other_files(tmp_path):
         with whole_folder(tmp_path / "new", "--output"):
             pytest.fail("not reached")
     assert os.listdir(tmp_path / "new") == ["mine"]
+
+
+def test_folder_that_another_command_fills_meanwhile_stays(tmp_path):
+    for _ in range(2):
+        with pytest.raises(UserError, match="--output=.*: is not empty"):
+            with whole_folder(tmp_path, "--output") as folder:
+                (folder / "model").write_text("mine")
+                (tmp_path / "model").write_text("theirs")
+        assert (tmp_path / "model").read_text() == "theirs"
+        assert os.listdir(tmp_path) == ["model"]
+        (tmp_path / "model").unlink()

@@ -121,8 +121,11 @@ def check_upload(path: Path, info: DatasetInfo = RGB) -> None:
         raise UserError(
             f"{path.name}: {size >> 20} MiB; allowed are {MAX_BYTES >> 20} MiB"
         )
-    read_size = bands_size if info.banded else image_size
-    height, width = read_size(path.read_bytes(), path.name)
+    data, name = path.read_bytes(), path.name
+    if info.banded:
+        height, width = bands_size(data, info.channels, name)
+    else:
+        height, width = image_size(data, name)
     if height * width > MAX_PIXELS:
         raise UserError(
             f"{path.name}: {width} x {height} pixels; allowed are "

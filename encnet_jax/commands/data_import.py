@@ -25,7 +25,7 @@ from encnet_jax.data.datasets import Example, map_examples
 from encnet_jax.data.image_io import set_max_image_pixels
 from encnet_jax.data.input_files import read_text
 from encnet_jax.data.statistics import Statistics, describe, evenly_spaced
-from encnet_jax.errors import UserError
+from encnet_jax.errors import UserError, one_line
 from encnet_jax.files import check_empty, user_path, whole_folder
 from encnet_jax.run.progress import Counter
 from encnet_jax.visualize.panels import save_contact_sheet
@@ -78,7 +78,7 @@ def main(arguments: list[str]) -> int:
             f"warning: {path}: not of format {values.format}; skipped", file=sys.stderr
         )
     for note in annotated.notes:
-        print(UserError(f"{arguments[0]}: {note}"))  # as one line
+        print(one_line(f"{arguments[0]}: {note}"))
     _list(annotated.problems)
     if not annotated.images:
         raise UserError(f"{arguments[0]}: no image can be read; nothing was written")
@@ -116,18 +116,18 @@ def main(arguments: list[str]) -> int:
 
 
 def _list(problems: list[str]) -> None:
-    for problem in map(UserError, problems):  # each as one line
-        print(f"error: {problem}", file=sys.stderr, flush=True)
+    for problem in problems:
+        print(one_line(f"error: {problem}"), file=sys.stderr, flush=True)
 
 
 def _warn_turned(images: list[str]) -> None:
     if images:
-        warning = UserError(
-            f"{len(images)} images with an EXIF orientation that their size does not "
-            f"tell, such as {images[0]}: annotations are taken to be of the image as "
-            "viewers show it"
+        warning = (
+            f"warning: {len(images)} images with an EXIF orientation that their size "
+            f"does not tell, such as {images[0]}: annotations are taken to be of the "
+            "image as viewers show it"
         )
-        print(f"warning: {warning}", file=sys.stderr)
+        print(one_line(warning), file=sys.stderr)
 
 
 def _chosen_classes(value: str | None) -> list[str] | None:

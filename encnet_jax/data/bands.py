@@ -6,7 +6,6 @@ read: images travel as uint16 (h, w, c), and `ops.normalize` knows them by that.
 
 import dataclasses
 import math
-import numbers
 from collections.abc import Sequence
 from typing import Any
 
@@ -83,15 +82,18 @@ def declare_bands(
         info,
         mean=(0.0,) * channels,
         std=(1.0,) * channels,
-        value_range=tuple(map(tuple, ranges)) if given else None,
+        value_range=tuple((float(a), float(b)) for a, b in ranges) if given else None,
     )
 
 
 def _is_range(pair: Any) -> bool:
-    if not isinstance(pair, Sequence | np.ndarray) or len(pair) != 2:
+    try:
+        low, high = map(float, pair)
+    except (TypeError, ValueError):
         return False
-    finite = all(isinstance(v, numbers.Real) and math.isfinite(v) for v in pair)
-    return finite and pair[0] < pair[1]
+    if any(isinstance(value, str | bool) for value in pair):
+        return False
+    return math.isfinite(low) and math.isfinite(high) and low < high
 
 
 def with_bands(info: DatasetInfo, known: DatasetInfo) -> DatasetInfo:

@@ -20,8 +20,8 @@ from encnet_jax.errors import UserError
 if TYPE_CHECKING:
     from encnet_jax.data.object_dataset import ObjectDataset
 
-_ROUNDS = 2  # in which threads read the sample
 _PAUSES, _PAUSE_SECONDS = 500, 2e-4  # of one read, at different lines
+_WATCHED_SECONDS = 0.2  # of one read, as it is many times slower meanwhile
 _PACKAGE = str(Path(__file__).parents[1])
 _log = logging.getLogger(__name__)
 
@@ -43,20 +43,23 @@ def check_threads(
         UserError: An example cannot be read in another thread, even alone.
     """
     first = dataset[indices[0]]
-    same = checksum(first.image, first.labels) == alone[0]
-    if same and (unlike := _unlike(dataset, indices, alone)):
-        dataset.one_at_a_time = True
-        still = _unlike(dataset, indices, alone)
-        if problem := next((e for e in still.values() if e is not None), None):
-            raise problem
-        dataset.one_at_a_time = same = not still
+    random = set(indices[:1])  # those that are others each time they are read
+    if checksum(first.image, first.labels) == alone[0]:
+        random = set()
+        if unlike := _unlike(dataset, indices, alone):
+            dataset.one_at_a_time = True
+            still = _unlike(dataset, indices, alone)
+            if problem := next((e for e in still.values() if e is not None), None):
+                raise problem
+            random = set(still)
+            dataset.one_at_a_time = not still
     name = dataset.name
-    if not same:
+    if random:
         _log.warning(
-            "WARNING: %s[0] is another each time it is read: a run cannot be "
+            "WARNING: %s[%d] is another each time it is read: a run cannot be "
             "repeated, nor resumed as if uninterrupted; leave augmentation to "
             "data.scale_range, data.flip, data.rotation, and data.color_jitter",
-            name,
+            *(name, min(random)),
         )
     elif dataset.one_at_a_time:
         _log.warning(
@@ -84,7 +87,7 @@ def _unlike(
             example = dataset[index]
         return checksum(example.image, example.labels)
 
-    found = zip([*indices] * _ROUNDS, read_ahead(read, [*indices] * _ROUNDS))
+    found = zip(indices, read_ahead(read, indices))
     expected = dict(zip(indices, alone))
     return {
         index: value if isinstance(value, UserError) else None
@@ -100,8 +103,12 @@ def _paused() -> Iterator[None]:
     Otherwise they do in one read of hundreds, which a sample does not show.
     """
     passed: set[tuple[Any, int]] = set()
+    end = time.monotonic() + _WATCHED_SECONDS
 
     def trace(frame: FrameType, event: str, arg: Any) -> Any:
+        if time.monotonic() > end:
+            sys.settrace(None)
+            return None
         if event == "call" and frame.f_code.co_filename.startswith(_PACKAGE):
             return None  # what it calls is traced all the same
         place = frame.f_code, frame.f_lineno

@@ -3,7 +3,6 @@
 import contextlib
 import io
 import logging
-import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -70,11 +69,13 @@ def read_tiff(data: bytes, channels: int, name: str) -> tuple[np.ndarray, bool]:
         page = series.keyframe
         check_values(page, name)
         _check_size(page, name)
-        # Before they are decoded: a small file may declare very many. The axis is not
-        # known: tifffile writes (h, w, c) as h pages of w x c pixels by default.
-        if channels not in series.shape and (channels != 1 or len(series.shape) > 2):
-            pixels = max(page.imagelength * page.imagewidth, 1)
-            found = math.prod(series.shape) // pixels
+        # Before they are decoded: a small file may declare very many.
+        shape = series.shape
+        if channels not in shape and (channels != 1 or len(shape) > 2):
+            # tifffile writes (h, w, c) as h pages of w x c pixels by default.
+            found = min(shape[0], shape[-1]) if len(shape) > 2 else 1
+            if "S" in series.axes:
+                found = shape[series.axes.index("S")]
             raise UserError(f"{name}: {found} channels; {channels} are expected")
         # A file may hold an image, or each of its channels, as a page of its own.
         values, axes = series.asarray(), series.axes
@@ -86,8 +87,8 @@ def read_tiff(data: bytes, channels: int, name: str) -> tuple[np.ndarray, bool]:
         return values.squeeze(tuple(single)), axes.endswith("S")
 
 
-def bands_size(data: bytes, name: str) -> tuple[int, int]:
-    """Reads height and width of an image of any number of channels from its header.
+def bands_size(data: bytes, channels: int, name: str) -> tuple[int, int]:
+    """Reads height and width of an image of `channels` channels from its header.
 
     Raises:
         UserError: Not an image, or a TIFF while tifffile is missing.
@@ -95,8 +96,11 @@ def bands_size(data: bytes, name: str) -> tuple[int, int]:
     if data[:4] not in TIFF_MARKS:
         return image_size(data, name)
     with open_tiff_file(io.BytesIO(data), name, name) as file, unreadable_tiff(name):
-        page = file.pages.first
-        return page.imagelength, page.imagewidth
+        series = file.series[0]
+        shape = [length for length in series.shape if length > 1]
+        if len(shape) == 3 and shape[2] == channels:  # see `read_tiff`
+            return shape[0], shape[1]
+        return series.keyframe.imagelength, series.keyframe.imagewidth
 
 
 def check_upright(page: Any, name: str) -> None:

@@ -59,6 +59,8 @@ def quantize(
         output: The new file.
         images: Images that give the range of each activation.
         method: A name of `CalibrationMethod`.
+
+    ONNX Runtime's log level of the process is set to its default afterwards.
     """
     from onnxruntime.quantization import (
         CalibrationMethod,

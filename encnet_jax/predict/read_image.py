@@ -12,8 +12,8 @@ from PIL import Image
 from encnet_jax.data.bands import RGB, Pixels, decode_pixels, scale_bands
 from encnet_jax.data.dataset_info import DatasetInfo
 from encnet_jax.data.image_io import to_rgb_array
+from encnet_jax.data.input_files import read_file
 from encnet_jax.data.object_example import raw_bands
-from encnet_jax.errors import UserError
 
 ImageInput = (
     str | os.PathLike[str] | Image.Image | UInt8[np.ndarray | jax.Array, "h w 3"]
@@ -39,11 +39,7 @@ def read_image(image: ImageInput, info: DatasetInfo = RGB) -> Pixels:
     if not isinstance(image, str | os.PathLike):
         return _check_array(image)
     path = Path(image)
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror}") from error
-    return decode_pixels(data, str(path), info)
+    return decode_pixels(read_file(path), str(path), info)
 
 
 def _check_array(image: Any) -> UInt8[np.ndarray, "h w 3"]:

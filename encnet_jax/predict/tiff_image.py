@@ -58,8 +58,8 @@ def open_tiff(path: Path, info: DatasetInfo = RGB) -> Iterator["TiffImage"]:
         raise UserError(f"{path}: --slide reads TIFF (.tif, .tiff): convert it")
     with open_tiff_file(path, str(path), f"{path}: --slide") as file:
         with unreadable_tiff(str(path)):
-            page, pages = file.pages.first, len(file.series[0])
-        if pages > 1 and page.samplesperpixel == 1:
+            page = file.pages.first
+        if (pages := _gray_pages(file)) > 1:
             raise UserError(
                 f"{path}: a TIFF of {pages} gray pages of {page.imagewidth}x"
                 f"{page.imagelength} pixels; must be one page"
@@ -67,6 +67,21 @@ def open_tiff(path: Path, info: DatasetInfo = RGB) -> Iterator["TiffImage"]:
         with unreadable_tiff(str(path)):
             image = TiffImage(path, page, info)
         yield image
+
+
+def _gray_pages(file: Any) -> int:
+    """Returns how many gray pages a TIFF has of the size of the first, if that is gray.
+
+    As `decode_image` counts them; a damaged page ends the count.
+    """
+    first, count = file.pages.first, 0
+    if first.samplesperpixel != 1:
+        return 0
+    with contextlib.suppress(Exception):
+        for page in file.pages:
+            alike = page.samplesperpixel == 1 and page.shape == first.shape
+            count += alike and page.bitspersample > 1 and not page.subfiletype & 1
+    return count
 
 
 class TiffImage:

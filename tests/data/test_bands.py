@@ -3,6 +3,7 @@
 import dataclasses
 import io
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
@@ -22,6 +23,7 @@ from encnet_jax.data.dataset_info import DatasetInfo, info_from_json, info_to_js
 from encnet_jax.data.normalization import measure_bands
 from encnet_jax.data.object_dataset import as_datasets
 from encnet_jax.data.object_example import raw_bands
+from encnet_jax.data.tiff_file import bands_size
 from encnet_jax.errors import UserError
 from encnet_jax.ops.normalize import normalize, to_byte_scale
 from encnet_jax.predict.read_image import read_image
@@ -65,7 +67,7 @@ def test_layouts_of_tiff_files():
             read_bands(data, "x.tif", 4)
     rows = tiff(FIVE)  # tifffile's default: a page for each row
     np.testing.assert_array_equal(read_bands(rows, "x.tif", 5), FIVE)
-    with pytest.raises(UserError, match="x.tif: 6 channels; 4 are expected"):
+    with pytest.raises(UserError, match="x.tif: 5 channels; 4 are expected"):
         read_bands(rows, "x.tif", 4)
     with pytest.raises(UserError, match="x.tif: cannot be read as a TIFF"):
         read_bands(b"II*\0" + bytes(20), "x.tif", 4)
@@ -76,7 +78,7 @@ def test_channels_too_many_are_not_decoded(monkeypatch):
     monkeypatch.setattr(tifffile.TiffPageSeries, "asarray", None)
     for pages in (np.zeros((300, 4, 5), np.uint8), np.zeros((2, 3, 4, 5), np.uint8)):
         data = tiff(pages, photometric="minisblack", compression="zlib")
-        with pytest.raises(UserError, match="x.tif: (300|6) channels; 7 are expected"):
+        with pytest.raises(UserError, match="x.tif: [52] channels; 7 are expected"):
             read_bands(data, "x.tif", 7)
 
 
@@ -145,6 +147,19 @@ def test_range_that_is_none_is_named(value_range):
 def test_range_may_be_an_array():
     info = declare_bands(INFO, 2, np.array([[0, 1], [2, 5]]))
     assert info.value_range == ((0, 1), (2, 5))
+    low, high = jnp.array([1.0, 3.0])
+    assert declare_bands(INFO, 2, (low, high)).value_range == ((1, 3), (1, 3))
+
+
+def test_size_is_read_from_the_header():
+    planes = np.moveaxis(FIVE, -1, 0)
+    for data in (
+        tiff(FIVE),
+        tiff(planes, photometric="minisblack"),
+        tiff(planes, photometric="minisblack", planarconfig="separate"),
+        tiff(FIVE, photometric="minisblack", planarconfig="contig"),
+    ):
+        assert bands_size(data, 5, "x.tif") == (6, 7)
 
 
 @pytest.mark.filterwarnings("error")

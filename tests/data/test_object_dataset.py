@@ -4,8 +4,10 @@ import contextlib
 import io
 import itertools
 import logging
+import re
 import sys
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
@@ -13,6 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from encnet_jax.data import object_check
 from encnet_jax.data.augment_device import load_arrays
 from encnet_jax.data.augmentation import Augmentation
 from encnet_jax.data.dataset_info import DatasetInfo
@@ -295,6 +298,29 @@ def test_object_that_flips_is_not_taken_for_unsafe(caplog):
     (record,) = caplog.records
     assert "is another each time it is read" in record.message
     assert not dataset.one_at_a_time
+
+
+def test_example_that_is_random_is_named(caplog):
+    class LaterFlipped(Source):
+        def __getitem__(self, index):
+            step = -1 if index > 2 and RNG.random() < 0.5 else 1
+            return IMAGE[:, ::step], LABELS[:, ::step]
+
+    as_datasets(LaterFlipped(range(40)), None, NAMES)
+    (record,) = caplog.records
+    number = int(re.search(r"dataset.(\d+). is another each", record.message)[1])
+    assert number > 2
+
+
+def test_reads_are_watched_for_a_moment_only(monkeypatch):
+    """Python runs many times slower meanwhile."""
+    monkeypatch.setattr(object_check, "_WATCHED_SECONDS", 0.02)
+    watched = []
+    with object_check._paused():
+        end = time.monotonic() + 0.1
+        for _ in iter(lambda: time.monotonic() < end, False):
+            watched.append(sys.gettrace() is not None)
+    assert watched[0] and not watched[-1] and sys.gettrace() is None
 
 
 class OneFile:

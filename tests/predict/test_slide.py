@@ -282,6 +282,22 @@ def test_page_for_each_channel_is_refused(tmp_path):
             pass
 
 
+def test_smaller_copies_and_damaged_pages_are_no_channels(tmp_path):
+    path = tmp_path / "a.tif"
+    with tifffile.TiffWriter(path) as file:
+        for kind in (0, 1):
+            file.write(np.zeros((20, 30), np.uint8), subfiletype=kind, metadata=None)
+    with open_tiff(path) as image:
+        assert image.shape == (20, 30, 3)
+    data = bytearray(write(tmp_path / "b.tif").read_bytes())
+    tags = int.from_bytes(data[4:8], "little")
+    after = tags + 2 + 12 * int.from_bytes(data[tags : tags + 2], "little")
+    data[after : after + 4] = (100).to_bytes(4, "little")  # the next page: no page
+    (tmp_path / "b.tif").write_bytes(data)
+    with open_tiff(tmp_path / "b.tif") as image:
+        assert image.shape == RGB.shape
+
+
 def test_missing_package_is_named(tmp_path, monkeypatch):
     found = importlib.util.find_spec
     monkeypatch.setattr(

@@ -159,20 +159,11 @@ def _upright_size(
         UserError: No image, a truncated one, or not of the size that was annotated.
     """
     try:
-        opened = open_image(content, image.where)
-    except UserError:
+        size, turned = _decoded_size(content, image.where)
+    except UserError:  # as of a TIFF of 5 bands, or of planes
         if content[:4] not in TIFF_MARKS:
             raise
         size, turned = _tiff_size(content, image.where), 1
-    else:
-        # Reading turns some formats, and finds the orientation of others.
-        turned = orientation(opened, image.where)
-        opened = open_image(content, image.where, load=True)
-        left = orientation(opened, image.where)
-        turned = max(turned, left)
-        size = opened.height, opened.width
-        if left > 4:
-            size = size[::-1]
     if image.size not in (None, size):
         assert image.size is not None
         note = f", turned by its EXIF orientation {turned}" if turned > 1 else ""
@@ -182,6 +173,19 @@ def _upright_size(
         )
     told = turned > 4 and image.size is not None and size[0] != size[1]
     return size, turned > 1 and not told
+
+
+def _decoded_size(content: bytes, where: str) -> tuple[tuple[int, int], int]:
+    """Returns the upright height and width of an image that Pillow decodes.
+
+    And its EXIF orientation.
+    """
+    # Reading turns some formats, and finds the orientation of others.
+    turned = orientation(open_image(content, where), where)
+    opened = open_image(content, where, load=True)
+    left = orientation(opened, where)
+    size = opened.height, opened.width
+    return size[::-1] if left > 4 else size, max(turned, left)
 
 
 def _tiff_size(content: bytes, where: str) -> tuple[int, int]:

@@ -41,7 +41,12 @@ def labels_file(root, name):
 
 def test_images_of_many_bands_are_copied(tmp_path, monkeypatch, capsys):
     source = write_json(tmp_path / "x/data.json", coco("a.tif", "b.tif", "c.png"))
-    paths = [save_bands(tmp_path / "x" / name) for name in ("a.tif", "b.tif")]
+    paths = [save_bands(tmp_path / "x/a.tif"), tmp_path / "x/b.tif"]
+    planes = np.arange(4 * H * W).reshape(4, H, W).astype(np.uint16)
+    settings = dict(photometric="minisblack", planarconfig="separate")
+    pytest.importorskip("tifffile").imwrite(paths[1], planes, **settings)
+    with Image.open(paths[1]) as opened, pytest.raises((OSError, ValueError)):
+        opened.load()  # Pillow reads no more than the header
     save_image(tmp_path / "x/c.png")
     assert data_import_of(monkeypatch, source, tmp_path / "out") == 0
     for path in paths:
@@ -108,7 +113,8 @@ def test_truncated_images_are_named(tmp_path, monkeypatch, capsys):
     with pytest.raises(UserError, match="3 problems"):
         data_import_of(monkeypatch, source, tmp_path / "out")
     for line, name in zip(listed(capsys), ("a.jpg", "b.tif", "c.png"), strict=True):
-        assert f"image {name}: cannot be" in line
+        reason = "a truncated TIFF" if name == "b.tif" else "cannot be"
+        assert f"image {name}: {reason}" in line
 
 
 def save_turned(path, orientation, size=(W, H)):
