@@ -67,7 +67,13 @@ def test_three_guides_with_a_test_each():
     assert TEXT.count("```") == 2 * len(BLOCKS)
 
 
-@pytest.mark.parametrize("path", [*NEW_TESTS, "tests/test_import_order.py"])
+@pytest.mark.parametrize(
+    "path",
+    [
+        pytest.param(path, marks=pytest.mark.slow if "vgg" in path else ())
+        for path in [*NEW_TESTS, "tests/test_import_order.py"]
+    ],
+)
 def test_example_passes_its_test(checkout, path):
     run_in(checkout, "pytest", "-q", "-p", "no:cacheprovider", path)
 

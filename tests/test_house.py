@@ -66,6 +66,12 @@ def test_no_file_for_leftovers():
     assert not names & {"utils", "util", "helpers", "misc", "common"}
 
 
+def test_files_of_tests_have_names_of_their_own():
+    """Folders of tests are no packages: pytest knows a file by its name alone."""
+    names = [path.name for path in (ROOT / "tests").rglob("test_*.py")]
+    assert not {name for name in names if names.count(name) > 1}
+
+
 def test_public_definitions_of_the_core_have_docstrings():
     core = ("ops/", "models/", "losses.py", "metrics.py")
     bare = []

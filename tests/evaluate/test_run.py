@@ -292,7 +292,7 @@ def slow(**settings):
         dict(mode="whole"),
         slow(mode="whole", base_size=40),
         slow(mode="whole", base_size=40, align_corners=True),
-        dict(mode="slide"),
+        slow(mode="slide"),
         slow(mode="slide", scales=(0.5, 1.0), flip=True),
         slow(protocol="mmseg", mode="whole", base_size=40),
         dict(protocol="mmseg", mode="slide", crop_size=24),

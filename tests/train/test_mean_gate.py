@@ -145,6 +145,7 @@ def test_damage_in_a_workdir_is_a_warning(tmp_path, caplog):
         assert "not used as the mean gate" in caplog.text
 
 
+@pytest.mark.slow
 def test_network_without_the_module_stores_none(camvid, tmp_path, monkeypatch):
     config = make_config(camvid)
     config.model.name, config.total_steps = "fcn", 1
