@@ -54,6 +54,11 @@ def test_predictions_are_those_of_the_old_version(old, camvid):
         np.testing.assert_allclose(result.presence, expected["presence"], atol=1e-4)
 
 
+@pytest.mark.parametrize(
+    "old",
+    ["encnet", pytest.param("deeplabv3", marks=pytest.mark.slow)],
+    indirect=True,
+)
 def test_resumed_training_continues_with_the_optimizer_state(old, camvid, tmp_path):
     workdir, expected = old
     shutil.copytree(workdir, tmp_path / "run")
