@@ -209,19 +209,21 @@ def _plot_panel(
     width = 0.7 / len(groups)
     for number, (group, columns) in enumerate(groups.items()):
         color = ("#7fb3a5", "#d9b26f")[number]
+        label: str | None = group  # of the first bar that there is
         for position, (_, variant) in enumerate(columns):
             if variant not in results:
                 continue
             values = 100 * np.array([run[key] for run in results[variant].values()])
             x = position + (number - (len(groups) - 1) / 2) * width
-            label = group if position == 0 else None
             axis.bar(x, values.mean(), width * 0.9, color=color, label=label)
+            label = None
             axis.errorbar(x, values.mean(), values.std(), color="#2f4858", capsize=3)
             axis.plot([x] * len(values), values, "o", color="#2f4858", markersize=3)
     first = next(iter(groups.values()))
     axis.set_xticks(range(len(first)), [label for label, _ in first])
     if len(groups) > 1:
-        axis.legend(frameon=False, loc="lower right")
+        axis.set_ylim(top=1.2 * axis.get_ylim()[1])  # room for the legend
+        axis.legend(frameon=False, loc="upper center", ncols=len(groups))
 
 
 def main(arguments: list[str]) -> None:
