@@ -20,7 +20,7 @@ from encnet_jax.errors import UserError
 if TYPE_CHECKING:
     from encnet_jax.data.object_dataset import ObjectDataset
 
-_PAUSES, _PAUSE_SECONDS = 500, 2e-4  # of one read, at different lines
+_PAUSES, _PAUSE_SECONDS = 500, 2e-4  # of one read, at different steps
 _WATCHED_SECONDS = 0.2  # of one read, as it is many times slower meanwhile
 _PACKAGE = str(Path(__file__).parents[1])
 _log = logging.getLogger(__name__)
@@ -98,7 +98,7 @@ def _unlike(
 
 @contextlib.contextmanager
 def _paused() -> Iterator[None]:
-    """Has this thread sleep for a moment between lines, so that others come between.
+    """Has this thread sleep for a moment between steps, so that others come between.
 
     Otherwise they do in one read of hundreds, which a sample does not show.
     """
@@ -111,7 +111,8 @@ def _paused() -> Iterator[None]:
             return None
         if event == "call" and frame.f_code.co_filename.startswith(_PACKAGE):
             return None  # what it calls is traced all the same
-        place = frame.f_code, frame.f_lineno
+        frame.f_trace_opcodes = True  # a line may both seek and read
+        place = frame.f_code, frame.f_lasti
         if place not in passed and len(passed) < _PAUSES:
             passed.add(place)
             time.sleep(_PAUSE_SECONDS)
