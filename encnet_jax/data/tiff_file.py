@@ -68,7 +68,7 @@ def read_tiff(data: bytes, channels: int, name: str) -> tuple[np.ndarray, bool]:
         series = file.series[0]
         page = series.keyframe
         check_values(page, name)
-        _check_size(page, name)
+        check_size(page, name)
         # Before they are decoded: a small file may declare very many.
         shape = series.shape
         if channels not in shape and (channels != 1 or len(shape) > 2):
@@ -117,9 +117,10 @@ def check_values(page: Any, name: str) -> None:
         raise UserError(f"{name}: a palette image, not values of channels: convert it")
 
 
-def _check_size(page: Any, name: str) -> None:
+def check_size(page: Any, name: str) -> None:
+    """Raises `UserError` for a page of more pixels than Pillow takes of any format."""
     pixels, limit = page.imagelength * page.imagewidth, Image.MAX_IMAGE_PIXELS
-    if limit is not None and pixels > 2 * limit:  # as Pillow, for other formats
+    if limit is not None and pixels > 2 * limit:
         error = Image.DecompressionBombError(
             f"Image size ({pixels} pixels) exceeds limit of {2 * limit} pixels"
         )

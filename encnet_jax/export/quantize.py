@@ -108,7 +108,8 @@ def _simplify_products(path: Path) -> list[str]:
     takes any bias for a vector.
 
     Returns:
-        The names of matrix products of two activations, which it would quantize, too.
+        The names of matrix multiplications of two activations, which it would
+        quantize, too.
     """
     import onnx
     from onnx import numpy_helper

@@ -120,7 +120,7 @@ def test_scales_are_those_computed_by_hand(tmp_path):
     scale, zero = (stored[name] for name in quantized.input[1:])
     np.testing.assert_allclose(scale, 102 / 255, rtol=1e-6)
     assert zero == 0 and zero.dtype == np.uint8
-    # A matrix product of two activations has no weights.
+    # A matrix multiplication of two activations has no weights.
     (square,) = [n for n in graph.node if n.output[0] == "square"]
     assert square.op_type == "MatMul" and square.input[0] == "t"
     assert {n.op_type for n in graph.node if "t" in n.output} == {"Transpose"}
@@ -295,7 +295,7 @@ def test_vision_transformer(photos, tmp_path, monkeypatch, capfd):
     assert float(re.search(r"int8 keeps ([\d.]+) %", text)[1]) > 80
     graph = onnx.load(tmp_path / "out" / "model.onnx").graph
     made_by = {name: n.op_type for n in graph.node for name in n.output}
-    # Four linear layers a block are quantized, and no product of attention.
+    # Four linear layers a block are quantized, and no multiplication in attention.
     linear = [n for n in graph.node if n.op_type == "Gemm"]
     assert len(linear) >= 4 * 4
     assert {made_by.get(n.input[0]) for n in linear} == {"DequantizeLinear"}

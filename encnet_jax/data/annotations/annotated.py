@@ -81,12 +81,17 @@ def split_of(path: Path, source: Path) -> str | None:
     return None
 
 
+def stored_path(stored: str) -> PurePosixPath:
+    r"""Returns the path of an image as an annotation file has it; `\` separates too."""
+    return PurePosixPath(PureWindowsPath(stored).as_posix())
+
+
 def output_name(stored: str) -> PurePosixPath:
     r"""Returns the path of an image in the output; folders stay where they are below.
 
     Absolute paths and those with `..` keep the file name only; `\` is a separator.
     """
-    path = PurePosixPath(PureWindowsPath(stored).as_posix())
+    path = stored_path(stored)
     if PureWindowsPath(stored).anchor or ".." in path.parts:
         return PurePosixPath(path.name)
     return path

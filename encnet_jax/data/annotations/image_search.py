@@ -4,8 +4,9 @@ import os
 import stat
 from collections import Counter
 from collections.abc import Iterable
-from pathlib import Path, PurePosixPath, PureWindowsPath
+from pathlib import Path, PurePosixPath
 
+from encnet_jax.data.annotations.annotated import stored_path
 from encnet_jax.data.input_files import read_file
 from encnet_jax.errors import UserError
 
@@ -35,7 +36,7 @@ class ImageSearch:
         below = "", "images", split, f"images/{split}", digits, f"images/{digits}"
         self._places = [folder / part for folder in self._folders for part in below]
         self._split = split
-        distinct = {_posix(name) for name in names}
+        distinct = {stored_path(name) for name in names}
         self._same_name = Counter(name.name.casefold() for name in distinct)
         self._taken = taken
 
@@ -53,7 +54,7 @@ class ImageSearch:
             UserError: There is no such file, or it cannot be read, or is that of
                 another image too.
         """
-        given = _posix(stored)
+        given = stored_path(stored)
         alone = self._same_name[given.name.casefold()] == 1
         for name in dict.fromkeys((given, PurePosixPath(given.name))):
             for place in self._places if name == given or alone else ():
@@ -71,10 +72,6 @@ class ImageSearch:
         if other != where:
             raise UserError(f"{where}: found {file}, which is also that of {other}")
         return read_file(file)
-
-
-def _posix(stored: str) -> PurePosixPath:
-    return PurePosixPath(PureWindowsPath(stored).as_posix())
 
 
 def _above(folder: Path) -> Path:

@@ -19,7 +19,12 @@ from encnet_jax.data.dataset_info import IGNORE_LABEL
 from encnet_jax.data.file_pairs import is_image
 from encnet_jax.data.image_io import TIFF_MARKS, open_image, orientation
 from encnet_jax.data.statistics import Statistics, count_labels
-from encnet_jax.data.tiff_file import check_upright, open_tiff_file, unreadable_tiff
+from encnet_jax.data.tiff_file import (
+    check_size,
+    check_upright,
+    open_tiff_file,
+    unreadable_tiff,
+)
 from encnet_jax.errors import UserError
 from encnet_jax.files import whole_file
 
@@ -199,18 +204,12 @@ def _tiff_size(content: bytes, where: str) -> tuple[int, int]:
     with open_tiff_file(file, where, where) as tiff, unreadable_tiff(where):
         first = tiff.pages.first
         check_upright(first, where)
-        height, width = first.imagelength, first.imagewidth
-        limit = Image.MAX_IMAGE_PIXELS
-        if limit is not None and height * width > 2 * limit:  # as Pillow
-            raise UserError(
-                f"{where}: {height * width} pixels; allowed are {2 * limit}; "
-                "--max_image_pixels raises the limit"
-            )
+        check_size(first, where)
         for page in tiff.pages:
             ends = map(sum, zip(page.dataoffsets, page.databytecounts))
             if max(ends, default=0) > len(content):
                 raise UserError(f"{where}: a truncated TIFF")
-        return height, width
+        return first.imagelength, first.imagewidth
 
 
 def _write_pair(

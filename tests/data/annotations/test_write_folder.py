@@ -94,7 +94,8 @@ def test_size_of_bands_is_limited(tmp_path, monkeypatch, capsys):
     with pytest.raises(UserError, match="1 problems"):
         data_import_of(monkeypatch, source, tmp_path / "out")
     (line,) = listed(capsys)
-    assert "80 pixels; allowed are 78; --max_image_pixels" in line
+    assert "(80 pixels) exceeds limit of 78 pixels" in line
+    assert "(--max_image_pixels) allows it" in line
 
 
 def test_truncated_images_are_named(tmp_path, monkeypatch, capsys):
