@@ -119,30 +119,26 @@ def _image(
         regions.append(Region(place, name, draw))
     lengths = content.get("imageHeight"), content.get("imageWidth")
     size = stored_size(*lengths, where)
-    read, suffix = _content(content, file, where)
-    if read is None:
+    if _exists(file):
+        read, suffix = functools.partial(read_file, file), file.suffix
+    elif content.get("imageData"):
+        image = open_image(_image_data(content, where), f"{where}: imageData")
+        kind = image.format or ""
         read = functools.partial(_embedded, reread, path, where)
+        suffix = _SUFFIXES.get(kind, f".{kind.lower()}")
+    else:
+        raise UserError(f"{where}: no such file as {file}, and no imageData")
     # Named as the annotation file: two may annotate images of one name.
     copy = PurePosixPath(path.relative_to(source).as_posix()).with_suffix(suffix)
     split = split_of(path.parent / "-", source) if path.parent != source else None
     return AnnotatedImage(where, split or "", copy, read, size, regions)
 
 
-def _content(
-    content: dict[str, Any], file: Path, where: str
-) -> tuple[Callable[[], bytes] | None, str]:
-    """Returns what reads the image, None if only `imageData` has it, and a suffix."""
+def _exists(file: Path) -> bool:
     try:
-        exists = file.is_file()
+        return file.is_file()
     except OSError:  # no file can have that name
-        exists = False
-    if exists:
-        return functools.partial(read_file, file), file.suffix
-    if not content.get("imageData"):
-        raise UserError(f"{where}: no such file as {file}, and no imageData")
-    data = _image_data(content, where)
-    kind = open_image(data, f"{where}: imageData").format or ""
-    return None, _SUFFIXES.get(kind, f".{kind.lower()}")
+        return False
 
 
 def _image_data(content: dict[str, Any], where: str) -> bytes:
