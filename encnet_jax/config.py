@@ -12,6 +12,7 @@ from typing import Any
 
 from ml_collections import ConfigDict, config_dict
 
+from encnet_jax import __version__
 from encnet_jax.errors import UserError
 from encnet_jax.files import user_path, whole_file
 from encnet_jax.migrations import migrate_config
@@ -141,7 +142,7 @@ def _optimizer() -> ConfigDict:
     optimizer.schedule = "poly"  # or cosine
     optimizer.power = 0.9  # of poly
     optimizer.warmup_steps = 0  # of linear increase from 0
-    optimizer.min_learning_rate = 0.0  # of poly; mmsegmentation: 1e-4
+    optimizer.min_learning_rate = 0.0  # after all steps; mmsegmentation: 1e-4
     optimizer.momentum = 0.9  # of adamw: decay of the first moment
     optimizer.nesterov = False  # of sgd
     optimizer.beta2 = 0.999  # of adamw: decay of the second moment
@@ -257,12 +258,18 @@ def load_config(path: Path) -> ConfigDict:
         missing = [name for name in groups if not isinstance(stored.get(name), dict)]
         config.unlock()
         config.update(stored)
+        unknown = dict(leaves(config)).keys() - dict(leaves(default())).keys()
     except (json.JSONDecodeError, RecursionError) as error:
         raise UserError(f"{path}: not JSON: {error}") from error
     except (ValueError, TypeError, AttributeError, KeyError) as error:
         raise UserError(f"{path}: not the configuration of a run: {error}") from error
     if missing:
         raise UserError(f"{path}: not the configuration of a run: {missing[0]} is none")
+    if unknown:
+        raise UserError(
+            f"{path}: {min(unknown)}: no such key of the configuration in version "
+            f"{__version__} of encnet_jax; was it written by a newer one?"
+        )
     return config.lock()
 
 

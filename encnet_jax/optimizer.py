@@ -54,12 +54,19 @@ def poly_schedule(
 
 
 def cosine_schedule(
-    base: float, total_steps: int, *, warmup_steps: int = 0
+    base: float,
+    total_steps: int,
+    *,
+    warmup_steps: int = 0,
+    min_learning_rate: float = 0.0,
 ) -> optax.Schedule:
-    """Returns a decay from base to 0 along half a cosine, after a linear warm-up."""
+    """Returns a decay along half a cosine; arguments are as of `poly_schedule`."""
     if not warmup_steps:
-        return optax.cosine_decay_schedule(base, total_steps)
-    return optax.warmup_cosine_decay_schedule(0.0, base, warmup_steps, total_steps)
+        alpha = min_learning_rate / base
+        return optax.cosine_decay_schedule(base, total_steps, alpha)
+    return optax.warmup_cosine_decay_schedule(
+        0.0, base, warmup_steps, total_steps, min_learning_rate
+    )
 
 
 def create_optimizer(
@@ -93,7 +100,7 @@ def create_optimizer(
         max_grad_norm: Gradients of a larger norm, over all parameters, are scaled to
             it; 0: none are.
         freeze_backbone: Whether the parameters under `backbone` stay as they are. Their
-            gradients then play no part, in the norm neither, and may be NaN.
+            gradients then play no part, not even in the norm, and may be NaN.
     """
 
     def factor(path: tuple[Any, ...]) -> float:

@@ -87,6 +87,7 @@ def test_evaluate_scores_the_split_and_agrees_with_prediction(workdir, camvid):
     assert result.returncode == 0, result.stderr
     scores = json.loads((workdir / "evaluation" / "test.json").read_text())
     assert scores["images"] == 3 and len(scores["per_class_iou"]) == 11
+    assert scores["split"] == scores["evaluation"]["split"] == "test"
     assert "Bicyclist" in result.stdout
     scored = sum(iou is not None for iou in scores["per_class_iou"])
     assert scores["classes_scored"] == scored > 0

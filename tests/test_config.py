@@ -156,6 +156,11 @@ def test_stored_config_is_read_back(tmp_path):
             "not the configuration of a run: evaluation is none",
         ),
         (b'{"data": {"crop_size": "32"}}', "not the configuration of a run"),
+        (
+            b'{"model": {"hue": 1}, "data": {}, "loss": {}, "optimizer": {}, '
+            b'"evaluation": {}, "mesh": {}}',
+            "model.hue: no such key of the configuration in version",
+        ),
     ],
 )
 def test_damaged_config_is_one_line(tmp_path, content, message):

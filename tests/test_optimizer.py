@@ -61,6 +61,14 @@ def test_cosine_schedule_has_the_values_worked_out_by_hand(warmup, step, expecte
     np.testing.assert_allclose(schedule(step), expected, rtol=1e-5, atol=1e-9)
 
 
+@pytest.mark.parametrize(
+    "warmup, step, expected", [(0, 50, 0.055), (0, 100, 0.01), (20, 60, 0.055)]
+)
+def test_cosine_ends_at_the_minimum(warmup, step, expected):
+    schedule = cosine_schedule(0.1, 100, warmup_steps=warmup, min_learning_rate=0.01)
+    np.testing.assert_allclose(schedule(step), expected, rtol=1e-5)
+
+
 def taken(steps, params, gradients, rate=0.1, **settings):
     """Returns the parameters after some steps with the same gradients."""
     tx = create_optimizer(lambda step: rate, **settings)

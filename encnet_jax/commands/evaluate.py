@@ -57,6 +57,7 @@ def main(arguments: list[str]) -> None:
     config = evaluation_config(config, workdir, explicit)
     check_config(config)
     split = values.split or config.evaluation.split
+    config.evaluation.split = split  # as results and page list it
     text = evaluate_workdir(
         config,
         workdir,

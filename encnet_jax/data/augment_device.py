@@ -5,7 +5,7 @@ sampled here, from the same distribution as `augmentation.sample_crop`. Of data 
 files it sends decoded pixels with the parameters that it sampled.
 """
 
-from collections.abc import Iterator
+from collections.abc import Generator
 
 import jax
 import jax.numpy as jnp
@@ -109,7 +109,7 @@ def index_batches(
     start_step: int = 0,
     process_index: int = 0,
     process_count: int = 1,
-) -> Iterator[dict[str, Int32[np.ndarray, " b"]]]:
+) -> Generator[dict[str, Int32[np.ndarray, " b"]]]:
     """Yields this host's rows of every global batch: `index` and `epoch`.
 
     Args:

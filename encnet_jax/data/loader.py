@@ -8,7 +8,7 @@ the batch.
 import collections
 import functools
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
@@ -39,7 +39,7 @@ def train_batches(
     process_index: int = 0,
     process_count: int = 1,
     padded_size: int | None = None,
-) -> Iterator[Batch]:
+) -> Generator[Batch]:
     """Yields this host's rows of every global batch from `start_step` on, forever.
 
     Args:
@@ -97,7 +97,8 @@ def train_batches(
                 future.result()
             yield batch
     finally:
-        pool.shutdown(cancel_futures=True)
+        # Without joining: see `datasets.read_ahead`.
+        pool.shutdown(wait=False, cancel_futures=True)
 
 
 def _load(

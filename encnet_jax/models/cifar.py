@@ -40,7 +40,7 @@ class DropEncoding(Encoding):
     """Encoding with random scales, drawn anew in every training step.
 
     Each codeword's scale is uniform in the range of the initial scales, [-1, 0) or that
-    of another `scale_init`; in eval mode it is the mean, -0.5. The authors'
+    of another `scale_init`; in eval mode it is the mean of that range. The authors'
     published weights are of this variant. Their layer draws again between the forward
     and the backward pass; here both see the same scales.
 

@@ -45,6 +45,7 @@ class EncodingHead(nnx.Module):
         channels: Channels of the head.
         num_classes: Number of classes n.
         lateral: Whether to add the lateral links.
+        align_corners: How these are resized; see `resize_bilinear`.
         se_loss: Whether to add the semantic encoding branch.
         decoder: Comes between the module and the classifier, if there is one.
         dropout: Rate before the classifier.
@@ -59,6 +60,7 @@ class EncodingHead(nnx.Module):
         num_classes: int,
         *,
         lateral: bool,
+        align_corners: bool = True,
         se_loss: bool,
         decoder: Decoder | None = None,
         dropout: float,
@@ -69,6 +71,7 @@ class EncodingHead(nnx.Module):
         # `nnx.data`, because NNX would take None for a static attribute.
         self.lateral = nnx.data(None)
         self.fuse = nnx.data(None)
+        self.align_corners = align_corners
         if lateral:
             self.lateral = nnx.List(
                 [HeadConvBN(c, channels, rngs=rngs) for c in stage_features[1:3]]
@@ -114,7 +117,11 @@ class EncodingHead(nnx.Module):
         if self.lateral is not None and self.fuse is not None:
             links = [link(stage) for link, stage in zip(self.lateral, stages[1:3])]
             # At output stride 16 or 32 stage 2 is larger than the features of the head.
-            links = [resize_bilinear(link, (x.shape[1], x.shape[2])) for link in links]
+            size = x.shape[1], x.shape[2]
+            links = [
+                resize_bilinear(link, size, align_corners=self.align_corners)
+                for link in links
+            ]
             x = self.fuse(jnp.concatenate([x, *links], axis=-1))
         context, se_logits = self.context.view(x, gate)
         x = context.after
@@ -187,6 +194,7 @@ class EncNet(SegmentationModel):
             head_channels,
             num_classes,
             lateral=lateral,
+            align_corners=align_corners,
             se_loss=se_loss and 4 in se_stages,
             decoder=create_decoder(
                 decoder_stride,

@@ -84,7 +84,7 @@ class Encoding(nnx.Module):
 
     def assignment(self, x: Float[Array, "b *pixels c"]) -> Float[Array, "b n k"]:
         """Returns a_ik: how much of each of n pixels each codeword takes; sums to 1."""
-        return jax.nn.softmax(self._logits(*self._centered(x)), axis=-1)
+        return self.with_assignment(x)[1]
 
     def _centered(
         self, x: Float[Array, "b *pixels c"]

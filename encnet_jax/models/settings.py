@@ -61,7 +61,11 @@ def at_least(bound: int) -> Check:
 
     def check(value: Any) -> str:
         integer = isinstance(value, int) and not isinstance(value, bool)
-        return "" if integer and value >= bound else f"an integer of at least {bound}"
+        return (
+            ""
+            if integer and value >= bound
+            else f"must be an integer of at least {bound}"
+        )
 
     return check
 

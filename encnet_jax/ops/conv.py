@@ -44,13 +44,25 @@ def conv2d(
             chunks of the batch. `"auto"`: what `select_conv_impl` selects.
 
     Raises:
-        ValueError: An unknown `impl`.
+        ValueError: An unknown `impl`, or one that is not for such a convolution.
     """
     if impl == "auto":
         impl = select_conv_impl(
             impl, kernel.shape, stride=stride, dilation=dilation, dtype=x.dtype
         )
     check_impl(impl, _IMPLS)
+    size = kernel.shape[0]
+    if not {
+        "lax": True,
+        "gemm": size == 1,
+        "space_to_batch": stride == 1,
+        "winograd": size == 3 and stride == 1,
+        "im2col": size == 3 and dilation == 1,
+    }[impl]:
+        raise ValueError(
+            f"impl={impl!r}: not for kernels of size {size}, stride {stride}, and "
+            f"dilation {dilation}"
+        )
     return _IMPLS[impl](x, kernel, stride, dilation)
 
 

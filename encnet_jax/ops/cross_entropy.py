@@ -110,9 +110,11 @@ def _costs_forward(
     label_smoothing: float,
 ) -> tuple[jax.Array, tuple[jax.Array, ...]]:
     options = (align_corners, label_smoothing)
-    norm, own = _dispatch(impl, "norm_and_own", options, logits, labels)
-    costs = jnp.where(_known(logits, labels), norm - own, 0)
-    return costs, (logits, labels, norm)
+    logsumexp, label_logit = _dispatch(
+        impl, "logsumexp_and_label_logit", options, logits, labels
+    )
+    costs = jnp.where(_known(logits, labels), logsumexp - label_logit, 0)
+    return costs, (logits, labels, logsumexp)
 
 
 def _costs_backward(
@@ -122,9 +124,10 @@ def _costs_backward(
     residuals: tuple[jax.Array, ...],
     cotangent: jax.Array,
 ) -> tuple[jax.Array, None]:
-    logits, labels, norm = residuals
+    logits, labels, logsumexp = residuals
     weights = jnp.where(_known(logits, labels), cotangent, 0)
-    options, arrays = (align_corners, label_smoothing), (logits, labels, norm, weights)
+    options = (align_corners, label_smoothing)
+    arrays = (logits, labels, logsumexp, weights)
     return _dispatch(impl, "gradient", options, *arrays), None
 
 
@@ -136,7 +139,7 @@ def resized_logsumexp(
     labels: Integer[Array, "b H W"],
     align_corners: bool = True,
 ) -> Float[Array, "b H W"]:
-    """Returns the log of the sum of the softmax of every pixel, float32; no gradient.
+    """Returns logsumexp of the logits of every pixel, float32; no gradient.
 
     Args:
         logits: Resized bilinearly to the labels.
@@ -146,7 +149,7 @@ def resized_logsumexp(
     if logits.shape[1:3] == labels.shape[1:3]:
         return jax.nn.logsumexp(logits.astype(jnp.float32), axis=-1)
     options, arrays = (align_corners, 0.0), (logits, labels)
-    return _dispatch("auto", "norm_and_own", options, *arrays)[0]
+    return _dispatch("auto", "logsumexp_and_label_logit", options, *arrays)[0]
 
 
 def _known(logits: jax.Array, labels: jax.Array) -> jax.Array:

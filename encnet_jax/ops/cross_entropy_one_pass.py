@@ -24,26 +24,29 @@ def total_and_gradient(
     weights: Float[Array, "b H W"],
 ) -> tuple[Float[Array, ""], Float[Array, "b h w n"]]:
     """Returns the sum of weights times cross-entropy, and its gradient."""
-    norm, own = norm_and_own(align_corners, smoothing, logits, labels)
-    total = ((norm - own) * weights).sum()
-    return total, gradient(align_corners, smoothing, logits, labels, norm, weights)
+    logsumexp, label_logit = logsumexp_and_label_logit(
+        align_corners, smoothing, logits, labels
+    )
+    total = ((logsumexp - label_logit) * weights).sum()
+    return total, gradient(align_corners, smoothing, logits, labels, logsumexp, weights)
 
 
-def norm_and_own(
+def logsumexp_and_label_logit(
     align_corners: bool,
     smoothing: float,
     logits: Float[Array, "b h w n"],
     labels: Integer[Array, "b H W"],
 ) -> tuple[Float[Array, "b H W"], Float[Array, "b H W"]]:
-    """Returns the log of the softmax's sum, and the label's logit (0: no class).
+    """Returns logsumexp of the logits, and the logit of the label (0: no class).
 
     With smoothing that logit is the mean of all, weighted by the smoothed target.
     """
     resized = _resized(align_corners, logits, labels)
-    own = jnp.where(_chosen(labels, resized), resized, 0)
+    label_logit = jnp.where(_chosen(labels, resized), resized, 0)
     if smoothing:
-        own = (1 - smoothing) * own + smoothing / resized.shape[-1] * resized
-    return _reduced(resized, own)
+        share = smoothing / resized.shape[-1]
+        label_logit = (1 - smoothing) * label_logit + share * resized
+    return _reduced(resized, label_logit)
 
 
 def gradient(
@@ -51,7 +54,7 @@ def gradient(
     smoothing: float,
     logits: Float[Array, "b h w n"],
     labels: Integer[Array, "b H W"],
-    norm: Float[Array, "b H W"],
+    logsumexp: Float[Array, "b H W"],
     weights: Float[Array, "b H W"],
 ) -> Float[Array, "b h w n"]:
     """Returns the gradient, by the logits, of weights times cross-entropy.
@@ -61,14 +64,14 @@ def gradient(
         smoothing: Share of the target that is spread evenly over all classes.
         logits: Resized bilinearly to the labels.
         labels: 0 to n - 1, or another number.
-        norm: Of `norm_and_own`.
+        logsumexp: Of `logsumexp_and_label_logit`.
         weights: What comes back to each pixel.
     """
     resized = _resized(align_corners, logits, labels)
     target: jax.Array | float = _chosen(labels, resized)
     if smoothing:
         target = (1 - smoothing) * target + smoothing / resized.shape[-1]
-    cotangent = jnp.exp(resized - norm[..., None]) - target
+    cotangent = jnp.exp(resized - logsumexp[..., None]) - target
     cotangent = (cotangent * weights[..., None]).astype(logits.dtype)
     return _pulled_back(cotangent, *_matrices(align_corners, logits, labels))
 
@@ -92,30 +95,30 @@ def _chosen(labels: jax.Array, resized: jax.Array) -> jax.Array:
     return labels[..., None] == jnp.arange(resized.shape[-1])
 
 
-def _reduced(resized: jax.Array, own: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Returns log(sum(exp(resized))) and the sum of `own`, over the last axis.
+def _reduced(resized: jax.Array, terms: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Returns logsumexp of `resized`, and the sum of `terms`, over the last axis.
 
     In one pass: partial sums carry the largest logit that they are relative to, and
     where two meet, that of the smaller is brought to the larger. A shift known
     beforehand would save this: the interpolated maximum of the low-resolution logits is
     never below that of the resized ones. But where neighbors differ by hundreds it is
-    hundreds above, all powers are zero, and the loss is infinite.
+    hundreds above, all exponentials are zero, and the loss is infinite.
     """
 
     def meet(one: tuple[jax.Array, ...], other: tuple[jax.Array, ...]) -> tuple:
-        (top, total, own), (its_top, its_total, its_own) = one, other
+        (top, total, term), (its_top, its_total, its_term) = one, other
         factor = jnp.exp(-jnp.abs(top - its_top))
         total = jnp.where(
             top >= its_top, total + factor * its_total, factor * total + its_total
         )
-        return jnp.maximum(top, its_top), total, own + its_own
+        return jnp.maximum(top, its_top), total, term + its_term
 
     zero = jnp.zeros((), jnp.float32)
     # Finite: nothing at all meets nothing at all without infinity less infinity.
     start = (jnp.asarray(jnp.finfo(jnp.float32).min), zero, zero)
-    parts = (resized, jnp.ones_like(resized), own)
-    top, total, own = jax.lax.reduce(parts, start, meet, (resized.ndim - 1,))
-    return top + jnp.log(total), own
+    parts = (resized, jnp.ones_like(resized), terms)
+    top, total, summed = jax.lax.reduce(parts, start, meet, (resized.ndim - 1,))
+    return top + jnp.log(total), summed
 
 
 def _pulled_back(

@@ -37,12 +37,12 @@ def total_and_gradient(
         resized = _resized(low_res, rows, columns)
         chosen = _chosen(labels, resized)
         resized -= resized.max(2, keepdims=True)
-        powers = jnp.exp(resized)
-        norm = powers.sum(2, keepdims=True)
-        costs = jnp.log(norm[:, :, 0]) - _own(chosen, resized, smoothing)
+        exps = jnp.exp(resized)
+        sum_exp = exps.sum(2, keepdims=True)
+        costs = jnp.log(sum_exp[:, :, 0]) - _label_logit(chosen, resized, smoothing)
         total += (costs * weights).sum()
         target = _smoothed(chosen, smoothing)
-        cotangent = (powers / norm - target) * weights[:, :, None]
+        cotangent = (exps / sum_exp - target) * weights[:, :, None]
         return (total, gradient + _pulled_back(cotangent, rows, columns)), None
 
     start = (jnp.zeros(()), jnp.zeros_like(low_res))
@@ -50,13 +50,13 @@ def total_and_gradient(
     return total, gradient.astype(logits.dtype)
 
 
-def norm_and_own(
+def logsumexp_and_label_logit(
     align_corners: bool,
     smoothing: float,
     logits: Float[Array, "b h w n"],
     labels: Integer[Array, "b H W"],
 ) -> tuple[Float[Array, "b H W"], Float[Array, "b H W"]]:
-    """Returns the log of the softmax's sum, and the label's logit (0: no class).
+    """Returns logsumexp of the logits, and the logit of the label (0: no class).
 
     With smoothing that logit is the mean of all, weighted by the smoothed target.
     """
@@ -66,12 +66,12 @@ def norm_and_own(
     def reduced(block: Any) -> tuple[jax.Array, jax.Array]:
         rows, labels = block
         resized = _resized(low_res, rows, columns)
-        own = _own(_chosen(labels, resized), resized, smoothing)
-        return jax.nn.logsumexp(resized, axis=2), own
+        label_logit = _label_logit(_chosen(labels, resized), resized, smoothing)
+        return jax.nn.logsumexp(resized, axis=2), label_logit
 
-    norm, own = jax.lax.map(reduced, (rows, *blocks))
+    logsumexp, label_logit = jax.lax.map(reduced, (rows, *blocks))
     height = labels.shape[1]
-    return _whole(norm, height), _whole(own, height)
+    return _whole(logsumexp, height), _whole(label_logit, height)
 
 
 def gradient(
@@ -79,7 +79,7 @@ def gradient(
     smoothing: float,
     logits: Float[Array, "b h w n"],
     labels: Integer[Array, "b H W"],
-    norm: Float[Array, "b H W"],
+    logsumexp: Float[Array, "b H W"],
     weights: Float[Array, "b H W"],
 ) -> Float[Array, "b h w n"]:
     """Returns the gradient, by the logits, of weights times cross-entropy.
@@ -89,17 +89,17 @@ def gradient(
         smoothing: Share of the target that is spread evenly over all classes.
         logits: Resized bilinearly to the labels.
         labels: 0 to n - 1, or another number.
-        norm: Of `norm_and_own`.
+        logsumexp: Of `logsumexp_and_label_logit`.
         weights: What comes back to each pixel.
     """
-    rows, columns, blocks = _blocks(align_corners, logits, labels, norm, weights)
+    rows, columns, blocks = _blocks(align_corners, logits, labels, logsumexp, weights)
     low_res = logits.astype(jnp.float32)
 
     def add(gradient: jax.Array, block: Any) -> tuple[jax.Array, None]:
-        rows, labels, norm, weights = block
+        rows, labels, logsumexp, weights = block
         resized = _resized(low_res, rows, columns)
         target = _smoothed(_chosen(labels, resized), smoothing)
-        cotangent = jnp.exp(resized - norm[:, :, None]) - target
+        cotangent = jnp.exp(resized - logsumexp[:, :, None]) - target
         cotangent *= weights[:, :, None]
         return gradient + _pulled_back(cotangent, rows, columns), None
 
@@ -124,9 +124,11 @@ def _chosen(labels: jax.Array, resized: jax.Array) -> jax.Array:
     return labels[:, :, None] == jnp.arange(resized.shape[2])[:, None]
 
 
-def _own(chosen: jax.Array, resized: jax.Array, smoothing: float) -> jax.Array:
-    own = jnp.where(chosen, resized, 0).sum(2)
-    return (1 - smoothing) * own + smoothing * resized.mean(2) if smoothing else own
+def _label_logit(chosen: jax.Array, resized: jax.Array, smoothing: float) -> jax.Array:
+    label_logit = jnp.where(chosen, resized, 0).sum(2)
+    if not smoothing:
+        return label_logit
+    return (1 - smoothing) * label_logit + smoothing * resized.mean(2)
 
 
 def _smoothed(chosen: jax.Array, smoothing: float) -> jax.Array:

@@ -62,6 +62,9 @@ class Checkpoints:
         Args:
             state: Copied at once; may be donated after the call.
             step: Number of steps taken.
+
+        Raises:
+            UserError: The disk is full, in a run of several hosts.
         """
         self._finish()
         # Not read from the folder: a host could see it as it was before.
@@ -224,12 +227,13 @@ class Checkpoints:
         if jax.process_index() == 0:
             for incomplete in self.folder.glob(f"{step}.*tmp*"):
                 shutil.rmtree(incomplete, ignore_errors=True)
-        _log.warning(
-            "WARNING: the checkpoint of step %d does not fit on the disk of %s; "
-            "earlier ones are kept, and training continues",
-            step,
-            self.folder,
+        problem = (
+            f"the checkpoint of step {step} does not fit on the disk of {self.folder}; "
+            "earlier ones are kept"
         )
+        if jax.process_count() > 1:  # this host alone knows, and they save together
+            raise UserError(f"{problem}; free space and rerun the command") from error
+        _log.warning("WARNING: %s", problem)
 
     def _open(self) -> ocp.AsyncCheckpointer:
         if self._writer is None:

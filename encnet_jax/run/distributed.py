@@ -80,7 +80,8 @@ def sum_over_hosts(array: np.ndarray) -> np.ndarray:
     # JAX truncates 64-bit dtypes to 32 bits; raw bytes pass through unchanged.
     raw = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
     gathered = np.asarray(multihost_utils.process_allgather(raw))
-    return gathered.view(array.dtype).reshape(-1, *array.shape).sum(0)
+    hosts = jax.process_count(), *array.shape
+    return gathered.view(array.dtype).reshape(hosts).sum(0)
 
 
 def distinct_over_hosts(text: str) -> list[str]:

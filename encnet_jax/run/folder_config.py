@@ -137,7 +137,8 @@ def from_json(stored: Any, path: Path) -> FolderConfig:
 def has_windows(config: ConfigDict) -> bool:
     """Returns whether images are not simply resized; see `protocol_from_config`."""
     settings = config.evaluation
-    return settings.protocol == "mmseg" or settings.mode == "slide" or settings.scales
+    windows = settings.protocol == "mmseg" or settings.mode == "slide"
+    return windows or bool(settings.scales)
 
 
 def _prediction(config: ConfigDict, info: DatasetInfo) -> dict[str, Any]:

@@ -1,13 +1,12 @@
 """Scalars to `metrics.jsonl` and TensorBoard, images to TensorBoard and PNG.
 
-Both to a tracker as well, if there is one.
+A tracker, if there is one, receives both.
 """
 
 import contextlib
 import importlib.util
 import json
 import logging
-import os
 import sys
 import time
 from collections.abc import Iterator
@@ -179,6 +178,5 @@ def _truncate(path: Path, last_step: int, keep_evaluation: bool) -> None:
             continue  # truncated by a kill, or damaged
         if step < last_step or (step == last_step and (trained or keep_evaluation)):
             kept.append(line + "\n")
-    partial = path.with_suffix(".partial")
-    partial.write_text("".join(kept))
-    os.replace(partial, path)
+    with whole_file(path) as file:
+        file.write("".join(kept).encode())

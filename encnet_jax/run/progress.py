@@ -1,8 +1,10 @@
 """Progress of long work: a bar on a terminal, plain lines elsewhere."""
 
+import contextlib
 import importlib.util
 import sys
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -31,24 +33,31 @@ class Progress:
             self._bar.update()
 
     def images_per_second(self) -> float:
-        """Returns the mean rate since the last call."""
+        """Returns the mean rate since the last call, without what was `paused`."""
         step, then = self._mark
         now = time.perf_counter()
         self._mark = (self.step, now)
-        self.rate = (self.step - step) * self.images_per_step / (now - then)
-        return self.rate
+        return (self.step - step) * self.images_per_step / (now - then)
 
-    def show(self, loss: float) -> None:
-        """Shows the loss, the rate and the time left."""
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """Does not count the time that the block takes, as of an evaluation."""
+        began = time.perf_counter()
+        yield
+        step, then = self._mark
+        self._mark = (step, then + time.perf_counter() - began)
+
+    def show(self, loss: float, rate: float) -> None:
+        """Shows the loss, the rate in images per second, and the time left."""
         if jax.process_index() > 0:
             return
         if self._bar is not None:
-            self._bar.set_postfix_str(f"loss {loss:.3f}, {self.rate:.1f} images/s")
+            self._bar.set_postfix_str(f"loss {loss:.3f}, {rate:.1f} images/s")
             return
-        left = (self.total - self.step) * self.images_per_step / self.rate
+        left = (self.total - self.step) * self.images_per_step / rate
         print(
             f"step {self.step}/{self.total}  loss {loss:.4f}  "
-            f"{self.rate:.1f} images/s  {_clock(left)} left",
+            f"{rate:.1f} images/s  {_clock(left)} left",
             file=sys.stderr,
             flush=True,
         )

@@ -13,10 +13,9 @@ from encnet_jax.run.metric_writer import read_scores
 class EarlyStopping:
     """Counts the evaluations since the best one, in the metrics that the run wrote.
 
-    A score that is missing there, as while a rerun repeats the last evaluation, is
-    taken from its checkpoint.
-
-    So a resumed run stops at the step at which one that was never interrupted does.
+    So a resumed run stops at the step at which one that was never interrupted does. A
+    score that is missing there, as while a rerun repeats the last evaluation, is taken
+    from its checkpoint.
 
     Args:
         patience: Number of evaluations without a better score that end a training; 0:

@@ -3,7 +3,7 @@
 import copy
 import dataclasses
 import logging
-from collections.abc import Iterator
+from collections.abc import Generator
 from pathlib import Path
 from typing import Any, cast
 
@@ -140,8 +140,11 @@ def resident_arrays(config: ConfigDict, dataset: Dataset) -> dict[str, np.ndarra
 
 def create_batches(
     config: ConfigDict, dataset: Dataset, start_step: int
-) -> Iterator[dict[str, np.ndarray]]:
-    """Returns this host's rows of the batches from `start_step` on, without end."""
+) -> Generator[dict[str, np.ndarray]]:
+    """Returns this host's rows of the batches from `start_step` on, without end.
+
+    To be closed by the caller.
+    """
     options: dict[str, Any] = dict(
         batch_size=config.batch_size,
         seed=config.seed,

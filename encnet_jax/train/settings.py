@@ -60,6 +60,21 @@ def check_task(config: ConfigDict, info: DatasetInfo) -> None:
             )
 
 
+def check_resize(config: ConfigDict) -> None:
+    """Raises `UserError` if nothing would read how crops are resized."""
+    data = config.data
+    if data.cache_on_device and data.resize != "host":
+        raise UserError(
+            f"data.resize={data.resize!r}: must be 'host' with "
+            "data.cache_on_device=True, which makes crops from the arrays on the device"
+        )
+    if data.padded_size and data.resize != "device":
+        raise UserError(
+            f"data.padded_size={data.padded_size}: must be 0 without "
+            "data.resize='device'"
+        )
+
+
 def warn_of_geometry(config: ConfigDict) -> None:
     """Warns where training from scratch places features beside their pixels.
 
@@ -70,27 +85,31 @@ def warn_of_geometry(config: ConfigDict) -> None:
     of a vision transformer are centered as without it, at any size.
     """
     size, model = config.data.crop_size, config.model
-    if not model.align_corners or model.name in CIFAR_MODELS:
+    aligned, stride = model.align_corners, model.output_stride
+    if model.name in CIFAR_MODELS:
         return
     if model.backbone in DINOV2:
-        _log.warning(
-            "WARNING: model.align_corners=True with model.backbone=%s: features of "
-            "patches lie at the centers of equal parts of the image, but logits are "
-            "stretched to its edges. Set model.align_corners=False",
-            model.backbone,
-        )
+        if aligned:
+            _log.warning(
+                "WARNING: model.align_corners=True with model.backbone=%s: features of "
+                "patches lie at the centers of equal parts of the image, but logits "
+                "are stretched to its edges. Set model.align_corners=False",
+                model.backbone,
+            )
         return
-    stride = model.output_stride
-    if model.weights or size % stride == 1:
+    if model.weights or size % stride == int(aligned):
         return
     fitting = max(size // stride, 1) * stride
+    count = math.ceil(size / stride)
+    distance = (size - 1) / max(count - 1, 1) if aligned else size / count
+    remedy = "model.align_corners=False with " if aligned else ""
     _log.warning(
-        "WARNING: model.align_corners=True from scratch with data.crop_size=%d: logits "
+        "WARNING: model.align_corners=%s from scratch with data.crop_size=%d: logits "
         "of neighboring features, which lie %d pixels apart, are placed %.3g apart. "
-        "Set model.align_corners=False with sizes of a multiple of %d "
-        "(data.crop_size=%d), or sizes of a multiple of %d plus 1 (data.crop_size=%d)",
-        *(size, stride, (size - 1) / max(math.ceil(size / stride) - 1, 1)),
-        *(stride, fitting, stride, fitting + 1),
+        "Set %ssizes of a multiple of %d (data.crop_size=%d), or %ssizes of a multiple "
+        "of %d plus 1 (data.crop_size=%d)",
+        *(aligned, size, stride, distance, remedy, stride, fitting),
+        *("" if aligned else "model.align_corners=True with ", stride, fitting + 1),
     )
 
 
@@ -147,10 +166,11 @@ def check_workdir(config: ConfigDict, workdir: Path, info: DatasetInfo) -> None:
 def create_schedule(config: ConfigDict) -> optax.Schedule:
     """Returns the learning-rate schedule set in `optimizer`."""
     base, steps, settings = config.learning_rate, config.total_steps, config.optimizer
-    options: dict[str, Any] = {"warmup_steps": settings.warmup_steps}
+    options = dict(
+        warmup_steps=settings.warmup_steps, min_learning_rate=settings.min_learning_rate
+    )
     if settings.schedule == "cosine":
         return cosine_schedule(base, steps, **options)
-    options["min_learning_rate"] = settings.min_learning_rate
     return poly_schedule(base, steps, settings.power, **options)
 
 

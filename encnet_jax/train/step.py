@@ -19,7 +19,7 @@ from encnet_jax.ops.normalize import normalize
 from encnet_jax.run.state import ModelDef, PureDict, TrainState, pure_batch_stats
 
 Batch = dict[str, jax.Array]
-Images = Num[Array, "b h w 3"]  # 0-255
+Images = Num[Array, "b h w c"]  # 0-255 RGB, or 0-65535 of bands
 Labels = Integer[Array, "b *hw"]  # of pixels, or of whole images
 Metrics = dict[str, jax.Array]
 StepFn = Callable[[TrainState, Batch, Batch], tuple[TrainState, Metrics]]
@@ -38,8 +38,8 @@ def make_train_step(
     """Returns the jitted step: (state, resident, batch) -> (state, metrics).
 
     The state is donated. `resident` holds the arrays that stay on the device: always
-    the uint32 `seed` of dropout, an argument so that runs with other seeds share the
-    compiled program.
+    the uint32 `seed` of dropout and of the augmentation there, an argument so that runs
+    with other seeds share the compiled program.
 
     Args:
         model_def: The model, split from its arrays.

@@ -42,7 +42,7 @@ from encnet_jax.train import class_balance, input_pipeline, settings
 from encnet_jax.train.early_stopping import EarlyStopping
 from encnet_jax.train.initialization import load_initial_weights
 from encnet_jax.train.step import make_train_step
-from encnet_jax.train.validation import make_validate_fn, score_texts
+from encnet_jax.train.validation import Validation, make_validate_fn, score_texts
 
 _ADVICE = (
     "the checkpoints before it are kept. Try a lower learning_rate or more "
@@ -81,6 +81,7 @@ def train(
     set_max_image_pixels(config.data.max_image_pixels)
     config, dataset, validation = input_pipeline.open_splits(config, datasets, workdir)
     settings.check_task(config, dataset.info)
+    settings.check_resize(config)
     settings.warn_of_geometry(config)
     class_balance.warn_of_unlabeled_classes(dataset)
     trainer = Trainer(config, workdir, mesh, dataset, validation)
@@ -177,8 +178,8 @@ class Trainer:
 
         Raises:
             FloatingPointError: The loss is not finite; names the step.
-            UserError: An image of the validation split cannot be read, or the last
-                checkpoint does not fit on the disk.
+            UserError: An image of the validation split cannot be read, or the
+                checkpoint of the last step taken does not fit on the disk.
         """
         start = int(self.state.step)
         scored = start == 0 or self.checkpoints.has_scores(start)
@@ -188,18 +189,18 @@ class Trainer:
         self.writer = MetricWriter(
             self.workdir, start, keep_evaluation=not due, tracker=tracker
         )
-        try:
-            scores = self._evaluate(start) if due else None
-            if scores is not None and not scored:
-                self.checkpoints.add_scores(start, scores, self.mean_gate)
-                done = done or self._done(start, True)
+        scores: dict[str, float] | None = None
+        with contextlib.closing(self.writer), contextlib.closing(self.checkpoints):
+            if due:
+                result = self._evaluate(start)
+                scores = result.summary
+                if not scored:
+                    self.checkpoints.add_scores(start, result.scores, result.mean_gate)
+                    done = done or self._done(start, True)
             if not done:
                 scores = self._take_steps(start)
-        finally:
-            self.checkpoints.close()
-            self.writer.close()
         if not done and scores is not None:
-            self._check_last_checkpoint()
+            self._check_saved(int(self.state.step))
         return scores
 
     def _done(self, step: int, scored: bool) -> bool:
@@ -220,7 +221,8 @@ class Trainer:
         resident = jax.device_put(self.resident, replicated(self.mesh))
         self.progress = Progress(start, config.total_steps, config.batch_size)
         scores: dict[str, float] | None = None
-        with SigtermHandler() as sigterm, contextlib.closing(self.progress):
+        closing = contextlib.closing
+        with SigtermHandler() as sigterm, closing(self.progress), closing(host_batches):
             for step in range(start + 1, config.total_steps + 1):
                 last = step == config.total_steps
                 batch = next(batches)
@@ -236,8 +238,10 @@ class Trainer:
                     # First: an evaluation that fails or is killed costs no step.
                     self.checkpoints.save(self.state, step)
                 if evaluates:
-                    scores = self._evaluate(step)
-                    self.checkpoints.add_scores(step, scores, self.mean_gate)
+                    with self.progress.paused():
+                        result = self._evaluate(step)
+                    scores = result.summary
+                    self.checkpoints.add_scores(step, result.scores, result.mean_gate)
                     if not last and self._done(step, True):
                         return scores
                 if not last and sigterm.due(step):
@@ -249,12 +253,11 @@ class Trainer:
         last = step == self.config.total_steps
         return last or step % self.config.eval_every == 0
 
-    def _check_last_checkpoint(self) -> None:
-        step = int(self.state.step)
+    def _check_saved(self, step: int) -> None:
         if step not in self.checkpoints.steps():
             raise UserError(
-                f"{self.workdir}: the checkpoint of the last step, {step}, does not "
-                "fit on the disk; free space and rerun the command"
+                f"{self.workdir}: the checkpoint of step {step}, the last one taken, "
+                "does not fit on the disk; free space and rerun the command"
             )
 
     def _log_metrics(self, step: int, metrics: dict[str, jax.Array]) -> None:
@@ -263,7 +266,7 @@ class Trainer:
         values["learning_rate"] = float(self.schedule(step - 1))
         values["images_per_second"] = self.progress.images_per_second()
         self.writer.scalars(step, values, "train")
-        self.progress.show(loss=values["loss"])
+        self.progress.show(values["loss"], values["images_per_second"])
 
     def _check_finite(self, step: int) -> None:
         """Raises `FloatingPointError` rather than let a step be saved that diverged."""
@@ -284,7 +287,7 @@ class Trainer:
                     f"the loss is {loss} at step {loss_step}; {_ADVICE}"
                 )
 
-    def _evaluate(self, step: int) -> dict[str, float]:
+    def _evaluate(self, step: int) -> Validation:
         started = time.perf_counter()
         try:
             result = self.validate(*self.state.evaluated)
@@ -298,27 +301,26 @@ class Trainer:
             ) from error
         self.writer.scalars(step, result.scores, "evaluation")
         self.writer.image(step, "predictions", result.panel)
-        scores, self.mean_gate = {**result.scores, **result.classes}, result.mean_gate
         _log.info(
             "step %d: %s (%d images, %.0f s)",
             step,
-            ", ".join(score_texts(scores)),
+            ", ".join(score_texts(result.summary)),
             result.images,
             time.perf_counter() - started,
         )
-        return scores
+        return result
 
     def _save_and_stop(self, step: int) -> None:
         self._check_finite(step)
         self.checkpoints.save(self.state, step)
         self.checkpoints.close()
-        if step in self.checkpoints.steps():
-            _log.info(
-                "SIGTERM: saved step %d of %d in %s; rerun the command to resume",
-                step,
-                self.config.total_steps,
-                self.workdir,
-            )
+        self._check_saved(step)
+        _log.info(
+            "SIGTERM: saved step %d of %d in %s; rerun the command to resume",
+            step,
+            self.config.total_steps,
+            self.workdir,
+        )
 
 
 @jax.jit

@@ -48,6 +48,11 @@ class Validation(NamedTuple):
     classes: Mapping[str, int] = MappingProxyType({})
     mean_gate: MeanGate | None = None
 
+    @property
+    def summary(self) -> dict[str, float]:
+        """What a training returns: the scores, with the numbers of classes."""
+        return {**self.scores, **self.classes}
+
 
 # (params, batch_stats) -> scores of the validation split
 ValidateFn = Callable[[PureDict, PureDict], Validation]
@@ -57,7 +62,7 @@ def score_texts(scores: dict[str, float]) -> list[str]:
     """Formats scores for people, a mean IoU with the number of its classes.
 
     Args:
-        scores: `Validation.scores`, with `Validation.classes` added.
+        scores: `Validation.summary`.
     """
     values = dict(scores)
     scored, count = values.pop("classes_scored", 0), values.pop("num_classes", 0)

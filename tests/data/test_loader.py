@@ -296,11 +296,12 @@ def test_closing_ends_the_threads():
         ListDataset(indexed_images(3)), PLAIN, batch_size=2, seed=0
     )
     next(made)
-    names = [thread.name for thread in threading.enumerate()]
-    assert any(name.startswith("encnet-input") for name in names)
+    threads = [t for t in threading.enumerate() if t.name.startswith("encnet-input")]
+    assert threads
     made.close()
-    names = [thread.name for thread in threading.enumerate()]
-    assert not any(name.startswith("encnet-input") for name in names)
+    for thread in threads:
+        thread.join(timeout=60)
+        assert not thread.is_alive()
 
 
 @MODES

@@ -12,6 +12,7 @@ from encnet_jax.errors import UserError
 from encnet_jax.inference.folding import fold_model
 from encnet_jax.models import create_model
 from encnet_jax.models.registry import check_model_settings
+from encnet_jax.ops.resize import resize_bilinear
 from encnet_jax.run.state import pure_batch_stats, split_model
 from tests.random_module import random_module
 
@@ -175,6 +176,25 @@ def test_context_comes_with_the_same_logits(settings):
     other, _ = model.forward_with_context(images, context.gate[::-1])
     assert np.abs(other.logits - output.logits).max() > 1e-6
     np.testing.assert_array_equal(other.se_logits, output.se_logits)
+
+
+@pytest.mark.parametrize("align_corners", [True, False])
+def test_lateral_links_are_resized_as_the_logits_are(align_corners):
+    settings = dict(lateral=True, output_stride=16, align_corners=align_corners)
+    model = create_model("encnet", **TINY, **settings, rngs=nnx.Rngs(0))
+    model.eval()
+    stages = model.backbone(jax.random.normal(jax.random.key(0), (1, 32, 48, 3)))
+    head = model.head
+    features, size = [head.reduce(stages[3])], stages[3].shape[1:3]
+    for link, stage in zip(head.lateral, stages[1:3]):
+        resized = resize_bilinear(link(stage), size, align_corners=align_corners)
+        features.append(resized)
+    assert stages[1].shape[1:3] != size
+    expected = head.fuse(jnp.concatenate(features, -1))
+    _, context = model.forward_with_context(
+        jax.random.normal(jax.random.key(0), (1, 32, 48, 3))
+    )
+    np.testing.assert_allclose(context.before, expected, atol=1e-6)
 
 
 def test_folded_network_has_the_context():

@@ -64,7 +64,9 @@ def test_new_network_takes_its_own_settings_and_those_of_all(added):
     assert model(jnp.zeros((1, 16, 24, 3))).logits.shape == (1, 16, 24, 3)
     # Settings of other networks that segment are ignored.
     create_model("linear", num_codes=4, lateral=True, **TINY)
-    with pytest.raises(UserError, match="model.projection=0: an integer of at least 1"):
+    with pytest.raises(
+        UserError, match="model.projection=0: must be an integer of at least"
+    ):
         create_model("linear", projection=0, **TINY)
     with pytest.raises(UserError, match="linear has no such setting"):
         create_model("linear", scale_drop=True, **TINY)
@@ -78,7 +80,7 @@ def test_new_backbone_serves_every_network(added):
         assert isinstance(model.backbone, PlainBackbone)
         output = model(jnp.zeros((2, 32, 32, 3)))
         assert output.logits.shape == output.aux_logits.shape == (2, 32, 32, 3)
-    with pytest.raises(UserError, match="model.base=1: an integer of at least 2"):
+    with pytest.raises(UserError, match="model.base=1: must be an integer of at least"):
         create_model("fcn", num_classes=3, backbone="plain", base=1)
 
 
@@ -119,10 +121,14 @@ def test_layer_options_reach_every_layer():
 def test_no_codewords_are_allowed_where_there_are_none_anyway(name):
     # As in 0.1.0, whose stored configurations say so.
     registry.check_model_settings(name=name, num_classes=3, num_codes=0)
-    with pytest.raises(UserError, match="model.num_codes=-1: an integer of at least"):
+    with pytest.raises(
+        UserError, match="model.num_codes=-1: must be an integer of at least"
+    ):
         registry.check_model_settings(name=name, num_classes=3, num_codes=-1)
 
 
 def test_an_encnet14_needs_a_codeword():
-    with pytest.raises(UserError, match="model.num_codes=0: an integer of at least 1"):
+    with pytest.raises(
+        UserError, match="model.num_codes=0: must be an integer of at least"
+    ):
         registry.check_model_settings(name="encnet14", num_classes=3, num_codes=0)

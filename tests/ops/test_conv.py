@@ -194,6 +194,24 @@ def test_unknown_impl_raises():
         conv2d(x, kernel, impl="fast")
 
 
+@pytest.mark.parametrize(
+    ("impl", "size", "stride", "dilation"),
+    [
+        ("gemm", 3, 1, 1),
+        ("im2col", 3, 1, 2),
+        ("im2col", 5, 1, 1),
+        ("winograd", 3, 2, 1),
+        ("winograd", 5, 1, 1),
+        ("space_to_batch", 3, 2, 2),
+    ],
+)
+def test_impl_for_other_convolutions_raises(impl, size, stride, dilation):
+    x, kernel = jnp.zeros((1, 8, 8, 1)), jnp.zeros((size, size, 1, 1))
+    message = f"{impl}.*: not for .* size {size}, stride {stride}, and dilation"
+    with pytest.raises(ValueError, match=message):
+        conv2d(x, kernel, stride=stride, dilation=dilation, impl=impl)
+
+
 def test_conv2d_selects_by_itself():
     x, kernel = normals(1, 6, 5, 32), normals(3, 3, 32, 32)
     options = dict(stride=1, dilation=2)

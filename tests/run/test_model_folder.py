@@ -181,7 +181,7 @@ def test_nothing_but_the_files_of_the_format_is_read(folder, trees):
         (["model", "name"], "resnet14", "resnet14 has no such setting"),
         (["model", "widht"], 3, "model.widht=3: no such setting"),
         (["model", "width"], "4", "model.width='4': must be int"),
-        (["model", "width"], -4, "model.width=-4: an integer of at least"),
+        (["model", "width"], -4, "model.width=-4: must be an integer of at least"),
         (["model", "dtype"], "float8", "float8"),
         (["model", "dropout"], None, "config.json: "),
         (["prediction", "mode"], "tiles", "evaluation.mode='tiles'"),

@@ -1,9 +1,11 @@
-"""Tests of the mesh."""
+"""Tests of the mesh, and of sums over hosts."""
 
 import jax
+import numpy as np
 import pytest
 
 from encnet_jax.errors import UserError
+from encnet_jax.run import distributed
 from encnet_jax.run.sharding import create_mesh
 
 
@@ -37,3 +39,14 @@ def test_chips_of_a_host_are_adjacent(pod, data, indices):
 def test_mesh_that_hosts_cannot_share_alike_is_refused(pod, data):
     with pytest.raises(UserError, match=f"mesh.data={data}: allowed are -1 .all. and"):
         create_mesh(data)
+
+
+@pytest.mark.parametrize("shape", [(), (3,), (0,), (2, 0)])
+def test_sum_over_hosts_keeps_the_shape(monkeypatch, shape):
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    gather = lambda raw: np.stack([raw, raw])  # noqa: E731
+    monkeypatch.setattr(distributed.multihost_utils, "process_allgather", gather)
+    array = np.full(shape, 2**40 + 1)
+    total = distributed.sum_over_hosts(array)
+    assert total.shape == shape
+    np.testing.assert_array_equal(total, 2 * array)

@@ -47,6 +47,18 @@ def test_warning_names_the_spacing_and_both_remedies(caplog):
     assert "of a multiple of 8 plus 1 (data.crop_size=97)" in text
 
 
+def test_sizes_in_between_do_not_fit_without_aligned_corners_either(caplog):
+    text = warned(caplog, **{"model.align_corners": False, "data.crop_size": 100})
+    # 13 features 8 pixels apart cover 104.
+    assert "align_corners=False from scratch with data.crop_size=100" in text
+    assert (
+        "8 pixels apart, are placed 7.69 apart. Set sizes of a multiple of 8 " in text
+    )
+    assert (
+        "=96), or model.align_corners=True with sizes of a multiple of 8 plus" in text
+    )
+
+
 @pytest.mark.parametrize("size, align_corners", [(96, False), (97, True), (105, True)])
 def test_arrays_are_trained_with_the_geometry_that_fits(size, align_corners, caplog):
     images = np.zeros((1, size, size + 8, 3), np.uint8)

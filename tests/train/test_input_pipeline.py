@@ -36,3 +36,19 @@ def test_objects_of_one_training_serve_another_of_another_range(tmp_path):
         assert dataset.info.value_range == ((0, high),) * 2
         np.testing.assert_allclose(dataset.info.mean, (10 / high, 70 / high), 1e-4)
     assert splits[0].info.value_range is None and splits[0].info.mean == (0, 0)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"resize": "device"}, "data.resize='device': must be 'host' with data.cache"),
+        ({"padded_size": 9}, "data.padded_size=9: must be 0 without data.resize="),
+    ],
+)
+def test_setting_that_nothing_would_read_is_refused(tmp_path, changes, message):
+    config = toy_config()
+    config.data.cache_on_device = True
+    config.data.update(changes)
+    with pytest.raises(UserError, match=message):
+        train(config, tmp_path / "run", (toy_dataset(), toy_dataset()))
+    assert not (tmp_path / "run").exists()
