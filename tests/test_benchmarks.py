@@ -73,6 +73,7 @@ def test_small_run_has_every_measurement(measured):
         assert f"| tiny 32x48 | {row['work']} | 2 | jax | " in printed
 
 
+@pytest.mark.slow
 def test_resumed_run_measures_nothing_again(bench, measured):
     _, path = measured
     before = json.loads(path.read_text())

@@ -120,6 +120,7 @@ def test_evaluate_repeats_the_score_of_the_training(workdir, camvid):
     assert "data.base_size=48, not 512" in result.stderr
 
 
+@pytest.mark.slow
 def test_model_folder_is_predicted_and_scored_like_its_run(workdir, camvid, tmp_path):
     folder = tmp_path / "model"
     result = run(

@@ -70,7 +70,7 @@ def test_three_guides_with_a_test_each():
 @pytest.mark.parametrize(
     "path",
     [
-        pytest.param(path, marks=pytest.mark.slow if "vgg" in path else ())
+        pytest.param(path, marks=() if "pets" in path else pytest.mark.slow)
         for path in [*NEW_TESTS, "tests/test_import_order.py"]
     ],
 )

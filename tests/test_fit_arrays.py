@@ -271,6 +271,7 @@ print(segmenter(images[0]).labels.shape)
 """
 
 
+@pytest.mark.slow
 def test_bare_installation_is_enough(tmp_path):
     missing = ["tensorflow", "tensorflow_datasets", "matplotlib"]
     missing += ["tensorboardX", "tqdm"]

@@ -56,7 +56,7 @@ def test_predictions_are_those_of_the_old_version(old, camvid):
 
 @pytest.mark.parametrize(
     "old",
-    ["encnet", pytest.param("deeplabv3", marks=pytest.mark.slow)],
+    [pytest.param(name, marks=pytest.mark.slow) for name in ("encnet", "deeplabv3")],
     indirect=True,
 )
 def test_resumed_training_continues_with_the_optimizer_state(old, camvid, tmp_path):

@@ -93,7 +93,10 @@ class Run(NamedTuple):
     norms: dict[str, np.ndarray]
 
 
-@pytest.mark.parametrize("name", _RECIPES)
+@pytest.mark.parametrize(
+    "name",
+    ["training_run", pytest.param("training_run_mmseg", marks=pytest.mark.slow)],
+)
 def test_training_run_matches(name, check, monkeypatch):
     # One test, not many on a fixture: parallel workers would each train.
     case, recipe = load_case(name), _RECIPES[name]

@@ -81,18 +81,18 @@ def assert_same(expected, found):
         )
 
 
-@pytest.mark.slow  # the next test has eight devices too
+@pytest.mark.slow
 def test_eight_devices_train_as_one(one_device, camvid, tmp_path):
     more, expected = one_device
     finish(start(*arguments(camvid, tmp_path / "run", *more), devices=8))
     assert_same(expected, tmp_path / "run")
 
 
-def test_two_processes_of_four_devices_train_as_one_device(
-    one_device, camvid, tmp_path
-):
+@pytest.mark.parametrize("devices", [1, pytest.param(4, marks=pytest.mark.slow)])
+def test_two_processes_train_as_one_device(devices, one_device, camvid, tmp_path):
     more, expected = one_device
-    first, second = start_two(*arguments(camvid, tmp_path / "run", *more), devices=4)
+    run = arguments(camvid, tmp_path / "run", *more)
+    first, second = start_two(*run, devices=devices)
     logged, quiet = finish(first), finish(second)
     assert_same(expected, tmp_path / "run")
     weights = [folder / "class_weights.json" for folder in (expected, tmp_path / "run")]
