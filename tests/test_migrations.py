@@ -54,11 +54,7 @@ def test_predictions_are_those_of_the_old_version(old, camvid):
         np.testing.assert_allclose(result.presence, expected["presence"], atol=1e-4)
 
 
-@pytest.mark.parametrize(
-    "old",
-    [pytest.param(name, marks=pytest.mark.slow) for name in ("encnet", "deeplabv3")],
-    indirect=True,
-)
+@pytest.mark.slow
 def test_resumed_training_continues_with_the_optimizer_state(old, camvid, tmp_path):
     workdir, expected = old
     shutil.copytree(workdir, tmp_path / "run")
