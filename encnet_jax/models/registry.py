@@ -24,6 +24,7 @@ from encnet_jax.models.settings import (
     Setting,
     at_least,
     check_value,
+    class_of,
     one_of,
     settings_of,
 )
@@ -58,7 +59,7 @@ def feature_stride(backbone: str, output_stride: int) -> int:
         backbone: A key of `BACKBONES`.
         output_stride: The setting, for backbones that have it.
     """
-    return getattr(_class_of(BACKBONES[backbone]), "stride", output_stride)
+    return getattr(class_of(BACKBONES[backbone]), "stride", output_stride)
 
 
 SEGMENTATION_MODELS = tuple(filter(segments, MODELS))
@@ -163,7 +164,7 @@ def check_model_settings(
             "channels"
         )
     # What a backbone demands of the settings of the network on it.
-    demands = getattr(_class_of(entries[-1]), "network_checks", {})
+    demands = getattr(class_of(entries[-1]), "network_checks", {})
     same_task, other_task = map(_settings_of_task, (segments(name), not segments(name)))
     for key, value in {**settings, "backbone": backbone}.items():
         if key in same_task:
@@ -182,10 +183,6 @@ def check_model_settings(
                 f"model.{key}={value!r}: {name} has no such setting; allowed is "
                 f"{other_task[key].default!r}"
             )
-
-
-def _class_of(entry: Callable[..., Any]) -> Any:
-    return entry.func if isinstance(entry, functools.partial) else entry
 
 
 def _allows(setting: Setting, value: Any) -> bool:

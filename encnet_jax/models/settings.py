@@ -29,7 +29,7 @@ def settings_of(entry: Callable[..., Any]) -> dict[str, Setting]:
     They are the keyword-only arguments with a default, those of base classes included,
     to which a subclass passes on what it does not use itself.
     """
-    cls: Any = entry.func if isinstance(entry, functools.partial) else entry
+    cls = class_of(entry)
     defaults: dict[str, Any] = {}
     for base in reversed(cls.__mro__):
         if "__init__" in vars(base):
@@ -41,6 +41,11 @@ def settings_of(entry: Callable[..., Any]) -> dict[str, Setting]:
         for key, default in defaults.items()
         if default is not inspect.Parameter.empty
     }
+
+
+def class_of(entry: Callable[..., Any]) -> Any:
+    """Returns a class itself, or that of a partial call."""
+    return entry.func if isinstance(entry, functools.partial) else entry
 
 
 def check_value(key: str, value: Any, check: Check | None) -> None:
