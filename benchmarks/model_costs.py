@@ -13,7 +13,6 @@ The network is that of prediction, without the auxiliary head. EncNet has 32 cod
 and no lateral links; with `--stem=plain` the stem is one 7x7 convolution.
 """
 
-import functools
 import math
 from typing import Any, NamedTuple
 
@@ -26,7 +25,7 @@ from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
 from encnet_jax import cli
 from encnet_jax.models import create_model
 from encnet_jax.models.registry import BACKBONES, MODELS, SEGMENTATION_MODELS
-from encnet_jax.models.settings import settings_of
+from encnet_jax.models.settings import class_of, settings_of
 
 _SIZE = flags.DEFINE_integer("size", 480, "Height and width of the image.")
 _CLASSES = flags.DEFINE_integer("classes", 150, "Number of classes.")
@@ -132,7 +131,7 @@ def table(
         if "decoder_stride" in settings_of(MODELS[name]):
             rows.append((name, {"decoder_stride": 4}))
     for backbone in backbones:
-        demands = getattr(_class_of(backbone), "network_checks", {})
+        demands = getattr(class_of(BACKBONES[backbone]), "network_checks", {})
         for name, settings in rows:
             if any(demands[k](v) for k, v in settings.items() if k in demands):
                 continue
@@ -151,11 +150,6 @@ def table(
                 f"| {costs.layers / 1e9:.1f} | {costs.resizing / 1e9:.1f} |"
             )
     return "\n".join(lines)
-
-
-def _class_of(backbone: str) -> Any:
-    entry = BACKBONES[backbone]
-    return entry.func if isinstance(entry, functools.partial) else entry
 
 
 def main(arguments: list[str]) -> None:
