@@ -194,7 +194,7 @@ class TiffImage:
         page, path = self._page, self._path
         kind = f"{page.samplesperpixel} samples of {page.bitspersample} bits"
         depth = page.shaped[1] if page.shaped else 1
-        check_upright(page, str(path))
+        (check_values if self._info.banded else check_upright)(page, str(path))
         last = page.extrasamples[-1] if page.extrasamples else None
         form = (
             int(page.photometric),
@@ -209,7 +209,6 @@ class TiffImage:
                     f"{path}: {found} channels, {page.dtype}; "
                     f"{self._info.channels} are expected"
                 )
-            check_values(page, str(path))
             mode = "bands"
         elif page.dtype == np.uint16 and mode == "L":
             if self._value_range is None:
