@@ -48,20 +48,19 @@ def save_comparison(
         curve_chart(title, {run.name: run.curve(key) for run in evaluations})
         for key, title in metric_names(first.info).items()
     ]
-    settings = first.scores.get("evaluation") or {}
     pairs = []
     for number, other in enumerate(evaluations[1:], 2):
         found = paired_differences(
             first.log,
             other.log,
             first.info.task,
-            absent_classes=settings.get("absent_classes", "skip"),
+            absent_classes=first.absent_classes,
         )
         pairs.append(
             {
                 "number": number,
                 "name": other.name,
-                "rows": class_rows(first, other, found),
+                "rows": class_rows(first, found),
                 "mean": found.mean,
                 "interval": found.mean_interval.tolist(),
             }
@@ -176,9 +175,7 @@ def _score_row(name: str, values: list[float]) -> dict[str, Any]:
     return {"name": name, "values": marked}
 
 
-def class_rows(
-    first: Evaluation, other: Evaluation, found: Differences
-) -> list[dict[str, Any]]:
+def class_rows(first: Evaluation, found: Differences) -> list[dict[str, Any]]:
     """Returns the table of per-class differences, the largest gain first."""
     bounds = np.abs(np.stack([found.by_class, *found.intervals]))
     largest = max(float(np.nan_to_num(bounds).max()), 1e-9)
