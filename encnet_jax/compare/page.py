@@ -11,7 +11,7 @@ from encnet_jax.compare.bootstrap import DRAWS, Differences, paired_differences
 from encnet_jax.compare.evaluations import Evaluation, metric_names
 from encnet_jax.data.datasets import Example
 from encnet_jax.data.registry import open_dataset
-from encnet_jax.errors import UserError
+from encnet_jax.errors import UserError, reason_of
 from encnet_jax.evaluate.image_log import ImageLog
 from encnet_jax.evaluate.report import summary_names
 from encnet_jax.report.charts import curve_chart
@@ -19,8 +19,8 @@ from encnet_jax.report.evaluation import Strip, Thumbnail, describe, environment
 from encnet_jax.report.page import percent, save_page
 from encnet_jax.report.thumbnails import (
     SMALL,
-    decode_labels,
     image_uri,
+    labels_from_text,
     labels_uri,
     small_size,
 )
@@ -115,7 +115,7 @@ def read_examples(
         for index, example in examples.items():
             _check_example(example, run.log, index)
     except (UserError, OSError, ImportError, KeyError) as error:
-        return {}, " ".join(str(error).split())
+        return {}, reason_of(error)
     return examples, ""
 
 
@@ -246,7 +246,7 @@ def image_strip(
 
 def _decode(stored: str, run: Evaluation, name: str) -> UInt8[np.ndarray, "h w"]:
     try:
-        return decode_labels(stored)
+        return labels_from_text(stored)
     except (ValueError, OSError, SyntaxError) as error:
         raise UserError(
             f"{run.workdir}: the stored prediction of {name!r} is damaged: {error}; "

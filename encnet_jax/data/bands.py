@@ -29,7 +29,7 @@ from encnet_jax.ops.normalize import to_byte_scale
 Pixels = UInt8[np.ndarray, "h w 3"] | UInt16[np.ndarray, "h w c"]
 RangeSetting = Sequence[float] | Sequence[Sequence[float]] | None
 
-RGB = DatasetInfo("", (), (), {})  # of images that are not bands
+RGB_INFO = DatasetInfo("", (), (), {})  # of images that are not bands
 _WHITE = 65535
 # Shown as black and white: the mean of a channel minus and plus this many deviations.
 _SHOWN_DEVIATIONS = 2

@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 
-from encnet_jax.errors import UserError
+from encnet_jax.errors import UserError, reason_of
 
 ValueRange = tuple[float, float]
 
@@ -298,7 +298,7 @@ def decoding(name: str) -> Iterator[None]:
 
 def unreadable(name: str, error: Exception) -> UserError:
     """Returns the error for a file that Pillow cannot decode."""
-    reason = " ".join(str(error).split()).removesuffix(".") or type(error).__name__
+    reason = reason_of(error).removesuffix(".")
     if isinstance(error, UnidentifiedImageError):
         reason = "unknown format"  # Pillow's own message holds an address in memory
     elif isinstance(error, Image.DecompressionBombError):

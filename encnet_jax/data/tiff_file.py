@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from encnet_jax.data.image_io import TIFF_MARKS, image_size, unreadable
-from encnet_jax.errors import UserError, require_package
+from encnet_jax.errors import UserError, reason_of, require_package
 
 _ORIENTATION = 274
 _PALETTE = 3
@@ -46,8 +46,9 @@ def unreadable_tiff(name: str) -> Iterator[None]:
     except Exception as error:
         if isinstance(error, OSError) and error.strerror:
             raise UserError(f"{name}: cannot be read: {error.strerror}") from error
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise UserError(f"{name}: cannot be read as a TIFF: {reason}") from error
+        raise UserError(
+            f"{name}: cannot be read as a TIFF: {reason_of(error)}"
+        ) from error
 
 
 def read_tiff(data: bytes, channels: int, name: str) -> tuple[np.ndarray, bool]:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from encnet_jax.data.bands import RGB, Pixels, scale_bands
+from encnet_jax.data.bands import RGB_INFO, Pixels, scale_bands
 from encnet_jax.data.dataset_info import DatasetInfo
 from encnet_jax.data.image_io import to_rgb_array
 from encnet_jax.data.tiff_file import (
@@ -43,7 +43,7 @@ _ALLOWED = "allowed are 8 bits per color: gray, RGB, palette, with or without al
 
 
 @contextlib.contextmanager
-def open_tiff(path: Path, info: DatasetInfo = RGB) -> Iterator["TiffImage"]:
+def open_tiff(path: Path, info: DatasetInfo = RGB_INFO) -> Iterator["TiffImage"]:
     """Opens the first page of a TIFF.
 
     Args:

@@ -24,7 +24,7 @@ from encnet_jax.evaluate.accumulator import ImageMetrics
 from encnet_jax.evaluate.image_log import image_log_path, write_image_log
 from encnet_jax.evaluate.report import save_scores
 from encnet_jax.metrics import confusion_matrix_np, segmentation_metrics
-from encnet_jax.report.thumbnails import encode_labels
+from encnet_jax.report.thumbnails import labels_to_text
 from tests.commands import errors, run
 from tests.parsed_flags import run_command
 from tests.report.pages import check_page
@@ -64,7 +64,7 @@ def write_run(workdir, folder, wrong, info=INFO, split="val", stem="val", **chan
         noise = rng.random(labels.shape) < wrong * (index + 1) / 5
         predictions = np.where(noise, 0, labels).astype(np.uint8)
         matrix = confusion_matrix_np(labels, predictions, 3)
-        thumbnail = encode_labels(predictions)
+        thumbnail = labels_to_text(predictions)
         name = f"{index}"
         item = ImageMetrics(index, matrix, name=name, thumbnail=thumbnail)
         metrics.append(item)
