@@ -166,17 +166,11 @@ def describe(statistics: Statistics, info: DatasetInfo) -> str:
     sizes = f"sizes: smallest {smallest}, median {median}, largest {largest}"
     width = max(map(len, (*info.class_names, "class")))
     if info.task == "classification":
-        rows = zip(info.class_names, statistics.images)
-        return "\n".join(
-            [
-                sizes,
-                f"{'class':<{width}}  {'images':>8}  {'images %':>8}",
-                *(
-                    f"{name:<{width}}  {n:>8}  {100 * n / count:>8.2f}"
-                    for name, n in rows
-                ),
-            ]
-        )
+        lines = [sizes, f"{'class':<{width}}  {'images':>8}  {'images %':>8}"]
+        for name, images in zip(info.class_names, statistics.images):
+            share = 100 * images / count
+            lines.append(f"{name:<{width}}  {images:>8}  {share:>8.2f}")
+        return "\n".join(lines)
 
     def line(name: str, pixels: int, total: int, images: int) -> str:
         pixel_share, image_share = 100 * pixels / max(total, 1), 100 * images / count

@@ -10,10 +10,14 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from encnet_jax.data.image_io import TIFF_MARKS, image_size, unreadable
+from encnet_jax.data.image_io import (
+    ORIENTATION_TAG,
+    TIFF_MARKS,
+    image_size,
+    unreadable,
+)
 from encnet_jax.errors import UserError, reason_of, require_package
 
-_ORIENTATION = 274
 _PALETTE = 3
 
 
@@ -106,7 +110,7 @@ def bands_size(data: bytes, channels: int, name: str) -> tuple[int, int]:
 
 def check_upright(page: Any, name: str) -> None:
     """Raises `UserError` for a page that viewers turn."""
-    orientation = page.tags.get(_ORIENTATION)
+    orientation = page.tags.get(ORIENTATION_TAG)
     if orientation is not None and orientation.value not in (0, 1):
         raise UserError(f"{name}: is stored rotated or mirrored: convert it")
 

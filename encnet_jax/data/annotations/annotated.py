@@ -119,7 +119,7 @@ def class_labels(
     Args:
         class_names: The classes of the annotations, in order.
         unlabeled: `background`: a class, added in front unless it is among them, in
-            any case; `ignore`: ignored.
+            any letter case; `ignore`: ignored.
 
     Raises:
         UserError: A name is empty or given twice, or there are too few or too many.
