@@ -9,7 +9,7 @@ import pytest
 
 from encnet_jax import cli, commands
 from encnet_jax.commands import VERBS
-from encnet_jax.errors import UserError
+from encnet_jax.errors import UserError, reason_of
 from tests.commands import ROOT, errors, run
 
 
@@ -105,3 +105,8 @@ def test_message_of_a_mistake_is_printed_as_it_is(monkeypatch, capsys):
         cli.run(main)
     assert stopped.value.code == 2
     assert capsys.readouterr().err == "error: a  b.png: no such file\n"
+
+
+def test_reason_of_an_error_is_one_line_and_never_empty():
+    assert reason_of(OSError("cannot  read\n  it")) == "cannot read it"
+    assert reason_of(EOFError()) == "EOFError"

@@ -262,6 +262,10 @@ def test_class_names_come_from_the_object_or_are_demanded():
         )
     with pytest.raises(UserError, match="^class_names: missing"):
         as_datasets(pairs)
+    for names in (("a", "b", "a"), ("a", " ")):
+        message = f"^class_names: '{names[-1]}': must be a name, given once"
+        with pytest.raises(UserError, match=message):
+            as_datasets(pairs, None, names)
     # The classes of images are not those of their masks.
     with pytest.raises(UserError, match="^class_names: missing"):
         as_datasets(Source([(IMAGE, LABELS)], classes=["cat", "dog", "cow"]))
