@@ -116,7 +116,7 @@ def main(_: list[str]) -> None:
     times: dict[str, float] = {}
     for name in _PARTS:
         timed(run, name, times)
-    timed(accumulator, "encode_labels", times)  # in the main thread
+    timed(accumulator, "labels_to_text", times)  # in the main thread
     run.predict_dataset = replay(run.predict_dataset, clock)
     run.open_dataset = lambda *arguments, **settings: ManyScenes(_IMAGES.value)
     with tempfile.TemporaryDirectory() as folder:

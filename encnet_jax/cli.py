@@ -123,6 +123,8 @@ def _raised_by_config(error: Exception) -> BaseException:
 
 
 def _one_line(error: BaseException) -> str:
+    if isinstance(error, UserError):  # it is, and file names may hold double spaces
+        return str(error)
     text = error.args[0] if isinstance(error, KeyError) and error.args else error
     lines = str(text).strip().splitlines()
     # absl reports a config file that raises with its traceback; the last line counts.

@@ -35,6 +35,11 @@ def one_line(text: str) -> str:
     return f"{text[:half]} ... {text[-half:]}"
 
 
+def reason_of(error: BaseException) -> str:
+    """Returns the message of an error in one line; its type if it has none."""
+    return " ".join(str(error).split()) or type(error).__name__
+
+
 def shortened(names: list[str]) -> str:
     """Joins the first names, and counts the rest."""
     rest = len(names) - _MAX_LISTED

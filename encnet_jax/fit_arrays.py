@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 
 from encnet_jax.config import default
 from encnet_jax.data.augment_device import ArrayDataset
-from encnet_jax.data.bands import RGB, declare_bands
+from encnet_jax.data.bands import RGB_INFO, declare_bands
 from encnet_jax.data.dataset_info import IGNORE_LABEL, DatasetInfo
 from encnet_jax.data.datasets import Dataset
 from encnet_jax.data.label_check import check_label_counts
@@ -218,7 +218,7 @@ def _classes(
 
 def _check_images(images: np.ndarray, form: tuple[int, Any]) -> None:
     """Raises `UserError` unless an array holds images of these channels and range."""
-    channels, banded = form[0], declare_bands(RGB, *form).banded
+    channels, banded = form[0], declare_bands(RGB_INFO, *form).banded
     kinds = "uif" if banded else "u"
     fits = images.ndim == 4 and images.shape[-1] == channels
     if (

@@ -7,8 +7,9 @@ import tomllib
 
 import pytest
 
-from encnet_jax import commands
+from encnet_jax import cli, commands
 from encnet_jax.commands import VERBS
+from encnet_jax.errors import UserError, reason_of
 from tests.commands import ROOT, errors, run
 
 
@@ -92,3 +93,20 @@ def test_installed_command_is_the_module():
 )
 def test_import_may_follow_its_flags(arguments, place):
     assert commands._place_of_import(["encnet data", *arguments.split()]) == place
+
+
+def test_message_of_a_mistake_is_printed_as_it_is(monkeypatch, capsys):
+    def main(arguments):
+        raise UserError("a  b.png: no such file")
+
+    monkeypatch.setattr(cli.flags, "FLAGS", lambda line: line)
+    monkeypatch.setattr(cli, "_set_up", lambda: None)
+    with pytest.raises(SystemExit) as stopped:
+        cli.run(main)
+    assert stopped.value.code == 2
+    assert capsys.readouterr().err == "error: a  b.png: no such file\n"
+
+
+def test_reason_of_an_error_is_one_line_and_never_empty():
+    assert reason_of(OSError("cannot  read\n  it")) == "cannot read it"
+    assert reason_of(EOFError()) == "EOFError"

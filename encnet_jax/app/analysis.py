@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
-from encnet_jax.data.bands import RGB
+from encnet_jax.data.bands import RGB_INFO
 from encnet_jax.data.dataset_info import DatasetInfo
 from encnet_jax.data.image_io import image_size
 from encnet_jax.data.tiff_file import bands_size
@@ -109,7 +109,7 @@ class Analyzer:
         return maps
 
 
-def check_upload(path: Path, info: DatasetInfo = RGB) -> None:
+def check_upload(path: Path, info: DatasetInfo = RGB_INFO) -> None:
     """Raises `UserError` if a file is too large, in bytes or in pixels, or no image.
 
     Args:

@@ -1,10 +1,11 @@
 """Prepares and checks a data set: encnet data NAME.
 
 Reads every example of the splits and prints image sizes and class frequencies, for the
-training split also class weights and the classes without a pixel, and writes SPLIT.png,
-a contact sheet of examples with their labels. Invalid examples, and labels that say
-nothing (all ignored, or 0 and 255 only), are listed, one per line, and the exit code is
-2.
+training split also the classes that do not occur and, for segmentation, class weights.
+Writes SPLIT.png, a contact sheet of examples with their labels. Invalid examples, and
+labels that say nothing (all ignored, or 0 and 255 only), are listed, one per line, and
+the exit code is 2.
+
 NAME is a recipe or a file, as in training, and keys are overridden alike:
 --config.data.data_dir=DIR.
 """
@@ -32,7 +33,7 @@ from encnet_jax.data.statistics import (
     summarize,
 )
 from encnet_jax.errors import UserError
-from encnet_jax.files import check_folder, make_folder
+from encnet_jax.files import check_folder, make_folder, user_path
 from encnet_jax.run.progress import Counter
 from encnet_jax.visualize.panels import save_contact_sheet
 
@@ -66,10 +67,11 @@ def main(arguments: list[str]) -> int:
     if values.config is None:
         raise UserError("no configuration given; example: encnet data folder")
     config, workdir = cli.config_and_workdir(None)
-    if values.manual_dir and not Path(values.manual_dir).is_dir():
-        raise UserError(f"--manual_dir={values.manual_dir}: no such folder")
+    manual = user_path(values.manual_dir) if values.manual_dir else None
+    if manual is not None and not manual.is_dir():
+        raise UserError(f"--manual_dir={manual}: no such folder")
     set_max_image_pixels(config.data.max_image_pixels)
-    output = Path(values.output or workdir / "data")
+    output = user_path(values.output) if values.output else workdir / "data"
     check_folder(output, "--output")
     splits = values.split or [config.data.train_split, config.evaluation.split]
     for sheet in (output / f"{split}.png" for split in splits):
@@ -88,7 +90,7 @@ def main(arguments: list[str]) -> int:
             bands=bands,
             drawn=data.cache_on_device,
             check=False,
-            manual_dir=values.manual_dir,
+            manual_dir=None if manual is None else str(manual),
         )
         for split in splits
     }
@@ -103,7 +105,8 @@ def main(arguments: list[str]) -> int:
             absent = unlabeled_classes(stats, dataset.info)
             if absent and not values.limit:
                 print(f"warning: {absent}", file=sys.stderr, flush=True)
-            _print_weights(stats)
+            if dataset.info.task == "segmentation":
+                _print_weights(stats)
         if stats.indices:
             print(f"contact sheet: {_save_sheet(dataset, stats, output, split)}\n")
     return 2 if problems else 0

@@ -65,15 +65,12 @@ def main(arguments: list[str]) -> int:
     kinds = write.parse_kinds(values.save)
     if not arguments:
         raise UserError("no images: pass files, folders or globs after the flags")
+    _check_flags(kinds)  # before anything is downloaded
     set_max_image_pixels(values.max_image_pixels)
     workdir = cli.run_folder(values.workdir)
     info = load_run_info(workdir)
     images, output = write.find_images(arguments), user_path(values.output)
-    # Before a model is loaded: that no file of the user's is in the way.
-    if values.reference and not values.explain:
-        raise UserError("--reference: only with --explain")
-    if values.base_size is not None and not values.slide:
-        raise UserError("--base_size: only with --slide")
+    # Files are planned before a model is loaded: one of the user's may be in the way.
     if info.task == "classification":
         for flag in ("explain", "slide", "save"):
             if values[flag].present and values[flag].value is not False:
@@ -94,21 +91,32 @@ def main(arguments: list[str]) -> int:
     return 2 if failed else 0
 
 
+def _check_flags(kinds: tuple[str, ...]) -> None:
+    """Raises `UserError` for flags that do not go together."""
+    from encnet_jax.errors import UserError
+
+    values = flags.FLAGS
+    if values.reference and not values.explain:
+        raise UserError("--reference: only with --explain")
+    if values.base_size is not None and not values.slide:
+        raise UserError("--base_size: only with --slide")
+    if values.explain and values.slide:
+        raise UserError("--explain: not with --slide")
+    if values.slide and "probabilities" in kinds:
+        raise UserError(
+            f"--save={','.join(values.save)}: with --slide, allowed are labels, overlay"
+        )
+
+
 def _predict_large(
     images: list[Path], output: Path, workdir: Path, kinds: tuple[str, ...]
 ) -> int:
     """Returns how many images failed."""
-    from encnet_jax.errors import UserError, require_package
+    from encnet_jax.errors import require_package
     from encnet_jax.predict import slide
     from encnet_jax.predict.predictor import Segmenter
 
     values = flags.FLAGS
-    if values.explain:
-        raise UserError("--explain: not with --slide")
-    if "probabilities" in kinds:
-        raise UserError(
-            f"--save={','.join(values.save)}: with --slide, allowed are labels, overlay"
-        )
     require_package("tifffile", "tiff", "--slide")
     plan = slide.plan_large_predictions(images, output, kinds)
     segmenter = Segmenter.from_workdir(workdir, values.step)

@@ -45,6 +45,12 @@ class Evaluation(NamedTuple):
         np.divide(total, known.sum(1), out=mean, where=known.any(1))
         return mean
 
+    @property
+    def absent_classes(self) -> str:
+        """How the mean IoU counts classes that do not occur; older files hold none."""
+        settings = self.scores.get("evaluation") or {}
+        return str(settings.get("absent_classes", "skip"))
+
     def curve(self, metric: str) -> dict[int, float]:
         """Returns a metric of the training by step; empty if nothing is known."""
         return read_scores(self.workdir / "metrics.jsonl", metric, sys.maxsize)
@@ -59,7 +65,8 @@ def load_evaluations(workdirs: Sequence[Path], split: str) -> list[Evaluation]:
 
     Raises:
         UserError: Too few runs, a run or an evaluation is missing or damaged, or they
-            are not of the same data set, classes, images and labels.
+            are not of the same data set, classes, images and labels, or count absent
+            classes differently.
     """
     if len(workdirs) < 2:
         raise UserError(f"{len(workdirs)} runs: compare needs at least two workdirs")
@@ -121,12 +128,13 @@ def _load(name: str, workdir: Path, split: str) -> Evaluation:
 
 
 def _check_same(first: Evaluation, other: Evaluation) -> None:
-    """Raises `UserError` unless two evaluations are of the same images and labels."""
+    """Raises `UserError` unless two evaluations are of the same, counted alike."""
     pair = f"{first.workdir} and {other.workdir}"
     for what, one, two in (
         ("data sets", first.scores.get("data"), other.scores.get("data")),
         ("tasks", first.info.task, other.info.task),
         ("splits", first.scores.get("split"), other.scores.get("split")),
+        ("evaluation.absent_classes", first.absent_classes, other.absent_classes),
         ("numbers of images", len(first.log.names), len(other.log.names)),
     ):
         if one != two:

@@ -11,7 +11,7 @@ from encnet_jax.compare.bootstrap import DRAWS, Differences, paired_differences
 from encnet_jax.compare.evaluations import Evaluation, metric_names
 from encnet_jax.data.datasets import Example
 from encnet_jax.data.registry import open_dataset
-from encnet_jax.errors import UserError
+from encnet_jax.errors import UserError, reason_of
 from encnet_jax.evaluate.image_log import ImageLog
 from encnet_jax.evaluate.report import summary_names
 from encnet_jax.report.charts import curve_chart
@@ -19,8 +19,8 @@ from encnet_jax.report.evaluation import Strip, Thumbnail, describe, environment
 from encnet_jax.report.page import percent, save_page
 from encnet_jax.report.thumbnails import (
     SMALL,
-    decode_labels,
     image_uri,
+    labels_from_text,
     labels_uri,
     small_size,
 )
@@ -48,20 +48,19 @@ def save_comparison(
         curve_chart(title, {run.name: run.curve(key) for run in evaluations})
         for key, title in metric_names(first.info).items()
     ]
-    settings = first.scores.get("evaluation") or {}
     pairs = []
     for number, other in enumerate(evaluations[1:], 2):
         found = paired_differences(
             first.log,
             other.log,
             first.info.task,
-            absent_classes=settings.get("absent_classes", "skip"),
+            absent_classes=first.absent_classes,
         )
         pairs.append(
             {
                 "number": number,
                 "name": other.name,
-                "rows": class_rows(first, other, found),
+                "rows": class_rows(first, found),
                 "mean": found.mean,
                 "interval": found.mean_interval.tolist(),
             }
@@ -116,7 +115,7 @@ def read_examples(
         for index, example in examples.items():
             _check_example(example, run.log, index)
     except (UserError, OSError, ImportError, KeyError) as error:
-        return {}, " ".join(str(error).split())
+        return {}, reason_of(error)
     return examples, ""
 
 
@@ -176,9 +175,7 @@ def _score_row(name: str, values: list[float]) -> dict[str, Any]:
     return {"name": name, "values": marked}
 
 
-def class_rows(
-    first: Evaluation, other: Evaluation, found: Differences
-) -> list[dict[str, Any]]:
+def class_rows(first: Evaluation, found: Differences) -> list[dict[str, Any]]:
     """Returns the table of per-class differences, the largest gain first."""
     bounds = np.abs(np.stack([found.by_class, *found.intervals]))
     largest = max(float(np.nan_to_num(bounds).max()), 1e-9)
@@ -249,7 +246,7 @@ def image_strip(
 
 def _decode(stored: str, run: Evaluation, name: str) -> UInt8[np.ndarray, "h w"]:
     try:
-        return decode_labels(stored)
+        return labels_from_text(stored)
     except (ValueError, OSError, SyntaxError) as error:
         raise UserError(
             f"{run.workdir}: the stored prediction of {name!r} is damaged: {error}; "

@@ -10,6 +10,7 @@ from encnet_jax.convert.key_mapping import KeyMapping, find_key_mapping
 from encnet_jax.convert.torch_reader.file import read_state_dict, without_prefixes
 from encnet_jax.data.dataset_info import IMAGENET_MEAN, IMAGENET_STD
 from encnet_jax.errors import UserError
+from encnet_jax.files import user_path
 from encnet_jax.models.dinov2 import DINOV2, PATCH
 from encnet_jax.models.resnet import RESNETS
 from encnet_jax.run import hub
@@ -103,7 +104,8 @@ def open_weights(weights: Weights, prefix: str = "") -> OpenedWeights:
     if isinstance(weights, str) and weights.startswith(hub.PREFIX):
         entries, file = read_state_dict(hub.download_file(weights), prefix), weights
     elif isinstance(weights, str | os.PathLike):
-        entries, file = read_state_dict(weights, prefix), str(weights)
+        path = user_path(weights)
+        entries, file = read_state_dict(path, prefix), str(path)
     else:
         file = "the weights"
         entries = without_prefixes(weights, file, prefix)

@@ -1,16 +1,20 @@
 """Converts PyTorch weights to a workdir like those of training."""
 
+import contextlib
 import dataclasses
-import json
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 from encnet_jax import config, optimizer
 from encnet_jax.convert.infer_config import ModelDescription, Weights
 from encnet_jax.convert.load import load_torch_model
+from encnet_jax.data.class_table import check_class_names
 from encnet_jax.data.dataset_info import DatasetInfo, save_info, voc_colormap
+from encnet_jax.data.input_files import read_json
 from encnet_jax.data.registry import DATASETS
 from encnet_jax.errors import UserError
-from encnet_jax.files import check_folder, make_folder
+from encnet_jax.files import check_folder, make_folder, user_path
 from encnet_jax.run.checkpoint import Checkpoints
 from encnet_jax.run.state import create_train_state, split_model
 from encnet_jax.run.workdir import check_no_run_files
@@ -39,7 +43,8 @@ def write_workdir(
 
     Raises:
         UserError: As `load_torch_model`; or the number of class names differs from
-            that of the network, or the folder holds a run.
+            that of the network, a name is empty or given twice, the folder holds a run,
+            or the disk is full.
     """
     checkpoints = Checkpoints(workdir)
     check_folder(workdir, "--output")
@@ -54,14 +59,42 @@ def write_workdir(
     network = {k: v for k, v in description.settings.items() if k != "num_classes"}
     settings.model.update(network)
     settings.evaluation.align_corners = description.resize_align_corners
-    make_folder(workdir, "--output")
     _, params, batch_stats = split_model(model)
     tx = optimizer.create_optimizer(lambda step: 0.0)
-    checkpoints.save(create_train_state(params, batch_stats, tx), 0)
-    checkpoints.close()
-    save_info(info, workdir / "classes.json")
-    config.save_config(settings, workdir / "config.json")
+    with _whole_or_nothing(workdir):
+        make_folder(workdir, "--output")
+        checkpoints.save(create_train_state(params, batch_stats, tx), 0)
+        checkpoints.close()
+        if 0 not in checkpoints.steps():  # it only warns, as training goes on
+            raise UserError(f"--output={workdir}: the weights do not fit on the disk")
+        save_info(info, workdir / "classes.json")
+        config.save_config(settings, workdir / "config.json")
     return f"{description} -> {workdir}"
+
+
+@contextlib.contextmanager
+def _whole_or_nothing(workdir: Path) -> Iterator[None]:
+    """Removes what the block has written if it raises: a second try needs the place.
+
+    Unlike that of `files.whole_folder`, the folder may hold other files of the user.
+
+    Raises:
+        UserError: In place of an `OSError` of the block.
+    """
+    existed = workdir.exists()
+    try:
+        yield
+    except BaseException as error:
+        if existed:
+            shutil.rmtree(workdir / "checkpoints", ignore_errors=True)
+            (workdir / "classes.json").unlink(missing_ok=True)
+        else:
+            shutil.rmtree(workdir, ignore_errors=True)
+        if not isinstance(error, OSError):
+            raise
+        raise UserError(
+            f"--output={workdir}: cannot be written to: {error.strerror or error}"
+        ) from error
 
 
 def _class_info(
@@ -92,14 +125,11 @@ def _class_info(
 
 
 def _class_names(classes: str) -> tuple[str, ...]:
-    if not classes.endswith(".json"):
-        return tuple(name.strip() for name in classes.split(","))
-    try:
-        names = json.loads(Path(classes).read_text())
-    except OSError as error:
-        raise UserError(f"--classes={classes}: {error.strerror}") from error
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"--classes={classes}: not JSON: {error}") from error
-    if not isinstance(names, list) or not all(isinstance(n, str) for n in names):
-        raise UserError(f"--classes={classes}: must be a list of names")
+    names = classes.split(",")
+    if classes.endswith(".json"):
+        names = read_json(user_path(classes))
+        if not isinstance(names, list) or not all(isinstance(n, str) for n in names):
+            raise UserError(f"--classes={classes}: must be a list of names")
+    names = [name.strip() for name in names]
+    check_class_names(names, f"--classes={classes}")
     return tuple(names)

@@ -273,7 +273,7 @@ def _resample(
 ) -> Float32[Array, "crop crop c"]:
     """Returns the jittered crop, 0-255, black outside the image.
 
-    Of bytes in whole numbers, as the host has them.
+    uint8 images are rounded, as on the host.
     """
     pixels = grid.resample(image)
     if augmentation.color_jitter:

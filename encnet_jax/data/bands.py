@@ -29,7 +29,7 @@ from encnet_jax.ops.normalize import to_byte_scale
 Pixels = UInt8[np.ndarray, "h w 3"] | UInt16[np.ndarray, "h w c"]
 RangeSetting = Sequence[float] | Sequence[Sequence[float]] | None
 
-RGB = DatasetInfo("", (), (), {})  # of images that are not bands
+RGB_INFO = DatasetInfo("", (), (), {})  # of images that are not bands
 _WHITE = 65535
 # Shown as black and white: the mean of a channel minus and plus this many deviations.
 _SHOWN_DEVIATIONS = 2
@@ -44,8 +44,8 @@ def declare_bands(
 ) -> DatasetInfo:
     """Returns the metadata of a data set whose images have these channels.
 
-    Images are read as bands if there are other than 3, or `value_range` is given, or
-    that of `info` has pairs. Mean and deviation are then unknown, 0 and 1.
+    Images are read as bands if `channels` is not 3, `value_range` is given, or that of
+    `info` is per channel. Mean and deviation are then unknown, 0 and 1.
 
     Args:
         info: The data set.
@@ -210,8 +210,9 @@ def as_bands(
 ) -> Real[np.ndarray, "h w c"]:
     """Returns an array (h, w, c), (c, h, w) or, of one channel, (h, w) as (h, w, c).
 
-    The second is taken for it where the first axis has the channels expected and the
-    last has not; with `channels_last` True never, with False whatever the last has.
+    With `channels_last=None` the array is taken as (c, h, w) only if its first axis has
+    `channels` entries and its last has not; True never moves axes; False moves them
+    whenever the first axis fits.
 
     Raises:
         UserError: It has another number of channels, no pixels, or no real numbers.

@@ -1,11 +1,13 @@
 """Class tables: names, labels and colors in `tables/NAME.csv`; colors for others."""
 
 import csv
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from PIL import ImageColor
+
+from encnet_jax.errors import UserError
 
 IGNORE_LABEL = 255  # class index of ignored pixels; so there are 255 classes at most
 
@@ -36,6 +38,13 @@ def read_table(name: str, void: Iterable[int] = ()) -> dict[str, Any]:
             **{int(row["label"]): index for index, row in enumerate(rows)},
         },
     }
+
+
+def check_class_names(names: Sequence[str], where: str) -> None:
+    """Raises `UserError`, which starts with `where`, for an empty or repeated name."""
+    for index, name in enumerate(names):
+        if not name.strip() or name in names[:index]:
+            raise UserError(f"{where}: {name!r}: must be a name, given once")
 
 
 def voc_colormap(count: int) -> tuple[tuple[int, int, int], ...]:

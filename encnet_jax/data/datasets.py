@@ -221,11 +221,13 @@ class ClassificationDataset(TFRecordDataset):
     def encoded(self, index: int, *, raw_labels: bool = False) -> EncodedFile:
         """Returns the stored image, and its class, uint8 ()."""
         fields = self.records.features(index)
-        label = np.asarray(fields.get("label", 0))  # protobuf omits a value of 0
+        name = fields["id"].decode()
+        if "label" not in fields:
+            raise UserError(f"{name}: has no label; prepare the data set again")
+        label = np.asarray(fields["label"])
         if not 0 <= label < self.info.num_classes:
             raise UserError(
-                f"{fields['id'].decode()}: class {label}; allowed are 0 to "
-                f"{self.info.num_classes - 1}"
+                f"{name}: class {label}; allowed are 0 to {self.info.num_classes - 1}"
             )
         return fields["image"], label.astype(np.uint8)
 

@@ -9,12 +9,12 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 
-from encnet_jax.errors import UserError
+from encnet_jax.errors import UserError, reason_of
 
 ValueRange = tuple[float, float]
 
 TIFF_MARKS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
-_ORIENTATION = 0x0112  # EXIF tag; 1 is upright
+ORIENTATION_TAG = 0x0112  # of EXIF and TIFF; 1 is upright
 _PHOTOMETRIC, _SAMPLE_FORMAT = 262, 339  # TIFF tags; 0: white is 0; 1: unsigned
 _PAGE_KIND = 254  # TIFF tag; odd: a smaller copy of another page
 # Formats that Pillow opens but that are no raster images: video, vector graphics (which
@@ -232,7 +232,7 @@ def image_size(data: bytes, name: str) -> tuple[int, int]:
 def orientation(image: Image.Image, name: str) -> int:
     """Returns the EXIF orientation of an opened image, 1 (upright) to 8."""
     with decoding(name):
-        value = image.getexif().get(_ORIENTATION, 1)
+        value = image.getexif().get(ORIENTATION_TAG, 1)
     return value if value in range(2, 9) else 1
 
 
@@ -298,7 +298,7 @@ def decoding(name: str) -> Iterator[None]:
 
 def unreadable(name: str, error: Exception) -> UserError:
     """Returns the error for a file that Pillow cannot decode."""
-    reason = " ".join(str(error).split()).removesuffix(".") or type(error).__name__
+    reason = reason_of(error).removesuffix(".")
     if isinstance(error, UnidentifiedImageError):
         reason = "unknown format"  # Pillow's own message holds an address in memory
     elif isinstance(error, Image.DecompressionBombError):

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Int16, UInt8, UInt16
+from jaxtyping import Int16, Int32, UInt8, UInt16
 from PIL import Image, ImageOps
 
 from encnet_jax.data.dataset_info import IGNORE_LABEL, DatasetInfo
@@ -50,9 +50,9 @@ def decode_labels(
 ) -> UInt8[np.ndarray, "h w"]:
     """Decodes a label file to its raw labels, upright by its EXIF orientation.
 
-    Gray files of 1 to 16 bits hold the labels themselves. Palette files hold them as
-    indices, unless the colors in use are those of other labels: then they are read by
-    color, as RGB files are. Transparency is ignored.
+    Gray files of 1 to 16 bits, and TIFF of 32, hold the labels themselves. Palette
+    files hold them as indices, unless the colors in use are those of other labels: then
+    they are read by color, as RGB files are. Transparency is ignored.
 
     Args:
         data: Content of the file.
@@ -61,8 +61,8 @@ def decode_labels(
             if there are none: RGB files are refused and palettes play no part.
 
     Raises:
-        UserError: Not decodable, an unsupported mode, a label above 255, or a color
-            that `colors` does not hold.
+        UserError: Not decodable, an unsupported mode, a label below 0 or above 255, or
+            a color that `colors` does not hold.
     """
     image = open_image(data, name, load=True)
     if image.format in _LOSSY:
@@ -75,8 +75,8 @@ def decode_labels(
         image = image.getchannel(0)
     if image.mode in ("RGB", "RGBA") and colors is not None:
         return _labels_by_color(image, name, colors)
-    if image.mode in ("I;16", "I"):  # PNG files have no more than 16 bits
-        return _labels_of_16_bits(np.asarray(image), name)
+    if image.mode in ("I;16", "I"):  # I: also the signed 32 bits of a TIFF
+        return _labels_of_more_bits(np.asarray(image), name)
     if image.mode not in ("L", "P", "1"):
         allowed = "gray (L, I;16) and palette (P)"
         if colors is not None:
@@ -103,14 +103,15 @@ def _gray_step(data: bytes) -> int:
     return 255 // (2 ** min(header[_PNG_DEPTH], 8) - 1)
 
 
-def _labels_of_16_bits(
-    labels: UInt16[np.ndarray, "h w"], name: str
+def _labels_of_more_bits(
+    labels: UInt16[np.ndarray, "h w"] | Int32[np.ndarray, "h w"], name: str
 ) -> UInt8[np.ndarray, "h w"]:
-    if labels.max() > IGNORE_LABEL:
-        y, x = np.argwhere(labels > IGNORE_LABEL)[0]
+    """Returns labels of more than 8 bits; raises `UserError` unless 8 hold them."""
+    if labels.min() < 0 or labels.max() > IGNORE_LABEL:
+        y, x = np.argwhere((labels < 0) | (labels > IGNORE_LABEL))[0]
         raise UserError(
             f"{name}: label {labels[y, x]} at x={x}, y={y}; allowed are 0 to 255, in "
-            "files of 16 bits too"
+            "files of 16 and 32 bits too"
         )
     return labels.astype(np.uint8)
 

@@ -56,7 +56,8 @@ def as_classes(
         ignore_label: The label of what is ignored; None: 255.
 
     Raises:
-        UserError: They are none, or `ignore_label` is no integer.
+        UserError: The labels are not integers in range, or `ignore_label` is not an
+            integer.
     """
     ignored = IGNORE_LABEL if ignore_label is None else ignore_label
     if not isinstance(ignored, Integral) or isinstance(ignored, bool):

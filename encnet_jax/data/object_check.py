@@ -42,32 +42,39 @@ def check_threads(
     Raises:
         UserError: An example cannot be read in another thread, even alone.
     """
+    # Is the first the same when it is read again alone?
     first = dataset[indices[0]]
-    random = set(indices[:1])  # those that are others each time they are read
-    if checksum(first.image, first.labels) == alone[0]:
-        random = set()
-        if unlike := _unlike(dataset, indices, alone):
-            dataset.one_at_a_time = True
-            still = _unlike(dataset, indices, alone)
-            if problem := next((e for e in still.values() if e is not None), None):
-                raise problem
-            random = set(still)
-            dataset.one_at_a_time = not still
-    name = dataset.name
-    if random:
-        _log.warning(
-            "WARNING: %s[%d] is another each time it is read: a run cannot be "
-            "repeated, nor resumed as if uninterrupted; leave augmentation to "
-            "data.scale_range, data.flip, data.rotation, and data.color_jitter",
-            *(name, min(random)),
-        )
-    elif dataset.one_at_a_time:
-        _log.warning(
-            "WARNING: %s is not safe to read in threads: %s[%d] changes while others "
-            "are read; so one is read at a time, which is slower; open files in "
-            "__getitem__ to avoid it",
-            *(name, name, min(unlike)),
-        )
+    if checksum(first.image, first.labels) != alone[0]:
+        _warn_of_random(dataset, indices[0])
+        return
+    # Are all the same in threads?
+    differing = _unlike(dataset, indices, alone)
+    if not differing:
+        return
+    # Are they where threads take turns?
+    took_turns, dataset.one_at_a_time = dataset.one_at_a_time, True
+    still = differing if took_turns else _unlike(dataset, indices, alone)
+    if problem := next((e for e in still.values() if e is not None), None):
+        raise problem
+    if still:
+        dataset.one_at_a_time = took_turns
+        _warn_of_random(dataset, min(still))
+        return
+    _log.warning(
+        "WARNING: %s is not safe to read in threads: %s[%d] changes while others "
+        "are read; so one is read at a time, which is slower; open files in "
+        "__getitem__ to avoid it",
+        *(dataset.name, dataset.name, min(differing)),
+    )
+
+
+def _warn_of_random(dataset: "ObjectDataset", index: int) -> None:
+    _log.warning(
+        "WARNING: %s[%d] is another each time it is read: a run cannot be "
+        "repeated, nor resumed as if uninterrupted; leave augmentation to "
+        "data.scale_range, data.flip, data.rotation, and data.color_jitter",
+        *(dataset.name, index),
+    )
 
 
 def checksum(pixels: Pixels, labels: UInt8[np.ndarray, "..."]) -> int:

@@ -16,6 +16,7 @@ import numpy as np
 from jaxtyping import Real, UInt8
 
 from encnet_jax.data.bands import Pixels, RangeSetting, declare_bands, scale_bands
+from encnet_jax.data.class_table import check_class_names
 from encnet_jax.data.dataset_info import IGNORE_LABEL, DatasetInfo, voc_colormap
 from encnet_jax.data.datasets import Dataset, Encoded, Example
 from encnet_jax.data.fingerprint import fingerprint
@@ -246,16 +247,14 @@ def named_classes(name: str, class_names: tuple[str, ...], task: str) -> Dataset
     """Returns the metadata of a data set of which only the classes are known.
 
     Raises:
-        UserError: No class names, too many, or one twice.
+        UserError: No class names, too many, or one that is empty or given twice.
     """
     if not class_names:
         raise UserError(
             "class_names: missing; fit and as_datasets need them, as not all labels of "
             "a data set object are read before training"
         )
-    if len({*class_names}) < len(class_names):
-        twice = next(name for name in class_names if class_names.count(name) > 1)
-        raise UserError(f"class_names: {twice!r} is given twice")
+    check_class_names(class_names, "class_names")
     if len(class_names) > IGNORE_LABEL:
         raise UserError(
             f"class_names: {len(class_names)} names; allowed are {IGNORE_LABEL}"

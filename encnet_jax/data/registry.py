@@ -74,18 +74,21 @@ class LocalDataset:
         """Returns the folder given by `data_dir` or by the environment variable.
 
         Raises:
-            UserError: Neither is set, or the folder is not local.
+            UserError: Neither is set, or the folder is not local, see `user_path`.
         """
         variable = folder_variable(name)
-        given = data_dir or os.environ.get(variable)
+        key, given = "data.data_dir", data_dir
+        if not given:
+            key, given = variable, os.environ.get(variable)
         if not given:
             raise UserError(
                 f"data.data_dir: give the folder of {name} ({self.layout}, ...) by "
                 f"--config.data.data_dir=DIR or in {variable}"
             )
-        if "://" in given:
-            raise UserError(f"data.data_dir={given}: {name} must be a local folder")
-        return user_path(given)
+        try:
+            return user_path(given)
+        except UserError as error:  # it starts with the folder
+            raise UserError(f"{key}={error}") from error
 
 
 def _open_camvid(info: DatasetInfo, split: str, root: Path) -> FileDataset:

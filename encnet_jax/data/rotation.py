@@ -37,7 +37,7 @@ class Rotation(NamedTuple):
         sin: Sine of the angle.
         top: Vertical position of the center of the crop's first pixel, in pixels below
             the upper edge of the window.
-        left: Horizontal position of it, in pixels from the left edge.
+        left: Its horizontal position, in pixels from the left edge.
         rows: Rows of the crop inside the frame; the rest is padding.
         columns: Columns of the crop inside the frame.
     """

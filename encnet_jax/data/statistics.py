@@ -10,6 +10,7 @@ from PIL import Image
 from encnet_jax.data.dataset_info import IGNORE_LABEL, DatasetInfo
 from encnet_jax.data.datasets import (
     Dataset,
+    Example,
     FileDataset,
     TFRecordDataset,
     map_examples,
@@ -22,6 +23,8 @@ LabelCounts = tuple[Int64[np.ndarray, "256"], tuple[int, int]]
 @dataclasses.dataclass
 class Statistics:
     """Counts over the valid examples of a split.
+
+    Of images in classes, each counts as one pixel of its class.
 
     Attributes:
         pixels: Pixels of each class.
@@ -78,7 +81,7 @@ def summarize(
     result = Statistics.empty(dataset.info.num_classes)
     if isinstance(dataset, FileDataset):
         result.problems += dataset.problems
-    counts = map_examples(dataset, indices, lambda e: count_labels(e.labels))
+    counts = map_examples(dataset, indices, _count_example)
     for done, (index, counted) in enumerate(zip(indices, counts), 1):
         if isinstance(counted, UserError):
             result.problems.append(str(counted))
@@ -86,6 +89,12 @@ def summarize(
             result.add(index, *counted)
         progress(done)
     return result
+
+
+def _count_example(example: Example) -> LabelCounts:
+    """Returns the number of pixels, or images, of each class, and the image's size."""
+    height, width = example.image.shape[:2]
+    return label_histogram(np.atleast_2d(example.labels)), (height, width)
 
 
 def count_labels(labels: UInt8[np.ndarray, "h w"]) -> LabelCounts:
@@ -145,13 +154,23 @@ CLASS_BALANCES: dict[str, Callable[[Statistics], Float64[np.ndarray, " n"]]] = {
 
 
 def describe(statistics: Statistics, info: DatasetInfo) -> str:
-    """Formats sizes and frequencies as text, one line per class and one for void."""
+    """Formats sizes and frequencies as text, one line per class and one for void.
+
+    Of images in classes, the frequencies are numbers and shares of images.
+    """
     count = len(statistics.sizes)
     by_area = sorted(statistics.sizes, key=lambda size: size[0] * size[1])
     smallest, median, largest = (
         f"{w}x{h}" for h, w in (by_area[0], by_area[count // 2], by_area[-1])
     )
+    sizes = f"sizes: smallest {smallest}, median {median}, largest {largest}"
     width = max(map(len, (*info.class_names, "class")))
+    if info.task == "classification":
+        lines = [sizes, f"{'class':<{width}}  {'images':>8}  {'images %':>8}"]
+        for name, images in zip(info.class_names, statistics.images):
+            share = 100 * images / count
+            lines.append(f"{name:<{width}}  {images:>8}  {share:>8.2f}")
+        return "\n".join(lines)
 
     def line(name: str, pixels: int, total: int, images: int) -> str:
         pixel_share, image_share = 100 * pixels / max(total, 1), 100 * images / count
@@ -162,7 +181,7 @@ def describe(statistics: Statistics, info: DatasetInfo) -> str:
     rows = zip(info.class_names, statistics.pixels, statistics.images)
     return "\n".join(
         [
-            f"sizes: smallest {smallest}, median {median}, largest {largest}",
+            sizes,
             f"{'class':<{width}}  {'pixels %':>8}  {'images %':>8}",
             *(line(name, pixels, labeled, images) for name, pixels, images in rows),
             line("void", statistics.void, total, statistics.void_images),

@@ -12,7 +12,6 @@ import struct
 import threading
 import uuid
 import weakref
-import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
@@ -184,7 +183,7 @@ def _load_index(index_path: str, paths: list[str], sizes: list[int]) -> _Index |
             index = _Index(**arrays)
     except tf.errors.OpError:  # no such file
         return None
-    except (ValueError, TypeError, EOFError, KeyError, zipfile.BadZipFile):
+    except Exception:  # damaged in one of many ways
         _log.warning("%s: not a record index; rebuilding it", index_path)
         return None
     names = [os.path.basename(path) for path in paths]

@@ -10,10 +10,14 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from encnet_jax.data.image_io import TIFF_MARKS, image_size, unreadable
-from encnet_jax.errors import UserError, require_package
+from encnet_jax.data.image_io import (
+    ORIENTATION_TAG,
+    TIFF_MARKS,
+    image_size,
+    unreadable,
+)
+from encnet_jax.errors import UserError, reason_of, require_package
 
-_ORIENTATION = 274
 _PALETTE = 3
 
 
@@ -46,8 +50,9 @@ def unreadable_tiff(name: str) -> Iterator[None]:
     except Exception as error:
         if isinstance(error, OSError) and error.strerror:
             raise UserError(f"{name}: cannot be read: {error.strerror}") from error
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise UserError(f"{name}: cannot be read as a TIFF: {reason}") from error
+        raise UserError(
+            f"{name}: cannot be read as a TIFF: {reason_of(error)}"
+        ) from error
 
 
 def read_tiff(data: bytes, channels: int, name: str) -> tuple[np.ndarray, bool]:
@@ -105,7 +110,7 @@ def bands_size(data: bytes, channels: int, name: str) -> tuple[int, int]:
 
 def check_upright(page: Any, name: str) -> None:
     """Raises `UserError` for a page that viewers turn."""
-    orientation = page.tags.get(_ORIENTATION)
+    orientation = page.tags.get(ORIENTATION_TAG)
     if orientation is not None and orientation.value not in (0, 1):
         raise UserError(f"{name}: is stored rotated or mirrored: convert it")
 

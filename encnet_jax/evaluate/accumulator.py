@@ -17,7 +17,7 @@ from encnet_jax.metrics import (
     confusion_matrix_np,
     segmentation_metrics,
 )
-from encnet_jax.report.thumbnails import encode_labels
+from encnet_jax.report.thumbnails import labels_to_text
 from encnet_jax.run.distributed import sum_over_hosts
 
 
@@ -61,7 +61,7 @@ class ImageMetrics:
             count_by_size(*pair, num_classes) if object_sizes else None,
             count_boundary(*pair, num_classes) if boundary_iou else None,
             prediction.example.name,
-            encode_labels(prediction.labels) if prediction.labels.ndim else None,
+            labels_to_text(prediction.labels) if prediction.labels.ndim else None,
         )
 
     def to_json(self) -> str:

@@ -19,7 +19,7 @@ from encnet_jax.evaluate.calibration import (
 from encnet_jax.evaluate.image_log import ImageLog, worst_images
 from encnet_jax.evaluate.report import can_plot
 from encnet_jax.report.evaluation import Strip, make_strip
-from encnet_jax.report.thumbnails import LARGE, SMALL, decode_labels
+from encnet_jax.report.thumbnails import LARGE, SMALL, labels_from_text
 from encnet_jax.run.workdir import LoadedRun
 
 _EXAMPLES = 2  # shown of the best, the median and the worst images each
@@ -132,7 +132,7 @@ def class_strips(log: ImageLog, dataset: Dataset) -> list[list[Strip]]:
 
     @functools.cache
     def strip(index: int) -> Strip:
-        labels = decode_labels(log.thumbnails[index] or "")
+        labels = labels_from_text(log.thumbnails[index] or "")
         return make_strip(
             dataset[index].shown(info), labels, info, "", SMALL, float(wrong[index])
         )

@@ -25,7 +25,7 @@ class ImageLog(NamedTuple):
             classification are single pixels.
         labeled: Pixels of each class in the labels.
         predicted: Pixels of each class in the predictions, ignored ones left out.
-        thumbnails: Predictions as `report.thumbnails.encode_labels` stores them, or
+        thumbnails: Predictions as `report.thumbnails.labels_to_text` stores them, or
             None.
     """
 

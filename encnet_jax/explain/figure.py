@@ -171,7 +171,7 @@ def _presence(explanation: Explanation, width: int) -> Image.Image:
     order = np.argsort(-presence, kind="stable")[:_BARS].tolist()
     for row, k in enumerate(order):
         y, name = row * _LINE, class_label(segmentation.class_names, k)
-        text, font = _shortened(name, left - 6), name.font(_TEXT)
+        text, font = _elided(name, left - 6), name.font(_TEXT)
         draw.text((left - 6, y), text, _INK, font, anchor="ra")
         end = left + (right - left) * float(presence[k])
         draw.rectangle((left, y + 2, right, y + _LINE - 4), "#f0f0f0")
@@ -205,7 +205,7 @@ def _channels(
     return _titled("Gate minus replacement: channels lowered and raised most", chart)
 
 
-def _shortened(label: Label, width: int) -> str:
+def _elided(label: Label, width: int) -> str:
     """Returns a text that is at most `width` pixels long."""
     font, text = label.font(_TEXT), label.text
     while len(text) > 1 and font.getlength(text) > width:
@@ -224,7 +224,7 @@ def _row(
     images: Sequence[Image.Image], titles: Sequence[str], size: int = _TEXT
 ) -> Image.Image:
     """Returns images side by side below their titles."""
-    step = (_WIDTH - 2 * _GAP + _GAP) // len(images)
+    step = (_WIDTH - _GAP) // len(images)
     height = _LINE + max(image.height for image in images)
     result = Image.new("RGB", (_WIDTH - 2 * _GAP, height), "white")
     draw = ImageDraw.Draw(result)

@@ -52,15 +52,14 @@ def quantize(
     """Writes an int8 form of an ONNX graph, with QuantizeLinear/DequantizeLinear pairs.
 
     Convolutions and matrix products with stored weights are quantized, weights per
-    output channel and activations per tensor; everything else stays float32.
+    output channel and activations per tensor; everything else stays float32. ONNX
+    Runtime's log level of the process is set to its default afterwards.
 
     Args:
         path: The float32 graph, with an input `images`.
         output: The new file.
         images: Images that give the range of each activation.
         method: A name of `CalibrationMethod`.
-
-    ONNX Runtime's log level of the process is set to its default afterwards.
     """
     from onnxruntime.quantization import (
         CalibrationMethod,

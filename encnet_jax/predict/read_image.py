@@ -9,23 +9,24 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
-from encnet_jax.data.bands import RGB, Pixels, decode_pixels, scale_bands
+from encnet_jax.data.bands import RGB_INFO, Pixels, decode_pixels, scale_bands
 from encnet_jax.data.dataset_info import DatasetInfo
 from encnet_jax.data.image_io import to_rgb_array
 from encnet_jax.data.input_files import read_file
 from encnet_jax.data.object_example import raw_bands
+from encnet_jax.files import user_path
 
 ImageInput = (
     str | os.PathLike[str] | Image.Image | UInt8[np.ndarray | jax.Array, "h w 3"]
 )
 
 
-def read_image(image: ImageInput, info: DatasetInfo = RGB) -> Pixels:
+def read_image(image: ImageInput, info: DatasetInfo = RGB_INFO) -> Pixels:
     """Returns any supported image as a model takes it; see `Segmenter.__call__`.
 
     Args:
-        image: A file, a PIL image, or an RGB array, 0-255; for models of bands an array
-            (h, w, c) of the values that files hold.
+        image: A file (a string may start with `~`), a PIL image, or an RGB array,
+            0-255; for models of bands an array (h, w, c) of the values that files hold.
         info: What the model was trained on.
     """
     value_range: Any = info.value_range
@@ -38,7 +39,8 @@ def read_image(image: ImageInput, info: DatasetInfo = RGB) -> Pixels:
         return to_rgb_array(image, value_range)
     if not isinstance(image, str | os.PathLike):
         return _check_array(image)
-    path = Path(image)
+    # A `Path` is of a command, which has found the file: `~a.jpg` may be its name.
+    path = user_path(image) if isinstance(image, str) else Path(image)
     return decode_pixels(read_file(path), str(path), info)
 
 

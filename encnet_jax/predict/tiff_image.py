@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from encnet_jax.data.bands import RGB, Pixels, scale_bands
+from encnet_jax.data.bands import RGB_INFO, Pixels, scale_bands
 from encnet_jax.data.dataset_info import DatasetInfo
 from encnet_jax.data.image_io import to_rgb_array
 from encnet_jax.data.tiff_file import (
@@ -43,7 +43,7 @@ _ALLOWED = "allowed are 8 bits per color: gray, RGB, palette, with or without al
 
 
 @contextlib.contextmanager
-def open_tiff(path: Path, info: DatasetInfo = RGB) -> Iterator["TiffImage"]:
+def open_tiff(path: Path, info: DatasetInfo = RGB_INFO) -> Iterator["TiffImage"]:
     """Opens the first page of a TIFF.
 
     Args:
@@ -194,7 +194,7 @@ class TiffImage:
         page, path = self._page, self._path
         kind = f"{page.samplesperpixel} samples of {page.bitspersample} bits"
         depth = page.shaped[1] if page.shaped else 1
-        check_upright(page, str(path))
+        (check_values if self._info.banded else check_upright)(page, str(path))
         last = page.extrasamples[-1] if page.extrasamples else None
         form = (
             int(page.photometric),
@@ -209,7 +209,6 @@ class TiffImage:
                     f"{path}: {found} channels, {page.dtype}; "
                     f"{self._info.channels} are expected"
                 )
-            check_values(page, str(path))
             mode = "bands"
         elif page.dtype == np.uint16 and mode == "L":
             if self._value_range is None:

@@ -220,7 +220,8 @@ def plan_classes(images: Sequence[Path], output: Path) -> OutputPlan:
 def write_classes(classifier: Classifier, plan: OutputPlan, output: Path) -> int:
     """Writes `classes.json`, the class and the probabilities of each image.
 
-    Results of other images that are in the file stay there.
+    Results of other images that are in the file stay there. Where it is interrupted,
+    those found so far are written.
 
     Returns:
         How many images failed; each is reported on standard error.
@@ -230,18 +231,27 @@ def write_classes(classifier: Classifier, plan: OutputPlan, output: Path) -> int
     """
     make_folder(output, "--output")
     failed = list(plan.problems)
-    written = _read_classes(output / _CLASSES_FILE)
-    for image, result in predict_each(classifier, plan.images, failed):
-        probabilities = dict(zip(result.class_names, result.probabilities.tolist()))
-        written[image.name] = {
-            "file": os.path.abspath(image.path),
-            "class": result.class_names[result.label],
-            "probabilities": probabilities,
-        }
-        print(f"{image.path}: {_largest_shares(probabilities.items())}")
-    with writing(output / _CLASSES_FILE) as file:
-        file.write((json.dumps(written, indent=2) + "\n").encode())
+    found = {}
+    try:
+        for image, result in predict_each(classifier, plan.images, failed):
+            probabilities = dict(zip(result.class_names, result.probabilities.tolist()))
+            found[image.name] = {
+                "file": os.path.abspath(image.path),
+                "class": result.class_names[result.label],
+                "probabilities": probabilities,
+            }
+            print(f"{image.path}: {_largest_shares(probabilities.items())}")
+    finally:
+        if found:
+            _add_classes(output / _CLASSES_FILE, found)
     return len(failed)
+
+
+def _add_classes(path: Path, found: dict[str, Any]) -> None:
+    """Adds results to a file, which another command may have written meanwhile."""
+    results = _read_classes(path) | found
+    with writing(path) as file:
+        file.write((json.dumps(results, indent=2) + "\n").encode())
 
 
 def _read_classes(path: Path) -> dict[str, Any]:

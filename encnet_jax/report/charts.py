@@ -55,7 +55,7 @@ def matrix_chart(
     count = len(matrix)
     cell = 26 if count <= _MAX_ANNOTATED else 14 if count <= 60 else 9
     font = min(12.0, 0.8 * cell)
-    names = [shortened(name, 22) for name in class_names]
+    names = [elided(name, 22) for name in class_names]
     margin = math.ceil(max(map(_letters, names)) * font * _LETTER) + 24
     share = matrix / np.maximum(matrix.sum(1, keepdims=True), 1)
     # Square root, so that small shares of wrong pixels show; below 0.25 % none does.
@@ -101,7 +101,7 @@ def largest_confusions(
     return rows
 
 
-def shortened(text: str, length: int) -> str:
+def elided(text: str, length: int) -> str:
     """Returns a text of at most so many letters, with an ellipsis if it was longer.
 
     Letters that are drawn twice as wide as others, as those of Chinese, count twice.

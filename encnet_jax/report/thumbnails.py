@@ -30,15 +30,18 @@ def shrink_labels(
     return resample_labels(labels, small_size(labels.shape, side))
 
 
-def encode_labels(labels: UInt8[np.ndarray, "h w"]) -> str:
+def labels_to_text(labels: UInt8[np.ndarray, "h w"]) -> str:
     """Returns labels at the size of a thumbnail as text: a PNG file in base 64."""
     return _base64(Image.fromarray(shrink_labels(labels)), "PNG", compress_level=3)
 
 
-def decode_labels(text: str) -> UInt8[np.ndarray, "h w"]:
-    """Returns the labels that `encode_labels` stored; raises `ValueError` or `OSError`.
+def labels_from_text(text: str) -> UInt8[np.ndarray, "h w"]:
+    """Returns the labels that `labels_to_text` stored.
 
-    That is where the text is damaged.
+    Raises:
+        ValueError: The text is damaged: not base 64.
+        OSError: Not a PNG file, or a truncated one.
+        SyntaxError: A damaged PNG file.
     """
     file = io.BytesIO(base64.b64decode(text, validate=True))
     with Image.open(file, formats=["PNG"]) as image:

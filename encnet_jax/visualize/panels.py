@@ -135,13 +135,19 @@ def save_contact_sheet(
 ) -> None:
     """Writes a contact sheet that `result_file.result_source` recognizes.
 
+    Images in classes are above the names of these, see `class_panel`.
+
     Args:
         examples: At least one, with images in RGB.
         info: Their classes.
         path: PNG to write.
         named: Where it will be moved to; by default it stays.
     """
-    sheet = contact_sheet(examples, info.colors, info.class_names)
+    if info.task == "classification":
+        classes = [(e.image, int(e.labels), int(e.labels)) for e in examples]
+        sheet = class_panel(classes, info.class_names)
+    else:
+        sheet = contact_sheet(examples, info.colors, info.class_names)
     with whole_file(path) as file:
         save_result(sheet, file, named or path)
 

@@ -24,7 +24,7 @@ from encnet_jax.evaluate.accumulator import ImageMetrics
 from encnet_jax.evaluate.image_log import image_log_path, write_image_log
 from encnet_jax.evaluate.report import save_scores
 from encnet_jax.metrics import confusion_matrix_np, segmentation_metrics
-from encnet_jax.report.thumbnails import encode_labels
+from encnet_jax.report.thumbnails import labels_to_text
 from tests.commands import errors, run
 from tests.parsed_flags import run_command
 from tests.report.pages import check_page
@@ -64,7 +64,7 @@ def write_run(workdir, folder, wrong, info=INFO, split="val", stem="val", **chan
         noise = rng.random(labels.shape) < wrong * (index + 1) / 5
         predictions = np.where(noise, 0, labels).astype(np.uint8)
         matrix = confusion_matrix_np(labels, predictions, 3)
-        thumbnail = encode_labels(predictions)
+        thumbnail = labels_to_text(predictions)
         name = f"{index}"
         item = ImageMetrics(index, matrix, name=name, thumbnail=thumbnail)
         metrics.append(item)
@@ -195,6 +195,9 @@ def test_what_cannot_be_compared_is_one_line(runs, folder, tmp_path):
     assert "different data sets, folder and camvid" in refusal(other)
     other = write_run(tmp_path / "split", folder, 0.1, split="train")
     assert "different splits, val and train" in refusal(other)
+    settings = {"absent_classes": "zero"}
+    other = write_run(tmp_path / "absent", folder, 0.1, evaluation=settings)
+    assert "different evaluation.absent_classes, skip and zero" in refusal(other)
     path = image_log_path(bad / "evaluation" / "val.json")
     lines = path.read_text().splitlines()
     path.write_text("\n".join(lines[:-1]))
@@ -223,7 +226,7 @@ def test_damaged_thumbnail_is_one_line(runs, tmp_path):
 
 def test_scores_of_the_table_are_those_of_the_files(runs):
     good, bad = load_evaluations(runs[:2], "val")
-    for row in class_rows(good, bad, paired_differences(good.log, bad.log, INFO.task)):
+    for row in class_rows(good, paired_differences(good.log, bad.log, INFO.task)):
         index = NAMES.index(row["name"])
         expected = [run.scores["per_class_iou"][index] for run in (good, bad)]
         np.testing.assert_allclose(row["values"], expected)

@@ -1,5 +1,6 @@
 """Tests of encnet_jax.convert.load: every entry is loaded, dropped or an error."""
 
+import errno
 import json
 import re
 import subprocess
@@ -43,6 +44,7 @@ from tests.convert.test_torch_reader import (
 ADE, PCONTEXT = "encnet_resnet50s_ade20k", "encnet_resnet50s_pcontext"
 MMSEG, TIMM = "mmseg_encnet_r50_d8", "timm_resnet50d"
 WHOLE = (ADE, PCONTEXT, MMSEG)
+_WRITER = "orbax.checkpoint.AsyncCheckpointer"
 BACKBONES = ("torchvision_resnet18", "torchvision_resnet50", TIMM)
 
 
@@ -477,6 +479,35 @@ def test_workdir_holds_the_model_that_its_config_builds(tmp_path):
         write_workdir(path, workdir)
 
 
+@pytest.mark.parametrize("existed", [True, False])
+@pytest.mark.parametrize(
+    "failing",
+    [
+        f"{_WRITER}.save",
+        f"{_WRITER}.wait_until_finished",
+        "encnet_jax.config.save_config",
+    ],
+)
+def test_full_disk_is_an_error_that_leaves_no_workdir(
+    tmp_path, monkeypatch, existed, failing
+):
+    def fail(*arguments, **settings):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    weights, workdir = small_weights(MMSEG), tmp_path / "run"
+    if existed:
+        workdir.mkdir()
+        (workdir / "notes.txt").write_text("mine")
+    with monkeypatch.context() as patch:
+        patch.setattr(failing, fail)
+        with pytest.raises(UserError, match=r"^--output=.*run: .*(disk|space)"):
+            write_workdir(weights, workdir)
+    left = [path.name for path in tmp_path.rglob("*")]
+    assert left == (["run", "notes.txt"] if existed else [])
+    write_workdir(weights, workdir)
+    assert Checkpoints(workdir).steps() == [0]
+
+
 @pytest.mark.parametrize("name", ["classes.json", "metrics.jsonl"])
 def test_files_of_the_user_are_not_replaced_by_a_workdir(tmp_path, name):
     path = write_pth(tmp_path / "weights.pth", small_weights(MMSEG))
@@ -492,7 +523,9 @@ def test_files_of_the_user_are_not_replaced_by_a_workdir(tmp_path, name):
     ("options", "message"),
     [
         ({"classes": "a,b"}, "--classes=a,b: 2 classes; the network has 19"),
-        ({"classes": "none.json"}, "none.json: No such file"),
+        ({"classes": "none.json"}, "none.json: cannot be read: No such file"),
+        ({"classes": "a,b, a"}, "--classes=a,b, a: 'a': must be a name, given once"),
+        ({"classes": "a,,b"}, "--classes=a,,b: '': must be a name, given once"),
         ({"dataset": "moon"}, "--dataset=moon: allowed are"),
         ({"dataset": "camvid"}, "--dataset=camvid: 11 classes; the network has 19"),
     ],

@@ -10,8 +10,10 @@ import pytest
 import tensorflow as tf
 from PIL import Image
 
+from encnet_jax.commands import data
 from encnet_jax.commands.data import _name_config
-from encnet_jax.data.dataset_info import IGNORE_LABEL, DatasetInfo
+from encnet_jax.config import default
+from encnet_jax.data.dataset_info import CIFAR10, IGNORE_LABEL, DatasetInfo
 from encnet_jax.data.datasets import Example, TFRecordDataset, map_examples
 from encnet_jax.data.registry import open_dataset
 from encnet_jax.data.result_file import save_result
@@ -213,6 +215,53 @@ def folder(tmp_path_factory):
             for index in range(count):
                 (root / kind / split / f"{index}.png").write_bytes(content[kind])
     return root
+
+
+class Classified:
+    """Five images of 4x6 pixels in classes 0, 0, 3, 3, and 3."""
+
+    info = CIFAR10
+
+    def __len__(self):
+        return 5
+
+    def __getitem__(self, index):
+        color = (0, 200, 0) if index < 2 else (200, 0, 0)
+        label = np.uint8(0 if index < 2 else 3)
+        return Example(np.full((4, 6, 3), color, np.uint8), label, f"n{index}")
+
+
+def test_command_counts_and_shows_images_in_classes(tmp_path, monkeypatch, capsys):
+    given = dict(config="", split=["train", "test"], limit=None)
+    folders = dict(output="~/out", manual_dir="~")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setattr(data.flags, "FLAGS", SimpleNamespace(**given, **folders))
+    config = default()
+    config.data.name = "cifar10"
+    monkeypatch.setattr(data.cli, "config_and_workdir", lambda _: (config, tmp_path))
+    opened = []
+
+    def open_split(name, split, *where, **settings):
+        opened.append(settings["manual_dir"])
+        return Classified()
+
+    monkeypatch.setattr(data, "open_dataset", open_split)
+    assert data.main([]) == 0
+    output, log = capsys.readouterr()
+    assert "sizes: smallest 6x4, median 6x4, largest 6x4" in output
+    rows = [line.split() for line in output.splitlines()]
+    assert rows.count(["airplane", "2", "40.00"]) == 2
+    assert rows.count(["cat", "3", "60.00"]) == 2
+    assert ["truck", "0", "0.00"] in rows
+    assert not any(word in output for word in ("pixel", "void", "weights"))
+    assert "no training image of 8 of 10 classes" in log
+    assert opened == [str(tmp_path)] * 2
+    for split in ("train", "test"):
+        with Image.open(tmp_path / "out" / f"{split}.png") as sheet:
+            green, red = (
+                has(sheet, color).sum() for color in [(0, 200, 0), (200, 0, 0)]
+            )
+            assert green and 2 * red == 3 * green
 
 
 def data_command(folder, output, *more):

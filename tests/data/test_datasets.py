@@ -93,6 +93,9 @@ def test_ignored_label_in_the_file_stays(camvid):
 def test_camvid_folder_is_found_by_the_environment(camvid, monkeypatch):
     monkeypatch.setenv("ENCNET_CAMVID", str(camvid))
     assert len(open_dataset("camvid", "train")) == 2
+    monkeypatch.setenv("ENCNET_CAMVID", "gs://bucket")
+    with pytest.raises(UserError, match="^ENCNET_CAMVID=gs://bucket: must be"):
+        open_dataset("camvid", "train")
     monkeypatch.setenv("ENCNET_CAMVID", "/nowhere")
     assert len(open_dataset("camvid", "train", str(camvid))) == 2  # data_dir wins.
 

@@ -77,6 +77,16 @@ def test_16_bit_labels_above_255_are_named():
         decode_labels(data, "mask")
 
 
+def test_negative_labels_of_32_bits_are_named():
+    labels = np.int32([[1, 2], [-1, 3]])
+    data = stored(labels, "TIFF")
+    with pytest.raises(UserError, match="mask: label -1 at x=0, y=1; allowed are 0 to"):
+        decode_labels(data, "mask")
+    np.testing.assert_array_equal(
+        decode_labels(stored(np.abs(labels), "TIFF"), "mask"), np.abs(labels)
+    )
+
+
 @pytest.mark.parametrize("dtype, shape", [("u1", (2, 2, 3)), ("f4", (2, 2))])
 def test_labels_of_other_modes_are_named(dtype, shape):
     image = np.zeros(shape, dtype)

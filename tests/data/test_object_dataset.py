@@ -262,6 +262,10 @@ def test_class_names_come_from_the_object_or_are_demanded():
         )
     with pytest.raises(UserError, match="^class_names: missing"):
         as_datasets(pairs)
+    for names in (("a", "b", "a"), ("a", " ")):
+        message = f"^class_names: '{names[-1]}': must be a name, given once"
+        with pytest.raises(UserError, match=message):
+            as_datasets(pairs, None, names)
     # The classes of images are not those of their masks.
     with pytest.raises(UserError, match="^class_names: missing"):
         as_datasets(Source([(IMAGE, LABELS)], classes=["cat", "dog", "cow"]))
@@ -365,6 +369,27 @@ def test_object_that_is_not_safe_in_threads_is_read_by_one_at_a_time(one_file, c
                 np.testing.assert_array_equal(found, image)
                 np.testing.assert_array_equal(pair[0], image)
                 np.testing.assert_array_equal(pair[1], labels)
+
+
+def test_object_that_is_read_by_one_at_a_time_can_be_checked_again(caplog):
+    class LaterRandom(Source):
+        def __getitem__(self, index):
+            image = RNG.integers(0, 256, IMAGE.shape, np.uint8) if index else IMAGE
+            return image, LABELS
+
+    info = DatasetInfo("mine", NAMES, (), {})
+    for objects, warned in (
+        (Source([(IMAGE, LABELS)]), []),
+        (LaterRandom([0, 1]), [1]),
+    ):
+        caplog.clear()
+        dataset = ObjectDataset(info, objects)
+        dataset.one_at_a_time = True
+        dataset.check()
+        found = [record.message for record in caplog.records]
+        assert len(found) == len(warned) and dataset.one_at_a_time
+        for index, message in zip(warned, found):
+            assert f"dataset[{index}] is another each time" in message
 
 
 def test_object_with_a_lock_of_its_own_is_read_in_threads(one_file, caplog):

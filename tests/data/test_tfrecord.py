@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from encnet_jax.data.augmentation import Augmentation
-from encnet_jax.data.datasets import TFRecordDataset
+from encnet_jax.data.dataset_info import CIFAR10
+from encnet_jax.data.datasets import ClassificationDataset, TFRecordDataset
 from encnet_jax.data.sampler import batch_indices
 from encnet_jax.errors import UserError
 from tests.data.test_loader import INFO, stored
@@ -59,6 +60,13 @@ def read_sequentially(paths):
     return [record.numpy() for record in tf.data.TFRecordDataset(paths)]
 
 
+def flipped(index):
+    """Returns an index whose first array is no longer a deflate stream."""
+    name, extra = (int.from_bytes(index[i : i + 2], "little") for i in (26, 28))
+    start = 30 + name + extra  # of the data, after the header of the ZIP entry
+    return index[:start] + b"\xff" * 4 + index[start + 4 :]
+
+
 def test_records_equal_those_that_tensorflow_reads(shards):
     assert contents(shards) == read_sequentially(shards)
     assert contents(shards) == read_sequentially(shards)  # from the stored index
@@ -77,7 +85,9 @@ def test_second_start_reads_the_index_and_no_record(shards, reads):
     assert len(reads) == 1
 
 
-@pytest.mark.parametrize("change", ["more", "fewer files", "no index", "cut"])
+@pytest.mark.parametrize(
+    "change", ["more", "fewer files", "no index", "cut", "flipped"]
+)
 def test_index_of_other_files_is_rebuilt(shards, change):
     tfrecord.Records(shards)
     index = f"{shards[0]}.index"
@@ -88,8 +98,10 @@ def test_index_of_other_files_is_rebuilt(shards, change):
     else:
         with open(index, "rb") as file:
             content = file.read()
+        damaged = {"no index": b"no index", "cut": content[:-100]}
+        damaged["flipped"] = flipped(content)
         with open(index, "wb") as file:
-            file.write(b"no index" if change == "no index" else content[:-100])
+            file.write(damaged[change])
     assert contents(shards) == read_sequentially(shards)
     assert contents(shards) == read_sequentially(shards)
 
@@ -208,3 +220,23 @@ def test_fingerprint_follows_the_files_and_their_records(tmp_path):
     (tmp_path / "a.tfrecord.index").unlink()
     others.append(fingerprint(4, 3))
     assert len({first, *others}) == 4
+
+
+def test_record_without_a_class_is_named_and_class_0_is_read(tmp_path):
+    def record(name, **label):
+        found = tf.train.Example()
+        features = found.features.feature
+        features["id"].bytes_list.value.append(name)
+        image = stored(np.zeros((2, 2, 3), np.uint8))
+        features["image"].bytes_list.value.append(image)
+        for key, value in label.items():
+            features[key].int64_list.value.append(value)
+        return found.SerializeToString()
+
+    path = write(tmp_path / "0", [record(b"first", label=0), record(b"second")])
+    splits = {"train": SimpleNamespace(filepaths=[path])}
+    builder = SimpleNamespace(info=SimpleNamespace(splits=splits))
+    dataset = ClassificationDataset(CIFAR10, builder, "train")
+    assert dataset[0].labels == 0
+    with pytest.raises(UserError, match="^second: has no label"):
+        dataset[1]

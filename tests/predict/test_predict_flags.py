@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from encnet_jax import Segmenter, UserError
+from encnet_jax import Segmenter, UserError, cli
 from encnet_jax.data.dataset_info import CIFAR10, save_info
 from encnet_jax.data.scenes import draw
 from encnet_jax.predict.slide import LargeSegmenter
@@ -75,11 +75,14 @@ def test_saved_arrays_are_those_of_the_segmenter(command, photo, tmp_path):
             "^--save=labels,probabilities: with --slide, allowed are labels, overlay",
         ),
         ({"base_size": 0}, "^--base_size: only with --slide"),
+        ({"reference": "a.png"}, "^--reference: only with --explain"),
     ],
 )
 def test_flags_that_exclude_each_other_are_named(
-    command, photo, tmp_path, flags, message
+    command, photo, tmp_path, monkeypatch, flags, message
 ):
+    # Before the model is looked for, which may download it.
+    monkeypatch.setattr(cli, "run_folder", lambda workdir: pytest.fail("downloaded"))
     with pytest.raises(UserError, match=message):
         command(photo, **flags)
     assert not (tmp_path / "out").exists()

@@ -1,6 +1,7 @@
 """The segmenter on imported weights: names, sizes, kinds of input."""
 
 import dataclasses
+from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
@@ -10,6 +11,7 @@ from safetensors.numpy import save_file
 from torch_networks import random_weights, small_shapes, small_weights
 
 from encnet_jax import Classifier, Segmenter, UserError
+from encnet_jax.convert.infer_config import describe_torch_weights
 from encnet_jax.convert.load import load_torch_model
 from encnet_jax.convert.workdir import write_workdir
 from encnet_jax.data.dataset_info import CIFAR10
@@ -31,6 +33,18 @@ def weights_file(tmp_path_factory):
 @pytest.fixture(scope="module")
 def segmenter(weights_file):
     return Segmenter.from_torch(weights_file, base_size=33)
+
+
+def test_names_of_files_may_start_with_a_tilde(weights_file, monkeypatch):
+    folder = weights_file.parent
+    monkeypatch.setenv("HOME", str(folder))
+    found = describe_torch_weights(f"~/{weights_file.name}")
+    assert found == describe_torch_weights(weights_file)
+    for name in ("a.png", "~a.png"):
+        Image.fromarray(np.full((9, 9, 3), 90, np.uint8)).save(folder / name)
+    monkeypatch.chdir(folder)
+    for given in ("~/a.png", Path("~a.png")):
+        assert read_image(given).shape == (9, 9, 3)
 
 
 def test_any_kind_of_image_gives_labels_of_its_own_size(segmenter, tmp_path):

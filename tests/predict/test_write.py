@@ -271,6 +271,24 @@ def test_classes_of_earlier_images_are_kept(tmp_path):
         classify([tmp_path / "y" / "a.jpg"], out)
 
 
+def test_classes_of_interrupted_and_of_simultaneous_commands_are_kept(tmp_path):
+    photos(tmp_path / "x", "a.jpg", "b.jpg", "c.jpg")
+    images = [tmp_path / "x" / f"{name}.jpg" for name in "abc"]
+    out = tmp_path / "out"
+
+    class Interrupted(FakeClassifier):
+        def __call__(self, path):
+            if path.name == "b.jpg":
+                classify(images[2:], out)
+                raise KeyboardInterrupt
+            return super().__call__(path)
+
+    plan = plan_classes(images[:2], out)
+    with pytest.raises(KeyboardInterrupt):
+        write_classes(Interrupted(), plan, out)
+    assert sorted(json.loads((out / "classes.json").read_text())) == ["a", "c"]
+
+
 @pytest.mark.parametrize("content", ["[1, 2]", '{"classes": ["a", "b"]}', "text"])
 def test_classes_file_of_another_origin_is_not_replaced(tmp_path, content):
     photos(tmp_path / "x", "a.jpg")

@@ -73,5 +73,5 @@ def test_wide_letters_have_room():
     matrix = np.eye(1, dtype=int)
     narrow, wide = (charts.matrix_chart(matrix, (c * 9,)).margin for c in "a道")
     assert wide - 24 >= 9 * 12 > narrow - 24
-    assert charts.shortened("道" * 12, 22) == "道" * 10 + "…"
-    assert charts.shortened("道" * 11, 22) == "道" * 11
+    assert charts.elided("道" * 12, 22) == "道" * 10 + "…"
+    assert charts.elided("道" * 11, 22) == "道" * 11

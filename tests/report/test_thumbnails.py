@@ -17,7 +17,7 @@ def opened(uri):
 @pytest.mark.parametrize("shape", [(1, 1), (3, 5), (400, 7), (360, 480), (129, 128)])
 def test_labels_survive_as_text(shape):
     labels = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
-    found = thumbnails.decode_labels(thumbnails.encode_labels(labels))
+    found = thumbnails.labels_from_text(thumbnails.labels_to_text(labels))
     assert max(found.shape) <= 128 and min(found.shape) >= 1
     if max(shape) <= 128:
         np.testing.assert_array_equal(found, labels)
@@ -34,7 +34,7 @@ def test_a_pixel_is_the_one_at_its_center():
 def test_damaged_text_is_an_error():
     for text in ("", "?", base64.b64encode(b"no image").decode()):
         with pytest.raises((ValueError, OSError)):
-            thumbnails.decode_labels(text)
+            thumbnails.labels_from_text(text)
 
 
 def test_colors_and_errors():

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Bool
 
+from encnet_jax.data.class_table import check_class_names
 from encnet_jax.data.dataset_info import IGNORE_LABEL
 from encnet_jax.errors import UserError
 
@@ -118,7 +119,7 @@ def class_labels(
     Args:
         class_names: The classes of the annotations, in order.
         unlabeled: `background`: a class, added in front unless it is among them, in
-            any case; `ignore`: ignored.
+            any letter case; `ignore`: ignored.
 
     Raises:
         UserError: A name is empty or given twice, or there are too few or too many.
@@ -128,9 +129,7 @@ def class_labels(
     background = BACKGROUND if BACKGROUND in names or not named else named[0]
     if not named and unlabeled == BACKGROUND:
         names.insert(0, background)
-    for index, name in enumerate(names):
-        if not name or name in names[:index]:
-            raise UserError(f"class {name!r}: must be a name, given once")
+    check_class_names(names, "classes")
     if not 2 <= len(names) <= IGNORE_LABEL:
         listed = f" ({', '.join(names)})" if len(names) == 1 else ""
         raise UserError(

@@ -56,8 +56,9 @@ class ImageSearch:
         """
         given = stored_path(stored)
         alone = self._same_name[given.name.casefold()] == 1
-        for name in dict.fromkeys((given, PurePosixPath(given.name))):
-            for place in self._places if name == given or alone else ():
+        names = [given, PurePosixPath(given.name)] if alone else [given]
+        for name in dict.fromkeys(names):
+            for place in self._places:
                 if _is_file(place / name, where):
                     return self._read(place / name, where)
         tried = ", ".join(map(str, self._folders))

@@ -3,7 +3,7 @@
 import base64
 import functools
 from collections.abc import Callable
-from pathlib import Path, PurePosixPath, PureWindowsPath
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from encnet_jax.data.annotations.annotated import (
@@ -13,6 +13,7 @@ from encnet_jax.data.annotations.annotated import (
     Mask,
     Region,
     split_of,
+    stored_path,
     stored_size,
 )
 from encnet_jax.data.annotations.masks import shape_mask
@@ -104,7 +105,7 @@ def _image(
     if not isinstance(stored, str) or not stored:
         raise UserError(f"{path}: imagePath={stored!r}: must be the path of the image")
     where = f"{path}: image {stored}"
-    file = path.parent / PureWindowsPath(stored).as_posix()
+    file = path.parent / stored_path(stored)
     regions = []
     for index, shape in enumerate(content["shapes"]):
         place = f"{where}, shape {index}"

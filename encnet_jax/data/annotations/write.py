@@ -156,9 +156,15 @@ def draw_labels(
 def _upright_size(
     image: AnnotatedImage, content: bytes
 ) -> tuple[tuple[int, int], bool]:
-    """Returns height and width as training reads the image, which is decoded.
+    """Returns the size of an image, and whether it may be turned unnoticed.
 
-    And whether viewers turn or mirror it in a way that its size does not tell.
+    Args:
+        image: The image.
+        content: Its file, which is decoded.
+
+    Returns:
+        Height and width as training reads it; and whether viewers turn or mirror it in
+        a way that its size does not tell.
 
     Raises:
         UserError: No image, a truncated one, or not of the size that was annotated.
@@ -181,10 +187,7 @@ def _upright_size(
 
 
 def _decoded_size(content: bytes, where: str) -> tuple[tuple[int, int], int]:
-    """Returns the upright height and width of an image that Pillow decodes.
-
-    And its EXIF orientation.
-    """
+    """Returns the upright height and width, and the EXIF orientation, by Pillow."""
     # Reading turns some formats, and finds the orientation of others.
     turned = orientation(open_image(content, where), where)
     opened = open_image(content, where, load=True)

@@ -15,7 +15,7 @@ from typing import Any
 import tensorflow_datasets as tfds
 from tensorflow_datasets.core.download.download_manager import NonMatchingChecksumError
 
-from encnet_jax.errors import UserError
+from encnet_jax.errors import UserError, reason_of
 
 _BLOCK = 1 << 20  # bytes read at a time
 _DAMAGED = (
@@ -83,7 +83,7 @@ def _download(dl_manager: Any, archive: Archive, manual_folder: Path) -> Path:
         return Path(dl_manager.download(archive.url))
     except (OSError, tfds.download.DownloadError, NonMatchingChecksumError) as error:
         raise UserError(
-            f"{archive.url}: cannot be downloaded: {_one_line(error)}; {archive.file} "
+            f"{archive.url}: cannot be downloaded: {reason_of(error)}; {archive.file} "
             f"can also be put into {manual_folder}"
         ) from error
 
@@ -106,7 +106,7 @@ def _unpack(path: Path, archive: Archive, parent: Path) -> Path:
             _write_contents(path, part)
         except _DAMAGED as error:
             raise UserError(
-                f"{path}: damaged: {_one_line(error)}; download it again"
+                f"{path}: damaged: {reason_of(error)}; download it again"
             ) from error
         if not (part / archive.contents).exists():
             raise UserError(f"{path}: lacks {archive.contents}; is it {archive.file}?")
@@ -138,7 +138,3 @@ def check_digest(path: Path, digest: str) -> None:
             f"{path}: {algorithm} {found.hexdigest()}; published is {expected}: the "
             "file is damaged or another version; remove it to download it again"
         )
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())

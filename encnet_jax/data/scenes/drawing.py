@@ -6,8 +6,9 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image, ImageDraw
 
+from encnet_jax.data.class_table import IGNORE_LABEL
+
 IMAGE_SIZE = 128
-IGNORE_LABEL = 255
 _SCALE = 2  # supersampling factor, for smooth edges
 _CONTOUR_X = np.linspace(-1, IMAGE_SIZE + 1, 27)
 
