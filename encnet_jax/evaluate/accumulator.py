@@ -33,7 +33,7 @@ class ImageMetrics:
         boundary: Counts of `boundary.count_boundary`, or None.
         name: Name of the image.
         thumbnail: The prediction at the size of a thumbnail, as text; see
-            `report.thumbnails.encode_labels`. None of a classification.
+            `report.thumbnails.labels_to_text`. None of a classification.
     """
 
     index: int
@@ -51,8 +51,17 @@ class ImageMetrics:
         num_classes: int,
         object_sizes: bool = False,
         boundary_iou: bool = False,
+        thumbnail: bool = False,
     ) -> "ImageMetrics":
-        """Compares a prediction with its labels; the two options need SciPy."""
+        """Compares a prediction with its labels.
+
+        Args:
+            prediction: Labels of every pixel.
+            num_classes: Number of classes n.
+            object_sizes: Whether to count `by_size`; needs SciPy.
+            boundary_iou: Whether to count `boundary`; needs SciPy.
+            thumbnail: Whether to keep the prediction as a `thumbnail`.
+        """
         pair = prediction.example.labels, prediction.labels
         return cls(
             prediction.index,
@@ -61,7 +70,7 @@ class ImageMetrics:
             count_by_size(*pair, num_classes) if object_sizes else None,
             count_boundary(*pair, num_classes) if boundary_iou else None,
             prediction.example.name,
-            labels_to_text(prediction.labels) if prediction.labels.ndim else None,
+            labels_to_text(prediction.labels) if thumbnail else None,
         )
 
     def to_json(self) -> str:

@@ -206,6 +206,7 @@ def _accumulate(
             dataset.info.num_classes,
             settings.object_sizes,
             settings.boundary_iou,
+            thumbnail=True,  # for pages, the comparison of runs, and figures
         )
         # Before the log: whatever it lists has been written.
         if writer is not None:
