@@ -4,6 +4,7 @@ A learning rate that is cut off before its end costs more than a shorter schedul
 `plan_steps` measures a step first, and `StopAt` stops a run that turned out slower.
 """
 
+import contextlib
 import os
 import signal
 import sys
@@ -82,11 +83,12 @@ def measure_speed(
         jax.block_until_ready(metrics)
         return time.perf_counter() - before
 
-    take(1)
-    start = time.perf_counter() - started
-    take(_WARM_UP)
-    steps = max(_LEAST, int(seconds / (take(_LEAST) / _LEAST)))
-    return Speed(start, take(steps) / steps)
+    with contextlib.closing(host_batches):
+        take(1)
+        start = time.perf_counter() - started
+        take(_WARM_UP)
+        steps = max(_LEAST, int(seconds / (take(_LEAST) / _LEAST)))
+        return Speed(start, take(steps) / steps)
 
 
 def plan_steps(

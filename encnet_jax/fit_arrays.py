@@ -136,7 +136,8 @@ def small_config(images: np.ndarray, labels: np.ndarray) -> ConfigDict:
     """Returns a configuration for small data sets, as a start to edit.
 
     EncNet on a ResNet-18, or `encnet14` of width 32 for image classification; 1,000
-    steps of 16 images at their own size.
+    steps of 16 images at their own size, of which crops have a multiple of the output
+    stride, or that plus 1, in segmentation.
     """
     _check_axes(images.shape)
     height, width = images.shape[1:3]
@@ -157,8 +158,10 @@ def small_config(images: np.ndarray, labels: np.ndarray) -> ConfigDict:
         config.model.backbone = "resnet18"
         config.model.width, config.model.head_channels = 32, 128
         # Either way places features where they lie, in its own sizes.
-        stride = config.model.output_stride
-        config.model.align_corners = config.data.crop_size % stride == 1
+        rest = config.data.crop_size % config.model.output_stride
+        config.model.align_corners = rest == 1
+        if 1 < rest < config.data.crop_size:
+            config.data.crop_size -= rest
         config.model.scale_init = "scaled"
     return config
 

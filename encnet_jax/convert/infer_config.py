@@ -104,7 +104,7 @@ def open_weights(weights: Weights, prefix: str = "") -> OpenedWeights:
     if isinstance(weights, str) and weights.startswith(hub.PREFIX):
         entries, file = read_state_dict(hub.download_file(weights), prefix), weights
     elif isinstance(weights, str | os.PathLike):
-        path = user_path(weights)
+        path = user_path(weights) if isinstance(weights, str) else weights
         entries, file = read_state_dict(path, prefix), str(path)
     else:
         file = "the weights"

@@ -48,9 +48,7 @@ def write_workdir(
     """
     checkpoints = Checkpoints(workdir)
     check_folder(workdir, "--output")
-    check_no_run_files(workdir, "--output")
-    if (workdir / "checkpoints").exists():
-        raise UserError(f"{workdir / 'checkpoints'}: exists; choose another --output")
+    _check_unused(workdir)
     model, description = load_torch_model(weights, prefix=prefix)
     info = _class_info(description, classes, dataset)
     settings = config.default()
@@ -61,7 +59,7 @@ def write_workdir(
     settings.evaluation.align_corners = description.resize_align_corners
     _, params, batch_stats = split_model(model)
     tx = optimizer.create_optimizer(lambda step: 0.0)
-    with _whole_or_nothing(workdir):
+    with _whole_or_nothing(workdir, checkpoints):
         make_folder(workdir, "--output")
         checkpoints.save(create_train_state(params, batch_stats, tx), 0)
         checkpoints.close()
@@ -72,8 +70,14 @@ def write_workdir(
     return f"{description} -> {workdir}"
 
 
+def _check_unused(workdir: Path) -> None:
+    check_no_run_files(workdir, "--output")
+    if (workdir / "checkpoints").exists():
+        raise UserError(f"{workdir / 'checkpoints'}: exists; choose another --output")
+
+
 @contextlib.contextmanager
-def _whole_or_nothing(workdir: Path) -> Iterator[None]:
+def _whole_or_nothing(workdir: Path, checkpoints: Checkpoints) -> Iterator[None]:
     """Removes what the block has written if it raises: a second try needs the place.
 
     Unlike that of `files.whole_folder`, the folder may hold other files of the user.
@@ -81,10 +85,13 @@ def _whole_or_nothing(workdir: Path) -> Iterator[None]:
     Raises:
         UserError: In place of an `OSError` of the block.
     """
+    _check_unused(workdir)  # again: another command may have filled it meanwhile
     existed = workdir.exists()
     try:
         yield
     except BaseException as error:
+        with contextlib.suppress(Exception):
+            checkpoints.close()  # what is still being written would appear again
         if existed:
             shutil.rmtree(workdir / "checkpoints", ignore_errors=True)
             (workdir / "classes.json").unlink(missing_ok=True)

@@ -42,6 +42,9 @@ def train_batches(
 ) -> Generator[Batch]:
     """Yields this host's rows of every global batch from `start_step` on, forever.
 
+    To be closed by the caller, after which no thread reads the data set any more. Left
+    to garbage collection that can be a deadlock, see `datasets.read_ahead`.
+
     Args:
         dataset: The data set; each host reads only its own rows.
         augmentation: Settings of the augmentation.
@@ -97,8 +100,7 @@ def train_batches(
                 future.result()
             yield batch
     finally:
-        # Without joining: see `datasets.read_ahead`.
-        pool.shutdown(wait=False, cancel_futures=True)
+        pool.shutdown(cancel_futures=True)
 
 
 def _load(

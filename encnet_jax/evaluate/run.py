@@ -249,6 +249,7 @@ def _identity(
         **config.evaluation.to_dict(),
         "absent_classes": None,
         "batch_size": None,
+        "split": None,  # named by the file
     }
     return {
         "evaluation": settings,

@@ -231,7 +231,7 @@ def write_classes(classifier: Classifier, plan: OutputPlan, output: Path) -> int
     """
     make_folder(output, "--output")
     failed = list(plan.problems)
-    found = {}
+    found: dict[str, Any] = {}
     try:
         for image, result in predict_each(classifier, plan.images, failed):
             probabilities = dict(zip(result.class_names, result.probabilities.tolist()))
@@ -241,9 +241,11 @@ def write_classes(classifier: Classifier, plan: OutputPlan, output: Path) -> int
                 "probabilities": probabilities,
             }
             print(f"{image.path}: {_largest_shares(probabilities.items())}")
-    finally:
-        if found:
+    except BaseException:
+        with contextlib.suppress(UserError):
             _add_classes(output / _CLASSES_FILE, found)
+        raise
+    _add_classes(output / _CLASSES_FILE, found)
     return len(failed)
 
 

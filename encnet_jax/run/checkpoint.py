@@ -64,7 +64,7 @@ class Checkpoints:
             step: Number of steps taken.
 
         Raises:
-            UserError: The disk is full, in a run of several hosts.
+            UserError: The disk of this host is full, in a run of several.
         """
         self._finish()
         # Not read from the folder: a host could see it as it was before.
@@ -86,7 +86,7 @@ class Checkpoints:
     ) -> None:
         """Stores the scores of a saved step, once it is complete.
 
-        Does nothing if the step is not saved, as on a full disk.
+        Does nothing if the step is not saved, as on a full disk. Raises as `save`.
 
         Args:
             step: Number of steps taken.
@@ -189,7 +189,7 @@ class Checkpoints:
         return checkpoint_folder.saved_steps(self.folder)
 
     def close(self) -> None:
-        """Blocks until everything is on disk."""
+        """Blocks until everything is on disk; raises as `save`."""
         self._finish()
         if self._writer is not None:
             self._writer.close()

@@ -46,6 +46,8 @@ class Progress:
         yield
         step, then = self._mark
         self._mark = (step, then + time.perf_counter() - began)
+        if self._bar is not None:
+            self._bar.unpause()
 
     def show(self, loss: float, rate: float) -> None:
         """Shows the loss, the rate in images per second, and the time left."""

@@ -4,11 +4,11 @@ Open the data, build model, optimizer and step, restore; then, for every step: b
 step, log, save, evaluate, stop.
 """
 
-import contextlib
 import logging
 import math
 import os
 import time
+from contextlib import closing
 from pathlib import Path
 
 import jax
@@ -30,7 +30,7 @@ from encnet_jax.optimizer import create_optimizer
 from encnet_jax.run.checkpoint import Checkpoints
 from encnet_jax.run.checkpoint_folder import check_path
 from encnet_jax.run.metric_writer import MetricWriter
-from encnet_jax.run.model_config import model_settings
+from encnet_jax.run.model_config import check_config, model_settings
 from encnet_jax.run.preemption import SigtermHandler, lock_workdir
 from encnet_jax.run.progress import Progress
 from encnet_jax.run.sharding import batch_sharded, create_mesh, replicated
@@ -54,7 +54,7 @@ _log = logging.getLogger(__name__)
 def train(
     config: ConfigDict, workdir: Path, datasets: input_pipeline.Splits | None = None
 ) -> dict[str, float] | None:
-    """Trains with a validated configuration, or resumes the run in the workdir.
+    """Trains with a configuration, or resumes the run in the workdir.
 
     Args:
         config: See `encnet_jax.config`.
@@ -72,16 +72,17 @@ def train(
         UserError: A setting or file does not fit; names it.
         FloatingPointError: The loss is not finite; names the step.
     """
+    check_config(config)
     check_path(Path(os.path.abspath(workdir)))
     check_folder(workdir, "workdir")
     input_pipeline.check_packages(config, datasets)
     log_missing_large_pages(jax.default_backend())
     mesh = create_mesh(config.mesh.data)
     settings.check_batch_size(config, mesh.size)
+    settings.check_resize(config)
     set_max_image_pixels(config.data.max_image_pixels)
     config, dataset, validation = input_pipeline.open_splits(config, datasets, workdir)
     settings.check_task(config, dataset.info)
-    settings.check_resize(config)
     settings.warn_of_geometry(config)
     class_balance.warn_of_unlabeled_classes(dataset)
     trainer = Trainer(config, workdir, mesh, dataset, validation)
@@ -190,7 +191,7 @@ class Trainer:
             self.workdir, start, keep_evaluation=not due, tracker=tracker
         )
         scores: dict[str, float] | None = None
-        with contextlib.closing(self.writer), contextlib.closing(self.checkpoints):
+        with closing(self.writer), closing(self.checkpoints):
             if due:
                 result = self._evaluate(start)
                 scores = result.summary
@@ -221,7 +222,6 @@ class Trainer:
         resident = jax.device_put(self.resident, replicated(self.mesh))
         self.progress = Progress(start, config.total_steps, config.batch_size)
         scores: dict[str, float] | None = None
-        closing = contextlib.closing
         with SigtermHandler() as sigterm, closing(self.progress), closing(host_batches):
             for step in range(start + 1, config.total_steps + 1):
                 last = step == config.total_steps
@@ -240,8 +240,10 @@ class Trainer:
                 if evaluates:
                     with self.progress.paused():
                         result = self._evaluate(step)
-                    scores = result.summary
-                    self.checkpoints.add_scores(step, result.scores, result.mean_gate)
+                        scores = result.summary
+                        self.checkpoints.add_scores(
+                            step, result.scores, result.mean_gate
+                        )
                     if not last and self._done(step, True):
                         return scores
                 if not last and sigterm.due(step):
@@ -250,11 +252,11 @@ class Trainer:
         return scores
 
     def _evaluates(self, step: int) -> bool:
-        last = step == self.config.total_steps
-        return last or step % self.config.eval_every == 0
+        return step == self.config.total_steps or step % self.config.eval_every == 0
 
     def _check_saved(self, step: int) -> None:
-        if step not in self.checkpoints.steps():
+        # Other hosts may see the folder as it was before.
+        if jax.process_index() == 0 and step not in self.checkpoints.steps():
             raise UserError(
                 f"{self.workdir}: the checkpoint of step {step}, the last one taken, "
                 "does not fit on the disk; free space and rerun the command"
@@ -317,9 +319,7 @@ class Trainer:
         self._check_saved(step)
         _log.info(
             "SIGTERM: saved step %d of %d in %s; rerun the command to resume",
-            step,
-            self.config.total_steps,
-            self.workdir,
+            *(step, self.config.total_steps, self.workdir),
         )
 
 

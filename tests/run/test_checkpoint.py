@@ -1,5 +1,6 @@
 """Checkpoints: exact, the right ones kept, and damage met with the one before."""
 
+import errno
 import gc
 import logging
 
@@ -251,3 +252,23 @@ def test_link_to_such_a_path_is_written_and_read(tmp_path, state):
 def test_other_paths_are_read_again(tmp_path, state, name):
     save_all(tmp_path / name, state, {1: None})
     assert int(Checkpoints(tmp_path / name).restore_latest(state, HERE).step) == 1
+
+
+@pytest.mark.parametrize("hosts", [1, 2])
+def test_full_disk_ends_a_run_of_several_hosts_alone(
+    tmp_path, state, monkeypatch, caplog, hosts
+):
+    def full(*arguments, **settings):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(checkpoint.ocp.AsyncCheckpointer, "save", full)
+    monkeypatch.setattr(checkpoint.multihost_utils, "sync_global_devices", str)
+    monkeypatch.setattr(jax, "process_count", lambda: hosts)
+    checkpoints, message = Checkpoints(tmp_path), "step 3 does not fit on the disk"
+    if hosts == 1:
+        checkpoints.save(state, 3)
+        assert message in caplog.text
+    else:
+        with pytest.raises(UserError, match=f"{message} of .*; free space and rerun"):
+            checkpoints.save(state, 3)
+    assert checkpoints.steps() == []

@@ -25,3 +25,17 @@ def test_time_of_an_evaluation_does_not_count(monkeypatch, capsys):
     assert capsys.readouterr().err == (
         "step 13/20  loss 0.5000  3.0 images/s  0:00:09 left\n"
     )
+
+
+def test_time_of_an_evaluation_does_not_count_on_a_terminal(monkeypatch):
+    class Bar:
+        paused = 0
+
+        def unpause(self):
+            self.paused += 1
+
+    bar = Bar()
+    monkeypatch.setattr(progress, "_bar", lambda **settings: bar)
+    with Progress(start=0, total=2, images_per_step=4).paused():
+        assert bar.paused == 0
+    assert bar.paused == 1

@@ -1,5 +1,6 @@
 """Early stopping: when it stops, and that it does so again after any interruption."""
 
+import contextlib
 import json
 import logging
 
@@ -287,6 +288,19 @@ def test_sigterm_on_a_full_disk_is_an_error(new_run, monkeypatch):
         with pytest.raises(UserError, match="step 4, the last one taken, does not fit"):
             run.train(2)
     assert run.train(2) is None and run.steps()[0] == [1, 2, 3, 4]
+
+
+def test_evaluations_are_no_part_of_the_rate(new_run, monkeypatch):
+    run, paused = new_run(), []
+
+    @contextlib.contextmanager
+    def pause(self):
+        paused.append(self.step)
+        yield
+
+    monkeypatch.setattr(trainer.Progress, "paused", pause)
+    run.train(2)
+    assert paused == run.steps()[1] == [2, 4, 6]
 
 
 def test_negative_patience_is_refused(new_run):

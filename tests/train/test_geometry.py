@@ -59,11 +59,17 @@ def test_sizes_in_between_do_not_fit_without_aligned_corners_either(caplog):
     )
 
 
-@pytest.mark.parametrize("size, align_corners", [(96, False), (97, True), (105, True)])
-def test_arrays_are_trained_with_the_geometry_that_fits(size, align_corners, caplog):
+@pytest.mark.parametrize(
+    "size, align_corners, crop",
+    [(96, False, 96), (97, True, 97), (105, True, 105), (100, False, 96)],
+)
+def test_arrays_are_trained_with_the_geometry_that_fits(
+    size, align_corners, crop, caplog
+):
     images = np.zeros((1, size, size + 8, 3), np.uint8)
     config = small_config(images, images[..., 0])
     assert config.model.align_corners is align_corners
+    assert config.data.crop_size == crop
     warn_of_geometry(config)
     assert caplog.text == ""
 
