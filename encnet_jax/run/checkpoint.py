@@ -57,14 +57,12 @@ class Checkpoints:
     def save(self, state: TrainState, step: int) -> None:
         """Starts saving a state in the background, unless this step is saved.
 
-        A full disk logs a warning and leaves the earlier checkpoints as they are.
+        A full disk leaves the earlier checkpoints as they are. It logs a warning; in a
+        run of several hosts it raises `UserError` on the one whose disk it is.
 
         Args:
             state: Copied at once; may be donated after the call.
             step: Number of steps taken.
-
-        Raises:
-            UserError: The disk of this host is full, in a run of several.
         """
         self._finish()
         # Not read from the folder: a host could see it as it was before.

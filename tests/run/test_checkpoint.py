@@ -259,11 +259,10 @@ def test_full_disk_ends_a_run_of_several_hosts_alone(
     tmp_path, state, monkeypatch, caplog, hosts
 ):
     def full(*arguments, **settings):
+        monkeypatch.setattr(jax, "process_count", lambda: hosts)
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(checkpoint.ocp.AsyncCheckpointer, "save", full)
-    monkeypatch.setattr(checkpoint.multihost_utils, "sync_global_devices", str)
-    monkeypatch.setattr(jax, "process_count", lambda: hosts)
     checkpoints, message = Checkpoints(tmp_path), "step 3 does not fit on the disk"
     if hosts == 1:
         checkpoints.save(state, 3)

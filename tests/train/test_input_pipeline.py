@@ -12,10 +12,12 @@ from encnet_jax.train import train
 from encnet_jax.train.input_pipeline import open_splits
 from tests.settings.toy import toy_config, toy_dataset
 
+NETWORK = {"model.name": "fcn", "model.backbone": "tiny"}
+
 
 def test_training_from_files_without_tensorflow_names_the_extra(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "tensorflow", None)
-    config = toy_config()
+    config = toy_config(**NETWORK)
     config.data.cache_on_device = False
     dataset = toy_dataset()
     message = r"training from files needs tensorflow, .*install 'encnet-jax\[train\]'"
@@ -46,7 +48,7 @@ def test_objects_of_one_training_serve_another_of_another_range(tmp_path):
     ],
 )
 def test_setting_that_nothing_would_read_is_refused(tmp_path, changes, message):
-    config = toy_config()
+    config = toy_config(**NETWORK)
     config.data.cache_on_device = True
     config.data.update(changes)
     with pytest.raises(UserError, match=message):
