@@ -129,7 +129,7 @@ def trained_on(monkeypatch):
 def test_default_configuration_is_that_of_the_first_example(trained_on):
     pairs = objects(3)[1:]
     config, dataset, scored = trained_on(dataset=pairs, class_names=NAMES)
-    assert (config.data.base_size, config.data.crop_size) == (32, 30)
+    assert (config.data.base_size, config.data.crop_size) == (32, 24)
     assert config.evaluation.mode == "slide" and not config.data.cache_on_device
     assert scored is dataset
     classes = [(image, 0) for image, _ in pairs]
