@@ -12,7 +12,7 @@ from typing import Any
 
 from ml_collections import ConfigDict, config_dict
 
-from encnet_jax import __version__
+import encnet_jax
 from encnet_jax.errors import UserError
 from encnet_jax.files import user_path, whole_file
 from encnet_jax.migrations import migrate_config
@@ -268,7 +268,7 @@ def load_config(path: Path) -> ConfigDict:
     if unknown:
         raise UserError(
             f"{path}: {min(unknown)}: no such key of the configuration in version "
-            f"{__version__} of encnet_jax; was it written by a newer one?"
+            f"{encnet_jax.__version__} of encnet_jax; was it written by a newer one?"
         )
     return config.lock()
 

@@ -38,6 +38,7 @@ def config_for(pairs, steps):
     return config
 
 
+@pytest.mark.slow
 def test_from_pairs_to_predictions_and_resumed_to_the_same_weights(
     tmp_path, monkeypatch
 ):

@@ -49,10 +49,7 @@ def metrics(workdir, key):
     return [line[key] for line in lines if key in line]
 
 
-@pytest.fixture(
-    scope="module",
-    params=["files", pytest.param("cached, accumulated", marks=pytest.mark.slow)],
-)
+@pytest.fixture(scope="module", params=["files", "cached, accumulated"])
 def one_device(request, camvid, tmp_path_factory):
     """Returns extra flags, and the workdir of a run with them on one device."""
     more = ["loss.class_balance=log"]
@@ -88,7 +85,8 @@ def test_eight_devices_train_as_one(one_device, camvid, tmp_path):
     assert_same(expected, tmp_path / "run")
 
 
-@pytest.mark.parametrize("devices", [1, pytest.param(4, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("devices", [1, 4])
 def test_two_processes_train_as_one_device(devices, one_device, camvid, tmp_path):
     more, expected = one_device
     run = arguments(camvid, tmp_path / "run", *more)

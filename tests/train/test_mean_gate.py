@@ -59,6 +59,7 @@ def test_windows_count_as_in_the_evaluation(camvid, tmp_path, protocol):
     np.testing.assert_allclose(stored.gate, expected.gate, atol=2e-5)
 
 
+@pytest.mark.slow
 def test_killed_evaluation_is_repeated_with_its_gate(
     camvid, whole, tmp_path, monkeypatch
 ):
