@@ -63,7 +63,7 @@ def write_workdir(
         make_folder(workdir, "--output")
         checkpoints.save(create_train_state(params, batch_stats, tx), 0)
         checkpoints.close()
-        if 0 not in checkpoints.steps():  # it only warns, as training goes on
+        if 0 not in checkpoints.steps():  # a full disk is only a warning there
             raise UserError(f"--output={workdir}: the weights do not fit on the disk")
         save_info(info, workdir / "classes.json")
         config.save_config(settings, workdir / "config.json")

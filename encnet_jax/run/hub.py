@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from encnet_jax.errors import UserError, require_package
+from encnet_jax.errors import UserError, reason_of, require_package
 
 PREFIX = "hf://"
 _NAME = r"\w[\w.-]*"
@@ -131,7 +131,7 @@ def _hub(address: str, failed: str) -> Iterator[Any]:
         raise
     # Requests fail by types of several HTTP packages, which differ between versions.
     except Exception as error:
-        reason = " ".join(str(error).split())[:300] or type(error).__name__
+        reason = reason_of(error)[:300]
         for kind, text in known:
             if isinstance(error, kind) and not isinstance(error, FileNotFoundError):
                 reason = text
