@@ -45,7 +45,7 @@ def ours(arguments, cotangent, impl, dtype=jnp.float32):
     return [y, *statistics, *gradients], of_shift
 
 
-@pytest.mark.parametrize("impl", ["auto", "autodiff", "fused_grad"])
+@pytest.mark.parametrize("impl", ["auto", "autodiff", "fused_grad", "sharded_grad"])
 def test_result_and_gradients_are_those_of_float64(impl):
     arguments, cotangent = problem()
     found, of_shift = ours(arguments, cotangent, impl)
@@ -56,7 +56,7 @@ def test_result_and_gradients_are_those_of_float64(impl):
     assert abs(of_shift).max() < 1e-4
 
 
-@pytest.mark.parametrize("impl", ["auto", "autodiff", "fused_grad"])
+@pytest.mark.parametrize("impl", ["auto", "autodiff", "fused_grad", "sharded_grad"])
 def test_features_of_16_bits_are_summed_in_float32(impl):
     arguments, cotangent = problem(jnp.bfloat16)
     cotangent = np.asarray(jnp.asarray(cotangent, jnp.bfloat16), np.float64)
@@ -69,15 +69,25 @@ def test_features_of_16_bits_are_summed_in_float32(impl):
         np.testing.assert_array_less(abs(error), limit * abs(expected).max())
 
 
-def test_auto_takes_the_fused_gradient_for_16_bits_alone():
-    def reductions(dtype):
-        arguments, cotangent = problem(dtype)
-        run = lambda *a: ours(a, cotangent, "auto", dtype)[0]  # noqa: E731
-        jaxpr = jax.make_jaxpr(run)(*arguments)
-        return "reduce[" in str(jaxpr) or "name=reduce" in str(jaxpr)
+@pytest.mark.parametrize(
+    "dtype, devices, expected",
+    [
+        (jnp.bfloat16, 1, "fused_grad"),
+        (jnp.bfloat16, 8, "sharded_grad"),
+        (jnp.float32, 1, "autodiff"),
+    ],
+)
+def test_auto_depends_on_dtype_and_devices(monkeypatch, dtype, devices, expected):
+    arguments, cotangent = problem(dtype)
 
-    assert reductions(jnp.bfloat16)
-    assert not reductions(jnp.float32)
+    def program(impl):
+        run = jax.jit(lambda *a: ours(a, cotangent, impl, dtype)[0])
+        return run.lower(*arguments).as_text()
+
+    each = [program(impl) for impl in ("autodiff", "fused_grad", "sharded_grad")]
+    assert len(set(each)) == 3
+    monkeypatch.setattr(jax, "device_count", lambda: devices)
+    assert program("auto") == program(expected)
 
 
 def test_unknown_impl_raises():
