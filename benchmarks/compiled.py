@@ -5,12 +5,13 @@ would take longer than what is measured.
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.sharding import Mesh, Sharding
 from jax.typing import DTypeLike
 
 from encnet_jax.data.dataset_info import ADE20K
@@ -21,6 +22,7 @@ from encnet_jax.models.encoding import Encoding
 from encnet_jax.models.layers import set_conv_impl, set_layer_options
 from encnet_jax.models.resnet import ResNet
 from encnet_jax.optimizer import create_optimizer, poly_schedule
+from encnet_jax.run.sharding import batch_sharded, replicated
 from encnet_jax.run.state import create_train_state, split_model
 from encnet_jax.train.step import make_train_step
 
@@ -38,9 +40,22 @@ class Program(NamedTuple):
     function: Any
     arguments: tuple[Any, ...]
 
-    def compile(self) -> jax.stages.Compiled:
-        """Compiles for the shapes alone: nothing is allocated."""
-        return self.function.lower(*self.arguments).compile()
+    def compile(self, options: dict[str, Any] | None = None) -> jax.stages.Compiled:
+        """Compiles for the shapes alone: nothing is allocated.
+
+        Args:
+            options: Flags of the compiler.
+        """
+        return self.function.lower(*self.arguments).compile(compiler_options=options)
+
+    def spread(self, mesh: Mesh) -> Self:
+        """Returns the program for a batch over the devices of a mesh.
+
+        The last argument is the batch; all devices have copies of the others.
+        """
+        *others, batch = self.arguments
+        copies = [_placed(argument, replicated(mesh)) for argument in others]
+        return self._replace(arguments=(*copies, _placed(batch, batch_sharded(mesh))))
 
 
 class Memory(NamedTuple):
@@ -179,6 +194,13 @@ def encnet(dtype: DTypeLike, settings: dict[str, Any]) -> nnx.Module:
         lambda: create_model(
             "encnet", num_classes=CLASSES, dtype=jnp.dtype(dtype), **settings
         )
+    )
+
+
+def _placed(shapes: Any, sharding: Sharding) -> Any:
+    return jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+        shapes,
     )
 
 

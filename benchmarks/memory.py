@@ -1,39 +1,52 @@
-"""Memory of one training step: python -m benchmarks.memory [--small] [--only=...].
+"""Memory of one training step: python -m benchmarks.memory [--target=h100] [--small].
 
-EncNet-101 with 150 classes, crop size 576 and batch size 16, by `model.dtype`,
-`model.remat` and `grad_accum_steps`. Steps are compiled for abstract shapes, and the
-compiler reports their memory; nothing runs.
+    python -m benchmarks.memory --target=h100 --batches=8,16
+    python -m benchmarks.memory --target=v5e --devices=8 --batches=8,16
 
-Steps are compiled for the first device, and the results hold for its platform. On CPU,
-bfloat16 is computed through float32 copies, and the compiler of jaxlib 0.10.2 merges
-what `remat` recomputes with the original (that of 0.12.0 does not).
+EncNet-101 with 150 classes and crop size 576, by `model.dtype`, `model.remat` and
+`grad_accum_steps`. Steps are compiled for abstract shapes, and the compiler reports
+what each device needs; nothing runs. For two batch sizes the largest that fits is
+computed: memory is linear in the batch.
+
+Steps are compiled for the first device, and the results hold for its platform; or for a
+target that this machine need not have, see `targets.py`. On CPU, bfloat16 is computed
+through float32 copies, and the compiler of jaxlib 0.10.2 merges what `remat` recomputes
+with the original (that of 0.12.0 does not).
 """
 
+import contextlib
 import itertools
 import json
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import jax
 from absl import flags
+from jax.sharding import Mesh
 
 from benchmarks.compiled import Memory, compiled_memory, training
+from benchmarks.targets import TARGETS, compiler_options, compiling_for
 from encnet_jax import cli
 from encnet_jax.errors import UserError
+from encnet_jax.run.sharding import mesh_of
 
 _ONLY = flags.DEFINE_list("only", [], "Names of settings; default: all.")
 _BACKBONE = flags.DEFINE_string("backbone", "resnet101", "Backbone.")
 _CROP = flags.DEFINE_integer("crop", 576, "Height and width of the images.")
-_BATCH = flags.DEFINE_integer("batch", 16, "Images per step.")
+_BATCHES = flags.DEFINE_list("batches", ["16"], "Images per step, one or two numbers.")
+_TARGET = flags.DEFINE_enum(
+    "target", None, list(TARGETS), "Compile for it; default: for the first device."
+)
+_DEVICES = flags.DEFINE_integer("devices", 1, "Devices of the target.")
 _SMALL = flags.DEFINE_bool(
     "small", False, "A tiny network and image, to test the benchmark."
 )
 _OUTPUT = flags.DEFINE_string("output", None, "JSON file for the results.")
 
-_STAGES = (1, 2, 3, 4)
 _DTYPES = ("float32", "bfloat16")
-_REMAT = {"keep": (), "remat": _STAGES}
+_REMAT = {"keep": (), "remat3": (3,), "remat": (1, 2, 3, 4)}
 _GRAD_ACCUM_STEPS = (1, 4)
 SETTINGS = {
     f"{dtype}-{remat}-{grad_accum_steps}": (dtype, _REMAT[remat], grad_accum_steps)
@@ -44,37 +57,46 @@ SETTINGS = {
 
 
 def main(arguments: list[str]) -> None:
-    """Prints one row per setting as it is compiled."""
+    """Prints one row per setting and batch size as it is compiled."""
     cli.reject_positional(arguments)
     for name in _ONLY.value:
         if name not in SETTINGS:
             raise UserError(f"--only={name}: allowed are {', '.join(SETTINGS)}")
-    network: dict[str, Any] = dict(
-        backbone=_BACKBONE.value, crop=_CROP.value, batch=_BATCH.value
-    )
+    batches = _batches()
+    network: dict[str, Any] = dict(backbone=_BACKBONE.value, crop=_CROP.value)
     sizes: dict[str, int] = {}
     if _SMALL.value:
-        network = dict(backbone="tiny", crop=32, batch=4)
+        network = dict(backbone="tiny", crop=32)
         sizes = dict(width=4, head_channels=8, num_codes=4)
-    device = jax.devices()[0].device_kind
-    facts = {**network, "device": device, "jax": jax.__version__}
-    print(", ".join(f"{key} {value}" for key, value in facts.items()), end="\n\n")
-    print("| setting | arguments | outputs | temporary | peak, GiB | seconds |")
-    print("|---|---|---|---|---|---|")
-    rows = _earlier_rows(facts)
-    for name in _ONLY.value or SETTINGS:
-        started = time.perf_counter()
-        memory = step_memory(name, **network, **sizes)
-        seconds = time.perf_counter() - started
-        cells = " | ".join(f"{size / 2**30:.2f}" for size in memory)
-        print(f"| {name} | {cells} | {seconds:.0f} |", flush=True)
-        rows[name] = memory._asdict()
-        if _OUTPUT.value:
-            text = json.dumps({**facts, "bytes": rows}, indent=2)
-            Path(_OUTPUT.value).write_text(text + "\n")
+    with _mesh() as mesh:
+        device = mesh.devices[0].device_kind
+        facts = {**network, "device": device, "devices": mesh.size}
+        facts["jax"] = jax.__version__
+        print(", ".join(f"{key} {value}" for key, value in facts.items()), end="\n\n")
+        print("| setting | batch | arguments | outputs | temporary | peak, GiB | time |")
+        print("|---|---|---|---|---|---|---|")
+        found = _earlier(facts)
+        for name in _ONLY.value or SETTINGS:
+            rows = found["bytes"].setdefault(name, {})
+            for batch in batches:
+                started = time.perf_counter()
+                memory = step_memory(name, mesh, batch=batch, **network, **sizes)
+                seconds = time.perf_counter() - started
+                cells = " | ".join(f"{size / 2**30:.2f}" for size in memory)
+                print(f"| {name} | {batch} | {cells} | {seconds:.0f} s |", flush=True)
+                rows[str(batch)] = memory._asdict()
+            if largest := _largest_batch(rows, batches, mesh.size):
+                found["largest_batch"][name] = largest
+            if _OUTPUT.value:
+                text = json.dumps({**facts, **found}, indent=2)
+                Path(_OUTPUT.value).write_text(text + "\n")
+    for name, batch in found["largest_batch"].items():
+        print(f"\n{name}: at most {batch} images in {_capacity() / 1e9:.0f} GB a device")
 
 
-def step_memory(name: str, *, crop: int, batch: int, **settings: Any) -> Memory:
+def step_memory(
+    name: str, mesh: Mesh, *, crop: int, batch: int, **settings: Any
+) -> Memory:
     """Compiles the step of a key of `SETTINGS`; `settings` go to `create_model`."""
     dtype, remat, grad_accum_steps = SETTINGS[name]
     step = training(
@@ -85,17 +107,63 @@ def step_memory(name: str, *, crop: int, batch: int, **settings: Any) -> Memory:
         grad_accum_steps=grad_accum_steps,
         **settings,
     )
-    return compiled_memory(step.compile())
+    options = compiler_options(_TARGET.value) if _TARGET.value else None
+    return compiled_memory(step.spread(mesh).compile(options))
 
 
-def _earlier_rows(facts: dict[str, Any]) -> dict[str, dict[str, int]]:
-    """Returns the rows in the file, if of the same network and device."""
+@contextlib.contextmanager
+def _mesh() -> Iterator[Mesh]:
+    """Gives the devices to compile for."""
+    if _TARGET.value:
+        with compiling_for(_TARGET.value, _DEVICES.value) as mesh:
+            yield mesh
+    elif _DEVICES.value != 1:
+        raise UserError(f"--devices={_DEVICES.value}: only with a --target")
+    else:
+        yield mesh_of(jax.devices()[:1])
+
+
+def _batches() -> list[int]:
+    batches = [int(batch) if batch.isdecimal() else 0 for batch in _BATCHES.value]
+    if not 1 <= len(batches) <= 2 or len(set(batches)) < len(batches):
+        raise UserError(f"--batches={','.join(_BATCHES.value)}: one or two numbers")
+    wrong = [batch for batch in batches if not batch or batch % _DEVICES.value]
+    if wrong:
+        raise UserError(
+            f"--batches={','.join(_BATCHES.value)}: allowed are positive multiples of "
+            f"--devices={_DEVICES.value}"
+        )
+    return sorted(batches)
+
+
+def _largest_batch(
+    rows: dict[str, dict[str, int]], batches: list[int], devices: int
+) -> int | None:
+    """Returns the largest batch that fits into the target's devices, if it is known."""
+    if not _TARGET.value or len(batches) < 2:
+        return None
+    few, many = (rows[str(batch)]["peak"] for batch in batches)
+    if many <= few:  # networks so small that padding decides
+        return None
+    an_image = (many - few) / (batches[1] - batches[0])
+    largest = batches[0] + (_capacity() - few) / an_image
+    return int(largest // devices * devices)
+
+
+def _capacity() -> float:
+    return TARGETS[_TARGET.value].memory
+
+
+def _earlier(facts: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Returns the results in the file, if of the same network and devices."""
     path = Path(_OUTPUT.value or "")
-    if not path.is_file():
-        return {}
-    stored = json.loads(path.read_text())
-    rows = stored.pop("bytes")
-    return rows if stored == facts else {}
+    found: dict[str, dict[str, Any]] = {"bytes": {}, "largest_batch": {}}
+    if path.is_file():
+        stored = json.loads(path.read_text())
+        earlier = {key: stored.pop(key) for key in found if key in stored}
+        if stored == facts:
+            found |= earlier
+    return found
 
 
 if __name__ == "__main__":
