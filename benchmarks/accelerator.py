@@ -2,10 +2,10 @@
 
     python -m benchmarks.accelerator [--minutes=8] [--output=FILE.json] [--resume]
 
-EncNet in bfloat16: labels and training steps, evaluation in windows, the largest batch
-that fits, dilated stages and the encoding layer alone. Needs one accelerator and
-nothing but the repository; where torch is installed (the extra `bench`) and sees the
-device too, the same in plain torch is measured in turns with ours.
+EncNet in bfloat16: labels and training steps, evaluation in windows, dilated stages and
+the encoding layer alone. Needs one accelerator and nothing but the repository; where
+torch is installed (the extra `bench`) and sees the device too, the same in plain torch
+is measured in turns with ours. What fits into memory: `benchmarks.memory`.
 
 Each part is a process of its own, so that memory is counted from nothing and a program
 that takes the process down takes no other result with it. Parts come in the order of
@@ -112,8 +112,6 @@ def report(data: dict) -> str:
         lines.append(f"\n{part}: {ratio:.2f} times the speed of torch")
     for row in data.get("windows", {}).values():
         lines.append(f"\nwindows, {row['candidate']}: {row['images_per_second']:.2f}/s")
-    for name, batch in data.get("largest_batch", {}).items():
-        lines.append(f"\n{name}: at most {batch} images in 80 GB")
     lines += ["", "| layers | impl | forward, ms | with gradients, ms |"]
     lines.append("|---|---|---|---|")
     for layers in ("dilated_stages", "encoding"):

@@ -19,7 +19,6 @@ from benchmarks.sizes import FULL, SMALL, Network, Sizes
 from benchmarks.timing import Candidate, medians
 from encnet_jax.errors import UserError
 
-_MEMORY = 80e9  # of the device for which the largest batch is sought, bytes
 _log = logging.getLogger("encnet_jax.benchmarks")
 
 
@@ -45,8 +44,6 @@ def measure(part: str, record: BenchmarkRecord, sizes: Sizes, torch: str) -> Non
         record.put("device", "products_per_second", _products_per_second(sizes))
     if part == "layers":
         _layers(record, sizes, other)
-    elif part == "memory":
-        _memory(record, sizes)
     elif part == "windows":
         if other is not None:
             from benchmarks import windows  # which needs torch
@@ -112,37 +109,6 @@ def _layers(record: BenchmarkRecord, sizes: Sizes, torch: Any) -> None:
     if torch is not None:
         candidates["torch"] = torch.encoding(**sizes.encoding)
     _put_both(record, "encoding", candidates, timing)
-
-
-def _memory(record: BenchmarkRecord, sizes: Sizes) -> None:
-    """Puts the largest batch of a training step that the compiler plans for 80 GB.
-
-    Memory is linear in the batch: two batches are compiled. Nothing runs, so kernels
-    need not be tuned.
-    """
-    backbone, side, batches, variants = sizes.memory
-    tuned = {"xla_gpu_autotune_level": 0} if jax.default_backend() == "gpu" else None
-    for name, remat in variants.items():
-        for batch in batches:
-            row = f"{backbone}-{side} {name} {batch}"
-            if record.has("memory", row):
-                continue
-            program = programs.training(
-                size=(side, side),
-                batch=batch,
-                dtype=jnp.bfloat16,
-                backbone=backbone,
-                remat=remat,
-            )
-            lowered = program.function.lower(*program.arguments)
-            compiled = lowered.compile(compiler_options=tuned)
-            record.put("memory", row, programs.compiled_memory(compiled).peak)
-        few, many = (
-            record.data["memory"][f"{backbone}-{side} {name} {b}"] for b in batches
-        )
-        an_image = (many - few) / (batches[1] - batches[0])
-        largest = int(batches[0] + (_MEMORY - few) / an_image)
-        record.put("largest_batch", f"{backbone}-{side} {name}", largest)
 
 
 @jax.jit

@@ -73,17 +73,13 @@ def main(arguments: list[str]) -> None:
         facts = {**network, "device": device, "devices": mesh.size}
         facts["jax"] = jax.__version__
         print(", ".join(f"{key} {value}" for key, value in facts.items()), end="\n\n")
-        print("| setting | batch | arguments | outputs | temporary | peak, GiB | time |")
+        print("| setting | batch | arguments | outputs | temporary | peak, GiB | |")
         print("|---|---|---|---|---|---|---|")
         found = _earlier(facts)
         for name in _ONLY.value or SETTINGS:
             rows = found["bytes"].setdefault(name, {})
             for batch in batches:
-                started = time.perf_counter()
-                memory = step_memory(name, mesh, batch=batch, **network, **sizes)
-                seconds = time.perf_counter() - started
-                cells = " | ".join(f"{size / 2**30:.2f}" for size in memory)
-                print(f"| {name} | {batch} | {cells} | {seconds:.0f} s |", flush=True)
+                memory = _printed(name, mesh, batch=batch, **network, **sizes)
                 rows[str(batch)] = memory._asdict()
             if largest := _largest_batch(rows, batches, mesh.size):
                 found["largest_batch"][name] = largest
@@ -91,7 +87,17 @@ def main(arguments: list[str]) -> None:
                 text = json.dumps({**facts, **found}, indent=2)
                 Path(_OUTPUT.value).write_text(text + "\n")
     for name, batch in found["largest_batch"].items():
-        print(f"\n{name}: at most {batch} images in {_capacity() / 1e9:.0f} GB a device")
+        print(f"\n{name}: at most {batch} images, {_capacity() / 1e9:.0f} GB a device")
+
+
+def _printed(name: str, mesh: Mesh, *, batch: int, **settings: Any) -> Memory:
+    """Prints the row of `step_memory`, with the seconds that compiling took."""
+    started = time.perf_counter()
+    memory = step_memory(name, mesh, batch=batch, **settings)
+    cells = " | ".join(f"{size / 2**30:.2f}" for size in memory)
+    seconds = time.perf_counter() - started
+    print(f"| {name} | {batch} | {cells} | {seconds:.0f} s |", flush=True)
+    return memory
 
 
 def step_memory(

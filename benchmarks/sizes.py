@@ -32,10 +32,8 @@ class Sizes(NamedTuple):
         encoding: Arguments of `encoding`.
         networks: Name -> network.
         windows: Keyword arguments of `benchmarks.windows.measure`.
-        memory: Backbone, height and width, two batches whose memory is analyzed, and
-            name -> stages computed again in the backward pass.
         parts: What is measured, the most important first: `"NETWORK WORK"`,
-            `"windows"`, `"memory"`, `"layers"`.
+            `"windows"`, `"layers"`.
         rounds: See `medians`.
         seconds: Likewise.
     """
@@ -45,7 +43,6 @@ class Sizes(NamedTuple):
     encoding: dict[str, Any]
     networks: dict[str, Network]
     windows: dict[str, Any]
-    memory: tuple[str, int, tuple[int, int], dict[str, tuple[int, ...]]]
     parts: tuple[str, ...]
     rounds: int
     seconds: float
@@ -68,13 +65,12 @@ FULL = Sizes(
         batch=16,
         rounds=3,
     ),
-    memory=("resnet101", 576, (8, 16), {"remat": (1, 2, 3, 4), "keep": ()}),
     parts=(
         *("r50-480 inference", "r50-480 training"),
         *("r101-480 inference", "windows", "r50-512x1024 inference"),
         *("r101-480 training", "r50-512x1024 training"),
         *("r101-512x1024 inference", "r101-512x1024 training"),
-        *("memory", "layers"),
+        "layers",
     ),
     rounds=5,
     seconds=0.3,
@@ -85,10 +81,9 @@ SMALL = Sizes(
     encoding=dict(batch=1, pixels=6, channels=8),
     networks={"tiny-32x48": Network("tiny", (32, 48), 2, 2)},
     windows=dict(backbone="tiny", images=1, scales=(0.5,), batch=2, rounds=1),
-    memory=("tiny", 32, (2, 4), {"keep": ()}),
     parts=(
         *("tiny-32x48 inference", "tiny-32x48 training"),
-        *("windows", "memory", "layers"),
+        *("windows", "layers"),
     ),
     rounds=2,
     seconds=0.0,

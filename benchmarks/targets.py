@@ -1,8 +1,8 @@
 """Accelerators that programs are compiled for on a machine that has none.
 
-The compilers of GPUs and TPUs come with the packages `jax[cuda13]` and `jax[tpu]`. They
-need only the description of a device to plan a program: its memory, and how devices talk
-to each other. Kernels cannot be timed without one, and are not tuned.
+The compilers of GPUs and TPUs come with the packages `jax[cuda13]` and `jax[tpu]`. To
+plan a program, its memory and what devices send each other, they need only the
+description of a device. Without one kernels are neither timed nor tuned.
 """
 
 import contextlib
@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 from unittest import mock
 
 import jax
-import numpy as np
 from jax.experimental import topologies
 from jax.sharding import Mesh
 

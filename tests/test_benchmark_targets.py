@@ -1,0 +1,83 @@
+"""Programs are compiled for accelerators that this machine does not have.
+
+Needs their compilers: `pip install jax[tpu]`, or `jax[cuda13]`.
+"""
+
+import importlib.util
+import json
+import subprocess
+import sys
+
+import pytest
+from jax.experimental import topologies
+
+from benchmarks import targets
+from encnet_jax.errors import UserError
+from tests.commands import ROOT, environment
+
+COMPILERS = {"v5e": "libtpu", "h100": "jax_cuda13_plugin"}
+# In a process of its own: compilers stay loaded, and a TPU's loads once per machine.
+STEP = """
+import sys
+from benchmarks import compiled, targets
+from tests.train.test_step_collectives import SIZES, collectives
+with targets.compiling_for(sys.argv[1], 8) as mesh:
+    step = compiled.training(size=(32, 48), batch=16, dtype="bfloat16", **SIZES)
+    program = step.spread(mesh).compile(targets.compiler_options(sys.argv[1]))
+print("found:", *sorted(set(collectives(program.as_text()))))
+"""
+
+
+def run(target, *arguments):
+    if importlib.util.find_spec(COMPILERS[target]) is None:
+        pytest.skip(f"needs the compiler in {targets.TARGETS[target].package}")
+    result = subprocess.run(
+        [sys.executable, *arguments],
+        cwd=ROOT,
+        env={**environment(), "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"},
+        capture_output=True,
+        text=True,
+        timeout=500,
+    )
+    assert result.returncode == 0, result.stderr
+    return result.stdout
+
+
+@pytest.mark.parametrize("target", COMPILERS)
+def test_step_over_eight_devices_only_adds_up(target):
+    assert "found: all-reduce\n" in run(target, "-c", STEP, target)
+
+
+@pytest.mark.parametrize("target", COMPILERS)
+def test_memory_is_of_the_target(target, tmp_path):
+    path = tmp_path / "memory.json"
+    options = ("--small", "--only=bfloat16-keep-1", f"--output={path}")
+    several = ("--devices=4", "--batches=4,64", f"--target={target}")
+    run(target, "-m", "benchmarks.memory", *options, *several)
+    found = json.loads(path.read_text())
+    assert found["devices"] == 4
+    assert {"v5e": "TPU v5 lite", "h100": "H100"}[target] in found["device"]
+    few, many = (found["bytes"]["bfloat16-keep-1"][batch] for batch in ("4", "64"))
+    assert few["temporary"] < many["temporary"]
+    largest = found["largest_batch"]["bfloat16-keep-1"]
+    assert largest > 64 and largest % 4 == 0
+
+
+def test_number_of_devices_that_a_target_lacks_is_refused():
+    with (
+        pytest.raises(UserError, match="--devices=3: allowed with --target=v5e: 1, 4"),
+        targets.compiling_for("v5e", 3),
+    ):
+        pass
+
+
+def test_missing_compiler_is_named(monkeypatch):
+    def missing(*_, **__):
+        raise RuntimeError("JAX TPU support not installed")
+
+    monkeypatch.setattr(topologies, "get_topology_desc", missing)
+    with (
+        pytest.raises(UserError, match=r"--target=v6e: .*pip install 'jax\[tpu\]=="),
+        targets.compiling_for("v6e"),
+    ):
+        pass
