@@ -63,7 +63,7 @@ def run(main: Callable[[list[str]], int | None]) -> None:
     try:
         arguments = flags.FLAGS(sys.argv)[1:]
     except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as error:
-        _fail(_wrong_key(sys.argv) or _one_line(_raised_by_config(error)), 2)
+        _fail(_wrong_key(sys.argv) or _message(_raised_by_config(error)), 2)
     _set_up()
     from encnet_jax.run.distributed import abort_on_failure
 
@@ -71,9 +71,9 @@ def run(main: Callable[[list[str]], int | None]) -> None:
         try:
             code = main(arguments)
         except UserError as error:
-            _fail(_one_line(error), 2)
+            _fail(_message(error), 2)
         except FloatingPointError as error:
-            _fail(_one_line(error), 1)
+            _fail(_message(error), 1)
         except KeyboardInterrupt:
             _fail("interrupted", 130)
     sys.exit(code or 0)
@@ -122,7 +122,8 @@ def _raised_by_config(error: Exception) -> BaseException:
     return inner if isinstance(inner, UserError) else error
 
 
-def _one_line(error: BaseException) -> str:
+def _message(error: BaseException) -> str:
+    """Returns what is printed of an error, in one line."""
     if isinstance(error, UserError):  # it is, and file names may hold double spaces
         return str(error)
     text = error.args[0] if isinstance(error, KeyError) and error.args else error

@@ -27,7 +27,7 @@ from encnet_jax.convert.torch_reader.tensors import (
     DTYPES,
     Placeholder,
     UnsupportedFileError,
-    one_line,
+    quotable,
 )
 from encnet_jax.errors import UserError
 
@@ -114,7 +114,7 @@ def load_file(path: str | os.PathLike[str]) -> Any:
         reason = error.strerror if isinstance(error, OSError) else None
         reason = reason or f"{type(error).__name__}: {error}"
         raise UserError(
-            f"{file}: cannot be read ({one_line(reason)}); it is missing, truncated or"
+            f"{file}: cannot be read ({quotable(reason)}); it is missing, truncated or"
             f" damaged; allowed: {ALLOWED}"
         ) from error
 
@@ -295,7 +295,7 @@ def _load_safetensors(file: pathlib.Path) -> dict[str, np.ndarray]:
             dtype = _SAFETENSORS_DTYPES.get(entry["dtype"])
             if dtype is None:
                 raise UnsupportedFileError(
-                    f"has a tensor of {one_line(entry['dtype'])}; allowed:"
+                    f"has a tensor of {quotable(entry['dtype'])}; allowed:"
                     f" {', '.join(_SAFETENSORS_DTYPES)}"
                 )
             array = np.frombuffer(entry["data"], DTYPES[dtype])
@@ -304,6 +304,6 @@ def _load_safetensors(file: pathlib.Path) -> dict[str, np.ndarray]:
         return arrays
     except safetensors.SafetensorError as error:
         raise UnsupportedFileError(
-            f"is not a readable safetensors file ({one_line(error)}); "
+            f"is not a readable safetensors file ({quotable(error)}); "
             f"allowed: {ALLOWED}"
         ) from error

@@ -18,7 +18,7 @@ from encnet_jax.convert.torch_reader.tensors import (
     Lookup,
     Tensors,
     UnsupportedFileError,
-    one_line,
+    quotable,
 )
 from encnet_jax.convert.torch_reader.unpickler import SafeUnpickler
 
@@ -44,7 +44,7 @@ def load_zip(file: pathlib.Path, data: UInt8[np.ndarray, " size"]) -> Any:
     def lookup(key: str, dtype: np.dtype) -> np.ndarray:
         if (raw := members.get(f"{root}data/{key}")) is None:
             raise UnsupportedFileError(
-                f"lacks storage {one_line(key)!r}; it is damaged"
+                f"lacks storage {quotable(key)!r}; it is damaged"
             )
         return _native(raw, dtype, swap)
 
@@ -130,7 +130,7 @@ def load_legacy(
         dtype = tensors.storage_types.get(key)
         if dtype is None or key in storages:
             raise UnsupportedFileError(
-                f"lists storage {one_line(key)!r} twice or never uses it"
+                f"lists storage {quotable(key)!r} twice or never uses it"
             )
         numel = int.from_bytes(data[position : position + 8].tobytes(), order)
         end = position + 8 + numel * dtype.itemsize
@@ -145,7 +145,7 @@ def load_legacy(
     def lookup(key: str, dtype: np.dtype) -> np.ndarray:
         if key not in storages:
             raise UnsupportedFileError(
-                f"lacks storage {one_line(key)!r}; it is damaged"
+                f"lacks storage {quotable(key)!r}; it is damaged"
             )
         return storages[key]
 

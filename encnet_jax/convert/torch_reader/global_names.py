@@ -13,7 +13,7 @@ from encnet_jax.convert.torch_reader.tensors import (
     Placeholder,
     StorageType,
     UnsupportedFileError,
-    one_line,
+    quotable,
 )
 
 _MAX_NAME = 300  # characters of "module.name"
@@ -59,7 +59,7 @@ def resolve(module: str, name: str) -> Placeholder | np.dtype:
     """Returns the value that stands for a class or function named in a file."""
     if len(module) + len(name) > _MAX_NAME:
         raise UnsupportedFileError(f"names a class with over {_MAX_NAME} characters")
-    full = one_line(f"{module}.{name}")
+    full = quotable(f"{module}.{name}")
     if method := _BUILDERS.get((module, name)):
         return Builder(full, method)
     if module == "torch._utils" and name in _UNREADABLE_TENSORS:

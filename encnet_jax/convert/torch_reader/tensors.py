@@ -127,13 +127,13 @@ class Tensors:
         if not isinstance(key, str) or not is_size(numel):
             raise UnsupportedFileError("has a storage with an invalid key or size")
         if self.storage_types.setdefault(key, cls.dtype) != cls.dtype:
-            raise UnsupportedFileError(f"gives storage {one_line(key)!r} two types")
+            raise UnsupportedFileError(f"gives storage {quotable(key)!r} two types")
         if key not in self.raws:
             self.raws[key] = self.lookup(key, cls.dtype)
         raw, width = self.raws[key], cls.dtype.itemsize
         if raw is not None and numel * width > raw.size:
             raise UnsupportedFileError(
-                f"asks for {numel * width} bytes of storage {one_line(key)!r}, "
+                f"asks for {numel * width} bytes of storage {quotable(key)!r}, "
                 f"which has {raw.size}"
             )
         if view is None:
@@ -144,7 +144,7 @@ class Tensors:
         _, offset, size = view
         if offset + size > numel:
             raise UnsupportedFileError(
-                f"has a view that leaves storage {one_line(key)!r}"
+                f"has a view that leaves storage {quotable(key)!r}"
             )
         part = raw if raw is None else raw[offset * width : (offset + size) * width]
         return Storage(part, cls.dtype, size)
@@ -215,8 +215,8 @@ class Tensors:
         return np.ndarray(shape, dtype, storage.raw, offset * dtype.itemsize, steps)
 
 
-def one_line(text: object) -> str:
-    """Formats text as one printable line of at most 160 characters."""
+def quotable(text: object) -> str:
+    """Returns what a message may quote of a file: 160 printable characters."""
     words = " ".join(str(text)[:400].split())
     if not words.isprintable():
         words = "".join(c if c.isprintable() else "?" for c in words)
