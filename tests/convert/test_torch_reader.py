@@ -309,7 +309,8 @@ def test_named_functions_are_never_executed(tmp_path, case, form):
     (result,) = torch_file.load_file(path)
     assert isinstance(result, Placeholder | np.ndarray | dict)
     assert not sentinel.exists()
-    assert set(sys.modules) == before
+    # The first archive that a process reads brings the coding of its names.
+    assert set(sys.modules) - before <= {"encodings.cp437"}
 
 
 def test_malicious_programs_would_run_under_pickle(tmp_path):
