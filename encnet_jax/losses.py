@@ -10,6 +10,7 @@ from jaxtyping import Array, Bool, Float, Integer
 
 from encnet_jax.models.cifar import ClassifierOutput
 from encnet_jax.models.segmentation import SegmentationOutput
+from encnet_jax.ops.class_presence import class_presence
 from encnet_jax.ops.class_weights import check_class_weights
 from encnet_jax.ops.cross_entropy import (
     resized_cross_entropy,
@@ -244,17 +245,6 @@ def lovasz_softmax(
     labels = jnp.asarray(labels).astype(jnp.int32)
     labels = jnp.where(labels == ignore_label, -1, labels)
     return resized_lovasz_softmax(jnp.asarray(logits), labels, align_corners)
-
-
-def class_presence(
-    labels: Integer[AnyArray, "b h w"], num_classes: int
-) -> Float[Array, "b n"]:
-    """Returns float32 (b, num_classes): 1 where the class has at least one pixel.
-
-    Ignored labels are no class (both originals: a histogram from 0 to n - 1).
-    """
-    pixels = jnp.asarray(labels).reshape(labels.shape[0], -1, 1)
-    return (pixels == jnp.arange(num_classes)).any(1).astype(jnp.float32)
 
 
 def se_loss(

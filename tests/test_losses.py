@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 
 from encnet_jax.losses import (
-    class_presence,
     lovasz_softmax,
     pixel_cross_entropy,
     se_loss,
@@ -247,12 +246,6 @@ def test_lovasz_softmax_is_a_part_of_the_main_head_beside_all_other_settings():
     assert parts.keys() == others.keys() | {"lovasz_loss"}
     np.testing.assert_allclose(parts["lovasz_loss"], (0.75 + 0.3) / 2, rtol=1e-5)
     np.testing.assert_allclose(loss, without + 2 * parts["lovasz_loss"], rtol=1e-6)
-
-
-def test_class_presence_finds_single_pixels_and_no_ignored_ones():
-    pixels = jnp.array([[[0, 0], [0, 3]], [[255, 255], [2, 1]], [[255] * 2] * 2])
-    expected = [[1, 0, 0, 1], [0, 1, 1, 0], [0, 0, 0, 0]]
-    np.testing.assert_array_equal(class_presence(pixels, 4), expected)
 
 
 def test_se_loss_is_the_mean_over_images_and_classes():

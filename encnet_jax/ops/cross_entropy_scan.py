@@ -149,7 +149,8 @@ def _blocks(
     batch, height, width = labels.shape
     columns = np.asarray(interpolation_matrix(logits.shape[2], width, align_corners))
     rows = np.asarray(interpolation_matrix(logits.shape[1], height, align_corners))
-    taken = min(_block_rows(4 * batch * width * logits.shape[-1]), height)
+    blocks = -(-height // _block_rows(4 * batch * width * logits.shape[-1]))
+    taken = -(-height // blocks)  # about as many rows in the last as in the others
     # Rows that fill up the last block weigh nothing.
     missing = -height % taken
     split = np.pad(rows, ((0, missing), (0, 0))).reshape(-1, taken, rows.shape[1])
@@ -157,7 +158,7 @@ def _blocks(
 
 
 def _block_rows(row_bytes: int) -> int:
-    """How many rows of resized logits are held at a time."""
+    """How many rows of resized logits are held at a time, at most."""
     if jax.default_backend() == "cpu":
         return max(4, 2**22 // row_bytes)  # they stay in the caches
     # Few steps: each starts some kernels.

@@ -7,9 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from encnet_jax.losses import class_presence, se_loss, segmentation_loss
+from encnet_jax.losses import se_loss, segmentation_loss
 from encnet_jax.metrics import confusion_matrix, segmentation_metrics
 from encnet_jax.models.segmentation import SegmentationOutput
+from encnet_jax.ops.class_presence import class_presence
 from encnet_jax.optimizer import cosine_schedule, poly_schedule
 
 from .cases import load_case, nchw, nhwc

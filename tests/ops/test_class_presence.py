@@ -1,0 +1,32 @@
+"""Which classes an image has, by every implementation."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from encnet_jax.ops.class_presence import class_presence
+
+IMPLS = ("auto", "compare", "scatter")
+
+
+@pytest.mark.parametrize("impl", IMPLS)
+def test_single_pixels_are_found_and_ignored_ones_are_not(impl):
+    pixels = np.array([[[0, 0], [0, 3]], [[255, 255], [2, 1]], [[255] * 2] * 2])
+    expected = [[1, 0, 0, 1], [0, 1, 1, 0], [0, 0, 0, 0]]
+    for dtype in (np.uint8, np.int32):
+        found = class_presence(pixels.astype(dtype), 4, impl)
+        assert found.dtype == jnp.float32
+        np.testing.assert_array_equal(found, expected)
+
+
+@pytest.mark.parametrize("impl", IMPLS)
+def test_labels_outside_are_no_class(impl):
+    # Not the last class, as an index from the end would be.
+    pixels = np.array([[[-1, -4, 4, 2]], [[-100, 1000, 5, 0]]])
+    found = class_presence(pixels, 4, impl)
+    np.testing.assert_array_equal(found, [[0, 0, 1, 0], [1, 0, 0, 0]])
+
+
+def test_unknown_impl_raises():
+    with pytest.raises(ValueError, match="impl='sort': allowed are 'auto', 'compare'"):
+        class_presence(np.zeros((1, 2, 2), np.int32), 4, "sort")
