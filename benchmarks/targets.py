@@ -120,7 +120,9 @@ def _topology(name: str, arrangement: str) -> topologies.TopologyDescription:
         return topologies.get_topology_desc(
             "", "cuda", target_config=_H100, topology=arrangement
         )
-    # Otherwise its library asks the network which TPU this machine is.
+    # Otherwise its library asks the network which TPU this machine is, and lets one
+    # process at a time use it.
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
+    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
     hosts = {"chips_per_host_bounds": (1, 1, 1)} if arrangement == "1x1x1" else {}
     return topologies.get_topology_desc(f"{name}:{arrangement}", "tpu", **hosts)

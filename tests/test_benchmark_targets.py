@@ -16,7 +16,7 @@ from encnet_jax.errors import UserError
 from tests.commands import ROOT, environment
 
 COMPILERS = {"v5e": "libtpu", "h100": "jax_cuda13_plugin"}
-# In a process of its own: compilers stay loaded, and a TPU's loads once per machine.
+# In a process of its own: compilers stay loaded.
 STEP = """
 import sys
 from benchmarks import compiled, targets
@@ -26,6 +26,16 @@ with targets.compiling_for(sys.argv[1], 8) as mesh:
     program = step.spread(mesh).compile(targets.compiler_options(sys.argv[1]))
 print("found:", *sorted(set(collectives(program.as_text()))))
 """
+# 3x3 convolutions of ResNet-50: three in the stem, one a block, one in the head.
+LABELS = """
+from benchmarks import compiled, targets
+from tests.ops.test_conv_bias import count_fused_convolutions
+with targets.compiling_for("h100") as mesh:
+    settings = dict(backbone="resnet50", dtype="bfloat16")
+    labels = compiled.inference(size=(96, 96), batch=4, **settings).spread(mesh)
+    program = labels.compile(targets.compiler_options("h100"))
+print("fused:", count_fused_convolutions(program.as_text()))
+"""
 
 
 def run(target, *arguments):
@@ -34,7 +44,7 @@ def run(target, *arguments):
     result = subprocess.run(
         [sys.executable, *arguments],
         cwd=ROOT,
-        env={**environment(), "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"},
+        env=environment(),
         capture_output=True,
         text=True,
         timeout=500,
@@ -46,6 +56,10 @@ def run(target, *arguments):
 @pytest.mark.parametrize("target", COMPILERS)
 def test_step_over_eight_devices_only_adds_up(target):
     assert "found: all-reduce\n" in run(target, "-c", STEP, target)
+
+
+def test_convolution_bias_and_relu_of_labels_are_one_call_on_gpu():
+    assert "fused: 20\n" in run("h100", "-c", LABELS)
 
 
 @pytest.mark.parametrize("target", COMPILERS)
