@@ -81,7 +81,8 @@ def main(arguments: list[str]) -> None:
             for batch in batches:
                 memory = _printed(name, mesh, batch=batch, **network, **sizes)
                 rows[str(batch)] = memory._asdict()
-            if largest := _largest_batch(rows, batches, mesh.size):
+            unit = mesh.size * SETTINGS[name][2]
+            if largest := _largest_batch(rows, batches, unit):
                 found["largest_batch"][name] = largest
             if _OUTPUT.value:
                 text = json.dumps({**facts, **found}, indent=2)
@@ -130,22 +131,23 @@ def _mesh() -> Iterator[Mesh]:
 
 
 def _batches() -> list[int]:
+    given = f"--batches={','.join(_BATCHES.value)}"
     batches = [int(batch) if batch.isdecimal() else 0 for batch in _BATCHES.value]
     if not 1 <= len(batches) <= 2 or len(set(batches)) < len(batches):
-        raise UserError(f"--batches={','.join(_BATCHES.value)}: one or two numbers")
-    wrong = [batch for batch in batches if not batch or batch % _DEVICES.value]
-    if wrong:
+        raise UserError(f"{given}: must be one or two numbers")
+    parts = max(SETTINGS[name][2] for name in _ONLY.value or SETTINGS)
+    if any(not batch or batch % (_DEVICES.value * parts) for batch in batches):
         raise UserError(
-            f"--batches={','.join(_BATCHES.value)}: allowed are positive multiples of "
-            f"--devices={_DEVICES.value}"
+            f"{given}: allowed are positive multiples of --devices={_DEVICES.value} "
+            f"times the {parts} parts of a batch"
         )
     return sorted(batches)
 
 
 def _largest_batch(
-    rows: dict[str, dict[str, int]], batches: list[int], devices: int
+    rows: dict[str, dict[str, int]], batches: list[int], unit: int
 ) -> int | None:
-    """Returns the largest batch that fits into the target's devices, if it is known."""
+    """Returns the largest multiple of a unit that fits into the target, if known."""
     if not _TARGET.value or len(batches) < 2:
         return None
     few, many = (rows[str(batch)]["peak"] for batch in batches)
@@ -153,7 +155,7 @@ def _largest_batch(
         return None
     an_image = (many - few) / (batches[1] - batches[0])
     largest = batches[0] + (_capacity() - few) / an_image
-    return int(largest // devices * devices)
+    return int(largest // unit * unit)
 
 
 def _capacity() -> float:

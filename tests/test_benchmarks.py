@@ -122,7 +122,8 @@ def test_memory_falls_with_the_parts_of_a_batch(bench, tmp_path):
         (["--only=float16"], "--only=float16: allowed are float32-keep-1, "),
         (["--devices=2"], "--devices=2: only with a --target"),
         (["--batches=8,x"], "--batches=8,x: allowed are positive multiples of"),
-        (["--batches=1,2,3"], "--batches=1,2,3: one or two numbers"),
+        (["--batches=8,18"], "of --devices=1 times the 4 parts of a batch"),
+        (["--batches=4,8,12"], "--batches=4,8,12: must be one or two numbers"),
     ],
 )
 def test_mistakes_in_the_flags_of_memory_are_named(bench, options, message):
