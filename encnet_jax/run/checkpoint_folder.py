@@ -43,15 +43,6 @@ def saved_steps(folder: Path) -> list[int]:
     return sorted(int(path.name) for path in folder.iterdir() if path.name.isdigit())
 
 
-def check_saved(folder: Path, step: int) -> None:
-    """Raises `UserError` if a step is not there: on a full disk saving only warns."""
-    if step not in saved_steps(folder):
-        raise UserError(
-            f"{folder.parent}: the checkpoint of step {step} does not fit on the disk; "
-            "free space and rerun the command"
-        )
-
-
 def choose_step(folder: Path, step: str | int, metric: str) -> int:
     """Returns the step of the checkpoint asked for.
 

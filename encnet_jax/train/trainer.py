@@ -27,8 +27,8 @@ from encnet_jax.errors import UserError
 from encnet_jax.files import check_folder
 from encnet_jax.models import create_model
 from encnet_jax.optimizer import create_optimizer
-from encnet_jax.run import checkpoint_folder
 from encnet_jax.run.checkpoint import Checkpoints
+from encnet_jax.run.checkpoint_folder import check_path
 from encnet_jax.run.metric_writer import MetricWriter
 from encnet_jax.run.model_config import check_config, model_settings
 from encnet_jax.run.preemption import SigtermHandler, lock_workdir
@@ -73,7 +73,7 @@ def train(
         FloatingPointError: The loss is not finite; names the step.
     """
     check_config(config)
-    checkpoint_folder.check_path(Path(os.path.abspath(workdir)))
+    check_path(Path(os.path.abspath(workdir)))
     check_folder(workdir, "workdir")
     input_pipeline.check_packages(config, datasets)
     log_missing_large_pages(jax.default_backend())
@@ -256,8 +256,11 @@ class Trainer:
 
     def _check_saved(self, step: int) -> None:
         # Other hosts may see the folder as it was before.
-        if jax.process_index() == 0:
-            checkpoint_folder.check_saved(self.checkpoints.folder, step)
+        if jax.process_index() == 0 and step not in self.checkpoints.steps():
+            raise UserError(
+                f"{self.workdir}: the checkpoint of step {step}, the last one taken, "
+                "does not fit on the disk; free space and rerun the command"
+            )
 
     def _log_metrics(self, step: int, metrics: dict[str, jax.Array]) -> None:
         self._check_losses(step)

@@ -500,7 +500,7 @@ def test_full_disk_is_an_error_that_leaves_no_workdir(
         (workdir / "notes.txt").write_text("mine")
     with monkeypatch.context() as patch:
         patch.setattr(failing, fail)
-        with pytest.raises(UserError, match=r"run: .*(on the disk|No space)"):
+        with pytest.raises(UserError, match=r"^--output=.*run: .*(disk|space)"):
             write_workdir(weights, workdir)
     left = [path.name for path in tmp_path.rglob("*")]
     assert left == (["run", "notes.txt"] if existed else [])

@@ -245,7 +245,9 @@ def test_full_disk_costs_a_checkpoint_but_not_the_run(camvid, tmp_path):
     assert "WARNING: the checkpoint of step 4 does not fit" in stderr
     # The run continued to its end, and then reported the missing checkpoint.
     assert (out / "full").read_text().strip() == "2"
-    assert "error: " in stderr and "of step 6 does not fit" in stderr
+    assert (
+        "error: " in stderr and "of step 6, the last one taken, does not fit" in stderr
+    )
     # Pieces that Orbax's threads still wrote are removed by the next start.
     assert checkpoints((out / "second").read_text()) == ["2"]
     # The last two, and step 2 where its score is the best.

@@ -274,7 +274,7 @@ def test_last_checkpoint_must_fit_on_the_disk(new_run, monkeypatch):
 
     with monkeypatch.context() as patch:
         patch.setattr(Checkpoints, "save", full)
-        with pytest.raises(UserError, match="step 6 does not fit"):
+        with pytest.raises(UserError, match="step 6, the last one taken, does not fit"):
             run.train(2)
     assert run.train(2) is not None
     assert run.steps() == ([1, 2, 3, 4, 5, 6], [2, 4, 6])
@@ -285,7 +285,7 @@ def test_sigterm_on_a_full_disk_is_an_error(new_run, monkeypatch):
     monkeypatch.setattr(trainer.SigtermHandler, "due", lambda self, step: step == 4)
     with monkeypatch.context() as patch:
         patch.setattr(Checkpoints, "save", lambda self, state, step: None)
-        with pytest.raises(UserError, match="step 4 does not fit"):
+        with pytest.raises(UserError, match="step 4, the last one taken, does not fit"):
             run.train(2)
     assert run.train(2) is None and run.steps()[0] == [1, 2, 3, 4]
 
