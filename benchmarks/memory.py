@@ -5,8 +5,8 @@
 
 EncNet-101 with 150 classes and crop size 576, by `model.dtype`, `model.remat` and
 `grad_accum_steps`. Steps are compiled for abstract shapes, and the compiler reports
-what each device needs; nothing runs. For two batch sizes the largest that fits is
-computed: memory is linear in the batch.
+what each device needs; nothing runs. From two batch sizes the file has the largest that
+fits into the target: memory is linear in the batch.
 
 Steps are compiled for the first device, and the results hold for its platform; or for a
 target that this machine need not have, see `targets.py`. On CPU, bfloat16 is computed
@@ -34,12 +34,14 @@ from encnet_jax.run.sharding import mesh_of
 
 _ONLY = flags.DEFINE_list("only", [], "Names of settings; default: all.")
 _BACKBONE = flags.DEFINE_string("backbone", "resnet101", "Backbone.")
-_CROP = flags.DEFINE_integer("crop", 576, "Height and width of the images.")
+_CROP = flags.DEFINE_integer(
+    "crop", 576, "Height and width of the images.", lower_bound=8
+)
 _BATCHES = flags.DEFINE_list("batches", ["16"], "Images per step, one or two numbers.")
 _TARGET = flags.DEFINE_enum(
     "target", None, list(TARGETS), "Compile for it; default: for the first device."
 )
-_DEVICES = flags.DEFINE_integer("devices", 1, "Devices of the target.")
+_DEVICES = flags.DEFINE_integer("devices", 1, "Devices of the target.", lower_bound=1)
 _SMALL = flags.DEFINE_bool(
     "small", False, "A tiny network and image, to test the benchmark."
 )
@@ -68,34 +70,38 @@ def main(arguments: list[str]) -> None:
     if _SMALL.value:
         network = dict(backbone="tiny", crop=32)
         sizes = dict(width=4, head_channels=8, num_codes=4)
+    path = Path(_OUTPUT.value).absolute() if _OUTPUT.value else None
     with _mesh() as mesh:
         device = mesh.devices[0].device_kind
         facts = {**network, "device": device, "devices": mesh.size}
-        facts["jax"] = jax.__version__
+        facts |= {"target": _TARGET.value, "jax": jax.__version__}
         print(", ".join(f"{key} {value}" for key, value in facts.items()), end="\n\n")
+        found = _earlier(path, facts)
         print("| setting | batch | arguments | outputs | temporary | peak, GiB | |")
         print("|---|---|---|---|---|---|---|")
-        found = _earlier(facts)
         for name in _ONLY.value or SETTINGS:
-            rows = found["bytes"].setdefault(name, {})
             for batch in batches:
                 memory = _printed(name, mesh, batch=batch, **network, **sizes)
-                rows[str(batch)] = memory._asdict()
-            unit = mesh.size * SETTINGS[name][2]
-            if largest := _largest_batch(rows, batches, unit):
-                found["largest_batch"][name] = largest
-            if _OUTPUT.value:
-                text = json.dumps({**facts, **found}, indent=2)
-                Path(_OUTPUT.value).write_text(text + "\n")
-    for name, batch in found["largest_batch"].items():
-        print(f"\n{name}: at most {batch} images, {_capacity() / 1e9:.0f} GB a device")
+                if memory is not None:
+                    row = memory._asdict()
+                    found["bytes"].setdefault(name, {})[str(batch)] = row
+                if path:
+                    _write(path, facts, found)
 
 
-def _printed(name: str, mesh: Mesh, *, batch: int, **settings: Any) -> Memory:
-    """Prints the row of `step_memory`, with the seconds that compiling took."""
+def _printed(name: str, mesh: Mesh, *, batch: int, **settings: Any) -> Memory | None:
+    """Prints the row of `step_memory`, with the seconds that compiling took.
+
+    None if the compiler has found that the step does not fit.
+    """
     started = time.perf_counter()
-    memory = step_memory(name, mesh, batch=batch, **settings)
-    cells = " | ".join(f"{size / 2**30:.2f}" for size in memory)
+    memory, cells = None, "does not fit |  |  | "
+    try:
+        memory = step_memory(name, mesh, batch=batch, **settings)
+        cells = " | ".join(f"{size / 2**30:.2f}" for size in memory)
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
     seconds = time.perf_counter() - started
     print(f"| {name} | {batch} | {cells} | {seconds:.0f} s |", flush=True)
     return memory
@@ -144,34 +150,50 @@ def _batches() -> list[int]:
     return sorted(batches)
 
 
-def _largest_batch(
-    rows: dict[str, dict[str, int]], batches: list[int], unit: int
-) -> int | None:
-    """Returns the largest multiple of a unit that fits into the target, if known."""
-    if not _TARGET.value or len(batches) < 2:
+def _earlier(path: Path | None, facts: dict[str, Any]) -> dict[str, Any]:
+    """Returns the results in the file, which must be of the same facts.
+
+    Raises:
+        UserError: They are of others, the file holds something else, or its folder is
+            missing.
+    """
+    if path is None or not path.exists():
+        if path and not path.parent.is_dir():
+            raise UserError(f"--output={path}: no such folder")
+        return {"bytes": {}, "largest_batch": {}}
+    try:
+        stored = json.loads(path.read_text())
+        found = {key: stored.pop(key) for key in ("bytes", "largest_batch")}
+    except (ValueError, OSError, KeyError, AttributeError, TypeError) as error:
+        raise UserError(f"--output={path}: exists, with no such results") from error
+    if stored != facts:
+        raise UserError(f"--output={path}: exists, with results of {stored}")
+    return found
+
+
+def _write(path: Path, facts: dict[str, Any], found: dict[str, Any]) -> None:
+    """Writes the file, with the largest batches as far as they follow from it."""
+    largest = {
+        name: batch
+        for name, rows in found["bytes"].items()
+        if (batch := _largest_batch(name, rows)) is not None
+    }
+    text = json.dumps({**facts, **found, "largest_batch": largest}, indent=2)
+    path.write_text(text + "\n")
+
+
+def _largest_batch(name: str, rows: dict[str, dict[str, int]]) -> int | None:
+    """Returns the largest batch that fits into the target, 0: none; None: not known."""
+    if not _TARGET.value or len(rows) < 2:
         return None
-    few, many = (rows[str(batch)]["peak"] for batch in batches)
+    first, *_, last = sorted(map(int, rows))
+    few, many = rows[str(first)]["peak"], rows[str(last)]["peak"]
     if many <= few:  # networks so small that padding decides
         return None
-    an_image = (many - few) / (batches[1] - batches[0])
-    largest = batches[0] + (_capacity() - few) / an_image
-    return int(largest // unit * unit)
-
-
-def _capacity() -> float:
-    return TARGETS[_TARGET.value].memory
-
-
-def _earlier(facts: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """Returns the results in the file, if of the same network and devices."""
-    path = Path(_OUTPUT.value or "")
-    found: dict[str, dict[str, Any]] = {"bytes": {}, "largest_batch": {}}
-    if path.is_file():
-        stored = json.loads(path.read_text())
-        earlier = {key: stored.pop(key) for key in found if key in stored}
-        if stored == facts:
-            found |= earlier
-    return found
+    an_image = (many - few) / (last - first)
+    largest = first + (TARGETS[_TARGET.value].memory - few) / an_image
+    unit = _DEVICES.value * SETTINGS[name][2]
+    return max(0, int(largest // unit * unit))
 
 
 if __name__ == "__main__":

@@ -93,7 +93,7 @@ def compiling_for(name: str, devices: int = 1) -> Iterator[Mesh]:
         found = _topology(name, target.topologies[devices]).devices
     except (RuntimeError, NotImplementedError) as error:
         raise UserError(
-            f"--target={name}: its compiler is not there ({error}); "
+            f"--target={name}: its compiler cannot be used ({error}); it comes with "
             f"pip install '{target.package}=={jax.__version__}'"
         ) from error
     with (

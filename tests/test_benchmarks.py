@@ -124,6 +124,9 @@ def test_memory_falls_with_the_parts_of_a_batch(bench, tmp_path):
         (["--batches=8,x"], "--batches=8,x: allowed are positive multiples of"),
         (["--batches=8,18"], "of --devices=1 times the 4 parts of a batch"),
         (["--batches=4,8,12"], "--batches=4,8,12: must be one or two numbers"),
+        (["--devices=0"], "--devices"),
+        (["--output=missing/memory.json"], "no such folder"),
+        (["--output=pyproject.toml"], "exists, with no such results"),
     ],
 )
 def test_mistakes_in_the_flags_of_memory_are_named(bench, options, message):

@@ -49,8 +49,8 @@ def batch_norm(
             read once for them. `"sharded_grad"`: the same gradients by two sums, for
             features that are spread over devices: these make one all-reduce of both,
             where a reduction of pairs gathers one partial result of each device twice.
-            `"auto"`: for results of 16 bits `"fused_grad"` on one device and
-            `"sharded_grad"` on several, otherwise `"autodiff"`.
+            `"auto"`: for results of 16 bits `"fused_grad"` where JAX sees one device
+            and `"sharded_grad"` where it sees several, otherwise `"autodiff"`.
 
     Returns:
         The result, the mean and the biased variance. Gradients are those of the result:

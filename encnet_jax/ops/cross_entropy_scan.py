@@ -150,7 +150,7 @@ def _blocks(
     columns = np.asarray(interpolation_matrix(logits.shape[2], width, align_corners))
     rows = np.asarray(interpolation_matrix(logits.shape[1], height, align_corners))
     blocks = -(-height // _block_rows(4 * batch * width * logits.shape[-1]))
-    taken = -(-height // blocks)  # about as many rows in the last as in the others
+    taken = -(-height // blocks)  # so that fewer rows than blocks are filled up
     # Rows that fill up the last block weigh nothing.
     missing = -height % taken
     split = np.pad(rows, ((0, missing), (0, 0))).reshape(-1, taken, rows.shape[1])

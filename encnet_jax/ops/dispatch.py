@@ -13,7 +13,11 @@ _AUTO = {
     "add_bias": {"cpu": "float32", "gpu": "compute_dtype", "tpu": "float32"},
     "resize_argmax": {"cpu": "scan", "gpu": "lerp", "tpu": "matmul"},
     "resized_cross_entropy": {"cpu": "scan", "gpu": "one_pass", "tpu": "scan"},
-    "class_presence": {"cpu": "scatter", "gpu": "compare", "tpu": "compare"},
+    "class_presence": {
+        "cpu": "scatter",
+        "gpu": "compare_pixels",
+        "tpu": "compare_rows",
+    },
 }
 
 

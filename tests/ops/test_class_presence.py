@@ -1,12 +1,13 @@
 """Which classes an image has, by every implementation."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from encnet_jax.ops.class_presence import class_presence
 
-IMPLS = ("auto", "compare", "scatter")
+IMPLS = ("auto", "scatter", "compare_pixels", "compare_rows")
 
 
 @pytest.mark.parametrize("impl", IMPLS)
@@ -27,6 +28,23 @@ def test_labels_outside_are_no_class(impl):
     np.testing.assert_array_equal(found, [[0, 0, 1, 0], [1, 0, 0, 0]])
 
 
+@pytest.mark.parametrize("impl", IMPLS)
+def test_more_classes_than_the_labels_can_name(impl):
+    found = class_presence(np.array([[[0, 255, 7]]], np.uint8), 300, impl)
+    np.testing.assert_array_equal(np.flatnonzero(found), [0, 7, 255])
+
+
+def test_platforms_agree_on_the_dtype_with_64_bits():
+    with jax.enable_x64(True):
+        labels = jnp.asarray([[[1, 2]]])
+        exported = jax.export.export(
+            jax.jit(lambda labels: class_presence(labels, 4)),
+            platforms=("cpu", "cuda", "tpu"),
+        )(labels)
+        assert exported.out_avals[0].dtype == jnp.float32
+        np.testing.assert_array_equal(exported.call(labels), [[0, 1, 1, 0]])
+
+
 def test_unknown_impl_raises():
-    with pytest.raises(ValueError, match="impl='sort': allowed are 'auto', 'compare'"):
+    with pytest.raises(ValueError, match="impl='sort': allowed are 'auto', 'scatter'"):
         class_presence(np.zeros((1, 2, 2), np.int32), 4, "sort")
