@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from encnet_jax.ops import cross_entropy_scan
 from encnet_jax.ops.cross_entropy import (
     resized_cross_entropy,
     resized_cross_entropy_sum,
@@ -273,3 +274,12 @@ def test_unknown_impl_raises(function):
     arrays = drawn((6, 6))[: 3 if function is resized_cross_entropy_sum else 2]
     with pytest.raises(ValueError, match="impl='plain': allowed are 'auto', 'scan'"):
         function(*arrays, True, "plain")
+
+
+def test_rows_are_spread_evenly_over_the_blocks(monkeypatch):
+    monkeypatch.setattr(cross_entropy_scan, "_block_rows", lambda row_bytes: 25)
+    logits, labels = jnp.zeros((2, 16, 4, 3)), jnp.zeros((2, 128, 8), int)
+    rows, _, (blocks,) = cross_entropy_scan._blocks(True, logits, labels)
+    # Six blocks of 22, so 4 rows are filled up; six of 25 would be 22 too many.
+    assert rows.shape == (6, 22, 16)
+    assert blocks.shape == (6, 2, 22, 8)
