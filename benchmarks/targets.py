@@ -96,11 +96,17 @@ def compiling_for(name: str, devices: int = 1) -> Iterator[Mesh]:
             f"--target={name}: its compiler cannot be used ({error}); it comes with "
             f"pip install '{target.package}=={jax.__version__}'"
         ) from error
-    with (
-        mock.patch.object(jax, "default_backend", lambda: target.platform),
-        mock.patch.object(jax, "device_count", lambda: devices),
-    ):
-        yield mesh_of(found)
+    caches = jax.config.jax_enable_compilation_cache
+    # A program that was not tuned must not be found where there is such a device.
+    jax.config.update("jax_enable_compilation_cache", False)
+    try:
+        with (
+            mock.patch.object(jax, "default_backend", lambda: target.platform),
+            mock.patch.object(jax, "device_count", lambda: devices),
+        ):
+            yield mesh_of(found)
+    finally:
+        jax.config.update("jax_enable_compilation_cache", caches)
 
 
 def compiler_options(name: str) -> dict[str, Any]:

@@ -38,13 +38,13 @@ print("fused:", count_fused_convolutions(program.as_text()))
 """
 
 
-def run(target, *arguments):
+def run(target, *arguments, **variables):
     if importlib.util.find_spec(COMPILERS[target]) is None:
         pytest.skip(f"needs the compiler in {targets.TARGETS[target].package}")
     result = subprocess.run(
         [sys.executable, *arguments],
         cwd=ROOT,
-        env=environment(),
+        env={**environment(), **variables},
         capture_output=True,
         text=True,
         timeout=500,
@@ -67,7 +67,9 @@ def test_memory_is_of_the_target(target, tmp_path):
     path = tmp_path / "memory.json"
     options = ("--small", "--only=bfloat16-keep-1", f"--output={path}")
     several = ("--devices=4", "--batches=4,64", f"--target={target}")
-    run(target, "-m", "benchmarks.memory", *options, *several)
+    cache = {"JAX_COMPILATION_CACHE_DIR": str(tmp_path / "cache")}
+    run(target, "-m", "benchmarks.memory", *options, *several, **cache)
+    assert not (tmp_path / "cache").exists()  # where a real device would find them
     found = json.loads(path.read_text())
     assert found["devices"] == 4
     assert {"v5e": "TPU v5 lite", "h100": "H100"}[target] in found["device"]
