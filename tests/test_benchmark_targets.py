@@ -36,6 +36,25 @@ with targets.compiling_for("h100") as mesh:
     program = labels.compile(targets.compiler_options("h100"))
 print("fused:", count_fused_convolutions(program.as_text()))
 """
+# What the loss of a step holds beside one array of the resized logits, in their sizes.
+LOSS = """
+import jax, jax.numpy as jnp
+from benchmarks import compiled, targets
+from encnet_jax.losses import segmentation_loss
+from encnet_jax.models.segmentation import SegmentationOutput
+from encnet_jax.run.sharding import replicated
+def loss(logits, presence, aux, labels):
+    output = SegmentationOutput(logits, presence, aux)
+    return segmentation_loss(output, labels, num_classes=150)[0]
+logits = (4, 60, 60, 150), "bfloat16"
+shapes = logits, ((4, 150), "float32"), logits, ((4, 480, 480), "int32")
+with targets.compiling_for("h100") as mesh:
+    placed = dict(sharding=replicated(mesh))
+    arguments = [jax.ShapeDtypeStruct(*shape, **placed) for shape in shapes]
+    program = compiled.Program(jax.jit(jax.value_and_grad(loss, (0, 1, 2))), arguments)
+    memory = compiled.compiled_memory(program.compile(targets.compiler_options("h100")))
+print("held:", memory.temporary / (4 * 480 * 480 * 150 * 2))
+"""
 
 
 def run(target, *arguments, **variables):
@@ -62,6 +81,12 @@ def test_convolution_bias_and_relu_of_labels_are_one_call_on_gpu():
     assert "fused: 20\n" in run("h100", "-c", LABELS)
 
 
+def test_loss_holds_the_resized_logits_about_twice():
+    # Nearly eleven times where the compiler shares comparisons with class presence.
+    printed = run("h100", "-c", LOSS)
+    assert float(printed.partition("held:")[2]) < 4
+
+
 @pytest.mark.parametrize("target", COMPILERS)
 def test_memory_is_of_the_target(target, tmp_path):
     path = tmp_path / "memory.json"
@@ -69,7 +94,7 @@ def test_memory_is_of_the_target(target, tmp_path):
     several = ("--devices=4", "--batches=4,64", f"--target={target}")
     cache = {"JAX_COMPILATION_CACHE_DIR": str(tmp_path / "cache")}
     run(target, "-m", "benchmarks.memory", *options, *several, **cache)
-    assert not (tmp_path / "cache").exists()  # where a real device would find them
+    assert not (tmp_path / "cache").exists()  # a real device would find it
     found = json.loads(path.read_text())
     assert found["devices"] == 4
     assert {"v5e": "TPU v5 lite", "h100": "H100"}[target] in found["device"]

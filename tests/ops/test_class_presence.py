@@ -1,5 +1,7 @@
 """Which classes an image has, by every implementation."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -43,6 +45,16 @@ def test_platforms_agree_on_the_dtype_with_64_bits():
         )(labels)
         assert exported.out_avals[0].dtype == jnp.float32
         np.testing.assert_array_equal(exported.call(labels), [[0, 1, 1, 0]])
+
+
+def test_gpu_compares_other_arrays_than_the_pixel_loss():
+    # The same ones would be shared with it, and kept.
+    labels = jnp.zeros((2, 5, 7), jnp.int32)
+    traced = jax.jit(lambda labels: class_presence(labels, 3)).trace(labels)
+    for platform, shape in (("cuda", "2x35x3x"), ("tpu", "2x5x7x3x")):
+        program = traced.lower(lowering_platforms=(platform,)).as_text()
+        (compared,) = re.findall(r"stablehlo.compare +EQ.*tensor<(.*?)i1>", program)
+        assert compared == shape
 
 
 def test_unknown_impl_raises():
