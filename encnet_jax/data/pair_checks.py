@@ -79,16 +79,16 @@ class OrientationCheck:
             self._warn(image_name, label_name, turned)
 
     def _warn(self, image_name: str, label_name: str, turned: int) -> None:
-        with self._lock:
+        with self._lock:  # while it writes, too: the last warning comes last
             self._warnings += 1
             if self._warnings > _MAX_WARNINGS:
                 return
             last = self._warnings == _MAX_WARNINGS
-        _log.warning(
-            "%s: turned by its EXIF orientation %d, and %s is not: check that they "
-            "still cover each other%s",
-            image_name,
-            turned,
-            label_name,
-            "; further images are not listed" if last else "",
-        )
+            _log.warning(
+                "%s: turned by its EXIF orientation %d, and %s is not: check that they "
+                "still cover each other%s",
+                image_name,
+                turned,
+                label_name,
+                "; further images are not listed" if last else "",
+            )
