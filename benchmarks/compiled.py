@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jax.sharding import Mesh, Sharding
+from jax.sharding import Mesh
 from jax.typing import DTypeLike
 
 from encnet_jax.data.dataset_info import ADE20K
@@ -23,7 +23,7 @@ from encnet_jax.models.layers import set_conv_impl, set_layer_options
 from encnet_jax.models.resnet import ResNet
 from encnet_jax.optimizer import create_optimizer, poly_schedule
 from encnet_jax.run.sharding import batch_sharded, replicated
-from encnet_jax.run.state import create_train_state, split_model
+from encnet_jax.run.state import abstract_arrays, create_train_state, split_model
 from encnet_jax.train.step import make_train_step
 
 CLASSES = ADE20K.num_classes
@@ -54,8 +54,9 @@ class Program(NamedTuple):
         The last argument is the batch; all devices have copies of the others.
         """
         *others, batch = self.arguments
-        copies = [_placed(argument, replicated(mesh)) for argument in others]
-        return self._replace(arguments=(*copies, _placed(batch, batch_sharded(mesh))))
+        copies = abstract_arrays(tuple(others), replicated(mesh))
+        split = abstract_arrays(batch, batch_sharded(mesh))
+        return self._replace(arguments=(*copies, split))
 
 
 class Memory(NamedTuple):
@@ -83,6 +84,23 @@ def compiled_memory(compiled: jax.stages.Compiled) -> Memory:
         found.temp_size_in_bytes,
     )
     return Memory(*sizes, sum(sizes) - found.alias_size_in_bytes)
+
+
+def largest_batch(peaks: dict[int, int], capacity: float, unit: int) -> int | None:
+    """Returns the largest batch whose step fits; 0: none, None: not known.
+
+    Args:
+        peaks: Number of images -> bytes of a step. Memory is linear in the batch, so
+            two numbers decide.
+        capacity: Bytes of a device.
+        unit: The batch must be a multiple of it.
+    """
+    few, many = min(peaks), max(peaks)
+    if peaks[many] <= peaks[few]:  # one batch, or so small that padding decides
+        return None
+    an_image = (peaks[many] - peaks[few]) / (many - few)
+    largest = few + (capacity - peaks[few]) / an_image
+    return max(0, int(largest // unit * unit))
 
 
 def training(
@@ -194,13 +212,6 @@ def encnet(dtype: DTypeLike, settings: dict[str, Any]) -> nnx.Module:
         lambda: create_model(
             "encnet", num_classes=CLASSES, dtype=jnp.dtype(dtype), **settings
         )
-    )
-
-
-def _placed(shapes: Any, sharding: Sharding) -> Any:
-    return jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
-        shapes,
     )
 
 

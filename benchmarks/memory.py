@@ -26,10 +26,11 @@ import jax
 from absl import flags
 from jax.sharding import Mesh
 
-from benchmarks.compiled import Memory, compiled_memory, training
+from benchmarks.compiled import Memory, compiled_memory, largest_batch, training
 from benchmarks.targets import TARGETS, compiler_options, compiling_for
 from encnet_jax import cli
 from encnet_jax.errors import UserError
+from encnet_jax.files import whole_file
 from encnet_jax.run.sharding import mesh_of
 
 _ONLY = flags.DEFINE_list("only", [], "Names of settings; default: all.")
@@ -173,27 +174,16 @@ def _earlier(path: Path | None, facts: dict[str, Any]) -> dict[str, Any]:
 
 def _write(path: Path, facts: dict[str, Any], found: dict[str, Any]) -> None:
     """Writes the file, with the largest batches as far as they follow from it."""
-    largest = {
-        name: batch
-        for name, rows in found["bytes"].items()
-        if (batch := _largest_batch(name, rows)) is not None
-    }
+    largest = {}
+    for name, rows in found["bytes"].items() if _TARGET.value else ():
+        peaks = {int(batch): row["peak"] for batch, row in rows.items()}
+        unit = _DEVICES.value * SETTINGS[name][2]
+        batch = largest_batch(peaks, TARGETS[_TARGET.value].memory, unit)
+        if batch is not None:
+            largest[name] = batch
     text = json.dumps({**facts, **found, "largest_batch": largest}, indent=2)
-    path.write_text(text + "\n")
-
-
-def _largest_batch(name: str, rows: dict[str, dict[str, int]]) -> int | None:
-    """Returns the largest batch that fits into the target, 0: none; None: not known."""
-    if not _TARGET.value or len(rows) < 2:
-        return None
-    first, *_, last = sorted(map(int, rows))
-    few, many = rows[str(first)]["peak"], rows[str(last)]["peak"]
-    if many <= few:  # networks so small that padding decides
-        return None
-    an_image = (many - few) / (last - first)
-    largest = first + (TARGETS[_TARGET.value].memory - few) / an_image
-    unit = _DEVICES.value * SETTINGS[name][2]
-    return max(0, int(largest // unit * unit))
+    with whole_file(path) as file:
+        file.write(f"{text}\n".encode())
 
 
 if __name__ == "__main__":

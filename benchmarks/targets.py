@@ -63,7 +63,7 @@ class Target(NamedTuple):
     topologies: dict[int, str]
 
 
-_SLICES = {1: "1x1x1", 4: "2x2", 8: "2x4", 16: "4x4", 64: "8x8", 256: "16x16"}
+_SLICES = {1: "1x1x1", 4: "2x2", 8: "2x4", 16: "4x4"}
 TARGETS = {
     "h100": Target("gpu", "jax[cuda13]", 80e9, {n: f"1x1x{n}" for n in (1, 2, 4, 8)}),
     "v5e": Target("tpu", "jax[tpu]", 16e9, _SLICES),

@@ -11,6 +11,7 @@ import pytest
 from flax import nnx
 
 from benchmarks import timing
+from benchmarks.compiled import largest_batch
 from encnet_jax.convert.load import load_torch_weights
 from encnet_jax.data.dataset_info import SCENES
 from encnet_jax.models import create_model
@@ -114,6 +115,15 @@ def test_memory_falls_with_the_parts_of_a_batch(bench, tmp_path):
     # The state is donated: its room is counted once.
     for row in rows.values():
         assert row["peak"] < row["arguments"] + row["outputs"] + row["temporary"]
+
+
+def test_largest_batch_is_worked_out_by_hand():
+    # 2 GB and 0.5 GB an image: 16 images take 10 GB, 156 take 80.
+    peaks = {8: 6 * 10**9, 16: 10 * 10**9}
+    assert largest_batch(peaks, 80e9, unit=1) == 156
+    assert largest_batch(peaks, 80e9, unit=8) == 152
+    assert largest_batch(peaks, 2.4e9, unit=1) == largest_batch(peaks, 1e9, 1) == 0
+    assert largest_batch({8: 6 * 10**9}, 80e9, unit=1) is None
 
 
 @pytest.mark.parametrize(
