@@ -152,8 +152,9 @@ def hanging(**given):
 def test_tracker_that_is_down_costs_one_line(
     fake, tmp_path, caplog, monkeypatch, init, message
 ):
-    monkeypatch.setattr(tracker_module, "_START_SECONDS", 0.1)
-    monkeypatch.setattr(tracker_module, "_FINISH_SECONDS", 0.1)
+    if init is hanging:  # what raises gets all the time it needs
+        monkeypatch.setattr(tracker_module, "_START_SECONDS", 0.1)
+        monkeypatch.setattr(tracker_module, "_FINISH_SECONDS", 0.1)
     fake("wandb", init)
     write("wandb", tmp_path, (1, 2))
     expected = f"WARNING: tracker=wandb: {message}; nothing more is tracked"
@@ -189,16 +190,24 @@ def test_tracker_that_does_not_keep_up(fake, tmp_path, caplog, monkeypatch):
 def test_run_of_a_tracker_that_does_not_keep_up_is_finished(
     fake, tmp_path, caplog, monkeypatch, name
 ):
-    runs, go_on, finished = fake(name), threading.Event(), []
+    runs, finished = fake(name), []
+    begun, go_on = threading.Event(), threading.Event()
+
+    def log(*given, **named):
+        begun.set()
+        go_on.wait()
+
     monkeypatch.setattr(tracker_module, "_QUEUED", 3)
-    monkeypatch.setattr(FakeRun, "log", lambda *given, **named: go_on.wait())
+    monkeypatch.setattr(FakeRun, "log", log)
     monkeypatch.setattr(
         FakeRun, "finish", lambda run, exit_code=None: finished.append(exit_code)
     )
     config = default()
     config.tracker = name
     tracker = start_tracker(config, tmp_path, "set")
-    for step in range(9):
+    tracker.scalars(0, {"loss": 1.0})
+    assert begun.wait(60)  # a run given up before its first entry is finished at once
+    for step in range(1, 9):
         tracker.scalars(step, {"loss": 1.0})
     assert not finished
     go_on.set()
