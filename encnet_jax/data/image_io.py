@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 
+from encnet_jax.data.tiff_pages import check_one_page, is_gray
 from encnet_jax.errors import UserError, reason_of
 
 ValueRange = tuple[float, float]
@@ -16,7 +17,6 @@ ValueRange = tuple[float, float]
 TIFF_MARKS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 ORIENTATION_TAG = 0x0112  # of EXIF and TIFF; 1 is upright
 _PHOTOMETRIC, _SAMPLE_FORMAT = 262, 339  # TIFF tags; 0: white is 0; 1: unsigned
-_PAGE_KIND = 254  # TIFF tag; odd: a smaller copy of another page
 # Formats that Pillow opens but that are no raster images: video, vector graphics (which
 # it has Ghostscript run), and containers of which it reads the header alone.
 _NOT_RASTER = ("MPEG", "EPS", "IPTC")
@@ -62,7 +62,9 @@ def decode_image(
             message.
     """
     image = open_image(data, name)
-    _check_pages(image, data, name)
+    if is_gray(image):
+        remedy = ", unless the training sets data.channels"
+        check_one_page(image, data, name, remedy)
     with decoding(name):
         return to_rgb_array(image, value_range, name)
 
@@ -88,35 +90,6 @@ def to_rgb_array(
         background = Image.new("RGBA", image.size, "white")
         image = Image.alpha_composite(background, image)
     return np.asarray(image.convert("RGB"))
-
-
-def _check_pages(image: Image.Image, data: bytes, name: str) -> None:
-    """Raises `UserError` for a gray TIFF with more pages like the first one.
-
-    They are channels, or slices, of which the first is not the image. Smaller copies of
-    an image (pyramids) and its mask, of one bit, are no such pages.
-    """
-    if image.format != "TIFF" or not _is_gray(image):
-        return
-    count = 1
-    # Opened again, as reading stays at the page that was sought last. Where one is
-    # damaged, which raises errors of many kinds, those before it count.
-    with contextlib.suppress(Exception):
-        pages = Image.open(io.BytesIO(data), formats=["TIFF"])
-        for index in range(1, getattr(pages, "n_frames", 1)):
-            pages.seek(index)
-            kind = dict(getattr(pages, "tag_v2", {})).get(_PAGE_KIND, 0)
-            alike = _is_gray(pages) and pages.size == image.size
-            count += alike and not kind & 1
-    if count > 1:
-        raise UserError(
-            f"{name}: a TIFF of {count} gray pages of {image.width}x{image.height} "
-            "pixels; must be one page, unless the training sets data.channels"
-        )
-
-
-def _is_gray(image: Image.Image) -> bool:
-    return image.mode in ("L", "F") or image.mode.startswith("I")
 
 
 def _unsigned(image: Image.Image) -> Image.Image:

@@ -10,6 +10,7 @@ from PIL import Image, ImageOps
 from encnet_jax.data.dataset_info import IGNORE_LABEL, DatasetInfo
 from encnet_jax.data.image_io import decoding, open_image
 from encnet_jax.data.label_map import label_table
+from encnet_jax.data.tiff_pages import check_one_page
 from encnet_jax.errors import UserError
 
 Color = tuple[int, int, int]
@@ -61,14 +62,15 @@ def decode_labels(
             if there are none: RGB files are refused and palettes play no part.
 
     Raises:
-        UserError: Not decodable, an unsupported mode, a label below 0 or above 255, or
-            a color that `colors` does not hold.
+        UserError: Not decodable, an unsupported mode, a TIFF of several pages of one
+            size, a label below 0 or above 255, or a color that `colors` does not hold.
     """
     image = open_image(data, name, load=True)
     if image.format in _LOSSY:
         raise UserError(
             f"{name}: a {image.format} image, which changes labels; save them as PNG"
         )
+    check_one_page(image, data, name, " of labels")
     with decoding(name):
         image = ImageOps.exif_transpose(image)
     if image.mode == "LA":

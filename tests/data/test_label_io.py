@@ -175,6 +175,25 @@ def test_lossy_files_are_no_labels(kind):
         decode_labels(stored(np.zeros((8, 8), np.uint8), kind), "mask")
 
 
+@pytest.mark.parametrize("mode", ["1", "L", "P", "I;16", "RGB"])
+def test_pages_of_one_size_are_named(mode):
+    """As tools write a mask for each class or slice: the first is not the labels."""
+    pages = [Image.new(mode, size) for size in [(7, 5)] * 3 + [(3, 2)]]
+    data = stored(pages[0], "TIFF", save_all=True, append_images=pages[1:])
+    with pytest.raises(UserError) as caught:
+        decode_labels(data, "a.tif", COLORS)
+    gray = "gray " * (mode in ("L", "I;16"))
+    assert str(caught.value) == (
+        f"a.tif: a TIFF of 3 {gray}pages of 7x5 pixels; must be one page of labels"
+    )
+
+
+def test_smaller_copies_of_labels_play_no_part():
+    pages = [Image.new("L", size, 3) for size in [(8, 6), (4, 3), (2, 2)]]
+    data = stored(pages[0], "TIFF", save_all=True, append_images=pages[1:])
+    assert decode_labels(data, "a.tif").tolist() == [[3] * 8] * 6
+
+
 def test_transparency_of_gray_labels_plays_no_part():
     labels = RNG.integers(0, 256, (5, 7), np.uint8)
     pixels = np.stack([labels, RNG.integers(0, 256, (5, 7), np.uint8)], -1)
