@@ -16,8 +16,9 @@ half the width with stages 3 and 4 at stride 16:
 Face hub, at 672x504 pixels, multiples of its patches of 14. Not trained yet.
 
 FC-DenseNet103 from scratch: 66.9 (arXiv 1611.09326). Val is seven seconds of a drive
-that is also in train, test is another drive: to choose settings, hold out a drive of
-train, `python -m benchmarks.camvid --hold_out=0006R0`.
+that is also in train, 171 of the 233 images of test are of a drive of their own: to
+choose settings, hold out a drive of train, `python -m benchmarks.camvid
+--hold_out=0006R0`.
 """
 
 from ml_collections import ConfigDict
