@@ -14,7 +14,13 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from encnet_jax.config import default, default_workdir, find_config, leaves
-from encnet_jax.errors import UserError
+from encnet_jax.errors import (
+    DISK_FULL,
+    NO_DEVICE_MEMORY,
+    REFUSED,
+    UserError,
+    reason_of,
+)
 from encnet_jax.files import user_path
 from encnet_jax.migrations import CONFIG_KEYS
 from encnet_jax.run.startup import set_xla_flags
@@ -51,8 +57,9 @@ def define_config() -> None:
 def run(main: Callable[[list[str]], int | None]) -> None:
     """Parses the flags, runs a command and exits.
 
-    A `UserError` or a bad flag ends in one line on standard error and exit code 2, a
-    loss that is not finite in one line and exit code 1; neither prints a traceback.
+    A `UserError`, a bad flag, or a file that the system refuses ends in one line on
+    standard error and exit code 2; a loss that is not finite, or too little memory, in
+    one line and exit code 1. None of them prints a traceback.
 
     Args:
         main: Takes the positional arguments; returns the exit code, or None for 0.
@@ -70,13 +77,43 @@ def run(main: Callable[[list[str]], int | None]) -> None:
     with abort_on_failure():
         try:
             code = main(arguments)
+            sys.stdout.flush()  # or a reader that has ended is met at exit
         except UserError as error:
             _fail(_message(error), 2)
         except FloatingPointError as error:
             _fail(_message(error), 1)
         except KeyboardInterrupt:
             _fail("interrupted", 130)
+        except BrokenPipeError:
+            _discard_output()
+            sys.exit(1)
+        except Exception as error:
+            if not (message := _shortage(error)):
+                raise
+            _fail(message, 2 if isinstance(error, OSError) else 1)
     sys.exit(code or 0)
+
+
+def _discard_output() -> None:
+    """Lets what is still printed, also at exit, go nowhere: its reader has ended."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, sys.stdout.fileno())
+    os.close(nowhere)
+
+
+def _shortage(error: Exception) -> str:
+    """Returns what the machine lacks or refuses; "" for an error of another kind."""
+    if isinstance(error, OSError) and error.errno in (*DISK_FULL, *REFUSED):
+        name = f"{error.filename}: " if error.filename is not None else ""
+        return f"{name}{error.strerror or reason_of(error)}"
+    text = str(error)
+    if isinstance(error, MemoryError) or NO_DEVICE_MEMORY in text:
+        reason = (text.strip().splitlines() or ["no memory left"])[0]
+        return (
+            f"out of memory: {reason[:200]}; smaller batches or images take less, in "
+            "training also model.remat and grad_accum_steps (docs/memory.md)"
+        )
+    return ""
 
 
 def _set_up() -> None:

@@ -6,6 +6,12 @@ import re
 
 # `errno` of a full disk, and of an exhausted quota.
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
+# `errno` of what the system refuses at the moment, whatever a file holds.
+REFUSED = (
+    *(errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EACCES, errno.EPERM),
+    *(errno.ESTALE, errno.EROFS),
+)
+NO_DEVICE_MEMORY = "RESOURCE_EXHAUSTED"  # in the errors of JAX
 _MAX_LISTED = 6  # names in a message before "and N more"
 _MAX_LENGTH = 2000  # characters of a message
 _LINE_BREAK = re.compile(r"\s*[\n\r\v\f\x1c-\x1e\x85\u2028\u2029]\s*")

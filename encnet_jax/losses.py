@@ -83,7 +83,10 @@ def segmentation_loss(
         loss = loss + lovasz_weight * parts["lovasz_loss"]
     branches = [p for p in (output.se_logits, output.stage3_se_logits) if p is not None]
     if branches:
-        target = class_presence(labels, num_classes)
+        present = labels
+        if 0 <= ignore_label < num_classes:  # others are no class anyway
+            present = jnp.where(labels == ignore_label, -1, labels)
+        target = class_presence(present, num_classes)
         costs = [se_loss(branch, target) for branch in branches]
         parts["se_loss"] = jnp.stack(costs).sum()
         loss = loss + se_weight * parts["se_loss"]

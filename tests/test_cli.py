@@ -216,7 +216,8 @@ def test_killed_run_resumes_to_the_same_parameters(workdir, camvid, tmp_path, mo
             break
         time.sleep(0.002)
     process.send_signal(signal.SIGKILL)
-    process.wait()
+    assert process.wait() == -signal.SIGKILL, "ended before"
+    assert len(metrics.read_text().splitlines()) >= moment
     result = run(*train_arguments(camvid, folder))
     assert result.returncode == 0, result.stderr
     for whole, resumed in zip(trained_arrays(workdir), trained_arrays(folder)):

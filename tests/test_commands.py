@@ -1,16 +1,19 @@
 """The command `encnet`: its verbs, their help, and what it refuses."""
 
+import errno
 import importlib
+import os
 import subprocess
 import sys
 import tomllib
 
+import jax
 import pytest
 
 from encnet_jax import cli, commands
 from encnet_jax.commands import VERBS
 from encnet_jax.errors import UserError, reason_of
-from tests.commands import ROOT, errors, run
+from tests.commands import ROOT, environment, errors, run
 
 
 def encnet(*arguments):
@@ -95,16 +98,79 @@ def test_import_may_follow_its_flags(arguments, place):
     assert commands._place_of_import(["encnet data", *arguments.split()]) == place
 
 
-def test_message_of_a_mistake_is_printed_as_it_is(monkeypatch, capsys):
-    def main(arguments):
-        raise UserError("a  b.png: no such file")
-
+@pytest.fixture
+def end(monkeypatch, capsys):
+    """Returns a function: exit code and output of a command that raises an error."""
     monkeypatch.setattr(cli.flags, "FLAGS", lambda line: line)
     monkeypatch.setattr(cli, "_set_up", lambda: None)
-    with pytest.raises(SystemExit) as stopped:
-        cli.run(main)
-    assert stopped.value.code == 2
-    assert capsys.readouterr().err == "error: a  b.png: no such file\n"
+
+    def end(error):
+        def main(arguments):
+            raise error
+
+        with pytest.raises(SystemExit) as stopped:
+            cli.run(main)
+        return stopped.value.code, capsys.readouterr().err
+
+    return end
+
+
+def test_message_of_a_mistake_is_printed_as_it_is(end):
+    assert end(UserError("a  b.png: no such file")) == (
+        2,
+        "error: a  b.png: no such file\n",
+    )
+
+
+@pytest.mark.parametrize(
+    "error, message",
+    [
+        (OSError(errno.ENOSPC, "No space left", "x.json"), "x.json: No space left"),
+        (OSError(errno.ENOSPC, "No space left"), "No space left"),
+        (PermissionError(errno.EACCES, "Permission denied", "a"), "a: Permission den"),
+        (OSError(errno.EROFS, "Read-only file system", "a"), "a: Read-only file sys"),
+    ],
+)
+def test_what_the_system_refuses_is_one_line(end, error, message):
+    code, output = end(error)
+    assert code == 2 and output.startswith(f"error: {message}")
+    assert output.count("\n") == 1
+
+
+def test_too_little_memory_is_one_line_with_remedies(end):
+    text = "RESOURCE_EXHAUSTED: Out of memory while trying to allocate 9 GiB.\nmore"
+    for error in (jax.errors.JaxRuntimeError(text), MemoryError()):
+        code, output = end(error)
+        assert code == 1 and output.startswith("error: out of memory: ")
+        assert "model.remat" in output and output.count("\n") == 1
+        assert ("9 GiB" in output) == (type(error) is not MemoryError)
+
+
+def test_other_errors_have_a_traceback(end):
+    for error in (FileNotFoundError(errno.ENOENT, "No such file"), KeyError("x")):
+        with pytest.raises(type(error)):
+            end(error)
+
+
+@pytest.mark.parametrize("lines", [1, 100_000])
+def test_reader_that_ends_early_costs_no_traceback(lines):
+    """As `head` does; one line is still in the buffer when the command ends."""
+    program = (
+        "from encnet_jax import cli\n"
+        f"cli.run(lambda arguments: print('line\\n' * {lines}))\n"
+    )
+    reader, writer = os.pipe()
+    os.close(reader)
+    result = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=ROOT,
+        env=environment(),
+        stdout=writer,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    os.close(writer)
+    assert result.returncode == 1 and not result.stderr
 
 
 def test_reason_of_an_error_is_one_line_and_never_empty():

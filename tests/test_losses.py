@@ -281,6 +281,17 @@ def test_segmentation_loss_is_the_weighted_sum_of_its_parts():
     np.testing.assert_allclose(loss, total, rtol=1e-5)
 
 
+@pytest.mark.parametrize("ignored", [0, 2])
+def test_ignored_label_in_the_range_of_classes_is_not_present(ignored):
+    output = SegmentationOutput(LOGITS, se_logits=jnp.full((1, 3), np.log(3.0)))
+    _, parts = segmentation_loss(
+        output, labels(ignored, 1), num_classes=3, ignore_label=ignored
+    )
+    # Only class 1 is there; all probabilities are 3/4.
+    expected = -np.mean(np.log([0.75, 0.25, 0.25]))
+    np.testing.assert_allclose(parts["se_loss"], expected, rtol=1e-5)
+
+
 def test_segmentation_loss_without_branches_is_that_of_the_pixels():
     loss, parts = segmentation_loss(
         SegmentationOutput(LOGITS), labels(0, 2), num_classes=3

@@ -6,8 +6,9 @@ class indices or `IGNORE_LABEL`.
 
 import functools
 import os
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections import deque
+from collections.abc import Callable, Generator, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar
 
 import numpy as np
@@ -31,8 +32,6 @@ if TYPE_CHECKING:
     from encnet_jax.data.statistics import Statistics
 
 T = TypeVar("T")
-
-_READ_AHEAD = 512  # examples that threads may read ahead of the consumer
 
 
 class Example(NamedTuple):
@@ -279,9 +278,14 @@ def map_examples(
 
 
 def read_ahead(
-    read: Callable[[int], T], indices: Sequence[int]
-) -> Iterator[T | UserError]:
+    read: Callable[[int], T], indices: Sequence[int], ahead: int = 512
+) -> Generator[T | UserError, None, None]:
     """Calls a function with each index, in threads ahead of the consumer.
+
+    Args:
+        read: The function.
+        indices: What it is called with.
+        ahead: How many results may wait for the consumer.
 
     Yields:
         The results in the order of `indices`; where it raised a `UserError`, that.
@@ -293,10 +297,14 @@ def read_ahead(
         except UserError as problem:
             return problem
 
-    pool = ThreadPoolExecutor()
+    pool, pending = ThreadPoolExecutor(), deque[Future[T | UserError]]()
     try:
-        for start in range(0, len(indices), _READ_AHEAD):
-            yield from pool.map(apply, indices[start : start + _READ_AHEAD])
+        for index in indices:
+            pending.append(pool.submit(apply, index))
+            if len(pending) > ahead:
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
     finally:
         # Without joining: garbage collection may close an abandoned iterator while it
         # holds the lock of a starting thread, and joining there is a deadlock.

@@ -4,6 +4,8 @@ Masks of 0 and 255 are the commonest binary form, and 255 is the commonest mark 
 ignored pixels. So where nothing says which of them it is, the labels are refused.
 """
 
+from collections.abc import Iterator
+
 import numpy as np
 from jaxtyping import Int64
 
@@ -41,6 +43,7 @@ def check_split(dataset: FileDataset, split: str) -> None:
         raise UserError(dataset.problems[0])
     statistics = Statistics.empty(dataset.info.num_classes)
     indices: list[int] = list(range(len(dataset)))
+    counts: Iterator[tuple[np.ndarray, tuple[int, int]] | UserError]
     if len(dataset) > _MAX_CHECKED:
         indices = evenly_spaced(indices, _SAMPLE)
         counts = read_ahead(lambda index: read_label_counts(dataset, index), indices)

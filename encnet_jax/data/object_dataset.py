@@ -219,6 +219,12 @@ def as_datasets(
     given = tuple(map(str, class_names))
     infos = [split.info for split in splits.values() if is_dataset(split)]
     info = infos[0] if infos else None
+    for key in ("task", "class_names"):
+        if len({getattr(each, key) for each in infos}) > 1:
+            raise UserError(
+                f"validation: {key} {_text(getattr(infos[1], key))}; the other split "
+                f"has {_text(getattr(infos[0], key))}"
+            )
     opened: list[Dataset] = []
     for name, split in splits.items():
         if is_dataset(split):
@@ -229,8 +235,8 @@ def as_datasets(
         info = info or named_classes(f"objects {len(objects)}", given or own, task)
         if own and not given and own != info.class_names:
             raise UserError(
-                f"{name}: classes {shortened([*own])}; the other split has "
-                f"{shortened([*info.class_names])}"
+                f"{name}: class_names {_text(own)}; the other split has "
+                f"{_text(info.class_names)}"
             )
         declared = declare_bands(info, channels, value_range)
         wrapped = ObjectDataset(declared, objects, name, ignore_label)
@@ -241,6 +247,10 @@ def as_datasets(
         for wrapper in wrappers:
             wrapper.one_at_a_time = True
     return opened[0], opened[-1]
+
+
+def _text(value: str | tuple[str, ...]) -> str:
+    return value if isinstance(value, str) else shortened([*value])
 
 
 def named_classes(name: str, class_names: tuple[str, ...], task: str) -> DatasetInfo:

@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from encnet_jax.data.registry import open_dataset
@@ -30,6 +31,8 @@ from encnet_jax.evaluate.settings import (
 from encnet_jax.inference.predict_fn import ClassifyFn, make_classify_fn
 from encnet_jax.metrics import confusion_matrix_np
 from encnet_jax.run.distributed import sum_over_hosts
+from encnet_jax.run.model_config import resolve_dtype
+from encnet_jax.run.sharding import batch_sharded, local_mesh, replicated
 from encnet_jax.run.state import PureDict
 from encnet_jax.run.workdir import load_run_info, load_workdir
 
@@ -37,18 +40,22 @@ _SETTINGS_USED = ("data.name", "model.dtype")
 _log = logging.getLogger(__name__)
 
 
-def make_class_fn(classify: ClassifyFn) -> PredictBatchesFn:
+def make_class_fn(classify: ClassifyFn, mesh: Mesh | None = None) -> PredictBatchesFn:
     """Returns a function that classifies whole images of one size in batches.
 
     Args:
         classify: See `make_classify_fn`.
+        mesh: Devices of this host; all of them if None.
     """
+    mesh = mesh or local_mesh()
 
     def predict_batches(
         params: PureDict, batch_stats: PureDict, examples: Examples, batch_size: int
     ) -> Iterator[ImagePrediction]:
-        for batch in batches_of_one_size(examples, batch_size):
-            images = stack_padded(batch, batch_size)
+        params, batch_stats = jax.device_put((params, batch_stats), replicated(mesh))
+        size = batch_size * mesh.size
+        for batch in batches_of_one_size(examples, size):
+            images = jax.device_put(stack_padded(batch, size), batch_sharded(mesh))
             probabilities = np.asarray(classify(params, batch_stats, images))
             labels = probabilities[: len(batch)].argmax(-1).astype(np.uint8)
             for (index, example), label, row in zip(batch, labels, probabilities):
@@ -111,7 +118,7 @@ def evaluate_classes_workdir(
         _log.info("differs from training: %s", describe_differences(differences))
     classify = make_classify_fn(run.model, mean=run.info.mean, std=run.info.std)
     predictions = predict_dataset(
-        make_class_fn(classify),
+        make_class_fn(classify, local_mesh(config.mesh.data)),
         run.params,
         run.batch_stats,
         dataset,
@@ -132,6 +139,7 @@ def evaluate_classes_workdir(
             split=split,
             step=run.step,
             data=config.data.name,
+            dtype=resolve_dtype(run.config.model.dtype).name,
             differs_from_training=differences,
             class_names=names,
         )

@@ -6,7 +6,7 @@
 import dataclasses
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from typing import TypeVar
 
 import jax
@@ -17,7 +17,8 @@ from jaxtyping import Float32, UInt8
 from ml_collections import ConfigDict
 
 from encnet_jax.data.dataset_info import DatasetInfo
-from encnet_jax.data.datasets import Dataset, Example
+from encnet_jax.data.datasets import Dataset, Example, read_ahead
+from encnet_jax.errors import UserError
 from encnet_jax.evaluate.settings import protocol_from_config, whole_image_size
 from encnet_jax.inference.folding import InferenceModel
 from encnet_jax.inference.predict_fn import Prediction, make_label_fn
@@ -77,7 +78,8 @@ def predict_dataset(
         skip: Indices of examples to leave out; the same on all hosts.
     """
     indices = local_indices(dataset, skip)
-    examples = _read_ahead(dataset, indices, 2 * batch_size)
+    ahead = 2 * batch_size * jax.local_device_count()
+    examples = _read_ahead(dataset, indices, ahead)
     return predict_batches(params, batch_stats, examples, batch_size)
 
 
@@ -239,13 +241,8 @@ def _read_ahead(
     dataset: Dataset, indices: Sequence[int], ahead: int
 ) -> Iterator[IndexedExample]:
     """Yields examples in order while threads decode the next ones."""
-    pool = ThreadPoolExecutor(max_workers=8)
-    try:
-        pending = deque(pool.submit(dataset.__getitem__, n) for n in indices[:ahead])
-        for place, index in enumerate(indices):
-            example = pending.popleft().result()
-            if place + ahead < len(indices):
-                pending.append(pool.submit(dataset.__getitem__, indices[place + ahead]))
+    with closing(read_ahead(dataset.__getitem__, indices, ahead)) as examples:
+        for index, example in zip(indices, examples):
+            if isinstance(example, UserError):
+                raise example
             yield index, example
-    finally:
-        pool.shutdown(wait=False, cancel_futures=True)  # as `datasets.read_ahead`

@@ -44,6 +44,7 @@ from encnet_jax.evaluate.settings import (
 from encnet_jax.evaluate.submission import Submission, UnlabeledDataset
 from encnet_jax.files import check_folder
 from encnet_jax.run.distributed import distinct_over_hosts
+from encnet_jax.run.model_config import resolve_dtype
 from encnet_jax.run.workdir import LoadedRun, load_run_info, load_workdir
 
 _log = logging.getLogger(__name__)
@@ -115,6 +116,7 @@ def evaluate_workdir(
             split=split,
             step=run.step,
             data=config.data.name,
+            dtype=resolve_dtype(run.config.model.dtype).name,
             evaluation=config.evaluation.to_dict(),
             differs_from_training=differences,
             class_names=dataset.info.class_names,
@@ -187,7 +189,7 @@ def _accumulate(
     """Predicts what the log does not list; returns the counts of all images."""
     settings, done = config.evaluation, progress_log.done
     if writer is not None:  # what it wrote may have been deleted since
-        done = [item for item in done if writer.has(dataset[item.index].name)]
+        done = [item for item in done if writer.has(item.name)]
     if done:
         _log.info("resuming: %d of %d images are done", len(done), len(dataset))
     accumulator = MetricAccumulator(len(dataset), dataset.info.num_classes)
@@ -255,7 +257,7 @@ def _identity(
         "evaluation": settings,
         "data": [config.data.name, len(dataset), data],
         "sizes": [config.data.base_size, config.data.crop_size],
-        "dtype": run.config.model.dtype,
+        "dtype": resolve_dtype(run.config.model.dtype).name,
         "step": run.step,
         "weights": checksum,
         "submission": submission,

@@ -24,7 +24,7 @@ from encnet_jax import migrations
 from encnet_jax.errors import DISK_FULL, UserError
 from encnet_jax.run import checkpoint_folder
 from encnet_jax.run.distributed import sum_over_hosts
-from encnet_jax.run.failed_reads import DamagedError, quiet_threads
+from encnet_jax.run.failed_reads import DamagedError, failed_read, quiet_threads
 from encnet_jax.run.mean_gate import MeanGate, write_mean_gate
 from encnet_jax.run.state import (
     PureDict,
@@ -121,7 +121,8 @@ class Checkpoints:
             sharding: Placement of the arrays.
 
         Raises:
-            UserError: The checkpoint is of another model, or all are damaged.
+            UserError: A checkpoint is of another model, or cannot be read at the
+                moment, or all are damaged.
         """
         abstract = abstract_arrays(like, sharding)
         wanted = _items_of(abstract)
@@ -131,8 +132,7 @@ class Checkpoints:
             try:
                 items = self._restore(step, wanted)
             except DamagedError as error:
-                # As text: the error would keep the failed reads alive.
-                fault = str(error)
+                fault = str(error)  # as text: the error would keep the reads alive
             if _on_any_host(bool(fault)):
                 damaged[step] = (
                     fault or f"{self.folder / str(step)}: damaged on another host"
@@ -260,7 +260,7 @@ class Checkpoints:
                 )
             # Orbax reports unreadable files by many types, plain Exception included.
             except Exception as error:
-                raise DamagedError(self.folder / str(step), error) from error
+                raise failed_read(self.folder / str(step), error) from error
         return {name: items[name] for name in wanted}
 
     def _old_paths(self, step: int, wanted: dict[str, Any]) -> dict[str, str]:
@@ -271,7 +271,7 @@ class Checkpoints:
                 metadata = reader.metadata(folder).item_metadata
                 stored = shapes_by_path(metadata["params"].tree)
             except (ValueError, OSError, KeyError, TypeError, AttributeError) as error:
-                raise DamagedError(folder, error) from error
+                raise failed_read(folder, error) from error
         params, batch_stats = (
             shapes_by_path(wanted["params"]),
             shapes_by_path(wanted["batch_stats"]),

@@ -12,12 +12,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 
-from encnet_jax.errors import UserError
+from encnet_jax.errors import NO_DEVICE_MEMORY, UserError
 from encnet_jax.run.sharding import batch_sharded, create_mesh
 
 # Seconds without a heartbeat after which a host counts as dead, and the others stop.
 _HEARTBEAT = 30
-_NO_MEMORY = "RESOURCE_EXHAUSTED"
 _HELP = (
     "allowed are auto (Cloud TPU, GKE, Slurm, Open MPI, Kubernetes) and "
     "ADDRESS:PORT,COUNT,ID (address of process 0, number of processes, own index)"
@@ -115,7 +114,7 @@ def _report_failure(error: BaseException) -> int:
         return error.code
     text = str(error)
     # Running out of memory is local; any other runtime error comes from the network.
-    if isinstance(error, jax.errors.JaxRuntimeError) and _NO_MEMORY not in text:
+    if isinstance(error, jax.errors.JaxRuntimeError) and NO_DEVICE_MEMORY not in text:
         print(
             "error: another host of the run is gone, or cannot be reached: "
             f"{text.splitlines()[0]}. Rerun the command to resume",

@@ -1,14 +1,15 @@
-"""Checkpoints that cannot be read: one error, and silence of the threads behind it."""
+"""Checkpoints that cannot be read: its error, and silence of the threads behind it."""
 
 import contextlib
 import gc
 import io
 import logging
+import re
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from encnet_jax.errors import UserError
+from encnet_jax.errors import NO_DEVICE_MEMORY, REFUSED, UserError, reason_of
 
 _THREADS_END = 0.5  # seconds until reads that run beside a failed one have ended
 
@@ -22,9 +23,42 @@ class DamagedError(UserError):
     """
 
     def __init__(self, checkpoint: Path, error: Exception):
-        lines = str(error).strip().splitlines()
-        reason = lines[0][:100] if lines else type(error).__name__
-        super().__init__(f"{checkpoint}: damaged: {reason}")
+        super().__init__(f"{checkpoint}: damaged: {_first_line(error)}")
+
+
+def failed_read(checkpoint: Path, error: Exception) -> UserError:
+    """Returns the error for a checkpoint of which a read failed.
+
+    It is a `DamagedError` unless the files may be as they should: there was no memory,
+    no file could be opened, or the disk of another machine was gone for a moment.
+
+    Args:
+        checkpoint: Its folder.
+        error: What Orbax raised.
+    """
+    cause: BaseException | None = error
+    while cause is not None:
+        refused = isinstance(cause, MemoryError) or NO_DEVICE_MEMORY in str(cause)
+        if refused or _errno(cause) in REFUSED:
+            return UserError(
+                f"{checkpoint}: cannot be read now: {_first_line(cause)}; nothing is "
+                "changed: rerun the command once this has been mended"
+            )
+        cause = cause.__cause__ or cause.__context__
+    return DamagedError(checkpoint, error)
+
+
+def _errno(error: BaseException) -> int | None:
+    """Returns the number of a system error; TensorStore has it in the text."""
+    if isinstance(error, OSError):
+        return error.errno
+    found = re.search(r"\[OS error (\d+)", str(error))
+    return int(found[1]) if found else None
+
+
+def _first_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0][:200] if lines else reason_of(error)
 
 
 @contextlib.contextmanager
@@ -36,7 +70,7 @@ def quiet_threads() -> Iterator[None]:
     with contextlib.redirect_stderr(io.StringIO()):
         try:
             yield
-        except DamagedError:
+        except UserError:
             time.sleep(_THREADS_END)
             gc.collect()
             raise

@@ -15,6 +15,7 @@ from encnet_jax.errors import UserError
 from encnet_jax.models.dinov2 import DINOV2
 from encnet_jax.models.registry import CIFAR_MODELS
 from encnet_jax.optimizer import cosine_schedule, poly_schedule
+from encnet_jax.run.checkpoint_folder import saved_steps
 from encnet_jax.run.model_config import TRAINING_ONLY
 from encnet_jax.run.model_folder import is_model_folder
 from encnet_jax.run.workdir import check_no_run_files, check_resumed_classes
@@ -126,7 +127,8 @@ def check_workdir(config: ConfigDict, workdir: Path, info: DatasetInfo) -> None:
     """Raises `UserError` if the workdir has a run of another model or data set.
 
     So does a folder without a run but with files of the names that a run writes, such
-    as the `classes.json` of a data set.
+    as the `classes.json` of a data set. A run that ended before its first checkpoint
+    has nothing to lose, and is no obstacle.
 
     Args:
         config: See `encnet_jax.config`.
@@ -142,6 +144,8 @@ def check_workdir(config: ConfigDict, workdir: Path, info: DatasetInfo) -> None:
             f"workdir={workdir}: a model folder, which no training can continue; start "
             f"from it in another --workdir: --config.model.weights={workdir}"
         )
+    if not saved_steps(workdir / "checkpoints"):
+        return
     stored = load_config(path)
     pairs = {
         f"model.{key}": (stored.model[key], config.model[key])

@@ -152,7 +152,7 @@ class Trainer:
             grad_accum_steps=config.grad_accum_steps,
             ema_decay=ema_decay,
         )
-        self.validate = make_validate_fn(config, model, validation)
+        self.validate = make_validate_fn(config, model, validation, info)
         self.early_stopping = EarlyStopping(
             config.early_stopping, workdir / "metrics.jsonl", self.checkpoints.metric
         )

@@ -1,6 +1,6 @@
 """Evaluation during training: scores of the validation split, and a panel."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from types import MappingProxyType
 from typing import NamedTuple
 
@@ -9,6 +9,7 @@ from flax import nnx
 from ml_collections import ConfigDict
 from PIL import Image
 
+from encnet_jax.data.dataset_info import DatasetInfo
 from encnet_jax.data.datasets import Dataset
 from encnet_jax.evaluate.accumulator import ImageMetrics, MetricAccumulator
 from encnet_jax.evaluate.classification import classification_scores, make_class_fn
@@ -23,6 +24,7 @@ from encnet_jax.inference.context import has_context
 from encnet_jax.inference.predict_fn import make_classify_fn
 from encnet_jax.run.distributed import sum_over_hosts
 from encnet_jax.run.mean_gate import MeanGate
+from encnet_jax.run.sharding import local_mesh
 from encnet_jax.run.state import PureDict
 from encnet_jax.visualize.panels import class_panel, prediction_panel
 
@@ -76,7 +78,7 @@ def score_texts(scores: dict[str, float]) -> list[str]:
 
 
 def make_validate_fn(
-    config: ConfigDict, model: nnx.Module, dataset: Dataset
+    config: ConfigDict, model: nnx.Module, dataset: Dataset, info: DatasetInfo
 ) -> ValidateFn:
     """Returns the function that scores the validation split.
 
@@ -84,12 +86,13 @@ def make_validate_fn(
         config: See `encnet_jax.config`.
         model: From `create_model`, or abstract.
         dataset: The validation split.
+        info: Of the training split, by which images are normalized and shown.
     """
-    info, settings = dataset.info, config.evaluation
+    settings = config.evaluation
     classifies = info.task == "classification"
     if classifies:
         classify = make_classify_fn(model, mean=info.mean, std=info.std)
-        predict_batches = make_class_fn(classify)
+        predict_batches = make_class_fn(classify, local_mesh(config.mesh.data))
     else:
         predict_batches = predict_fn_from_config(config, model, info)
     channels = config.model.head_channels if has_context(model) else 0
@@ -103,20 +106,22 @@ def make_validate_fn(
             batch_size=settings.batch_size,
         )
         if classifies:
-            return _score_classes(dataset, predictions)
-        return _score_pixels(dataset, predictions, settings.absent_classes, channels)
+            return _score_classes(info, predictions)
+        absent = settings.absent_classes
+        return _score_pixels(dataset, info, predictions, absent, channels)
 
     return validate
 
 
 def _score_pixels(
     dataset: Dataset,
+    info: DatasetInfo,
     predictions: Iterable[ImagePrediction],
     absent_classes: str,
     channels: int,
 ) -> Validation:
     """Scores a split; `channels` are those of the gate, 0 without a context."""
-    info, own = dataset.info, local_indices(dataset)
+    own = local_indices(dataset)
     spread = np.linspace(0, len(own) - 1, _PANEL_ROWS if own else 0).astype(int)
     shown = {own[place] for place in spread}
     rows = {}
@@ -143,16 +148,22 @@ def _score_pixels(
 
 
 def _score_classes(
-    dataset: Dataset, predictions: Iterable[ImagePrediction]
+    info: DatasetInfo, predictions: Iterable[ImagePrediction]
 ) -> Validation:
-    predictions = list(predictions)
-    results = classification_scores(predictions, dataset.info.num_classes)
-    rows = [
-        (p.example.shown(dataset.info).image, int(p.example.labels), int(p.labels))
-        for p in predictions[:_PANEL_IMAGES]
-    ]
+    rows: list[tuple[np.ndarray, int, int]] = []
+
+    def noted() -> Iterator[ImagePrediction]:
+        for prediction in predictions:
+            if len(rows) < _PANEL_IMAGES:
+                example = prediction.example.shown(info)
+                rows.append(
+                    (example.image, int(example.labels), int(prediction.labels))
+                )
+            yield prediction
+
+    results = classification_scores(noted(), info.num_classes)
     return Validation(
         {key: results[key] for key in ("accuracy", "error")},
         results["images"],
-        class_panel(rows, dataset.info.class_names),
+        class_panel(rows, info.class_names),
     )

@@ -1,6 +1,7 @@
 """Data set objects: the forms of their examples, and batches made of them."""
 
 import contextlib
+import dataclasses
 import io
 import itertools
 import logging
@@ -256,7 +257,7 @@ def test_class_names_come_from_the_object_or_are_demanded():
     assert dataset.info.class_names == ("cat", "dog")
     dataset, _ = as_datasets(Source(pairs, classes=["cat", "dog"]), None, ("a", "b"))
     assert dataset.info.class_names == ("a", "b")
-    with pytest.raises(UserError, match="^validation: classes dog, cat; .* cat, dog"):
+    with pytest.raises(UserError, match="^validation: class_names dog, cat; .* cat, d"):
         as_datasets(
             *(Source(pairs, classes=c) for c in (["cat", "dog"], ["dog", "cat"]))
         )
@@ -277,6 +278,26 @@ def test_a_data_set_of_the_package_goes_with_an_object():
     dataset, scored = as_datasets(own, [(IMAGE, LABELS)])
     assert dataset is own and scored.info.class_names == NAMES
     np.testing.assert_array_equal(scored[0].labels, LABELS)
+
+
+@pytest.mark.parametrize(
+    "other, message",
+    [
+        (
+            dict(class_names=NAMES[::-1]),
+            "class_names stem, leaf, sky; the other split h",
+        ),
+        (dict(task="classification"), "task classification; the other split has segm"),
+    ],
+)
+def test_data_sets_of_other_classes_do_not_go_together(other, message):
+    info = DatasetInfo("known", NAMES, ((0, 0, 0),) * 3, {})
+    splits = [
+        ObjectDataset(each, [(IMAGE, LABELS)])
+        for each in (info, dataclasses.replace(info, **other))
+    ]
+    with pytest.raises(UserError, match=f"^validation: {message}"):
+        as_datasets(*splits)
 
 
 def test_object_with_augmentation_of_its_own_is_warned_of(caplog):

@@ -7,7 +7,6 @@ import os
 import shutil
 import signal
 import subprocess
-import time
 from pathlib import Path
 
 import numpy as np
@@ -21,11 +20,12 @@ from encnet_jax.data.dataset_info import CAMVID, save_info
 from encnet_jax.evaluate.figures import select_examples
 from encnet_jax.evaluate.progress_log import EvalProgressLog
 from encnet_jax.evaluate.run import compare_value_ranges, evaluate_workdir
+from encnet_jax.evaluate.submission import UnlabeledDataset
 from encnet_jax.models import create_model
 from encnet_jax.run.checkpoint import Checkpoints
 from encnet_jax.run.model_config import model_settings
 from encnet_jax.run.state import create_train_state, split_model
-from tests.commands import ROOT, command, environment, errors, run, start_two
+from tests.commands import errors, run, start_two
 from tests.random_module import random_module
 
 SIZES = [(36, 48), (30, 40), (36, 48), (41, 37), (36, 50), (36, 48), (33, 48)]
@@ -117,6 +117,7 @@ def test_scores_are_printed_written_and_plotted(whole):
     result, path = whole
     scores = json.loads(path.read_text())
     assert scores["images"] == 7 and scores["step"] == 7
+    assert scores["dtype"] == "float32"
     assert 0 <= scores["mean_iou"] <= 1 and len(scores["per_class_iou"]) == 11
     expected = (scores["pixel_accuracy"] + scores["mean_iou"]) / 2
     assert scores["ade_score"] == pytest.approx(expected)
@@ -131,29 +132,33 @@ def test_scores_are_printed_written_and_plotted(whole):
     assert not list(path.parent.glob("*.partial*"))
 
 
+# Runs a script that ends itself once three images are logged.
+KILLED = """
+import os, runpy, signal, sys
+from encnet_jax.evaluate.progress_log import EvalProgressLog
+
+add = EvalProgressLog.add
+
+def add_and_end(log, metrics):
+    add(log, metrics)
+    if len(log.lines()) == 3:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+EvalProgressLog.add = add_and_end
+del sys.argv[0]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
 def test_killed_evaluation_resumes_and_scores_the_same(whole, trained, camvid):
     _, path = whole
     expected = path.read_text()
     path.unlink()
-    process = subprocess.Popen(
-        command(*arguments(trained, camvid, *WINDOWS)),
-        cwd=ROOT,
-        env=environment(),
-        stderr=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-    )
-    progress_log, deadline = (
-        path.with_name("test-ms.partial-0.jsonl"),
-        time.time() + 200,
-    )
-    while time.time() < deadline and process.poll() is None:
-        if progress_log.exists() and progress_log.read_text().count("\n") >= 3:
-            break
-        time.sleep(0.001)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    killed = run("-c", KILLED, *arguments(trained, camvid, *WINDOWS))
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    progress_log = path.with_name("test-ms.partial-0.jsonl")
     done = progress_log.read_text().count("\n") - 1
-    assert 2 <= done < 7, "killed too late"
+    assert done == 3
     with progress_log.open("a") as file:
         file.write('{"index": 6, "matrix": [[')  # cut off by the kill
     result = run(*arguments(trained, camvid, *WINDOWS))
@@ -205,6 +210,9 @@ def test_progress_log_of_other_weights_is_ignored(
     evaluate_workdir(config, trained, "test")
     name = Path("evaluation") / "test.partial-0.jsonl"
     left = (trained / name).read_text()
+    # Not "auto": a GPU may have begun what a CPU resumes.
+    assert load_config(trained / "config.json").model.dtype == "auto"
+    assert json.loads(left.splitlines()[0])["dtype"] == "float32"
     evaluate_workdir(config, trained, "test")
     assert caplog.messages.count("resuming: 7 of 7 images are done") == 1
     other = write_run(tmp_path / "other", seed=1)
@@ -247,6 +255,26 @@ def test_submission_has_published_ids_at_the_size_of_the_image(
     assert "mean IoU" in text
     written = np.asarray(Image.open(trained / "submission" / "test" / "0003.png"))
     np.testing.assert_array_equal(written, np.asarray(Image.open(output / "a_000.png")))
+
+
+def test_images_that_are_done_are_not_read_again(
+    trained, config, camvid, tmp_path, monkeypatch
+):
+    for index in range(3):
+        shutil.copy(camvid / "test" / f"{index:04}.png", tmp_path)
+    monkeypatch.setattr(EvalProgressLog, "remove", lambda self: None)
+    arguments = config, trained, "test"
+    evaluate_workdir(*arguments, submission=True, images=tmp_path)
+    (trained / "submission" / "images" / "0001.png").unlink()
+    read, reads = UnlabeledDataset.__getitem__, []
+
+    def noted(dataset, index):
+        reads.append(index)
+        return read(dataset, index)
+
+    monkeypatch.setattr(UnlabeledDataset, "__getitem__", noted)
+    evaluate_workdir(*arguments, submission=True, images=tmp_path)
+    assert reads == [1]
 
 
 def test_labels_corrected_after_a_kill_are_scored_anew(

@@ -186,6 +186,43 @@ def test_newer_ones_are_set_aside_once_an_older_one_is_read(
     assert names == ["1", "2.damaged", "3.damaged", "3.damaged-2"]
 
 
+def tensorstore_error(number, text):
+    error = ValueError(f"INTERNAL: Error opening file [OS error {number}: {text}]")
+    error.__cause__ = None
+    return error
+
+
+def wrapped(error):
+    outer = RuntimeError("a read failed")
+    outer.__cause__ = error
+    return outer
+
+
+@pytest.mark.parametrize(
+    "error, reason",
+    [
+        (OSError(errno.EMFILE, "Too many open files"), "Too many open files"),
+        (tensorstore_error(errno.ESTALE, "ESTALE"), "ESTALE"),
+        (wrapped(PermissionError(errno.EACCES, "Permission denied")), "Permission"),
+        (MemoryError("no memory"), "no memory"),
+        (jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: 9 GiB"), "9 GiB"),
+    ],
+)
+def test_checkpoint_that_cannot_be_read_at_the_moment_is_not_damaged(
+    tmp_path, state, monkeypatch, error, reason
+):
+    save_all(tmp_path, state, {1: None, 2: None})
+
+    def restore(*given, **named):
+        raise error
+
+    with monkeypatch.context() as patched:
+        patched.setattr(checkpoint.ocp.Checkpointer, "restore", restore)
+        with pytest.raises(UserError, match=f"2: cannot be read now: .*{reason}"):
+            Checkpoints(tmp_path).restore_latest(state, HERE)
+    assert int(Checkpoints(tmp_path).restore_latest(state, HERE).step) == 2
+
+
 def test_step_that_another_host_cannot_read_is_set_aside_on_all(
     tmp_path, state, monkeypatch, caplog
 ):

@@ -5,10 +5,12 @@ import json
 
 import pytest
 
+from encnet_jax.config import default, save_config
 from encnet_jax.data.dataset_info import CAMVID, IGNORE_LABEL, DatasetInfo, save_info
 from encnet_jax.errors import UserError
 from encnet_jax.run import workdir as module
 from encnet_jax.run.workdir import check_resumed_classes
+from encnet_jax.train.settings import check_workdir
 
 INFO = DatasetInfo("folder", ("road", "sky", "tree"), ((0, 0, 0),) * 3, {})
 
@@ -21,6 +23,17 @@ def changed(**values):
 def run(tmp_path):
     save_info(INFO, tmp_path / "classes.json")
     return tmp_path
+
+
+def test_run_without_a_checkpoint_is_no_obstacle(run):
+    """As one that the first step ended: out of memory, or with infinite losses."""
+    config = default()
+    save_config(config, run / "config.json")
+    config.model.width = 32
+    check_workdir(config, run, changed(class_names=("sky", "road", "tree")))
+    (run / "checkpoints" / "1").mkdir(parents=True)
+    with pytest.raises(UserError, match="model.width=32: the run in .* has 64"):
+        check_workdir(config, run, INFO)
 
 
 def test_same_classes_resume(run):

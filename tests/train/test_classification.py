@@ -3,7 +3,9 @@
 import json
 import shutil
 import sys
+import weakref
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -16,12 +18,14 @@ from encnet_jax.data.datasets import Example
 from encnet_jax.data.registry import open_dataset
 from encnet_jax.errors import UserError
 from encnet_jax.evaluate.classification import classification_scores, make_class_fn
-from encnet_jax.evaluate.evaluator import predict_dataset
+from encnet_jax.evaluate.evaluator import ImagePrediction, predict_dataset
 from encnet_jax.evaluate.run import evaluate_workdir
 from encnet_jax.losses import classification_loss
 from encnet_jax.models.cifar import ClassifierOutput
 from encnet_jax.predict.predictor import Classifier
 from encnet_jax.run.model_config import check_config
+from encnet_jax.run.sharding import mesh_of
+from encnet_jax.train import validation
 from encnet_jax.train.settings import check_task
 from tests.commands import errors, run
 from tests.report.pages import check_page
@@ -90,16 +94,20 @@ class FourImages:
         return Example(image, label, str(index))
 
 
+@pytest.mark.parametrize("devices", [1, 4])
 @pytest.mark.parametrize("batch_size", [1, 2, 5, 8])
-def test_scores_by_hand_do_not_depend_on_the_batch(batch_size):
-    def classify(params, batch_stats, images):
-        assert images.shape == (batch_size, 2, 2, 3)
-        return np.eye(10)[images[:, 0, 0, 0]]
+def test_scores_by_hand_do_not_depend_on_the_batch(batch_size, devices):
+    mesh = mesh_of(jax.devices()[:devices])
 
+    def classify(params, batch_stats, images):
+        assert images.shape == (batch_size * devices, 2, 2, 3)
+        shards = [shard.data.shape[0] for shard in images.addressable_shards]
+        assert shards == [batch_size] * devices
+        return np.eye(10)[np.asarray(images)[:, 0, 0, 0]]
+
+    predict_batches = make_class_fn(classify, mesh)
     predictions = list(
-        predict_dataset(
-            make_class_fn(classify), {}, {}, FourImages(), batch_size=batch_size
-        )
+        predict_dataset(predict_batches, {}, {}, FourImages(), batch_size=batch_size)
     )
     assert [p.labels.item() for p in predictions] == [0, 3, 1, 9, 9]
     results = classification_scores(predictions, 10)
@@ -108,6 +116,22 @@ def test_scores_by_hand_do_not_depend_on_the_batch(batch_size):
     assert results["error"] == pytest.approx(0.2)
     assert results["confusion_matrix"][0, 3] == 1
     assert results["per_class_accuracy"][[0, 1, 9]].tolist() == [0.5, 1, 1]
+
+
+def test_validation_holds_no_more_images_than_it_shows():
+    alive = []
+
+    def predictions():
+        for index in range(200):
+            image = np.full((2, 2, 3), index, np.uint8)
+            alive.append(weakref.ref(image))
+            example = Example(image, np.asarray(index % 10, np.uint8), str(index))
+            yield ImagePrediction(index, example, np.asarray(index % 2, np.uint8))
+            del image, example
+            assert sum(ref() is not None for ref in alive) <= 70
+
+    result = validation._score_classes(CIFAR10, predictions())
+    assert result.images == 200 and result.scores["accuracy"] == pytest.approx(0.2)
 
 
 def test_small_images_are_learned_and_scored(workdir, cifar):

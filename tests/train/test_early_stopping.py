@@ -158,7 +158,7 @@ class Run:
 def new_run(tmp_path_factory):
     """Returns a function that prepares a run."""
 
-    def make_validate_fn(config, model, dataset):
+    def make_validate_fn(config, model, dataset, info):
         def validate(params, batch_stats):
             score = SCORES[int(batch_stats["passes"])]
             panel, classes = Image.new("RGB", (4, 4)), {}
