@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from encnet_jax.data.augment_device import ArrayDataset, load_arrays
+from encnet_jax.data.array_dataset import ArrayDataset, load_arrays
 from encnet_jax.data.dataset_info import CIFAR10
 from encnet_jax.data.image_io import decode_image
 from encnet_jax.data.registry import open_dataset

@@ -48,7 +48,7 @@ from benchmarks.time_budget import measure_speed, plan_steps
 from configs.cifar10 import get_config
 from encnet_jax import cli
 from encnet_jax.config import load_config
-from encnet_jax.data.augment_device import ArrayDataset
+from encnet_jax.data.array_dataset import ArrayDataset
 from encnet_jax.data.dataset_info import CIFAR10
 from encnet_jax.errors import UserError
 from encnet_jax.models import create_model

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from benchmarks.torch_cifar import CifarResNet14
 from benchmarks.torch_encnet import Encoding
 from benchmarks.torch_training import Normalized
-from encnet_jax.data.augment_device import ArrayDataset
+from encnet_jax.data.array_dataset import ArrayDataset
 from encnet_jax.data.dataset_info import CIFAR10
 
 _WARMUP_STEPS = 3  # before capture: they create momenta and select kernels

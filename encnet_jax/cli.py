@@ -1,5 +1,6 @@
 """Shared by the command-line scripts: flags, logging, and errors as exit codes."""
 
+import contextlib
 import difflib
 import io
 import logging
@@ -7,8 +8,9 @@ import os
 import re
 import shlex
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import NoReturn
 
 from absl import flags
 from ml_collections import ConfigDict, config_flags
@@ -23,8 +25,10 @@ from encnet_jax.errors import (
 )
 from encnet_jax.files import user_path
 from encnet_jax.migrations import CONFIG_KEYS
+from encnet_jax.run.plugins import import_plugins
 from encnet_jax.run.startup import set_xla_flags
 
+_log = logging.getLogger(__name__)
 _CACHE = "~/.cache/encnet_jax/compiled"
 # `define_config` defines a flag of the verb that calls it, whose help lists it.
 flags.disclaim_key_flags()
@@ -64,6 +68,13 @@ def run(main: Callable[[list[str]], int | None]) -> None:
     Args:
         main: Takes the positional arguments; returns the exit code, or None for 0.
     """
+    try:
+        _run(main)
+    except KeyboardInterrupt:
+        _interrupted()
+
+
+def _run(main: Callable[[list[str]], int | None]) -> None:
     # TensorFlow only reads data here; its notes about computing are noise.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
@@ -76,6 +87,7 @@ def run(main: Callable[[list[str]], int | None]) -> None:
 
     with abort_on_failure():
         try:
+            import_plugins()
             code = main(arguments)
             sys.stdout.flush()  # or a reader that has ended is met at exit
         except UserError as error:
@@ -83,7 +95,7 @@ def run(main: Callable[[list[str]], int | None]) -> None:
         except FloatingPointError as error:
             _fail(_message(error), 1)
         except KeyboardInterrupt:
-            _fail("interrupted", 130)
+            _interrupted()
         except BrokenPipeError:
             _discard_output()
             sys.exit(1)
@@ -92,6 +104,14 @@ def run(main: Callable[[list[str]], int | None]) -> None:
                 raise
             _fail(message, 2 if isinstance(error, OSError) else 1)
     sys.exit(code or 0)
+
+
+def _interrupted() -> NoReturn:
+    print("error: interrupted", file=sys.stderr, flush=True)
+    with contextlib.suppress(OSError):
+        sys.stdout.flush()
+    # A regular exit can crash in threads that are compiling.
+    os._exit(130)
 
 
 def _discard_output() -> None:
@@ -214,6 +234,14 @@ def run_folder(workdir: str) -> Path:
 def overridden_keys() -> list[str]:
     """Returns the keys that flags set, such as `data.base_size`."""
     return list(config_flags.get_override_values(flags.FLAGS["config"]))
+
+
+def warn_of_unread_settings(config: ConfigDict, keys: Iterable[str]) -> None:
+    """Logs a line for each key that a flag sets and nothing reads."""
+    from encnet_jax.run.unread_settings import unread_settings
+
+    for line in unread_settings(config, keys):
+        _log.warning("WARNING: --config.%s", line)
 
 
 def command_line() -> str:

@@ -11,7 +11,7 @@ from jaxtyping import Int64, UInt8
 from ml_collections import ConfigDict
 
 from encnet_jax.config import default
-from encnet_jax.data.augment_device import ArrayDataset
+from encnet_jax.data.array_dataset import ArrayDataset
 from encnet_jax.data.bands import RGB_INFO, declare_bands
 from encnet_jax.data.dataset_info import IGNORE_LABEL, DatasetInfo
 from encnet_jax.data.datasets import Dataset

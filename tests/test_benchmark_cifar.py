@@ -13,7 +13,7 @@ from benchmarks import cifar_images
 from benchmarks.cifar_images import encode_again, load_split, pack
 from benchmarks.record import BenchmarkRecord
 from encnet_jax.config import load_config
-from encnet_jax.data.augment_device import ArrayDataset, load_arrays
+from encnet_jax.data.array_dataset import ArrayDataset, load_arrays
 from encnet_jax.data.dataset_info import CIFAR10
 from encnet_jax.data.registry import open_dataset
 from encnet_jax.models import create_model

@@ -152,6 +152,25 @@ def test_other_errors_have_a_traceback(end):
             end(error)
 
 
+@pytest.mark.parametrize("place", ["main", "_set_up"])
+def test_interrupt_ends_at_once_whatever_threads_do(place):
+    program = (
+        "import os, signal, threading, time\n"
+        "from encnet_jax import cli\n"
+        "def interrupt(*arguments):\n"
+        "    threading.Thread(target=time.sleep, args=(500,)).start()\n"
+        "    print('printed before')\n"
+        "    os.kill(os.getpid(), signal.SIGINT)\n"
+        "    time.sleep(500)\n"
+        f"if {place!r} == '_set_up':\n"
+        "    cli._set_up = interrupt\n"
+        "cli.run(interrupt)\n"
+    )
+    result = run("-c", program)
+    assert result.returncode == 130 and result.stderr == "error: interrupted\n"
+    assert result.stdout == "printed before\n"
+
+
 @pytest.mark.parametrize("lines", [1, 100_000])
 def test_reader_that_ends_early_costs_no_traceback(lines):
     """As `head` does; one line is still in the buffer when the command ends."""

@@ -56,6 +56,9 @@ def main(arguments: list[str]) -> None:
     explicit = {*cli.overridden_keys(), *(f"evaluation.{key}" for key in protocol)}
     config = evaluation_config(config, workdir, explicit)
     check_config(config)
+    # Those of the training were its own affair.
+    read = [key for key in explicit if key.startswith("evaluation.")]
+    cli.warn_of_unread_settings(config, sorted(read))
     split = values.split or config.evaluation.split
     config.evaluation.split = split  # as results and page list it
     text = evaluate_workdir(

@@ -27,6 +27,7 @@ def main(arguments: list[str]) -> None:
     cli.reject_positional(arguments)
     connect_hosts(flags.FLAGS.distributed)
     config, workdir = cli.config_and_workdir(flags.FLAGS.workdir)
+    cli.warn_of_unread_settings(config, cli.overridden_keys())
     scores = train(config, workdir)
     if scores is not None:
         first, *_ = score_texts(scores)

@@ -5,130 +5,16 @@ sampled here, from the same distribution as `augmentation.sample_crop`. Of data 
 files it sends decoded pixels with the parameters that it sampled.
 """
 
-from collections.abc import Generator
-
 import jax
 import jax.numpy as jnp
-import numpy as np
-from jaxtyping import Array, Float, Float32, Int32, Integer, Num, Real, UInt8
+from jaxtyping import Array, Float, Float32, Num, UInt8
 
 from encnet_jax.data.augmentation import Augmentation, jitter, max_offsets
-from encnet_jax.data.bands import as_bands, scale_bands
 from encnet_jax.data.class_crop import class_centered_start
 from encnet_jax.data.crop_grid import Axis, CropGrid, RotatedGrid
-from encnet_jax.data.dataset_info import IGNORE_LABEL, DatasetInfo
-from encnet_jax.data.datasets import Dataset, Encoded, Example, read_ahead
-from encnet_jax.data.fingerprint import fingerprint
+from encnet_jax.data.dataset_info import IGNORE_LABEL
 from encnet_jax.data.rotation import Frame, Rotation, max_window, rotate
-from encnet_jax.data.sampler import batch_indices, process_rows
-from encnet_jax.data.statistics import Statistics
-from encnet_jax.errors import UserError
 from encnet_jax.ops.normalize import to_byte_scale
-
-
-class ArrayDataset:
-    """A data set in memory, of images of one size.
-
-    Args:
-        info: Metadata of the data set.
-        images: uint8 (n, h, w, 3), RGB 0-255; or (n, h, w, c), bands as stored, where
-            `info` says so.
-        labels: Class indices or `IGNORE_LABEL`, (n, h, w), or (n,) for classification.
-
-    Attributes:
-        statistics: Counts of the labels, where `fit` has taken them.
-    """
-
-    statistics: Statistics | None = None
-
-    def __init__(
-        self,
-        info: DatasetInfo,
-        images: Real[np.ndarray, "n h w c"],
-        labels: Integer[np.ndarray, "n ..."],
-    ):
-        self.info = info
-        self.images = images
-        self.labels = labels.astype(np.uint8, copy=False)
-
-    def __len__(self) -> int:
-        """Returns the number of images."""
-        return len(self.images)
-
-    def __getitem__(self, index: int) -> Example:
-        """Returns one example; its name is its index."""
-        image, info = self.images[index], self.info
-        if info.banded:
-            image = scale_bands(image, info.value_range, f"images[{index}]")
-        return Example(image, self.labels[index], str(index))
-
-    def bands(self, index: int) -> Real[np.ndarray, "h w c"]:
-        """Returns the values of an image as given."""
-        return as_bands(self.images[index], self.info.channels, f"images[{index}]")
-
-    def encoded(self, index: int, *, raw_labels: bool = False) -> Encoded:
-        """Raises `TypeError`: arrays have no encoded form."""
-        raise TypeError("arrays have no encoded form; index the data set")
-
-    def fingerprint(self) -> str:
-        """Returns a digest of the arrays."""
-        return fingerprint(self.info, self.images, self.labels)
-
-
-def load_arrays(dataset: Dataset) -> dict[str, np.ndarray]:
-    """Reads a split into memory.
-
-    Returns:
-        `images` uint8 (n, h, w, 3), or uint16 (n, h, w, c) bands, and `labels` uint8
-        (n, h, w), or (n,) for classification.
-
-    Raises:
-        UserError: The images differ in size.
-    """
-    first = dataset[0]
-    images = np.empty((len(dataset), *first.image.shape), first.image.dtype)
-    labels = np.empty((len(dataset), *first.labels.shape), np.uint8)
-    examples = read_ahead(dataset.__getitem__, range(len(dataset)))
-    for index, example in enumerate(examples):
-        if isinstance(example, UserError):
-            raise example
-        if example.image.shape != first.image.shape:
-            raise UserError(
-                f"{example.name} has shape {example.image.shape} and {first.name} "
-                f"{first.image.shape}: data.cache_on_device requires images of one size"
-            )
-        images[index], labels[index] = example.image, example.labels
-    return {"images": images, "labels": labels}
-
-
-def index_batches(
-    size: int,
-    *,
-    batch_size: int,
-    seed: int,
-    start_step: int = 0,
-    process_index: int = 0,
-    process_count: int = 1,
-) -> Generator[dict[str, Int32[np.ndarray, " b"]]]:
-    """Yields this host's rows of every global batch: `index` and `epoch`.
-
-    Args:
-        size: Number of examples.
-        batch_size: Size of the global batch.
-        seed: Seed of the run.
-        start_step: Index of the first batch.
-        process_index: Index of this host.
-        process_count: Number of hosts.
-    """
-    rows = process_rows(batch_size, process_index, process_count)
-    step = start_step
-    while True:
-        indices, epochs = batch_indices(seed, size, batch_size, step)
-        yield {
-            "index": indices[rows].astype(np.int32),
-            "epoch": epochs[rows].astype(np.int32),
-        }
-        step += 1
 
 
 def augmented_batch(
@@ -142,8 +28,8 @@ def augmented_batch(
     Bands are scaled to 0-255, but not rounded.
 
     Args:
-        arrays: The output of `load_arrays`, on the device.
-        batch: `index` and `epoch`, int32 (b,), from `index_batches`.
+        arrays: The output of `array_dataset.load_arrays`, on the device.
+        batch: `index` and `epoch`, int32 (b,), from `sampler.index_batches`.
         seed: Seed of the run.
         augmentation: Settings of the augmentation.
 

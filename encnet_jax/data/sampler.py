@@ -7,9 +7,10 @@ the loader.
 """
 
 import functools
+from collections.abc import Generator
 
 import numpy as np
-from jaxtyping import Int64
+from jaxtyping import Int32, Int64
 
 
 def batch_indices(
@@ -45,3 +46,33 @@ def process_rows(batch_size: int, process_index: int, process_count: int) -> sli
 @functools.lru_cache(maxsize=4)
 def _permutation(seed: int, epoch: int, size: int) -> Int64[np.ndarray, " n"]:
     return np.random.default_rng((seed, epoch)).permutation(size)
+
+
+def index_batches(
+    size: int,
+    *,
+    batch_size: int,
+    seed: int,
+    start_step: int = 0,
+    process_index: int = 0,
+    process_count: int = 1,
+) -> Generator[dict[str, Int32[np.ndarray, " b"]]]:
+    """Yields this host's rows of every global batch: `index` and `epoch`.
+
+    Args:
+        size: Number of examples.
+        batch_size: Size of the global batch.
+        seed: Seed of the run.
+        start_step: Index of the first batch.
+        process_index: Index of this host.
+        process_count: Number of hosts.
+    """
+    rows = process_rows(batch_size, process_index, process_count)
+    step = start_step
+    while True:
+        indices, epochs = batch_indices(seed, size, batch_size, step)
+        yield {
+            "index": indices[rows].astype(np.int32),
+            "epoch": epochs[rows].astype(np.int32),
+        }
+        step += 1

@@ -1,7 +1,7 @@
 """Scores of image classification, the task of the paper's CIFAR-10 experiments."""
 
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -151,6 +151,12 @@ def evaluate_classes_workdir(
             save_confusion(scores["confusion_matrix"], run.info, figure)
         settings = page_settings(config, split, run, differences)
         save_classification_page(path, scores, record, settings, command)
+    table = _table(scores, names)
+    return f"{table}\n{scores['images']} images, step {run.step}: {path}"
+
+
+def _table(scores: dict[str, Any], names: Sequence[str]) -> str:
+    """Returns the accuracy of each class and of all, in percent."""
     width = max(map(len, (*names, "accuracy")))
     lines = [
         f"{name:<{width}}  {100 * value:6.2f}"
@@ -158,5 +164,4 @@ def evaluate_classes_workdir(
     ]
     lines += ["-" * (width + 8)]
     lines += [f"{k:<{width}}  {100 * scores[k]:6.2f}" for k in ("accuracy", "error")]
-    lines += [f"{scores['images']} images, step {run.step}: {path}"]
     return "\n".join(lines)

@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float32, UInt8
@@ -51,6 +51,13 @@ class Segmentation:
         """
         return self._compute_probabilities(self.pixels)
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Returns what is pickled: all but the network, which cannot be.
+
+        `probabilities` are in it if they have been computed.
+        """
+        return {**vars(self), "_compute_probabilities": _without_network}
+
     def overlay(self, opacity: float = 0.55) -> Image.Image:
         """Returns the image tinted with the colors of its classes, with a legend."""
         return overlay(
@@ -60,6 +67,13 @@ class Segmentation:
     def palette(self) -> Image.Image:
         """Returns the labels as a palette image whose indices are classes."""
         return palette_image(self.labels, self.colors)
+
+
+def _without_network(pixels: np.ndarray) -> np.ndarray:
+    raise RuntimeError(
+        "probabilities: not computed before this result was pickled, and the network "
+        "is not part of it; read them first"
+    )
 
 
 class ClassPrediction(NamedTuple):

@@ -5,7 +5,7 @@ A new network or backbone is a class in a file of its own and a line here. See
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax.numpy as jnp
@@ -21,6 +21,7 @@ from encnet_jax.models.layers import set_conv_impl, set_layer_options
 from encnet_jax.models.resnet import RESNETS, ResNet
 from encnet_jax.models.segmentation import FCN, DeepLabV3, PSPNet, SegmentationModel
 from encnet_jax.models.settings import (
+    Check,
     Setting,
     at_least,
     check_value,
@@ -50,6 +51,19 @@ def segments(name: str) -> bool:
     """Returns whether a network of `MODELS` segments; the others classify images."""
     network = MODELS[name]
     return isinstance(network, type) and issubclass(network, SegmentationModel)
+
+
+def has_setting(name: str, backbone: str, key: str) -> bool:
+    """Returns whether a network, or the backbone that it is on, reads a setting.
+
+    Args:
+        name: A key of `MODELS`.
+        backbone: A key of `BACKBONES`; plays no part if the network has none.
+        key: Name of the setting.
+    """
+    entries = [MODELS[name], *([BACKBONES[backbone]] if segments(name) else [])]
+    own = segments(name) and key == "backbone"
+    return own or any(key in settings_of(entry) for entry in entries)
 
 
 def feature_stride(backbone: str, output_stride: int) -> int:
@@ -147,14 +161,14 @@ def check_model_settings(
     Args: as `create_model`, with `num_classes` of any type.
     """
     del unbiased_running_var, dtype  # any value is allowed
-    check_value("name", name, one_of(*MODELS))
+    check_value("name", name, _registered(MODELS))
     check_value("num_classes", num_classes, at_least(2))
     check_value("conv_impl", conv_impl, one_of(*CONV_IMPLS))
     head_inits = HEAD_INITS if segments(name) else HEAD_INITS[:1]
     check_value("head_init", head_init, one_of(*head_inits))
     entries = [MODELS[name]]
     if segments(name):
-        check_value("backbone", backbone, one_of(*BACKBONES))
+        check_value("backbone", backbone, _registered(BACKBONES))
         entries.append(BACKBONES[backbone])
     check_value("in_channels", in_channels, at_least(1))
     if in_channels != 3 and "in_channels" not in settings_of(entries[-1]):
@@ -183,6 +197,16 @@ def check_model_settings(
                 f"model.{key}={value!r}: {name} has no such setting; allowed is "
                 f"{other_task[key].default!r}"
             )
+
+
+def _registered(entries: Mapping[str, Any]) -> Check:
+    allowed = one_of(*entries)
+
+    def check(value: Any) -> str:
+        text = allowed(value)
+        return text and f"{text}; a module that adds others is named by ENCNET_PLUGINS"
+
+    return check
 
 
 def _allows(setting: Setting, value: Any) -> bool:

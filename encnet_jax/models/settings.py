@@ -30,6 +30,7 @@ def settings_of(entry: Callable[..., Any]) -> dict[str, Setting]:
     to which a subclass passes on what it does not use itself.
     """
     cls = class_of(entry)
+    checks = getattr(cls, "checks", {})
     defaults: dict[str, Any] = {}
     for base in reversed(cls.__mro__):
         if "__init__" in vars(base):
@@ -37,7 +38,7 @@ def settings_of(entry: Callable[..., Any]) -> dict[str, Setting]:
                 if parameter.kind is parameter.KEYWORD_ONLY:
                     defaults[key] = parameter.default
     return {
-        key: Setting(default, cls.checks.get(key))
+        key: Setting(default, checks.get(key))
         for key, default in defaults.items()
         if default is not inspect.Parameter.empty
     }

@@ -16,7 +16,7 @@ from encnet_jax.data.dataset_info import DatasetInfo
 from encnet_jax.data.file_pairs import is_image
 from encnet_jax.data.result_file import is_result, save_arrays, save_result
 from encnet_jax.errors import UserError
-from encnet_jax.files import check_folder, make_folder, whole_file
+from encnet_jax.files import check_folder, make_folder, user_path, whole_file
 from encnet_jax.predict.output_plan import (
     OutputPlan,
     PlannedImage,
@@ -67,9 +67,15 @@ def find_images(arguments: Sequence[str]) -> list[Path]:
 
 
 def _matching_files(argument: str) -> list[Path]:
-    path = Path(argument)
+    path = user_path(argument)
     if path.is_dir():
-        return _image_files(path.iterdir())
+        inside = [*path.iterdir()]
+        if folders := sum(each.is_dir() for each in inside):
+            _log.info(
+                "%s: folders inside (%d) are not looked into; '%s' includes them",
+                *(path, folders, path / "**" / "*"),
+            )
+        return _image_files(inside)
     if path.exists():
         return [path]
     parent = Path(path.anchor or ".")

@@ -14,7 +14,7 @@ from encnet_jax.data.dataset_info import DatasetInfo
 from encnet_jax.data.label_map import published_labels
 from encnet_jax.data.registry import DATASETS
 from encnet_jax.errors import UserError
-from encnet_jax.run.card_usage import usage_section
+from encnet_jax.run.model_card_usage import usage_section
 
 CITATION = """\
 @inproceedings{zhang2018context,

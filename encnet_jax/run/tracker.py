@@ -20,7 +20,6 @@ from PIL import Image
 from encnet_jax.errors import UserError
 from encnet_jax.files import whole_file
 
-TRACKERS = ("wandb", "trackio")
 _START_SECONDS = 60.0
 _FINISH_SECONDS = 30.0
 _QUEUED = 1000  # entries, should the tracker be slower than the training
@@ -35,7 +34,7 @@ class Tracker:
     marks the run as failed if it has started, and the training continues.
 
     Args:
-        name: One of `TRACKERS`.
+        name: `"wandb"` or `"trackio"`.
         workdir: Folder of the run, whose name the tracker shows. `tracker.json` in it
             holds the id under which a resumed training continues.
         project: Project of the tracker, unless its own variable names another.

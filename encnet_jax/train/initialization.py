@@ -15,6 +15,8 @@ from encnet_jax.run.model_folder import find_model_folder
 from encnet_jax.run.state import flatten_paths, split_model
 from encnet_jax.run.workdir import load_workdir
 
+_HEADS = ("head.", "aux_head.")
+
 
 def load_initial_weights(
     model: nnx.Module,
@@ -30,7 +32,8 @@ def load_initial_weights(
             folder, also as `hf://OWNER/REPO[@REVISION]`; or a file of PyTorch weights,
             to load its backbone.
         class_names: Classes of the data set to train on. Classifier heads of an earlier
-            run are loaded only if it has the same classes.
+            run are loaded only if it has the same classes, and none of its heads if
+            one of them has other arrays than here.
         rgb_channels: See `first_conv.extend_kernel`; empty for RGB images.
 
     Returns:
@@ -46,6 +49,11 @@ def load_initial_weights(
         folder = user_path(weights)
         if folder.is_dir():
             return _load_workdir(model, folder, class_names, rgb_channels)
+        if not folder.exists():
+            raise UserError(
+                f"model.weights={weights}: no such file or folder; allowed are a file "
+                "of PyTorch weights, the workdir of a run, a model folder, and hf://..."
+            )
     return str(
         load_torch_weights(model, weights, head="skip", rgb_channels=rgb_channels)
     )
@@ -70,12 +78,17 @@ def _load_workdir(
     fresh = [
         path for path in wanted if path.startswith(HEAD_PREFIXES) and not same_classes
     ]
+    reason = "other classes"
     problems = [
         path
         for path, leaf in wanted.items()
         if path not in fresh
         and (path not in stored or stored[path].shape != leaf.shape)
     ]
+    if problems and all(path.startswith(_HEADS) for path in problems):
+        # Of another head the backbone alone is taken, as of a file.
+        fresh, problems = [path for path in wanted if path.startswith(_HEADS)], []
+        reason = "another head"
     if problems:
         raise UserError(
             f"model.weights={workdir}: {len(problems)} arrays of the model are missing "
@@ -88,7 +101,7 @@ def _load_workdir(
     unused = [path for path in stored if path not in wanted]
     parts = [f"{len(wanted) - len(fresh)} arrays of step {trained.step}"]
     if fresh:
-        parts.append(f"other classes, so initial values kept: {shortened(fresh)}")
+        parts.append(f"{reason}, so initial values kept: {shortened(fresh)}")
     if extension:
         parts.append(extension)
     if unused:

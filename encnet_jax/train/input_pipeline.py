@@ -11,7 +11,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from encnet_jax.data import augment_device
+from encnet_jax.data.array_dataset import load_arrays
 from encnet_jax.data.augmentation import Augmentation
 from encnet_jax.data.bands import declare_bands, describe_bands, with_bands
 from encnet_jax.data.dataset_info import load_info
@@ -25,6 +25,7 @@ from encnet_jax.data.object_dataset import (
     is_dataset,
 )
 from encnet_jax.data.registry import dataset_info, open_dataset
+from encnet_jax.data.sampler import index_batches
 from encnet_jax.errors import UserError, require_package
 
 _log = logging.getLogger(__name__)
@@ -135,7 +136,7 @@ def resident_arrays(config: ConfigDict, dataset: Dataset) -> dict[str, np.ndarra
     seed = {"seed": np.asarray(config.seed, np.uint32)}
     if not config.data.cache_on_device:
         return seed
-    return {**seed, **augment_device.load_arrays(dataset)}
+    return {**seed, **load_arrays(dataset)}
 
 
 def create_batches(
@@ -153,7 +154,7 @@ def create_batches(
         process_count=jax.process_count(),
     )
     if config.data.cache_on_device:
-        return augment_device.index_batches(len(dataset), **options)
+        return index_batches(len(dataset), **options)
     if config.data.resize == "device":
         options["padded_size"] = config.data.padded_size
     return train_batches(dataset, create_augmentation(config), **options)

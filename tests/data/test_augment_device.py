@@ -4,7 +4,8 @@ import jax
 import numpy as np
 import pytest
 
-from encnet_jax.data.augment_device import augmented_batch, load_arrays
+from encnet_jax.data.array_dataset import load_arrays
+from encnet_jax.data.augment_device import augmented_batch
 from encnet_jax.data.augmentation import Augmentation
 from encnet_jax.data.dataset_info import SCENES
 from encnet_jax.data.datasets import Example

@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from encnet_jax.data.augment_device import augmented_batch, index_batches
+from encnet_jax.data.augment_device import augmented_batch
 from encnet_jax.data.augmentation import Augmentation
 from encnet_jax.data.dataset_info import CIFAR10
 from encnet_jax.data.datasets import Example
+from encnet_jax.data.sampler import index_batches
 from encnet_jax.errors import UserError
 
 PLAIN = Augmentation(base_size=4, crop_size=4, flip=False)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from encnet_jax.data.augment_device import ArrayDataset
+from encnet_jax.data.array_dataset import ArrayDataset
 from encnet_jax.data.dataset_info import CAMVID, SCENES
 from encnet_jax.data.datasets import FileDataset, SyntheticScenes
 from encnet_jax.evaluate.submission import UnlabeledDataset

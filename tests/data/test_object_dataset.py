@@ -17,7 +17,7 @@ import pytest
 from PIL import Image
 
 from encnet_jax.data import object_check
-from encnet_jax.data.augment_device import load_arrays
+from encnet_jax.data.array_dataset import load_arrays
 from encnet_jax.data.augmentation import Augmentation
 from encnet_jax.data.dataset_info import DatasetInfo
 from encnet_jax.data.object_dataset import ObjectDataset, as_datasets

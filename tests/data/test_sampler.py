@@ -5,8 +5,7 @@ import itertools
 import numpy as np
 import pytest
 
-from encnet_jax.data.augment_device import index_batches
-from encnet_jax.data.sampler import batch_indices, process_rows
+from encnet_jax.data.sampler import batch_indices, index_batches, process_rows
 
 
 def indices_and_epochs(seed, size, batch_size, steps):

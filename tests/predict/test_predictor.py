@@ -1,6 +1,8 @@
 """The segmenter on imported weights: names, sizes, kinds of input."""
 
 import dataclasses
+import logging
+import pickle
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -74,6 +76,22 @@ def test_probabilities_are_those_of_the_labels(segmenter):
     assert (probabilities.argmax(-1) == result.labels).mean() > 0.999
     np.testing.assert_allclose(chosen[..., 0], probabilities.max(-1), rtol=1e-5)
     assert result.probabilities is probabilities  # computed once
+
+
+def test_results_are_pickled_without_the_network(segmenter):
+    image = np.zeros((9, 12, 3), np.uint8)
+    computed, other = segmenter(image), segmenter(image)
+    expected = computed.probabilities
+    for result in (computed, other):
+        copy = pickle.loads(pickle.dumps(result))
+        np.testing.assert_array_equal(copy.labels, result.labels)
+        assert copy.class_names == result.class_names and copy.overlay().size
+        if result is computed:
+            np.testing.assert_array_equal(copy.probabilities, expected)
+        else:
+            with pytest.raises(RuntimeError, match="probabilities: not computed befo"):
+                copy.probabilities
+    np.testing.assert_array_equal(other.probabilities, expected)
 
 
 def test_probabilities_are_the_softmax_of_the_logits(weights_file):
@@ -172,6 +190,21 @@ def test_files_folders_and_globs_are_found_once(tmp_path):
 
 
 @pytest.mark.slow
+def test_folders_inside_a_folder_are_counted_and_a_glob_has_them(
+    tmp_path, caplog, monkeypatch
+):
+    caplog.set_level(logging.INFO, "encnet_jax")
+    (tmp_path / "a" / "b" / "c").mkdir(parents=True)
+    for name in ("1.png", "b/2.png", "b/c/3.png"):
+        Image.new("RGB", (4, 4)).save(tmp_path / "a" / name)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert [path.name for path in find_images(["~/a"])] == ["1.png"]
+    (line,) = caplog.messages
+    assert "folders inside (1) are not looked into; " in line
+    found = find_images([line.split("'")[1]])
+    assert [path.name for path in found] == ["1.png", "2.png", "3.png"]
+
+
 def test_training_starts_from_the_backbone_of_a_file(tmp_path):
     weights = small_weights("torchvision_resnet18")
     path = tmp_path / "backbone.safetensors"

@@ -7,7 +7,7 @@ from flax import nnx
 from PIL import Image
 
 from encnet_jax.data import dataset_info as infos
-from encnet_jax.data.augment_device import ArrayDataset
+from encnet_jax.data.array_dataset import ArrayDataset
 from encnet_jax.errors import UserError
 from encnet_jax.models.cifar import ClassifierOutput
 from encnet_jax.models.registry import MODELS

@@ -14,7 +14,7 @@ import numpy as np
 from flax import nnx
 
 from encnet_jax.config import default
-from encnet_jax.data.augment_device import ArrayDataset
+from encnet_jax.data.array_dataset import ArrayDataset
 from encnet_jax.data.dataset_info import DatasetInfo
 from encnet_jax.models.segmentation import SegmentationModel, SegmentationOutput
 from encnet_jax.train.step import augment

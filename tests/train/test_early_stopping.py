@@ -10,7 +10,7 @@ import pytest
 from flax import nnx
 from PIL import Image
 
-from encnet_jax.data.augment_device import ArrayDataset
+from encnet_jax.data.array_dataset import ArrayDataset
 from encnet_jax.data.dataset_info import CIFAR10
 from encnet_jax.errors import UserError
 from encnet_jax.models.cifar import ClassifierOutput

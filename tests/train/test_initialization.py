@@ -108,6 +108,22 @@ def test_model_folder_counts_as_its_run(earlier, tmp_path):
         np.testing.assert_array_equal(array, before[path], err_msg=path)
 
 
+def test_of_another_head_the_backbone_is_loaded(earlier):
+    workdir, expected = earlier
+    model = model_of(2, head_channels=16)
+    before = leaves(model)
+    text = load_initial_weights(model, str(workdir), NAMES)
+    assert "another head, so initial values kept: aux_head." in text
+    for path, array in leaves(model).items():
+        source = expected if path.startswith("backbone.") else before
+        np.testing.assert_array_equal(array, source[path], err_msg=path)
+
+
+def test_mistyped_workdir_is_named(tmp_path):
+    with pytest.raises(UserError, match="no such file or folder; .* the workdir"):
+        load_initial_weights(model_of(2), str(tmp_path / "nothing"), NAMES)
+
+
 def test_unused_part_is_reported(earlier):
     text = load_initial_weights(model_of(2, aux_head=False), str(earlier[0]), NAMES)
     assert "not used by this model: aux_head." in text

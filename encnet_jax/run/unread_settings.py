@@ -1,0 +1,82 @@
+"""Settings that other settings leave without effect.
+
+Recipes may hold them, so that changing one key changes one thing. Who sets such a key
+on the command line expects an effect, and is told that there is none.
+"""
+
+from collections.abc import Callable, Iterable
+
+from ml_collections import ConfigDict
+
+from encnet_jax.models.registry import has_setting, segments
+from encnet_jax.run.folder_config import has_windows
+from encnet_jax.run.model_config import TRAINING_ONLY
+
+# Read whatever the network: arguments of `create_model` itself.
+_OF_ANY_MODEL = (
+    *("name", "conv_impl", "head_init", "unbiased_running_var", "dtype"),
+    *TRAINING_ONLY,
+)
+# Of image classification; the images are neither scaled nor cut into windows.
+_OF_PIXELS = (
+    *("data.base_size", "data.scale_range", "loss.se_weight", "loss.aux_weight"),
+    "loss.normalize_by",
+)
+# Key -> when it is read, in words and as a test.
+_READ_IF: dict[str, tuple[str, Callable[[ConfigDict], bool]]] = {
+    "optimizer.nesterov": (
+        "optimizer.name=sgd",
+        lambda config: config.optimizer.name == "sgd",
+    ),
+    "optimizer.beta2": (
+        "optimizer.name=adamw",
+        lambda config: config.optimizer.name == "adamw",
+    ),
+    "optimizer.power": (
+        "optimizer.schedule=poly",
+        lambda config: config.optimizer.schedule == "poly",
+    ),
+    "loss.se_weight": (
+        "model.name=encnet with model.se_loss",
+        lambda config: config.model.name == "encnet" and config.model.se_loss,
+    ),
+    "loss.aux_weight": (
+        "model.aux_head",
+        lambda config: segments(config.model.name) and config.model.aux_head,
+    ),
+    "evaluation.crop_size": ("windows (evaluation.mode, .scales)", has_windows),
+    "evaluation.stride": ("windows (evaluation.mode, .scales)", has_windows),
+}
+
+
+def unread_settings(config: ConfigDict, keys: Iterable[str]) -> list[str]:
+    """Returns a line for each key that is not read, such as `loss.aux_weight`.
+
+    Args:
+        config: See `encnet_jax.config`; valid.
+        keys: Keys that a user has set.
+    """
+    lines = []
+    for key in keys:
+        if reason := _reason(config, key):
+            lines.append(f"{key}: has no effect here: {reason}")
+    return lines
+
+
+def _reason(config: ConfigDict, key: str) -> str:
+    """Returns why a key is not read; "" if it is."""
+    group, _, name = key.partition(".")
+    model = config.model
+    if group == "model":
+        if name in _OF_ANY_MODEL or has_setting(model.name, model.backbone, name):
+            return ""
+        backbone = f" on {model.backbone}" if segments(model.name) else ""
+        return f"{model.name}{backbone} has no such setting"
+    if not segments(model.name):
+        windows = group == "evaluation" and name not in ("split", "batch_size")
+        if key in _OF_PIXELS or windows:
+            return "only for segmentation"
+    if key in _READ_IF:
+        needs, is_read = _READ_IF[key]
+        return "" if is_read(config) else f"needs {needs}"
+    return ""

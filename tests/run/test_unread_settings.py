@@ -1,0 +1,58 @@
+"""Keys set by a user that nothing reads: told, each with what it needs."""
+
+import pytest
+
+from encnet_jax.config import default
+from encnet_jax.run.unread_settings import unread_settings
+from tests.commands import SMALL, errors, run
+
+
+def lines(keys, **changes):
+    config = default()
+    config.update_from_flattened_dict(changes)
+    return unread_settings(config, keys.split())
+
+
+@pytest.mark.parametrize(
+    "key, without, with_effect",
+    [
+        ("optimizer.nesterov", {"optimizer.name": "adamw"}, {}),
+        ("optimizer.beta2", {}, {"optimizer.name": "adamw"}),
+        ("optimizer.power", {"optimizer.schedule": "cosine"}, {}),
+        ("loss.se_weight", {"model.se_loss": False}, {}),
+        ("loss.se_weight", {"model.name": "fcn"}, {}),
+        ("loss.aux_weight", {"model.aux_head": False}, {}),
+        ("evaluation.stride", {}, {"evaluation.mode": "slide"}),
+        ("evaluation.crop_size", {}, {"evaluation.scales": (0.5, 1.0)}),
+        ("evaluation.base_size", {"model.name": "encnet14"}, {}),
+        ("data.scale_range", {"model.name": "encnet14"}, {}),
+        ("model.decoder_stride", {"model.name": "pspnet"}, {}),
+        ("model.num_codes", {"model.name": "fcn"}, {}),
+        ("model.output_stride", {"model.backbone": "dinov2_vits14"}, {}),
+        ("model.backbone", {"model.name": "resnet14"}, {"model.name": "fcn"}),
+    ],
+)
+def test_key_without_effect_is_named(key, without, with_effect):
+    (line,) = lines(key, **without)
+    assert line.startswith(f"{key}: has no effect here: ")
+    assert not lines(key, **with_effect)
+
+
+def test_every_other_key_is_read():
+    keys = "seed batch_size data.crop_size model.name model.weights model.remat"
+    assert not lines(f"{keys} model.dtype optimizer.momentum evaluation.split")
+
+
+def test_command_warns_before_it_fails(camvid, tmp_path):
+    result = run(
+        "train.py",
+        "--config=camvid:cpu",
+        f"--config.data.data_dir={camvid}",
+        f"--workdir={tmp_path / 'run'}",
+        *SMALL,
+        "--config.evaluation.stride=32",
+        "--config.evaluation.split=dev",
+    )
+    assert result.returncode == 2 and "allowed are train" in errors(result)[0]
+    (warning,) = [x for x in result.stderr.splitlines() if x.startswith("WARNING: --")]
+    assert warning.startswith("WARNING: --config.evaluation.stride: has no effect")
