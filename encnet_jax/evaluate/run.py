@@ -38,6 +38,7 @@ from encnet_jax.evaluate.report import (
     save_scores,
 )
 from encnet_jax.evaluate.settings import (
+    check_data_folder,
     describe_differences,
     differences_from_training,
 )
@@ -81,6 +82,7 @@ def evaluate_workdir(
     """
     set_max_image_pixels(config.data.max_image_pixels)
     check_folder(workdir / "evaluation", "--workdir")
+    check_data_folder(config, workdir, labels=images is None)
     if _task(config, submission or images is not None) == "classification":
         return evaluate_classes_workdir(config, workdir, split, step, command)
     dataset = _open(config, workdir, split, submission, images)

@@ -10,8 +10,9 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from encnet_jax.data.dataset_info import DatasetInfo
-from encnet_jax.data.registry import folder_variable
+from encnet_jax.data.registry import DATASETS, LocalDataset, folder_variable
 from encnet_jax.errors import UserError
+from encnet_jax.files import is_address, user_path
 from encnet_jax.inference.tta import (
     MmsegProtocol,
     PyTorchEncodingProtocol,
@@ -88,6 +89,37 @@ def evaluation_config(
     if unused:
         _log.info("as in the training, unless set by a flag: %s", "; ".join(unused))
     return config
+
+
+def check_data_folder(config: ConfigDict, workdir: Path, *, labels: bool) -> None:
+    """Raises `UserError` if the folder of a local data set that the run stores is gone.
+
+    Older runs store a relative one as it was typed. Where there is such a folder here,
+    one line of the log says which it is.
+
+    Args:
+        config: Settings of the evaluation.
+        workdir: Folder of the run.
+        labels: Whether the data set is read, not only its classes.
+    """
+    data, stored = config.data, load_run_config(workdir).data
+    entry = DATASETS.get(data.name)
+    if not isinstance(entry, LocalDataset) or (entry.info and not labels):
+        return
+    if not data.data_dir or is_address(data.data_dir):
+        return
+    if (data.name, data.data_dir) != (stored.name, stored.data_dir):
+        return
+    folder, origin = user_path(data.data_dir), f"as {workdir / 'config.json'} has it"
+    if not os.path.isdir(folder):  # unlike `Path.is_dir` never raises
+        here = "" if folder.is_absolute() else f" in {Path.cwd()}"
+        raise UserError(
+            f"data.data_dir={data.data_dir!r}, {origin}: no such folder{here}; give "
+            "that of the data set: --config.data.data_dir=DIR"
+        )
+    if not folder.is_absolute():
+        path = folder.absolute()
+        _log.info("data.data_dir=%r, %s: is %s here", data.data_dir, origin, path)
 
 
 def differences_from_training(config: ConfigDict, workdir: Path) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from encnet_jax import Segmenter, optimizer
 from encnet_jax import config as configuration
 from encnet_jax.config import load_config, save_config
 from encnet_jax.data.dataset_info import CAMVID, save_info
+from encnet_jax.errors import UserError
 from encnet_jax.evaluate.figures import select_examples
 from encnet_jax.evaluate.progress_log import EvalProgressLog
 from encnet_jax.evaluate.run import compare_value_ranges, evaluate_workdir
@@ -200,6 +201,15 @@ def test_two_hosts_share_an_evaluation_and_one_prints_and_writes_it(
     figures = [f"test-ms-{kind}.png" for kind in kinds]
     others = [path.name, "test-ms.html", "test-ms-images.jsonl"]
     assert names == sorted([*figures, *others])
+
+
+def test_folder_of_an_older_run_that_is_not_here_is_named(trained, config, tmp_path):
+    shutil.copytree(trained / "checkpoints", tmp_path / "checkpoints")
+    shutil.copy(trained / "classes.json", tmp_path)
+    config.data.data_dir = "camvid-of-another-folder"
+    save_config(config, tmp_path / "config.json")
+    with pytest.raises(UserError, match="data.data_dir='camvid-of-another.*has it: no"):
+        evaluate_workdir(config, tmp_path, "test")
 
 
 def test_progress_log_of_other_weights_is_ignored(
