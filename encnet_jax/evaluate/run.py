@@ -41,6 +41,7 @@ from encnet_jax.evaluate.settings import (
     check_data_folder,
     describe_differences,
     differences_from_training,
+    evaluation_name,
 )
 from encnet_jax.evaluate.submission import Submission, UnlabeledDataset
 from encnet_jax.files import check_folder
@@ -88,7 +89,8 @@ def evaluate_workdir(
     dataset = _open(config, workdir, split, submission, images)
     run, differences = _load(config, workdir, step, dataset.info)
     predict_batches = predict_fn_from_config(config, run.model, run.info)
-    name = ("images" if images else split) + ("-ms" if config.evaluation.scales else "")
+    kind = "images" if images else split
+    name = evaluation_name(kind, config.evaluation.scales)
     path = workdir / "evaluation" / f"{name}.json"
     writer = (
         Submission(workdir / "submission" / name, dataset.info) if submission else None

@@ -2,7 +2,7 @@
 
 import logging
 import os
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from encnet_jax.inference.tta import (
     TTAProtocol,
 )
 from encnet_jax.run.checkpoint_folder import saved_steps
-from encnet_jax.run.folder_config import PREDICTION_KEYS, has_windows
+from encnet_jax.run.folder_config import PREDICTION_KEYS, has_windows, multi_scale
 from encnet_jax.run.model_config import TRAINING_ONLY
 from encnet_jax.run.model_folder import is_model_folder
 from encnet_jax.run.workdir import load_run_config
@@ -32,6 +32,7 @@ _NEUTRAL = (
     *("batch_size", "split", "object_sizes", "boundary_iou"),
     "max_image_pixels",
 )
+_MULTI_SCALE = "-ms"
 _log = logging.getLogger(__name__)
 
 
@@ -156,6 +157,21 @@ def describe_differences(differences: dict[str, Any]) -> str:
         f"{key}={pair['value']!r} (training: {pair['training']!r})"
         for key, pair in differences.items()
     )
+
+
+def evaluation_name(split: str, scales: Sequence[float]) -> str:
+    """Returns the name of the files of an evaluation: `test`, or `test-ms`.
+
+    Args:
+        split: Name of the split.
+        scales: `evaluation.scales`; that of 1 alone is the same as none.
+    """
+    return split + (_MULTI_SCALE if multi_scale(scales) else "")
+
+
+def evaluated_split(name: str) -> str:
+    """Returns the split in the name of an evaluation."""
+    return name.removesuffix(_MULTI_SCALE)
 
 
 def whole_image_size(config: ConfigDict) -> int:

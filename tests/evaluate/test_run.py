@@ -15,13 +15,16 @@ from PIL import Image
 
 from encnet_jax import Segmenter, optimizer
 from encnet_jax import config as configuration
+from encnet_jax.compare.evaluations import load_evaluations
 from encnet_jax.config import load_config, save_config
 from encnet_jax.data.dataset_info import CAMVID, save_info
 from encnet_jax.errors import UserError
 from encnet_jax.evaluate.figures import select_examples
 from encnet_jax.evaluate.progress_log import EvalProgressLog
 from encnet_jax.evaluate.run import compare_value_ranges, evaluate_workdir
+from encnet_jax.evaluate.settings import evaluation_config
 from encnet_jax.evaluate.submission import UnlabeledDataset
+from encnet_jax.export.run import export_workdir
 from encnet_jax.models import create_model
 from encnet_jax.run.checkpoint import Checkpoints
 from encnet_jax.run.model_config import model_settings
@@ -233,6 +236,31 @@ def test_progress_log_of_other_weights_is_ignored(
     first, second = (run / "evaluation" / "test.json" for run in (trained, other))
     assert first.read_text() != second.read_text()
     (trained / name).unlink()
+
+
+@pytest.mark.parametrize("scales", [[], [1.0]])
+def test_model_folder_of_a_run_in_windows_is_scored_and_named_as_the_run(
+    trained, config, camvid, tmp_path, scales
+):
+    """Folders of earlier versions have a scale of 1 where their run has none."""
+    workdir, folder = tmp_path / "run", tmp_path / "model"
+    shutil.copytree(trained / "checkpoints", workdir / "checkpoints")
+    shutil.copy(trained / "classes.json", workdir)
+    config.evaluation.stride = 20
+    save_config(config, workdir / "config.json")
+    evaluate_workdir(config, workdir, "val")
+    export_workdir(workdir, folder, "pretrained")
+    stored = json.loads((folder / "config.json").read_text())
+    assert stored["prediction"]["scales"] == []
+    stored["prediction"]["scales"] = scales
+    (folder / "config.json").write_text(json.dumps(stored))
+    given = configuration.default()
+    given.data.update(name="camvid", data_dir=str(camvid))
+    given.evaluation.batch_size = 2
+    evaluate_workdir(evaluation_config(given, folder, ()), folder, "val")
+    first, second = load_evaluations([workdir, folder], "val")
+    assert first.scores["confusion_matrix"] == second.scores["confusion_matrix"]
+    assert second.scores["differs_from_training"] == {}
 
 
 def test_mmsegmentation_s_whole_and_slide_modes_are_scored(trained, config):

@@ -12,7 +12,9 @@ from encnet_jax.evaluate.settings import (
     check_data_folder,
     describe_differences,
     differences_from_training,
+    evaluated_split,
     evaluation_config,
+    evaluation_name,
 )
 from encnet_jax.run import folder_config
 
@@ -123,7 +125,7 @@ def test_model_folder_sets_what_it_stores(run):
     file.evaluation.update(split="train", object_sizes=True)
     config = evaluation_config(file, workdir, ())
     expected = file.evaluation.to_dict() | dict(
-        mode="slide", base_size=80, stride=20, crop_size=64, scales=(1.0,)
+        mode="slide", base_size=80, stride=20, crop_size=64, scales=()
     )
     assert config.evaluation.to_dict() == expected
     assert config.data.crop_size == 64 and config.data.data_dir == "/data"
@@ -203,3 +205,13 @@ def test_folders_of_prepared_data_sets_are_not_looked_up(run, data_dir):
     save_config(trained, workdir / "config.json")
     config = evaluation_config(given(name="ade20k"), workdir, ())
     check_data_folder(config, workdir, labels=True)
+
+
+@pytest.mark.parametrize(
+    ("scales", "name"),
+    [((), "test"), ((1.0,), "test"), ([1], "test"), ((0.5,), "test-ms")]
+    + [((1.0, 2.0), "test-ms")],
+)
+def test_files_are_named_by_split_and_scales(scales, name):
+    assert evaluation_name("test", scales) == name
+    assert evaluated_split(name) == "test"
