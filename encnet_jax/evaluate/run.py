@@ -49,6 +49,10 @@ from encnet_jax.run.distributed import distinct_over_hosts
 from encnet_jax.run.model_config import resolve_dtype
 from encnet_jax.run.workdir import LoadedRun, load_run_info, load_workdir
 
+_UNWRITABLE = (
+    "scores are written to the folder of the run; copy it, or save a model folder and "
+    "evaluate that: encnet export --format=pretrained --workdir={} --output=DIR"
+)
 _log = logging.getLogger(__name__)
 
 
@@ -82,7 +86,7 @@ def evaluate_workdir(
             workdir cannot be written to.
     """
     set_max_image_pixels(config.data.max_image_pixels)
-    check_folder(workdir / "evaluation", "--workdir")
+    check_folder(workdir / "evaluation", "--workdir", _UNWRITABLE.format(workdir))
     check_data_folder(config, workdir, labels=images is None)
     if _task(config, submission or images is not None) == "classification":
         return evaluate_classes_workdir(config, workdir, split, step, command)

@@ -215,6 +215,19 @@ def test_folder_of_an_older_run_that_is_not_here_is_named(trained, config, tmp_p
         evaluate_workdir(config, tmp_path, "test")
 
 
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="needs a read-only folder")
+def test_run_that_cannot_be_written_to_says_what_can_be_evaluated(config):
+    with pytest.raises(UserError) as caught:
+        evaluate_workdir(config, Path("/proc/run"), "test")
+    message = str(caught.value)
+    assert message.startswith("--workdir=/proc/run/evaluation: cannot be written to: ")
+    assert message.endswith(
+        "; scores are written to the folder of the run; copy it, or save a model "
+        "folder and evaluate that: encnet export --format=pretrained "
+        "--workdir=/proc/run --output=DIR"
+    )
+
+
 def test_progress_log_of_other_weights_is_ignored(
     trained, config, tmp_path, caplog, monkeypatch
 ):
