@@ -37,7 +37,7 @@ _log = logging.getLogger(__name__)
 
 
 def evaluation_config(
-    given: ConfigDict, workdir: Path, explicit: Collection[str]
+    given: ConfigDict, workdir: str | Path, explicit: Collection[str]
 ) -> ConfigDict:
     """Returns the configuration by which a run is evaluated.
 
@@ -57,6 +57,7 @@ def evaluation_config(
     Raises:
         UserError: There is no run, or a key of `model` is set to another value.
     """
+    workdir = user_path(workdir)
     stored = load_run_config(workdir)
     config = given.copy_and_resolve_references()
     same_data = given.data.name == stored.data.name

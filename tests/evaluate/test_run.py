@@ -211,8 +211,9 @@ def test_folder_of_an_older_run_that_is_not_here_is_named(trained, config, tmp_p
     shutil.copy(trained / "classes.json", tmp_path)
     config.data.data_dir = "camvid-of-another-folder"
     save_config(config, tmp_path / "config.json")
+    config = evaluation_config(config, str(tmp_path), ())
     with pytest.raises(UserError, match="data.data_dir='camvid-of-another.*has it: no"):
-        evaluate_workdir(config, tmp_path, "test")
+        evaluate_workdir(config, str(tmp_path), "test")
 
 
 @pytest.mark.skipif(not Path("/proc").is_dir(), reason="needs a read-only folder")

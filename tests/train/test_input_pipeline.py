@@ -6,11 +6,12 @@ import sys
 import numpy as np
 import pytest
 
-from encnet_jax import fit
 from encnet_jax.config import default, load_config, save_config
 from encnet_jax.data.object_dataset import as_datasets
 from encnet_jax.errors import UserError
+from encnet_jax.export.run import export_workdir
 from encnet_jax.fit_arrays import small_config
+from encnet_jax.run.workdir import load_model_folder, load_workdir
 from encnet_jax.train import train
 from encnet_jax.train.input_pipeline import open_splits
 from tests.commands import make_camvid
@@ -108,16 +109,27 @@ def test_unknown_home_folder_is_an_error_of_the_key(camvid_config, tmp_path):
 def test_run_with_a_relative_folder_resumes_and_then_has_the_absolute_one(
     tmp_path, monkeypatch
 ):
+    """The run and the model folder are given as text, in the home folder."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
     images, labels = squares()
     config = tiny(small_config(images, labels))
-    config.data.data_dir = "mine"
+    config.data.update(name="squares", data_dir="mine", cache_on_device=True)
     config.total_steps, config.optimizer.warmup_steps = 2, 0
-    fit(images, labels, config, workdir="run")
-    path = tmp_path / "run" / "config.json"
-    stored = load_config(path)
+    pairs = list(zip(images, labels))
+    splits = as_datasets(pairs, class_names=["ground", "square"], ignore_label=255)
+    train(config, "~/run", splits)
+    stored = load_config("~/run/config.json")
     assert stored.data.data_dir == str(tmp_path / "mine")
-    stored.data.data_dir = "mine"  # as runs of 0.2.0 have it
-    save_config(stored, path)
-    fit(images, labels, config, workdir="run")
-    assert load_config(path).data.data_dir == str(tmp_path / "mine")
+    stored.data.data_dir = "mine"  # as older versions stored it
+    save_config(stored, "~/run/config.json")
+    train(config, "~/run", splits)
+    stored = load_config(tmp_path / "run" / "config.json")
+    assert stored.data.data_dir == str(tmp_path / "mine")
+    assert load_workdir("~/run").step == 2
+    export_workdir("~/run", "~/model", "pretrained")
+    folder = load_workdir("~/model")
+    assert folder.step == 2 and (tmp_path / "model" / "README.md").exists()
+    assert load_model_folder("~/model").info == folder.info
+    with pytest.raises(UserError, match="hf://me/run: must be a folder"):
+        load_workdir("hf://me/run")
