@@ -237,18 +237,19 @@ def leaves(config: ConfigDict, group: str = "") -> Iterator[tuple[str, Any]]:
             yield f"{group}{key}", value
 
 
-def save_config(config: ConfigDict, path: Path) -> None:
+def save_config(config: ConfigDict, path: str | Path) -> None:
     """Writes a configuration as JSON."""
-    with whole_file(path) as file:
+    with whole_file(user_path(path)) as file:
         file.write((json.dumps(config.to_dict(), indent=2) + "\n").encode())
 
 
-def load_config(path: Path) -> ConfigDict:
+def load_config(path: str | Path) -> ConfigDict:
     """Reads a stored configuration, of this version or an older one.
 
     Raises:
         UserError: The file is missing, or holds no configuration.
     """
+    path = user_path(path)
     if not os.path.isfile(path):  # unlike `Path.is_file` never raises
         raise UserError(f"{path}: missing; is {path.parent} the workdir of a run?")
     config = default()

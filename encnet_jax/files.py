@@ -23,7 +23,7 @@ def user_path(path: str | os.PathLike[str]) -> Path:
     """
     if "\0" in str(path):
         raise UserError(f"{path}: holds a null character; no path can")
-    if isinstance(path, str) and re.match(r"\w+://", path):
+    if isinstance(path, str) and is_address(path):
         raise UserError(f"{path}: must be a folder or file of this machine")
     try:
         return Path(path).expanduser()
@@ -31,7 +31,26 @@ def user_path(path: str | os.PathLike[str]) -> Path:
         raise UserError(f"{path}: no such user; ./~... is a path with ~") from error
 
 
-def check_folder(folder: Path, setting: str) -> None:
+def is_address(path: str) -> bool:
+    """Returns whether a text is the address of a folder elsewhere, as `gs://...`."""
+    return re.match(r"\w+://", path) is not None
+
+
+def absolute_path(path: str) -> str:
+    """Returns a path as it is stored, to mean the same in any current folder.
+
+    `~` is expanded. Symbolic links stay, and so does `..`, which after a link leads
+    elsewhere than its text says; and addresses such as `gs://...`.
+
+    Raises:
+        UserError: See `user_path`.
+    """
+    return path if is_address(path) else str(user_path(path).absolute())
+
+
+def check_folder(
+    folder: Path, setting: str, remedy: str = "choose another folder"
+) -> None:
     """Raises `UserError` unless a folder is writable, or can be created.
 
     Creates nothing, so that a command that stops on another mistake leaves nothing.
@@ -39,6 +58,7 @@ def check_folder(folder: Path, setting: str) -> None:
     Args:
         folder: The folder.
         setting: What names it, for the error: `--output` or `workdir`.
+        remedy: What to do if it cannot be written to, likewise.
     """
     try:
         existing = existing_parent(folder)
@@ -52,7 +72,7 @@ def check_folder(folder: Path, setting: str) -> None:
         with tempfile.TemporaryFile(dir=existing):
             pass
     except OSError as error:
-        raise _unwritable(folder, setting, error) from error
+        raise _unwritable(folder, setting, error, remedy) from error
 
 
 def existing_parent(path: Path) -> Path:
@@ -165,8 +185,8 @@ def check_empty(folder: Path, setting: str) -> None:
         raise UserError(f"{setting}={folder}: is not empty; choose another folder")
 
 
-def _unwritable(folder: Path, setting: str, error: OSError) -> UserError:
+def _unwritable(
+    folder: Path, setting: str, error: OSError, remedy: str = "choose another folder"
+) -> UserError:
     reason = error.strerror or str(error) or type(error).__name__
-    return UserError(
-        f"{setting}={folder}: cannot be written to: {reason}; choose another folder"
-    )
+    return UserError(f"{setting}={folder}: cannot be written to: {reason}; {remedy}")

@@ -1,10 +1,11 @@
-"""Compares runs: encnet compare RUN_A RUN_B ... [--split=test] [--output=FILE.html].
+"""Compares runs: encnet compare RUN_A RUN_B ... [--split=SPLIT] [--output=FILE.html].
 
 Writes one page with the curves of the trainings, the scores, the differences of every
 class to the first run with intervals from a paired bootstrap over images, and the
 images on which the runs differ most. Each run must have been evaluated on the split,
 which writes DIR/evaluation/SPLIT.json and SPLIT-images.jsonl; test-ms is the evaluation
-with scales. The page loads nothing and needs no network.
+with scales. Without --split it is the one evaluation that all runs have. The page loads
+nothing and needs no network.
 """
 
 from pathlib import Path
@@ -17,26 +18,30 @@ from encnet_jax.report.page import MARK
 
 def define_flags() -> None:
     """Defines the flags of the verb."""
-    flags.DEFINE_string("split", "test", "Evaluation to compare, such as test-ms.")
+    flags.DEFINE_string(
+        "split", None, "Evaluation, such as test-ms; default: the one that all have."
+    )
     flags.DEFINE_string("output", None, "Page to write; default: compare-SPLIT.html.")
     flags.DEFINE_string("data_dir", None, "Folder of the data set, if it moved.")
 
 
 def main(arguments: list[str]) -> None:
     """Runs the comparison."""
-    from encnet_jax.compare.evaluations import load_evaluations
+    from encnet_jax.compare.evaluations import load_evaluations, shared_evaluation
     from encnet_jax.compare.page import save_comparison
     from encnet_jax.files import check_folder, make_folder, user_path
 
     require_package("jinja2", "train", "compare")
     values = flags.FLAGS
-    if Path(values.split).name != values.split:
-        raise UserError(f"--split={values.split}: must be a name, such as test-ms")
-    output = user_path(values.output or f"compare-{values.split}.html")
+    split = values.split
+    if split is not None and (not split or Path(split).name != split):
+        raise UserError(f"--split={split}: must be a name, such as test-ms")
+    workdirs = [user_path(argument) for argument in arguments]
+    split = split or shared_evaluation(workdirs)
+    output = user_path(values.output or f"compare-{split}.html")
     check_output(output)
     check_folder(output.parent, "--output")
-    workdirs = [user_path(argument) for argument in arguments]
-    evaluations = load_evaluations(workdirs, values.split)
+    evaluations = load_evaluations(workdirs, split)
     make_folder(output.parent, "--output")
     save_comparison(output, evaluations, values.data_dir)
     print(output)

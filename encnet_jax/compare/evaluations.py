@@ -12,6 +12,7 @@ from jaxtyping import Float
 from encnet_jax.data.dataset_info import DatasetInfo
 from encnet_jax.errors import UserError
 from encnet_jax.evaluate.image_log import ImageLog, image_log_path, read_image_log
+from encnet_jax.evaluate.settings import evaluated_split
 from encnet_jax.run.metric_writer import read_scores
 from encnet_jax.run.workdir import best_metric_name, load_run_info
 
@@ -56,25 +57,66 @@ class Evaluation(NamedTuple):
         return read_scores(self.workdir / "metrics.jsonl", metric, sys.maxsize)
 
 
-def load_evaluations(workdirs: Sequence[Path], split: str) -> list[Evaluation]:
-    """Reads the evaluations of runs on one split.
-
-    Args:
-        workdirs: At least two folders of runs, without repetition.
-        split: Name of the evaluation: `test`, or `test-ms` with scales.
-
-    Raises:
-        UserError: Too few runs, a run or an evaluation is missing or damaged, or they
-            are not of the same data set, classes, images and labels, or count absent
-            classes differently.
-    """
+def check_workdirs(workdirs: Sequence[Path]) -> None:
+    """Raises `UserError` unless there are two folders or more, and each is a run."""
     if len(workdirs) < 2:
         raise UserError(f"{len(workdirs)} runs: compare needs at least two workdirs")
     resolved = [workdir.resolve() for workdir in workdirs]
     for workdir in workdirs:
         if resolved.count(workdir.resolve()) > 1:
             raise UserError(f"{workdir}: is given twice")
-    names = [path.name for path in resolved]
+        load_run_info(workdir)
+
+
+def shared_evaluation(workdirs: Sequence[Path]) -> str:
+    """Returns the name of the one evaluation that all runs have.
+
+    Args:
+        workdirs: See `load_evaluations`.
+
+    Raises:
+        UserError: There are several or none; lists them. Or see `check_workdirs`.
+    """
+    check_workdirs(workdirs)
+    names = [evaluation_names(workdir) for workdir in workdirs]
+    shared = [name for name in names[0] if all(name in other for other in names)]
+    if len(shared) == 1:
+        return shared[0]
+    if shared:
+        raise UserError(
+            f"--split: the runs share the evaluations {', '.join(shared)}; choose one: "
+            f"--split={shared[0]}"
+        )
+    found = "; ".join(
+        f"{workdir} has {', '.join(own) or 'none'}"
+        for workdir, own in zip(workdirs, names)
+    )
+    raise UserError(
+        f"--split: the runs share no evaluation: {found}; evaluate each on one split: "
+        "encnet evaluate --config=NAME --workdir=DIR --split=SPLIT"
+    )
+
+
+def evaluation_names(workdir: Path) -> list[str]:
+    """Returns the names of the evaluations of a run, `test` and `test-ms`, sorted."""
+    return sorted(path.stem for path in (workdir / "evaluation").glob("*.json"))
+
+
+def load_evaluations(workdirs: Sequence[Path], split: str) -> list[Evaluation]:
+    """Reads the evaluations of runs on one split.
+
+    Args:
+        workdirs: At least two folders of runs, without repetition.
+        split: Name of the evaluation: `test`, or `test-ms` with scales; see
+            `settings.evaluation_name`.
+
+    Raises:
+        UserError: Too few runs, a run or an evaluation is missing or damaged, or they
+            are not of the same data set, classes, images and labels, or count absent
+            classes differently.
+    """
+    check_workdirs(workdirs)
+    names = [workdir.resolve().name for workdir in workdirs]
     if len({*names}) < len(names):
         names = [str(workdir) for workdir in workdirs]
     found = [_load(*pair, split) for pair in zip(names, workdirs)]
@@ -104,10 +146,12 @@ def _load(name: str, workdir: Path, split: str) -> Evaluation:
             raise ValueError("evaluation, calibration: must be objects")
         scores["split"] = str(scores["split"])
     except OSError as error:
+        others = ", ".join(n for n in evaluation_names(workdir) if n != split)
         raise UserError(
-            f"{path}: cannot be read: {error.strerror}; evaluate the run first: encnet "
-            f"evaluate --config=NAME --workdir={workdir} "
-            f"--split={split.removesuffix('-ms')}"
+            f"{path}: cannot be read: {error.strerror}; choose another --split of this "
+            f"run ({others or 'it has none'}), or evaluate it: encnet evaluate "
+            f"--config=NAME --workdir={workdir} --split={evaluated_split(split)}"
+            f"{' --scales=...' if evaluated_split(split) != split else ''}"
         ) from error
     except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
         raise UserError(f"{path}: not an evaluation: {error!r}") from error

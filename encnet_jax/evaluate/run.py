@@ -38,26 +38,32 @@ from encnet_jax.evaluate.report import (
     save_scores,
 )
 from encnet_jax.evaluate.settings import (
+    check_data_folder,
     describe_differences,
     differences_from_training,
+    evaluation_name,
 )
 from encnet_jax.evaluate.submission import Submission, UnlabeledDataset
-from encnet_jax.files import check_folder
+from encnet_jax.files import check_folder, user_path
 from encnet_jax.run.distributed import distinct_over_hosts
 from encnet_jax.run.model_config import resolve_dtype
 from encnet_jax.run.workdir import LoadedRun, load_run_info, load_workdir
 
+_UNWRITABLE = (
+    "scores are written to the folder of the run; copy it, or save a model folder and "
+    "evaluate that: encnet export --format=pretrained --workdir={} --output=DIR"
+)
 _log = logging.getLogger(__name__)
 
 
 def evaluate_workdir(
     config: ConfigDict,
-    workdir: Path,
+    workdir: str | Path,
     split: str,
     step: str = "best",
     *,
     submission: bool = False,
-    images: Path | None = None,
+    images: str | Path | None = None,
     command: str | None = None,
 ) -> str:
     """Scores a checkpoint and returns a table; resumes an interrupted evaluation.
@@ -79,18 +85,18 @@ def evaluate_workdir(
         UserError: Workdir, checkpoint, model, classes and split do not fit, or the
             workdir cannot be written to.
     """
+    workdir, images = user_path(workdir), user_path(images) if images else None
     set_max_image_pixels(config.data.max_image_pixels)
-    check_folder(workdir / "evaluation", "--workdir")
+    _check_folders(config, workdir, images)
     if _task(config, submission or images is not None) == "classification":
         return evaluate_classes_workdir(config, workdir, split, step, command)
     dataset = _open(config, workdir, split, submission, images)
     run, differences = _load(config, workdir, step, dataset.info)
     predict_batches = predict_fn_from_config(config, run.model, run.info)
-    name = ("images" if images else split) + ("-ms" if config.evaluation.scales else "")
+    name = evaluation_name("images" if images else split, config.evaluation.scales)
     path = workdir / "evaluation" / f"{name}.json"
-    writer = (
-        Submission(workdir / "submission" / name, dataset.info) if submission else None
-    )
+    folder = workdir / "submission" / name
+    writer = Submission(folder, dataset.info) if submission else None
     progress_log = EvalProgressLog(
         path.with_suffix(".partial"),
         _identity(config, dataset, run, submission),
@@ -129,6 +135,12 @@ def evaluate_workdir(
         save_segmentation_page(path, results, examples, dataset, settings, command)
     table = format_table(results, dataset.info)
     return "\n".join([table, *summary, f"scores: {path}"])
+
+
+def _check_folders(config: ConfigDict, workdir: Path, images: Path | None) -> None:
+    """Raises `UserError` if the run cannot be written to, or its data set is gone."""
+    check_folder(workdir / "evaluation", "--workdir", _UNWRITABLE.format(workdir))
+    check_data_folder(config, workdir, labels=images is None)
 
 
 def _task(config: ConfigDict, writes_predictions: bool) -> str:

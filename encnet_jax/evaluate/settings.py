@@ -2,7 +2,7 @@
 
 import logging
 import os
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,15 +10,16 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from encnet_jax.data.dataset_info import DatasetInfo
-from encnet_jax.data.registry import folder_variable
+from encnet_jax.data.registry import DATASETS, LocalDataset, folder_variable
 from encnet_jax.errors import UserError
+from encnet_jax.files import is_address, user_path
 from encnet_jax.inference.tta import (
     MmsegProtocol,
     PyTorchEncodingProtocol,
     TTAProtocol,
 )
 from encnet_jax.run.checkpoint_folder import saved_steps
-from encnet_jax.run.folder_config import PREDICTION_KEYS, has_windows
+from encnet_jax.run.folder_config import PREDICTION_KEYS, has_windows, multi_scale
 from encnet_jax.run.model_config import TRAINING_ONLY
 from encnet_jax.run.model_folder import is_model_folder
 from encnet_jax.run.workdir import load_run_config
@@ -31,11 +32,12 @@ _NEUTRAL = (
     *("batch_size", "split", "object_sizes", "boundary_iou"),
     "max_image_pixels",
 )
+_MULTI_SCALE = "-ms"
 _log = logging.getLogger(__name__)
 
 
 def evaluation_config(
-    given: ConfigDict, workdir: Path, explicit: Collection[str]
+    given: ConfigDict, workdir: str | Path, explicit: Collection[str]
 ) -> ConfigDict:
     """Returns the configuration by which a run is evaluated.
 
@@ -55,6 +57,7 @@ def evaluation_config(
     Raises:
         UserError: There is no run, or a key of `model` is set to another value.
     """
+    workdir = user_path(workdir)
     stored = load_run_config(workdir)
     config = given.copy_and_resolve_references()
     same_data = given.data.name == stored.data.name
@@ -88,6 +91,37 @@ def evaluation_config(
     if unused:
         _log.info("as in the training, unless set by a flag: %s", "; ".join(unused))
     return config
+
+
+def check_data_folder(config: ConfigDict, workdir: Path, *, labels: bool) -> None:
+    """Raises `UserError` if the folder of a local data set that the run stores is gone.
+
+    Older runs store a relative one as it was typed. Where there is such a folder here,
+    one line of the log says which it is.
+
+    Args:
+        config: Settings of the evaluation.
+        workdir: Folder of the run.
+        labels: Whether the data set is read, not only its classes.
+    """
+    data, stored = config.data, load_run_config(workdir).data
+    entry = DATASETS.get(data.name)
+    if not isinstance(entry, LocalDataset) or (entry.info and not labels):
+        return
+    if not data.data_dir or is_address(data.data_dir):
+        return
+    if (data.name, data.data_dir) != (stored.name, stored.data_dir):
+        return
+    folder, origin = user_path(data.data_dir), f"as {workdir / 'config.json'} has it"
+    if not os.path.isdir(folder):  # unlike `Path.is_dir` never raises
+        here = "" if folder.is_absolute() else f" in {Path.cwd()}"
+        raise UserError(
+            f"data.data_dir={data.data_dir!r}, {origin}: no such folder{here}; give "
+            "that of the data set: --config.data.data_dir=DIR"
+        )
+    if not folder.is_absolute():
+        path = folder.absolute()
+        _log.info("data.data_dir=%r, %s: is %s here", data.data_dir, origin, path)
 
 
 def differences_from_training(config: ConfigDict, workdir: Path) -> dict[str, Any]:
@@ -124,6 +158,21 @@ def describe_differences(differences: dict[str, Any]) -> str:
         f"{key}={pair['value']!r} (training: {pair['training']!r})"
         for key, pair in differences.items()
     )
+
+
+def evaluation_name(split: str, scales: Sequence[float]) -> str:
+    """Returns the name of the files of an evaluation: `test`, or `test-ms`.
+
+    Args:
+        split: Name of the split.
+        scales: `evaluation.scales`; that of 1 alone is the same as none.
+    """
+    return split + (_MULTI_SCALE if multi_scale(scales) else "")
+
+
+def evaluated_split(name: str) -> str:
+    """Returns the split in the name of an evaluation."""
+    return name.removesuffix(_MULTI_SCALE)
 
 
 def whole_image_size(config: ConfigDict) -> int:

@@ -23,7 +23,7 @@ from encnet_jax.export.calibration import (
 from encnet_jax.export.formats import READERS, WRITERS, PredictFn, Shape, check_format
 from encnet_jax.export.quantize import quantize_in_place
 from encnet_jax.export.readme import export_readme
-from encnet_jax.files import check_empty, whole_folder
+from encnet_jax.files import check_empty, user_path, whole_folder
 from encnet_jax.inference.folding import fold_model
 from encnet_jax.inference.predict_fn import make_classify_fn, whole_image_logits
 from encnet_jax.models.dinov2 import DINOV2
@@ -71,12 +71,12 @@ class ExportSpec:
 
 
 def export_workdir(
-    workdir: Path,
-    output: Path,
+    workdir: str | Path,
+    output: str | Path,
     file_format: str = "stablehlo",
     step: str = "best",
     size: str = "",
-    calibration: Path | None = None,
+    calibration: str | Path | None = None,
     calibration_images: int = 64,
 ) -> str:
     """Writes `model.stablehlo` or `model.onnx`, `classes.json` and `README.md`.
@@ -104,13 +104,14 @@ def export_workdir(
             invalid size, a missing package, no calibration images or one that cannot be
             read, or a failed comparison.
     """
+    workdir, output = user_path(workdir), user_path(output)
     check_format(file_format)
     fixed = _parse_size(size, file_format)
     paths = None
     if calibration is not None:
         if file_format != "onnx":
             raise UserError(f"--format={file_format}: only onnx can be int8")
-        paths = find_calibration_images(calibration, calibration_images)
+        paths = find_calibration_images(user_path(calibration), calibration_images)
     if file_format == "pretrained":
         return _export_model_folder(workdir, output, step)
     check_empty(output, "--output")
@@ -192,7 +193,7 @@ def _calibration_images(
     return images
 
 
-def load_trained(workdir: Path, step: str | int = "best") -> ExportSpec:
+def load_trained(workdir: str | Path, step: str | int = "best") -> ExportSpec:
     """Loads a workdir or a model folder, to compute in float32 on every platform.
 
     Raises:

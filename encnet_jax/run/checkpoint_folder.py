@@ -3,13 +3,14 @@
 import json
 import logging
 import math
+import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
 from encnet_jax import migrations
 from encnet_jax.errors import UserError
-from encnet_jax.files import whole_file
+from encnet_jax.files import check_folder, user_path, whole_file
 
 Shapes = Mapping[str, tuple[int, ...]]
 # By step. None: not evaluated; infinite: cannot be read.
@@ -34,6 +35,18 @@ def check_path(folder: Path) -> None:
             f"{folder}: checkpoints cannot be read from a path with "
             f"{' or '.join(found)}; use another workdir, or rename or link the folder"
         )
+
+
+def check_workdir_path(workdir: str | Path) -> Path:
+    """Returns the folder of a run as a path, with the home folder in place of `~`.
+
+    Raises:
+        UserError: It cannot be written to, or see `check_path` and `files.user_path`.
+    """
+    path = user_path(workdir)
+    check_path(Path(os.path.abspath(path)))
+    check_folder(path, "workdir")
+    return path
 
 
 def saved_steps(folder: Path) -> list[int]:

@@ -3,7 +3,7 @@
 import json
 import re
 import reprlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -141,6 +141,11 @@ def has_windows(config: ConfigDict) -> bool:
     return windows or bool(settings.scales)
 
 
+def multi_scale(scales: Sequence[float]) -> bool:
+    """Returns whether `evaluation.scales` asks for more than images at scale 1."""
+    return tuple(scales) not in ((), (1.0,))
+
+
 def _prediction(config: ConfigDict, info: DatasetInfo) -> dict[str, Any]:
     if info.task == "classification":
         return {"size": config.data.crop_size}
@@ -152,7 +157,8 @@ def _prediction(config: ConfigDict, info: DatasetInfo) -> dict[str, Any]:
         entry["mode"] = "slide" if windows else "whole"  # with scales always windows
     if windows:
         entry["crop_size"] = settings.crop_size or config.data.crop_size
-        entry["scales"] = tuple(settings.scales) or (1.0,)
+        # As a run that evaluates at one scale has it; equal, where there are windows.
+        entry["scales"] = tuple(settings.scales) if multi_scale(settings.scales) else ()
     return entry
 
 

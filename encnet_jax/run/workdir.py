@@ -11,6 +11,7 @@ from encnet_jax.config import load_config
 from encnet_jax.data.dataset_info import IGNORE_LABEL, DatasetInfo, load_info
 from encnet_jax.data.label_map import label_table
 from encnet_jax.errors import UserError
+from encnet_jax.files import user_path
 from encnet_jax.run.checkpoint import Checkpoints
 from encnet_jax.run.checkpoint_folder import read_scores
 from encnet_jax.run.model_config import abstract_model
@@ -135,30 +136,32 @@ def check_no_run_files(folder: Path, setting: str) -> None:
             raise UserError(f"{folder / name}: exists; choose another {setting}")
 
 
-def load_run_config(workdir: Path) -> ConfigDict:
+def load_run_config(workdir: str | Path) -> ConfigDict:
     """Reads the configuration of a workdir, or of a model folder as if it were one.
 
     Raises:
         UserError: The file is missing or malformed.
     """
+    workdir = user_path(workdir)
     if is_model_folder(workdir):
         return read_folder_config(workdir).config
     return load_config(workdir / "config.json")
 
 
-def load_run_info(workdir: Path) -> DatasetInfo:
+def load_run_info(workdir: str | Path) -> DatasetInfo:
     """Reads the classes of a workdir or of a model folder.
 
     Raises:
         UserError: The file is missing or malformed.
     """
+    workdir = user_path(workdir)
     if is_model_folder(workdir):
         return read_folder_config(workdir).info
     return load_info(workdir / "classes.json")
 
 
 def load_workdir(
-    workdir: Path,
+    workdir: str | Path,
     step: str | int = "best",
     *,
     dataset: DatasetInfo | None = None,
@@ -175,6 +178,7 @@ def load_workdir(
     Raises:
         UserError: No workdir, other classes, or a checkpoint missing or damaged.
     """
+    workdir = user_path(workdir)
     config, info = load_run_config(workdir), load_run_info(workdir)
     if dataset is not None:
         check_same_classes(workdir, info, dataset)
@@ -191,14 +195,14 @@ def load_workdir(
 
 
 def load_model_folder(
-    folder: Path, step: str | int = "best", **settings: Any
+    folder: str | Path, step: str | int = "best", **settings: Any
 ) -> LoadedRun:
     """Reads a model folder as if it were a workdir; arguments as `load_workdir`.
 
     Raises:
         UserError: See `read_model_folder`; or another step is asked for.
     """
-    stored = read_model_folder(folder, **settings)
+    stored = read_model_folder(user_path(folder), **settings)
     kept = stored.training.get("step", 0)
     if str(step) not in ("best", "latest", str(kept)):
         raise UserError(f"step={step}: {folder} is a model folder, of step {kept}")

@@ -27,6 +27,7 @@ from encnet_jax.data.object_dataset import (
 from encnet_jax.data.registry import dataset_info, open_dataset
 from encnet_jax.data.sampler import index_batches
 from encnet_jax.errors import UserError, require_package
+from encnet_jax.files import absolute_path
 
 _log = logging.getLogger(__name__)
 Splits = tuple[Dataset | Examples, Dataset | Examples]
@@ -46,7 +47,10 @@ def check_packages(config: ConfigDict, datasets: Splits | None = None) -> None:
 def open_splits(
     config: ConfigDict, datasets: Splits | None, workdir: Path
 ) -> tuple[ConfigDict, Dataset, Dataset]:
-    """Returns the configuration, and the splits to train on and to score.
+    """Returns the configuration as it is stored, and the splits to train on and score.
+
+    `data.data_dir` becomes absolute: whoever reads the stored one may do so from
+    another current folder.
 
     The normalization of bands is that of the run in the workdir, or is measured in the
     training split.
@@ -60,6 +64,9 @@ def open_splits(
     Raises:
         UserError: A data set or one of its examples is of no use.
     """
+    config = config.copy_and_resolve_references()
+    if config.data.data_dir:
+        config.data.data_dir = _absolute_folder(config.data.data_dir)
     if datasets is None:
         data, scored = config.data, config.evaluation.split
         options: dict[str, Any] = dict(drawn=data.cache_on_device)
@@ -76,9 +83,15 @@ def open_splits(
             *datasets, channels=form[0], value_range=form[1]
         )
         if isinstance(dataset, ObjectDataset):
-            config = config.copy_and_resolve_references()
             config.data.name = dataset.info.name
     return config, *_with_bands(config, (dataset, validation), workdir)
+
+
+def _absolute_folder(data_dir: str) -> str:
+    try:
+        return absolute_path(data_dir)
+    except UserError as error:  # it starts with the folder
+        raise UserError(f"data.data_dir={error}") from error
 
 
 def _with_bands(

@@ -76,6 +76,22 @@ def check_resize(config: ConfigDict) -> None:
         )
 
 
+def log_warnings(config: ConfigDict) -> None:
+    """Warns of settings by which a training from scratch learns less than it could."""
+    warn_of_geometry(config)
+    warn_of_random_backbone(config)
+
+
+def warn_of_random_backbone(config: ConfigDict) -> None:
+    """Warns where the backbone keeps the random weights that it starts with."""
+    if config.model.freeze_backbone and not config.model.weights:
+        _log.warning(
+            "WARNING: model.freeze_backbone=True without model.weights: the backbone "
+            "keeps its random initial weights, and only the head is trained. Set "
+            "model.weights, or model.freeze_backbone=False"
+        )
+
+
 def warn_of_geometry(config: ConfigDict) -> None:
     """Warns where training from scratch places features beside their pixels.
 

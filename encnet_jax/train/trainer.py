@@ -6,7 +6,6 @@ step, log, save, evaluate, stop.
 
 import logging
 import math
-import os
 import time
 from contextlib import closing
 from pathlib import Path
@@ -24,11 +23,10 @@ from encnet_jax.data.datasets import Dataset
 from encnet_jax.data.image_io import set_max_image_pixels
 from encnet_jax.data.prefetch import prefetched
 from encnet_jax.errors import UserError
-from encnet_jax.files import check_folder
 from encnet_jax.models import create_model
 from encnet_jax.optimizer import create_optimizer
 from encnet_jax.run.checkpoint import Checkpoints
-from encnet_jax.run.checkpoint_folder import check_path
+from encnet_jax.run.checkpoint_folder import check_workdir_path
 from encnet_jax.run.metric_writer import MetricWriter
 from encnet_jax.run.model_config import check_config, model_settings
 from encnet_jax.run.preemption import SigtermHandler, lock_workdir
@@ -41,6 +39,7 @@ from encnet_jax.run.workdir import best_metric_name
 from encnet_jax.train import class_balance, input_pipeline, settings
 from encnet_jax.train.early_stopping import EarlyStopping
 from encnet_jax.train.initialization import load_initial_weights
+from encnet_jax.train.input_pipeline import Splits
 from encnet_jax.train.step import make_train_step
 from encnet_jax.train.validation import Validation, make_validate_fn, score_texts
 
@@ -52,7 +51,7 @@ _log = logging.getLogger(__name__)
 
 
 def train(
-    config: ConfigDict, workdir: Path, datasets: input_pipeline.Splits | None = None
+    config: ConfigDict, workdir: str | Path, datasets: Splits | None = None
 ) -> dict[str, float] | None:
     """Trains with a configuration, or resumes the run in the workdir.
 
@@ -73,8 +72,7 @@ def train(
         FloatingPointError: The loss is not finite; names the step.
     """
     check_config(config)
-    check_path(Path(os.path.abspath(workdir)))
-    check_folder(workdir, "workdir")
+    workdir = check_workdir_path(workdir)
     input_pipeline.check_packages(config, datasets)
     log_missing_large_pages(jax.default_backend())
     mesh = create_mesh(config.mesh.data)
@@ -83,7 +81,7 @@ def train(
     set_max_image_pixels(config.data.max_image_pixels)
     config, dataset, validation = input_pipeline.open_splits(config, datasets, workdir)
     settings.check_task(config, dataset.info)
-    settings.warn_of_geometry(config)
+    settings.log_warnings(config)
     class_balance.warn_of_unlabeled_classes(dataset)
     trainer = Trainer(config, workdir, mesh, dataset, validation)
     workdir.mkdir(parents=True, exist_ok=True)

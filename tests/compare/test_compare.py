@@ -174,6 +174,42 @@ def test_split_must_be_a_name(runs, monkeypatch):
         run_command(monkeypatch, compare, *runs[:2], split="../val")
 
 
+def test_evaluation_that_all_share_is_the_default(
+    runs, folder, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    write_run(runs[0], folder, 0.2, split="test", stem="test")
+    run_command(monkeypatch, compare, *runs[:2])
+    assert capsys.readouterr().out.strip() == "compare-val.html"
+    check_page((tmp_path / "compare-val.html").read_text())
+
+
+def test_without_one_that_all_share_the_evaluations_are_listed(
+    runs, folder, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    for workdir in runs[:2]:
+        write_run(workdir, folder, 0.2, split="test", stem="test-ms")
+    message = (
+        "^--split: the runs share the evaluations test-ms, val; choose one: --split"
+    )
+    with pytest.raises(UserError, match=message):
+        run_command(monkeypatch, compare, *runs[:2])
+    (runs[1] / "evaluation" / "val.json").unlink()
+    message = (
+        "^--split: the runs share no evaluation: good has test-ms, val; bad has "
+        "test-ms; fair has val; evaluate each on one split: encnet evaluate --config"
+    )
+    with pytest.raises(UserError, match=message):
+        run_command(monkeypatch, compare, "good", "bad", "fair")
+    with pytest.raises(UserError, match="1 runs: compare needs at least two"):
+        run_command(monkeypatch, compare, "good")
+    with pytest.raises(UserError, match="nowhere/classes.json: "):
+        run_command(monkeypatch, compare, "good", "nowhere")
+    with pytest.raises(UserError, match="--split=: must be a name"):
+        run_command(monkeypatch, compare, "good", "bad", split="")
+
+
 def test_what_cannot_be_compared_is_one_line(runs, folder, tmp_path):
     good, bad, _ = runs
 
@@ -186,7 +222,16 @@ def test_what_cannot_be_compared_is_one_line(runs, folder, tmp_path):
     with pytest.raises(UserError, match="1 runs: compare needs at least two"):
         load_evaluations([good], "val")
     assert "is given twice" in refusal(good)
-    assert "evaluate the run first: encnet evaluate" in refusal(bad, "test")
+    text = (
+        "choose another --split of this run (val), or evaluate it: encnet evaluate "
+        f"--config=NAME --workdir={good} --split=test"
+    )
+    assert refusal(bad, "test").endswith(text)
+    assert refusal(bad, "test-ms").endswith(f"{text} --scales=...")
+    (unscored := tmp_path / "unscored").mkdir()
+    for name in ("config.json", "classes.json"):
+        (unscored / name).write_text((good / name).read_text())
+    assert "another --split of this run (it has none), or" in refusal(unscored)
     assert "cannot be read" in refusal(tmp_path / "nowhere")
     info = dataclasses.replace(INFO, class_names=("road", "car", "sea"))
     other = write_run(tmp_path / "classes", folder, 0.1, info)

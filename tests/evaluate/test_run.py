@@ -15,12 +15,16 @@ from PIL import Image
 
 from encnet_jax import Segmenter, optimizer
 from encnet_jax import config as configuration
+from encnet_jax.compare.evaluations import load_evaluations
 from encnet_jax.config import load_config, save_config
 from encnet_jax.data.dataset_info import CAMVID, save_info
+from encnet_jax.errors import UserError
 from encnet_jax.evaluate.figures import select_examples
 from encnet_jax.evaluate.progress_log import EvalProgressLog
 from encnet_jax.evaluate.run import compare_value_ranges, evaluate_workdir
+from encnet_jax.evaluate.settings import evaluation_config
 from encnet_jax.evaluate.submission import UnlabeledDataset
+from encnet_jax.export.run import export_workdir
 from encnet_jax.models import create_model
 from encnet_jax.run.checkpoint import Checkpoints
 from encnet_jax.run.model_config import model_settings
@@ -202,6 +206,29 @@ def test_two_hosts_share_an_evaluation_and_one_prints_and_writes_it(
     assert names == sorted([*figures, *others])
 
 
+def test_folder_of_an_older_run_that_is_not_here_is_named(trained, config, tmp_path):
+    shutil.copytree(trained / "checkpoints", tmp_path / "checkpoints")
+    shutil.copy(trained / "classes.json", tmp_path)
+    config.data.data_dir = "camvid-of-another-folder"
+    save_config(config, tmp_path / "config.json")
+    config = evaluation_config(config, str(tmp_path), ())
+    with pytest.raises(UserError, match="data.data_dir='camvid-of-another.*has it: no"):
+        evaluate_workdir(config, str(tmp_path), "test")
+
+
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="needs a read-only folder")
+def test_run_that_cannot_be_written_to_says_what_can_be_evaluated(config):
+    with pytest.raises(UserError) as caught:
+        evaluate_workdir(config, Path("/proc/run"), "test")
+    message = str(caught.value)
+    assert message.startswith("--workdir=/proc/run/evaluation: cannot be written to: ")
+    assert message.endswith(
+        "; scores are written to the folder of the run; copy it, or save a model "
+        "folder and evaluate that: encnet export --format=pretrained "
+        "--workdir=/proc/run --output=DIR"
+    )
+
+
 def test_progress_log_of_other_weights_is_ignored(
     trained, config, tmp_path, caplog, monkeypatch
 ):
@@ -223,6 +250,31 @@ def test_progress_log_of_other_weights_is_ignored(
     first, second = (run / "evaluation" / "test.json" for run in (trained, other))
     assert first.read_text() != second.read_text()
     (trained / name).unlink()
+
+
+@pytest.mark.parametrize("scales", [[], [1.0]])
+def test_model_folder_of_a_run_in_windows_is_scored_and_named_as_the_run(
+    trained, config, camvid, tmp_path, scales
+):
+    """Folders of earlier versions have a scale of 1 where their run has none."""
+    workdir, folder = tmp_path / "run", tmp_path / "model"
+    shutil.copytree(trained / "checkpoints", workdir / "checkpoints")
+    shutil.copy(trained / "classes.json", workdir)
+    config.evaluation.stride = 20
+    save_config(config, workdir / "config.json")
+    evaluate_workdir(config, workdir, "val")
+    export_workdir(workdir, folder, "pretrained")
+    stored = json.loads((folder / "config.json").read_text())
+    assert stored["prediction"]["scales"] == []
+    stored["prediction"]["scales"] = scales
+    (folder / "config.json").write_text(json.dumps(stored))
+    given = configuration.default()
+    given.data.update(name="camvid", data_dir=str(camvid))
+    given.evaluation.batch_size = 2
+    evaluate_workdir(evaluation_config(given, folder, ()), folder, "val")
+    first, second = load_evaluations([workdir, folder], "val")
+    assert first.scores["confusion_matrix"] == second.scores["confusion_matrix"]
+    assert second.scores["differs_from_training"] == {}
 
 
 def test_mmsegmentation_s_whole_and_slide_modes_are_scored(trained, config):

@@ -9,9 +9,12 @@ from encnet_jax.config import default, save_config
 from encnet_jax.data.dataset_info import CAMVID
 from encnet_jax.errors import UserError
 from encnet_jax.evaluate.settings import (
+    check_data_folder,
     describe_differences,
     differences_from_training,
+    evaluated_split,
     evaluation_config,
+    evaluation_name,
 )
 from encnet_jax.run import folder_config
 
@@ -122,7 +125,7 @@ def test_model_folder_sets_what_it_stores(run):
     file.evaluation.update(split="train", object_sizes=True)
     config = evaluation_config(file, workdir, ())
     expected = file.evaluation.to_dict() | dict(
-        mode="slide", base_size=80, stride=20, crop_size=64, scales=(1.0,)
+        mode="slide", base_size=80, stride=20, crop_size=64, scales=()
     )
     assert config.evaluation.to_dict() == expected
     assert config.data.crop_size == 64 and config.data.data_dir == "/data"
@@ -148,3 +151,67 @@ def test_imported_weights_are_evaluated_by_the_file(run):
     assert config.data.base_size == 520 and config.evaluation.mode == "whole"
     assert config.evaluation.align_corners and config.model == trained.model
     assert not differences_from_training(config, workdir)
+
+
+@pytest.mark.parametrize("data_dir", ["leaves", "/nowhere/leaves"])
+@pytest.mark.parametrize("name", ["camvid", "folder"])
+def test_stored_folder_that_is_gone_is_named_with_its_origin(
+    run, tmp_path_factory, monkeypatch, data_dir, name
+):
+    workdir, trained = run
+    monkeypatch.chdir(here := tmp_path_factory.mktemp("elsewhere"))
+    trained.data.update(name=name, data_dir=data_dir)
+    save_config(trained, workdir / "config.json")
+    config = evaluation_config(given(name=name), workdir, ())
+    with pytest.raises(UserError) as caught:
+        check_data_folder(config, workdir, labels=True)
+    place = "" if data_dir[0] == "/" else f" in {here}"
+    assert str(caught.value) == (
+        f"data.data_dir={data_dir!r}, as {workdir}/config.json has it: no such folder"
+        f"{place}; give that of the data set: --config.data.data_dir=DIR"
+    )
+    # Those of `--images` need of CamVid no more than its classes.
+    if name == "camvid":
+        check_data_folder(config, workdir, labels=False)
+    else:
+        with pytest.raises(UserError, match="as .*config.json has it"):
+            check_data_folder(config, workdir, labels=False)
+    # What was given is not blamed on the run.
+    given_here = evaluation_config(given(name=name, data_dir="mine"), workdir, ())
+    check_data_folder(given_here, workdir, labels=True)
+
+
+def test_stored_relative_folder_that_is_here_is_logged(
+    run, tmp_path, monkeypatch, caplog
+):
+    workdir, trained = run
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "leaves").mkdir()
+    trained.data.data_dir = "leaves"
+    save_config(trained, workdir / "config.json")
+    config = evaluation_config(given(), workdir, ())
+    caplog.clear()
+    with caplog.at_level(logging.INFO, "encnet_jax"):
+        check_data_folder(config, workdir, labels=True)
+    (line,) = caplog.messages
+    assert line.startswith("data.data_dir='leaves', as ")
+    assert line.endswith(f"is {tmp_path / 'leaves'} here")
+
+
+@pytest.mark.parametrize("data_dir", [None, "gs://bucket/tfds", "tfds"])
+def test_folders_of_prepared_data_sets_are_not_looked_up(run, data_dir):
+    workdir, trained = run
+    trained.data.update(name="ade20k", data_dir=data_dir)
+    save_config(trained, workdir / "config.json")
+    config = evaluation_config(given(name="ade20k"), workdir, ())
+    check_data_folder(config, workdir, labels=True)
+
+
+@pytest.mark.parametrize(
+    ("scales", "name"),
+    [((), "test"), ((1.0,), "test"), ([1], "test"), ((0.5,), "test-ms")]
+    + [((1.0, 2.0), "test-ms")],
+)
+def test_files_are_named_by_split_and_scales(scales, name):
+    assert evaluation_name("test", scales) == name
+    assert evaluated_split(name) == "test"

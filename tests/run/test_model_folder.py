@@ -13,6 +13,7 @@ from safetensors.numpy import load_file, save_file
 
 from encnet_jax.data.dataset_info import DatasetInfo, voc_colormap
 from encnet_jax.errors import UserError
+from encnet_jax.export.run import export_workdir
 from encnet_jax.models import create_model
 from encnet_jax.run import model_folder
 from encnet_jax.run.folder_config import FolderConfig
@@ -27,7 +28,7 @@ from encnet_jax.run.model_folder import (
 from encnet_jax.run.state import flatten_paths, split_model
 from encnet_jax.run.workdir import load_workdir
 from tests.random_module import random_module
-from tests.small_workdir import TINY
+from tests.small_workdir import TINY, write_workdir
 
 SETTINGS = dict(name="encnet", **TINY)
 INFO = DatasetInfo("mine", ("road", "car", "sky"), voc_colormap(3), {})
@@ -99,6 +100,17 @@ def test_keys_of_training_stay_out(written):
     assert model["num_classes"] == 3 and model["dtype"] == "float32"
     left_out = {"weights", "remat", "conv_impl", "head_init", "freeze_backbone"}
     assert not left_out & model.keys()
+
+
+def test_paths_of_the_training_stay_out(tmp_path):
+    weights = "/home/me/secret/resnet.pth"
+    data = dict(data_dir="/home/me/secret/leaves")
+    write_workdir(tmp_path / "run", data=data, weights=weights, **TINY)
+    export_workdir(tmp_path / "run", tmp_path / "model", "pretrained")
+    assert sorted(os.listdir(tmp_path / "model")) == sorted(FILES)
+    for path in (tmp_path / "model").iterdir():
+        content = path.read_bytes()
+        assert b"secret" not in content and str(tmp_path).encode() not in content
 
 
 def test_several_faults_of_the_arrays_are_one_error(folder):

@@ -1,4 +1,4 @@
-"""The warning about features that are placed beside their pixels."""
+"""Warnings: features placed beside their pixels, or of a random frozen backbone."""
 
 import importlib
 import logging
@@ -9,7 +9,7 @@ import pytest
 import encnet_jax
 from encnet_jax.config import default
 from encnet_jax.fit_arrays import small_config
-from encnet_jax.train.settings import warn_of_geometry
+from encnet_jax.train.settings import warn_of_geometry, warn_of_random_backbone
 from tests.test_config import CONFIGS
 from tests.test_fit_arrays import squares, tiny
 
@@ -98,10 +98,23 @@ def test_recipes_from_scratch_fit_their_sizes(caplog):
     assert scratch >= 4 and caplog.text == ""
 
 
+@pytest.mark.parametrize("weights", ["", "hf://timm/resnet18/model.safetensors"])
+@pytest.mark.parametrize("frozen", [False, True])
+def test_frozen_backbone_of_random_weights_is_named(weights, frozen, caplog):
+    config = default()
+    config.model.update(weights=weights, freeze_backbone=frozen)
+    warn_of_random_backbone(config)
+    messages = [
+        line for line in caplog.messages if "model.freeze_backbone=True" in line
+    ]
+    assert len(messages) == (frozen and not weights)
+
+
 def test_training_warns(tmp_path, caplog):
     images, labels = squares()
     config = tiny(small_config(images, labels))
-    config.model.align_corners = True
+    config.model.align_corners = config.model.freeze_backbone = True
     config.total_steps = config.eval_every = 6
     encnet_jax.fit(images, labels, config=config, workdir=tmp_path)
     assert "model.align_corners=True from scratch" in caplog.text
+    assert "model.freeze_backbone=True without model.weights" in caplog.text
