@@ -1,11 +1,11 @@
 """Evaluates a model: encnet evaluate --config=NAME [--split=test].
 
-Writes DIR/evaluation/SPLIT.json (SPLIT-ms.json with scales other than 1 alone),
-figures, and SPLIT.html, a page of all of it, and prints a table. Sizes and protocol are
-those of the training, unless flags set them; with --scales=0.5,0.75,1,1.25,1.5,1.75
---flip, sliding windows at several scales, as PyTorch-Encoding does. Other protocols:
-docs/evaluation.md. An interrupted segmentation resumes when rerun. --submission writes
-predictions for the test server of the data set, for the split or for --images=DIR.
+Writes DIR/evaluation/SPLIT.json (SPLIT-ms.json with scales), figures, and SPLIT.html, a
+page of all of it, and prints a table. Sizes and protocol are those of the training,
+unless flags set them; with --scales=0.5,0.75,1,1.25,1.5,1.75 --flip, sliding windows at
+several scales, as PyTorch-Encoding does. Other protocols: docs/evaluation.md. An
+interrupted segmentation resumes when rerun. --submission writes predictions for the
+test server of the data set, for the split or for --images=DIR.
 """
 
 from typing import Any

@@ -93,7 +93,7 @@ def evaluate_workdir(
     dataset = _open(config, workdir, split, submission, images)
     run, differences = _load(config, workdir, step, dataset.info)
     predict_batches = predict_fn_from_config(config, run.model, run.info)
-    name = evaluation_name("images" if images else split, config.evaluation.scales)
+    name = evaluation_name("images" if images else split, config.evaluation)
     path = workdir / "evaluation" / f"{name}.json"
     folder = workdir / "submission" / name
     writer = Submission(folder, dataset.info) if submission else None

@@ -2,7 +2,7 @@
 
 import logging
 import os
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -160,14 +160,17 @@ def describe_differences(differences: dict[str, Any]) -> str:
     )
 
 
-def evaluation_name(split: str, scales: Sequence[float]) -> str:
+def evaluation_name(split: str, settings: ConfigDict) -> str:
     """Returns the name of the files of an evaluation: `test`, or `test-ms`.
 
     Args:
         split: Name of the split.
-        scales: `evaluation.scales`; that of 1 alone is the same as none.
+        settings: `evaluation`. The scale of 1 alone is the same as none, but where it
+            has windows take the place of whole images.
     """
-    return split + (_MULTI_SCALE if multi_scale(scales) else "")
+    windows = settings.protocol == "mmseg" or settings.mode == "slide"
+    single = not settings.scales or (windows and not multi_scale(settings.scales))
+    return split + ("" if single else _MULTI_SCALE)
 
 
 def evaluated_split(name: str) -> str:

@@ -208,10 +208,19 @@ def test_folders_of_prepared_data_sets_are_not_looked_up(run, data_dir):
 
 
 @pytest.mark.parametrize(
-    ("scales", "name"),
-    [((), "test"), ((1.0,), "test"), ([1], "test"), ((0.5,), "test-ms")]
-    + [((1.0, 2.0), "test-ms")],
+    ("settings", "name"),
+    [
+        (dict(), "test"),
+        (dict(mode="slide"), "test"),
+        (dict(mode="slide", scales=(1.0,)), "test"),
+        (dict(protocol="mmseg", scales=(1.0,)), "test"),
+        (dict(mode="slide", scales=(0.5,)), "test-ms"),
+        (dict(scales=(1.0, 2.0)), "test-ms"),
+        (dict(scales=(1.0,)), "test-ms"),  # windows in place of whole images
+    ],
 )
-def test_files_are_named_by_split_and_scales(scales, name):
-    assert evaluation_name("test", scales) == name
+def test_files_are_named_by_split_and_scales(settings, name):
+    config = default()
+    config.evaluation.update(settings)
+    assert evaluation_name("test", config.evaluation) == name
     assert evaluated_split(name) == "test"

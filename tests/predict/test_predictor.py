@@ -90,7 +90,7 @@ def test_results_are_pickled_without_the_network(segmenter):
             np.testing.assert_array_equal(copy.probabilities, expected)
         else:
             with pytest.raises(RuntimeError, match="probabilities: not computed befo"):
-                copy.probabilities
+                _ = copy.probabilities
     np.testing.assert_array_equal(other.probabilities, expected)
 
 
