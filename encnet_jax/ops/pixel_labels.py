@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Int32, Integer
 
 NO_CLASS = -1
@@ -30,7 +31,7 @@ def check_pixels(logits: jax.Array, labels: jax.Array) -> None:
     check_integers("labels", labels)
 
 
-def check_integers(name: str, labels: jax.Array) -> None:
+def check_integers(name: str, labels: jax.Array | np.ndarray) -> None:
     """Raises `TypeError` for labels that are neither integers nor Booleans."""
     if not (jnp.issubdtype(labels.dtype, jnp.integer) or labels.dtype == bool):
         raise TypeError(f"{name} of {labels.dtype}: must be integers")
