@@ -17,6 +17,7 @@ from encnet_jax.ops.cross_entropy import (
     resized_cross_entropy_sum,
 )
 from encnet_jax.ops.lovasz import resized_lovasz_softmax
+from encnet_jax.ops.pixel_labels import check_integers, check_pixels, known_labels
 from encnet_jax.ops.resize import AnyArray
 
 
@@ -46,9 +47,10 @@ def segmentation_loss(
         output: What the model returned. Logits of another size than the labels, as
             those of `forward_low_res`, are resized to it, without ever being held
             whole.
-        labels: Integers (b, h, w), 0 to num_classes - 1 or `ignore_label`.
+        labels: Integers (b, H, W), 0 to num_classes - 1. Pixels of all other labels
+            count nowhere: they are ignored as those of `ignore_label` are.
         num_classes: Number of classes n.
-        ignore_label: Label of pixels that count nowhere.
+        ignore_label: A label that is ignored; matters if it is 0 to num_classes - 1.
         se_weight: alpha of the paper; 0.2 in all published recipes.
         aux_weight: 0.2 in PyTorch-Encoding, 0.4 in mmsegmentation.
         class_weights: One weight a class, or None for equal ones.
@@ -57,12 +59,23 @@ def segmentation_loss(
         hard_pixel_fraction: Likewise.
         lovasz_weight: Of `lovasz_softmax`, which the four arguments before do not
             change, relative to the pixel cross-entropy. The auxiliary head has none.
-        align_corners: See `resize_bilinear`.
+        align_corners: How logits of another size are resized; that of the model, its
+            `align_corners`. See `resize_bilinear`.
 
     Returns:
         The scalar loss, and a dict of `pixel_loss`, `lovasz_loss`, `se_loss` and
         `aux_loss`.
+
+    Raises:
+        ValueError: Shapes that do not fit each other or `num_classes`; or as
+            `pixel_cross_entropy`.
+        TypeError: Labels that are no integers.
     """
+    if output.logits.shape[-1] != num_classes:
+        raise ValueError(
+            f"num_classes={num_classes}: must be {output.logits.shape[-1]}, that of "
+            "the logits"
+        )
     options: dict[str, Any] = dict(
         ignore_label=ignore_label,
         class_weights=class_weights,
@@ -83,10 +96,8 @@ def segmentation_loss(
         loss = loss + lovasz_weight * parts["lovasz_loss"]
     branches = [p for p in (output.se_logits, output.stage3_se_logits) if p is not None]
     if branches:
-        present = labels
-        if 0 <= ignore_label < num_classes:  # others are no class anyway
-            present = jnp.where(labels == ignore_label, -1, labels)
-        target = class_presence(present, num_classes)
+        known = known_labels(jnp.asarray(labels), num_classes, ignore_label)
+        target = class_presence(known, num_classes)
         costs = [se_loss(branch, target) for branch in branches]
         parts["se_loss"] = jnp.stack(costs).sum()
         loss = loss + se_weight * parts["se_loss"]
@@ -106,20 +117,37 @@ def classification_loss(
 
     Args:
         output: What the classifier returned.
-        labels: Integers (b,), 0 to n - 1.
+        labels: Integers (b,), 0 to n - 1. Images of other labels are ignored: both
+            means are over the rest, and 0 where none is left.
         label_smoothing: Share of the target that is spread evenly over all classes.
 
     Returns:
         The scalar loss, and a dict of `error`.
+
+    Raises:
+        ValueError: Shapes that do not fit each other.
+        TypeError: Labels that are no integers.
     """
+    logits, labels = output.logits, jnp.asarray(labels)
+    if logits.ndim != 2 or labels.shape != logits.shape[:1]:
+        raise ValueError(
+            f"labels of {labels.shape} for logits of {logits.shape}: must be (b,) for "
+            "(b, n)"
+        )
+    check_integers("labels", labels)
+    labels = known_labels(labels, logits.shape[-1])
+    known = labels >= 0
     if label_smoothing:
-        target = jax.nn.one_hot(labels, output.logits.shape[-1])
+        target = jax.nn.one_hot(labels, logits.shape[-1])
         target = optax.smooth_labels(target, label_smoothing)
-        losses = optax.softmax_cross_entropy(output.logits, target)
+        losses = optax.softmax_cross_entropy(logits, target)
     else:
-        losses = optax.softmax_cross_entropy_with_integer_labels(output.logits, labels)
-    wrong = output.logits.argmax(-1) != labels
-    return losses.mean(), {"error": wrong.mean(dtype=jnp.float32)}
+        some_class = jnp.where(known, labels, 0)
+        losses = optax.softmax_cross_entropy_with_integer_labels(logits, some_class)
+    wrong = known & (logits.argmax(-1) != labels)
+    count = jnp.maximum(known.sum(dtype=jnp.float32), 1)
+    loss = jnp.where(known, losses, 0).sum() / count
+    return loss, {"error": wrong.sum(dtype=jnp.float32) / count}
 
 
 def pixel_cross_entropy(
@@ -137,8 +165,9 @@ def pixel_cross_entropy(
 
     Args:
         logits: Of another size than the labels they are resized to it.
-        labels: Other values than 0 to n - 1 must be `ignore_label`.
-        ignore_label: Label of pixels that cost nothing.
+        labels: 0 to n - 1. Pixels of all other labels cost nothing, have no gradient
+            and are in no mean but that of `"all"`, as those of `ignore_label`.
+        ignore_label: A label that is ignored; matters if it is 0 to n - 1.
         class_weights: One weight per class, at least 0; None: all 1.
         normalize_by: `"valid"` divides by the sum of the weights of the labeled pixels,
             as PyTorch-Encoding; where it is 0, so is the loss. `"all"` divides by the
@@ -147,16 +176,21 @@ def pixel_cross_entropy(
             (Szegedy et al. 2016).
         hard_pixel_fraction: Share of the labeled pixels of the batch that count: those
             of the highest cross-entropy, before weights (Shrivastava et al. 2016).
-        align_corners: See `resize_bilinear`.
+        align_corners: How logits of another size are resized; that of the model, its
+            `align_corners`. See `resize_bilinear`.
 
     Raises:
-        ValueError: An unknown `normalize_by`, or class weights that are not one finite
-            number per class, at least 0 and not all 0.
+        ValueError: Shapes that do not fit each other, an unknown `normalize_by`, or
+            class weights that are not one finite number per class, at least 0 and not
+            all 0.
+        TypeError: Labels that are no integers.
     """
     if normalize_by not in ("valid", "all"):
         raise ValueError(f"normalize_by={normalize_by!r}: allowed are 'valid', 'all'")
     logits, labels = jnp.asarray(logits), jnp.asarray(labels)
-    valid = labels != ignore_label
+    check_pixels(logits, labels)
+    labels = known_labels(labels, logits.shape[-1], ignore_label)
+    valid = labels >= 0
     weights = _pixel_weights(labels, valid, class_weights, logits.shape[-1])
     if hard_pixel_fraction == 1 and logits.shape[1:3] != labels.shape[1:3]:
         # Logits of `forward_low_res`, in training.
@@ -241,13 +275,20 @@ def lovasz_softmax(
     Args:
         logits: Of another size than the labels they are resized to it, one class at a
             time.
-        labels: Other values than 0 to n - 1 must be `ignore_label`.
-        ignore_label: Label of pixels that are left out; if all are, the loss is 0.
-        align_corners: See `resize_bilinear`.
+        labels: 0 to n - 1. Pixels of all other labels are left out, as those of
+            `ignore_label`; if all are, the loss is 0.
+        ignore_label: A label that is left out; matters if it is 0 to n - 1.
+        align_corners: How logits of another size are resized; that of the model, its
+            `align_corners`. See `resize_bilinear`.
+
+    Raises:
+        ValueError: Shapes that do not fit each other.
+        TypeError: Labels that are no integers.
     """
-    labels = jnp.asarray(labels).astype(jnp.int32)
-    labels = jnp.where(labels == ignore_label, -1, labels)
-    return resized_lovasz_softmax(jnp.asarray(logits), labels, align_corners)
+    logits, labels = jnp.asarray(logits), jnp.asarray(labels)
+    check_pixels(logits, labels)
+    labels = known_labels(labels, logits.shape[-1], ignore_label)
+    return resized_lovasz_softmax(logits, labels, align_corners)
 
 
 def se_loss(
@@ -256,6 +297,13 @@ def se_loss(
     """Returns the binary cross-entropy of logits, mean over images and classes.
 
     Every image counts, also one without a labeled pixel.
+
+    Raises:
+        ValueError: The target has another shape than the logits.
     """
+    if target.shape != se_logits.shape:
+        raise ValueError(
+            f"target of {target.shape}: must be that of se_logits, {se_logits.shape}"
+        )
     costs = jax.nn.softplus(se_logits) - se_logits * target
     return costs.mean()

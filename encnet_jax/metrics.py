@@ -6,10 +6,14 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Int32, Integer, UInt8
 
+from encnet_jax.ops.pixel_labels import check_integers
+
+Labels = Integer[Array | np.ndarray, "..."] | Bool[Array | np.ndarray, "..."]
+
 
 def confusion_matrix(
-    labels: Integer[Array | np.ndarray, "..."],
-    predictions: Integer[Array | np.ndarray, "..."],
+    labels: Labels,
+    predictions: Labels,
     num_classes: int,
     ignore_label: int = 255,
 ) -> Int32[Array, "n n"]:
@@ -19,22 +23,21 @@ def confusion_matrix(
     host.
 
     Args:
-        labels: Of any shape, 0 to num_classes - 1, or `ignore_label`: such pixels are
-            not counted, not even as false positives.
-        predictions: Of the same shape, 0 to num_classes - 1; pixels with other values
-            are not counted.
+        labels: Integers of any shape, 0 to num_classes - 1, or Booleans, classes 0 and
+            1. Pixels with other values are not counted, not even as false positives.
+        predictions: Likewise, of the same shape: labels, not scores.
         num_classes: Number of classes n.
-        ignore_label: Label of pixels that are not scored.
+        ignore_label: Another label of pixels that are not scored, if it is one of
+            these.
 
     Raises:
-        ValueError: Labels and predictions differ in size.
+        ValueError: Labels and predictions differ in shape.
+        TypeError: One of them is neither integers nor Booleans.
     """
-    labels = jnp.asarray(labels, jnp.int32).reshape(-1)
-    predictions = jnp.asarray(predictions, jnp.int32).reshape(-1)
-    if labels.shape != predictions.shape:
-        raise ValueError(
-            f"{labels.size} labels for {predictions.size} predictions: must be equal"
-        )
+    labels, predictions = jnp.asarray(labels), jnp.asarray(predictions)
+    _check_pair(labels, predictions)
+    labels = labels.astype(jnp.int32).reshape(-1)
+    predictions = predictions.astype(jnp.int32).reshape(-1)
     # bincount drops a value past the end; it would count a negative one as class 0.
     outside = num_classes * num_classes
     valid = (labels != ignore_label) & (labels >= 0) & (labels < num_classes)
@@ -44,8 +47,8 @@ def confusion_matrix(
 
 
 def confusion_matrix_np(
-    labels: UInt8[np.ndarray, "*shape"],
-    predictions: UInt8[np.ndarray, "*shape"],
+    labels: UInt8[np.ndarray, "..."],
+    predictions: UInt8[np.ndarray, "..."],
     num_classes: int,
 ) -> Int[np.ndarray, "n n"]:
     """Returns the same counts in int64, on the host and without compiling.
@@ -54,11 +57,27 @@ def confusion_matrix_np(
         labels: Of any shape; pixels whose label is no class are not counted.
         predictions: Of the same shape, 0 to num_classes - 1.
         num_classes: Number of classes n.
+
+    Raises:
+        ValueError: Labels and predictions differ in shape.
+        TypeError: One of them is neither integers nor Booleans.
     """
+    _check_pair(labels, predictions)
     valid = labels < num_classes
     cells = labels[valid].astype(np.int64) * num_classes + predictions[valid]
     counts = np.bincount(cells, minlength=num_classes**2)
     return counts.reshape(num_classes, num_classes)
+
+
+def _check_pair(labels: Any, predictions: Any) -> None:
+    """Checks that each label has a prediction, and that both are labels."""
+    if labels.shape != predictions.shape:
+        raise ValueError(
+            f"labels of {labels.shape} for predictions of {predictions.shape}: must be "
+            "of one shape"
+        )
+    check_integers("labels", labels)
+    check_integers("predictions", predictions)
 
 
 def segmentation_metrics(

@@ -3,6 +3,7 @@
 A block that cannot run stands behind `<!-- not run: reason -->`.
 """
 
+import ast
 import json
 import os
 import re
@@ -188,6 +189,20 @@ def test_tutorial_on_own_data_runs_with_its_commands(tmp_path, monkeypatch):
 
 def cells():
     return json.loads(NOTEBOOK.read_text())["cells"]
+
+
+def test_losses_of_low_res_logits_upsample_them_as_the_model_does():
+    codes = [b.code for page in [*PAGES, "CONTRIBUTING.md"] for b in blocks(page)]
+    codes += ["".join(cell["source"]) for cell in cells()]
+    losses = {"segmentation_loss", "pixel_cross_entropy", "lovasz_softmax"}
+    found = []
+    for code in [code for code in codes if "forward_low_res(" in code]:
+        for call in ast.walk(ast.parse(code)):
+            if isinstance(call, ast.Call) and getattr(call.func, "id", "") in losses:
+                found += [{k.arg: ast.unparse(k.value) for k in call.keywords}]
+    assert found
+    for arguments in found:
+        assert arguments.get("align_corners") == "model.align_corners"
 
 
 def test_notebook_is_stored_as_executed_and_small():

@@ -2,25 +2,45 @@
 
 import jax
 import jax.numpy as jnp
+import jaxtyping
 import numpy as np
 import pytest
 
 from encnet_jax.losses import (
+    classification_loss,
     lovasz_softmax,
     pixel_cross_entropy,
     se_loss,
     segmentation_loss,
 )
+from encnet_jax.models.cifar import ClassifierOutput
 from encnet_jax.models.segmentation import SegmentationOutput
+from encnet_jax.ops import dispatch
 from encnet_jax.ops.resize import resize_bilinear
 
 # Probabilities of three classes in two pixels.
 PROBABILITIES = np.array([[0.5, 0.25, 0.25], [0.1, 0.2, 0.7]], np.float32)
 LOGITS = jnp.log(PROBABILITIES).reshape(1, 1, 2, 3) + 7.0
+ALL = dispatch._AUTO["resized_cross_entropy"]
+# Labels of no class; in eight bits the first and last would be others.
+OUTSIDE = [-1, 3, 7, 256]
 
 
-def labels(*values):
-    return jnp.array(values, jnp.uint8).reshape(1, 1, -1)
+def labels(*values, dtype=jnp.uint8):
+    return jnp.array(values, dtype).reshape(1, 1, -1)
+
+
+@pytest.fixture
+def unchecked(monkeypatch):
+    """Turns the shape checks of `tests/conftest.py` off: users have none."""
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+
+
+@pytest.fixture(params=["scan", "one_pass"])
+def impl(request, monkeypatch):
+    """Makes each implementation in turn that of this platform."""
+    fastest = {jax.default_backend(): request.param}
+    monkeypatch.setitem(dispatch._AUTO, "resized_cross_entropy", {**ALL, **fastest})
 
 
 @pytest.mark.parametrize(
@@ -141,6 +161,178 @@ def test_ignored_pixels_may_have_any_logits():
     cost, gradient = jax.value_and_grad(pixel_cross_entropy)(logits, labels(0, 255))
     np.testing.assert_allclose(cost, np.log(2), rtol=1e-5)
     assert not np.isnan(gradient[0, 0, 0]).any()
+
+
+@pytest.mark.parametrize("outside", OUTSIDE)
+@pytest.mark.parametrize(
+    "settings, expected",
+    [
+        ({}, -np.log(0.5)),
+        (dict(ignore_label=-1), -np.log(0.5)),
+        (dict(ignore_label=2), -np.log(0.5)),
+        (dict(normalize_by="all"), -np.log(0.5) / 2),
+        (dict(class_weights=(2.0, 3.0, 9.0)), -np.log(0.5)),
+        (
+            dict(class_weights=(2.0, 3.0, 9.0), normalize_by="all"),
+            -2 * np.log(0.5) / 2,
+        ),
+        (
+            dict(label_smoothing=0.3),
+            -0.7 * np.log(0.5) - 0.1 * np.log(0.5 * 0.25 * 0.25),
+        ),
+        (dict(hard_pixel_fraction=0.5), -np.log(0.5)),
+    ],
+)
+def test_labels_of_no_class_cost_nothing(settings, expected, outside):
+    logits = LOGITS.at[0, 0, 1].add(jnp.array([-50.0, 0, 50]))  # else hard, or free
+    cost, gradient = jax.value_and_grad(pixel_cross_entropy)(
+        logits, labels(0, outside, dtype=jnp.int32), **settings
+    )
+    np.testing.assert_allclose(cost, expected, rtol=1e-5)
+    assert gradient[0, 0, 0].any() and not gradient[0, 0, 1].any()
+
+
+@pytest.mark.parametrize("outside", [-1, 7])
+@pytest.mark.parametrize(
+    "settings, expected",
+    [
+        # Of four pixels the first has a class; it lies on the left logits.
+        ({}, np.log(2)),
+        (dict(normalize_by="all"), np.log(2) / 4),
+        (dict(class_weights=(2.0, 5.0), normalize_by="all"), np.log(2) / 2),
+        (dict(label_smoothing=0.5, normalize_by="all"), np.log(2) / 4),
+        (dict(hard_pixel_fraction=0.5), np.log(2)),
+    ],
+)
+def test_resized_labels_of_no_class_cost_nothing(impl, settings, expected, outside):
+    logits = jnp.log(jnp.asarray([[[[1.0, 1.0], [1.0, 3.0]]]]))
+    pixels = labels(0, outside, outside, outside, dtype=jnp.int32)
+    cost, gradient = jax.jit(
+        jax.value_and_grad(lambda x: pixel_cross_entropy(x, pixels, **settings))
+    )(logits)
+    np.testing.assert_allclose(cost, expected, rtol=1e-5)
+    share = expected / np.log(2)  # the left pixel, of the left logits alone
+    smoothing = settings.get("label_smoothing", 0)
+    slope = share * (1 - smoothing) * np.array([-0.5, 0.5])
+    np.testing.assert_allclose(gradient[0, 0], [slope, [0, 0]], atol=1e-6)
+
+
+def test_labels_of_eight_bits_have_no_class_from_256_on():
+    logits = jnp.zeros((1, 1, 2, 300))
+    for lower in (logits, logits[:, :, :1]):
+        cost = pixel_cross_entropy(lower, labels(40, 50), ignore_label=-1)
+        np.testing.assert_allclose(cost, np.log(300), rtol=1e-5)
+        # -1 in eight bits is the class 255.
+        cost = pixel_cross_entropy(
+            lower, labels(40, 255), ignore_label=-1, normalize_by="all"
+        )
+        np.testing.assert_allclose(cost, np.log(300), rtol=1e-5)
+
+
+@pytest.mark.parametrize("outside", OUTSIDE)
+def test_lovasz_softmax_leaves_labels_of_no_class_out(outside):
+    loss, gradient = jax.value_and_grad(lovasz_softmax)(
+        LOGITS, labels(0, outside, dtype=jnp.int32)
+    )
+    np.testing.assert_allclose(loss, 0.5, rtol=1e-5)
+    assert gradient[0, 0, 0].any() and not gradient[0, 0, 1].any()
+
+
+@pytest.mark.parametrize("outside", OUTSIDE)
+def test_all_parts_ignore_labels_of_no_class(outside):
+    output = SegmentationOutput(
+        LOGITS, se_logits=jnp.full((1, 3), np.log(3.0)), aux_logits=LOGITS
+    )
+    pixels = labels(0, outside, dtype=jnp.int32)
+    _, parts = segmentation_loss(output, pixels, num_classes=3, lovasz_weight=1.0)
+    expected = dict(pixel_loss=np.log(2), lovasz_loss=0.5, aux_loss=np.log(2))
+    # Only class 0 is there; all probabilities are 3/4.
+    expected["se_loss"] = -np.mean(np.log([0.75, 0.25, 0.25]))
+    assert parts.keys() == expected.keys()
+    for key, value in expected.items():
+        np.testing.assert_allclose(parts[key], value, rtol=1e-5)
+
+
+@pytest.mark.parametrize("outside", [-1, 3, 255])
+@pytest.mark.parametrize(
+    "smoothing, expected",
+    [
+        (0.0, -np.log(0.25)),
+        (0.3, -0.7 * np.log(0.25) - 0.1 * np.log(0.5 * 0.25 * 0.25)),
+    ],
+)
+def test_images_of_no_class_are_in_no_mean(smoothing, expected, outside):
+    def loss(logits, images):
+        output = ClassifierOutput(logits)
+        return classification_loss(output, images, label_smoothing=smoothing)
+
+    both = jax.value_and_grad(loss, has_aux=True)
+    logits = LOGITS[0, 0]
+    (cost, parts), gradient = both(logits, jnp.array([1, outside]))
+    np.testing.assert_allclose(cost, expected, rtol=1e-5)
+    assert parts["error"] == 1
+    assert gradient[0].any() and not gradient[1].any()
+    (cost, parts), gradient = both(logits, jnp.array([outside, outside]))
+    assert cost == parts["error"] == 0 and not gradient.any()
+
+
+WHOLE = SegmentationOutput(
+    jnp.zeros((2, 4, 4, 3)), jnp.zeros((2, 3)), jnp.zeros((2, 2, 2, 3))
+)
+
+
+@pytest.mark.parametrize("shape", [(1, 4, 4), (3, 4, 4), (4, 4), (2, 4, 4, 1)])
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("jit", [jax.jit, lambda function: function])
+@pytest.mark.usefixtures("unchecked")
+def test_labels_of_other_images_are_refused(jit, stride, shape):
+    output = WHOLE._replace(logits=WHOLE.logits[:, ::stride, ::stride])
+    losses = [
+        lambda pixels: segmentation_loss(output, pixels, num_classes=3),
+        lambda pixels: pixel_cross_entropy(output.logits, pixels),
+        lambda pixels: pixel_cross_entropy(
+            output.logits, pixels, hard_pixel_fraction=0.5
+        ),
+        lambda pixels: lovasz_softmax(output.logits, pixels),
+    ]
+    for loss in losses:
+        with pytest.raises(ValueError, match=r"labels of \(.*\) for logits of \(2, "):
+            jit(loss)(np.zeros(shape, np.uint8))
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_other_shapes_than_those_of_the_logits_are_refused():
+    pixels = np.zeros((2, 4, 4), np.uint8)
+    with pytest.raises(ValueError, match="num_classes=4: must be 3"):
+        segmentation_loss(WHOLE, pixels, num_classes=4)
+    for part in (dict(se_logits=jnp.zeros((1, 3))), dict(se_logits=jnp.zeros((2, 1)))):
+        with pytest.raises(ValueError, match=r"target of \(2, 3\): must be that of se"):
+            segmentation_loss(WHOLE._replace(**part), pixels, num_classes=3)
+    with pytest.raises(ValueError, match=r"for logits of \(1, 2, 2, 3\)"):
+        other = WHOLE._replace(aux_logits=WHOLE.aux_logits[:1])
+        segmentation_loss(other, pixels, num_classes=3)
+    with pytest.raises(ValueError, match=r"for logits of \(4, 4, 3\)"):
+        pixel_cross_entropy(WHOLE.logits[0], pixels)
+    for shape in ((1,), (3,), (2, 1), ()):
+        with pytest.raises(ValueError, match=r"labels of \(.*for logits of \(2, 3\)"):
+            classification_loss(
+                ClassifierOutput(WHOLE.se_logits), np.zeros(shape, np.uint8)
+            )
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_labels_that_are_no_integers_are_refused():
+    pixels = np.full((2, 4, 4), 0.7, np.float32)
+    for loss in (pixel_cross_entropy, lovasz_softmax):
+        with pytest.raises(TypeError, match="labels of float32: must be integers"):
+            loss(WHOLE.logits, pixels)
+    with pytest.raises(TypeError, match="labels of float32: must be integers"):
+        classification_loss(ClassifierOutput(WHOLE.se_logits), pixels[:, 0, 0])
+    # Booleans are classes 0 and 1.
+    np.testing.assert_array_equal(
+        pixel_cross_entropy(WHOLE.logits.at[..., 1].set(2), pixels > 0),
+        pixel_cross_entropy(WHOLE.logits.at[..., 1].set(2), np.uint8(pixels > 0)),
+    )
 
 
 def test_large_logits_stay_finite():

@@ -1,6 +1,8 @@
 """Tests of the scores against values worked out by hand."""
 
 import jax
+import jax.numpy as jnp
+import jaxtyping
 import numpy as np
 import pytest
 
@@ -45,9 +47,47 @@ def test_predictions_that_are_no_class_are_in_no_other_class(prediction):
     np.testing.assert_array_equal(matrix, [[0, 0, 0], [0, 0, 0], [0, 0, 1]])
 
 
-def test_different_numbers_of_pixels_raise():
-    with pytest.raises(ValueError, match="4 labels for 3 predictions"):
-        confusion_matrix(np.zeros(4, int), np.zeros(3, int), 2)
+@pytest.fixture
+def unchecked(monkeypatch):
+    """Turns the shape checks of `tests/conftest.py` off: users have none."""
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+
+
+COUNTS = [
+    confusion_matrix,
+    jax.jit(confusion_matrix, static_argnums=2),
+    confusion_matrix_np,
+]
+
+
+@pytest.mark.parametrize("count", COUNTS)
+@pytest.mark.parametrize("shapes", [((4,), (3,)), ((4, 6), (6, 4)), ((1, 4), (4,))])
+@pytest.mark.usefixtures("unchecked")
+def test_predictions_of_another_shape_raise(shapes, count):
+    labels, predictions = (np.zeros(shape, np.uint8) for shape in shapes)
+    with pytest.raises(ValueError) as error:
+        count(labels, predictions, 2)
+    assert f"labels of {shapes[0]} for predictions of {shapes[1]}" in str(error.value)
+
+
+@pytest.mark.parametrize("count", COUNTS)
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.complex64, jnp.bfloat16])
+@pytest.mark.usefixtures("unchecked")
+def test_probabilities_are_no_labels(dtype, count):
+    labels, scores = np.zeros((4, 6), np.uint8), np.ones((4, 6), dtype)
+    with pytest.raises(TypeError, match=f"predictions of {scores.dtype}: must be int"):
+        count(labels, scores, 2)
+    with pytest.raises(TypeError, match=f"labels of {scores.dtype}: must be int"):
+        count(scores, labels, 2)
+
+
+def test_booleans_are_two_classes():
+    labels, found = np.array([True, True, False]), np.array([True, False, False])
+    matrix = confusion_matrix(labels, found, 2)
+    np.testing.assert_array_equal(matrix, [[1, 0], [1, 1]])
+    np.testing.assert_array_equal(
+        confusion_matrix(labels, found.astype(int), 2), matrix
+    )
 
 
 def test_scores_are_those_worked_out_by_hand():

@@ -41,8 +41,10 @@ def multi_scale_scores(
     Source: `MultiEvalModule` of PyTorch-Encoding, encoding/models/base.py.
 
     Args:
-        predict: Maps normalized images (batch_size, crop_size, crop_size, 3) to logits
-            (batch_size, crop_size, crop_size, n); always called with this one shape.
+        predict: Maps normalized images (b, crop_size, crop_size, 3) to logits
+            (b, crop_size, crop_size, n); always called with one shape. Its b is
+            `batch_size`; with `flip`, which puts a window and its mirror image into the
+            same batch, the even number below an odd one, and at least 2.
         image: Normalized by `mean` and `std`.
         num_classes: Number of classes n.
         base_size: Long side at scale 1, in pixels.
@@ -53,11 +55,17 @@ def multi_scale_scores(
         std: Channel standard deviations on the same scale.
         stride_rate: Stride of the windows as a fraction of their size.
         align_corners: How the image and its scores are resized.
-        batch_size: Windows per call of `predict`, mirrored ones included.
+        batch_size: Windows per call of `predict`, mirrored ones included; at least 1.
 
     Returns:
         float32 scores.
+
+    Raises:
+        ValueError: A `stride_rate` outside (0, 1], a `batch_size` below 1, or logits of
+            another number of classes.
     """
+    if batch_size < 1:
+        raise ValueError(f"batch_size={batch_size}: must be at least 1")
     if not 0 < stride_rate <= 1:
         raise ValueError(f"stride_rate={stride_rate}: must be above 0, at most 1")
     protocol = PyTorchEncodingProtocol(
@@ -75,6 +83,11 @@ def multi_scale_scores(
 
     def apply(windows: np.ndarray) -> tuple[jax.Array, None, None]:
         logits = predict(add_hflip(windows, flip))
+        if logits.shape[-1] != num_classes:
+            raise ValueError(
+                f"num_classes={num_classes}: must be {logits.shape[-1]}, that of the "
+                "logits of predict"
+            )
         logits = jax.device_put(logits, replicated(mesh))
         return _merge_hflip(logits, None, flip, sharding)[0], None, None
 

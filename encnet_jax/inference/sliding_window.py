@@ -11,6 +11,7 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Float32
 
+from encnet_jax.errors import UserError
 from encnet_jax.inference.context import MergedModel, forward_with_gate
 from encnet_jax.inference.placement import WindowPlacement
 from encnet_jax.inference.score_map import ScoreMap, ScoreMapPool, ScoreMapSharding
@@ -93,7 +94,15 @@ def merge_hflip(
 
     Returns:
         Scores, split by class, and probabilities or None.
+
+    Raises:
+        UserError: The logits have another number of classes.
     """
+    if logits.shape[-1] != sharding.num_classes:
+        raise UserError(
+            f"num_classes={sharding.num_classes}: must be {logits.shape[-1]}, that of "
+            "the logits"
+        )
     # Up to here each device holds whole windows, from here on classes.
     logits = jax.lax.with_sharding_constraint(logits, sharding.by_row)
     scores = logits.astype(jnp.float32)

@@ -16,6 +16,7 @@ from jaxtyping import Array, Float, Integer
 from encnet_jax.ops import cross_entropy_one_pass as one_pass
 from encnet_jax.ops import cross_entropy_scan as scan
 from encnet_jax.ops.dispatch import dispatch
+from encnet_jax.ops.pixel_labels import check_pixels, has_class
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(3, 4, 5))
@@ -34,8 +35,8 @@ def resized_cross_entropy_sum(
 
     Args:
         logits: Resized bilinearly to the labels.
-        labels: 0 to n - 1, or any other number where the weight is 0.
-        weights: float32.
+        labels: 0 to n - 1, or any other number for a pixel that costs 0.
+        weights: float32, of the shape of the labels.
         align_corners: See `resize_bilinear`.
         impl: `"scan"`: products in float32, a few rows at a time, for CPU and TPU.
             `"one_pass"`: for GPU; see `cross_entropy_one_pass`. `"auto"`: the fastest
@@ -44,7 +45,7 @@ def resized_cross_entropy_sum(
             (Szegedy et al. 2016).
 
     Raises:
-        ValueError: An unknown `impl`.
+        ValueError: An unknown `impl`, or shapes that do not fit each other.
     """
     options = (align_corners, impl, label_smoothing)
     return _sum_forward(logits, labels, weights, *options)[0]
@@ -58,6 +59,12 @@ def _sum_forward(
     impl: str,
     label_smoothing: float,
 ) -> tuple[jax.Array, jax.Array]:
+    check_pixels(logits, labels)
+    if weights.shape != labels.shape:
+        raise ValueError(
+            f"weights of {weights.shape}: must be those of the labels, {labels.shape}"
+        )
+    weights = jnp.where(has_class(labels, logits.shape[-1]), weights, 0)
     options, arrays = (align_corners, label_smoothing), (logits, labels, weights)
     return _dispatch(impl, "total_and_gradient", options, *arrays)
 
@@ -97,7 +104,7 @@ def resized_cross_entropy(
         label_smoothing: Likewise.
 
     Raises:
-        ValueError: An unknown `impl`.
+        ValueError: An unknown `impl`, or shapes that do not fit each other.
     """
     return _costs_forward(logits, labels, align_corners, impl, label_smoothing)[0]
 
@@ -109,12 +116,13 @@ def _costs_forward(
     impl: str,
     label_smoothing: float,
 ) -> tuple[jax.Array, tuple[jax.Array, ...]]:
+    check_pixels(logits, labels)
     options = (align_corners, label_smoothing)
     logsumexp, label_logit = _dispatch(
         impl, "logsumexp_and_label_logit", options, logits, labels
     )
-    costs = jnp.where(_known(logits, labels), logsumexp - label_logit, 0)
-    return costs, (logits, labels, logsumexp)
+    known = has_class(labels, logits.shape[-1])
+    return jnp.where(known, logsumexp - label_logit, 0), (logits, labels, logsumexp)
 
 
 def _costs_backward(
@@ -125,7 +133,7 @@ def _costs_backward(
     cotangent: jax.Array,
 ) -> tuple[jax.Array, None]:
     logits, labels, logsumexp = residuals
-    weights = jnp.where(_known(logits, labels), cotangent, 0)
+    weights = jnp.where(has_class(labels, logits.shape[-1]), cotangent, 0)
     options = (align_corners, label_smoothing)
     arrays = (logits, labels, logsumexp, weights)
     return _dispatch(impl, "gradient", options, *arrays), None
@@ -145,16 +153,15 @@ def resized_logsumexp(
         logits: Resized bilinearly to the labels.
         labels: Of any values.
         align_corners: See `resize_bilinear`.
+
+    Raises:
+        ValueError: Shapes that do not fit each other.
     """
+    check_pixels(logits, labels)
     if logits.shape[1:3] == labels.shape[1:3]:
         return jax.nn.logsumexp(logits.astype(jnp.float32), axis=-1)
     options, arrays = (align_corners, 0.0), (logits, labels)
     return _dispatch("auto", "logsumexp_and_label_logit", options, *arrays)[0]
-
-
-def _known(logits: jax.Array, labels: jax.Array) -> jax.Array:
-    """Which pixels have a class."""
-    return (labels >= 0) & (labels < logits.shape[-1])
 
 
 def _dispatch(

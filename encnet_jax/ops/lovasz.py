@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Integer
 
 from encnet_jax.ops.cross_entropy import resized_logsumexp
+from encnet_jax.ops.pixel_labels import check_pixels, has_class
 from encnet_jax.ops.resize import resize_bilinear
 
 
@@ -33,6 +34,9 @@ def resized_lovasz_softmax(
         logits: Resized bilinearly to the labels.
         labels: 0 to n - 1, or any other number for a pixel that is left out.
         align_corners: See `resize_bilinear`.
+
+    Raises:
+        ValueError: Shapes that do not fit each other.
     """
     return _forward(logits, labels, align_corners)[0]
 
@@ -40,13 +44,14 @@ def resized_lovasz_softmax(
 def _forward(
     logits: jax.Array, labels: jax.Array, align_corners: bool
 ) -> tuple[jax.Array, jax.Array]:
+    check_pixels(logits, labels)
     _, height, width = labels.shape
     resize = partial(_resized_class, size=(height, width), align_corners=align_corners)
     low_res = logits.astype(jnp.float32)
     norm = resized_logsumexp(low_res, labels, align_corners)
     low_res = jnp.moveaxis(low_res, -1, 0)
     classes = jnp.arange(len(low_res))
-    known = (labels >= 0) & (labels < len(low_res))
+    known = has_class(labels, len(low_res))
 
     # With u the slope of the loss by a probability p, the slope by logit j is
     # p[j] (u[j] - sum of u p over all classes): the sum is known after the first scan.

@@ -36,7 +36,7 @@ from encnet_jax.inference.sliding_window import (
     mean_over_windows,
 )
 from encnet_jax.inference.tta import TTAProtocol
-from encnet_jax.predict.pretrained import Pretrained
+from encnet_jax.predict.pretrained import Pretrained, create_settings
 from encnet_jax.predict.read_image import ImageInput, read_image
 from encnet_jax.run.mean_gate import MeanGate
 from encnet_jax.run.model_config import abstract_model
@@ -54,7 +54,7 @@ class Segmenter(Pretrained):
 
     Args:
         model: A segmentation model with its weights, which are copied.
-        info: Class names, colors and normalization.
+        info: Class names, one per class of the model, colors and normalization.
         base_size: Long side in the network, in pixels; 0 keeps the size of the image.
         align_corners: How images and logits are resized; see `whole_image_logits`.
         protocol: How images are cut into windows and resized instead; None: whole.
@@ -66,6 +66,10 @@ class Segmenter(Pretrained):
             `InferenceModel`.
         params: Its parameters, on the device.
         batch_stats: Its running statistics, likewise.
+
+    Raises:
+        UserError: The model has another number of classes than `info`; of a network
+            that is not one of this package, in the first call.
     """
 
     task = "segmentation"
@@ -114,7 +118,7 @@ class Segmenter(Pretrained):
             whole_image_size(run.config),
             run.config.evaluation.align_corners,
             protocol_from_config(run.config, model, run.info),
-            settings=_settings(run.config),
+            settings=create_settings(run.config),
         )
         segmenter.slide_protocol = slide_protocol(run.config, model, run.info)
         return segmenter
@@ -262,8 +266,9 @@ class Segmenter(Pretrained):
         if self._scores is not None:
             result = self._scores(pixels)
             return result.score_map.labels().fetch(), mean_over_windows(result.presence)
-        batch = self._label(self.params, self.batch_stats, pixels[None])
-        labels, presence, _ = jax.device_get(batch)
+        inputs = self.params, self.batch_stats, pixels[None]
+        self._check_first_output(self._probabilities, *inputs)
+        labels, presence, _ = jax.device_get(self._label(*inputs))
         return labels[0], None if presence is None else presence[0]
 
     def _compute_probabilities(
@@ -276,18 +281,14 @@ class Segmenter(Pretrained):
         return np.asarray(batch[0])
 
 
-def _settings(config: ConfigDict) -> dict[str, Any]:
-    return {**config.model.to_dict(), "in_channels": config.data.channels}
-
-
 class Classifier(Pretrained):
     """Classifies images of any size, resized to that of the training.
 
     Args:
         model: A classifier with its weights.
-        info: Class names and normalization.
+        info: Class names, one per class of the model, and normalization.
         size: Height and width in the network; other aspect ratios are center-cropped.
-        settings: As in `Segmenter`.
+        settings: As in `Segmenter`, which raises the same errors.
     """
 
     task = "classification"
@@ -307,7 +308,7 @@ class Classifier(Pretrained):
 
     @classmethod
     def _of_run(cls, run: LoadedRun) -> "Classifier":
-        settings = _settings(run.config)
+        settings = create_settings(run.config)
         return cls(run.model, run.info, run.config.data.crop_size, settings=settings)
 
     def _set_prediction(self, config: ConfigDict) -> None:
@@ -322,8 +323,8 @@ class Classifier(Pretrained):
             size = (self.size, self.size)
             whole = Image.fromarray(pixels)
             fitted = np.asarray(ImageOps.fit(whole, size, Image.Resampling.BILINEAR))
-        images = fitted[None]
-        batch = self._classify(self._params, self._batch_stats, images)
-        probabilities = np.asarray(batch[0])
+        inputs = self._params, self._batch_stats, fitted[None]
+        self._check_first_output(self._classify, *inputs)
+        probabilities = np.asarray(self._classify(*inputs)[0])
         label = int(probabilities.argmax())
         return ClassPrediction(label, probabilities, self.info.class_names)

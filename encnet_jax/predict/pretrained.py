@@ -1,7 +1,7 @@
 """Predictors as model folders: saved, loaded, and shared on the Hugging Face hub."""
 
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -13,6 +13,8 @@ from ml_collections import ConfigDict
 from encnet_jax.data.dataset_info import DatasetInfo
 from encnet_jax.errors import UserError
 from encnet_jax.files import user_path
+from encnet_jax.models.cifar import CifarResNet14
+from encnet_jax.models.heads import ClassifierHead
 from encnet_jax.run import hub
 from encnet_jax.run.folder_config import FolderConfig
 from encnet_jax.run.model_card import check_license
@@ -30,6 +32,9 @@ class Pretrained:
         info: Its classes and normalization.
         settings: Arguments of `create_model` that built it; None if they are not known,
             then it cannot be saved.
+
+    Raises:
+        UserError: The model has another number of classes than `info`.
     """
 
     task: ClassVar[str]
@@ -43,10 +48,37 @@ class Pretrained:
         self.info = info
         self._settings = settings
         self._training: Mapping[str, Any] = {}
+        count = _class_count(model)
+        self._checked = count is not None
+        if count is not None:
+            self._check_classes(count)
         if settings is not None:
             # On the host, and copied: training may continue with the model.
             _, *arrays = split_model(model)
             self._trained = jax.tree.map(np.array, jax.device_get(arrays))
+
+    def _check_classes(self, count: int) -> None:
+        """Raises `UserError` if `info` has another number of classes."""
+        if count != self.info.num_classes:
+            raise UserError(
+                f"info.num_classes={self.info.num_classes}: must be {count}, that of "
+                "the model"
+            )
+
+    def _check_first_output(self, scores: Callable[..., Any], *inputs: Any) -> None:
+        """Checks the classes of a model that does not tell their number itself.
+
+        Args:
+            scores: Returns an array of one value a class along the last axis; only its
+                shape is computed, and only once.
+            *inputs: Its arguments.
+
+        Raises:
+            UserError: The model has another number of classes than `info`.
+        """
+        if not self._checked:
+            self._check_classes(jax.eval_shape(scores, *inputs).shape[-1])
+            self._checked = True
 
     @classmethod
     def from_workdir(cls, path: str | Path, step: str | int = "best") -> Self:
@@ -175,3 +207,21 @@ class Pretrained:
             license_id=license_id,
             address=address,
         )
+
+
+def create_settings(config: ConfigDict) -> dict[str, Any]:
+    """Returns the arguments of `create_model` that are set in a configuration."""
+    return {**config.model.to_dict(), "in_channels": config.data.channels}
+
+
+def _class_count(model: Any) -> int | None:
+    """Returns the number of classes of a network; None of one that is not known here.
+
+    Read off the last layer, which may have been replaced since the model was created.
+    """
+    if isinstance(model, CifarResNet14):
+        return int(model.linear.kernel.shape[-1])
+    classifier = getattr(getattr(model, "head", None), "classifier", None)
+    if isinstance(classifier, ClassifierHead):
+        return int(classifier.conv.kernel.shape[-1])
+    return None

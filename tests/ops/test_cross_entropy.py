@@ -4,6 +4,7 @@ import re
 
 import jax
 import jax.numpy as jnp
+import jaxtyping
 import numpy as np
 import pytest
 
@@ -195,7 +196,7 @@ def test_logits_of_hundreds_cost_what_they_do_in_float64(impl, dtype):
 def test_pixels_without_a_class_cost_nothing(impl, none):
     logits, labels, _ = drawn((12, 9))
     labels = jnp.full(labels.shape, none, np.int32)
-    weights = jnp.zeros(labels.shape)
+    weights = jnp.ones(labels.shape)
 
     def pixels(x):
         return resized_cross_entropy(x, labels, True, impl).sum()
@@ -207,6 +208,25 @@ def test_pixels_without_a_class_cost_nothing(impl, none):
         cost, gradient = jax.jit(jax.value_and_grad(function))(logits)
         assert cost == 0
         np.testing.assert_array_equal(gradient, 0)
+
+
+@pytest.mark.parametrize("images", [1, 3])
+@BOTH
+def test_other_numbers_of_images_are_refused(impl, images, monkeypatch):
+    # Users do not have the checks of tests/conftest.py.
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+    logits, labels, weights = drawn((12, 9))
+    others = jnp.zeros((images, 12, 9), jnp.uint8)
+    message = r"labels of .* for logits of \(2, 5, 7, 7\): must be \(b, H, W\)"
+    for call in (
+        lambda x: resized_cross_entropy(x, others, True, impl).sum(),
+        lambda x: resized_cross_entropy_sum(x, others, weights, True, impl),
+    ):
+        for function in (call, jax.grad(call)):
+            with pytest.raises(ValueError, match=message):
+                function(logits)
+    with pytest.raises(ValueError, match=r"weights of .*: must be those of the labels"):
+        resized_cross_entropy_sum(logits, labels, weights[:1], True, impl)
 
 
 @BOTH

@@ -155,6 +155,7 @@ def test_classifier_scales_images_of_its_value_range(tmp_path):
     classifier.info = dataclasses.replace(CIFAR10, value_range=(0, 0.5))
     classifier.size = 16
     classifier._params = classifier._batch_stats = None
+    classifier._checked = True  # its classes
     classifier._classify = lambda params, batch_stats, images: images.reshape(1, -1)
     pixels = np.random.default_rng(1).integers(0, 256, (16, 16)).astype(np.uint8)
     Image.fromarray(pixels.astype(np.float32) / 510).save(tmp_path / "a.tif")
