@@ -1,5 +1,6 @@
 """What predictors return for one image."""
 
+import copy
 import dataclasses
 import functools
 from collections.abc import Callable
@@ -57,6 +58,20 @@ class Segmentation:
         `probabilities` are in it if they have been computed.
         """
         return {**vars(self), "_compute_probabilities": _without_network}
+
+    def __copy__(self) -> "Segmentation":
+        """Returns a copy that shares the arrays and the network."""
+        new = object.__new__(type(self))
+        vars(new).update(vars(self))
+        return new
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Segmentation":
+        """Returns a copy with arrays of its own; the network is shared."""
+        new = self.__copy__()
+        for key, value in vars(self).items():
+            if key != "_compute_probabilities":
+                vars(new)[key] = copy.deepcopy(value, memo)
+        return new
 
     def overlay(self, opacity: float = 0.55) -> Image.Image:
         """Returns the image tinted with the colors of its classes, with a legend."""

@@ -55,10 +55,10 @@ def test_explanation_holds_what_the_module_computes():
     _, view = view_of(model, pixels)
     _, view_of_other = view_of(model, other)
     assert explanation.assignment.shape == (6, 8, 3)
-    np.testing.assert_allclose(explanation.assignment, view.assignment[0], atol=1e-5)
-    np.testing.assert_allclose(explanation.gate, view.gate[0], rtol=1e-5)
+    np.testing.assert_allclose(explanation.assignment, view.assignment[0], atol=5e-5)
+    np.testing.assert_allclose(explanation.gate, view.gate[0], rtol=5e-5)
     np.testing.assert_allclose(
-        explanation.replacement, view_of_other.gate[0], rtol=1e-5
+        explanation.replacement, view_of_other.gate[0], rtol=5e-5
     )
     plain = Segmenter(model, INFO)(pixels)
     np.testing.assert_array_equal(explanation.segmentation.labels, plain.labels)
@@ -72,14 +72,14 @@ def test_reference_is_the_mean_gate_of_its_images(tmp_path):
     Image.fromarray(others[0]).save(tmp_path / "a.png")
     gates = [view_of(model, other)[1].gate[0] for other in others]
     explanation = segmenter.explain(pixels, [tmp_path / "a.png", *others[1:]])
-    np.testing.assert_allclose(explanation.replacement, np.mean(gates, 0), rtol=1e-5)
+    np.testing.assert_allclose(explanation.replacement, np.mean(gates, 0), rtol=5e-5)
     assert "3 images" in explanation.replaced_by
     mean_gate = segmenter.mean_gate(others)
     same = segmenter.explain(pixels, mean_gate)
     np.testing.assert_array_equal(same.replacement, explanation.replacement)
     for one in (tmp_path / "a.png", str(tmp_path / "a.png"), others[0]):
         found = segmenter.explain(pixels, one)
-        np.testing.assert_allclose(found.replacement, gates[0], rtol=1e-5)
+        np.testing.assert_allclose(found.replacement, gates[0], rtol=5e-5)
 
 
 def test_channels_and_transitions_are_sorted():

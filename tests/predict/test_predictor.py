@@ -1,5 +1,6 @@
 """The segmenter on imported weights: names, sizes, kinds of input."""
 
+import copy
 import dataclasses
 import logging
 import pickle
@@ -83,15 +84,23 @@ def test_results_are_pickled_without_the_network(segmenter):
     computed, other = segmenter(image), segmenter(image)
     expected = computed.probabilities
     for result in (computed, other):
-        copy = pickle.loads(pickle.dumps(result))
-        np.testing.assert_array_equal(copy.labels, result.labels)
-        assert copy.class_names == result.class_names and copy.overlay().size
+        loaded = pickle.loads(pickle.dumps(result))
+        np.testing.assert_array_equal(loaded.labels, result.labels)
+        assert loaded.class_names == result.class_names and loaded.overlay().size
         if result is computed:
-            np.testing.assert_array_equal(copy.probabilities, expected)
+            np.testing.assert_array_equal(loaded.probabilities, expected)
         else:
             with pytest.raises(RuntimeError, match="probabilities: not computed befo"):
-                _ = copy.probabilities
+                _ = loaded.probabilities
     np.testing.assert_array_equal(other.probabilities, expected)
+
+
+def test_copies_of_results_keep_the_network(segmenter):
+    result = segmenter(np.zeros((9, 12, 3), np.uint8))
+    shared, own = copy.copy(result), copy.deepcopy(result)
+    assert shared.labels is result.labels and own.labels is not result.labels
+    for each in (shared, own, dataclasses.replace(result)):
+        np.testing.assert_array_equal(each.probabilities, result.probabilities)
 
 
 def test_probabilities_are_the_softmax_of_the_logits(weights_file):
