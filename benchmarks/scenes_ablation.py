@@ -88,7 +88,8 @@ def run_once(variant: str, seed: int, workdir: Path) -> dict[str, float]:
     config.update_from_flattened_dict(VARIANTS[variant])
     started = time.perf_counter()
     shutil.rmtree(workdir, ignore_errors=True)
-    train(config, workdir)
+    if train(config, workdir) is None:
+        raise SystemExit("stopped by SIGTERM; rerun the command to start this run anew")
     seconds = time.perf_counter() - started
     model = create_model(num_classes=20, rngs=nnx.Rngs(0), **model_settings(config))
     _, params, batch_stats = split_model(model)

@@ -21,6 +21,7 @@ from encnet_jax.errors import (
     NO_DEVICE_MEMORY,
     REFUSED,
     UserError,
+    one_line,
     reason_of,
 )
 from encnet_jax.files import user_path
@@ -89,7 +90,7 @@ def _run(main: Callable[[list[str]], int | None]) -> None:
         try:
             import_plugins()
             code = main(arguments)
-            sys.stdout.flush()  # or a reader that has ended is met at exit
+            _flush_output()  # or a reader that has ended is met at exit
         except UserError as error:
             _fail(_message(error), 2)
         except FloatingPointError as error:
@@ -109,9 +110,14 @@ def _run(main: Callable[[list[str]], int | None]) -> None:
 def _interrupted() -> NoReturn:
     print("error: interrupted", file=sys.stderr, flush=True)
     with contextlib.suppress(OSError):
-        sys.stdout.flush()
+        _flush_output()
     # A regular exit can crash in threads that are compiling.
     os._exit(130)
+
+
+def _flush_output() -> None:
+    if sys.stdout is not None:  # it is where the command was started without one
+        sys.stdout.flush()
 
 
 def _discard_output() -> None:
@@ -125,12 +131,13 @@ def _shortage(error: Exception) -> str:
     """Returns what the machine lacks or refuses; "" for an error of another kind."""
     if isinstance(error, OSError) and error.errno in (*DISK_FULL, *REFUSED):
         name = f"{error.filename}: " if error.filename is not None else ""
-        return f"{name}{error.strerror or reason_of(error)}"
+        return one_line(f"{name}{error.strerror or reason_of(error)}")
     text = str(error)
-    if isinstance(error, MemoryError) or NO_DEVICE_MEMORY in text:
-        reason = (text.strip().splitlines() or ["no memory left"])[0]
+    from_jax = type(error).__name__ == "JaxRuntimeError" and NO_DEVICE_MEMORY in text
+    if from_jax or isinstance(error, MemoryError):
+        reason = one_line((text.strip().splitlines() or ["no memory left"])[0][:200])
         return (
-            f"out of memory: {reason[:200]}; smaller batches or images take less, in "
+            f"out of memory: {reason}; smaller batches or images take less, in "
             "training also model.remat and grad_accum_steps (docs/memory.md)"
         )
     return ""

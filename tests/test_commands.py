@@ -147,7 +147,9 @@ def test_too_little_memory_is_one_line_with_remedies(end):
 
 
 def test_other_errors_have_a_traceback(end):
-    for error in (FileNotFoundError(errno.ENOENT, "No such file"), KeyError("x")):
+    unrelated = RuntimeError("RESOURCE_EXHAUSTED: message larger than max")
+    missing = FileNotFoundError(errno.ENOENT, "No such file")
+    for error in (missing, unrelated, KeyError("x")):
         with pytest.raises(type(error)):
             end(error)
 
@@ -169,6 +171,15 @@ def test_interrupt_ends_at_once_whatever_threads_do(place):
     result = run("-c", program)
     assert result.returncode == 130 and result.stderr == "error: interrupted\n"
     assert result.stdout == "printed before\n"
+
+
+def test_command_ends_well_without_standard_output():
+    program = "from encnet_jax import cli; cli.run(lambda arguments: None)"
+    shell = f'"{sys.executable}" -c "{program}" >&-'
+    result = subprocess.run(
+        ["sh", "-c", shell], cwd=ROOT, env=environment(), stderr=subprocess.PIPE
+    )
+    assert result.returncode == 0 and not result.stderr
 
 
 @pytest.mark.parametrize("lines", [1, 100_000])

@@ -52,7 +52,9 @@ def make_class_fn(classify: ClassifyFn, mesh: Mesh | None = None) -> PredictBatc
     def predict_batches(
         params: PureDict, batch_stats: PureDict, examples: Examples, batch_size: int
     ) -> Iterator[ImagePrediction]:
-        params, batch_stats = jax.device_put((params, batch_stats), replicated(mesh))
+        # In training they are on the devices of all hosts.
+        arrays = jax.device_get((params, batch_stats))
+        params, batch_stats = jax.device_put(arrays, replicated(mesh))
         size = batch_size * mesh.size
         for batch in batches_of_one_size(examples, size):
             images = jax.device_put(stack_padded(batch, size), batch_sharded(mesh))

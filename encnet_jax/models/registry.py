@@ -204,7 +204,10 @@ def _registered(entries: Mapping[str, Any]) -> Check:
 
     def check(value: Any) -> str:
         text = allowed(value)
-        return text and f"{text}; a module that adds others is named by ENCNET_PLUGINS"
+        return text and (
+            f"{text}, and what a module of yours adds, once it is imported (commands: "
+            "ENCNET_PLUGINS=MODULE)"
+        )
 
     return check
 

@@ -67,7 +67,9 @@ def find_images(arguments: Sequence[str]) -> list[Path]:
 
 
 def _matching_files(argument: str) -> list[Path]:
-    path = user_path(argument)
+    path = Path(argument)
+    if not path.exists():  # names may start with ~ too
+        path = user_path(argument)
     if path.is_dir():
         inside = [*path.iterdir()]
         if folders := sum(each.is_dir() for each in inside):

@@ -12,6 +12,11 @@ from encnet_jax.models.registry import has_setting, segments
 from encnet_jax.run.folder_config import has_windows
 from encnet_jax.run.model_config import TRAINING_ONLY
 
+
+def _has(config: ConfigDict, key: str) -> bool:
+    return has_setting(config.model.name, config.model.backbone, key)
+
+
 # Read whatever the network: arguments of `create_model` itself.
 _OF_ANY_MODEL = (
     *("name", "conv_impl", "head_init", "unbiased_running_var", "dtype"),
@@ -37,12 +42,12 @@ _READ_IF: dict[str, tuple[str, Callable[[ConfigDict], bool]]] = {
         lambda config: config.optimizer.schedule == "poly",
     ),
     "loss.se_weight": (
-        "model.name=encnet with model.se_loss",
-        lambda config: config.model.name == "encnet" and config.model.se_loss,
+        "a network with model.se_loss, such as encnet",
+        lambda config: _has(config, "se_loss") and config.model.se_loss,
     ),
     "loss.aux_weight": (
         "model.aux_head",
-        lambda config: segments(config.model.name) and config.model.aux_head,
+        lambda config: _has(config, "aux_head") and config.model.aux_head,
     ),
     "evaluation.crop_size": ("windows (evaluation.mode, .scales)", has_windows),
     "evaluation.stride": ("windows (evaluation.mode, .scales)", has_windows),
@@ -68,7 +73,7 @@ def _reason(config: ConfigDict, key: str) -> str:
     group, _, name = key.partition(".")
     model = config.model
     if group == "model":
-        if name in _OF_ANY_MODEL or has_setting(model.name, model.backbone, name):
+        if name in _OF_ANY_MODEL or _has(config, name):
             return ""
         backbone = f" on {model.backbone}" if segments(model.name) else ""
         return f"{model.name}{backbone} has no such setting"

@@ -32,8 +32,8 @@ def load_initial_weights(
             folder, also as `hf://OWNER/REPO[@REVISION]`; or a file of PyTorch weights,
             to load its backbone.
         class_names: Classes of the data set to train on. Classifier heads of an earlier
-            run are loaded only if it has the same classes, and none of its heads if
-            one of them has other arrays than here.
+            run are loaded only if it has the same classes, and a head with its
+            classifier only if it has the same arrays.
         rgb_channels: See `first_conv.extend_kernel`; empty for RGB images.
 
     Returns:
@@ -78,7 +78,7 @@ def _load_workdir(
     fresh = [
         path for path in wanted if path.startswith(HEAD_PREFIXES) and not same_classes
     ]
-    reason = "other classes"
+    reasons = ["other classes"] if fresh else []
     problems = [
         path
         for path, leaf in wanted.items()
@@ -86,9 +86,11 @@ def _load_workdir(
         and (path not in stored or stored[path].shape != leaf.shape)
     ]
     if problems and all(path.startswith(_HEADS) for path in problems):
-        # Of another head the backbone alone is taken, as of a file.
-        fresh, problems = [path for path in wanted if path.startswith(_HEADS)], []
-        reason = "another head"
+        # Nothing is taken of another head: parts of it would not fit each other.
+        other = tuple(h for h in _HEADS if any(p.startswith(h) for p in problems))
+        fresh += [p for p in wanted if p.startswith(other) and p not in fresh]
+        problems = []
+        reasons.append(f"another {' and '.join(h.rstrip('.') for h in other)}")
     if problems:
         raise UserError(
             f"model.weights={workdir}: {len(problems)} arrays of the model are missing "
@@ -101,6 +103,7 @@ def _load_workdir(
     unused = [path for path in stored if path not in wanted]
     parts = [f"{len(wanted) - len(fresh)} arrays of step {trained.step}"]
     if fresh:
+        reason = " and ".join(reasons)
         parts.append(f"{reason}, so initial values kept: {shortened(fresh)}")
     if extension:
         parts.append(extension)

@@ -28,6 +28,7 @@ from encnet_jax.data.registry import dataset_info, open_dataset
 from encnet_jax.data.sampler import index_batches
 from encnet_jax.errors import UserError, require_package
 from encnet_jax.files import absolute_path
+from encnet_jax.run.checkpoint_folder import saved_steps
 
 _log = logging.getLogger(__name__)
 Splits = tuple[Dataset | Examples, Dataset | Examples]
@@ -118,7 +119,8 @@ def _with_bands(
     dataset = copy.copy(splits[0])
     dataset.info = info
     validation = dataset if splits[1] is splits[0] else copy.copy(splits[1])
-    if (workdir / "config.json").exists() and (workdir / "classes.json").exists():
+    files = (workdir / "config.json", workdir / "classes.json")
+    if saved_steps(workdir / "checkpoints") and all(file.exists() for file in files):
         stored = load_info(workdir / "classes.json")
         same = stored.banded and stored.channels == channels
         if same and info.value_range in (None, stored.value_range):

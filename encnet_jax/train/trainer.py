@@ -86,6 +86,8 @@ def train(
     trainer = Trainer(config, workdir, mesh, dataset, validation)
     workdir.mkdir(parents=True, exist_ok=True)
     with lock_workdir(workdir):
+        # Again: another run may have come to its first checkpoint meanwhile.
+        settings.check_workdir(config, workdir, dataset.info)
         trainer.restore()
         if jax.process_index() == 0:
             save_config(config, workdir / "config.json")

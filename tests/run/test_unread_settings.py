@@ -3,6 +3,8 @@
 import pytest
 
 from encnet_jax.config import default
+from encnet_jax.models.encnet import EncNet
+from encnet_jax.models.registry import MODELS
 from encnet_jax.run.unread_settings import unread_settings
 from tests.commands import SMALL, errors, run
 
@@ -36,6 +38,14 @@ def test_key_without_effect_is_named(key, without, with_effect):
     (line,) = lines(key, **without)
     assert line.startswith(f"{key}: has no effect here: ")
     assert not lines(key, **with_effect)
+
+
+def test_loss_of_a_network_with_its_own_presence_is_read(monkeypatch):
+    class Mine(EncNet):
+        """As a plugin adds one."""
+
+    monkeypatch.setitem(MODELS, "mine", Mine)
+    assert not lines("loss.se_weight loss.aux_weight", **{"model.name": "mine"})
 
 
 def test_every_other_key_is_read():

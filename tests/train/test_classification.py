@@ -27,7 +27,7 @@ from encnet_jax.run.model_config import check_config
 from encnet_jax.run.sharding import mesh_of
 from encnet_jax.train import validation
 from encnet_jax.train.settings import check_task
-from tests.commands import errors, run
+from tests.commands import errors, run, start_two
 from tests.report.pages import check_page
 
 SMALL = [
@@ -167,6 +167,24 @@ def test_scores_are_written_without_matplotlib(workdir, cifar, tmp_path, monkeyp
     names = sorted(path.name for path in (folder / "evaluation").iterdir())
     assert names == ["test-images.jsonl", "test.html", "test.json"]
     check_page((folder / "evaluation" / "test.html").read_text())
+
+
+@pytest.mark.slow
+def test_two_processes_share_a_validation(workdir, cifar, tmp_path):
+    processes = start_two(
+        "train.py",
+        "--config=configs/cifar10.py:encnet_2k16d-drop",
+        f"--config.data.data_dir={cifar}",
+        f"--workdir={tmp_path / 'run'}",
+        *SMALL,
+        "--config.total_steps=2",
+        devices=2,
+    )
+    for process in processes:
+        _, stderr = process.communicate(timeout=400)
+        assert process.returncode == 0, stderr
+    last = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[-1]
+    assert json.loads(last).keys() == {"step", "accuracy", "error"}
 
 
 @pytest.mark.slow

@@ -48,21 +48,25 @@ def leaves(model):
     }
 
 
-@pytest.fixture(scope="module")
-def earlier(tmp_path_factory):
-    """Returns a workdir of an earlier run, and its arrays."""
-    workdir = tmp_path_factory.mktemp("earlier")
-    model = model_of(1)
-    model_def, params, batch_stats = split_model(model)
+def write_run(workdir, **changes):
+    """Writes a workdir at step 7; returns its arrays."""
+    model_def, params, batch_stats = split_model(model_of(1, **changes))
     batch_stats = jax.tree.map(lambda x: x + 0.5, batch_stats)
     state = create_train_state(params, batch_stats, create_optimizer(lambda step: 0.0))
     checkpoints = Checkpoints(workdir)
     checkpoints.save(state, 7)
     checkpoints.close()
-    save_config(settings(), workdir / "config.json")
+    save_config(settings(**changes), workdir / "config.json")
     info = DatasetInfo("mine", NAMES, voc_colormap(3), {})
     save_info(info, workdir / "classes.json")
-    return workdir, leaves(model_def.merge(params, batch_stats))
+    return leaves(model_def.merge(params, batch_stats))
+
+
+@pytest.fixture(scope="module")
+def earlier(tmp_path_factory):
+    """Returns a workdir of an earlier run, and its arrays."""
+    workdir = tmp_path_factory.mktemp("earlier")
+    return workdir, write_run(workdir)
 
 
 def test_same_classes_take_every_array(earlier):
@@ -108,15 +112,28 @@ def test_model_folder_counts_as_its_run(earlier, tmp_path):
         np.testing.assert_array_equal(array, before[path], err_msg=path)
 
 
-def test_of_another_head_the_backbone_is_loaded(earlier):
+def test_of_another_head_nothing_is_loaded_but_the_rest(earlier):
     workdir, expected = earlier
     model = model_of(2, head_channels=16)
     before = leaves(model)
     text = load_initial_weights(model, str(workdir), NAMES)
-    assert "another head, so initial values kept: aux_head." in text
+    assert "another head, so initial values kept: head." in text
     for path, array in leaves(model).items():
-        source = expected if path.startswith("backbone.") else before
+        source = before if path.startswith("head.") else expected
         np.testing.assert_array_equal(array, source[path], err_msg=path)
+
+
+def test_head_is_kept_where_only_the_auxiliary_one_is_another(tmp_path):
+    model, expected = model_of(2), write_run(tmp_path, aux_head=False)
+    before = leaves(model)
+    text = load_initial_weights(model, str(tmp_path), NAMES)
+    assert "another aux_head, so initial values kept: aux_head." in text
+    for path, array in leaves(model).items():
+        source = before if path.startswith("aux_head.") else expected
+        np.testing.assert_array_equal(array, source[path], err_msg=path)
+    # Of other classes the classifiers start anew as well.
+    text = load_initial_weights(model_of(2, 4), str(tmp_path), (*NAMES, "tree"))
+    assert "other classes and another aux_head, so initial values kept: " in text
 
 
 def test_mistyped_workdir_is_named(tmp_path):

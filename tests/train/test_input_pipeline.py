@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from encnet_jax.config import default, load_config, save_config
+from encnet_jax.data.dataset_info import save_info
 from encnet_jax.data.object_dataset import as_datasets
 from encnet_jax.errors import UserError
 from encnet_jax.export.run import export_workdir
@@ -133,3 +134,24 @@ def test_run_with_a_relative_folder_resumes_and_then_has_the_absolute_one(
     assert load_model_folder("~/model").info == folder.info
     with pytest.raises(UserError, match="hf://me/run: must be a folder"):
         load_workdir("hf://me/run")
+
+
+def test_bands_are_measured_anew_where_there_is_no_checkpoint(tmp_path):
+    """A run that ended before its first one may have been of other data."""
+    rng = np.random.default_rng(0)
+
+    def opened(high):
+        images = rng.integers(0, high, (2, 8, 8, 4), np.uint8)
+        labels = np.zeros((8, 8), np.uint8)
+        examples = [(image, labels) for image in images]
+        config = default()
+        config.data.channels = 4
+        splits = as_datasets(examples, None, ("a", "b"), channels=4)
+        return open_splits(config, splits, tmp_path)[:2]
+
+    config, dark = opened(20)
+    save_config(config, tmp_path / "config.json")
+    save_info(dark.info, tmp_path / "classes.json")
+    assert opened(250)[1].info.mean > dark.info.mean
+    (tmp_path / "checkpoints" / "3").mkdir(parents=True)
+    assert opened(250)[1].info.mean == dark.info.mean
