@@ -75,6 +75,7 @@ def test_what_a_module_itself_lacks_is_its_own_error(module, tmp_path, monkeypat
         import_plugins()
 
 
+@pytest.mark.slow
 def test_own_backbone_is_trained_and_predicts(camvid, tmp_path):
     (tmp_path / "my_networks.py").write_text(MODULE)
     workdir = tmp_path / "run"
