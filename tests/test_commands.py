@@ -159,6 +159,8 @@ def test_interrupt_ends_at_once_whatever_threads_do(place):
     program = (
         "import os, signal, threading, time\n"
         "from encnet_jax import cli\n"
+        # Ignored in what a shell starts in the background, as these tests may be.
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "def interrupt(*arguments):\n"
         "    threading.Thread(target=time.sleep, args=(500,)).start()\n"
         "    print('printed before')\n"

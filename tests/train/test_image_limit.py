@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from encnet_jax.commands import data
-from encnet_jax.config import default
+from encnet_jax.config import default, save_config
 from encnet_jax.data.dataset_info import CAMVID, save_info
 from encnet_jax.errors import UserError
 from encnet_jax.evaluate.run import evaluate_workdir
@@ -27,10 +27,11 @@ def train(config, workdir):
 def evaluate(config, workdir):
     workdir.mkdir(exist_ok=True)
     save_info(CAMVID, workdir / "classes.json")
+    save_config(config, workdir / "config.json")
     try:
         evaluate_workdir(config, workdir, "val")
     except UserError as error:
-        if "is the workdir of a run" in str(error) or "config.json" in str(error):
+        if "no checkpoint" in str(error):  # looked for after the images
             raise Opened from error
         raise
 
