@@ -8,7 +8,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from encnet_jax.data.datasets import FileDataset, read_ahead
+from encnet_jax.data.datasets import FileDataset, checked, read_ahead
 from encnet_jax.data.image_io import decode_image
 from encnet_jax.data.input_files import read_file
 from encnet_jax.data.registry import DATASETS, LocalDataset, open_dataset
@@ -50,9 +50,7 @@ def pack(output: Path, data_dir: str | None, quality: int) -> int:
             return encode_jpeg(Image.fromarray(pixels), quality)
 
         encoded = read_ahead(encode, range(len(dataset)))
-        for (image, label), data in zip(dataset.pairs, encoded):
-            if isinstance(data, UserError):
-                raise data
+        for (image, label), data in zip(dataset.pairs, map(checked, encoded)):
             (folders[0] / f"{image.stem}.jpg").write_bytes(data)
             shutil.copyfile(label, folders[1] / f"{image.stem}.png")
     note = {"jpeg_quality": quality}

@@ -132,9 +132,11 @@ def _shortage(error: Exception) -> str:
     if isinstance(error, OSError) and error.errno in (*DISK_FULL, *REFUSED):
         name = f"{error.filename}: " if error.filename is not None else ""
         return one_line(f"{name}{error.strerror or reason_of(error)}")
+    import jax
+
     text = str(error)
-    from_jax = type(error).__name__ == "JaxRuntimeError" and NO_DEVICE_MEMORY in text
-    if from_jax or isinstance(error, MemoryError):
+    from_jax = isinstance(error, jax.errors.JaxRuntimeError)
+    if (from_jax and NO_DEVICE_MEMORY in text) or isinstance(error, MemoryError):
         reason = one_line((text.strip().splitlines() or ["no memory left"])[0][:200])
         return (
             f"out of memory: {reason}; smaller batches or images take less, in "

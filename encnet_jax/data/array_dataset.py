@@ -5,7 +5,7 @@ from jaxtyping import Integer, Real
 
 from encnet_jax.data.bands import as_bands, scale_bands
 from encnet_jax.data.dataset_info import DatasetInfo
-from encnet_jax.data.datasets import Dataset, Encoded, Example, read_ahead
+from encnet_jax.data.datasets import Dataset, Encoded, Example, checked, read_ahead
 from encnet_jax.data.fingerprint import fingerprint
 from encnet_jax.data.statistics import Statistics
 from encnet_jax.errors import UserError
@@ -74,9 +74,7 @@ def load_arrays(dataset: Dataset) -> dict[str, np.ndarray]:
     images = np.empty((len(dataset), *first.image.shape), first.image.dtype)
     labels = np.empty((len(dataset), *first.labels.shape), np.uint8)
     examples = read_ahead(dataset.__getitem__, range(len(dataset)))
-    for index, example in enumerate(examples):
-        if isinstance(example, UserError):
-            raise example
+    for index, example in enumerate(map(checked, examples)):
         if example.image.shape != first.image.shape:
             raise UserError(
                 f"{example.name} has shape {example.image.shape} and {first.name} "

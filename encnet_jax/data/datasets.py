@@ -261,6 +261,13 @@ class SyntheticScenes:
         return fingerprint(self.info, self.seed, self.start, self.size)
 
 
+def checked(result: T | UserError) -> T:
+    """Returns what `read_ahead` yields; raises it if it is an error."""
+    if isinstance(result, UserError):
+        raise result
+    return result
+
+
 def map_examples(
     dataset: Dataset, indices: Sequence[int], fn: Callable[[Example], T]
 ) -> Iterator[T | UserError]:

@@ -10,7 +10,13 @@ import numpy as np
 from jaxtyping import Int64
 
 from encnet_jax.data.dataset_info import IGNORE_LABEL, DatasetInfo
-from encnet_jax.data.datasets import Dataset, FileDataset, map_examples, read_ahead
+from encnet_jax.data.datasets import (
+    Dataset,
+    FileDataset,
+    checked,
+    map_examples,
+    read_ahead,
+)
 from encnet_jax.data.input_files import read_file
 from encnet_jax.data.label_io import decode_labels
 from encnet_jax.data.label_map import label_table
@@ -50,9 +56,7 @@ def check_split(dataset: FileDataset, split: str) -> None:
     else:
         counts = map_examples(dataset, indices, lambda e: count_labels(e.labels))
     for index, counted in zip(indices, counts):
-        if isinstance(counted, UserError):
-            raise counted
-        statistics.add(index, *counted)
+        statistics.add(index, *checked(counted))
     if problem := label_problem(dataset, statistics, split):
         raise UserError(problem)
     if len(indices) == len(dataset):

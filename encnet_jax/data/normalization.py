@@ -2,16 +2,15 @@
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 from jaxtyping import Float64
 
 from encnet_jax.data.bands import full_scale, scale_bands
 from encnet_jax.data.dataset_info import DatasetInfo
-from encnet_jax.data.datasets import read_ahead
+from encnet_jax.data.datasets import checked, read_ahead
 from encnet_jax.data.statistics import evenly_spaced
-from encnet_jax.errors import UserError
 
 _IMAGES = 64  # that are read, evenly spaced
 _SIDE = 512  # rows and columns of an image that count, evenly spaced
@@ -54,7 +53,7 @@ def measure_bands(
         def greatest(index: int) -> int:
             return full_scale(dataset.bands(index), f"image {index}")
 
-        high = max(map(_checked, read_ahead(greatest, indices)))
+        high = max(map(checked, read_ahead(greatest, indices)))
         ranges = ((0, high),) * dataset.info.channels
 
     def sums(index: int) -> Float64[np.ndarray, "3 c"]:
@@ -67,7 +66,7 @@ def measure_bands(
         count = np.full(values.shape[1], float(len(values)))
         return np.stack([count, values.sum(0), (values**2).sum(0)])
 
-    total = sum(map(_checked, read_ahead(sums, indices)))
+    total = sum(map(checked, read_ahead(sums, indices)))
     count, first, second = np.asarray(total, np.float64)
     mean = first / count
     std = np.sqrt(np.maximum(second / count - mean**2, 0))
@@ -77,9 +76,3 @@ def measure_bands(
         mean=tuple(mean.tolist()),
         std=tuple(np.where(std < 1e-6, 1.0, std).tolist()),
     )
-
-
-def _checked(result: Any) -> Any:
-    if isinstance(result, UserError):
-        raise result
-    return result

@@ -31,7 +31,6 @@ from encnet_jax.evaluate.settings import (
 from encnet_jax.inference.predict_fn import ClassifyFn, make_classify_fn
 from encnet_jax.metrics import confusion_matrix_np
 from encnet_jax.run.distributed import sum_over_hosts
-from encnet_jax.run.model_config import resolve_dtype
 from encnet_jax.run.sharding import batch_sharded, local_mesh, replicated
 from encnet_jax.run.state import PureDict
 from encnet_jax.run.workdir import load_run_info, load_workdir
@@ -141,7 +140,7 @@ def evaluate_classes_workdir(
             split=split,
             step=run.step,
             data=config.data.name,
-            dtype=resolve_dtype(run.config.model.dtype).name,
+            dtype=run.dtype,
             differs_from_training=differences,
             class_names=names,
         )

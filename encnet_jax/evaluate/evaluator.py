@@ -17,8 +17,7 @@ from jaxtyping import Float32, UInt8
 from ml_collections import ConfigDict
 
 from encnet_jax.data.dataset_info import DatasetInfo
-from encnet_jax.data.datasets import Dataset, Example, read_ahead
-from encnet_jax.errors import UserError
+from encnet_jax.data.datasets import Dataset, Example, checked, read_ahead
 from encnet_jax.evaluate.settings import protocol_from_config, whole_image_size
 from encnet_jax.inference.folding import InferenceModel
 from encnet_jax.inference.predict_fn import Prediction, make_label_fn
@@ -242,7 +241,4 @@ def _read_ahead(
 ) -> Iterator[IndexedExample]:
     """Yields examples in order while threads decode the next ones."""
     with closing(read_ahead(dataset.__getitem__, indices, ahead)) as examples:
-        for index, example in zip(indices, examples):
-            if isinstance(example, UserError):
-                raise example
-            yield index, example
+        yield from zip(indices, map(checked, examples))

@@ -83,11 +83,6 @@ def multi_scale_scores(
 
     def apply(windows: np.ndarray) -> tuple[jax.Array, None, None]:
         logits = predict(add_hflip(windows, flip))
-        if logits.shape[-1] != num_classes:
-            raise ValueError(
-                f"num_classes={num_classes}: must be {logits.shape[-1]}, that of the "
-                "logits of predict"
-            )
         logits = jax.device_put(logits, replicated(mesh))
         return _merge_hflip(logits, None, flip, sharding)[0], None, None
 

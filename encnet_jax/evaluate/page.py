@@ -15,7 +15,6 @@ from encnet_jax.evaluate.report import over_classes, summary_names
 from encnet_jax.evaluate.settings import describe_differences
 from encnet_jax.report.evaluation import save_evaluation_page
 from encnet_jax.report.page import can_report, percent
-from encnet_jax.run.model_config import resolve_dtype
 from encnet_jax.run.workdir import LoadedRun
 
 # Summarizing scores that are means over classes.
@@ -39,7 +38,7 @@ def page_settings(
         "checkpoint": f"step {run.step}",
         "model.name": run.config.model.name,
         "model.backbone": run.config.model.backbone,
-        "model.dtype": resolve_dtype(run.config.model.dtype).name,
+        "model.dtype": run.dtype,
         "data.base_size": config.data.base_size,
         "data.crop_size": config.data.crop_size,
     }

@@ -46,7 +46,6 @@ from encnet_jax.evaluate.settings import (
 from encnet_jax.evaluate.submission import Submission, UnlabeledDataset
 from encnet_jax.files import check_folder, user_path
 from encnet_jax.run.distributed import distinct_over_hosts
-from encnet_jax.run.model_config import resolve_dtype
 from encnet_jax.run.workdir import LoadedRun, load_run_info, load_workdir
 
 _UNWRITABLE = (
@@ -122,7 +121,7 @@ def evaluate_workdir(
             split=split,
             step=run.step,
             data=config.data.name,
-            dtype=resolve_dtype(run.config.model.dtype).name,
+            dtype=run.dtype,
             evaluation=config.evaluation.to_dict(),
             differs_from_training=differences,
             class_names=dataset.info.class_names,
@@ -269,7 +268,7 @@ def _identity(
         "evaluation": settings,
         "data": [config.data.name, len(dataset), data],
         "sizes": [config.data.base_size, config.data.crop_size],
-        "dtype": resolve_dtype(run.config.model.dtype).name,
+        "dtype": run.dtype,
         "step": run.step,
         "weights": checksum,
         "submission": submission,

@@ -19,7 +19,12 @@ from encnet_jax.inference.tta import (
     TTAProtocol,
 )
 from encnet_jax.run.checkpoint_folder import saved_steps
-from encnet_jax.run.folder_config import PREDICTION_KEYS, has_windows, multi_scale
+from encnet_jax.run.folder_config import (
+    PREDICTION_KEYS,
+    has_windows,
+    has_windows_at_one_scale,
+    multi_scale,
+)
 from encnet_jax.run.model_config import TRAINING_ONLY
 from encnet_jax.run.model_folder import is_model_folder
 from encnet_jax.run.workdir import load_run_config
@@ -168,8 +173,8 @@ def evaluation_name(split: str, settings: ConfigDict) -> str:
         settings: `evaluation`. The scale of 1 alone is the same as none, but where it
             has windows take the place of whole images.
     """
-    windows = settings.protocol == "mmseg" or settings.mode == "slide"
-    single = not settings.scales or (windows and not multi_scale(settings.scales))
+    alike = has_windows_at_one_scale(settings) and not multi_scale(settings.scales)
+    single = not settings.scales or alike
     return split + ("" if single else _MULTI_SCALE)
 
 

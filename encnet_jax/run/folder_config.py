@@ -137,8 +137,12 @@ def from_json(stored: Any, path: Path) -> FolderConfig:
 def has_windows(config: ConfigDict) -> bool:
     """Returns whether images are not simply resized; see `protocol_from_config`."""
     settings = config.evaluation
-    windows = settings.protocol == "mmseg" or settings.mode == "slide"
-    return windows or bool(settings.scales)
+    return has_windows_at_one_scale(settings) or bool(settings.scales)
+
+
+def has_windows_at_one_scale(settings: ConfigDict) -> bool:
+    """Returns whether `evaluation` has windows without `scales` too."""
+    return settings.protocol == "mmseg" or settings.mode == "slide"
 
 
 def multi_scale(scales: Sequence[float]) -> bool:

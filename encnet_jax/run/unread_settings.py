@@ -12,11 +12,6 @@ from encnet_jax.models.registry import has_setting, segments
 from encnet_jax.run.folder_config import has_windows
 from encnet_jax.run.model_config import TRAINING_ONLY
 
-
-def _has(config: ConfigDict, key: str) -> bool:
-    return has_setting(config.model.name, config.model.backbone, key)
-
-
 # Read whatever the network: arguments of `create_model` itself.
 _OF_ANY_MODEL = (
     *("name", "conv_impl", "head_init", "unbiased_running_var", "dtype"),
@@ -85,3 +80,7 @@ def _reason(config: ConfigDict, key: str) -> str:
         needs, is_read = _READ_IF[key]
         return "" if is_read(config) else f"needs {needs}"
     return ""
+
+
+def _has(config: ConfigDict, key: str) -> bool:
+    return has_setting(config.model.name, config.model.backbone, key)

@@ -14,7 +14,7 @@ from encnet_jax.errors import UserError
 from encnet_jax.files import user_path
 from encnet_jax.run.checkpoint import Checkpoints
 from encnet_jax.run.checkpoint_folder import read_scores
-from encnet_jax.run.model_config import abstract_model
+from encnet_jax.run.model_config import abstract_model, resolve_dtype
 from encnet_jax.run.model_folder import (
     is_model_folder,
     read_folder_config,
@@ -47,6 +47,11 @@ class LoadedRun(NamedTuple):
     batch_stats: PureDict
     step: int
     training: dict[str, Any]
+
+    @property
+    def dtype(self) -> str:
+        """Name of the dtype that the model computes in here, where `auto` is one."""
+        return str(resolve_dtype(self.config.model.dtype).name)
 
     @property
     def model(self) -> Any:

@@ -9,7 +9,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from encnet_jax.data.dataset_info import DatasetInfo
-from encnet_jax.data.datasets import Dataset, read_ahead
+from encnet_jax.data.datasets import Dataset, checked, read_ahead
 from encnet_jax.data.label_check import unlabeled_classes
 from encnet_jax.data.statistics import CLASS_BALANCES, Statistics, read_label_counts
 from encnet_jax.errors import UserError
@@ -113,9 +113,7 @@ def _count(dataset: Dataset) -> Statistics:
     indices = range(len(dataset))[jax.process_index() :: jax.process_count()]
     counts = read_ahead(lambda index: read_label_counts(dataset, index), indices)
     for index, counted in zip(indices, counts):
-        if isinstance(counted, UserError):
-            raise counted
-        statistics.add(index, *counted)
+        statistics.add(index, *checked(counted))
     for name in ("pixels", "pixels_with_class", "images"):
         setattr(statistics, name, sum_over_hosts(getattr(statistics, name)))
     if not statistics.pixels.any():

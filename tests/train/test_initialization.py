@@ -112,15 +112,19 @@ def test_model_folder_counts_as_its_run(earlier, tmp_path):
         np.testing.assert_array_equal(array, before[path], err_msg=path)
 
 
+def assert_loaded_but(model, prefix, before, expected):
+    for path, array in leaves(model).items():
+        source = before if path.startswith(prefix) else expected
+        np.testing.assert_array_equal(array, source[path], err_msg=path)
+
+
 def test_of_another_head_nothing_is_loaded_but_the_rest(earlier):
     workdir, expected = earlier
     model = model_of(2, head_channels=16)
     before = leaves(model)
     text = load_initial_weights(model, str(workdir), NAMES)
     assert "another head, so initial values kept: head." in text
-    for path, array in leaves(model).items():
-        source = before if path.startswith("head.") else expected
-        np.testing.assert_array_equal(array, source[path], err_msg=path)
+    assert_loaded_but(model, "head.", before, expected)
 
 
 def test_head_is_kept_where_only_the_auxiliary_one_is_another(tmp_path):
@@ -128,9 +132,7 @@ def test_head_is_kept_where_only_the_auxiliary_one_is_another(tmp_path):
     before = leaves(model)
     text = load_initial_weights(model, str(tmp_path), NAMES)
     assert "another aux_head, so initial values kept: aux_head." in text
-    for path, array in leaves(model).items():
-        source = before if path.startswith("aux_head.") else expected
-        np.testing.assert_array_equal(array, source[path], err_msg=path)
+    assert_loaded_but(model, "aux_head.", before, expected)
     # Of other classes the classifiers start anew as well.
     text = load_initial_weights(model_of(2, 4), str(tmp_path), (*NAMES, "tree"))
     assert "other classes and another aux_head, so initial values kept: " in text
