@@ -13,7 +13,7 @@ from encnet_jax.data.datasets import Example
 from encnet_jax.data.registry import open_dataset
 from encnet_jax.errors import UserError, reason_of
 from encnet_jax.evaluate.image_log import ImageLog
-from encnet_jax.evaluate.report import summary_names
+from encnet_jax.evaluate.scores import summary_names
 from encnet_jax.report.charts import curve_chart
 from encnet_jax.report.evaluation import Strip, Thumbnail, describe, environment
 from encnet_jax.report.page import percent, save_page

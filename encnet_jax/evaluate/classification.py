@@ -20,10 +20,11 @@ from encnet_jax.evaluate.evaluator import (
     predict_dataset,
     stack_padded,
 )
+from encnet_jax.evaluate.figures import can_plot
 from encnet_jax.evaluate.image_log import image_log_path, write_image_log
 from encnet_jax.evaluate.page import page_settings
 from encnet_jax.evaluate.progress import show_progress
-from encnet_jax.evaluate.report import can_plot, save_scores
+from encnet_jax.evaluate.scores import save_scores
 from encnet_jax.evaluate.settings import (
     describe_differences,
     differences_from_training,

@@ -1,6 +1,8 @@
 """What an evaluation shows of its images: figures, and the page `SPLIT.html`."""
 
 import functools
+import importlib.util
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,7 +19,6 @@ from encnet_jax.evaluate.calibration import (
     sample_indices,
 )
 from encnet_jax.evaluate.image_log import ImageLog, worst_images
-from encnet_jax.evaluate.report import can_plot
 from encnet_jax.report.evaluation import Strip, make_strip
 from encnet_jax.report.thumbnails import LARGE, SMALL, labels_from_text
 from encnet_jax.run.workdir import LoadedRun
@@ -27,6 +28,15 @@ _EXAMPLES = 2  # shown of the best, the median and the worst images each
 _MAX_WORST = 150
 # Rank in words, mean IoU, and the prediction.
 RankedExample = tuple[str, float, ConfidentPrediction]
+_log = logging.getLogger(__name__)
+
+
+def can_plot() -> bool:
+    """Returns whether matplotlib is there to draw figures; logs it if not."""
+    found = importlib.util.find_spec("matplotlib") is not None
+    if not found:
+        _log.info("no figures: matplotlib is not installed")
+    return found
 
 
 def select_examples(image_iou: Float[np.ndarray, " N"]) -> dict[int, str]:

@@ -11,7 +11,7 @@ from encnet_jax.data.datasets import Dataset
 from encnet_jax.errors import UserError
 from encnet_jax.evaluate.figures import RankedExample, class_strips, example_strips
 from encnet_jax.evaluate.image_log import image_log_path, read_image_log
-from encnet_jax.evaluate.report import over_classes, summary_names
+from encnet_jax.evaluate.scores import over_classes, summary_names
 from encnet_jax.evaluate.settings import describe_differences
 from encnet_jax.report.evaluation import save_evaluation_page
 from encnet_jax.report.page import can_report, percent

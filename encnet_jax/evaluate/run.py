@@ -32,7 +32,7 @@ from encnet_jax.evaluate.image_log import image_log_path, write_image_log
 from encnet_jax.evaluate.page import page_settings, save_segmentation_page
 from encnet_jax.evaluate.progress import show_progress
 from encnet_jax.evaluate.progress_log import EvalProgressLog
-from encnet_jax.evaluate.report import (
+from encnet_jax.evaluate.scores import (
     add_dataset_metrics,
     format_table,
     save_scores,

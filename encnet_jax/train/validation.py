@@ -19,7 +19,7 @@ from encnet_jax.evaluate.evaluator import (
     predict_dataset,
     predict_fn_from_config,
 )
-from encnet_jax.evaluate.report import over_classes
+from encnet_jax.evaluate.scores import over_classes
 from encnet_jax.inference.context import has_context
 from encnet_jax.inference.predict_fn import make_classify_fn
 from encnet_jax.run.distributed import sum_over_hosts

@@ -22,7 +22,7 @@ from encnet_jax.data.dataset_info import DatasetInfo, save_info, voc_colormap
 from encnet_jax.errors import UserError
 from encnet_jax.evaluate.accumulator import ImageMetrics
 from encnet_jax.evaluate.image_log import image_log_path, write_image_log
-from encnet_jax.evaluate.report import save_scores
+from encnet_jax.evaluate.scores import save_scores
 from encnet_jax.metrics import confusion_matrix_np, segmentation_metrics
 from encnet_jax.report.thumbnails import labels_to_text
 from tests.commands import errors, run

@@ -16,7 +16,7 @@ from torch_networks import small_weights
 from encnet_jax import Classifier, Segmenter, UserError, create_model
 from encnet_jax.config import default
 from encnet_jax.data.dataset_info import CAMVID, DatasetInfo
-from encnet_jax.evaluate.report import save_scores
+from encnet_jax.evaluate.scores import save_scores
 from encnet_jax.evaluate.settings import (
     protocol_from_config,
     set_protocol,

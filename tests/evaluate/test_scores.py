@@ -6,7 +6,7 @@ import numpy as np
 
 from encnet_jax.data.dataset_info import DatasetInfo, voc_colormap
 from encnet_jax.evaluate.object_sizes import scores_by_size
-from encnet_jax.evaluate.report import add_dataset_metrics, format_table
+from encnet_jax.evaluate.scores import add_dataset_metrics, format_table
 from encnet_jax.metrics import segmentation_metrics
 from encnet_jax.train.validation import score_texts
 

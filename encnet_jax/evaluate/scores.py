@@ -1,8 +1,6 @@
 """Scores as a JSON file and as a table of text."""
 
-import importlib.util
 import json
-import logging
 import math
 from pathlib import Path
 from typing import Any
@@ -12,8 +10,6 @@ import numpy as np
 from encnet_jax.data.dataset_info import DatasetInfo
 from encnet_jax.files import whole_file
 from encnet_jax.metrics import mean_iou_with_background
-
-_log = logging.getLogger(__name__)
 
 # The 59 classes exclude background, which some papers count as the 60th.
 _WITHOUT_BACKGROUND = ("pascal_context", "pascal_context_sorted")
@@ -84,14 +80,6 @@ def format_table(scores: dict[str, Any], info: DatasetInfo) -> str:
 def summary_names(scores: dict[str, Any]) -> dict[str, str]:
     """Returns the summarizing scores that are there: key -> name."""
     return {key: name for key, name in _SUMMARY.items() if key in scores}
-
-
-def can_plot() -> bool:
-    """Returns whether matplotlib is there to draw figures; logs it if not."""
-    found = importlib.util.find_spec("matplotlib") is not None
-    if not found:
-        _log.info("no figures: matplotlib is not installed")
-    return found
 
 
 def over_classes(scored: int, count: int) -> str:
