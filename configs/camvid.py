@@ -12,13 +12,14 @@ half the width with stages 3 and 4 at stride 16:
 
     python train.py --config=configs/camvid.py:cpu --config.data.data_dir=DIR
 
-`dinov2` trains the head alone, on frozen features of DINOv2 ViT-S/14 from the Hugging
+`dinov2` trains only the head, on frozen features of DINOv2 ViT-S/14 from the Hugging
 Face hub, at 672x504 pixels, multiples of its patches of 14. Not trained yet.
 
 FC-DenseNet103 from scratch: 66.9 (arXiv 1611.09326). Val is seven seconds of a drive
-that is also in train, 171 of the 233 images of test are of a drive of their own: to
-choose settings, hold out a drive of train, `python -m benchmarks.camvid
---hold_out=0006R0`.
+that is also in train, and 171 of the 233 images of test are of a drive of their own.
+To choose settings, hold out a drive of train:
+
+    python -m benchmarks.camvid --hold_out=0006R0 --data_dir=DIR
 """
 
 from ml_collections import ConfigDict

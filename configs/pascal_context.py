@@ -6,8 +6,8 @@
         --scales=0.5,0.75,1,1.25,1.5,1.75 --flip
 
 Recipe of PyTorch-Encoding: SGD 0.001 at batch 16, poly, 80 epochs, lateral links, crops
-of 480 from long sides of 520 times 0.5 to 2. (The paper is remembered to train 50
-epochs; not verified.)
+of 480 from long sides of 520 times 0.5 to 2. (The paper probably trains 50 epochs;
+not verified.)
 
 Published, on validation: pixel accuracy / mean IoU over 59 classes.
 

@@ -77,6 +77,6 @@ def log_missing_large_pages(platform: str) -> None:
     if platform == "cpu" and glibc and _LARGE_PAGES not in tunables:
         _log.info(
             "memory in small pages takes a tenth to a quarter of a training step on "
-            "CPU; for large ones: GLIBC_TUNABLES=%s=1 python train.py ...",
+            "CPU; for large ones: GLIBC_TUNABLES=%s=1 encnet train ...",
             _LARGE_PAGES,
         )

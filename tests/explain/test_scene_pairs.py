@@ -14,7 +14,7 @@ def pixels_of(labels, name):
     return labels == CLASS_NAMES.index(name)
 
 
-@pytest.mark.parametrize("here, there", [("harbour", "city"), ("city", "harbour")])
+@pytest.mark.parametrize("here, there", [("harbor", "city"), ("city", "harbor")])
 def test_gate_of_another_skyline_renames_the_objects(scenes, here, there):
     here, there = KINDS.index(here), KINDS.index(there)
     bodies = kept = renamed = 0

@@ -88,7 +88,7 @@ def _draw_city(drawing: Drawing, rng: np.random.Generator) -> None:
             x += width + rng.uniform(-0.5, 2 * gap)
 
 
-def _draw_harbour(drawing: Drawing, rng: np.random.Generator) -> None:
+def _draw_harbor(drawing: Drawing, rng: np.random.Generator) -> None:
     """Draws the sea with sailing ships and a lighthouse."""
     top = rng.uniform(12, 14)
     for row in np.arange(top, CUE_ROWS):
@@ -132,4 +132,4 @@ def _draw_village(
 
 _draw_farm = partial(_draw_village, wall=_CREAM, roof=_RED)
 _draw_winter = partial(_draw_village, wall=_RED, roof=_CREAM)
-_BACKDROPS = (_draw_city, _draw_harbour, _draw_farm, _draw_winter)
+_BACKDROPS = (_draw_city, _draw_harbor, _draw_farm, _draw_winter)

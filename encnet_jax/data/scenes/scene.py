@@ -2,12 +2,12 @@
 
 Every image shows a distant backdrop (rows 0 to 23), a broad meadow, and a pale ground
 with a few objects on it (row 69 and below). Only the backdrop reveals the kind of
-scene: a city, a harbour, a farm or a winter village. Ground and objects look identical
+scene: a city, a harbor, a farm or a winter village. Ground and objects look identical
 in all kinds but belong to different classes: a car on a road is a boat on water. At
 least 45 rows of meadow separate the two, more than half the receptive field of the
 demo's backbone, so that a network without global context can only guess.
 
-City and harbour differ in their overall color and texture. Farm and winter village do
+City and harbor differ in their overall color and texture. Farm and winter village do
 not: both show the same sky, hills and houses in the same red and cream, with red roofs
 on cream walls or snow-covered roofs on red walls, so that their mean color is the same
 and only the arrangement differs.
@@ -37,7 +37,7 @@ from encnet_jax.data.scenes.drawing import (
 AMBIGUOUS_ROW = 69  # no pixel above this row has a class that depends on the kind
 SMALL_SIZE = 10  # objects up to this width in pixels count as small
 
-KINDS = ("city", "harbour", "farm", "winter")
+KINDS = ("city", "harbor", "farm", "winter")
 SHAPES = ("body", "ring", "wedge")
 CLASS_NAMES = (
     *("sky", "backdrop", "meadow", "tree"),
