@@ -83,7 +83,7 @@ def fit(
         if images is None or labels is None:
             raise UserError("images, labels: both must be given, or dataset")
         images, labels = np.asarray(images), np.asarray(labels)
-        _check_axes(images.shape)
+        _check_axes(images.shape, config)
         form = _form(config, images.shape)
         splits = _array_datasets(
             images, labels, class_names, ignore_label, validation, form
@@ -123,12 +123,14 @@ def _form(config: ConfigDict | None, shape: tuple[int, ...]) -> tuple[int, Any]:
     return config.data.channels, config.data.value_range
 
 
-def _check_axes(shape: tuple[int, ...]) -> None:
-    """Raises `UserError` for the shape of images whose channels come first."""
-    if len(shape) == 4 and shape[3] != 3 and shape[1] < min(shape[2:]):
+def _check_axes(shape: tuple[int, ...], config: ConfigDict | None = None) -> None:
+    """Raises `UserError` for the shape of images whose channels seem to come first."""
+    channels = 3 if config is None else config.data.channels
+    if len(shape) == 4 and shape[3] != channels and shape[1] < min(shape[2:]):
         raise UserError(
             f"images: {shape}; channels must be the last axis, (n, h, w, c): "
-            "np.moveaxis(images, 1, -1)"
+            "np.moveaxis(images, 1, -1); if they are, give a config with "
+            f"data.channels={shape[3]}"
         )
 
 

@@ -317,6 +317,12 @@ def test_channels_first_is_refused(labels, tmp_path):
     for call in (fit_arrays.small_config, encnet_jax.fit):
         with pytest.raises(UserError, match="channels must be the last axis"):
             call(images, labels)
+    # A configuration says which axis it is: these have fewer rows than channels.
+    config = fit_arrays.default()
+    config.data.channels = 40
+    fit_arrays._check_axes((4, 24, 32, 40), config)
+    with pytest.raises(UserError, match="channels must be the last axis"):
+        fit_arrays._check_axes((4, 24, 32, 40))
     # Patches of many channels.
     assert (
         fit_arrays.small_config(np.zeros((4, 9, 9, 200)), labels).data.channels == 200

@@ -7,6 +7,7 @@ from encnet_jax.data.bands import as_bands, scale_bands
 from encnet_jax.data.dataset_info import DatasetInfo
 from encnet_jax.data.datasets import Dataset, Encoded, Example, checked, read_ahead
 from encnet_jax.data.fingerprint import fingerprint
+from encnet_jax.data.label_map import unmap_labels
 from encnet_jax.data.statistics import Statistics
 from encnet_jax.errors import UserError
 
@@ -52,8 +53,9 @@ class ArrayDataset:
         return as_bands(self.images[index], self.info.channels, f"images[{index}]")
 
     def encoded(self, index: int, *, raw_labels: bool = False) -> Encoded:
-        """Raises `TypeError`: arrays have no encoded form."""
-        raise TypeError("arrays have no encoded form; index the data set")
+        """Returns the pixels of an image, and its labels."""
+        image, labels, _ = self[index]
+        return image, unmap_labels(labels, self.info) if raw_labels else labels
 
     def fingerprint(self) -> str:
         """Returns a digest of the arrays."""

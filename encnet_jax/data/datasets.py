@@ -253,8 +253,9 @@ class SyntheticScenes:
         return Example(scene.image, scene.labels, f"scenes_{self.seed}_{index:06d}")
 
     def encoded(self, index: int, *, raw_labels: bool = False) -> Encoded:
-        """Raises `TypeError`: scenes are drawn, not stored."""
-        raise TypeError("drawn scenes have no encoded form; index the data set")
+        """Returns the pixels of a scene, and its labels, which are classes."""
+        image, labels, _ = self[index]
+        return image, labels
 
     def fingerprint(self) -> str:
         """Returns a digest of the seed and the range of scenes."""

@@ -32,6 +32,17 @@ def map_labels(
     return mapped.astype(np.uint8)
 
 
+def unmap_labels(
+    labels: UInt8[np.ndarray, "..."], info: DatasetInfo
+) -> UInt8[np.ndarray, "..."]:
+    """Returns raw labels that `map_labels` maps to the given class indices."""
+    if not info.label_map:
+        return labels
+    table = np.full(256, IGNORE_LABEL, np.uint8)
+    table[: info.num_classes] = published_labels(info)
+    return table[labels]
+
+
 def label_table(info: DatasetInfo) -> Int16[np.ndarray, "256"]:
     """Returns a lookup table from raw label to class, -1 for unknown labels.
 

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Float32, UInt8
+from jaxtyping import Float32, Integer, UInt8
 from ml_collections import ConfigDict
 
 from encnet_jax.data.dataset_info import DatasetInfo
@@ -64,14 +64,17 @@ class Calibration:
 
     def add(
         self,
-        labels: UInt8[np.ndarray, "..."],
-        predictions: UInt8[np.ndarray, "..."],
+        labels: Integer[np.ndarray, "..."],
+        predictions: Integer[np.ndarray, "..."],
         confidence: Float32[np.ndarray, "..."],
         num_classes: int,
     ) -> None:
-        """Adds an image; labels of `num_classes` and above are ignored."""
+        """Adds an image; labels of `num_classes` and above are ignored.
+
+        A confidence that is NaN, of logits that are not finite, counts as 0.
+        """
         valid = labels < num_classes
-        probability = confidence[valid].astype(np.float64)
+        probability = np.nan_to_num(confidence[valid].astype(np.float64), nan=0.0)
         place = np.minimum((probability * BINS).astype(np.int64), BINS - 1)
         correct = (labels == predictions)[valid]
         self._count += np.bincount(place, minlength=BINS)

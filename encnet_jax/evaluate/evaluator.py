@@ -27,6 +27,7 @@ from encnet_jax.run.sharding import batch_sharded, local_mesh, replicated
 from encnet_jax.run.state import PureDict
 
 _Item = TypeVar("_Item")
+_MAX_WAITING = 4  # batches of examples, where images have many sizes
 IndexedExample = tuple[int, Example]
 Examples = Iterable[IndexedExample]
 
@@ -226,13 +227,21 @@ def _unbatch(
 def batches_of_one_size(
     examples: Examples, size: int
 ) -> Iterator[list[IndexedExample]]:
-    """Yields batches of `size` examples of one image size; the last are smaller."""
+    """Yields batches of up to `size` examples of one image size.
+
+    Examples wait until there are `size` of theirs, but of all sizes together no more
+    than `_MAX_WAITING` batches do: then the most of one size go first.
+    """
     waiting: dict[tuple[int, ...], list[IndexedExample]] = {}
+    count = 0
     for index, example in examples:
         batch = waiting.setdefault(example.image.shape, [])
         batch.append((index, example))
-        if len(batch) == size:
-            yield waiting.pop(example.image.shape)
+        count += 1
+        if len(batch) == size or count == _MAX_WAITING * size:
+            batch = waiting.pop(max(waiting, key=lambda shape: len(waiting[shape])))
+            count -= len(batch)
+            yield batch
     yield from waiting.values()
 
 

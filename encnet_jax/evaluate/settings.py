@@ -27,6 +27,7 @@ from encnet_jax.run.folder_config import (
 )
 from encnet_jax.run.model_config import TRAINING_ONLY
 from encnet_jax.run.model_folder import is_model_folder
+from encnet_jax.run.unread_settings import unread_settings
 from encnet_jax.run.workdir import load_run_config
 
 _SIZES = ("base_size", "crop_size")
@@ -152,7 +153,7 @@ def differences_from_training(config: ConfigDict, workdir: Path) -> dict[str, An
     for key in (*(f"data.{key}" for key in _SIZES), "model.dtype", *keys):
         group, _, name = key.partition(".")
         value, training = (_plain(c[group][name]) for c in (config, stored))
-        if value != training:
+        if value != training and not unread_settings(config, [key]):
             found[key] = {"value": value, "training": training}
     return found
 

@@ -25,7 +25,7 @@ def has_context(model: Any) -> bool:
 
 
 def forward_with_gate(
-    model: Any, images: Float[Array, "b h w 3"]
+    model: Any, images: Float[Array, "b h w c"]
 ) -> tuple[SegmentationOutput, Float32[Array, "b c"] | None]:
     """Returns `forward_low_res` and the gate; None for networks without the module."""
     if not has_context(model):
@@ -77,7 +77,7 @@ class _Gated:
         self.align_corners = model.align_corners
         self._model, self._gate = model, gate
 
-    def forward_low_res(self, images: Float[Array, "b h w 3"]) -> SegmentationOutput:
+    def forward_low_res(self, images: Float[Array, "b h w c"]) -> SegmentationOutput:
         gate = jnp.broadcast_to(self._gate, (images.shape[0], self._gate.shape[0]))
         return self._model.forward_with_context(images, gate)[0]
 
@@ -88,7 +88,7 @@ class _Assignment:
         self._model = model
 
     def forward_with_context(
-        self, images: Float[Array, "b h w 3"]
+        self, images: Float[Array, "b h w c"]
     ) -> tuple[SegmentationOutput, ContextView]:
         _, context = self._model.forward_with_context(images)
         assignment = context.assignment

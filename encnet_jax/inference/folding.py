@@ -7,7 +7,7 @@ from encnet_jax.models.layers import ConvBN
 from encnet_jax.run.state import ModelDef, PureDict, split_model
 
 # Read by the loss only.
-_TRAINING_HEADS = ("aux_head", "stage3_context")
+_TRAINING_HEADS = ("aux_head", "stage3_reduce", "stage3_context")
 
 
 class InferenceModel:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Float32, UInt8
+from jaxtyping import Float32, Num, UInt8
 from PIL import Image
 
 from encnet_jax.visualize.overlay import overlay, palette_image
@@ -32,7 +32,7 @@ class Segmentation:
     class_names: tuple[str, ...]
     colors: tuple[tuple[int, int, int], ...]
     image: UInt8[np.ndarray, "h w 3"]
-    _compute_probabilities: Callable[[UInt8[np.ndarray, "h w 3"]], np.ndarray] = (
+    _compute_probabilities: Callable[[Num[np.ndarray, "h w c"]], np.ndarray] = (
         dataclasses.field(repr=False)
     )
     _pixels: np.ndarray | None = dataclasses.field(default=None, repr=False)

@@ -29,7 +29,8 @@ class ScoreMapSharding:
     Attributes:
         num_classes: Number of classes n.
         softmax: Whether the scores of a view are the softmax of what was added.
-        mesh: The devices that share a score map; their number divides `TILE`.
+        mesh: The devices that share a score map. Rows are split only where their number
+            divides `TILE`.
     """
 
     num_classes: int
@@ -84,10 +85,7 @@ class ScoreMapPool:
         """Returns a tile of zeros, split by class, or by row for a total."""
         if self._free[total]:
             return self._free[total].pop()
-        sharding = self.sharding
-        depth = sharding.num_classes if total else sharding.depth
-        zeros = np.zeros((TILE, TILE, depth), np.float32)
-        return jax.device_put(zeros, sharding.by_row if total else sharding.by_class)
+        return _zeros(self.sharding, total)
 
     def release(self, tile: jax.Array, total: bool = False) -> None:
         """Takes back a tile, which must be zeros again."""
@@ -257,6 +255,15 @@ def _cut(values: np.ndarray, placement: WindowPlacement, tile: int) -> np.ndarra
         :, first - placement.first : last - placement.first
     ]
     return result
+
+
+@functools.partial(jax.jit, static_argnames=("sharding", "total"))
+def _zeros(sharding: ScoreMapSharding, total: bool) -> jax.Array:
+    # Compiled: there a size that the devices do not divide is allowed.
+    depth = sharding.num_classes if total else sharding.depth
+    layout = sharding.by_row if total else sharding.by_class
+    zeros = jnp.zeros((TILE, TILE, depth), jnp.float32)
+    return jax.lax.with_sharding_constraint(zeros, layout)
 
 
 @functools.partial(jax.jit, donate_argnums=0)

@@ -16,6 +16,7 @@ from encnet_jax.inference.context import MergedModel, forward_with_gate
 from encnet_jax.inference.placement import WindowPlacement
 from encnet_jax.inference.score_map import ScoreMap, ScoreMapPool, ScoreMapSharding
 from encnet_jax.inference.tta import TTAProtocol
+from encnet_jax.ops.resize_argmax import resize_logits
 from encnet_jax.run.sharding import batch_sharded
 from encnet_jax.run.state import PureDict
 
@@ -142,10 +143,10 @@ def make_forward_fn(
         network: Any = model_def.merge(params, batch_stats)
         output, gates = forward_with_gate(network, add_hflip(windows, mirror))
         size = (windows.shape[1], windows.shape[2])
-        output = output.resized(size, network.align_corners)
+        logits = resize_logits(output.logits, [size], [network.align_corners])
         if gates is not None and mirror:
             gates = (gates[::2] + gates[1::2]) / 2
-        return *merge_hflip(output.logits, output.se_logits, mirror, sharding), gates
+        return *merge_hflip(logits, output.se_logits, mirror, sharding), gates
 
     def bind(params: PureDict, batch_stats: PureDict) -> ApplyFn:
         return lambda windows: forward(

@@ -115,7 +115,7 @@ class TTAProtocol:
         """Returns a window of a view, having read only that part of the image.
 
         Args:
-            image: RGB 0-255.
+            image: 0-255; uint16: 0-65535.
             layout: One of `layouts`.
             rows: The pixels of the view that the window covers.
             columns: Likewise.

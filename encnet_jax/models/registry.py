@@ -30,6 +30,7 @@ from encnet_jax.models.settings import (
     settings_of,
 )
 from encnet_jax.ops.conv import CONV_IMPLS
+from encnet_jax.ops.resize_argmax import MAX_CLASSES
 
 MODELS: dict[str, Callable[..., nnx.Module]] = {
     "encnet": EncNet,
@@ -162,7 +163,7 @@ def check_model_settings(
     """
     del unbiased_running_var, dtype  # any value is allowed
     check_value("name", name, _registered(MODELS))
-    check_value("num_classes", num_classes, at_least(2))
+    check_value("num_classes", num_classes, at_least(2, at_most=MAX_CLASSES))
     check_value("conv_impl", conv_impl, one_of(*CONV_IMPLS))
     head_inits = HEAD_INITS if segments(name) else HEAD_INITS[:1]
     check_value("head_init", head_init, one_of(*head_inits))

@@ -119,6 +119,12 @@ class SegmentationModel(nnx.Module):
         if freeze_backbone:
             backbone.eval()
 
+    def train(self, **attributes: Any) -> None:
+        """Sets training mode, as `nnx.Module.train`; a frozen backbone stays fixed."""
+        super().train(**attributes)
+        if self.freeze_backbone:
+            self.backbone.eval()
+
     def __call__(self, images: Float[Array, "b h w c"]) -> SegmentationOutput:
         """Segments normalized images; logits have the size of the images."""
         size = (images.shape[1], images.shape[2])

@@ -62,16 +62,16 @@ def one_of(*allowed: Any) -> Check:
     return lambda value: "" if value in allowed else f"allowed are {names}"
 
 
-def at_least(bound: int) -> Check:
-    """Returns a check for integers of at least `bound`."""
+def at_least(bound: int, at_most: int | None = None) -> Check:
+    """Returns a check for integers of at least `bound`, perhaps with an upper bound."""
+    allowed = f"must be an integer of at least {bound}"
+    if at_most is not None:
+        allowed += f" and at most {at_most}"
 
     def check(value: Any) -> str:
         integer = isinstance(value, int) and not isinstance(value, bool)
-        return (
-            ""
-            if integer and value >= bound
-            else f"must be an integer of at least {bound}"
-        )
+        fits = integer and bound <= value and (at_most is None or value <= at_most)
+        return "" if fits else allowed
 
     return check
 

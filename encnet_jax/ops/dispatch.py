@@ -12,6 +12,7 @@ _AUTO = {
     "conv": {"cpu": "winograd", "gpu": "space_to_batch", "tpu": "lax"},
     "add_bias": {"cpu": "float32", "gpu": "compute_dtype", "tpu": "float32"},
     "resize_argmax": {"cpu": "scan", "gpu": "lerp", "tpu": "matmul"},
+    "resize_logits": {"cpu": "matmul", "gpu": "lerp", "tpu": "matmul"},
     "resized_cross_entropy": {"cpu": "scan", "gpu": "one_pass", "tpu": "scan"},
     "class_presence": {
         "cpu": "scatter",

@@ -10,8 +10,9 @@ from jaxtyping import Array, Float, Float32, UInt8
 
 from encnet_jax.ops.dispatch import dispatch
 from encnet_jax.ops.resize import AnyArray, Size, interpolation_matrix
-from encnet_jax.ops.taps import interpolate, taps_of
+from encnet_jax.ops.taps import interpolate, interpolate_grid, taps_of
 
+MAX_CLASSES = 256  # of labels of 8 bits
 # XLA has one GPU thread loop over a reduced axis shorter than a warp's 32; a longer one
 # is shared out over a warp, whose shuffles take longer than these few comparisons.
 _LOOP = 30
@@ -28,7 +29,7 @@ def resize_argmax(
     The implementations round differently, by a few units in the last place of a logit.
 
     Args:
-        x: Logits of at most 256 channels.
+        x: Logits of at most `MAX_CLASSES` channels.
         sizes: Heights and widths, one after the other. They and those of x may be
             unknown (`jax.export.symbolic_shape`).
         align_corners: For each size; see `resize_bilinear`.
@@ -44,8 +45,10 @@ def resize_argmax(
         Labels (b, *sizes[-1]); of equal channels the first.
 
     Raises:
-        ValueError: An unknown `impl`.
+        ValueError: An unknown `impl`, or more channels than labels of 8 bits count.
     """
+    if x.shape[-1] > MAX_CLASSES:
+        raise ValueError(f"{x.shape[-1]} channels: allowed are up to {MAX_CLASSES}")
     rows = _composed(x.shape[1], [size[0] for size in sizes], align_corners)
     columns = _composed(x.shape[2], [size[1] for size in sizes], align_corners)
     impls = {
@@ -59,14 +62,21 @@ def resize_logits(
     x: Float[Array, "b h w n"],
     sizes: Sequence[tuple[Size, Size]],
     align_corners: Sequence[bool],
+    impl: str = "auto",
 ) -> Float32[Array, "b H W n"]:
     """Returns the resized logits whose largest channels `resize_argmax` returns.
 
-    The arguments are those of `resize_argmax`.
+    Logits of 16 bits are interpolated in float32, as they are there.
+
+    The arguments are those of `resize_argmax`; `impl` is `"matmul"` or `"lerp"`.
     """
     rows = _composed(x.shape[1], [size[0] for size in sizes], align_corners)
     columns = _composed(x.shape[2], [size[1] for size in sizes], align_corners)
-    return _resized(x, rows, columns)
+    impls = {
+        "matmul": lambda x: _resized(x, rows, columns),
+        "lerp": lambda x: _interpolated(x, rows, columns),
+    }
+    return dispatch("resize_logits", impls, impl, x)
 
 
 def _composed(
@@ -94,6 +104,14 @@ def _resized(
 ) -> Float32[Array, "b H W n"]:
     x = _product("oh,bhwc->bowc", rows, x.astype(jnp.float32))
     return _product("ow,bhwc->bhoc", columns, x)
+
+
+def _interpolated(
+    x: Float[Array, "b h w n"], rows: AnyArray, columns: AnyArray
+) -> Float32[Array, "b H W n"]:
+    if not (isinstance(rows, np.ndarray) and isinstance(columns, np.ndarray)):
+        return _resized(x, rows, columns)  # the neighbors are not known yet
+    return interpolate_grid(x, taps_of(rows), taps_of(columns))
 
 
 def _matmul(

@@ -7,6 +7,7 @@ import contextlib
 import importlib.util
 import json
 import logging
+import os
 import sys
 import time
 from collections.abc import Iterator
@@ -68,8 +69,8 @@ class MetricWriter:
         if not self.active:
             return
         line = {k: v if np.isfinite(v) else None for k, v in values.items()}
-        with _unless_full(self.path), self.path.open("a") as file:
-            file.write(json.dumps({"step": step, **line}) + "\n")
+        with _unless_full(self.path):
+            _append_line(self.path, json.dumps({"step": step, **line}))
         if self.tracker:
             named = {f"{group}/{key}": value for key, value in values.items()}
             self.tracker.scalars(step, named)
@@ -163,6 +164,16 @@ def _unless_full(path: Path) -> Iterator[None]:
         if error.errno not in DISK_FULL:
             raise
         _log.warning("WARNING: %s: not written: %s", path, error.strerror)
+
+
+def _append_line(path: Path, line: str) -> None:
+    with path.open("ab+") as file:
+        # A full disk can have cut the last line, which must not take this one with it.
+        if file.tell():
+            file.seek(-1, os.SEEK_END)
+            if file.read() != b"\n":
+                line = "\n" + line
+        file.write(f"{line}\n".encode())
 
 
 def _truncate(path: Path, last_step: int, keep_evaluation: bool) -> None:

@@ -22,6 +22,7 @@ _OF_PIXELS = (
     *("data.base_size", "data.scale_range", "loss.se_weight", "loss.aux_weight"),
     "loss.normalize_by",
 )
+_CODEWORDS = ("model.num_codes above 0", lambda config: config.model.num_codes > 0)
 # Key -> when it is read, in words and as a test.
 _READ_IF: dict[str, tuple[str, Callable[[ConfigDict], bool]]] = {
     "optimizer.nesterov": (
@@ -46,6 +47,18 @@ _READ_IF: dict[str, tuple[str, Callable[[ConfigDict], bool]]] = {
     ),
     "evaluation.crop_size": ("windows (evaluation.mode, .scales)", has_windows),
     "evaluation.stride": ("windows (evaluation.mode, .scales)", has_windows),
+    "evaluation.align_corners": (
+        "whole images or evaluation.protocol=mmseg; these windows have "
+        "model.align_corners",
+        lambda config: not has_windows(config) or config.evaluation.protocol == "mmseg",
+    ),
+    "model.se_stages": ("model.se_loss", lambda config: config.model.se_loss),
+    "model.code_reduction": _CODEWORDS,
+    "model.scale_init": _CODEWORDS,
+    "model.stem_width": (
+        "model.stem=deep",
+        lambda config: config.model.stem == "deep",
+    ),
 }
 
 
@@ -69,17 +82,20 @@ def _reason(config: ConfigDict, key: str) -> str:
     model = config.model
     if group == "model":
         if name in _OF_ANY_MODEL or _has(config, name):
-            return ""
+            return _need(config, key)
         backbone = f" on {model.backbone}" if segments(model.name) else ""
         return f"{model.name}{backbone} has no such setting"
     if not segments(model.name):
         windows = group == "evaluation" and name not in ("split", "batch_size")
         if key in _OF_PIXELS or windows:
             return "only for segmentation"
-    if key in _READ_IF:
-        needs, is_read = _READ_IF[key]
-        return "" if is_read(config) else f"needs {needs}"
-    return ""
+    return _need(config, key)
+
+
+def _need(config: ConfigDict, key: str) -> str:
+    """Returns what a key needs from other settings to be read; "" if it has that."""
+    needs, is_read = _READ_IF.get(key, ("", lambda config: True))
+    return "" if is_read(config) else f"needs {needs}"
 
 
 def _has(config: ConfigDict, key: str) -> bool:

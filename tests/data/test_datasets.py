@@ -286,8 +286,9 @@ def test_drawn_scenes_are_a_function_of_the_seed():
     )
     np.testing.assert_array_equal(one[3].image, same[3].image)
     assert (one[3].image != other[3].image).any()
-    with pytest.raises(TypeError, match="no encoded form"):
-        one.encoded(0)
+    pixels, labels = one.encoded(3, raw_labels=True)
+    np.testing.assert_array_equal(pixels, one[3].image)
+    np.testing.assert_array_equal(labels, one[3].labels)
 
 
 @pytest.mark.parametrize("name", ["ade20k", "cifar10", "scenes"])

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from encnet_jax.data.array_dataset import ArrayDataset
 from encnet_jax.data.augment_device import resized_batch
 from encnet_jax.data.augmentation import Augmentation
 from encnet_jax.data.dataset_info import DatasetInfo
@@ -371,3 +372,21 @@ def test_images_a_few_pixels_wide_are_cropped(padded_size, size):
         assert labeled.sum() >= 24
         assert (pixels[labeled] == 200).all() and not pixels[~labeled].any()
         assert set(np.unique(mapped)) <= {3, 255}
+
+
+@MODES
+def test_arrays_are_augmented_on_the_host_too(padded_size):
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (3, 24, 24, 3), np.uint8)
+    labels = rng.integers(0, 12, (3, 24, 24), np.uint8)
+    labels[:, 0] = 255
+    dataset = ArrayDataset(INFO, images, labels)  # class indices, whatever files hold
+    batches = loader.train_batches(
+        dataset, PLAIN, batch_size=3, seed=0, padded_size=padded_size
+    )
+    batch = next(batches)
+    batches.close()
+    indices, _ = batch_indices(0, 3, 3, 0)
+    np.testing.assert_array_equal(batch["labels"], labels[indices])
+    if padded_size is None:
+        np.testing.assert_array_equal(batch["images"], images[indices])

@@ -34,6 +34,16 @@ def test_error_is_the_mean_gap_by_pixels():
     assert calibration.results()["expected_calibration_error"] == 0.25
 
 
+def test_confidence_of_logits_that_are_not_finite_is_none():
+    calibration = Calibration()
+    labels = np.array([[0, 1]], np.uint8)
+    confidence = np.array([[np.nan, 1.0]], np.float32)
+    calibration.add(labels, labels, confidence, 2)
+    found = calibration.results()
+    assert found["count"][[0, 14]].tolist() == [1, 1]
+    assert found["expected_calibration_error"] == 0.5  # certain of one, right in both
+
+
 def test_nothing_labeled_has_no_error():
     assert np.isnan(Calibration().results()["expected_calibration_error"])
 

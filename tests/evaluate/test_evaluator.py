@@ -18,6 +18,7 @@ from encnet_jax.data.datasets import Example
 from encnet_jax.evaluate.accumulator import ImageMetrics, MetricAccumulator
 from encnet_jax.evaluate.evaluator import (
     _read_ahead,
+    batches_of_one_size,
     make_whole_image_fn,
     make_window_fn,
     predict_dataset,
@@ -355,3 +356,20 @@ def test_an_abandoned_iterator_does_not_wait_for_its_reads():
     assert not release.is_set()
     release.set()
     timer.cancel()
+
+
+def test_images_of_many_sizes_do_not_all_wait():
+    read = []
+
+    def examples():
+        for index, width in enumerate((8, 8, *range(9, 40), 8)):
+            read.append(index)
+            yield index, Example(np.zeros((8, width, 3), np.uint8), np.zeros(()), "")
+
+    seen, batches = [], batches_of_one_size(examples(), 3)
+    for batch in batches:
+        assert len({example.image.shape for _, example in batch}) == 1
+        seen += [index for index, _ in batch]
+        assert len(read) - len(seen) < 4 * 3  # four batches at most
+    assert sorted(seen) == list(range(34))
+    assert seen[:2] == [0, 1]  # the most of one size go first

@@ -79,6 +79,16 @@ def test_flags_count_and_are_reported(run):
     )
 
 
+def test_flag_that_nothing_reads_is_no_difference(run):
+    workdir, _ = run
+    config = evaluation_config(given(), workdir, ())
+    assert config.evaluation.mode == "slide"  # its windows have model.align_corners
+    config.evaluation.align_corners = not config.evaluation.align_corners
+    assert not differences_from_training(config, workdir)
+    config.evaluation.mode = "whole"
+    assert "evaluation.align_corners" in differences_from_training(config, workdir)
+
+
 def test_values_of_the_file_that_are_not_used_are_logged(run, caplog):
     workdir, _ = run
     with caplog.at_level(logging.INFO, "encnet_jax"):

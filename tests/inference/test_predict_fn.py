@@ -93,7 +93,12 @@ def test_predict_fn_equals_the_model_in_eval_mode(predict):
 
 def test_folded_model_has_no_batch_norm_and_no_training_heads():
     model = random_module(
-        create_model, "encnet", num_classes=3, backbone="tiny", width=2
+        create_model,
+        "encnet",
+        num_classes=3,
+        backbone="tiny",
+        width=2,
+        se_stages=(3, 4),
     )
     _, *trained = split_model(model)
     folded = InferenceModel(model)

@@ -6,13 +6,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 from encnet_jax.inference.placement import resized
 from encnet_jax.inference.score_map import ScoreMapPool, ScoreMapSharding
-from encnet_jax.inference.sliding_window import merge_hflip, run_sliding_window
+from encnet_jax.inference.sliding_window import (
+    make_forward_fn,
+    merge_hflip,
+    run_sliding_window,
+)
 from encnet_jax.inference.tta import MmsegProtocol, PyTorchEncodingProtocol
+from encnet_jax.models.segmentation import SegmentationModel, SegmentationOutput
 from encnet_jax.ops.resize import interpolation_matrix
 from encnet_jax.run.sharding import batch_sharded, mesh_of
+from encnet_jax.run.state import split_model
 
 MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)
 KERNEL = np.random.default_rng(5).normal(0, 1, (5, 5, 3, 4)).astype(np.float32)
@@ -132,7 +139,7 @@ def test_whole_images_pass_in_one_piece_within_both_bounds():
     assert shapes == [(2, 20, 60, 3), (2, 40, 120, 3)]
 
 
-@pytest.mark.parametrize("devices", [2, 8])
+@pytest.mark.parametrize("devices", [2, 3, 8])
 def test_scores_are_the_same_bits_on_many_devices(devices):
     images = [image_of(45, 61), image_of(300, 270)]
     protocol = mmseg(crop_size=24, stride=16, flip=True)
@@ -169,6 +176,29 @@ def test_resized_is_the_interpolation_written_as_matrices(size, align_corners):
     assert actual.dtype == np.float32
     expected = resize(image, size, align_corners)
     np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_bfloat16_logits_of_windows_are_resized_in_float32():
+    class HalfLogits(SegmentationModel):
+        """Logits of 1 and a little, at stride 8; the differences need many digits."""
+
+        def __init__(self):
+            self.align_corners = True
+            self.bias = nnx.Param(jnp.ones(()))
+
+        def forward_low_res(self, images):
+            logits = self.bias[...] + images[:, ::8, ::8] / 128
+            return SegmentationOutput(logits.astype(jnp.bfloat16))
+
+    model = HalfLogits()
+    sharding = ScoreMapSharding(3, True, mesh_of(jax.devices()[:1]))
+    model_def, params, batch_stats = split_model(model)
+    windows = np.random.default_rng(0).normal(size=(2, 25, 25, 3)).astype(np.float32)
+    forward = make_forward_fn(model_def, mmseg(crop_size=25), sharding)
+    scores, *_ = forward(params, batch_stats)(windows)
+    logits = np.asarray(model.forward_low_res(windows).logits, np.float64)
+    expected = [resize(image, (25, 25), True) for image in logits]
+    np.testing.assert_allclose(scores, expected, rtol=1e-6)
 
 
 def test_scores_of_huge_logits_are_finite():

@@ -11,6 +11,7 @@ from flax import nnx
 from encnet_jax.errors import UserError
 from encnet_jax.inference.folding import fold_model
 from encnet_jax.models import create_model
+from encnet_jax.models.layers import BatchNorm
 from encnet_jax.models.registry import check_model_settings
 from encnet_jax.ops.resize import resize_bilinear
 from encnet_jax.run.state import pure_batch_stats, split_model
@@ -120,6 +121,7 @@ def test_dropout_in_train_mode_follows_the_key(encnet):
         ("head_channels", 0, "at least 1"),
         ("num_codes", -1, "at least 0"),
         ("num_codes", True, "at least 0"),
+        ("num_classes", 257, "at least 2 and at most 256"),
         ("dropout", 1.0, "not including, 1"),
         ("dropout", -0.1, "not including, 1"),
     ],
@@ -132,6 +134,17 @@ def test_a_setting_that_is_not_allowed_is_named(key, value, allowed):
         refuse(**settings)
     assert f"model.{key}={value!r}" in str(raised.value)
     assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+def test_frozen_backbone_is_fixed_after_an_evaluation_too(frozen):
+    model = create_model("encnet", freeze_backbone=frozen, **TINY, rngs=nnx.Rngs(0))
+    for _ in range(2):
+        for part, fixed in ((model.backbone, frozen), (model.head, False)):
+            norms = [m for _, m in nnx.iter_modules(part) if isinstance(m, BatchNorm)]
+            assert {norm.use_running_average for norm in norms} == {fixed}
+        model.eval()
+        model.train()
 
 
 def test_frozen_backbone_gets_no_gradient_and_keeps_its_statistics():

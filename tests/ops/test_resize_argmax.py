@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from encnet_jax.ops.resize_argmax import resize_argmax
+from encnet_jax.ops.resize_argmax import resize_argmax, resize_logits
 from tests.ops.exact import resize
 
 IMPLS = ["matmul", "scan", "lerp"]
@@ -138,3 +138,19 @@ def test_each_platform_has_its_impl():
 def test_unknown_impl_raises():
     with pytest.raises(ValueError, match="impl='fast': allowed are 'auto', 'matmul'"):
         resize_argmax(logits(1, 2, 2, 2), [(3, 3)], [True], "fast")
+
+
+@pytest.mark.parametrize("sizes, aligned", RESIZES[::3])
+@pytest.mark.parametrize("impl", ["matmul", "lerp"])
+def test_logits_are_those_of_float64(impl, sizes, aligned):
+    x = logits(2, 5, 7, 9)
+    expected = x
+    for size, align in zip(sizes, aligned):
+        expected = resize(expected, size, align)
+    actual = jax.jit(lambda x: resize_logits(x, sizes, aligned, impl))(x)
+    np.testing.assert_allclose(actual, expected, atol=1e-6)
+
+
+def test_more_classes_than_labels_count_are_refused():
+    with pytest.raises(ValueError, match="257 channels: allowed are up to 256"):
+        resize_argmax(logits(1, 2, 2, 257), [(3, 3)], [True])

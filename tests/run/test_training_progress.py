@@ -1,8 +1,10 @@
-"""Rate and time left of a training."""
+"""Rate and time left of a training, and its log."""
 
+import json
 import time
 
 from encnet_jax.run import progress
+from encnet_jax.run.metric_writer import MetricWriter, read_scores
 from encnet_jax.run.progress import Progress
 
 
@@ -39,3 +41,18 @@ def test_time_of_an_evaluation_does_not_count_on_a_terminal(monkeypatch):
     with Progress(start=0, total=2, images_per_step=4).paused():
         assert bar.paused == 0
     assert bar.paused == 1
+
+
+def test_line_after_one_that_a_full_disk_cut_is_whole(tmp_path):
+    log = tmp_path / "metrics.jsonl"
+    writer = MetricWriter(tmp_path, 0)
+    writer.scalars(1, {"mean_iou": 0.1}, "evaluation")
+    with log.open("a") as file:
+        file.write('{"step": 2, "mean_')
+    for step in (3, 4):
+        writer.scalars(step, {"mean_iou": step / 10}, "evaluation")
+    writer.close()
+    assert read_scores(log, "mean_iou", 4) == {1: 0.1, 3: 0.3, 4: 0.4}
+    MetricWriter(tmp_path, 4, keep_evaluation=True).close()
+    steps = [json.loads(line)["step"] for line in log.read_text().splitlines()]
+    assert steps == [1, 3, 4]
