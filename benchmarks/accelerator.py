@@ -12,8 +12,8 @@ that takes the process down takes no other result with it. Parts come in the ord
 what matters. In each, everything is compiled first and then timed in turns, so that
 each ratio is of one run on one device. The file is written after every measurement. A
 part that has not ended after `--part_minutes`, or when `--minutes` are over, is cut
-off, and the output says so; `--resume` continues with the parts that are missing. With
-`--small` tiny networks run on any machine.
+off, and the output says so; `--resume` continues with the parts that are missing, on
+the same device with the same versions. With `--small` tiny networks run on any machine.
 """
 
 import os
@@ -50,7 +50,7 @@ def main(arguments: list[str]) -> int:
     if _PART.value:
         measure(_PART.value, record, SMALL if _SMALL.value else FULL, _TORCH.value)
         return 0
-    record.start(resume=_RESUME.value)
+    record.start(resume=_RESUME.value, flag="--resume")
     deadline = time.monotonic() + 60 * _MINUTES.value
     for part in (SMALL if _SMALL.value else FULL).parts:
         if record.has("done", part):

@@ -28,7 +28,8 @@ _weights.npz: float16 arrays `params/PATH` and float32 `batch_stats/PATH`, PATH 
 
 writes a copy of the data set with smaller images; rows of runs on it have the quality.
 `--add=FILE.json` adds the rows of another file to the output, as if run here. Images
-are augmented on the device by every recipe, so that TensorFlow is not needed.
+are augmented on the device by every recipe, so that TensorFlow is not needed; the
+figures need matplotlib.
 """
 
 import time

@@ -13,7 +13,7 @@ from encnet_jax.data.image_io import decode_image
 from encnet_jax.data.input_files import read_file
 from encnet_jax.data.registry import DATASETS, LocalDataset, open_dataset
 from encnet_jax.errors import UserError
-from encnet_jax.files import check_folder
+from encnet_jax.files import whole_folder
 
 _NOTE = "encoded_again.json"
 _SPLITS = ("train", "val", "test")
@@ -32,11 +32,16 @@ def pack(output: Path, data_dir: str | None, quality: int) -> int:
     Raises:
         UserError: A file cannot be read, or the folder is not empty.
     """
-    check_folder(output, "--pack")
-    if output.exists() and any(output.iterdir()):
-        raise UserError(f"--pack={output}: not empty; choose another folder")
     if not 1 <= quality <= 95:
         raise UserError(f"--jpeg_quality={quality}: must be 1 to 95")
+    with whole_folder(output, "--pack") as folder:
+        _write_splits(folder, data_dir, quality)
+        note = {"jpeg_quality": quality}
+        (folder / _NOTE).write_text(json.dumps(note) + "\n")
+    return sum(path.stat().st_size for path in output.rglob("*") if path.is_file())
+
+
+def _write_splits(output: Path, data_dir: str | None, quality: int) -> None:
     for split in _SPLITS:
         dataset = open_dataset("camvid", split, data_dir)
         assert isinstance(dataset, FileDataset)  # as all local data sets
@@ -53,9 +58,6 @@ def pack(output: Path, data_dir: str | None, quality: int) -> int:
         for (image, label), data in zip(dataset.pairs, map(checked, encoded)):
             (folders[0] / f"{image.stem}.jpg").write_bytes(data)
             shutil.copyfile(label, folders[1] / f"{image.stem}.png")
-    note = {"jpeg_quality": quality}
-    (output / _NOTE).write_text(json.dumps(note) + "\n")
-    return sum(path.stat().st_size for path in output.rglob("*") if path.is_file())
 
 
 def encode_jpeg(image: Image.Image, quality: int) -> bytes:

@@ -68,6 +68,15 @@ RUNS: dict[str, dict[str, Any]] = {
 SPLITS = ("train", "trainval")
 _EVALUATIONS = 4  # during the training, for the curve
 _IDENTITY = "benchmark.json"
+# Settings that `--set` does not take, as something else says them.
+_FLAGS = {
+    "seed": "--seed sets it",
+    "data.train_split": "--split sets it",
+    "data.data_dir": "--data_dir sets it",
+    "data.name": "the data set is camvid",
+    "data.cache_on_device": "images are always cached on the device here",
+    "evaluation.split": "scored are val, during the training, and test or --hold_out",
+}
 
 
 class Run(NamedTuple):
@@ -131,6 +140,8 @@ def override(config: ConfigDict, key: str, value: Any) -> None:
     """Sets a key such as `model.name`; raises `UserError` for a wrong key or type."""
     if key not in dict(leaves(config)):
         raise UserError(f"--set={key}: no such key of the configuration")
+    if key in _FLAGS:
+        raise UserError(f"--set={key}: {_FLAGS[key]}")
     *groups, name = key.split(".")
     group = config[groups[0]] if groups else config
     try:

@@ -18,8 +18,9 @@ skipped, and interrupted ones resume; the workdirs are DIR/MODEL-SEED.
 `--jpeg_quality`, `--dtype` and `--scale_init` (of encnet) change all runs of a command
 and are part of their names in the results, such as `resnet q50`, so that they stand
 beside the others. So is `--minutes`, which bounds the whole command: what is left is
-shared by the runs still to do, and the schedule of each is shortened to what fits, by
-the time of a step, measured first.
+shared by the runs still to do, and the schedule of each network is shortened to what
+fits, by the time of a step, measured first; its other seeds have the same. A run that
+turns out slower is stopped, saved, and resumed by the same command.
 
 Without TensorFlow, `--images` reads `train_images`, uint8 (n, 32, 32, 3),
 `train_labels` (n,), `test_images` and `test_labels` from an .npz file; or what
@@ -44,13 +45,13 @@ from ml_collections import ConfigDict
 
 from benchmarks.cifar_images import encode_again, load_split, pack
 from benchmarks.record import BenchmarkRecord
-from benchmarks.time_budget import measure_speed, plan_steps
+from benchmarks.time_budget import StopAt, measure_speed, plan_steps
 from configs.cifar10 import get_config
 from encnet_jax import cli
 from encnet_jax.config import load_config
 from encnet_jax.data.array_dataset import ArrayDataset
 from encnet_jax.data.dataset_info import CIFAR10
-from encnet_jax.errors import UserError
+from encnet_jax.errors import UserError, require_package
 from encnet_jax.models import create_model
 from encnet_jax.run.checkpoint_folder import saved_steps
 from encnet_jax.run.model_config import check_config, model_settings
@@ -78,6 +79,7 @@ _SCALE_INIT = flags.DEFINE_enum(
     "scale_init", None, ["original", "scaled"], "Value of model.scale_init, of encnet."
 )
 _MINUTES = flags.DEFINE_float("minutes", None, "Bound of the command.", lower_bound=0)
+_OTHER_SECTIONS = ("done", "left_out", "failed", "settings")  # of the results
 _TORCH = "torch_"  # prefix of the networks trained by PyTorch
 _EVALUATIONS = 6  # per run, including that of the last step
 _EVALUATION_SECONDS = 30.0  # of all of them, with compilation, on an accelerator
@@ -170,6 +172,7 @@ def run_in_torch(
     on_gpu = torch.cuda.is_available()
     return {
         "error": curve[-1][1],
+        "steps": config.total_steps,
         "curve": curve,
         "seconds_a_step": seconds,
         "parameters": count_parameters(config),
@@ -201,10 +204,17 @@ def fitted(
     workdir: Path,
     datasets: tuple[ArrayDataset, ArrayDataset],
     deadline: float,
+    others: dict[str, Any],
 ) -> ConfigDict:
-    """Returns the configuration, with the steps that fit if no checkpoint has them."""
+    """Returns the configuration, with the steps that fit.
+
+    They are those of its checkpoint, if there is one, or of `others`, seeds of the same
+    network that have been run.
+    """
     if saved_steps(workdir / "checkpoints"):
         steps = load_config(workdir / "config.json").total_steps
+    elif others:
+        steps = next(iter(others.values()))["steps"]
     else:
         speed = measure_speed(config, workdir, datasets)
         left = deadline - time.perf_counter() - _EVALUATION_SECONDS
@@ -216,18 +226,26 @@ def fitted(
 def table(results: dict[str, dict[str, Any]]) -> str:
     """Formats the final errors as a Markdown table."""
     lines = [
-        "| network | parameters | seconds per step | seeds | test error, mean | each |",
-        "|---|---|---|---|---|---|",
+        "| network | parameters | steps | seconds per step | seeds | test error, mean "
+        "| each |",
+        "|---|---|---|---|---|---|---|",
     ]
     for model, runs in results.items():
         errors = [100 * run["error"] for run in runs.values()]
         seconds = statistics.median(run["seconds_a_step"] for run in runs.values())
         size = next(iter(runs.values()))["parameters"]
         lines.append(
-            f"| {model} | {size:,} | {seconds:.3f} | {', '.join(runs)} "
-            f"| {np.mean(errors):.2f} | {', '.join(f'{e:.2f}' for e in errors)} |"
+            f"| {model} | {size:,} | {_steps(runs)} | {seconds:.3f} "
+            f"| {', '.join(runs)} | {np.mean(errors):.2f} "
+            f"| {', '.join(f'{e:.2f}' for e in errors)} |"
         )
     return "\n".join(lines)
+
+
+def _steps(runs: dict[str, Any]) -> str:
+    """Returns the steps of some seeds; older results do not tell."""
+    counts = {run["steps"] for run in runs.values() if "steps" in run}
+    return ", ".join(f"{count:,}" for count in sorted(counts))
 
 
 def plot(results: dict[str, dict[str, Any]], path: Path) -> None:
@@ -262,7 +280,11 @@ def main(arguments: list[str]) -> int | None:
         return None
     if not _OUTPUT.value:
         raise UserError("--output: give a folder for the results")
+    require_package("matplotlib", "train", "the plot")
     output = Path(_OUTPUT.value)
+    for seed in _SEEDS.value:
+        if not seed.isdecimal():
+            raise UserError(f"--seeds={seed}: must be integers of at least 0")
     runs = [
         (model, seed, config_of(model, int(seed)))
         for seed in _SEEDS.value
@@ -275,21 +297,26 @@ def main(arguments: list[str]) -> int | None:
         assert datasets is not None  # read above, as there are runs
         name = row_name(model)
         workdir = output / f"{name}-{seed}".replace(" ", "-")
+        end: float | None = None
         if _MINUTES.value is not None:
             end, now = _STARTED + 60 * _MINUTES.value, time.perf_counter()
             deadline = now + (end - now) / (len(runs) - index)
-            config = fitted(config, model, workdir, datasets, deadline)
+            others = record.data.get(name, {})
+            config = fitted(config, model, workdir, datasets, deadline, others)
         found: dict[str, Any] | None
         if model.startswith(_TORCH):
             found = run_in_torch(config, datasets)
         else:
-            found = run_once(config, workdir, datasets)
+            with StopAt(end) as stop:
+                found = run_once(config, workdir, datasets)
         if found is None:
-            print(f"{workdir}: stopped by SIGTERM; rerun the command to resume")
+            why = "--minutes are over" if stop.expired else "stopped by SIGTERM"
+            print(f"{workdir}: {why}; rerun the command to resume")
             return 1
         record.put(name, seed, found)
         print(name, seed, f"{100 * found['error']:.2f} % error", flush=True)
-    results = {row_name(model): record.data[row_name(model)] for model in _MODELS.value}
+    known = record.data
+    results = {name: known[name] for name in known if name not in _OTHER_SECTIONS}
     (output / "cifar.md").write_text(table(results) + "\n")
     plot(results, output / "cifar.png")
     print(table(results))
@@ -300,16 +327,9 @@ def start_record(path: Path) -> BenchmarkRecord:
     """Opens the results; raises `UserError` if they are of other settings."""
     record = BenchmarkRecord(path)
     record.start(resume=True)
-    settings = {flag.name: flag.value for flag in (_WIDTH, _CODES, _STEPS, _BATCH)}
-    for name, value in settings.items():
-        known = record.data.get("settings", {}).get(name, value)
-        if known != value:
-            raise UserError(
-                f"--{name}={value}: the runs in {record.path} have {known}; give "
-                "another --output"
-            )
-    for name, value in settings.items():
-        record.put("settings", name, value)
+    record.check_settings(
+        {flag.name: flag.value for flag in (_WIDTH, _CODES, _STEPS, _BATCH)}
+    )
     return record
 
 

@@ -225,6 +225,7 @@ def main(arguments: list[str]) -> None:
     record = BenchmarkRecord(Path(_OUTPUT.value)) if _OUTPUT.value else None
     if record:
         record.start(resume=True)
+        record.check_settings({"batch": _BATCH.value, "channels": _CHANNELS.value})
     print("| n, k | code | forward | with gradients | | temporary memory | | error |")
     print("|---|---|---|---|---|---|---|---|")
     for pixels, codes in dict.fromkeys(cases):

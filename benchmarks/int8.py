@@ -221,6 +221,14 @@ def table(data: dict[str, dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+def _check_names(workdirs: Sequence[str]) -> None:
+    """Raises `UserError` for two folders of one name, which the results go by."""
+    names = [Path(workdir).name for workdir in workdirs]
+    for name in names:
+        if names.count(name) > 1:
+            raise UserError(f"--workdir: two folders are named {name}; rename one")
+
+
 def main(arguments: list[str]) -> None:
     """Measures what the file lacks and prints everything."""
     cli.reject_positional(arguments)
@@ -228,6 +236,10 @@ def main(arguments: list[str]) -> None:
         path = Path(_OUTPUT.value or Path(name) / "int8.json")
         record = BenchmarkRecord(path)
         record.start(resume=True)
+        record.check_settings(
+            {flag.name: flag.value for flag in (_SPLIT, _IMAGES, _CALIBRATION)}
+        )
+        _check_names(_WORKDIRS.value)
         for number, run in enumerate(_WORKDIRS.value):
             workdir = cli.run_folder(run)
             if load_trained(workdir).info.task != "segmentation":

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks import compiled as programs
+from benchmarks import windows
 from benchmarks.model_costs import model_costs
 from benchmarks.record import BenchmarkRecord
 from benchmarks.sizes import FULL, SMALL, Network, Sizes
@@ -38,6 +39,7 @@ def measure(part: str, record: BenchmarkRecord, sizes: Sizes, torch: str) -> Non
         raise UserError("no accelerator: JAX sees only the CPU; allowed is --small")
     other, facts = _torch_side(torch)
     about = {**device_facts(), "torch": facts, "small": sizes is SMALL}
+    _check_same(record, about)
     for key, value in about.items():
         record.put("device", key, value)
     if not record.has("device", "products_per_second"):
@@ -45,12 +47,20 @@ def measure(part: str, record: BenchmarkRecord, sizes: Sizes, torch: str) -> Non
     if part == "layers":
         _layers(record, sizes, other)
     elif part == "windows":
-        if other is not None:
-            from benchmarks import windows  # which needs torch
-
-            windows.measure(record, other.device, **sizes.windows)
+        windows.measure(record, other, **sizes.windows)
     else:
         _network(*part.split(), record=record, sizes=sizes, torch=other)
+
+
+def _check_same(record: BenchmarkRecord, about: dict[str, Any]) -> None:
+    """Raises `UserError` if the record has results of another device or version."""
+    stored = record.data.get("device", {})
+    for key in ("device", "jax", "torch", "small", "xla_flags"):
+        if key in stored and stored[key] != about[key]:
+            raise UserError(
+                f"{record.path}: has results with {key}={stored[key]!r}, here it is "
+                f"{about[key]!r}; give another --output"
+            )
 
 
 def device_facts() -> dict[str, str]:
@@ -66,8 +76,11 @@ def device_facts() -> dict[str, str]:
     }
     if device.platform == "gpu":
         query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
-        answer = subprocess.run(query, capture_output=True, text=True)
-        facts["driver"] = answer.stdout.strip() or "not known"
+        try:
+            answer = subprocess.run(query, capture_output=True, text=True).stdout
+        except OSError:
+            answer = ""
+        facts["driver"] = answer.strip() or "not known"
     return facts
 
 

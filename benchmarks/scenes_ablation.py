@@ -1,17 +1,19 @@
 """The claims of the paper on `scenes`: FCN, pooling, encoding, SE loss, K, alpha.
 
-    python -m benchmarks.scenes_ablation --output=DIR [--seeds=0,1] [--only=encnet,fcn]
+    python -m benchmarks.scenes_ablation --output=DIR [--seeds=0,1]
+        [--only=encnet --only="K 4" ...]
 
 Trains every variant with every seed by `configs/scenes.py`, evaluates the test split,
 and writes DIR/ablation.json, ablation.md (a table) and ablation.png (a plot). Variants
-and seeds in the JSON file are skipped. Mean IoU is over the 20 classes, `ambiguous`
-over the 16 that only context distinguishes, and `small` over the twelve object classes,
-counting only pixels inside the boxes of objects up to 10 px wide.
+and seeds in the JSON file are skipped, if they had as many steps. Mean IoU is over the
+20 classes, `ambiguous` over the 16 that only context distinguishes, and `small` over
+the twelve object classes, counting only pixels inside the boxes of objects up to 10 px
+wide.
 """
 
 import functools
 import json
-import shutil
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -26,8 +28,10 @@ from encnet_jax import cli
 from encnet_jax.data import scenes
 from encnet_jax.data.dataset_info import SCENES
 from encnet_jax.data.datasets import SyntheticScenes
+from encnet_jax.errors import UserError
 from encnet_jax.evaluate.accumulator import ImageMetrics, MetricAccumulator
 from encnet_jax.evaluate.evaluator import make_whole_image_fn, predict_dataset
+from encnet_jax.files import whole_file
 from encnet_jax.metrics import confusion_matrix, segmentation_metrics
 from encnet_jax.models import create_model
 from encnet_jax.run.checkpoint import Checkpoints
@@ -36,7 +40,7 @@ from encnet_jax.run.state import split_model
 
 _OUTPUT = flags.DEFINE_string("output", None, "Folder for results.", required=True)
 _SEEDS = flags.DEFINE_list("seeds", ["0", "1", "2"], "Seeds of weights and order.")
-_ONLY = flags.DEFINE_list("only", None, "Variants to run; default: all.")
+_ONLY = flags.DEFINE_multi_string("only", None, "A variant to run; default: all.")
 _STEPS = flags.DEFINE_integer(
     "steps", None, "Training steps; default: those of the config."
 )
@@ -87,7 +91,6 @@ def run_once(variant: str, seed: int, workdir: Path) -> dict[str, float]:
     config.eval_every = config.checkpoint_every = config.total_steps
     config.update_from_flattened_dict(VARIANTS[variant])
     started = time.perf_counter()
-    shutil.rmtree(workdir, ignore_errors=True)
     if train(config, workdir) is None:
         raise SystemExit("stopped by SIGTERM; rerun the command to start this run anew")
     seconds = time.perf_counter() - started
@@ -110,6 +113,7 @@ def run_once(variant: str, seed: int, workdir: Path) -> dict[str, float]:
         "ambiguous": float(np.mean(results["per_class_iou"][list(scenes.AMBIGUOUS)])),
         "small": small_object_iou(dataset, [labels[n] for n in range(len(dataset))]),
         "pixel_accuracy": results["pixel_accuracy"],
+        "steps": config.total_steps,
         "seconds": seconds,
     }
 
@@ -227,6 +231,25 @@ def _plot_panel(
         axis.legend(frameon=False, loc="upper center", ncols=len(groups))
 
 
+def check_flags(results: Results) -> None:
+    """Raises `UserError` for flags that mean nothing, or other steps than before."""
+    for variant in _ONLY.value or ():
+        if variant not in VARIANTS:
+            raise UserError(f"--only={variant}: allowed are {'; '.join(VARIANTS)}")
+    for seed in _SEEDS.value:
+        if not seed.isdecimal():
+            raise UserError(f"--seeds={seed}: must be integers of at least 0")
+    usual = get_config().total_steps
+    steps = _STEPS.value or usual
+    for variant, runs in results.items():
+        for seed, run in runs.items():
+            if (known := run.get("steps", usual)) != steps:
+                raise UserError(
+                    f"--steps={steps}: the results have {known} steps of {variant}, "
+                    f"seed {seed}; give another --output"
+                )
+
+
 def main(arguments: list[str]) -> None:
     """Runs what is missing and writes the results."""
     cli.reject_positional(arguments)
@@ -234,14 +257,17 @@ def main(arguments: list[str]) -> None:
     output.mkdir(parents=True, exist_ok=True)
     path = output / "ablation.json"
     results = json.loads(path.read_text()) if path.exists() else {}
+    check_flags(results)
     for seed in _SEEDS.value:
         for variant in _ONLY.value or VARIANTS:
             runs = results.setdefault(variant, {})
             if seed in runs:
                 continue
-            runs[seed] = run_once(variant, int(seed), output / "run")
+            with tempfile.TemporaryDirectory(dir=output) as workdir:
+                runs[seed] = run_once(variant, int(seed), Path(workdir))
             runs[seed]["device"] = jax.devices()[0].device_kind
-            path.write_text(json.dumps(results, indent=1) + "\n")
+            with whole_file(path) as file:
+                file.write((json.dumps(results, indent=1) + "\n").encode())
             print(variant, seed, runs[seed], flush=True)
     results = {v: results[v] for v in VARIANTS if results.get(v)}
     (output / "ablation.md").write_text(table(results) + "\n")

@@ -152,7 +152,10 @@ def error(network: Normalized, data: Images, batch: int) -> float:
     """Returns the classification error on a split, in float32."""
     network.eval()
     wrong = 0
-    for images, labels in zip(data.images.split(batch), data.labels.split(batch)):
-        wrong += int((network(images).argmax(1) != labels).sum())
+    cudnn = torch.backends.cudnn
+    # By default it multiplies float32 in TF32.
+    with cudnn.flags(enabled=True, benchmark=cudnn.benchmark, allow_tf32=False):
+        for images, labels in zip(data.images.split(batch), data.labels.split(batch)):
+            wrong += int((network(images).argmax(1) != labels).sum())
     network.train()
     return wrong / len(data.labels)

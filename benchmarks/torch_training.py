@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from benchmarks.timing import Candidate
 from benchmarks.torch_encnet import EncNet, Encoding
+from benchmarks.torch_evaluation import LogitsOnly, TorchEvaluation
 from encnet_jax.data.dataset_info import ADE20K, IGNORE_LABEL
 from encnet_jax.models.resnet import RESNETS, stage_strides_and_dilations
 
@@ -164,6 +165,19 @@ class Torch:
             )
 
         return Candidate(forward, self.wait), Candidate(gradients, self.wait)
+
+    def windows(self, backbone, scales):
+        """Returns a function that evaluates `windows.Images` with a new EncNet."""
+        network = TrainedEncNet(backbone).eval()
+        network.to(self.device, memory_format=torch.channels_last)
+        network = LogitsOnly(network, self.device)
+        evaluation = TorchEvaluation(network, scales, self.device)
+
+        def run(dataset):
+            with torch.inference_mode():
+                return evaluation.run(dataset)
+
+        return run
 
     def start_peak(self):
         """Resets the peak memory."""

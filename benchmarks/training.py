@@ -99,6 +99,7 @@ def main(arguments: list[str]) -> None:
     record = BenchmarkRecord(Path(_OUTPUT.value)) if _OUTPUT.value else None
     if record:
         record.start(resume=True)
+        record.check_settings({"backbone": _BACKBONE.value})
     print("| batch, size | encnet_jax | torch | torch.compile |\n|---|---|---|---|")
     for size in map(int, _SIZES.value):
         found = candidates(_BACKBONE.value, size, _BATCH.value)

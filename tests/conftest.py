@@ -16,8 +16,8 @@ jaxtyping.install_import_hook([*CHECKED, "encnet_jax.metrics"], "beartype.bearty
 from tests.commands import make_camvid  # noqa: E402
 
 jax.config.update("jax_num_cpu_devices", 8)
-# Tests compile much and compute little: LLVM optimizes less here, and in the commands
-# that they start. What XLA makes of a program before that is the same.
+# Tests compile much and compute little: LLVM optimizes less in this process. What XLA
+# makes of a program before that is the same.
 _FLAG = "--xla_backend_optimization_level=1"
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_FLAG}".strip()
 # Compiled programs are shared between the workers of a run, and between runs.

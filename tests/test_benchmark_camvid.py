@@ -11,7 +11,7 @@ import pytest
 from flax import nnx
 from PIL import Image
 
-from benchmarks import camvid_scores, camvid_training, time_budget
+from benchmarks import camvid_images, camvid_scores, camvid_training, time_budget
 from benchmarks.camvid_images import pack, packed_quality
 from benchmarks.camvid_runs import (
     RUNS,
@@ -106,6 +106,8 @@ def test_settings_on_the_command_line_override_those_of_the_run():
         ("total_steps=long", "--set=total_steps='long': must be of type int"),
         ("total_steps", "--set=total_steps: must be key=value"),
         ("model.backbone=vgg", "backbone"),
+        ("seed=5", "--set=seed: --seed sets it"),
+        ("data.train_split='trainval'", "--set=data.train_split: --split sets it"),
     ],
 )
 def test_wrong_settings_are_named(text, message):
@@ -331,6 +333,20 @@ def test_packed_images_are_smaller_and_labels_the_same(drives, tmp_path):
     assert size == sum(path.stat().st_size for path in files)
     with pytest.raises(UserError, match="not empty"):
         pack(tmp_path / "new", str(drives), 60)
+
+
+def test_interrupted_pack_leaves_nothing(drives, tmp_path, monkeypatch):
+    def interrupted(split, *_):
+        if split == "test":
+            raise KeyboardInterrupt
+        return open_dataset("camvid", split, str(drives))
+
+    monkeypatch.setattr(
+        camvid_images, "open_dataset", lambda name, *rest: interrupted(*rest)
+    )
+    with pytest.raises(KeyboardInterrupt):
+        pack(tmp_path / "new", str(drives), 60)
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.slow

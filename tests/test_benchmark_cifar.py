@@ -215,9 +215,46 @@ def test_runs_of_another_schedule_are_rejected(tmp_path):
     before = record.path.read_text()
     result = runs(tmp_path, "--steps=8")
     assert result.returncode == 2
-    expected = f"--steps=8: the runs in {record.path} have 7; give another --output"
+    expected = f"--steps=8: the results in {record.path} have 7; give another --output"
     assert errors(result) == [f"error: {expected}"]
     assert record.data == json.loads(before)
+
+
+@pytest.mark.slow
+def test_seeds_of_a_network_have_as_many_steps_and_end_in_time(images, tmp_path):
+    flags = "--models=resnet", f"--images={images}", "--minutes=10"
+    (tmp_path / "cifar.json").write_text(
+        json.dumps({"done": {}, "resnet 10 min": {"0": run_of(7)}})
+    )
+    result = runs(tmp_path, *flags, "--seeds=1")
+    assert result.returncode == 0, result.stderr
+    found = json.loads((tmp_path / "cifar.json").read_text())["resnet 10 min"]
+    assert found["1"]["steps"] == 7  # although there was time for more
+    assert "| resnet 10 min | " in result.stdout and " | 7 | " in result.stdout
+    # Too late from the start, the run stops after its first steps and is not recorded.
+    (tmp_path / "cifar.json").write_text(
+        json.dumps({"done": {}, "resnet 0.001 min": {"0": run_of(100_000)}})
+    )
+    result = runs(tmp_path, *flags[:2], "--minutes=0.001", "--seeds=1")
+    assert result.returncode == 1
+    assert "--minutes are over; rerun the command to resume" in result.stdout
+    assert not json.loads((tmp_path / "cifar.json").read_text())[
+        "resnet 0.001 min"
+    ].get("1")
+
+
+def run_of(steps):
+    """Returns what the results have of a run."""
+    return dict(
+        error=0.5, steps=steps, curve=[[steps, 0.5]], seconds_a_step=1, parameters=9
+    )
+
+
+@pytest.mark.parametrize("seeds", ["a", "-1", "1.5"])
+def test_seeds_are_integers(seeds, tmp_path):
+    result = runs(tmp_path, f"--seeds={seeds}")
+    assert result.returncode == 2
+    assert errors(result) == [f"error: --seeds={seeds}: must be integers of at least 0"]
 
 
 @pytest.mark.slow

@@ -92,6 +92,26 @@ def test_what_there_is_no_time_for_is_left_out_and_named(bench, tmp_path):
         assert f"{part}: left out, not done after 0 seconds" in result.stdout
 
 
+def test_results_are_not_lost_nor_mixed_with_those_of_another_device(bench, tmp_path):
+    path = tmp_path / "h100.json"
+    device = {"device": "NVIDIA H100", "small": True}
+    stored = {"done": {"layers": True}, "device": device, "encoding": {}}
+    path.write_text(json.dumps(stored))
+    for flags, message in (
+        ([], f"{path}: has results; --resume keeps them, or name another --output"),
+        (["--resume"], f"{path}: has results with device='NVIDIA H100', here it is "),
+    ):
+        result = bench("accelerator", "--small", *flags, f"--output={path}")
+        assert result.returncode == 2
+        assert errors(result)[0].startswith(f"error: {message}")
+        found = json.loads(path.read_text())
+        assert found["done"] == stored["done"] and found["device"] == device
+    path.write_text("notes")
+    result = bench("accelerator", "--small", "--resume", f"--output={path}")
+    assert errors(result) == [f"error: {path}: not a file of results; name another"]
+    assert path.read_text() == "notes"
+
+
 def test_full_sizes_need_an_accelerator(bench, tmp_path):
     result = bench("accelerator", f"--output={tmp_path / 'cpu.json'}")
     assert result.returncode == 2
@@ -170,6 +190,39 @@ def test_course_of_a_run_has_the_errors_of_its_evaluations_alone(bench, tmp_path
     result = bench("plot_run", f"--output={picture}", tmp_path)
     assert result.returncode == 0, result.stderr
     assert picture.stat().st_size > 0
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--only=resnet"], "--only=resnet: allowed are fcn; pooling; encnet, no SE"),
+        (["--seeds=0,x"], "--seeds=x: must be integers of at least 0"),
+        (["--steps=5"], "--steps=5: the results have 600 steps of fcn, seed 0; give"),
+    ],
+)
+def test_mistakes_in_the_flags_of_scenes_are_named(bench, tmp_path, flags, message):
+    results = tmp_path / "ablation.json"
+    results.write_text('{"fcn": {"0": {"mean_iou": 0.2, "steps": 600}}}')
+    before = results.read_text()
+    result = bench("scenes_ablation", f"--output={tmp_path}", *flags)
+    assert result.returncode == 2
+    assert errors(result)[0].startswith(f"error: {message}")
+    assert results.read_text() == before
+
+
+@pytest.mark.slow
+def test_run_on_scenes_is_recorded_and_nothing_else_touched(bench, tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "mine.txt").write_text("mine")
+    flags = f"--output={tmp_path}", "--seeds=0", "--steps=2"
+    result = bench("scenes_ablation", "--only=fcn", "--only=K 2", *flags)
+    assert result.returncode == 0, result.stderr
+    found = json.loads((tmp_path / "ablation.json").read_text())
+    assert found["fcn"]["0"]["steps"] == 2 and 0 <= found["K 2"]["0"]["mean_iou"] < 0.2
+    assert (tmp_path / "run" / "mine.txt").read_text() == "mine"
+    assert {path.name for path in tmp_path.iterdir()} == {
+        *("run", "ablation.json", "ablation.md", "ablation.png")
+    }
 
 
 def test_sides_take_turns_and_the_median_counts(monkeypatch):

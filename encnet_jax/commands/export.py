@@ -3,9 +3,9 @@
 DIR must be new or empty. Writes model.stablehlo (model.onnx with --format=onnx), which
 includes the weights, classes.json, and a README.md with code that runs the model. With
 --format=pretrained DIR is a model folder: model.safetensors, config.json and a model
-card, for Segmenter.from_pretrained, the Hugging Face hub, and --workdir. With --int8
-the ONNX graph is quantized, for CPUs: --calibration names a folder of images like those
-it will see.
+card, for Segmenter.from_pretrained, the Hugging Face hub, and --workdir; it may replace
+an earlier one whose files have not been edited. With --int8 the ONNX graph is
+quantized, for CPUs: --calibration names a folder of images like those it will see.
 """
 
 from absl import flags

@@ -72,6 +72,8 @@ def load_arrays(dataset: Dataset) -> dict[str, np.ndarray]:
     Raises:
         UserError: The images differ in size.
     """
+    if isinstance(dataset, ArrayDataset) and not dataset.info.banded:
+        return {"images": dataset.images, "labels": dataset.labels}
     first = dataset[0]
     images = np.empty((len(dataset), *first.image.shape), first.image.dtype)
     labels = np.empty((len(dataset), *first.labels.shape), np.uint8)

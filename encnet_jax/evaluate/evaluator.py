@@ -21,7 +21,11 @@ from encnet_jax.data.datasets import Dataset, Example, checked, read_ahead
 from encnet_jax.evaluate.settings import protocol_from_config, whole_image_size
 from encnet_jax.inference.folding import InferenceModel
 from encnet_jax.inference.predict_fn import Prediction, make_label_fn
-from encnet_jax.inference.sliding_window import make_score_fn, mean_over_windows
+from encnet_jax.inference.sliding_window import (
+    ScoreFn,
+    make_score_fn,
+    mean_over_windows,
+)
 from encnet_jax.inference.tta import TTAProtocol
 from encnet_jax.run.sharding import batch_sharded, local_mesh, replicated
 from encnet_jax.run.state import PureDict
@@ -182,20 +186,39 @@ def make_window_fn(
         params, batch_stats = jax.device_put(
             folded.arrays(params, batch_stats), replicated(mesh)
         )
-        images = ((indexed, indexed[1].image) for indexed in examples)
-        finished = scores_of(params, batch_stats, images, batch_size)
-        results = ((i, i.score_map.labels()) for i in finished)
-        for image, labels in _one_behind(results):
-            index, example = image.key
-            yield ImagePrediction(
-                index,
-                example,
-                labels.fetch(),
-                mean_over_windows(image.presence),
-                mean_over_windows(image.gates),
-            )
+        return predict_windows(scores_of, params, batch_stats, examples, batch_size)
 
     return predict_batches
+
+
+def predict_windows(
+    scores_of: ScoreFn,
+    params: PureDict,
+    batch_stats: PureDict,
+    examples: Examples,
+    batch_size: int,
+) -> Iterator[ImagePrediction]:
+    """Yields the predictions of images, with arrays that are folded and on the devices.
+
+    Args:
+        scores_of: See `make_score_fn`, as for the other arguments.
+        params: Likewise.
+        batch_stats: Likewise.
+        examples: Indices and examples.
+        batch_size: Windows of a batch on each device, mirror images included.
+    """
+    images = ((indexed, indexed[1].image) for indexed in examples)
+    finished = scores_of(params, batch_stats, images, batch_size)
+    results = ((i, i.score_map.labels()) for i in finished)
+    for image, labels in _one_behind(results):
+        index, example = image.key
+        yield ImagePrediction(
+            index,
+            example,
+            labels.fetch(),
+            mean_over_windows(image.presence),
+            mean_over_windows(image.gates),
+        )
 
 
 def stack_padded(batch: Sequence[IndexedExample], size: int) -> np.ndarray:

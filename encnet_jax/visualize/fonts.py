@@ -53,26 +53,36 @@ def drawable_label(name: str, substitute: str, default: str | None = None) -> La
         substitute: Drawn if no font has them, with a log line once.
         default: The font file that is preferred; Pillow's default font if None.
     """
-    name = unicodedata.normalize("NFC", name)  # one glyph for a letter and its accent
-    if name.isascii() or _has_glyphs(_load(default), name):
-        return Label(name, default)
-    path = _find_font("".join(sorted(set(name))))
-    if path is not None:
-        return Label(name, path)
-    _log_missing()
-    return Label(substitute, default)
+    label = _label(name, default)
+    if label is None:
+        _log_missing("classes: figures number them, in the order of classes.json")
+        return Label(substitute, default)
+    return label
 
 
 def file_label(name: str, default: str | None = None) -> Label:
     """Returns the name of a file with a font; letters of no font become `?`."""
-    return drawable_label(name, name.encode("ascii", "replace").decode(), default)
+    label = _label(name, default)
+    if label is None:
+        _log_missing("files: figures show ? in their place")
+        return Label(name.encode("ascii", "replace").decode(), default)
+    return label
+
+
+def _label(name: str, default: str | None) -> Label | None:
+    name = unicodedata.normalize("NFC", name)  # one glyph for a letter and its accent
+    if name.isascii() or _has_glyphs(_load(default), name):
+        return Label(name, default)
+    path = _find_font("".join(sorted(set(name))))
+    return None if path is None else Label(name, path)
 
 
 @functools.cache
-def _log_missing() -> None:
+def _log_missing(what: str) -> None:
     _log.warning(
-        "WARNING: no font on this machine has the letters of all names: figures number "
-        "those classes, in the order of classes.json; a Noto font of the script helps"
+        "WARNING: no font on this machine has the letters of all names of %s; a Noto "
+        "font of the script helps",
+        what,
     )
 
 

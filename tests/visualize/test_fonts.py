@@ -84,9 +84,10 @@ def test_font_of_the_system_draws_its_letters_and_no_boxes(no_system_fonts):
 def test_classes_are_numbered_without_a_font_and_that_is_logged_once(caplog):
     with caplog.at_level(logging.INFO, "encnet_jax"):
         labels = [drawable_label(ROAD + str(k), f"class {k}") for k in range(3)]
-    assert labels == [Label("class 0"), Label("class 1"), Label("class 2")]
-    assert len(caplog.records) == 1 and "number" in caplog.text
-    assert file_label(f"{ROAD}-7.png") == Label("??-7.png")
+        assert labels == [Label("class 0"), Label("class 1"), Label("class 2")]
+        assert len(caplog.records) == 1 and "figures number them" in caplog.text
+        assert file_label(f"{ROAD}-7.png") == Label("??-7.png")
+    assert "names of files: figures show ? in their place" in caplog.messages[1]
 
 
 def test_placeholder_fonts_and_broken_files_are_passed_over(no_system_fonts):
