@@ -24,6 +24,8 @@ os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_FLAG}".strip()
 if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
     cache = os.path.expanduser("~/.cache/encnet_jax/tests")
     jax.config.update("jax_compilation_cache_dir", cache)
+# Also the many small ones of tests that compute step by step.
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
 
 @pytest.fixture(scope="module")

@@ -120,6 +120,7 @@ def test_full_sizes_need_an_accelerator(bench, tmp_path):
     ]
 
 
+@pytest.mark.slow
 def test_memory_falls_with_the_parts_of_a_batch(bench, tmp_path):
     path = tmp_path / "memory.json"
     # One after the other: the second run keeps the row of the first.

@@ -43,6 +43,7 @@ PAGES = ["README.md"] + [
     for path in sorted(DOCS.rglob("*.md"))
     if "_build" not in path.parts
 ]
+_SLOW = ("docs/export.md", "docs/howto/look-inside.md", "docs/howto/multi-scale.md")
 LANGUAGES = {"python", "sh", "text", "json", "diff", "bibtex", ""}
 # The networks of the examples, small enough to compile in seconds, and such that the
 # weights in the `.pth` files fit.
@@ -127,7 +128,14 @@ def execute(block, page, names):
 @pytest.mark.filterwarnings(
     "ignore:'.value' access is now deprecated:DeprecationWarning:jax2onnx"
 )
-@pytest.mark.parametrize("page", [page for page in PAGES if runnable(page)])
+@pytest.mark.parametrize(
+    "page",
+    [
+        pytest.param(page, marks=[pytest.mark.slow] if page in _SLOW else [])
+        for page in PAGES
+        if runnable(page)
+    ],
+)
 def test_every_python_block_runs(page, names, monkeypatch):
     if page == "docs/export.md":
         for file_format in ("stablehlo", "onnx"):

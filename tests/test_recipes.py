@@ -99,7 +99,17 @@ def _any_count(monkeypatch):
         )
 
 
-@pytest.mark.parametrize("name", RECIPES)
+# Each takes about ten seconds: the full check has all.
+_QUICK = {"ade20k", "folder", "voc2012-aug"}
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=[] if name in _QUICK else [pytest.mark.slow])
+        for name in RECIPES
+    ],
+)
 def test_recipe_takes_a_step_on_its_published_files(name, tmp_path):
     get_config, files = RECIPES[name]
     config = shrink(get_config())

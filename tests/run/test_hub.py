@@ -114,6 +114,7 @@ def test_commands_take_an_address(hub, segmenter, tmp_path, monkeypatch):
         evaluate.main([])
 
 
+@pytest.mark.slow
 def test_code_of_the_documentation_runs(hub, tmp_path, monkeypatch):
     text = (ROOT / "docs" / "sharing.md").read_text()
     blocks = re.findall("```python\n(.*?)```", text, re.S)
@@ -126,6 +127,7 @@ def test_code_of_the_documentation_runs(hub, tmp_path, monkeypatch):
     assert {path.name for path in (tmp_path / "my-fcn").iterdir()} == FILES
 
 
+@pytest.mark.slow
 def test_private_is_for_new_repositories(hub, segmenter):
     segmenter.push_to_hub("me/secret", private=True)
     assert "me/secret" in hub.private

@@ -77,11 +77,12 @@ def test_damaged_image_costs_no_step(config, camvid, whole, tmp_path, monkeypatc
 @pytest.mark.parametrize(
     ("step", "moment"),
     [
-        pytest.param(2, "logged", marks=pytest.mark.slow),
+        (2, "logged"),
         (4, "evaluating"),
-        pytest.param(6, "logged", marks=pytest.mark.slow),
+        (6, "logged"),
     ],
 )
+@pytest.mark.slow
 def test_killed_evaluation_is_repeated_first(
     config, whole, tmp_path, monkeypatch, step, moment
 ):

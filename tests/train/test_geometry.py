@@ -110,6 +110,7 @@ def test_frozen_backbone_of_random_weights_is_named(weights, frozen, caplog):
     assert len(messages) == (frozen and not weights)
 
 
+@pytest.mark.slow
 def test_training_warns(tmp_path, caplog):
     images, labels = squares()
     config = tiny(small_config(images, labels))

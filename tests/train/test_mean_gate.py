@@ -50,7 +50,9 @@ def test_each_evaluated_step_has_its_own(camvid, whole):
     assert not np.array_equal(gate_of(whole, 2).gate, gate_of(whole, 3).gate)
 
 
-@pytest.mark.parametrize("protocol", ["pytorch_encoding", "mmseg"])
+@pytest.mark.parametrize(
+    "protocol", ["pytorch_encoding", pytest.param("mmseg", marks=pytest.mark.slow)]
+)
 def test_windows_count_as_in_the_evaluation(camvid, tmp_path, protocol):
     settings = dict(mode="slide", protocol=protocol, flip=True, scales=(1.0, 1.25))
     train(make_config(camvid, **settings), tmp_path / "run")
