@@ -17,7 +17,7 @@ Published, on validation: pixel accuracy / mean IoU, multi-scale and flipped.
 | PyTorch-Encoding, retrained (v1.0 and later) | 80.1 / 41.5 | 81.3 / 44.4 |
 | mmsegmentation, mean IoU at 80k and 160k | 41.17 and 41.71 | 43.61 and 44.01 |
 
-Hardware of PyTorch-Encoding: 4 GPUs; days on one. Not trained here.
+PyTorch-Encoding trained on 4 GPUs; one takes days. Not trained here.
 
 `paper-r50` and `paper-r101` set what the paper describes and the released code does
 otherwise: the sum over codewords, the plain gate, class presence predicted from stage 3
