@@ -168,6 +168,19 @@ def plot(results: Results, path: Path) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
+    figure, axes = pyplot.subplots(2, 3, figsize=(14, 7))
+    for axis, (title, key, groups) in zip(axes.flat, _panels()):
+        _plot_panel(axis, results, key, groups)
+        axis.set_xlabel(title)
+        axis.set_ylabel("mean IoU on test, %" + " (small objects)" * (key == "small"))
+        axis.spines[["top", "right"]].set_visible(False)
+    figure.suptitle("scenes: means over seeds with standard deviations; dots are seeds")
+    figure.tight_layout()
+    figure.savefig(path, dpi=110)
+
+
+def _panels() -> list[tuple[str, str, dict[str, list[tuple[str, str]]]]]:
+    """Returns title, key of the results, and groups of columns: label and variant."""
     modules = [
         ("FCN", "fcn"),
         ("pooling", "pooling"),
@@ -177,7 +190,7 @@ def plot(results: Results, path: Path) -> None:
     scaled = {32: "encnet"} | {k: f"K {k}" for k in CODEWORDS if k != 32}
     alphas = {0.2: "encnet"} | {a: f"alpha {a}" for a in ALPHAS if a != 0.2}
     codes = [(str(k), scaled[k]) for k in CODEWORDS]
-    panels: list[tuple[str, str, dict[str, list[tuple[str, str]]]]] = [
+    return [
         ("module", "mean_iou", {"": modules}),
         (
             "codewords, K",
@@ -195,16 +208,26 @@ def plot(results: Results, path: Path) -> None:
             {"": [("0", "encnet, no SE loss")] + [(str(a), alphas[a]) for a in ALPHAS]},
         ),
         ("small objects", "small", {"": modules}),
+        (
+            "backbone",
+            "mean_iou",
+            {
+                name: [("tiny", variant), ("ResNet-18", f"{variant}, resnet18")]
+                for name, variant in (("FCN", "fcn"), ("EncNet", "encnet"))
+            },
+        ),
+        (
+            "form of the module",
+            "mean_iou",
+            {
+                "": [
+                    ("released code", "encnet"),
+                    ("paper", "paper's form"),
+                    ("paper, rotation", "paper's form, rotation"),
+                ]
+            },
+        ),
     ]
-    figure, axes = pyplot.subplots(2, 2, figsize=(10, 7))
-    for axis, (title, key, groups) in zip(axes.flat, panels):
-        _plot_panel(axis, results, key, groups)
-        axis.set_xlabel(title)
-        axis.set_ylabel("mean IoU on test, %" + " (small objects)" * (key == "small"))
-        axis.spines[["top", "right"]].set_visible(False)
-    figure.suptitle("scenes: means over seeds with standard deviations; dots are seeds")
-    figure.tight_layout()
-    figure.savefig(path, dpi=110)
 
 
 def _plot_panel(
