@@ -128,4 +128,4 @@ def test_missing_large_pages_are_logged(
     if logs:
         (message,) = caplog.messages
         assert "a tenth to a quarter" in message
-        assert "GLIBC_TUNABLES=glibc.malloc.hugetlb=1 python train.py" in message
+        assert "GLIBC_TUNABLES=glibc.malloc.hugetlb=1 encnet train" in message
