@@ -2,6 +2,7 @@
 
 import errno
 import importlib.util
+import logging
 import re
 
 # `errno` of a full disk, and of an exhausted quota.
@@ -16,6 +17,7 @@ _MAX_LISTED = 6  # names in a message before "and N more"
 _MAX_LENGTH = 2000  # characters of a message
 _LINE_BREAK = re.compile(r"\s*[\n\r\v\f\x1c-\x1e\x85\u2028\u2029]\s*")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
+_log = logging.getLogger(__name__)
 
 
 class UserError(ValueError):
@@ -65,3 +67,16 @@ def require_package(package: str, extra: str, purpose: str) -> None:
             f"{purpose} needs {package}, which is not installed; "
             f"pip install 'encnet-jax[{extra}]'"
         )
+
+
+def has_package(package: str, output: str) -> bool:
+    """Returns whether a package is installed; logs it if not.
+
+    Args:
+        package: Name that is imported.
+        output: What is left out without it, such as "figures".
+    """
+    found = importlib.util.find_spec(package) is not None
+    if not found:
+        _log.info("no %s: %s is not installed", output, package)
+    return found

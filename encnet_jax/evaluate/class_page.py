@@ -7,11 +7,12 @@ from typing import Any
 import numpy as np
 
 from encnet_jax.data.datasets import Dataset
+from encnet_jax.errors import has_package
 from encnet_jax.evaluate.accumulator import ImageMetrics
 from encnet_jax.evaluate.calibration import Calibration
 from encnet_jax.evaluate.evaluator import ImagePrediction
 from encnet_jax.report.evaluation import Strip, Thumbnail, save_evaluation_page
-from encnet_jax.report.page import can_report, percent
+from encnet_jax.report.page import percent
 from encnet_jax.report.thumbnails import image_uri, small_size
 from encnet_jax.run.distributed import sum_over_hosts
 
@@ -96,7 +97,7 @@ def save_classification_page(
         settings: See `page_settings`.
         command: The command line, or None.
     """
-    if not can_report():
+    if not has_package("jinja2", "page"):
         return
     info, count = record.dataset.info, f"{scores['images']:,} images"
     error = percent(scores["calibration"]["expected_calibration_error"], 2)

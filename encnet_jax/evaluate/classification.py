@@ -11,6 +11,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from encnet_jax.data.registry import open_dataset
+from encnet_jax.errors import has_package
 from encnet_jax.evaluate.class_page import ClassRecord, save_classification_page
 from encnet_jax.evaluate.evaluator import (
     Examples,
@@ -20,7 +21,6 @@ from encnet_jax.evaluate.evaluator import (
     predict_dataset,
     stack_padded,
 )
-from encnet_jax.evaluate.figures import can_plot
 from encnet_jax.evaluate.image_log import image_log_path, write_image_log
 from encnet_jax.evaluate.page import page_settings
 from encnet_jax.evaluate.progress import show_progress
@@ -145,7 +145,7 @@ def evaluate_classes_workdir(
             differs_from_training=differences,
             class_names=names,
         )
-        if can_plot():
+        if has_package("matplotlib", "figures"):
             # Here, so that training runs without matplotlib.
             from encnet_jax.visualize.charts import save_confusion
 

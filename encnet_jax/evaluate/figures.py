@@ -1,8 +1,6 @@
 """What an evaluation shows of its images: figures, and the page `SPLIT.html`."""
 
 import functools
-import importlib.util
-import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +10,7 @@ from jaxtyping import Float
 
 from encnet_jax.data.dataset_info import DatasetInfo
 from encnet_jax.data.datasets import Dataset
+from encnet_jax.errors import has_package
 from encnet_jax.evaluate.calibration import (
     Calibration,
     ConfidenceFn,
@@ -28,15 +27,6 @@ _EXAMPLES = 2  # shown of the best, the median and the worst images each
 _MAX_WORST = 150
 # Rank in words, mean IoU, and the prediction.
 RankedExample = tuple[str, float, ConfidentPrediction]
-_log = logging.getLogger(__name__)
-
-
-def can_plot() -> bool:
-    """Returns whether matplotlib is there to draw figures; logs it if not."""
-    found = importlib.util.find_spec("matplotlib") is not None
-    if not found:
-        _log.info("no figures: matplotlib is not installed")
-    return found
 
 
 def select_examples(image_iou: Float[np.ndarray, " N"]) -> dict[int, str]:
@@ -96,7 +86,7 @@ def save_figures(
     prefix: Path,
 ) -> None:
     """Plots the scores to files whose names start with `prefix`, with matplotlib."""
-    if not can_plot():
+    if not has_package("matplotlib", "figures"):
         return
     # Here, so that scores can be computed without it.
     from encnet_jax.visualize import charts

@@ -8,13 +8,13 @@ from ml_collections import ConfigDict
 
 from encnet_jax.config import leaves
 from encnet_jax.data.datasets import Dataset
-from encnet_jax.errors import UserError
+from encnet_jax.errors import UserError, has_package
 from encnet_jax.evaluate.figures import RankedExample, class_strips, example_strips
 from encnet_jax.evaluate.image_log import image_log_path, read_image_log
 from encnet_jax.evaluate.scores import over_classes, summary_names
 from encnet_jax.evaluate.settings import describe_differences
 from encnet_jax.report.evaluation import save_evaluation_page
-from encnet_jax.report.page import can_report, percent
+from encnet_jax.report.page import percent
 from encnet_jax.run.workdir import LoadedRun
 
 # Summarizing scores that are means over classes.
@@ -67,7 +67,7 @@ def save_segmentation_page(
         settings: See `page_settings`.
         command: The command line, or None.
     """
-    if not can_report():
+    if not has_package("jinja2", "page"):
         return
     info, count = dataset.info, results["images"]
     try:

@@ -273,6 +273,6 @@ def init_heads_as_mmseg(model: nnx.Module, rngs: nnx.Rngs) -> None:
         init = he_normal
         if module.bias is not None:
             init = nnx.initializers.normal(MMSEG_CLASSIFIER_STD)
-            module.bias[...] = jnp.zeros_like(module.bias[...])
+            module.bias.set_value(jnp.zeros_like(module.bias[...]))
         kernel = module.kernel[...]
-        module.kernel[...] = init(rngs.params(), kernel.shape, kernel.dtype)
+        module.kernel.set_value(init(rngs.params(), kernel.shape, kernel.dtype))

@@ -247,10 +247,11 @@ class BatchNorm(nnx.BatchNorm):
             # A single value per channel has no unbiased variance; torch raises there.
             var = var * (count / max(count - 1, 1))
         keep = self.momentum
-        self.mean[...] = jax.lax.stop_gradient(
-            keep * self.mean[...] + (1 - keep) * mean
-        )
-        self.var[...] = jax.lax.stop_gradient(keep * self.var[...] + (1 - keep) * var)
+        # Not `self.mean[...] = `: Flax then asks for the sharding of a traced array, and
+        # JAX goes through all operations traced so far to say that it has none.
+        for running, batch in ((self.mean, mean), (self.var, var)):
+            value = keep * running[...] + (1 - keep) * batch
+            running.set_value(jax.lax.stop_gradient(value))
 
 
 class ConvBN(nnx.Module):

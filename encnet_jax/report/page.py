@@ -1,7 +1,5 @@
 """Pages from templates: one HTML file each, which loads nothing."""
 
-import importlib.util
-import logging
 from pathlib import Path
 from typing import Any
 
@@ -10,15 +8,6 @@ from encnet_jax.files import whole_file
 # Marks the pages, so that no other file is replaced by one.
 MARK = '<meta name="generator" content="encnet_jax">'
 _TEMPLATES = Path(__file__).parent / "templates"
-_log = logging.getLogger(__name__)
-
-
-def can_report() -> bool:
-    """Returns whether jinja2 is there to write pages; logs it if not."""
-    found = importlib.util.find_spec("jinja2") is not None
-    if not found:
-        _log.info("no page: jinja2 is not installed")
-    return found
 
 
 def save_page(path: Path, template: str, **values: Any) -> None:

@@ -157,16 +157,26 @@ def test_small_images_are_learned_and_scored(workdir, cifar):
     assert (workdir / "evaluation" / "test-confusion.png").exists()
 
 
-def test_scores_are_written_without_matplotlib(workdir, cifar, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    "package, left_out",
+    [("matplotlib", "test-confusion.png"), ("jinja2", "test.html")],
+)
+def test_scores_are_written_without_a_package(
+    workdir, cifar, tmp_path, monkeypatch, caplog, package, left_out
+):
     folder = shutil.copytree(workdir, tmp_path / "run")
     shutil.rmtree(folder / "evaluation", ignore_errors=True)
-    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    monkeypatch.setitem(sys.modules, package, None)
+    caplog.set_level("INFO", "encnet_jax")
     config = load_config(folder / "config.json")
     config.data.data_dir = str(cifar)
     assert "accuracy" in evaluate_workdir(config, folder, "test")
-    names = sorted(path.name for path in (folder / "evaluation").iterdir())
-    assert names == ["test-images.jsonl", "test.html", "test.json"]
-    check_page((folder / "evaluation" / "test.html").read_text())
+    written = {path.name for path in (folder / "evaluation").iterdir()}
+    usual = {"test-images.jsonl", "test.html", "test.json", "test-confusion.png"}
+    assert written == usual - {left_out}
+    assert f"{package} is not installed" in caplog.text
+    if "test.html" in written:
+        check_page((folder / "evaluation" / "test.html").read_text())
 
 
 @pytest.mark.slow
