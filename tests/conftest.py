@@ -3,6 +3,7 @@
 Commands that the tests start as processes of their own see one device.
 """
 
+import gc
 import os
 
 import jax
@@ -26,6 +27,9 @@ if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
     jax.config.update("jax_compilation_cache_dir", cache)
 # Also the many small ones of tests that compute step by step.
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+# Traced programs stay in JAX's caches: at the usual thresholds a tenth of the time goes
+# into looking for garbage among them.
+gc.set_threshold(20_000, 20, 50)
 
 
 @pytest.fixture(scope="module")

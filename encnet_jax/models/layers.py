@@ -247,7 +247,7 @@ class BatchNorm(nnx.BatchNorm):
             # A single value per channel has no unbiased variance; torch raises there.
             var = var * (count / max(count - 1, 1))
         keep = self.momentum
-        # Not `self.mean[...] = `: Flax then asks for the sharding of a traced array, and
+        # Not `self.mean[...] =`: Flax then asks for the sharding of a traced array, and
         # JAX goes through all operations traced so far to say that it has none.
         for running, batch in ((self.mean, mean), (self.var, var)):
             value = keep * running[...] + (1 - keep) * batch

@@ -147,7 +147,9 @@ def create_model(
     settings["in_channels"] = in_channels
     if rngs is None:
         rngs = nnx.Rngs(0)
-        rngs.default = _Stream(jax.random.key(0), tag="default")
+        rngs.default = _Stream(  # type: ignore[attr-defined]
+            jax.random.key(0), tag="default"
+        )
 
     def build(entry: Callable[..., Any], *args: Any) -> Any:
         keys = settings.keys() & settings_of(entry).keys()

@@ -36,6 +36,9 @@ _TRAINING_TILE = 2
 _Grid = list[list[jax.Array]]
 _Arguments = tuple[jax.Array, jax.Array]
 _AnyArray = TypeVar("_AnyArray", jax.Array, np.ndarray)
+# Hundreds of operations each, and a network has few shapes: later convolutions of a
+# shape take the operations of the first.
+_traced_once = functools.partial(jax.jit, inline=True)
 
 
 class _Transforms(NamedTuple):
@@ -77,6 +80,7 @@ def transform_kernel(kernel: _AnyArray, tile: int) -> _AnyArray:
     return (G @ rows).reshape(n, n, *features)
 
 
+@_traced_once
 def winograd_transformed(
     x: Float[Array, "b h w in"],
     transformed: Float[jax.Array | np.ndarray, "n n in out"] | _Grid,
@@ -104,6 +108,7 @@ def winograd_transformed(
 
 
 @jax.custom_vjp
+@_traced_once
 def winograd_conv(
     x: Float[Array, "b h w in"], kernel: Float[Array, "3 3 in out"]
 ) -> Float[Array, "b h w out"]:
@@ -122,6 +127,7 @@ def _winograd_forward(x: jax.Array, kernel: jax.Array) -> tuple[jax.Array, _Argu
     return winograd_conv(x, kernel), (x, kernel)
 
 
+@_traced_once
 def _winograd_backward(arguments: _Arguments, cotangent: jax.Array) -> _Arguments:
     """Returns the gradients of both arguments.
 
