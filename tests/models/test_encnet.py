@@ -27,7 +27,7 @@ def abstract_outputs(*arguments, size=(33, 49), **settings):
     """Returns the shapes of the results for two images, without computing them."""
 
     def outputs(images):
-        model = create_model(*arguments, **{**TINY, **settings}, rngs=nnx.Rngs(0))
+        model = create_model(*arguments, **{**TINY, **settings})
         return model(images)
 
     return jax.eval_shape(outputs, jax.ShapeDtypeStruct((2, *size, 3), jnp.float32))
@@ -138,7 +138,7 @@ def test_a_setting_that_is_not_allowed_is_named(key, value, allowed):
 
 @pytest.mark.parametrize("frozen", [False, True])
 def test_frozen_backbone_is_fixed_after_an_evaluation_too(frozen):
-    model = create_model("encnet", freeze_backbone=frozen, **TINY, rngs=nnx.Rngs(0))
+    model = create_model("encnet", freeze_backbone=frozen, **TINY)
     for _ in range(2):
         for part, fixed in ((model.backbone, frozen), (model.head, False)):
             norms = [m for _, m in nnx.iter_modules(part) if isinstance(m, BatchNorm)]
@@ -175,7 +175,7 @@ def test_frozen_backbone_gets_no_gradient_and_keeps_its_statistics():
 
 @pytest.mark.parametrize("settings", [{}, dict(lateral=True, decoder_stride=4)])
 def test_context_comes_with_the_same_logits(settings):
-    model = create_model("encnet", **TINY, **settings, rngs=nnx.Rngs(0))
+    model = create_model("encnet", **TINY, **settings)
     model.eval()
     images = jax.random.normal(jax.random.key(0), (2, 32, 48, 3))
     output, context = model.forward_with_context(images)
@@ -194,7 +194,7 @@ def test_context_comes_with_the_same_logits(settings):
 @pytest.mark.parametrize("align_corners", [True, False])
 def test_lateral_links_are_resized_as_the_logits_are(align_corners):
     settings = dict(lateral=True, output_stride=16, align_corners=align_corners)
-    model = create_model("encnet", **TINY, **settings, rngs=nnx.Rngs(0))
+    model = create_model("encnet", **TINY, **settings)
     model.eval()
     stages = model.backbone(jax.random.normal(jax.random.key(0), (1, 32, 48, 3)))
     head = model.head
@@ -211,7 +211,7 @@ def test_lateral_links_are_resized_as_the_logits_are(align_corners):
 
 
 def test_folded_network_has_the_context():
-    model = create_model("encnet", **TINY, rngs=nnx.Rngs(0))
+    model = create_model("encnet", **TINY)
     model.eval()
     images = jax.random.normal(jax.random.key(0), (1, 32, 48, 3))
     _, context = model.forward_with_context(images)
