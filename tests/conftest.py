@@ -20,7 +20,9 @@ jax.config.update("jax_num_cpu_devices", 8)
 # Tests compile much and compute little: LLVM optimizes less in this process. What XLA
 # makes of a program before that is the same.
 _FLAG = "--xla_backend_optimization_level=1"
-os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_FLAG}".strip()
+_flags = os.environ.get("XLA_FLAGS", "")
+if _FLAG not in _flags:  # as workers inherit it; the flags are part of the cache's keys
+    os.environ["XLA_FLAGS"] = f"{_flags} {_FLAG}".strip()
 # Compiled programs are shared between the workers of a run, and between runs.
 if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
     cache = os.path.expanduser("~/.cache/encnet_jax/tests")
