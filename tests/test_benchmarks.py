@@ -4,13 +4,14 @@ import importlib.util
 import json
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import jax
 import numpy as np
 import pytest
 from flax import nnx
 
-from benchmarks import timing
+from benchmarks import measurements, timing
 from benchmarks.compiled import largest_batch
 from encnet_jax.convert.load import load_torch_weights
 from encnet_jax.data.dataset_info import SCENES
@@ -248,6 +249,21 @@ def test_sides_take_turns_and_the_median_counts(monkeypatch):
     }
     assert timing.medians(candidates, rounds=3, seconds=4) == {"slow": 3, "quick": 2}
     assert log[4:] == (["slow"] * 2 + ["quick"] * 3) * 3
+
+
+def test_driver_is_not_known_without_nvidia_smi(monkeypatch):
+    client = SimpleNamespace(platform_version="PJRT C API\n  cuda 13000")
+    device = SimpleNamespace(platform="gpu", device_kind="NVIDIA H100", client=client)
+
+    def missing(*arguments, **options):
+        raise FileNotFoundError
+
+    monkeypatch.setattr(jax, "devices", lambda: [device])
+    monkeypatch.setattr(measurements.subprocess, "run", missing)
+    facts = measurements.device_facts()
+    assert facts["device"] == "NVIDIA H100"
+    assert facts["runtime"] == "PJRT C API cuda 13000"
+    assert facts["driver"] == "not known"
 
 
 @pytest.fixture(scope="module")
