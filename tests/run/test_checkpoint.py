@@ -35,6 +35,14 @@ def make_state(width):
     return create_train_state(params, batch_stats, tx)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def frozen_garbage():
+    """A failed read looks for garbage: not among the programs of all earlier tests."""
+    gc.freeze()
+    yield
+    gc.unfreeze()
+
+
 @pytest.fixture(scope="module")
 def state():
     return make_state(2)
