@@ -29,7 +29,7 @@ from tests.commands import errors, run
 ROOT = Path(__file__).parents[1]
 CONFIGS = {
     "ade20k": ("r50", "r101", "paper-r50", "paper-r101"),
-    "camvid": ("gpu", "weighted", "cpu"),
+    "camvid": ("gpu", "weighted", "cpu", "dinov2"),
     "cifar10": ("encnet_16k64d", "encnet_32k128d-drop", "resnet_64d", "se_resnet_64d"),
     "cityscapes": ("r50", "r101"),
     "coco_stuff": ("r50", "r101"),
@@ -103,7 +103,13 @@ def test_unknown_argument_is_named_with_those_allowed(name):
         ({"evaluation.scales": ("nan",)}, r"scales=\('nan',\): must be finite numbers"),
         ({"evaluation.scales": (float("nan"),)}, r"scales=\(nan,\): must be above 0"),
         ({"model.stem_width": 48}, "stem_width=48: allowed are 32, 64"),
+        (
+            {"evaluation.crop_size": 32, "evaluation.stride": 40},
+            "stride=40: windows of 32 pixels would leave gaps",
+        ),
+        ({"evaluation.protocol": "voc"}, "'voc': allowed are pytorch_encoding, mmseg"),
         ({"model.num_codes": -1}, "num_codes=-1"),
+        ({"model.backbone": "resnet51"}, "resnet51': allowed are tiny, resnet18"),
         ({"model.dtype": "float16"}, "'float16': allowed are auto"),
         ({"evaluation.flip": True}, "needs evaluation.scales"),
         ({"evaluation.scales": (0.0,)}, "must be above 0"),

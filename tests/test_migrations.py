@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from encnet_jax import cli
 from encnet_jax.config import default, load_config
 from encnet_jax.config_checks import validate
 from encnet_jax.errors import UserError
@@ -125,9 +126,26 @@ def test_an_unknown_key_is_refused():
 
 
 @pytest.mark.parametrize(
-    "flag", ["--config.data.in_memory=True", "--noconfig.data.in_memory"]
+    "flag, message",
+    [
+        (
+            "--config.data.in_memory=True",
+            "in_memory: is now called --config.data.",
+        ),
+        ("-noconfig.data.in_memory", "in_memory: is now called --config.data."),
+        ("--config.modle.width=4", "modle.width: no such key of the configuration;"),
+        ("--config.x.y=4", "x.y: no such key of the configuration"),
+        ("--config.model.widht=4", "is it --config.model.width?"),
+    ],
 )
-def test_a_flag_with_an_old_key_is_one_line_and_exit_code_2(flag):
+def test_a_flag_with_an_old_or_unknown_key_is_named(flag, message):
+    known = ["train.py", "--config=scenes", "--noconfig.data.cache_on_device"]
+    assert cli._wrong_key([*known, "--config.seed=1"]) is None
+    assert message in cli._wrong_key([*known, flag])
+
+
+def test_a_flag_with_an_old_key_is_one_line_and_exit_code_2():
+    flag = "--config.data.in_memory=True"
     result = run("train.py", "--config=configs/scenes.py", flag)
     assert result.returncode == 2
     assert errors(result) == [

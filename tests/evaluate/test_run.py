@@ -405,24 +405,35 @@ def test_segmenter_labels_as_the_evaluation_does(
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        (["--split=dev"], "split 'dev' of camvid: allowed are train, val, test"),
-        (["--images=/no/such"], "needs --submission"),
         (["--images=/no/such", "--submission"], "/no/such: no such folder"),
         (["--step=3"], "step 3: not in"),
-        (["--config.evaluation.protocol=voc"], "allowed are pytorch_encoding, mmseg"),
-        (["--config.evaluation.stride=40"], "windows of 32 pixels would leave gaps"),
-        (["--config.data.name=scenes", "--split=test"], "has other 20"),
-        (["--config.model.width=8"], "model.width=8: the run in"),
     ],
 )
-def test_invalid_arguments_are_reported_before_anything_starts(
+def test_invalid_flags_are_reported_before_anything_starts(
     trained, camvid, more, message
 ):
     before = sorted(trained.rglob("*"))
-    extra = ["--config.data.cache_on_device"] if "scenes" in more[0] else []
-    result = run(*arguments(trained, camvid, *more, *extra))
+    result = run(*arguments(trained, camvid, *more))
     assert result.returncode == 2 and len(errors(result)) == 1, result.stderr
     assert message in errors(result)[0]
+    assert sorted(trained.rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    ("settings", "more", "message"),
+    [
+        ({}, {"split": "dev"}, "split 'dev' of camvid: allowed are train, val, test"),
+        ({}, {"images": "/no/such"}, "--images=/no/such: needs --submission"),
+        ({"data.name": "scenes"}, {}, "has other 20"),
+    ],
+)
+def test_what_does_not_fit_is_reported_before_anything_starts(
+    trained, config, settings, more, message
+):
+    before = sorted(trained.rglob("*"))
+    config.update_from_flattened_dict(settings)
+    with pytest.raises(UserError, match=message):
+        evaluate_workdir(config, trained, **{"split": "test", **more})
     assert sorted(trained.rglob("*")) == before
 
 

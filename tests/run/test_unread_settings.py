@@ -75,3 +75,4 @@ def test_command_warns_before_it_fails(camvid, tmp_path):
     assert result.returncode == 2 and "allowed are train" in errors(result)[0]
     (warning,) = [x for x in result.stderr.splitlines() if x.startswith("WARNING: --")]
     assert warning.startswith("WARNING: --config.evaluation.stride: has no effect")
+    assert not (tmp_path / "run").exists()
