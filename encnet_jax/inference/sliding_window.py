@@ -1,8 +1,10 @@
 """Sliding windows: the windows of many images in full batches of one shape."""
 
+import functools
 import itertools
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple, TypeVar
 
 import jax
@@ -15,7 +17,7 @@ from encnet_jax.errors import UserError
 from encnet_jax.inference.context import MergedModel, forward_with_gate
 from encnet_jax.inference.placement import WindowPlacement
 from encnet_jax.inference.score_map import ScoreMap, ScoreMapPool, ScoreMapSharding
-from encnet_jax.inference.tta import TTAProtocol
+from encnet_jax.inference.tta import TTAProtocol, TTAView
 from encnet_jax.ops.resize_argmax import resize_logits
 from encnet_jax.run.sharding import batch_sharded
 from encnet_jax.run.state import PureDict
@@ -255,14 +257,57 @@ def run_sliding_window(
 def _windows(
     images: Iterable[tuple[Any, np.ndarray]], protocol: TTAProtocol, pool: ScoreMapPool
 ) -> Iterator[_Window]:
-    for key, image in images:
-        result = ImageScores(key, pool.create(image.shape[:2]), [], [])
-        for view, last_view in _mark_last(protocol.views(image)):
+    ahead = images_ahead(pool.sharding.mesh)
+    for key, size, views in _views_of(images, protocol, ahead):
+        result = ImageScores(key, pool.create(size), [], [])
+        for view, last_view in _mark_last(views):
             placements = itertools.product(view.rows, view.columns)
             for (rows, columns), last in _mark_last(placements):
                 pixels = view.pixels[rows.window, columns.window]
                 ends_image = last_view and last
                 yield _Window(pixels, result, rows, columns, last, ends_image)
+
+
+def images_ahead(mesh: Mesh) -> int:
+    """Returns for how many images threads make the views before they are needed.
+
+    On a GPU the network takes less time than the resizing. On CPU both would share the
+    cores.
+    """
+    return 0 if mesh.devices.flat[0].platform == "cpu" else 3
+
+
+def _views_of(
+    images: Iterable[tuple[Any, np.ndarray]], protocol: TTAProtocol, ahead: int
+) -> Iterator[tuple[Any, tuple[int, int], Iterable[TTAView]]]:
+    """Yields keys, sizes and views of images; those of the first as they are asked for.
+
+    Args:
+        images: Keys and images.
+        protocol: What makes the views.
+        ahead: See `images_ahead`.
+    """
+    threads = ThreadPoolExecutor(max(ahead, 1))  # started by the first image but one
+    waiting: deque[tuple[Any, tuple[int, int], Callable[[], Iterable[TTAView]]]]
+    waiting = deque()
+
+    def next_image() -> tuple[Any, tuple[int, int], Iterable[TTAView]]:
+        key, size, views = waiting.popleft()
+        return key, size, views()
+
+    try:
+        for index, (key, image) in enumerate(images):
+            make: Callable[[], Iterable[TTAView]]
+            make = functools.partial(protocol.views, image)
+            if ahead and index > 0:
+                make = threads.submit(lambda make: list(make()), make).result
+            waiting.append((key, image.shape[:2], make))
+            if len(waiting) > ahead:
+                yield next_image()
+        while waiting:
+            yield next_image()
+    finally:
+        threads.shutdown(wait=False, cancel_futures=True)
 
 
 def _mark_last(items: Iterable[_Item]) -> Iterator[tuple[_Item, bool]]:

@@ -1,6 +1,8 @@
 """Sliding windows against naive references, written out step by step for one image."""
 
 import math
+import threading
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -8,6 +10,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from encnet_jax.inference import sliding_window
 from encnet_jax.inference.placement import resized
 from encnet_jax.inference.score_map import ScoreMapPool, ScoreMapSharding
 from encnet_jax.inference.sliding_window import (
@@ -102,6 +105,48 @@ def mmseg(**settings):
         std=STD,
     )
     return MmsegProtocol(**{**defaults, **settings})
+
+
+@pytest.mark.parametrize("protocol", ["pytorch_encoding", "mmseg"])
+def test_threads_that_make_the_views_change_nothing(monkeypatch, protocol):
+    images = [image_of(45, 61), image_of(61, 45), image_of(40, 40), image_of(45, 61)]
+    settings = dict(crop_size=24, scales=(1.0, 1.49), flip=True)
+    if protocol == "mmseg":
+        protocol = mmseg(stride=16, **settings)
+    else:
+        protocol = PyTorchEncodingProtocol(
+            base_size=48, stride=0, align_corners=True, mean=MEAN, std=STD, **settings
+        )
+    threads, views = [], type(protocol).views
+
+    def spied(self, image):
+        threads.append(threading.current_thread() is threading.main_thread())
+        yield from views(self, image)
+
+    monkeypatch.setattr(type(protocol), "views", spied)
+    expected, _ = scores_of(protocol, images)
+    assert threads == [True] * 4
+    threads.clear()
+    monkeypatch.setattr(sliding_window, "images_ahead", lambda mesh: 2)
+    actual, _ = scores_of(protocol, images)
+    assert threads.count(True) == 1 and threads.count(False) == 3
+    for one, other in zip(actual, expected, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_fault_in_a_thread_that_makes_views_ends_the_evaluation(monkeypatch):
+    monkeypatch.setattr(sliding_window, "images_ahead", lambda mesh: 2)
+    protocol = mmseg(crop_size=24)
+    bad = np.zeros((30, 30, 2), np.uint8)  # two channels
+    with pytest.raises(ValueError):
+        scores_of(protocol, [image_of(45, 61), image_of(45, 61), bad])
+
+
+def test_views_are_made_ahead_for_accelerators_alone():
+    device = SimpleNamespace(platform="gpu")
+    mesh = SimpleNamespace(devices=np.array([device], object))
+    assert sliding_window.images_ahead(mesh) > 0
+    assert sliding_window.images_ahead(mesh_of(jax.devices()[:1])) == 0
 
 
 def test_slide_moves_the_last_windows_inwards_and_averages_softmax():
