@@ -17,6 +17,7 @@ from benchmarks.camvid_runs import Run
 from benchmarks.time_budget import StopAt, measure_speed, plan_steps
 from encnet_jax.config import load_config
 from encnet_jax.data.datasets import Dataset
+from encnet_jax.errors import require_package
 from encnet_jax.files import check_folder, make_folder, whole_file
 from encnet_jax.run.checkpoint_folder import saved_steps
 from encnet_jax.run.model_config import resolve_dtype
@@ -25,6 +26,8 @@ from encnet_jax.run.workdir import LoadedRun, load_workdir
 from encnet_jax.train import train
 
 _MAX_WEIGHTS = 16 * 2**20  # bytes of a file
+# Of the evaluations during the training, with compilation, on an accelerator.
+_VALIDATION_SECONDS = 30.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,6 +80,7 @@ def run_once(
     Raises:
         UserError: A file, a setting, or the time does not allow it.
     """
+    require_package("matplotlib", "train", "the figures")
     camvid_scores.read_rows(output)
     check_folder(output.parent, "--output")
     check_folder(files, "--files")
@@ -96,9 +100,10 @@ def run_once(
     trained = load_workdir(workdir, "latest")
     make_folder(files, "--files")
     prefix = files / workdir.name
-    save_curve(workdir, prefix, run.hold_out or "val")
     row = _common_fields(run, config, workdir, trained.step, complete=finished)
-    return score_all(config, trained, scored, row, prefix, output, conventions)
+    rows = score_all(config, trained, scored, row, prefix, output, conventions)
+    save_curve(workdir, prefix, run.hold_out or "val")
+    return rows
 
 
 def _common_fields(
@@ -133,7 +138,7 @@ def planned_config(
     if limits.training_ends is None:
         return config
     speed = measure_speed(config, workdir, datasets)
-    left = limits.training_ends - time.perf_counter()
+    left = limits.training_ends - time.perf_counter() - _VALIDATION_SECONDS
     flag = f"--minutes={limits.minutes}"
     return run.config(
         plan_steps(config, speed, left, shorten=limits.fit_steps, flag=flag)
@@ -150,7 +155,8 @@ def score_all(
     conventions: Sequence[str],
 ) -> list[dict[str, Any]]:
     """Scores by some conventions; writes each row, and the figures of the first."""
-    rows = []
+    rows: list[dict[str, Any]] = []
+    first: camvid_scores.Scores | None = None
     for name in conventions:
         convention = camvid_scores.CONVENTIONS[name]
         started = time.perf_counter()
@@ -165,9 +171,10 @@ def score_all(
             f"({row['steps']} steps; scored in {seconds:.0f} s)",
             flush=True,
         )
-        if len(rows) == 1:
-            camvid_scores.save_figures(scores, dataset, prefix)
-            save_weights(trained, prefix)
+        first = first or scores
+    if first is not None:  # behind the rows, which are what must not be lost
+        camvid_scores.save_figures(first, dataset, prefix)
+        save_weights(trained, prefix)
     return rows
 
 

@@ -83,6 +83,7 @@ _OTHER_SECTIONS = ("done", "left_out", "failed", "settings")  # of the results
 _TORCH = "torch_"  # prefix of the networks trained by PyTorch
 _EVALUATIONS = 6  # per run, including that of the last step
 _EVALUATION_SECONDS = 30.0  # of all of them, with compilation, on an accelerator
+_GRACE = 0.04  # of --minutes, for the last run: lost if it is stopped a step early
 
 
 def row_name(model: str) -> str:
@@ -293,6 +294,7 @@ def main(arguments: list[str]) -> int | None:
     record = start_record(output / "cifar.json")
     runs = [run for run in runs if not record.has(row_name(run[0]), run[1])]
     datasets = load_splits() if runs else None
+    stopped = False
     for index, (model, seed, config) in enumerate(runs):
         assert datasets is not None  # read above, as there are runs
         name = row_name(model)
@@ -307,12 +309,13 @@ def main(arguments: list[str]) -> int | None:
         if model.startswith(_TORCH):
             found = run_in_torch(config, datasets)
         else:
-            with StopAt(end) as stop:
+            with StopAt(end and end + 60 * _GRACE * _MINUTES.value) as stop:
                 found = run_once(config, workdir, datasets)
         if found is None:
             why = "--minutes are over" if stop.expired else "stopped by SIGTERM"
             print(f"{workdir}: {why}; rerun the command to resume")
-            return 1
+            stopped = True
+            break
         record.put(name, seed, found)
         print(name, seed, f"{100 * found['error']:.2f} % error", flush=True)
     known = record.data
@@ -320,7 +323,7 @@ def main(arguments: list[str]) -> int | None:
     (output / "cifar.md").write_text(table(results) + "\n")
     plot(results, output / "cifar.png")
     print(table(results))
-    return None
+    return 1 if stopped else None
 
 
 def start_record(path: Path) -> BenchmarkRecord:

@@ -93,7 +93,8 @@ def measure(
 
     Weights are random: `benchmarks.evaluation` compares what both sides find. They are
     on the device before anything is timed, ours with the batch norms folded in, which
-    happens once per evaluation.
+    happens once per evaluation. Ours is measured alone first, as `measurements` does.
+    PyTorch runs eagerly.
 
     Args:
         record: Where to.
@@ -105,18 +106,22 @@ def measure(
         rounds: See `medians`.
     """
     dataset = Images(images)
+
+    def put(name: str, seconds: float, **more: str) -> None:
+        row = dict(candidate=name, images_per_second=images / seconds, images=images)
+        record.put("windows", f"{backbone} {name}", {**row, **more})
+
     # Results are NumPy: a call returns when all of it is done.
-    candidates = {"jax": Candidate(_ours(backbone, scales, batch, dataset), _done)}
-    if torch_side is not None:
-        theirs = torch_side.windows(backbone, scales)
-        candidates["torch"] = Candidate(lambda: theirs(dataset), _done)
-    seconds = medians(candidates, rounds=rounds, seconds=0)
-    for name, time in seconds.items():
-        row = dict(candidate=name, images_per_second=images / time, images=images)
-        record.put("windows", f"{backbone} {name}", row)
-    if torch_side is not None:
-        ratio = seconds["torch"] / seconds["jax"]
-        record.put("ratios", f"windows {backbone}", ratio)
+    ours = Candidate(_ours(backbone, scales, batch, dataset), _done)
+    put("jax", medians({"jax": ours}, rounds=rounds, seconds=0)["jax"])
+    if torch_side is None:
+        return
+    evaluate_in_torch = torch_side.windows(backbone, scales)
+    theirs = Candidate(lambda: evaluate_in_torch(dataset), _done)
+    both = medians({"jax": ours, "torch": theirs}, rounds=rounds, seconds=0)
+    put("jax", both["jax"])
+    put("torch", both["torch"], torch="eager")
+    record.put("ratios", f"windows {backbone}", both["torch"] / both["jax"])
 
 
 def _ours(backbone: str, scales: Sequence[float], batch: int, dataset: Images) -> Any:
