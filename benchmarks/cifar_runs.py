@@ -119,13 +119,13 @@ def config_of(model: str, seed: int, total_steps: int | None = None) -> ConfigDi
         raise UserError(
             f"--models={model}: the PyTorch reference has no -{variant} variant"
         )
-    if model.startswith(_TORCH) and not importlib.util.find_spec("torch"):
-        raise UserError(f"--models={model}: needs torch; pip install -e '.[bench]'")
     given = {"dtype": _DTYPE.value != "auto", "scale_init": _SCALE_INIT.value}
     given["minutes"] = _MINUTES.value is not None
     if model.startswith(_TORCH) and any(given.values()):
         flag = next(name for name, value in given.items() if value)
         raise UserError(f"--{flag}: not for the PyTorch reference, {model}")
+    if model.startswith(_TORCH) and not importlib.util.find_spec("torch"):
+        raise UserError(f"--models={model}: needs torch; pip install -e '.[bench]'")
     config.seed = seed
     config.batch_size = _BATCH.value
     config.model.dtype = _DTYPE.value

@@ -148,23 +148,60 @@ def test_largest_batch_is_worked_out_by_hand():
     assert largest_batch({8: 6 * 10**9}, 80e9, unit=1) is None
 
 
-@pytest.mark.parametrize(
-    "options, message",
-    [
+_MISTAKES = """
+import json, sys
+from absl import flags
+from absl.testing import flagsaver
+from benchmarks import {module}
+from encnet_jax.errors import UserError
+for options in json.load(sys.stdin):
+    with flagsaver.flagsaver():
+        try:
+            {module}.main(flags.FLAGS(["x", *options])[1:])
+            print("said: nothing")
+        except (UserError, flags.Error) as error:
+            print("said:", *str(error).splitlines())
+"""
+
+
+@pytest.fixture
+def mistakes():
+    """Returns a function: what a benchmark says to several lines of flags."""
+
+    def mistakes(module, lines):
+        result = subprocess.run(
+            [sys.executable, "-c", _MISTAKES.format(module=module)],
+            input=json.dumps(lines),
+            cwd=ROOT,
+            env=environment(),
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
+        assert result.returncode == 0, result.stderr
+        output = result.stdout.splitlines()
+        said = [line[6:] for line in output if line.startswith("said: ")]
+        assert len(said) == len(lines)
+        return said
+
+    return mistakes
+
+
+def test_mistakes_in_the_flags_of_memory_are_named(mistakes, bench):
+    cases = [
         (["--only=float16"], "--only=float16: allowed are float32-keep-1, "),
         (["--devices=2"], "--devices=2: only with a --target"),
         (["--batches=8,x"], "--batches=8,x: allowed are positive multiples of"),
         (["--batches=8,18"], "of --devices=1 times the 4 parts of a batch"),
         (["--batches=4,8,12"], "--batches=4,8,12: must be one or two numbers"),
-        (["--devices=0"], "--devices"),
+        (["--devices=0"], "--devices=0: 0 is not a positive integer"),
         (["--output=missing/memory.json"], "no such folder"),
         (["--output=pyproject.toml"], "exists, with no such results"),
-    ],
-)
-def test_mistakes_in_the_flags_of_memory_are_named(bench, options, message):
-    result = bench("memory", *options)
-    assert result.returncode == 2
-    assert message in errors(result)[0]
+    ]
+    for found, (_, message) in zip(mistakes("memory", [c[0] for c in cases]), cases):
+        assert message in found
+    result = bench("memory", *cases[0][0])
+    assert result.returncode == 2 and cases[0][1] in errors(result)[0]
 
 
 def test_course_of_a_run_has_the_errors_of_its_evaluations_alone(bench, tmp_path):
@@ -194,21 +231,18 @@ def test_course_of_a_run_has_the_errors_of_its_evaluations_alone(bench, tmp_path
     assert picture.stat().st_size > 0
 
 
-@pytest.mark.parametrize(
-    ("flags", "message"),
-    [
-        (["--only=resnet"], "--only=resnet: allowed are fcn; pooling; encnet, no SE"),
-        (["--seeds=0,x"], "--seeds=x: must be integers of at least 0"),
-        (["--steps=5"], "--steps=5: the results have 600 steps of fcn, seed 0; give"),
-    ],
-)
-def test_mistakes_in_the_flags_of_scenes_are_named(bench, tmp_path, flags, message):
+def test_mistakes_in_the_flags_of_scenes_are_named(mistakes, tmp_path):
+    cases = [
+        ("--only=resnet", "--only=resnet: allowed are fcn; pooling; encnet, no SE"),
+        ("--seeds=0,x", "--seeds=x: must be integers of at least 0"),
+        ("--steps=5", "--steps=5: the results have 600 steps of fcn, seed 0; give"),
+    ]
     results = tmp_path / "ablation.json"
     results.write_text('{"fcn": {"0": {"mean_iou": 0.2, "steps": 600}}}')
     before = results.read_text()
-    result = bench("scenes_ablation", f"--output={tmp_path}", *flags)
-    assert result.returncode == 2
-    assert errors(result)[0].startswith(f"error: {message}")
+    lines = [[f"--output={tmp_path}", flag] for flag, _ in cases]
+    for found, (_, message) in zip(mistakes("scenes_ablation", lines), cases):
+        assert found.startswith(message)
     assert results.read_text() == before
 
 

@@ -48,7 +48,8 @@ def test_convolutions_of_a_shape_are_traced_once(monkeypatch):
             x = winograd.winograd_conv(x, kernel)
         return x.sum()
 
-    shapes = jnp.zeros((1, 6, 6, 3)), [jnp.zeros((3, 3, 3, 3))] * 5
+    # Of a size of its own: no earlier test has traced it.
+    shapes = jnp.zeros((1, 7, 11, 3)), [jnp.zeros((3, 3, 3, 3))] * 5
     jax.make_jaxpr(jax.grad(loss))(*shapes)
     # The kernel once forward; turned around and as it is backward.
-    assert len(traced) <= 3
+    assert 1 <= len(traced) <= 3

@@ -199,7 +199,6 @@ def test_files_folders_and_globs_are_found_once(tmp_path):
         find_images([str(tmp_path / "c.png")])
 
 
-@pytest.mark.slow
 def test_folders_inside_a_folder_are_counted_and_a_glob_has_them(
     tmp_path, caplog, monkeypatch
 ):
