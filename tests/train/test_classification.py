@@ -190,11 +190,43 @@ def test_two_processes_share_a_validation(workdir, cifar, tmp_path):
         "--config.total_steps=2",
         devices=2,
     )
+    logged = []
     for process in processes:
         _, stderr = process.communicate(timeout=400)
         assert process.returncode == 0, stderr
+        logged.append(stderr)
+    assert "(20 images, " in logged[0] and "step 2" not in logged[1]
     last = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[-1]
     assert json.loads(last).keys() == {"step", "accuracy", "error"}
+
+
+@pytest.mark.slow
+def test_two_processes_share_an_evaluation(workdir, cifar, tmp_path):
+    alone, shared = (shutil.copytree(workdir, tmp_path / name) for name in "ab")
+    config = load_config(workdir / "config.json")
+    config.data.data_dir = str(cifar)
+    evaluate_workdir(config, alone, "test")
+    processes = start_two(
+        "evaluate.py",
+        "--config=configs/cifar10.py:encnet_2k16d-drop",
+        f"--config.data.data_dir={cifar}",
+        f"--workdir={shared}",
+        devices=2,
+    )
+    for process in processes:
+        _, stderr = process.communicate(timeout=400)
+        assert process.returncode == 0, stderr
+    found = [
+        json.loads((folder / "evaluation" / "test.json").read_text())
+        for folder in (alone, shared)
+    ]
+    for key in ("images", "accuracy", "confusion_matrix"):
+        assert found[0][key] == found[1][key], key
+    names = [
+        [json.loads(line)["name"] for line in path.read_text().splitlines()]
+        for path in sorted(tmp_path.glob("*/evaluation/test-images.jsonl"))
+    ]
+    assert len(names[0]) == 20 and names[0] == names[1]
 
 
 @pytest.mark.slow
