@@ -41,4 +41,4 @@ docs: .venv/installed-docs
 	@touch $@
 
 clean:
-	rm -rf .venv .venv312 .venv-extras runs build dist docs/_build
+	rm -rf .venv .venv312 .venv-bench .venv-extras runs build dist docs/_build
