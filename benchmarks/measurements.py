@@ -176,9 +176,7 @@ def _network(
         return
     images = _images(network.batch(work), network.size)
     theirs = torch.candidate(work, network.backbone, *images)
-    for _ in range(
-        2
-    ):  # compiles, and tries kernels, with memory that steps do not need
+    for _ in range(2):  # compiling and trying out kernels take memory of their own
         theirs.wait(theirs.call())
     torch.start_peak()
     both = medians({"jax": ours, "torch": theirs}, **timing)

@@ -16,7 +16,7 @@ from benchmarks.compiled import largest_batch
 from encnet_jax.convert.load import load_torch_weights
 from encnet_jax.data.dataset_info import SCENES
 from encnet_jax.models import create_model
-from tests.commands import ROOT, environment, errors
+from tests.commands import ROOT, environment, errors, run
 from tests.random_module import random_module
 from tests.small_workdir import TINY, write_workdir
 
@@ -154,7 +154,7 @@ from absl import flags
 from absl.testing import flagsaver
 from benchmarks import {module}
 from encnet_jax.errors import UserError
-for options in json.load(sys.stdin):
+for options in json.loads(sys.argv[1]):
     with flagsaver.flagsaver():
         try:
             {module}.main(flags.FLAGS(["x", *options])[1:])
@@ -169,15 +169,7 @@ def mistakes():
     """Returns a function: what a benchmark says to several lines of flags."""
 
     def mistakes(module, lines):
-        result = subprocess.run(
-            [sys.executable, "-c", _MISTAKES.format(module=module)],
-            input=json.dumps(lines),
-            cwd=ROOT,
-            env=environment(),
-            capture_output=True,
-            text=True,
-            timeout=300,
-        )
+        result = run("-c", _MISTAKES.format(module=module), json.dumps(lines))
         assert result.returncode == 0, result.stderr
         output = result.stdout.splitlines()
         said = [line[6:] for line in output if line.startswith("said: ")]

@@ -1,8 +1,6 @@
 """Training from data set objects, by `fit` and by `train`."""
 
 import json
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -16,7 +14,7 @@ from encnet_jax.errors import UserError
 from encnet_jax.fit_arrays import small_config
 from encnet_jax.run.preemption import SigtermHandler
 from encnet_jax.train import train
-from tests.commands import ROOT, environment, trained_arrays
+from tests.commands import run, trained_arrays
 from tests.test_fit_arrays import squares, tiny
 
 NAMES = ("ground", "square")
@@ -180,13 +178,6 @@ for config.data.resize in ("host", "device"):
 def test_batches_need_no_tensorflow():
     missing = ["tensorflow", "tensorflow_datasets", "matplotlib"]
     missing += ["tensorboardX", "tqdm", "datasets"]
-    result = subprocess.run(
-        [sys.executable, "-c", BARE.format(missing=missing)],
-        cwd=ROOT,
-        env=environment(),
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+    result = run("-c", BARE.format(missing=missing))
     assert result.returncode == 0, result.stderr
     assert result.stdout.splitlines()[-2:] == ["(4, 16, 16)"] * 2
