@@ -26,8 +26,6 @@ from encnet_jax.run.workdir import LoadedRun, load_workdir
 from encnet_jax.train import train
 
 _MAX_WEIGHTS = 16 * 2**20  # bytes of a file
-# Of the evaluations during the training, with compilation, on an accelerator.
-_VALIDATION_SECONDS = 30.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -138,7 +136,7 @@ def planned_config(
     if limits.training_ends is None:
         return config
     speed = measure_speed(config, workdir, datasets)
-    left = limits.training_ends - time.perf_counter() - _VALIDATION_SECONDS
+    left = limits.training_ends - time.perf_counter()
     flag = f"--minutes={limits.minutes}"
     return run.config(
         plan_steps(config, speed, left, shorten=limits.fit_steps, flag=flag)

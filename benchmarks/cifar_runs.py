@@ -82,7 +82,6 @@ _MINUTES = flags.DEFINE_float("minutes", None, "Bound of the command.", lower_bo
 _OTHER_SECTIONS = ("done", "left_out", "failed", "settings")  # of the results
 _TORCH = "torch_"  # prefix of the networks trained by PyTorch
 _EVALUATIONS = 6  # per run, including that of the last step
-_EVALUATION_SECONDS = 30.0  # of all of them, with compilation, on an accelerator
 _GRACE = 0.04  # of --minutes, for the last run: lost if it is stopped a step early
 
 
@@ -218,7 +217,7 @@ def fitted(
         steps = next(iter(others.values()))["steps"]
     else:
         speed = measure_speed(config, workdir, datasets)
-        left = deadline - time.perf_counter() - _EVALUATION_SECONDS
+        left = deadline - time.perf_counter()
         flag = f"--minutes={_MINUTES.value}"
         steps = plan_steps(config, speed, left, shorten=True, flag=flag)
     return config_of(model, config.seed, steps)

@@ -30,6 +30,8 @@ _OVERHEAD = 1.03  # of logs and checkpoints, relative to the steps themselves
 # The run itself starts faster than the measurement: its program is in the cache, or, of
 # a shorter schedule, the choices among kernels are.
 _SECOND_START = 0.6
+# Of the evaluations during the training, with compilation, on an accelerator.
+_EVALUATIONS = 30.0
 
 
 class Speed(NamedTuple):
@@ -99,13 +101,14 @@ def plan_steps(
     Args:
         config: The configuration of the run.
         speed: See `measure_speed`.
-        seconds: Time that is left, without that of the evaluation.
+        seconds: Time that is left, without that of an evaluation after the training.
         shorten: Whether the schedule may be shortened.
         flag: The flag that set the time, for the error.
 
     Raises:
         UserError: The run does not end in this time, or not a step does.
     """
+    seconds -= _EVALUATIONS
     total, fitting = config.total_steps, speed.steps(seconds)
     if fitting >= total:
         return total
