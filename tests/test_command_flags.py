@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 from torch_networks import small_weights
 
-from encnet_jax.commands import app, convert, export, predict
+from encnet_jax.commands import app, convert, data, evaluate, export, predict, train
 from encnet_jax.data.dataset_info import CIFAR10, load_info, save_info
 from encnet_jax.data.registry import dataset_info
 from encnet_jax.errors import UserError
@@ -63,6 +63,12 @@ def test_step_to_export(monkeypatch, tmp_path, runs):
     with pytest.raises(UserError, match="step 3: not in .*; there are 7"):
         run_command(monkeypatch, export, step=3, format="pretrained", **given)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("command", [app, data, evaluate, export, train])
+def test_what_is_no_flag_is_refused(command):
+    with pytest.raises(UserError, match="^'steps=3': only flags .--name=value. are"):
+        command.main(["steps=3"])
 
 
 @pytest.fixture

@@ -85,6 +85,14 @@ def test_unknown_flag_is_one_line():
     assert "no_such_flag" in result.stderr
 
 
+@pytest.mark.parametrize("verb", ["train", "evaluate"])
+def test_missing_configuration_is_one_line(verb):
+    result = encnet(verb, "--workdir=no/such")
+    assert result.returncode == 2 and not result.stdout
+    assert len(result.stderr.splitlines()) == len(errors(result)) == 1
+    assert "--config" in result.stderr
+
+
 def test_installed_command_is_the_module():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())
     module, _, function = project["project"]["scripts"]["encnet"].partition(":")

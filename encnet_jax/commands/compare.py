@@ -41,9 +41,12 @@ def main(arguments: list[str]) -> None:
     output = user_path(values.output or f"compare-{split}.html")
     check_output(output)
     check_folder(output.parent, "--output")
+    data_dir = user_path(values.data_dir) if values.data_dir else None
+    if data_dir is not None and not data_dir.is_dir():
+        raise UserError(f"--data_dir={data_dir}: no such folder")
     evaluations = load_evaluations(workdirs, split)
     make_folder(output.parent, "--output")
-    save_comparison(output, evaluations, values.data_dir)
+    save_comparison(output, evaluations, str(data_dir) if data_dir else None)
     print(output)
 
 

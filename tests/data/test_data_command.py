@@ -232,10 +232,10 @@ class Classified:
 
 
 def test_command_counts_and_shows_images_in_classes(tmp_path, monkeypatch, capsys):
-    given = dict(config="", split=["train", "test"], limit=None)
-    folders = dict(output="~/out", manual_dir="~")
+    given = SimpleNamespace(config="", split=["train", "test"], limit=None)
+    given.output, given.manual_dir = "~/out", "~"
     monkeypatch.setenv("HOME", str(tmp_path))
-    monkeypatch.setattr(data.flags, "FLAGS", SimpleNamespace(**given, **folders))
+    monkeypatch.setattr(data.flags, "FLAGS", given)
     config = default()
     config.data.name = "cifar10"
     monkeypatch.setattr(data.cli, "config_and_workdir", lambda _: (config, tmp_path))
@@ -262,6 +262,13 @@ def test_command_counts_and_shows_images_in_classes(tmp_path, monkeypatch, capsy
                 has(sheet, color).sum() for color in [(0, 200, 0), (200, 0, 0)]
             )
             assert green and 2 * red == 3 * green
+    given.limit = 2  # the first and the third: one of each class
+    assert data.main([]) == 0
+    output, log = capsys.readouterr()
+    assert output.count("5 images (50000 published); 2 read, 0 problems") == 1
+    rows = [line.split() for line in output.splitlines()]
+    assert rows.count(["airplane", "1", "50.00"]) == 2
+    assert "no training image" not in log  # the others may have been left out
 
 
 def data_command(folder, output, *more):
