@@ -177,7 +177,10 @@ def score_all(
 
 
 def training_minutes(workdir: Path, batch_size: int) -> float:
-    """Returns how long a run has trained, over all its starts, by its log."""
+    """Returns how long a run has trained, over all its starts, by its log.
+
+    Compilation and evaluations are left out.
+    """
     log = workdir / "metrics.jsonl"
     lines = log.read_text().splitlines() if log.exists() else []
     seconds, last = 0.0, 0

@@ -23,18 +23,26 @@ class Progress:
         self.step = start
         self.total = total
         self.images_per_step = images_per_step
-        self._mark = (start, time.perf_counter())
+        self._mark = self._began = (start, time.perf_counter())
         self._bar = _bar(initial=start, total=total, unit="step", leave=True)
 
-    def advance(self) -> None:
-        """Counts one step."""
+    def advance(self, loss: jax.Array) -> None:
+        """Counts one step, whose loss may not have been computed yet."""
+        first = self.step == self._began[0]
         self.step += 1
         if self._bar is not None:
             self._bar.update()
+        if first:
+            jax.block_until_ready(loss)
+            self._mark = (self.step, time.perf_counter())
 
     def images_per_second(self) -> float:
-        """Returns the mean rate since the last call, without what was `paused`."""
-        step, then = self._mark
+        """Returns the mean rate since the last call, without what was `paused`.
+
+        The first step, for which the program was compiled, counts only if there was no
+        other.
+        """
+        step, then = self._mark if self.step > self._mark[0] else self._began
         now = time.perf_counter()
         self._mark = (self.step, now)
         return (self.step - step) * self.images_per_step / (now - then)

@@ -229,7 +229,7 @@ class Trainer:
                 with jax.transfer_guard("disallow"):
                     self.state, metrics = self.step_fn(self.state, resident, batch)
                 self.losses.append(metrics["loss"])
-                self.progress.advance()
+                self.progress.advance(metrics["loss"])
                 if last or step % config.log_every == 0:
                     self._log_metrics(step, metrics)
                 evaluates = self._evaluates(step)

@@ -3,30 +3,47 @@
 import json
 import time
 
+import jax.numpy as jnp
+
 from encnet_jax.run import progress
 from encnet_jax.run.metric_writer import MetricWriter, read_scores
 from encnet_jax.run.progress import Progress
 
+LOSS = jnp.zeros(())
 
-def test_time_of_an_evaluation_does_not_count(monkeypatch, capsys):
+
+def test_compilation_and_evaluations_do_not_count(monkeypatch, capsys):
     now = [100.0]
     monkeypatch.setattr(progress.time, "perf_counter", lambda: now[0])
     assert time.perf_counter() == 100
     shown = Progress(start=10, total=20, images_per_step=4)
-    for seconds in (1, 1):
-        now[0] += seconds
-        shown.advance()
+    now[0] += 30  # compilation
+    shown.advance(LOSS)
+    now[0] += 1
+    shown.advance(LOSS)
     with shown.paused():
         now[0] += 60
-    now[0] += 2
-    shown.advance()
+    now[0] += 3
+    shown.advance(LOSS)
     rate = shown.images_per_second()
-    assert rate == 3 * 4 / 4
+    assert rate == 2 * 4 / 4
     shown.show(0.5, rate)
     # 7 steps of 4 images are left.
     assert capsys.readouterr().err == (
-        "step 13/20  loss 0.5000  3.0 images/s  0:00:09 left\n"
+        "step 13/20  loss 0.5000  2.0 images/s  0:00:14 left\n"
     )
+
+
+def test_first_step_has_a_rate_if_it_is_the_only_one(monkeypatch):
+    now = [100.0]
+    monkeypatch.setattr(progress.time, "perf_counter", lambda: now[0])
+    shown = Progress(start=10, total=12, images_per_step=4)
+    now[0] += 8
+    shown.advance(LOSS)
+    assert shown.images_per_second() == 0.5
+    now[0] += 2
+    shown.advance(LOSS)
+    assert shown.images_per_second() == 2
 
 
 def test_time_of_an_evaluation_does_not_count_on_a_terminal(monkeypatch):
