@@ -146,7 +146,7 @@ class Segmenter(Pretrained):
     ) -> "Segmenter":
         """Loads weights of PyTorch-Encoding or mmsegmentation, without PyTorch.
 
-        Images are normalized and resized as in the evaluation of the source.
+        Images are normalized as in the evaluation of the source.
 
         Args:
             path: A `.pth` or `.safetensors` file, or `hf://OWNER/REPO/FILE`.
@@ -154,7 +154,7 @@ class Segmenter(Pretrained):
             source: See `load_torch_weights`.
             prefix: Likewise.
             base_size: Long side in the network, in pixels; 0 keeps the size of the
-                image. 520 is PyTorch-Encoding's.
+                image. 520 is PyTorch-Encoding's for a ResNet-50.
             **settings: Arguments of `create_model` that override those inferred from
                 the file.
 
