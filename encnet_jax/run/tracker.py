@@ -31,7 +31,8 @@ class Tracker:
 
     Starting, logging, and sending cost the training no time. Whatever fails (the
     package is not installed, the server is down) ends the tracking with one warning,
-    marks the run as failed if it has started (Trackio knows no such mark), and the training continues.
+    marks the run as failed if it has started (Trackio knows no such mark), and the
+    training continues.
 
     Args:
         name: `"wandb"` or `"trackio"`.
