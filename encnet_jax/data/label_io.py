@@ -8,7 +8,7 @@ from jaxtyping import Int16, Int32, UInt8, UInt16
 from PIL import Image, ImageOps
 
 from encnet_jax.data.dataset_info import IGNORE_LABEL, DatasetInfo
-from encnet_jax.data.image_io import decoding, open_image
+from encnet_jax.data.image_io import decoding, is_deep_color, open_image, stored_form
 from encnet_jax.data.label_map import label_table
 from encnet_jax.data.tiff_pages import check_one_page
 from encnet_jax.errors import UserError
@@ -62,10 +62,14 @@ def decode_labels(
             if there are none: RGB files are refused and palettes play no part.
 
     Raises:
-        UserError: Not decodable, an unsupported mode, a TIFF of several pages of one
-            size, a label below 0 or above 255, or a color that `colors` does not hold.
+        UserError: Not decodable, an unsupported mode, values that Pillow scales, a TIFF
+            of several pages of one size, a label below 0 or above 255, or a color that
+            `colors` does not hold.
     """
-    image = open_image(data, name, load=True)
+    image = open_image(data, name)
+    _check_unscaled(image, name)
+    with decoding(name):
+        image.load()
     if image.format in _LOSSY:
         raise UserError(
             f"{name}: a {image.format} image, which changes labels; save them as PNG"
@@ -92,6 +96,22 @@ def decode_labels(
     if image.mode == "L":
         labels //= _gray_step(data)
     return labels
+
+
+def _check_unscaled(image: Image.Image, name: str) -> None:
+    """Raises `UserError` if Pillow scales the values of an opened file to 8 bits."""
+    tiles = getattr(image, "tile", [])
+    codec, mode, declared = stored_form(tiles)
+    kind = ""
+    if is_deep_color(tiles):
+        kind = "16 bits per color"
+    elif codec == "ppm" and declared != 255 and (mode, declared) != ("L", 65535):
+        kind = f"{image.format} with a maximum of {declared}"
+    if kind:
+        raise UserError(
+            f"{name}: a label image of {kind}, which is not read as stored; save it as "
+            "PNG of 8 bits, or gray of 16"
+        )
 
 
 def _gray_step(data: bytes) -> int:

@@ -5,7 +5,7 @@ import zlib
 
 import numpy as np
 
-GRAY, RGB, PALETTE = 0, 2, 3
+GRAY, RGB, PALETTE, GRAY_ALPHA, RGB_ALPHA = 0, 2, 3, 4, 6
 
 
 def chunk(kind, data):

@@ -10,7 +10,7 @@ from encnet_jax.data.dataset_info import IGNORE_LABEL, DatasetInfo
 from encnet_jax.data.label_io import LabelColors, color_table, decode_labels
 from encnet_jax.errors import UserError
 from encnet_jax.visualize.overlay import palette_image
-from tests.data.png_files import PALETTE, chunk, make_png
+from tests.data.png_files import GRAY_ALPHA, PALETTE, RGB, RGB_ALPHA, chunk, make_png
 
 RNG = np.random.default_rng(0)
 ROAD, CAR, TREE, VOID = (128, 64, 128), (0, 0, 142), (107, 142, 35), (0, 0, 0)
@@ -75,6 +75,28 @@ def test_16_bit_labels_above_255_are_named():
     data = make_png([[1, 2, 255], [3, 256, 300]], 16)
     with pytest.raises(UserError, match="mask: label 256 at x=1, y=1; allowed are 0"):
         decode_labels(data, "mask")
+
+
+@pytest.mark.parametrize("kind, channels", [(GRAY_ALPHA, 2), (RGB, 3), (RGB_ALPHA, 4)])
+def test_colors_of_16_bits_are_not_cut_to_black(kind, channels):
+    # Pillow reads 0, the upper byte: black, which is ignored in this data set.
+    data = make_png(np.full((2, 2, channels), 1), 16, kind)
+    with pytest.raises(UserError, match="mask: a label image of 16 bits per color, wh"):
+        decode_labels(data, "mask", COLORS)
+
+
+@pytest.mark.parametrize("kind, maximum", [("P5", 20), ("P5", 300), ("P6", 65535)])
+def test_labels_that_pillow_scales_are_refused(kind, maximum):
+    data = f"{kind}\n3 1\n{maximum}\n".encode() + bytes(18)
+    with pytest.raises(UserError, match=f"mask: .* a maximum of {maximum}, which is "):
+        decode_labels(data, "mask", COLORS)
+
+
+@pytest.mark.parametrize(
+    "data", [b"P5\n2 1\n255\n\1\2", b"P5\n2 1\n65535\n\0\1\0\2", b"P2 2 1 255 1 2"]
+)
+def test_netpbm_files_hold_the_stored_values(data):
+    np.testing.assert_array_equal(decode_labels(data, "mask"), [[1, 2]])
 
 
 def test_negative_labels_of_32_bits_are_named():
