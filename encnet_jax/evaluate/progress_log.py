@@ -1,16 +1,52 @@
 """Metrics of finished images on disk, so that an interrupted evaluation resumes."""
 
+import contextlib
+import glob
 import json
 import os
-import weakref
+import time
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 from jax.experimental import multihost_utils
 
 from encnet_jax.evaluate.accumulator import ImageMetrics
 from encnet_jax.files import whole_file
+from encnet_jax.run.distributed import sum_over_hosts
+from encnet_jax.run.lock import locked
+
+_SYNC_SECONDS = 30
+
+
+@contextlib.contextmanager
+def open_progress_log(
+    path: Path, identity: dict[str, Any], num_classes: int
+) -> Iterator["EvalProgressLog"]:
+    """Opens the log of an evaluation for this process alone.
+
+    Args:
+        path: File of the scores; those of the log are beside it.
+        identity: See `EvalProgressLog`, as for `num_classes`.
+        num_classes: Likewise.
+
+    Raises:
+        UserError: Another process evaluates to this file.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = path.with_name(f".{path.stem}.lock")
+    taken = f"{path}: another evaluation is writing it"
+    with locked(lock, taken, "wait for it, or stop it"):
+        log = EvalProgressLog(path.with_suffix(".partial"), identity, num_classes)
+        try:
+            yield log
+        finally:
+            log.close()
+            if jax.process_index() == 0:
+                with contextlib.suppress(OSError):  # Windows: open files stay
+                    lock.unlink()
 
 
 class EvalProgressLog:
@@ -33,7 +69,6 @@ class EvalProgressLog:
         self._header = json.dumps(identity, sort_keys=True)
         self._num_classes = num_classes
         done: dict[int, ImageMetrics] = {}
-        path.parent.mkdir(parents=True, exist_ok=True)
         own = self._file(jax.process_index())
         lines = [self._header]
         for file in self._files():
@@ -47,17 +82,32 @@ class EvalProgressLog:
         # Rewritten, because a kill can truncate the last line.
         with whole_file(own) as new:
             new.write("".join(f"{line}\n" for line in lines).encode())
-        # Open from here on: should another evaluation replace the file, it keeps its
-        # lines to itself.
+        # Open from here on: should another evaluation replace the file, where there are
+        # no locks, it keeps its lines to itself.
         self._own = os.open(own, os.O_WRONLY | os.O_APPEND)
-        weakref.finalize(self, os.close, self._own)
+        self._synced = time.monotonic()
 
     def add(self, metrics: ImageMetrics) -> None:
         """Records that an image is finished."""
         os.write(self._own, f"{metrics.to_json()}\n".encode())
+        if time.monotonic() - self._synced > _SYNC_SECONDS:
+            self.sync()
+
+    def sync(self) -> None:
+        """Makes the lines of this host visible to the others, and lasting.
+
+        File systems over a network may keep them back as long as the file is open.
+        """
+        with contextlib.suppress(OSError):  # of a file system that cannot
+            os.fsync(self._own)
+        self._synced = time.monotonic()
+
+    def close(self) -> None:
+        """Closes the file of this host."""
+        os.close(self._own)
 
     def lines(self) -> dict[int, str]:
-        """Returns the lines of all finished images by index; all hosts must be done.
+        """Returns the lines of all finished images by index, once all hosts did `sync`.
 
         Those of hosts with a workdir of their own are missing.
         """
@@ -78,7 +128,8 @@ class EvalProgressLog:
         return self._path.with_name(f"{self._path.name}-{process}.jsonl")
 
     def _files(self) -> list[Path]:
-        return sorted(self._path.parent.glob(f"{self._path.name}-*.jsonl"))
+        pattern = f"{glob.escape(self._path.name)}-*.jsonl"
+        return sorted(self._path.parent.glob(pattern))
 
     def _read(self, file: Path) -> list[tuple[ImageMetrics, str]]:
         lines = file.read_text(errors="replace").split("\n")
@@ -92,3 +143,17 @@ class EvalProgressLog:
             except (ValueError, KeyError, TypeError, IndexError):
                 break  # damaged, as by a loss of power: these images are done again
         return records
+
+
+def known_to_all_hosts(
+    known: Sequence[ImageMetrics], num_images: int
+) -> list[ImageMetrics]:
+    """Returns the images that every host knows to be finished.
+
+    Those that only some know, as with workdirs of their own, are done again: hosts that
+    leave out different images would not share the others alike.
+    """
+    times = np.zeros(num_images, np.int64)
+    times[[metrics.index for metrics in known]] = 1
+    everywhere = sum_over_hosts(times) == jax.process_count()
+    return [metrics for metrics in known if everywhere[metrics.index]]

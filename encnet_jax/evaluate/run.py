@@ -31,7 +31,11 @@ from encnet_jax.evaluate.figures import (
 from encnet_jax.evaluate.image_log import image_log_path, write_image_log
 from encnet_jax.evaluate.page import page_settings, save_segmentation_page
 from encnet_jax.evaluate.progress import show_progress
-from encnet_jax.evaluate.progress_log import EvalProgressLog
+from encnet_jax.evaluate.progress_log import (
+    EvalProgressLog,
+    known_to_all_hosts,
+    open_progress_log,
+)
 from encnet_jax.evaluate.scores import (
     add_dataset_metrics,
     format_table,
@@ -96,44 +100,44 @@ def evaluate_workdir(
     path = workdir / "evaluation" / f"{name}.json"
     folder = workdir / "submission" / name
     writer = Submission(folder, dataset.info) if submission else None
-    progress_log = EvalProgressLog(
-        path.with_suffix(".partial"),
-        _identity(config, dataset, run, submission),
-        dataset.info.num_classes,
-    )
-    totals = _accumulate(config, dataset, run, predict_batches, progress_log, writer)
-    summary = [f"{totals.times.sum()} images, step {run.step}"]
-    if writer is not None:
-        summary.append(f"predictions: {writer.folder}")
-    if images is not None:
-        progress_log.remove()
-        return "\n".join(summary)
-    results = totals.results(config.evaluation.absent_classes)
-    results = add_dataset_metrics(results, dataset.info)
-    examples: list[RankedExample] = []
-    if jax.process_index() == 0:
-        predict = make_confidence_fn(config, run.model, run.info)
-        found = predict_examples(predict, run, dataset, totals.image_iou)
-        examples, results["calibration"] = found[0], found[1].results()
-        save_scores(
-            results,
-            path,
-            split=split,
-            step=run.step,
-            data=config.data.name,
-            dtype=run.dtype,
-            evaluation=config.evaluation.to_dict(),
-            differs_from_training=differences,
-            class_names=dataset.info.class_names,
+    identity = _identity(config, dataset, run, submission)
+    num_classes = dataset.info.num_classes
+    with open_progress_log(path, identity, num_classes) as progress_log:
+        totals = _accumulate(
+            config, dataset, run, predict_batches, progress_log, writer
         )
-        _write_image_log(progress_log, path, len(dataset))
-    progress_log.remove()
-    if jax.process_index() == 0:
-        save_figures(results, examples, dataset.info, path.with_suffix(""))
-        settings = page_settings(config, split, run, differences)
-        save_segmentation_page(path, results, examples, dataset, settings, command)
-    table = format_table(results, dataset.info)
-    return "\n".join([table, *summary, f"scores: {path}"])
+        summary = [f"{totals.times.sum()} images, step {run.step}"]
+        if writer is not None:
+            summary.append(f"predictions: {writer.folder}")
+        if images is not None:
+            progress_log.remove()
+            return "\n".join(summary)
+        results = totals.results(config.evaluation.absent_classes)
+        results = add_dataset_metrics(results, dataset.info)
+        examples: list[RankedExample] = []
+        if jax.process_index() == 0:
+            predict = make_confidence_fn(config, run.model, run.info)
+            found = predict_examples(predict, run, dataset, totals.image_iou)
+            examples, results["calibration"] = found[0], found[1].results()
+            save_scores(
+                results,
+                path,
+                split=split,
+                step=run.step,
+                data=config.data.name,
+                dtype=run.dtype,
+                evaluation=config.evaluation.to_dict(),
+                differs_from_training=differences,
+                class_names=dataset.info.class_names,
+            )
+            _write_image_log(progress_log, path, len(dataset))
+        progress_log.remove()
+        if jax.process_index() == 0:
+            save_figures(results, examples, dataset.info, path.with_suffix(""))
+            settings = page_settings(config, split, run, differences)
+            save_segmentation_page(path, results, examples, dataset, settings, command)
+        table = format_table(results, dataset.info)
+        return "\n".join([table, *summary, f"scores: {path}"])
 
 
 def _check_folders(config: ConfigDict, workdir: Path, images: Path | None) -> None:
@@ -201,6 +205,7 @@ def _accumulate(
     settings, done = config.evaluation, progress_log.done
     if writer is not None:  # what it wrote may have been deleted since
         done = [item for item in done if writer.has(item.name)]
+    done = known_to_all_hosts(done, len(dataset))
     if done:
         _log.info("resuming: %d of %d images are done", len(done), len(dataset))
     accumulator = MetricAccumulator(len(dataset), dataset.info.num_classes)
@@ -226,6 +231,7 @@ def _accumulate(
             writer.write(prediction.example.name, prediction.labels)
         progress_log.add(metrics)
         accumulator.add(metrics)
+    progress_log.sync()
     return accumulator.over_hosts()
 
 

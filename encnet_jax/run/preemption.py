@@ -1,25 +1,11 @@
-"""Preemption by SIGTERM, and a lock that keeps other runs out of a workdir."""
+"""Preemption by SIGTERM."""
 
-import contextlib
-import importlib
-import logging
-import os
 import signal
-import socket
 import threading
-from collections.abc import Iterator
-from pathlib import Path
 from types import FrameType
-from typing import IO, Any
 
 import jax
 from jax.experimental import multihost_utils
-
-from encnet_jax.errors import UserError
-
-_LOCK = ".lock"
-_LOCKED_BYTE = 2**20  # on Windows; far from the text, which others must read
-_log = logging.getLogger(__name__)
 
 
 class SigtermHandler:
@@ -55,50 +41,3 @@ class SigtermHandler:
 
     def _receive(self, signum: int, frame: FrameType | None) -> None:
         self._received = True
-
-
-@contextlib.contextmanager
-def lock_workdir(workdir: Path) -> Iterator[None]:
-    """Keeps other runs from writing to an existing workdir.
-
-    The operating system holds the lock and releases it when the process ends, however
-    it ends. On file systems without locks a warning says that there is none.
-
-    Raises:
-        UserError: Another run holds the lock; names it.
-    """
-    if jax.process_index() != 0:
-        yield
-        return
-    with (workdir / _LOCK).open("a+") as file:
-        try:
-            _lock(file)
-        except (BlockingIOError, PermissionError) as error:
-            file.seek(0)
-            raise UserError(
-                f"{workdir}: another run is writing there ({file.read().strip()}); "
-                "wait for it, stop it, or use another --workdir"
-            ) from error
-        except OSError as error:
-            _log.warning(
-                "WARNING: %s: its file system has no locks (%s): start no second run "
-                "there",
-                workdir,
-                error.strerror,
-            )
-        file.truncate(0)
-        file.write(f"process {os.getpid()} on {socket.gethostname()}")
-        file.flush()
-        yield
-
-
-def _lock(file: IO[str]) -> None:
-    """Locks an open file, or raises `BlockingIOError` or `PermissionError`."""
-    try:
-        fcntl: Any = importlib.import_module("fcntl")
-    except ImportError:  # Windows
-        msvcrt: Any = importlib.import_module("msvcrt")
-        file.seek(_LOCKED_BYTE)
-        msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
-    else:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -27,9 +27,10 @@ from encnet_jax.models import create_model
 from encnet_jax.optimizer import create_optimizer
 from encnet_jax.run.checkpoint import Checkpoints
 from encnet_jax.run.checkpoint_folder import check_workdir_path
+from encnet_jax.run.lock import lock_workdir
 from encnet_jax.run.metric_writer import MetricWriter
 from encnet_jax.run.model_config import check_config, model_settings
-from encnet_jax.run.preemption import SigtermHandler, lock_workdir
+from encnet_jax.run.preemption import SigtermHandler
 from encnet_jax.run.progress import Progress
 from encnet_jax.run.sharding import batch_sharded, create_mesh, replicated
 from encnet_jax.run.startup import log_missing_large_pages

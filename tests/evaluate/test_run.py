@@ -19,6 +19,7 @@ from encnet_jax.compare.evaluations import load_evaluations
 from encnet_jax.config import load_config, save_config
 from encnet_jax.data.dataset_info import CAMVID, save_info
 from encnet_jax.errors import UserError
+from encnet_jax.evaluate.accumulator import MetricAccumulator
 from encnet_jax.evaluate.figures import select_examples
 from encnet_jax.evaluate.progress_log import EvalProgressLog
 from encnet_jax.evaluate.run import compare_value_ranges, evaluate_workdir
@@ -360,6 +361,27 @@ def test_labels_corrected_after_a_kill_are_scored_anew(
     assert scores == again
     # The corrected labels are all of class 0.
     assert sum(scores["confusion_matrix"][0]) >= corrected.size
+
+
+def test_lines_are_written_through_before_host_0_reads_them(
+    trained, config, monkeypatch
+):
+    order = []
+
+    def record(kind, name):
+        method = getattr(kind, name)
+
+        def recorded(self):
+            order.append(name)
+            return method(self)
+
+        monkeypatch.setattr(kind, name, recorded)
+
+    record(EvalProgressLog, "sync")
+    record(MetricAccumulator, "over_hosts")  # waits for all hosts
+    record(EvalProgressLog, "lines")
+    evaluate_workdir(config, trained, "test")
+    assert order == ["sync", "over_hosts", "lines"]
 
 
 def slow(**settings):

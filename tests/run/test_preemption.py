@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from encnet_jax.errors import UserError
-from encnet_jax.run.preemption import lock_workdir
+from encnet_jax.run.lock import lock_workdir
 from encnet_jax.train import train
 from tests.commands import (
     ROOT,
