@@ -79,7 +79,10 @@ def test_arrays_that_do_not_fit_are_named(images, labels, message, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize("name", ["classes.json", "metrics.jsonl", "predictions.png"])
+@pytest.mark.parametrize(
+    "name",
+    ["classes.json", "class_weights.json", "metrics.jsonl", "predictions.png"],
+)
 def test_files_of_the_user_are_not_replaced_by_a_run(name, tmp_path):
     (tmp_path / name).write_text("mine")
     with pytest.raises(UserError, match=f"{name}: exists; choose another workdir"):
@@ -87,6 +90,15 @@ def test_files_of_the_user_are_not_replaced_by_a_run(name, tmp_path):
     with pytest.raises(UserError, match=f"workdir=.*{name}: is a file"):
         encnet_jax.fit(*squares(2), workdir=tmp_path / name)
     assert (tmp_path / name).read_text() == "mine" and len([*tmp_path.iterdir()]) == 1
+
+
+def test_folder_of_the_user_is_not_that_of_the_checkpoints(tmp_path):
+    path = tmp_path / "checkpoints" / "resnet.tmp_keep" / "weights"
+    path.parent.mkdir(parents=True)
+    path.write_text("mine")
+    with pytest.raises(UserError, match="checkpoints: exists; choose another workdir"):
+        encnet_jax.fit(*squares(2), workdir=tmp_path)
+    assert path.read_text() == "mine" and len([*tmp_path.iterdir()]) == 1
 
 
 @pytest.mark.parametrize("where", ["training", "validation"])

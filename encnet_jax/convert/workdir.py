@@ -48,7 +48,7 @@ def write_workdir(
     """
     checkpoints = Checkpoints(workdir)
     check_folder(workdir, "--output")
-    _check_unused(workdir)
+    check_no_run_files(workdir, "--output")
     model, description = load_torch_model(weights, prefix=prefix)
     info = _class_info(description, classes, dataset)
     settings = config.default()
@@ -70,12 +70,6 @@ def write_workdir(
     return f"{description} -> {workdir}"
 
 
-def _check_unused(workdir: Path) -> None:
-    check_no_run_files(workdir, "--output")
-    if (workdir / "checkpoints").exists():
-        raise UserError(f"{workdir / 'checkpoints'}: exists; choose another --output")
-
-
 @contextlib.contextmanager
 def _whole_or_nothing(workdir: Path, checkpoints: Checkpoints) -> Iterator[None]:
     """Removes what the block has written if it raises: a second try needs the place.
@@ -85,7 +79,9 @@ def _whole_or_nothing(workdir: Path, checkpoints: Checkpoints) -> Iterator[None]
     Raises:
         UserError: In place of an `OSError` of the block.
     """
-    _check_unused(workdir)  # again: another command may have filled it meanwhile
+    check_no_run_files(
+        workdir, "--output"
+    )  # again: another command may have filled it meanwhile
     existed = workdir.exists()
     try:
         yield

@@ -145,7 +145,7 @@ def set_aside(folder: Path, step: int) -> None:
 
 def remove_leftovers(folder: Path) -> None:
     """Deletes what a killed run left: checkpoints half written and half deleted."""
-    for pattern in ("*.*tmp*", f"*.{_REMOVED}"):
+    for pattern in ("[0-9]*.*tmp*", f"[0-9]*.{_REMOVED}"):
         for path in folder.glob(pattern):
             shutil.rmtree(path, ignore_errors=True)
 

@@ -23,8 +23,11 @@ from encnet_jax.run.model_folder import (
 from encnet_jax.run.state import ModelDef, PureDict
 from encnet_jax.run.training_record import training_record
 
-# Files that a run writes to its workdir, in place of any of these names.
-_RUN_FILES = ("config.json", "classes.json", "metrics.jsonl", "predictions.png")
+# What a run writes to its workdir, in place of anything of these names.
+_RUN_FILES = (
+    *("config.json", "classes.json", "class_weights.json", "metrics.jsonl"),
+    *("predictions.png", "checkpoints"),
+)
 
 
 class LoadedRun(NamedTuple):
@@ -137,7 +140,9 @@ def check_no_run_files(folder: Path, setting: str) -> None:
         setting: What names it, for the error: `--output` or `workdir`.
     """
     for name in _RUN_FILES:
-        if (folder / name).exists():
+        path = folder / name
+        # An empty folder is what a run leaves that is stopped before anything else.
+        if any(path.iterdir()) if path.is_dir() else path.exists():
             raise UserError(f"{folder / name}: exists; choose another {setting}")
 
 

@@ -183,6 +183,28 @@ def check_workdir(config: ConfigDict, workdir: Path, info: DatasetInfo) -> None:
     check_resumed_classes(workdir, info)
 
 
+def with_stored_origin(config: ConfigDict, workdir: Path) -> ConfigDict:
+    """Returns the configuration with the `model.weights` from which the run started.
+
+    A run that has steps continues from these, and keeps the record of where it began.
+    """
+    path = workdir / "config.json"
+    if not (path.exists() and saved_steps(workdir / "checkpoints")):
+        return config
+    stored = load_config(path).model.weights
+    if stored == config.model.weights:
+        return config
+    if config.model.weights:
+        _log.warning(
+            "WARNING: model.weights=%s is not read: the run in %s continues from its "
+            "own steps",
+            *(config.model.weights, workdir),
+        )
+    config = config.copy_and_resolve_references()
+    config.model.weights = stored
+    return config
+
+
 def create_schedule(config: ConfigDict) -> optax.Schedule:
     """Returns the learning-rate schedule set in `optimizer`."""
     base, steps, settings = config.learning_rate, config.total_steps, config.optimizer

@@ -5,14 +5,11 @@ step, log, save, evaluate, stop.
 """
 
 import logging
-import math
 import time
 from contextlib import closing
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
-import optax
 from flax import nnx
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
@@ -34,20 +31,17 @@ from encnet_jax.run.preemption import SigtermHandler
 from encnet_jax.run.progress import Progress
 from encnet_jax.run.sharding import batch_sharded, create_mesh, replicated
 from encnet_jax.run.startup import log_missing_large_pages
-from encnet_jax.run.state import PureDict, create_train_state, split_model
+from encnet_jax.run.state import create_train_state, split_model
 from encnet_jax.run.tracker import start_tracker
 from encnet_jax.run.workdir import best_metric_name
 from encnet_jax.train import class_balance, input_pipeline, settings
 from encnet_jax.train.early_stopping import EarlyStopping
+from encnet_jax.train.finite import FiniteCheck
 from encnet_jax.train.initialization import load_initial_weights
 from encnet_jax.train.input_pipeline import Splits
 from encnet_jax.train.step import make_train_step
 from encnet_jax.train.validation import Validation, make_validate_fn, score_texts
 
-_ADVICE = (
-    "the checkpoints before it are kept. Try a lower learning_rate or more "
-    "optimizer.warmup_steps"
-)
 _log = logging.getLogger(__name__)
 
 
@@ -81,6 +75,7 @@ def train(
     settings.check_resize(config)
     set_max_image_pixels(config.data.max_image_pixels)
     config, dataset, validation = input_pipeline.open_splits(config, datasets, workdir)
+    config = settings.with_stored_origin(config, workdir)
     settings.check_task(config, dataset.info)
     settings.log_warnings(config)
     class_balance.warn_of_unlabeled_classes(dataset)
@@ -90,10 +85,6 @@ def train(
         # Again: another run may have come to its first checkpoint meanwhile.
         settings.check_workdir(config, workdir, dataset.info)
         trainer.restore()
-        if jax.process_index() == 0:
-            save_config(config, workdir / "config.json")
-            save_info(dataset.info, workdir / "classes.json")
-            class_balance.save_weights(trainer.class_weights, config, dataset, workdir)
         return trainer.run()
 
 
@@ -157,7 +148,7 @@ class Trainer:
         self.early_stopping = EarlyStopping(
             config.early_stopping, workdir / "metrics.jsonl", self.checkpoints.metric
         )
-        self.losses: list[jax.Array] = []  # not yet checked to be finite
+        self.finite = FiniteCheck()
 
     def restore(self) -> None:
         """Takes the state of the newest readable checkpoint, if there is one."""
@@ -187,6 +178,8 @@ class Trainer:
         scored = start == 0 or self.checkpoints.has_scores(start)
         done = self._done(start, scored)
         due = done or (self._evaluates(start) and not scored)
+        if not done:  # else they stay those of the steps that were taken
+            self._save_settings()
         tracker = start_tracker(self.config, self.workdir, self.dataset.info.name)
         self.writer = MetricWriter(
             self.workdir, start, keep_evaluation=not due, tracker=tracker
@@ -204,6 +197,14 @@ class Trainer:
         if not done and scores is not None:
             self._check_saved(int(self.state.step))
         return scores
+
+    def _save_settings(self) -> None:
+        if jax.process_index() == 0:
+            save_config(self.config, self.workdir / "config.json")
+            save_info(self.dataset.info, self.workdir / "classes.json")
+            class_balance.save_weights(
+                self.class_weights, self.config, self.dataset, self.workdir
+            )
 
     def _done(self, step: int, scored: bool) -> bool:
         """Returns whether training ends at a step, and logs why."""
@@ -229,13 +230,13 @@ class Trainer:
                 batch = next(batches)
                 with jax.transfer_guard("disallow"):
                     self.state, metrics = self.step_fn(self.state, resident, batch)
-                self.losses.append(metrics["loss"])
+                self.finite.add(metrics["loss"])
                 self.progress.advance(metrics["loss"])
                 if last or step % config.log_every == 0:
                     self._log_metrics(step, metrics)
                 evaluates = self._evaluates(step)
                 if evaluates or step % config.checkpoint_every == 0:
-                    self._check_finite(step)
+                    self.finite.check_weights(step, self.state.params)
                     # First: an evaluation that fails or is killed costs no step.
                     self.checkpoints.save(self.state, step)
                 if evaluates:
@@ -264,31 +265,12 @@ class Trainer:
             )
 
     def _log_metrics(self, step: int, metrics: dict[str, jax.Array]) -> None:
-        self._check_losses(step)
+        self.finite.check_losses(step)
         values = {key: float(value) for key, value in metrics.items()}
         values["learning_rate"] = float(self.schedule(step - 1))
         values["images_per_second"] = self.progress.images_per_second()
         self.writer.scalars(step, values, "train")
         self.progress.show(values["loss"], values["images_per_second"])
-
-    def _check_finite(self, step: int) -> None:
-        """Raises `FloatingPointError` rather than let a step be saved that diverged."""
-        self._check_losses(step)
-        # The last update can ruin the weights although its own loss was finite.
-        if not _finite_norm(self.state.params):
-            raise FloatingPointError(
-                f"the weights are not finite, or huge, after step {step}; {_ADVICE}"
-            )
-
-    def _check_losses(self, step: int) -> None:
-        """Checks all losses since the last call; one by one would stall the device."""
-        losses = jax.device_get(self.losses)
-        self.losses.clear()
-        for loss_step, loss in enumerate(losses, step - len(losses) + 1):
-            if not math.isfinite(loss):
-                raise FloatingPointError(
-                    f"the loss is {loss} at step {loss_step}; {_ADVICE}"
-                )
 
     def _evaluate(self, step: int) -> Validation:
         started = time.perf_counter()
@@ -314,7 +296,7 @@ class Trainer:
         return result
 
     def _save_and_stop(self, step: int) -> None:
-        self._check_finite(step)
+        self.finite.check_weights(step, self.state.params)
         self.checkpoints.save(self.state, step)
         self.checkpoints.close()
         self._check_saved(step)
@@ -322,9 +304,3 @@ class Trainer:
             "SIGTERM: saved step %d of %d in %s; rerun the command to resume",
             *(step, self.config.total_steps, self.workdir),
         )
-
-
-@jax.jit
-def _finite_norm(params: PureDict) -> jax.Array:
-    """Returns whether the sum of the squares of all weights is finite."""
-    return jnp.isfinite(optax.tree.norm(params))
