@@ -9,7 +9,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from encnet_jax.data.bands import with_bands
+from encnet_jax.data.bands import declare_bands, with_bands
 from encnet_jax.data.dataset_info import DatasetInfo
 from encnet_jax.data.datasets import Dataset
 from encnet_jax.data.image_io import set_max_image_pixels
@@ -50,7 +50,12 @@ from encnet_jax.evaluate.settings import (
 from encnet_jax.evaluate.submission import Submission, UnlabeledDataset
 from encnet_jax.files import check_folder, user_path
 from encnet_jax.run.distributed import distinct_over_hosts
-from encnet_jax.run.workdir import LoadedRun, load_run_info, load_workdir
+from encnet_jax.run.workdir import (
+    LoadedRun,
+    load_run_config,
+    load_run_info,
+    load_workdir,
+)
 
 _UNWRITABLE = (
     "scores are written to the folder of the run; copy it, or save a model folder and "
@@ -179,7 +184,7 @@ def _load(
     """Returns the run, and the settings that differ from its training; logs them."""
     computation = {key: config.model[key] for key in ("dtype", "conv_impl")}
     run = load_workdir(workdir, step, dataset=info, **computation)
-    compare_value_ranges(run.info, info)
+    compare_value_ranges(run.info, as_declared(config, workdir, run.info, info))
     differences = differences_from_training(config, workdir)
     if differences:
         _log.info("differs from training: %s", describe_differences(differences))
@@ -187,10 +192,24 @@ def _load(
 
 
 def compare_value_ranges(trained: DatasetInfo, evaluated: DatasetInfo) -> None:
-    """Warns of images whose values are scaled otherwise than those of the training."""
+    """Warns of a data set whose values are scaled otherwise than in the training."""
     ranges = trained.value_range, evaluated.value_range
     if ranges[0] != ranges[1]:
-        _log.warning("value_range: %s in training, %s in evaluation", *ranges)
+        _log.warning("value_range: %s in training, %s in the data set", *ranges)
+
+
+def as_declared(
+    config: ConfigDict, workdir: Path, trained: DatasetInfo, info: DatasetInfo
+) -> DatasetInfo:
+    """Returns `info` with the value range that the data set itself declares, if any.
+
+    Bands are scaled as in the training, so that `info` has the range of that.
+    """
+    if not trained.banded or load_run_config(workdir).data.value_range:
+        return info
+    declared = dataset_info(config.data.name, config.data.data_dir)
+    declared = declare_bands(declared, trained.channels)
+    return declared if declared.value_range else info
 
 
 def _accumulate(

@@ -31,6 +31,7 @@ from encnet_jax.run.unread_settings import unread_settings
 from encnet_jax.run.workdir import load_run_config
 
 _SIZES = ("base_size", "crop_size")
+_READ = ("channels", "value_range")  # how images become numbers
 # Keys of `model` that may be set for an evaluation.
 _FREE = (*TRAINING_ONLY, "dtype", "dropout")
 # Keys of `evaluation` and `data` that change no score.
@@ -61,12 +62,20 @@ def evaluation_config(
         explicit: Keys that the command line sets, such as `data.base_size`; they stay.
 
     Raises:
-        UserError: There is no run, or a key of `model` is set to another value.
+        UserError: There is no run, or a key of `model`, or of how images are read, is
+            set to another value.
     """
     workdir = user_path(workdir)
     stored = load_run_config(workdir)
     config = given.copy_and_resolve_references()
     same_data = given.data.name == stored.data.name
+    for key in _READ:
+        value = config.data[key]
+        if f"data.{key}" in explicit and _plain(value) != _plain(stored.data[key]):
+            raise UserError(
+                f"data.{key}={_plain(value)!r}: images are read as in the training of "
+                f"{workdir}; remove the flag"
+            )
     if _is_imported(workdir):
         keys = ["evaluation.align_corners"]
     elif is_model_folder(workdir):

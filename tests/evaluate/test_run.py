@@ -17,12 +17,14 @@ from encnet_jax import Segmenter, optimizer
 from encnet_jax import config as configuration
 from encnet_jax.compare.evaluations import load_evaluations
 from encnet_jax.config import load_config, save_config
+from encnet_jax.data.bands import declare_bands, with_bands
 from encnet_jax.data.dataset_info import CAMVID, save_info
+from encnet_jax.data.registry import dataset_info
 from encnet_jax.errors import UserError
 from encnet_jax.evaluate.accumulator import MetricAccumulator
 from encnet_jax.evaluate.figures import select_examples
 from encnet_jax.evaluate.progress_log import EvalProgressLog
-from encnet_jax.evaluate.run import compare_value_ranges, evaluate_workdir
+from encnet_jax.evaluate.run import as_declared, compare_value_ranges, evaluate_workdir
 from encnet_jax.evaluate.settings import evaluation_config
 from encnet_jax.evaluate.submission import UnlabeledDataset
 from encnet_jax.export.run import export_workdir
@@ -479,5 +481,40 @@ def test_value_range_other_than_in_training_is_a_warning(caplog):
     compare_value_ranges(scaled, scaled)
     assert not caplog.messages
     compare_value_ranges(scaled, CAMVID)
-    message = "value_range: (0, 4095) in training, None in evaluation"
+    message = "value_range: (0, 4095) in training, None in the data set"
     assert caplog.messages == [message]
+
+
+def test_value_range_that_a_data_set_of_bands_declares_is_compared(tmp_path):
+    classes = {"classes": ["oak", "reed"], "value_range": [0, 1000]}
+    (tmp_path / "classes.json").write_text(json.dumps(classes))
+    (tmp_path / "images" / "val").mkdir(parents=True)
+    settings = configuration.default()
+    settings.data.update(name="folder", data_dir=str(tmp_path), channels=2)
+    save_config(settings, tmp_path / "config.json")
+    declared = dataset_info("folder", str(tmp_path))
+    trained = declare_bands(declared, 2, (0, 4095))
+    found = as_declared(settings, tmp_path, trained, with_bands(declared, trained))
+    assert found.value_range == ((0, 1000), (0, 1000))
+    assert as_declared(settings, tmp_path, CAMVID, CAMVID) is CAMVID
+    # With a setting of the run in its place there is nothing to compare.
+    settings.data.value_range = (0, 4095)
+    save_config(settings, tmp_path / "config.json")
+    assert as_declared(settings, tmp_path, trained, trained) is trained
+
+
+@pytest.mark.parametrize("key, value", [("channels", 4), ("value_range", (0, 255))])
+def test_how_images_are_read_is_not_set_by_flags(tmp_path, key, value):
+    stored = configuration.default()
+    stored.data.update(channels=5, value_range=[0, 4095])
+    save_config(stored, tmp_path / "config.json")
+    given = stored.copy_and_resolve_references()
+    given.data.value_range = (0, 4095)
+    keys = ["data.channels", "data.value_range"]
+    assert evaluation_config(given, tmp_path, keys).data.channels == 5
+    given.data[key] = value
+    evaluation_config(given, tmp_path, ())  # of the file that --config names
+    with pytest.raises(
+        UserError, match=f"^data.{key}=.*: images are read as in the tr"
+    ):
+        evaluation_config(given, tmp_path, keys)
