@@ -8,6 +8,7 @@ import os
 import re
 import shlex
 import sys
+import traceback
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import NoReturn
@@ -83,6 +84,8 @@ def _run(main: Callable[[list[str]], int | None]) -> None:
         arguments = flags.FLAGS(sys.argv)[1:]
     except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as error:
         _fail(_wrong_key(sys.argv) or _message(_raised_by_config(error)), 2)
+    except (ImportError, NameError, SyntaxError) as error:
+        _fail(_place_in_config(error), 2)
     _set_up()
     from encnet_jax.run.distributed import abort_on_failure
 
@@ -188,6 +191,16 @@ def _raised_by_config(error: Exception) -> BaseException:
     return inner if isinstance(inner, UserError) else error
 
 
+def _place_in_config(error: ImportError | NameError | SyntaxError) -> str:
+    """Returns what is wrong with a config file that is no sound Python, and where."""
+    if isinstance(error, SyntaxError):
+        file, line, text = error.filename, error.lineno, error.msg
+    else:
+        *_, frame = traceback.extract_tb(error.__traceback__)
+        file, line, text = frame.filename, frame.lineno, str(error)
+    return one_line(f"{file}, line {line}: {type(error).__name__}: {text}")
+
+
 def _message(error: BaseException) -> str:
     """Returns what is printed of an error, in one line."""
     if isinstance(error, UserError):  # it is, and file names may hold double spaces
@@ -221,9 +234,11 @@ def config_and_workdir(
 
     config = flags.FLAGS.config
     name = config_flags.get_config_filename(flags.FLAGS["config"])
+    if not isinstance(config, ConfigDict):
+        raise UserError(f"{name}: get_config must return a ConfigDict, not {config!r}")
     if check:
         check_config(config)
-    return config, user_path(workdir or default_workdir(name))
+    return config, user_path(default_workdir(name) if workdir is None else workdir)
 
 
 def run_folder(workdir: str) -> Path:

@@ -212,20 +212,21 @@ def find_config(config: str) -> str:
     """Returns the path of a configuration, with its `:ARG` if it has one.
 
     Args:
-        config: `NAME` or `NAME:ARG` of a recipe, or the path of a file. Where a file
-            has the name of a recipe, it is the file.
+        config: `NAME` or `NAME:ARG` of a recipe, or the path of a Python file.
 
     Raises:
-        UserError: There is neither; names the recipes.
+        UserError: There is neither, which names the recipes; or the file is no `.py`.
     """
     name, colon, argument = config.partition(":")
-    path = user_path(name)
-    if os.path.isfile(path):
-        return f"{path}{colon}{argument}"
     known = recipes()
-    if name not in known:
+    if name in known:
+        return f"{known[name]}{colon}{argument}"
+    path = user_path(name) if name else Path()
+    if not os.path.isfile(path):
         raise UserError(f"neither a file nor a recipe; recipes are {', '.join(known)}")
-    return f"{known[name]}{colon}{argument}"
+    if path.suffix != ".py":
+        raise UserError(f"{path}: a configuration is a Python file, NAME.py")
+    return f"{path}{colon}{argument}"
 
 
 def leaves(config: ConfigDict, group: str = "") -> Iterator[tuple[str, Any]]:

@@ -132,6 +132,11 @@ def _check_numbers(values: dict[str, Any]) -> None:
         raise UserError(f"seed={values['seed']}: must be below 2^32")
     if not values["learning_rate"] > 0:
         raise UserError(f"learning_rate={values['learning_rate']}: must be above 0")
+    least, base = values["optimizer.min_learning_rate"], values["learning_rate"]
+    if least > base:
+        raise UserError(
+            f"optimizer.min_learning_rate={least}: must be at most learning_rate={base}"
+        )
     below_1 = (
         "optimizer.momentum optimizer.beta2 optimizer.ema_decay data.color_jitter "
         "loss.label_smoothing"

@@ -85,6 +85,10 @@ def test_unknown_argument_is_named_with_those_allowed(name):
         ({"batch_size": 6, "grad_accum_steps": 4}, "multiple of grad_accum_steps=4"),
         ({"learning_rate": 0.0}, "learning_rate=0.0: must be above 0"),
         ({"total_steps": 0}, "total_steps=0: must be at least 1"),
+        (
+            {"learning_rate": 1e-5, "optimizer.min_learning_rate": 1e-4},
+            "optimizer.min_learning_rate=0.0001: must be at most learning_rate=1e-05",
+        ),
         ({"seed": 2**32}, r"seed=4294967296: must be below 2\^32"),
         ({"optimizer.schedule": "step"}, "'step': allowed are poly, cosine"),
         ({"optimizer.warmup_steps": 9}, "must be below total_steps=9"),
@@ -192,14 +196,19 @@ def test_recipes_are_found_by_name():
     assert find_config("configs/camvid.py:cpu") == "configs/camvid.py:cpu"
 
 
-def test_a_file_wins_over_a_recipe_and_a_folder_does_not(tmp_path, monkeypatch):
+def test_files_are_python_and_hide_no_recipe(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path("camvid").write_text("")
     Path("scenes").mkdir()
-    assert find_config("camvid:cpu") == "camvid:cpu"
-    monkeypatch.setenv("HOME", str(Path.cwd()))
-    assert find_config("~/camvid:cpu") == f"{Path.cwd()}/camvid:cpu"
+    assert find_config("camvid:cpu") == str(ROOT / "configs/camvid.py:cpu")
     assert find_config("scenes:fcn") == str(ROOT / "configs/scenes.py:fcn")
+    Path("camvid.py").write_text("")
+    assert find_config("camvid.py:cpu") == "camvid.py:cpu"
+    monkeypatch.setenv("HOME", str(Path.cwd()))
+    assert find_config("~/camvid.py:cpu") == f"{Path.cwd()}/camvid.py:cpu"
+    Path("config.json").write_text("{}")
+    with pytest.raises(UserError, match="^config.json: a configuration is a Python"):
+        find_config("config.json")
 
 
 def test_recipes_of_a_wheel_are_inside_the_package(tmp_path, monkeypatch):

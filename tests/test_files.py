@@ -11,9 +11,16 @@ from encnet_jax.files import (
     check_empty,
     check_folder,
     make_folder,
+    user_path,
     whole_file,
     whole_folder,
 )
+
+
+def test_empty_text_is_not_the_current_folder():
+    with pytest.raises(UserError, match="^'': an empty path, as of a shell var"):
+        user_path("")
+    assert user_path(".") == user_path(Path()) == Path(".")
 
 
 def test_folder_that_can_be_created_passes_and_is_not_created(tmp_path):

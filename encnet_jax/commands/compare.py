@@ -38,10 +38,11 @@ def main(arguments: list[str]) -> None:
         raise UserError(f"--split={split}: must be a name, such as test-ms")
     workdirs = [user_path(argument) for argument in arguments]
     split = split or shared_evaluation(workdirs)
-    output = user_path(values.output or f"compare-{split}.html")
+    output = values.output
+    output = user_path(f"compare-{split}.html" if output is None else output)
     check_output(output)
     check_folder(output.parent, "--output")
-    data_dir = user_path(values.data_dir) if values.data_dir else None
+    data_dir = None if values.data_dir is None else user_path(values.data_dir)
     if data_dir is not None and not data_dir.is_dir():
         raise UserError(f"--data_dir={data_dir}: no such folder")
     evaluations = load_evaluations(workdirs, split)

@@ -67,17 +67,18 @@ def main(arguments: list[str]) -> int:
     if values.config is None:
         raise UserError("no configuration given; example: encnet data folder")
     config, workdir = cli.config_and_workdir(None)
-    manual = user_path(values.manual_dir) if values.manual_dir else None
+    manual = None if values.manual_dir is None else user_path(values.manual_dir)
     if manual is not None and not manual.is_dir():
         raise UserError(f"--manual_dir={manual}: no such folder")
     set_max_image_pixels(config.data.max_image_pixels)
-    output = user_path(values.output) if values.output else workdir / "data"
+    given = values.output
+    output = workdir / "data" if given is None else user_path(given)
     check_folder(output, "--output")
     splits = values.split or [config.data.train_split, config.evaluation.split]
     for sheet in (output / f"{split}.png" for split in splits):
         # In the default folder it can only be an older version's.
         own = result_source(sheet) == source_digest(sheet) if sheet.exists() else True
-        if values.output and not own:
+        if given is not None and not own:
             raise UserError(f"{sheet}: exists, and is not a contact sheet")
     data = config.data
     info = dataset_info(data.name, data.data_dir)

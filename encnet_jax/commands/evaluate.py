@@ -67,7 +67,7 @@ def main(arguments: list[str]) -> None:
         split,
         values.step,
         submission=values.submission,
-        images=user_path(values.images) if values.images else None,
+        images=None if values.images is None else user_path(values.images),
         command=cli.command_line(),
     )
     cli.print_on_host0(text)

@@ -10,6 +10,7 @@ from jaxtyping import UInt8
 from encnet_jax.compare.bootstrap import DRAWS, Differences, paired_differences
 from encnet_jax.compare.evaluations import Evaluation, metric_names
 from encnet_jax.data.datasets import Example
+from encnet_jax.data.image_io import set_max_image_pixels
 from encnet_jax.data.registry import open_dataset
 from encnet_jax.errors import UserError, reason_of
 from encnet_jax.evaluate.image_log import ImageLog
@@ -98,6 +99,7 @@ def read_examples(
     """
     try:
         config = load_run_config(run.workdir)
+        set_max_image_pixels(config.data.max_image_pixels)
         name = run.scores.get("data", config.data.name)
         folder = config.data.data_dir if name == config.data.name else None
         dataset = open_dataset(

@@ -4,7 +4,7 @@ import bisect
 import os
 import re
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path, PurePosixPath
 
 from PIL import Image
@@ -260,9 +260,25 @@ def _normalize(text: str) -> str:
 
 
 def files_below(folder: Path) -> list[Path]:
-    """Returns all files below a folder, sorted, except hidden ones."""
-    found = []
+    """Returns all files below a folder, sorted, except hidden ones.
+
+    Links are followed, but not back to a folder on the way to them.
+    """
+    found: list[Path] = []
+    ways: dict[str, tuple[Path, ...]] = {os.fspath(folder): ()}
     for parent, folders, names in os.walk(folder, followlinks=True):
-        folders[:] = [name for name in folders if not name.startswith(".")]
+        way = (*ways.pop(parent), Path(os.path.realpath(parent)))
+        paths = [os.path.join(parent, x) for x in folders if not x.startswith(".")]
+        paths = [path for path in paths if not _leads_back(path, way)]
+        ways |= dict.fromkeys(paths, way)
+        folders[:] = map(os.path.basename, paths)
         found += [Path(parent, name) for name in names if not name.startswith(".")]
     return sorted(found)
+
+
+def _leads_back(path: str, way: Sequence[Path]) -> bool:
+    """Returns whether a path is a link to a folder of `way`, or to one around it."""
+    if not os.path.islink(path):
+        return False
+    target = Path(os.path.realpath(path))
+    return any(target in (folder, *folder.parents) for folder in way)

@@ -16,6 +16,7 @@ _SOFTWARE, _SOURCE = "Software", "encnet_jax source"
 _DESCRIPTION = 270  # tag of a TIFF
 _UNREADABLE = (
     OSError,
+    EOFError,
     SyntaxError,
     ValueError,
     KeyError,

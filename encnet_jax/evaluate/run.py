@@ -93,7 +93,8 @@ def evaluate_workdir(
         UserError: Workdir, checkpoint, model, classes and split do not fit, or the
             workdir cannot be written to.
     """
-    workdir, images = user_path(workdir), user_path(images) if images else None
+    workdir = user_path(workdir)
+    images = None if images is None else user_path(images)
     set_max_image_pixels(config.data.max_image_pixels)
     _check_folders(config, workdir, images)
     if _task(config, submission or images is not None) == "classification":

@@ -12,6 +12,7 @@ import numpy as np
 from flax import nnx
 
 from encnet_jax.data.dataset_info import DatasetInfo, save_info
+from encnet_jax.data.image_io import set_max_image_pixels
 from encnet_jax.errors import UserError
 from encnet_jax.evaluate.settings import whole_image_size
 from encnet_jax.export.calibration import (
@@ -32,7 +33,7 @@ from encnet_jax.run.folder_config import FolderConfig
 from encnet_jax.run.model_card import model_title
 from encnet_jax.run.model_folder import check_replaceable, write_model_folder
 from encnet_jax.run.state import split_model
-from encnet_jax.run.workdir import load_workdir
+from encnet_jax.run.workdir import load_run_config, load_workdir
 
 _TOLERANCE = 1e-4  # relative to the largest logit; absolute for probabilities
 _CHECKED_SIZE = (65, 97)  # for symbolic sizes: odd, unequal, no multiple of a stride
@@ -125,6 +126,7 @@ def export_workdir(
         raise UserError(
             f"--size={size}: height and width must be at least {spec.smallest}"
         )
+    set_max_image_pixels(load_run_config(workdir).data.max_image_pixels)
     images = None if paths is None else _calibration_images(paths, spec, fixed)
     path = output / f"model.{file_format}"
     with whole_folder(output, "--output") as folder:
@@ -174,7 +176,7 @@ def _fill(
         file_format=file_format,
         calibration_images=None if calibration is None else len(calibration),
     )
-    (folder / "README.md").write_text(text)
+    (folder / "README.md").write_text(text, encoding="utf-8")
     return checked
 
 

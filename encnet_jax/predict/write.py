@@ -68,7 +68,7 @@ def find_images(arguments: Sequence[str]) -> list[Path]:
 
 def _matching_files(argument: str) -> list[Path]:
     path = Path(argument)
-    if not path.exists():  # names may start with ~ too
+    if not argument or not path.exists():  # names may start with ~ too
         path = user_path(argument)
     if path.is_dir():
         inside = [*path.iterdir()]

@@ -17,7 +17,7 @@ from encnet_jax.compare.page import (
     save_comparison,
     score_rows,
 )
-from encnet_jax.config import default, save_config
+from encnet_jax.config import default, load_config, save_config
 from encnet_jax.data.dataset_info import DatasetInfo, save_info, voc_colormap
 from encnet_jax.errors import UserError
 from encnet_jax.evaluate.accumulator import ImageMetrics
@@ -170,6 +170,15 @@ def test_data_set_that_moved_is_read_where_it_is(runs, folder, tmp_path, monkeyp
     with pytest.raises(UserError, match=f"^--data_dir={folder}: no such folder"):
         run_command(monkeypatch, compare, *runs, data_dir=folder, **given)
     assert not path.exists()
+
+
+def test_images_may_be_as_large_as_in_the_evaluation(runs, tmp_path, monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 200)  # those here have 192
+    config = load_config(runs[0] / "config.json")
+    config.data.max_image_pixels = 1000
+    save_config(config, runs[0] / "config.json")
+    save_comparison(tmp_path / "page.html", load_evaluations(runs, "val"))
+    assert Image.MAX_IMAGE_PIXELS == 500  # Pillow refuses what exceeds the double
 
 
 def test_runs_of_equal_names_are_told_apart(runs, folder, tmp_path):

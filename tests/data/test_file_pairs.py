@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from encnet_jax.data.file_pairs import is_image, pair_files, pair_listed
+from encnet_jax.data.file_pairs import files_below, is_image, pair_files, pair_listed
 from encnet_jax.data.result_file import save_result
 
 
@@ -33,6 +33,20 @@ def listed(tmp_path, text, suffix=""):
     listing = tmp_path / "train.txt"
     pairs, problems = pair_listed(listing, text.splitlines(), *folders, suffix)
     return relative(tmp_path, pairs), [p.replace(f"{tmp_path}/", "") for p in problems]
+
+
+def test_links_are_followed_but_not_in_circles(tmp_path):
+    touch(tmp_path, "a/1.png", "a/x/2.png", "b/3.png", "around/a/4.png")
+    (tmp_path / "a" / "self").symlink_to(".")
+    (tmp_path / "a" / "x" / "up").symlink_to(tmp_path)
+    (tmp_path / "a" / "other").symlink_to("../b")
+    (tmp_path / "b" / "back").symlink_to("../a")  # from b, which a leads to
+    for name, expected in [
+        ("a", ["1.png", "other/3.png", "x/2.png"]),
+        ("b", ["3.png", "back/1.png", "back/x/2.png"]),
+    ]:
+        folder = tmp_path / name
+        assert files_below(folder) == [folder / path for path in expected]
 
 
 def relative(root, pairs):

@@ -3,6 +3,7 @@
 import dataclasses
 import importlib.util
 import re
+import shutil
 import subprocess
 import sys
 
@@ -12,7 +13,7 @@ import numpy as np
 import onnxruntime
 import pytest
 
-from encnet_jax.data.dataset_info import ADE20K, load_info
+from encnet_jax.data.dataset_info import ADE20K, load_info, save_info
 from encnet_jax.errors import UserError
 from encnet_jax.export import formats as export_formats
 from encnet_jax.export.readme import export_readme
@@ -65,6 +66,24 @@ def code_of(folder):
         "```python\n(.*?)```", (folder / "README.md").read_text(), re.S
     )
     return code
+
+
+def test_readme_is_utf_8_in_any_locale(trained, tmp_path):
+    folder = shutil.copytree(trained[0], tmp_path / "run")
+    info = load_info(folder / "classes.json")
+    names = ("Straße", "дорога", *info.class_names[2:])
+    save_info(dataclasses.replace(info, class_names=names), folder / "classes.json")
+    program = (
+        "import sys; from encnet_jax.export.run import export_workdir; "
+        "export_workdir(sys.argv[1], sys.argv[2], 'stablehlo')"
+    )
+    command = [sys.executable, "-X", "utf8=0", "-c", program, folder, tmp_path / "out"]
+    # A locale of ASCII, which Python would replace by one of UTF-8.
+    locale = dict(LC_ALL="C", PYTHONCOERCECLOCALE="0")
+    environ = {**environment(), **locale}
+    result = subprocess.run(command, env=environ, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    assert "дорога" in (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
 
 
 def test_stablehlo_runs_with_jax_only_as_its_readme_shows(trained, stablehlo, tmp_path):

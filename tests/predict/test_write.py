@@ -236,6 +236,9 @@ def test_kinds_of_result_are_those_asked_for(tmp_path):
     )
     np.testing.assert_array_equal(probabilities.argmax(-1), result.labels)
 
+    (out / "0-probabilities.npz").write_bytes(b"")
+    with pytest.raises(UserError, match="0-probabilities.npz: exists, and is not"):
+        plan_predictions(images, out, kinds=kinds)
     np.savez(out / "0-probabilities.npz", probabilities=probabilities)
     with pytest.raises(UserError, match="0-probabilities.npz: exists, and is not"):
         plan_predictions(images, out, kinds=kinds)

@@ -3,6 +3,7 @@
 import hashlib
 import io
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path, PurePosixPath
 
@@ -36,8 +37,11 @@ def divide(annotated: AnnotatedSet, fraction: float) -> AnnotatedSet:
     nearly the same once images are added.
 
     Raises:
-        UserError: The files give splits of their own, or one side would be empty.
+        UserError: The files give splits of their own, the fraction is none, or one side
+            would be empty.
     """
+    if not 0 <= fraction < 1:  # also if it is not a number
+        raise UserError(f"--val_fraction={fraction}: must be from 0 to below 1")
     if not fraction:
         return annotated
     if given := {image.split for image in annotated.images} - {"train"}:
@@ -46,7 +50,7 @@ def divide(annotated: AnnotatedSet, fraction: float) -> AnnotatedSet:
             f"{', '.join(sorted(given))}"
         )
     names = sorted(
-        (hashlib.sha256(str(image.name).encode()).digest(), index)
+        (hashlib.sha256(os.fsencode(image.name)).digest(), index)
         for index, image in enumerate(annotated.images)
     )
     count = max(1, round(fraction * len(names)))

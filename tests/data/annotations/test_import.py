@@ -4,13 +4,20 @@ import base64
 import copy
 import io
 import json
+import os
+from pathlib import PurePosixPath
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from encnet_jax.commands import data_import
-from encnet_jax.data.annotations.annotated import split_of
+from encnet_jax.data.annotations.annotated import (
+    AnnotatedImage,
+    AnnotatedSet,
+    split_of,
+)
+from encnet_jax.data.annotations.write import divide
 from encnet_jax.data.registry import open_dataset
 from encnet_jax.errors import UserError
 from tests.commands import SMALL, errors, run
@@ -148,7 +155,10 @@ def test_validation_share_is_the_same_every_time(tmp_path, monkeypatch):
         assert len(list((output / "images/train").iterdir())) == 7
     assert sets[0] == sets[1] and len(sets[0]) == 3
     with pytest.raises(UserError, match="leaves none of 10 images"):
-        data_import_of(monkeypatch, source, tmp_path / "no", val_fraction=1)
+        data_import_of(monkeypatch, source, tmp_path / "no", val_fraction=0.99)
+    with pytest.raises(UserError, match="--val_fraction=nan: must be from 0 to below"):
+        data_import_of(monkeypatch, source, tmp_path / "no", val_fraction="nan")
+    assert not (tmp_path / "no").exists()
 
 
 @pytest.mark.parametrize(
@@ -313,3 +323,14 @@ def test_command_names_problems_and_exits_with_2(tmp_path):
     result = run("-m", "encnet_jax", "data", "import", tmp_path / "x", *flags)
     assert result.returncode == 2 and "Traceback" not in result.stderr
     assert "gone.png: no such file" in errors(result)[0] and len(errors(result)) == 2
+
+
+def test_names_that_are_no_unicode_are_divided_too():
+    names = [os.fsdecode(b"caf\xe9%d.png" % index) for index in range(4)]
+    images = [
+        AnnotatedImage(name, "train", PurePosixPath(name), bytes, None, [])
+        for name in names
+    ]
+    divided = divide(AnnotatedSet(["stem"], images, [], [], []), 0.25)
+    splits = [image.split for image in divided.images]
+    assert sorted(splits) == ["train", "train", "train", "val"]
