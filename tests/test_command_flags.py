@@ -65,6 +65,15 @@ def test_step_to_export(monkeypatch, tmp_path, runs):
     assert not (tmp_path / "out").exists()
 
 
+def test_nothing_to_predict_is_not_the_current_folder(monkeypatch, tmp_path, runs):
+    given = dict(workdir=runs / "segmentation", output=tmp_path / "out")
+    monkeypatch.chdir(tmp_path)
+    Image.fromarray(np.zeros((24, 32, 3), np.uint8)).save("mine.png")
+    with pytest.raises(UserError, match="^'': an empty path"):
+        run_command(monkeypatch, predict, "", **given)
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.png"]
+
+
 @pytest.mark.parametrize("command", [app, data, evaluate, export, train])
 def test_what_is_no_flag_is_refused(command):
     with pytest.raises(UserError, match="^'steps=3': only flags .--name=value. are"):

@@ -93,6 +93,30 @@ def test_missing_configuration_is_one_line(verb):
     assert "--config" in result.stderr
 
 
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("def get_config(:", "mine.py, line 1: SyntaxError: "),
+        (
+            "\ndef get_config():\n  return false",
+            "mine.py, line 3: NameError: name '",
+        ),
+        ("import no_such", "mine.py, line 1: ModuleNotFoundError: No module named 'no"),
+        (
+            "def get_config(): return 3",
+            "mine.py: get_config must return a ConfigDict",
+        ),
+    ],
+)
+def test_mistake_in_a_configuration_names_its_place(tmp_path, text, expected):
+    path = tmp_path / "mine.py"
+    path.write_text(text)
+    result = encnet("train", f"--config={path}", f"--workdir={tmp_path / 'run'}")
+    assert result.returncode == 2 and not result.stdout
+    assert len(result.stderr.splitlines()) == len(errors(result)) == 1
+    assert expected in result.stderr
+
+
 def test_installed_command_is_the_module():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())
     module, _, function = project["project"]["scripts"]["encnet"].partition(":")

@@ -51,6 +51,8 @@ def find_images(arguments: Sequence[str]) -> list[Path]:
     for argument in arguments:
         try:
             files = _matching_files(argument)
+        except UserError:
+            raise
         except (OSError, ValueError) as error:  # such as a name that is too long
             reason = getattr(error, "strerror", None) or error
             raise UserError(f"{argument}: cannot be read: {reason}") from error
