@@ -191,13 +191,27 @@ def _raised_by_config(error: Exception) -> BaseException:
     return inner if isinstance(inner, UserError) else error
 
 
+def _check_config_file(config: object, name: str) -> None:
+    """Raises `UserError` if a config file returns something else, or did not end."""
+    if isinstance(config, ConfigDict):
+        return
+    try:
+        config.seed  # type: ignore[attr-defined]  # noqa: B018
+    except OSError as error:  # kept by ml_collections until something is read
+        reason = reason_of(error.__cause__ or error)
+        raise UserError(f"{name}: cannot be read: {reason}") from error
+    except AttributeError:
+        pass
+    kind = type(config).__name__
+    raise UserError(f"{name}: get_config must return a ConfigDict, not {kind}")
+
+
 def _place_in_config(error: ImportError | NameError | SyntaxError) -> str:
     """Returns what is wrong with a config file that is no sound Python, and where."""
-    if isinstance(error, SyntaxError):
-        file, line, text = error.filename, error.lineno, error.msg
-    else:
-        *_, frame = traceback.extract_tb(error.__traceback__)
-        file, line, text = frame.filename, frame.lineno, str(error)
+    *_, frame = traceback.extract_tb(error.__traceback__)
+    file, line, text = frame.filename, frame.lineno, str(error)
+    if isinstance(error, SyntaxError) and os.path.isfile(error.filename or ""):
+        file, line, text = str(error.filename), error.lineno, error.msg
     return one_line(f"{file}, line {line}: {type(error).__name__}: {text}")
 
 
@@ -234,11 +248,20 @@ def config_and_workdir(
 
     config = flags.FLAGS.config
     name = config_flags.get_config_filename(flags.FLAGS["config"])
-    if not isinstance(config, ConfigDict):
-        raise UserError(f"{name}: get_config must return a ConfigDict, not {config!r}")
+    _check_config_file(config, name)
     if check:
         check_config(config)
-    return config, user_path(default_workdir(name) if workdir is None else workdir)
+    return config, flag_path(
+        "workdir", default_workdir(name) if workdir is None else workdir
+    )
+
+
+def flag_path(flag: str, value: str | Path) -> Path:
+    """Returns the path that a flag gives; see `user_path`, whose errors it names."""
+    try:
+        return user_path(value)
+    except UserError as error:  # it starts with the path
+        raise UserError(f"--{flag}={error}") from error
 
 
 def run_folder(workdir: str) -> Path:
@@ -252,7 +275,7 @@ def run_folder(workdir: str) -> Path:
 
     if workdir.startswith(hub.PREFIX):
         return find_model_folder(workdir)
-    return user_path(workdir)
+    return flag_path("workdir", workdir)
 
 
 def overridden_keys() -> list[str]:

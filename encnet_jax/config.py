@@ -215,7 +215,7 @@ def find_config(config: str) -> str:
         config: `NAME` or `NAME:ARG` of a recipe, or the path of a Python file.
 
     Raises:
-        UserError: There is neither, which names the recipes; or the file is no `.py`.
+        UserError: There is neither, which names the recipes; or the file is no Python.
     """
     name, colon, argument = config.partition(":")
     known = recipes()
@@ -224,7 +224,7 @@ def find_config(config: str) -> str:
     path = user_path(name) if name else Path()
     if not os.path.isfile(path):
         raise UserError(f"neither a file nor a recipe; recipes are {', '.join(known)}")
-    if path.suffix != ".py":
+    if path.suffix.lower() in (".json", ".toml", ".yaml", ".yml"):
         raise UserError(f"{path}: a configuration is a Python file, NAME.py")
     return f"{path}{colon}{argument}"
 

@@ -22,10 +22,7 @@ def user_path(path: str | os.PathLike[str]) -> Path:
         UserError: Nothing, `~NAME` of an unknown user, a URL, or a null character.
     """
     if path == "":  # else it would be the current folder
-        raise UserError(
-            "'': an empty path, as of a shell variable that is not set; write . for "
-            "the current folder"
-        )
+        raise UserError("'': an empty path, as of a shell variable that is not set")
     if "\0" in str(path):
         raise UserError(f"{path}: holds a null character; no path can")
     if isinstance(path, str) and is_address(path):

@@ -65,13 +65,13 @@ def test_train_writes_metrics_checkpoints_and_images(workdir):
 
 
 def test_train_again_takes_no_step_and_reports(workdir, camvid):
-    before = trained_arrays(workdir)
-    settings = (workdir / "config.json").read_bytes()
+    before, names = trained_arrays(workdir), ("config.json", "metrics.jsonl")
+    kept = {name: (workdir / name).read_bytes() for name in names}
     others = "--config.learning_rate=0.5", "--config.model.weights=/no/such.npz"
     result = run(*train_arguments(camvid, workdir), *others)
     assert result.returncode == 0 and "all 6 steps are done" in result.stderr
     assert "model.weights=/no/such.npz is not read: the run in" in result.stderr
-    assert (workdir / "config.json").read_bytes() == settings
+    assert {name: (workdir / name).read_bytes() for name in kept} == kept
     score = r"mean IoU 0\.\d{4} over (\d+) of 11 classes"
     logged = re.search(rf"step 6: {score}, pixel accuracy 0\.", result.stderr)
     printed = re.search(f"^{score}; everything is in", result.stdout, re.M)

@@ -106,6 +106,7 @@ def test_missing_configuration_is_one_line(verb):
             "def get_config(): return 3",
             "mine.py: get_config must return a ConfigDict",
         ),
+        ("open('/no/such')", "mine.py: cannot be read: "),
     ],
 )
 def test_mistake_in_a_configuration_names_its_place(tmp_path, text, expected):

@@ -99,6 +99,10 @@ def test_folder_of_the_user_is_not_that_of_the_checkpoints(tmp_path):
     with pytest.raises(UserError, match="checkpoints: exists; choose another workdir"):
         encnet_jax.fit(*squares(2), workdir=tmp_path)
     assert path.read_text() == "mine" and len([*tmp_path.iterdir()]) == 1
+    (tmp_path / "checkpoints" / "40").mkdir()  # of a run, without its settings
+    message = "config.json: is missing beside the checkpoints of a run; copy it there"
+    with pytest.raises(UserError, match=message):
+        encnet_jax.fit(*squares(2), workdir=tmp_path)
 
 
 @pytest.mark.parametrize("where", ["training", "validation"])

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from absl import flags
 
+from encnet_jax import cli
 from encnet_jax.errors import UserError, require_package
 from encnet_jax.report.page import MARK
 
@@ -29,7 +30,7 @@ def main(arguments: list[str]) -> None:
     """Runs the comparison."""
     from encnet_jax.compare.evaluations import load_evaluations, shared_evaluation
     from encnet_jax.compare.page import save_comparison
-    from encnet_jax.files import check_folder, make_folder, user_path
+    from encnet_jax.files import check_folder, is_address, make_folder, user_path
 
     require_package("jinja2", "train", "compare")
     values = flags.FLAGS
@@ -38,16 +39,20 @@ def main(arguments: list[str]) -> None:
         raise UserError(f"--split={split}: must be a name, such as test-ms")
     workdirs = [user_path(argument) for argument in arguments]
     split = split or shared_evaluation(workdirs)
-    output = values.output
-    output = user_path(f"compare-{split}.html" if output is None else output)
+    given = values.output
+    output = cli.flag_path(
+        "output", f"compare-{split}.html" if given is None else given
+    )
     check_output(output)
     check_folder(output.parent, "--output")
-    data_dir = None if values.data_dir is None else user_path(values.data_dir)
-    if data_dir is not None and not data_dir.is_dir():
-        raise UserError(f"--data_dir={data_dir}: no such folder")
+    data_dir = values.data_dir
+    if data_dir is not None and not is_address(data_dir):
+        data_dir = str(cli.flag_path("data_dir", data_dir))
+        if not Path(data_dir).is_dir():
+            raise UserError(f"--data_dir={data_dir}: no such folder")
     evaluations = load_evaluations(workdirs, split)
     make_folder(output.parent, "--output")
-    save_comparison(output, evaluations, str(data_dir) if data_dir else None)
+    save_comparison(output, evaluations, data_dir)
     print(output)
 
 

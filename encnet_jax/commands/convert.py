@@ -5,9 +5,9 @@ Writes a workdir for `encnet evaluate`, `encnet predict` and `encnet export`.
 
 from absl import flags
 
+from encnet_jax import cli
 from encnet_jax.convert.workdir import write_workdir
 from encnet_jax.errors import UserError
-from encnet_jax.files import user_path
 
 
 def define_flags() -> None:
@@ -31,7 +31,7 @@ def main(arguments: list[str]) -> None:
     print(
         write_workdir(
             arguments[0],
-            user_path(values.output),
+            cli.flag_path("output", values.output),
             classes=values.classes,
             dataset=values.dataset,
             prefix=values.prefix,

@@ -33,7 +33,7 @@ from encnet_jax.data.statistics import (
     summarize,
 )
 from encnet_jax.errors import UserError
-from encnet_jax.files import check_folder, make_folder, user_path
+from encnet_jax.files import check_folder, make_folder
 from encnet_jax.run.progress import Counter
 from encnet_jax.visualize.panels import save_contact_sheet
 
@@ -67,12 +67,13 @@ def main(arguments: list[str]) -> int:
     if values.config is None:
         raise UserError("no configuration given; example: encnet data folder")
     config, workdir = cli.config_and_workdir(None)
-    manual = None if values.manual_dir is None else user_path(values.manual_dir)
+    given = values.manual_dir
+    manual = None if given is None else cli.flag_path("manual_dir", given)
     if manual is not None and not manual.is_dir():
         raise UserError(f"--manual_dir={manual}: no such folder")
     set_max_image_pixels(config.data.max_image_pixels)
     given = values.output
-    output = workdir / "data" if given is None else user_path(given)
+    output = workdir / "data" if given is None else cli.flag_path("output", given)
     check_folder(output, "--output")
     splits = values.split or [config.data.train_split, config.evaluation.split]
     for sheet in (output / f"{split}.png" for split in splits):

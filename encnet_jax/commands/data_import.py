@@ -12,6 +12,7 @@ from pathlib import Path
 
 from absl import flags
 
+from encnet_jax import cli
 from encnet_jax.data import folder
 from encnet_jax.data.annotations.annotated import BACKGROUND
 from encnet_jax.data.annotations.coco import read_coco
@@ -69,7 +70,7 @@ def main(arguments: list[str]) -> int:
         if not getattr(values, flag):
             raise UserError(f"--{flag}: must be given")
     set_max_image_pixels(values.max_image_pixels)
-    output = user_path(values.output)
+    output = cli.flag_path("output", values.output)
     check_empty(output, "--output")
     reader = _READERS[values.format]
     annotated = reader(user_path(arguments[0]), _chosen_classes(values.classes))
@@ -135,7 +136,7 @@ def _chosen_classes(value: str | None) -> list[str] | None:
     if value is None:
         return None
     names = value.split(",")
-    if "," not in value and user_path(value).is_file():
+    if value and "," not in value and user_path(value).is_file():
         names = read_text(user_path(value)).splitlines()
     names = [name.strip() for name in names if name.strip()]
     names = [

@@ -14,7 +14,6 @@ from absl import flags
 
 from encnet_jax import cli
 from encnet_jax.errors import UserError
-from encnet_jax.files import user_path
 
 
 def define_flags() -> None:
@@ -59,6 +58,9 @@ def main(arguments: list[str]) -> None:
     # Those of the training were its own affair.
     read = [key for key in explicit if key.startswith("evaluation.")]
     cli.warn_of_unread_settings(config, sorted(read))
+    images = values.images
+    if images is not None:
+        images = cli.flag_path("images", images)
     split = values.split or config.evaluation.split
     config.evaluation.split = split  # as results and page list it
     text = evaluate_workdir(
@@ -67,7 +69,7 @@ def main(arguments: list[str]) -> None:
         split,
         values.step,
         submission=values.submission,
-        images=None if values.images is None else user_path(values.images),
+        images=images,
         command=cli.command_line(),
     )
     cli.print_on_host0(text)

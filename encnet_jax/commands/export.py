@@ -11,7 +11,6 @@ quantized, for CPUs: --calibration names a folder of images like those it will s
 from absl import flags
 
 from encnet_jax import cli
-from encnet_jax.files import user_path
 
 
 def define_flags() -> None:
@@ -53,11 +52,11 @@ def main(arguments: list[str]) -> None:
             raise UserError(f"--{flag}: only with --int8")
     text = export_workdir(
         cli.run_folder(values.workdir),
-        user_path(values.output),
+        cli.flag_path("output", values.output),
         values.format,
         values.step,
         values.size,
-        user_path(values.calibration) if values.int8 else None,
+        cli.flag_path("calibration", values.calibration) if values.int8 else None,
         values.calibration_images,
     )
     print(text)

@@ -14,7 +14,6 @@ from pathlib import Path
 from absl import flags
 
 from encnet_jax import cli
-from encnet_jax.files import user_path
 
 
 def define_flags() -> None:
@@ -69,7 +68,8 @@ def main(arguments: list[str]) -> int:
     set_max_image_pixels(values.max_image_pixels)
     workdir = cli.run_folder(values.workdir)
     info = load_run_info(workdir)
-    images, output = write.find_images(arguments), user_path(values.output)
+    images = write.find_images(arguments)
+    output = cli.flag_path("output", values.output)
     # Files are planned before a model is loaded: one of the user's may be in the way.
     if info.task == "classification":
         for flag in ("explain", "slide", "save"):

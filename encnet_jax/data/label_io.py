@@ -105,6 +105,10 @@ def _check_unscaled(image: Image.Image, name: str) -> None:
     kind = ""
     if is_deep_color(tiles):
         kind = "16 bits per color"
+    elif "I" in mode.partition(";")[2]:
+        kind = f"{image.format} with 0 as white"
+    elif image.format == "TIFF" and mode.startswith(("L;2", "L;4")):
+        kind = "TIFF of 2 or 4 bits"
     elif codec == "ppm" and declared != 255 and (mode, declared) != ("L", 65535):
         kind = f"{image.format} with a maximum of {declared}"
     if kind:

@@ -44,9 +44,6 @@ def open_progress_log(
             yield log
         finally:
             log.close()
-            if jax.process_index() == 0:
-                with contextlib.suppress(OSError):  # Windows: open files stay
-                    lock.unlink()
 
 
 class EvalProgressLog:

@@ -204,13 +204,16 @@ def as_declared(
 ) -> DatasetInfo:
     """Returns `info` with the value range that the data set itself declares, if any.
 
-    Bands are scaled as in the training, so that `info` has the range of that.
+    Bands are scaled as in the training, so that `info` has the range of that. Where the
+    training had a setting in place of what this data set declares, it stays.
     """
-    if not trained.banded or load_run_config(workdir).data.value_range:
+    data, stored = config.data, load_run_config(workdir).data
+    same = (data.name, data.data_dir) == (stored.name, stored.data_dir)
+    if not trained.banded or (same and stored.value_range):
         return info
-    declared = dataset_info(config.data.name, config.data.data_dir)
-    declared = declare_bands(declared, trained.channels)
-    return declared if declared.value_range else info
+    declared: Any = dataset_info(data.name, data.data_dir).value_range
+    # One pair is that of each channel.
+    return declare_bands(info, trained.channels, declared) if declared else info
 
 
 def _accumulate(

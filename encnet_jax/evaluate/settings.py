@@ -71,6 +71,8 @@ def evaluation_config(
     same_data = given.data.name == stored.data.name
     for key in _READ:
         value = config.data[key]
+        if key == "value_range" and is_model_folder(workdir):  # not in its settings
+            continue
         if f"data.{key}" in explicit and _plain(value) != _plain(stored.data[key]):
             raise UserError(
                 f"data.{key}={_plain(value)!r}: images are read as in the training of "
@@ -284,4 +286,4 @@ def _is_imported(workdir: Path) -> bool:
 
 
 def _plain(value: Any) -> Any:
-    return list(value) if isinstance(value, tuple) else value
+    return [*map(_plain, value)] if isinstance(value, tuple | list) else value

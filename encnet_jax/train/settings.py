@@ -153,6 +153,11 @@ def check_workdir(config: ConfigDict, workdir: Path, info: DatasetInfo) -> None:
     """
     path = workdir / "config.json"
     if not path.exists():
+        if saved_steps(workdir / "checkpoints"):
+            raise UserError(
+                f"{path}: is missing beside the checkpoints of a run; copy it there "
+                "too, or use another --workdir"
+            )
         check_no_run_files(workdir, "workdir")
         return
     if is_model_folder(workdir):

@@ -177,8 +177,11 @@ class Trainer:
         start = int(self.state.step)
         scored = start == 0 or self.checkpoints.has_scores(start)
         done = self._done(start, scored)
+        if done and scored:  # the workdir stays that of the steps that were taken
+            with closing(self.checkpoints):
+                return self._validated(start).summary
         due = done or (self._evaluates(start) and not scored)
-        if not done:  # else they stay those of the steps that were taken
+        if not due:
             self._save_settings()
         tracker = start_tracker(self.config, self.workdir, self.dataset.info.name)
         self.writer = MetricWriter(
@@ -189,9 +192,10 @@ class Trainer:
             if due:
                 result = self._evaluate(start)
                 scores = result.summary
-                if not scored:
-                    self.checkpoints.add_scores(start, result.scores, result.mean_gate)
-                    done = done or self._done(start, True)
+                self.checkpoints.add_scores(start, result.scores, result.mean_gate)
+                done = done or self._done(start, True)
+                if not done:
+                    self._save_settings()
             if not done:
                 scores = self._take_steps(start)
         if not done and scores is not None:
@@ -273,6 +277,12 @@ class Trainer:
         self.progress.show(values["loss"], values["images_per_second"])
 
     def _evaluate(self, step: int) -> Validation:
+        result = self._validated(step)
+        self.writer.scalars(step, result.scores, "evaluation")
+        self.writer.image(step, "predictions", result.panel)
+        return result
+
+    def _validated(self, step: int) -> Validation:
         started = time.perf_counter()
         try:
             result = self.validate(*self.state.evaluated)
@@ -284,8 +294,6 @@ class Trainer:
                 f"{error} (in the evaluation of step {step}, which is saved: a resumed "
                 "run evaluates it again and continues from there)"
             ) from error
-        self.writer.scalars(step, result.scores, "evaluation")
-        self.writer.image(step, "predictions", result.panel)
         _log.info(
             "step %d: %s (%d images, %.0f s)",
             step,

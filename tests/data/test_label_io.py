@@ -1,6 +1,7 @@
 """Tests of label files: gray of any depth, palettes against colors, orientation."""
 
 import io
+import struct
 
 import numpy as np
 import pytest
@@ -34,6 +35,24 @@ def stored(image, kind="PNG", **settings):
     file = io.BytesIO()
     image.save(file, kind, **settings)
     return file.getvalue()
+
+
+def tiff_of_bits(values, bits, photometric):
+    """Returns a gray TIFF, of which 0 is black if `photometric` is 1."""
+    rows = b""
+    for row in values:
+        text = "".join(f"{value:0{bits}b}" for value in row)
+        text += "0" * (-len(text) % 8)
+        rows += int(text, 2).to_bytes(len(text) // 8, "big")
+    shape = len(values), len(values[0])
+    tags = [(256, shape[1]), (257, shape[0]), (258, bits), (259, 1), (262, photometric)]
+    tags += [(273, 8), (277, 1), (278, shape[0]), (279, len(rows))]
+    place = 8 + len(rows) + len(rows) % 2
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags)
+    directory = struct.pack("<H", len(tags)) + entries + struct.pack("<I", 0)
+    return (
+        b"II*\0" + struct.pack("<I", place) + rows.ljust(place - 8, b"\0") + directory
+    )
 
 
 def indexed(indices, palette, **settings):
@@ -90,6 +109,17 @@ def test_labels_that_pillow_scales_are_refused(kind, maximum):
     data = f"{kind}\n3 1\n{maximum}\n".encode() + bytes(18)
     with pytest.raises(UserError, match=f"mask: .* a maximum of {maximum}, which is "):
         decode_labels(data, "mask", COLORS)
+
+
+@pytest.mark.parametrize("bits", [1, 2, 4, 8])
+@pytest.mark.parametrize("white", [0, 1])
+def test_tiff_holds_the_stored_values_or_is_refused(bits, white):
+    data = tiff_of_bits([[0, 1], [1, 0]], bits, white)
+    if white == 1 and bits in (1, 8):  # 1: the greatest value
+        np.testing.assert_array_equal(decode_labels(data, "mask"), [[0, 1], [1, 0]])
+        return
+    with pytest.raises(UserError, match="mask: a label image of TIFF .* not read"):
+        decode_labels(data, "mask")
 
 
 @pytest.mark.parametrize(

@@ -42,7 +42,8 @@ def test_second_evaluation_of_a_file_is_refused_while_the_first_lasts(tmp_path):
             with pytest.raises(UserError, match=expected):
                 with open_progress_log(path, {}, 2):
                     raise AssertionError("two evaluations at once")
-    assert [file.name for file in path.parent.iterdir()] == ["val.partial-0.jsonl"]
+    names = sorted(file.name for file in path.parent.iterdir())
+    assert names == [".test.lock", ".val.lock", "val.partial-0.jsonl"]
 
 
 def test_split_may_have_a_name_with_brackets(tmp_path):
@@ -52,7 +53,7 @@ def test_split_may_have_a_name_with_brackets(tmp_path):
     with open_progress_log(path, {}, 2) as log:
         assert [metrics.index for metrics in log.done] == [*log.lines()] == [3]
         log.remove()
-    assert not [*tmp_path.iterdir()]
+    assert [file.name for file in tmp_path.iterdir()] == [".val[1].lock"]
 
 
 def test_lines_are_written_through_now_and_then_and_at_the_end(tmp_path, monkeypatch):

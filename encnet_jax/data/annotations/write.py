@@ -3,7 +3,6 @@
 import hashlib
 import io
 import json
-import os
 from collections.abc import Callable
 from pathlib import Path, PurePosixPath
 
@@ -49,10 +48,9 @@ def divide(annotated: AnnotatedSet, fraction: float) -> AnnotatedSet:
             f"--val_fraction={fraction}: the files give splits already: "
             f"{', '.join(sorted(given))}"
         )
-    names = sorted(
-        (hashlib.sha256(os.fsencode(image.name)).digest(), index)
-        for index, image in enumerate(annotated.images)
-    )
+    encoded = [str(i.name).encode(errors="surrogateescape") for i in annotated.images]
+    hashes = (hashlib.sha256(name).digest() for name in encoded)
+    names = sorted((digest, index) for index, digest in enumerate(hashes))
     count = max(1, round(fraction * len(names)))
     if count >= len(names):
         raise UserError(
