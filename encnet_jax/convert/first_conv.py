@@ -34,12 +34,20 @@ def extend_kernel(
         channels: Channels of the images.
         rgb_channels: Which of them are red, green and blue; by default the first three.
             One that is several of them gets the sum of their kernels.
+
+    Raises:
+        UserError: There is no such channel.
     """
     mean = kernel.mean(2, keepdims=True)
     if channels < 3:
         return np.repeat(mean * (3 / channels), channels, 2)
     extended = np.repeat(mean, channels, 2)
     kept = _kept(rgb_channels)
+    if not all(0 <= channel < channels for channel in kept):
+        raise UserError(
+            f"rgb_channels={[*kept]}: must be from 0 to {channels - 1}, of {channels} "
+            "channels"
+        )
     extended[:, :, kept] = 0
     for color, channel in enumerate(kept):
         extended[:, :, channel] += kernel[:, :, color]

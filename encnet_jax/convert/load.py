@@ -23,7 +23,7 @@ from encnet_jax.convert.infer_config import (
 )
 from encnet_jax.convert.key_mapping import find_key_mapping
 from encnet_jax.convert.load_plan import LoadPlan
-from encnet_jax.errors import UserError, shortened
+from encnet_jax.errors import UserError, one_line, shortened
 from encnet_jax.models import create_model
 
 HEADS = ("strict", "reinitialize", "skip")
@@ -51,7 +51,7 @@ class LoadReport:
     def __str__(self) -> str:
         lines = [f"{self.source}: {len(self.loaded)} entries loaded"]
         for reason in dict.fromkeys(self.dropped.values()):
-            keys = [key for key, why in self.dropped.items() if why == reason]
+            keys = [one_line(k) for k, why in self.dropped.items() if why == reason]
             lines.append(f"  {len(keys)} dropped: {reason} ({shortened(keys)})")
         if kept := self.left_initialized:
             layers = list(dict.fromkeys(path.rpartition(".")[0] for path in kept))
@@ -107,16 +107,17 @@ def load_torch_weights(
             f"{file}: does not fit the model: {'; '.join(errors)}"
             f"{_hint(entries, mapping.source)}"
         )
-    # One by one, so that no third copy exists besides the file and the model.
-    extension = ""
+    extension, first = "", {}
     for key, path in plan.loaded.items():
-        array = _from_torch_layout(path, entries[key])
         if path in FIRST_KERNELS:
+            kernel = np.asarray(_from_torch_layout(path, entries[key]))
             channels = plan.variables[path].shape[2]
-            if not fits(array.shape[2], channels, rgb_channels):
-                kernel = extend_kernel(np.asarray(array), channels, rgb_channels)
-                array = jnp.array(kernel)
+            if not fits(kernel.shape[2], channels, rgb_channels):
+                first[key] = jnp.array(extend_kernel(kernel, channels, rgb_channels))
                 extension = describe_extension(channels, rgb_channels)
+    # One by one, so that no third copy exists besides the file and the model.
+    for key, path in plan.loaded.items():
+        array = first[key] if key in first else _from_torch_layout(path, entries[key])
         plan.variables[path].set_value(array)
     return LoadReport(
         mapping.source,

@@ -15,7 +15,14 @@ from encnet_jax.run.model_folder import find_model_folder
 from encnet_jax.run.state import flatten_paths, split_model
 from encnet_jax.run.workdir import load_workdir
 
-_HEADS = ("head.", "aux_head.")
+# Prefixes of the arrays that depend on the classes; `linear` is that of classifiers.
+_CLASSIFIERS = (*HEAD_PREFIXES, "stage3_context.se_head.", "linear.")
+# Head -> prefixes of its arrays.
+_HEADS = {
+    "head": ("head.",),
+    "aux_head": ("aux_head.",),
+    "stage3_context": ("stage3_context.", "stage3_reduce."),
+}
 
 
 def load_initial_weights(
@@ -76,7 +83,7 @@ def _load_workdir(
     except UserError as error:
         raise UserError(f"model.weights={workdir}: {error}") from error
     fresh = [
-        path for path in wanted if path.startswith(HEAD_PREFIXES) and not same_classes
+        path for path in wanted if path.startswith(_CLASSIFIERS) and not same_classes
     ]
     reasons = ["other classes"] if fresh else []
     problems = [
@@ -85,12 +92,12 @@ def _load_workdir(
         if path not in fresh
         and (path not in stored or stored[path].shape != leaf.shape)
     ]
-    if problems and all(path.startswith(_HEADS) for path in problems):
+    heads = {_head_of(path) for path in problems}
+    if problems and "" not in heads:
         # Nothing is taken of another head: parts of it would not fit each other.
-        other = tuple(h for h in _HEADS if any(p.startswith(h) for p in problems))
-        fresh += [p for p in wanted if p.startswith(other) and p not in fresh]
+        fresh += [p for p in wanted if _head_of(p) in heads and p not in fresh]
         problems = []
-        reasons.append(f"another {' and '.join(h.rstrip('.') for h in other)}")
+        reasons.append(f"another {' and '.join(h for h in _HEADS if h in heads)}")
     if problems:
         raise UserError(
             f"model.weights={workdir}: {len(problems)} arrays of the model are missing "
@@ -110,3 +117,9 @@ def _load_workdir(
     if unused:
         parts.append(f"not used by this model: {shortened(unused)}")
     return "; ".join(parts)
+
+
+def _head_of(path: str) -> str:
+    """Returns the head to which an array belongs; "" if to none."""
+    found = (head for head, parts in _HEADS.items() if path.startswith(parts))
+    return next(found, "")

@@ -1,10 +1,13 @@
 """The first convolution of RGB weights in models of other channels."""
 
+import jax
 import numpy as np
 import pytest
+from flax import nnx
 
 from encnet_jax.convert.first_conv import FIRST_KERNELS, extend_kernel, fit_first_kernel
 from encnet_jax.convert.load import load_torch_weights
+from encnet_jax.errors import UserError
 from tests.convert.test_load import ADE, TIMM, abstract_model, small_weights
 
 KERNEL = np.arange(1 * 1 * 3 * 2, dtype=np.float32).reshape(1, 1, 3, 2)
@@ -58,6 +61,19 @@ def test_three_bands_get_the_kernels_of_their_colors(case):
         assert ("first convolution" in report) == (rgb_channels == (2, 1, 0))
     for kernel in (kernels[1], kernels[2][:, :, ::-1], kernels[3]):
         np.testing.assert_array_equal(kernel, kernels[0])
+
+
+@pytest.mark.parametrize("channels", [(0, 1, 7), (3, 2, 1), (-1, 0, 1)])
+def test_channel_that_there_is_not_changes_nothing(channels):
+    weights = dict(reversed(small_weights("torchvision_resnet18").items()))
+    model = abstract_model(weights)
+    load_torch_weights(model, weights, head="skip")
+    before = jax.tree.map(np.asarray, nnx.state(model))
+    other = {key: array + 1 for key, array in weights.items()}
+    message = rf"^rgb_channels=\[{channels[0]}, .*: must be from 0 to 2, of 3 channels"
+    with pytest.raises(UserError, match=message):
+        load_torch_weights(model, other, head="skip", rgb_channels=channels)
+    jax.tree.map(np.testing.assert_array_equal, nnx.state(model), before)
 
 
 @pytest.mark.parametrize("banded", [False, True])

@@ -1,5 +1,6 @@
 """Tests of encnet_jax.convert.load: every entry is loaded, dropped or an error."""
 
+import dataclasses
 import errno
 import json
 import re
@@ -202,6 +203,16 @@ def test_bare_resnet_loads_the_backbone_of_a_whole_network_with_skip():
     assert report.dropped["decode_head.conv_seg.bias"].startswith(
         "not part of the backbone"
     )
+
+
+def test_names_of_a_file_do_not_reach_the_terminal_as_they_are():
+    weights = small_weights(ADE)
+    weights["\x1b]0;mine\x07\nWARNING: all is well.num_batches_tracked"] = np.ones(())
+    report = load_torch_weights(abstract_model(weights), weights)
+    report = dataclasses.replace(report, dropped=dict(reversed(report.dropped.items())))
+    text = str(report)
+    assert "\x1b" not in text and "\nWARNING" not in text
+    assert r"\x1b]0;mine\x07 WARNING: all is well.num_batches_tracked" in text
 
 
 def test_pretraining_classifier_of_the_first_release_is_dropped():

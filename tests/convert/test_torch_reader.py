@@ -214,6 +214,24 @@ def test_state_dict_is_found_and_unprefixed(wrapper, prefix):
     assert list(torch_file.state_dict_of(checkpoint)) == ["a.weight", "b.bias"]
 
 
+def test_mapping_of_many_names_for_one_mapping_is_looked_at_once():
+    class Counted(dict):
+        looked = 0
+
+        def items(self):
+            Counted.looked += 1
+            return super().items()
+
+    inner = Counted(a=np.ones(2))
+    found = torch_file.state_dict_of({f"entry{i}": inner for i in range(1000)})
+    assert [*found] == ["a"] and Counted.looked < 10
+
+
+def test_prefixes_of_a_malicious_key_are_not_all_removed():
+    found = torch_file.state_dict_of({"net." * 1000 + "w": np.ones(2)})
+    assert [*found] == ["net." * 984 + "w"]
+
+
 def test_prefix_chooses_one_of_several_networks():
     arrays = {"student.module.a": np.ones(2), "teacher.a": np.zeros(1), "loss": 3}
     for prefix in ("student.", "student", "student.module."):

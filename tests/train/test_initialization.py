@@ -13,12 +13,13 @@ from encnet_jax.data.object_dataset import ObjectDataset
 from encnet_jax.errors import UserError
 from encnet_jax.export.run import export_workdir
 from encnet_jax.models import create_model
+from encnet_jax.models.registry import CIFAR_MODELS
 from encnet_jax.optimizer import create_optimizer
 from encnet_jax.run.checkpoint import Checkpoints
 from encnet_jax.run.model_config import model_settings
 from encnet_jax.run.sharding import mesh_of
-from encnet_jax.run.state import create_train_state, split_model
-from encnet_jax.train.initialization import load_initial_weights
+from encnet_jax.run.state import create_train_state, flatten_paths, split_model
+from encnet_jax.train.initialization import _CLASSIFIERS, load_initial_weights
 from encnet_jax.train.settings import with_stored_origin
 from encnet_jax.train.trainer import Trainer
 
@@ -28,10 +29,10 @@ NAMES = ("road", "car", "sky")
 def settings(**changes):
     config = default()
     config.total_steps = 1
-    config.model.update(
-        dict(backbone="tiny", stem="plain", width=4, head_channels=8, num_codes=2)
-    )
-    config.model.update(changes)
+    small = dict(backbone="tiny", stem="plain", width=4, head_channels=8, num_codes=2)
+    if changes.get("name") in CIFAR_MODELS:
+        small = dict(width=4)
+    config.model.update(small | changes)
     return config
 
 
@@ -95,6 +96,66 @@ def test_other_classes_leave_the_classifiers_alone(earlier, names):
             np.testing.assert_array_equal(array, expected[path], err_msg=path)
     # Kernel and bias of the main, the auxiliary and the SE classifier.
     assert len(classifiers) == 6 and "initial values" in text
+
+
+@pytest.mark.parametrize(
+    ("changes", "count"),
+    [
+        (dict(), 6),
+        (dict(se_stages=(3, 4)), 8),
+        (dict(name="fcn"), 4),
+        (dict(name="pspnet"), 4),
+        (dict(name="deeplabv3"), 4),
+        (dict(name="resnet14"), 2),
+        (dict(name="se_resnet14", width=16), 2),
+        (dict(name="encnet14"), 2),
+    ],
+)
+def test_arrays_that_depend_on_the_classes_start_anew(
+    tmp_path, monkeypatch, changes, count
+):
+    def arrays(classes):
+        model = nnx.eval_shape(lambda: model_of(0, classes, **changes))
+        _, *parts = split_model(model)
+        return {
+            path: leaf for part in parts for path, leaf in flatten_paths(part).items()
+        }
+
+    three, four = arrays(3), arrays(4)
+    depend = {path for path in three if three[path].shape != four[path].shape}
+    assert len(depend) == count
+    assert {path for path in three if path.startswith(_CLASSIFIERS)} == depend
+
+
+@pytest.mark.parametrize(
+    ("before", "names", "kept"),
+    [
+        (dict(se_stages=(3, 4)), ("a", "b", "c"), 8),
+        (dict(se_stages=(3, 4)), (*NAMES, "sea"), 8),
+        (dict(name="resnet14"), ("a", "b", "c"), 2),
+        (dict(name="resnet14"), (*NAMES, "sea"), 2),
+    ],
+)
+def test_classifiers_of_every_kind_are_left_alone(tmp_path, before, names, kept):
+    expected, model = write_run(tmp_path, **before), model_of(2, len(names), **before)
+    initial = leaves(model)
+    text = load_initial_weights(model, str(tmp_path), names)
+    assert "other classes, so initial values kept" in text
+    found = leaves(model)
+    same = {path for path in found if path.startswith(_CLASSIFIERS)}
+    assert len(same) == kept
+    for path, array in found.items():
+        source = initial if path in same else expected
+        np.testing.assert_array_equal(array, source[path], err_msg=path)
+
+
+def test_branch_of_stage_3_may_be_new(earlier):
+    workdir, expected = earlier
+    model = model_of(2, se_stages=(3, 4))
+    initial = leaves(model)
+    text = load_initial_weights(model, str(workdir), NAMES)
+    assert "another stage3_context, so initial values kept: stage3_" in text
+    assert_loaded_but(model, "stage3_", initial, expected)
 
 
 def test_model_folder_counts_as_its_run(earlier, tmp_path):

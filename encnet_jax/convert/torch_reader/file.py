@@ -58,6 +58,7 @@ _WRAPPERS = (
     *("net", "network", "module", "weights"),
 )
 # DataParallel, torch.compile, Lightning (the name of the attribute with the network)
+_MAX_PREFIXES = 16  # a malicious key can have millions
 _PREFIXES = ("module.", "_orig_mod.", "model.", "net.", "network.")
 # Raised while parsing damaged bytes; anything else would be a bug in this module.
 _MALFORMED = (
@@ -204,10 +205,12 @@ def without_prefixes(
 
 def _unwrapped(arrays: Mapping[str, T]) -> dict[str, T]:
     found = dict(arrays)
-    prefixes = iter(_PREFIXES)
-    while found and (prefix := next(prefixes, None)):
-        if all(key.startswith(prefix) for key in found):
-            found, prefixes = _below(prefix, found), iter(_PREFIXES)
+    for _ in range(_MAX_PREFIXES):
+        common = (p for p in _PREFIXES if found and all(k.startswith(p) for k in found))
+        prefix = next(common, None)
+        if prefix is None:
+            break
+        found = _below(prefix, found)
     return found
 
 
@@ -236,7 +239,9 @@ def _wrapped(node: Any) -> Any:
             return node[name]
     if _arrays(node):
         return None
-    candidates = [value for value in node.values() if _arrays(value)]
+    # Each once: a malicious mapping can hold one of many entries as many times.
+    distinct = {id(value): value for value in node.values()}.values()
+    candidates = [value for value in distinct if _arrays(value)]
     return candidates[0] if len(candidates) == 1 else None
 
 
