@@ -111,7 +111,14 @@ class EncodingAttention(nnx.Module):
 
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
         """Returns the features times the gate."""
-        return x * self.gate(x).astype(x.dtype)[:, None, None, :]
+        return _gated(x, self.gate(x))
+
+
+def _gated(
+    x: Float[Array, "b h w c"], gate: Float[Array, "b c"]
+) -> Float[Array, "b h w c"]:
+    # Float32, so that the gradient of the gate, a sum over all pixels, is too.
+    return (x.astype(jnp.float32) * gate[:, None, None, :]).astype(x.dtype)
 
 
 class SqueezeExcitation(nnx.Module):
@@ -125,7 +132,7 @@ class SqueezeExcitation(nnx.Module):
         """Returns the features times the gate."""
         mean = x.mean((1, 2), dtype=jnp.float32)
         gate = jax.nn.sigmoid(self.excite(jax.nn.relu(self.squeeze(mean))))
-        return x * gate.astype(x.dtype)[:, None, None, :]
+        return _gated(x, gate)
 
 
 class PreActivationBlock(nnx.Module):

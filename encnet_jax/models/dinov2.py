@@ -15,6 +15,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from encnet_jax.models.settings import Check, stages_of_four
+from encnet_jax.ops.conv_bias import add_bias
 from encnet_jax.ops.resize import Size, resize_bicubic, resize_bilinear
 
 PATCH = 14  # pixels, height and width
@@ -69,7 +70,8 @@ class LayerScale(nnx.Module):
 
     def __call__(self, x: Float[Array, "b n c"]) -> Float[Array, "b n c"]:
         """Scales the channels."""
-        return x * self.gamma[...].astype(x.dtype)
+        # Float32, so that the gradient of gamma, a sum over all tokens, is too.
+        return (x.astype(jnp.float32) * self.gamma[...]).astype(x.dtype)
 
 
 class Attention(nnx.Module):
@@ -154,7 +156,7 @@ class DINOv2(nnx.Module):
         spec = DINOV2[name]
         features = spec.features
         self.features = (features,) * 4
-        self.patch_embed = nnx.Conv(
+        self.patch_embed = _PatchEmbedding(
             3,
             features,
             (PATCH, PATCH),
@@ -222,4 +224,37 @@ class DINOv2(nnx.Module):
 
 
 def _linear(features_in: int, features_out: int, rngs: nnx.Rngs) -> nnx.Linear:
-    return nnx.Linear(features_in, features_out, kernel_init=_WEIGHTS, rngs=rngs)
+    return _Linear(features_in, features_out, kernel_init=_WEIGHTS, rngs=rngs)
+
+
+class _Linear(nnx.Linear):
+    """The gradient of its bias is a sum in float32 over all tokens."""
+
+    def __call__(self, inputs: jax.Array, out_sharding: Any = None) -> jax.Array:
+        if self.dtype == jnp.float32:  # as Flax's, which exports know
+            return super().__call__(inputs)
+        dtype, bias = _dtype_and_bias(self)
+        y = inputs.astype(dtype) @ self.kernel[...].astype(dtype)
+        return add_bias(y, bias, dtype)
+
+
+class _PatchEmbedding(nnx.Conv):
+    """The gradient of its bias is a sum in float32 over all patches."""
+
+    def __call__(self, inputs: jax.Array, out_sharding: Any = None) -> jax.Array:
+        if self.dtype == jnp.float32:
+            return super().__call__(inputs)
+        dtype, bias = _dtype_and_bias(self)
+        y = jax.lax.conv_general_dilated(
+            inputs.astype(dtype),
+            self.kernel[...].astype(dtype),
+            (PATCH, PATCH),
+            "VALID",
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        )
+        return add_bias(y, bias, dtype)
+
+
+def _dtype_and_bias(layer: Any) -> tuple[Any, Any]:
+    """Returns what Flax's layers may lack, and those here have."""
+    return layer.dtype, layer.bias[...]

@@ -8,7 +8,7 @@ from flax import nnx
 from jax.extend.core import ClosedJaxpr, Jaxpr
 
 from encnet_jax.data.dataset_info import DatasetInfo
-from encnet_jax.models import create_model
+from encnet_jax.models import cifar, create_model, dinov2
 from encnet_jax.models.encoding import Encoding
 from encnet_jax.models.layers import Conv
 from encnet_jax.optimizer import create_optimizer, poly_schedule
@@ -111,3 +111,33 @@ def test_gradient_of_a_bias_is_summed_in_float32():
     bias = gradient(state, x, x)["bias"][...]
     assert bias.dtype == jnp.float32
     np.testing.assert_allclose(bias, [8192])
+
+
+@pytest.mark.parametrize(
+    ("create", "name"),
+    [
+        (lambda rngs: dinov2.LayerScale(1), "gamma"),
+        (lambda rngs: dinov2._linear(1, 1, rngs), "bias"),
+    ],
+)
+def test_gradients_over_tokens_are_summed_in_float32(create, name):
+    module = create(nnx.Rngs(0))
+    module.set_attributes(nnx.Linear, dtype=jnp.bfloat16, raise_if_not_found=False)
+    graphdef, state = nnx.split(module)
+    x = jnp.ones((1, 8192, 1), jnp.bfloat16)
+
+    @jax.jit
+    def gradient(state):
+        return jax.vjp(lambda s: nnx.merge(graphdef, s)(x), state)[1](x)[0]
+
+    found = gradient(state)[name][...]
+    assert found.dtype == jnp.float32
+    np.testing.assert_allclose(found, [8192])
+
+
+def test_gradient_of_a_gate_is_summed_in_float32():
+    x = jnp.ones((1, 64, 128, 1), jnp.bfloat16)
+    gate = jnp.full((1, 1), 0.5)
+    found = jax.jit(lambda g: jax.vjp(lambda g: cifar._gated(x, g), g)[1](x)[0])(gate)
+    assert found.dtype == jnp.float32
+    np.testing.assert_allclose(found, [[8192]])
