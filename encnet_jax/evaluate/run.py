@@ -107,16 +107,13 @@ def evaluate_workdir(
     folder = workdir / "submission" / name
     writer = Submission(folder, dataset.info) if submission else None
     identity = _identity(config, dataset, run, submission)
-    num_classes = dataset.info.num_classes
-    with open_progress_log(path, identity, num_classes) as progress_log:
-        totals = _accumulate(
-            config, dataset, run, predict_batches, progress_log, writer
-        )
+    with open_progress_log(path, identity, dataset.info.num_classes) as log:
+        totals = _accumulate(config, dataset, run, predict_batches, log, writer)
         summary = [f"{totals.times.sum()} images, step {run.step}"]
         if writer is not None:
             summary.append(f"predictions: {writer.folder}")
         if images is not None:
-            progress_log.remove()
+            log.remove()
             return "\n".join(summary)
         results = totals.results(config.evaluation.absent_classes)
         results = add_dataset_metrics(results, dataset.info)
@@ -136,8 +133,8 @@ def evaluate_workdir(
                 differs_from_training=differences,
                 class_names=dataset.info.class_names,
             )
-            _write_image_log(progress_log, path, len(dataset))
-        progress_log.remove()
+            _write_image_log(log, path, len(dataset))
+        log.remove()
         if jax.process_index() == 0:
             save_figures(results, examples, dataset.info, path.with_suffix(""))
             settings = page_settings(config, split, run, differences)

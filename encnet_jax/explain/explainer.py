@@ -164,7 +164,10 @@ class Explainer:
     ) -> None:
         mesh = mesh_of(jax.local_devices()[:1])
         contexts_of = make_score_fn(
-            AssignmentDef(model_def), max(num_codes, 1), protocol, mesh
+            AssignmentDef(model_def, views=2 if protocol.mirror_windows else 1),
+            max(num_codes, 1),
+            protocol,
+            mesh,
         )
         scores_of = make_score_fn(GatedDef(model_def), num_classes, protocol, mesh)
 

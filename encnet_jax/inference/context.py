@@ -63,13 +63,16 @@ class AssignmentDef(NamedTuple):
 
     Attributes:
         model_def: Definition of an EncNet.
+        views: How many views of each window are added: 2 with mirror images, whose
+            assignment is then the geometric mean.
     """
 
     model_def: ModelDef
+    views: int = 1
 
     def merge(self, params: PureDict, batch_stats: PureDict) -> "_Assignment":
         """Returns the network; arguments as of `ModelDef.merge`."""
-        return _Assignment(self.model_def.merge(params, batch_stats))
+        return _Assignment(self.model_def.merge(params, batch_stats), self.views)
 
 
 class _Gated:
@@ -83,9 +86,9 @@ class _Gated:
 
 
 class _Assignment:
-    def __init__(self, model: Any):
+    def __init__(self, model: Any, views: int):
         self.align_corners = model.align_corners
-        self._model = model
+        self._model, self._views = model, views
 
     def forward_with_context(
         self, images: Float[Array, "b h w c"]
@@ -95,4 +98,4 @@ class _Assignment:
         if assignment is None:
             assignment = jnp.ones((*context.before.shape[:3], 1), jnp.float32)
         logits = jnp.log(jnp.maximum(assignment, _SMALLEST))
-        return SegmentationOutput(logits), context
+        return SegmentationOutput(logits / self._views), context

@@ -140,6 +140,25 @@ def test_mirrored_windows_share_a_gate():
     np.testing.assert_allclose(explanation.gate, np.mean(gates, 0), rtol=1e-4)
 
 
+def test_assignment_of_mirror_images_is_their_mean_not_their_product():
+    model, half = create(align_corners=False), noise(32, 16)
+    pixels = np.concatenate([half, half[:, ::-1]], 1)  # its own mirror image
+    found = []
+    for flip in (False, True):
+        windows = PyTorchEncodingProtocol(
+            **{**WINDOWS, "base_size": 32, "flip": flip}, align_corners=False
+        )
+        segmenter = Segmenter(model, INFO, protocol=windows)
+        found.append(segmenter.explain(pixels, context_from=pixels).assignment)
+    once, twice = found
+    np.testing.assert_allclose(once.sum(-1), 1, rtol=1e-5)
+    # Of the network, not of the image, mirrored windows differ a little.
+    mean = np.sqrt(once * once[:, ::-1])
+    mean /= mean.sum(-1, keepdims=True)
+    np.testing.assert_allclose(twice, mean, atol=1e-3)
+    assert once.max() > 1.2 * once.min()
+
+
 @pytest.mark.parametrize("windows", [False, True])
 def test_network_without_codewords_has_gate_and_figure(windows):
     protocol = (

@@ -158,12 +158,12 @@ def test_training_computes_uses_and_keeps_the_weights(tmp_path, monkeypatch):
         used.append(loss_settings["class_weights"])
         return make(*arguments, loss_settings=loss_settings, **settings)
 
-    def save_one_step(self):
+    def save_one_step(self, start):
         self.checkpoints.save(self.state, 1)
         self.checkpoints.close()
 
     monkeypatch.setattr(trainer, "make_train_step", spy)
-    monkeypatch.setattr(trainer.Trainer, "run", save_one_step)
+    monkeypatch.setattr(trainer.Trainer, "_take_steps", save_one_step)
     counts = np.bincount(labels[labels != 255])
     expected = (1 / np.log(1.02 + counts / counts.sum())).tolist()
     for _ in range(2):  # trained, then resumed without computing them

@@ -124,13 +124,14 @@ def test_run_with_a_relative_folder_resumes_and_then_has_the_absolute_one(
     assert stored.data.data_dir == str(tmp_path / "mine")
     stored.data.data_dir = "mine"  # as older versions stored it
     save_config(stored, "~/run/config.json")
+    config.total_steps = 3
     train(config, "~/run", splits)
     stored = load_config(tmp_path / "run" / "config.json")
     assert stored.data.data_dir == str(tmp_path / "mine")
-    assert load_workdir("~/run").step == 2
+    assert load_workdir("~/run").step == 3
     export_workdir("~/run", "~/model", "pretrained")
     folder = load_workdir("~/model")
-    assert folder.step == 2 and (tmp_path / "model" / "README.md").exists()
+    assert folder.step == 3 and (tmp_path / "model" / "README.md").exists()
     assert load_model_folder("~/model").info == folder.info
     with pytest.raises(UserError, match="hf://me/run: must be a folder"):
         load_workdir("hf://me/run")
