@@ -19,7 +19,8 @@ from encnet_jax.predict.predictor import Segmenter
 from encnet_jax.visualize.overlay import label_image, overlay
 
 MAX_BYTES = 32 << 20
-MAX_PIXELS = 25_000_000
+_MAX_PIXELS = 25_000_000
+_MAX_SCORES = 2 << 30  # of float32; windows keep one of each class at each pixel
 _SHOWN_SIDE = 1280  # upper bound on the long side of what the page shows
 _SHOWN_CODEWORDS = 6
 
@@ -49,10 +50,17 @@ class Analyzer:
 
     Args:
         segmenter: The model.
+
+    Attributes:
+        max_pixels: Largest image.
     """
 
     def __init__(self, segmenter: Segmenter):
         self.segmenter = segmenter
+        self.max_pixels = _MAX_PIXELS
+        if segmenter.protocol is not None:
+            most = _MAX_SCORES // segmenter.info.num_classes
+            self.max_pixels = min(_MAX_PIXELS, most)
         self.explainer: Explainer | None
         try:
             self.explainer = segmenter.explainer()
@@ -66,7 +74,7 @@ class Analyzer:
             UserError: It is too large, or no image, or one of other channels.
         """
         path = Path(path)
-        check_upload(path, self.segmenter.info)
+        check_upload(path, self.max_pixels, self.segmenter.info)
         try:
             result = self.segmenter(path)
         except UserError as error:  # the folder of an upload says nothing
@@ -109,11 +117,14 @@ class Analyzer:
         return maps
 
 
-def check_upload(path: Path, info: DatasetInfo = RGB_INFO) -> None:
+def check_upload(
+    path: Path, max_pixels: int = _MAX_PIXELS, info: DatasetInfo = RGB_INFO
+) -> None:
     """Raises `UserError` if a file is too large, in bytes or in pixels, or no image.
 
     Args:
         path: The file.
+        max_pixels: How many it may have.
         info: What the model was trained on: an image of bands may have any channels.
     """
     size = path.stat().st_size
@@ -126,8 +137,8 @@ def check_upload(path: Path, info: DatasetInfo = RGB_INFO) -> None:
         height, width = bands_size(data, info.channels, name)
     else:
         height, width = image_size(data, name)
-    if height * width > MAX_PIXELS:
+    if height * width > max_pixels:
         raise UserError(
             f"{path.name}: {width} x {height} pixels; allowed are "
-            f"{MAX_PIXELS // 1_000_000} million"
+            f"{max_pixels / 1e6:.3g} million"
         )

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
-from encnet_jax.app.analysis import MAX_BYTES, MAX_PIXELS, Analysis, Analyzer
+from encnet_jax.app.analysis import MAX_BYTES, Analysis, Analyzer
 from encnet_jax.errors import UserError
 
 if TYPE_CHECKING:
@@ -100,7 +100,8 @@ def build_page(analyzer: Analyzer, title: str, folder: Path) -> "gradio.Blocks":
         title=title, analytics_enabled=False, delete_cache=(600, 3600)
     ) as page:
         state = gr.State(time_to_live=3600)
-        limits = f"{MAX_BYTES >> 20} MiB and {MAX_PIXELS // 1_000_000} million pixels"
+        pixels = f"{analyzer.max_pixels / 1e6:.3g} million pixels"
+        limits = f"{MAX_BYTES >> 20} MiB and {pixels}"
         gr.Markdown(f"# {title}\nImages of up to {limits}. They stay on this machine.")
         with gr.Row():
             image = gr.Image(

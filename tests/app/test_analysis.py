@@ -2,6 +2,7 @@
 
 import io
 import socket
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -86,7 +87,7 @@ def test_images_of_bands(tmp_path, monkeypatch, planar):
     (tmp_path / "text.tif").write_bytes(b"II*\0text")
     with pytest.raises(UserError, match=r"text.tif: cannot be read as a TIFF: .*$"):
         analyze(tmp_path / "text.tif")
-    monkeypatch.setattr(analysis, "MAX_PIXELS", 48 * 64 - 1)
+    monkeypatch.setattr(analyze, "max_pixels", 48 * 64 - 1)
     with pytest.raises(UserError, match="5.tif: 64 x 48 pixels; allowed are"):
         analyze(tmp_path / "5.tif")
 
@@ -106,12 +107,21 @@ def test_address_that_cannot_be_used_is_one_line():
             listenable_port(host, 80)
 
 
+@pytest.mark.parametrize(
+    ("protocol", "expected"),
+    [(None, 25_000_000), ("windows", 14_316_557)],  # 2^31 scores of 150 classes
+)
+def test_scores_of_windows_are_bounded(protocol, expected):
+    info, explainer = SimpleNamespace(num_classes=150), lambda: None
+    segmenter = SimpleNamespace(protocol=protocol, info=info, explainer=explainer)
+    assert Analyzer(segmenter).max_pixels == expected
+
+
 def test_uploads_are_bounded(tmp_path, monkeypatch):
     path = photo(tmp_path)
-    check_upload(path)
-    monkeypatch.setattr(analysis, "MAX_PIXELS", 96 * 160 - 1)
-    with pytest.raises(UserError, match="photo.png: 160 x 96 pixels; allowed are"):
-        check_upload(path)
+    check_upload(path, 96 * 160)
+    with pytest.raises(UserError, match="160 x 96 pixels; allowed are 0.0154 million"):
+        check_upload(path, 96 * 160 - 1)
     monkeypatch.setattr(analysis, "MAX_BYTES", 1000)
     with pytest.raises(UserError, match="photo.png: 0 MiB; allowed are"):
         check_upload(path)
