@@ -251,9 +251,8 @@ def config_and_workdir(
     _check_config_file(config, name)
     if check:
         check_config(config)
-    return config, flag_path(
-        "workdir", default_workdir(name) if workdir is None else workdir
-    )
+    folder = default_workdir(name) if workdir is None else workdir
+    return config, flag_path("workdir", folder)
 
 
 def flag_path(flag: str, value: str | Path) -> Path:

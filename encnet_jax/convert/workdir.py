@@ -79,9 +79,8 @@ def _whole_or_nothing(workdir: Path, checkpoints: Checkpoints) -> Iterator[None]
     Raises:
         UserError: In place of an `OSError` of the block.
     """
-    check_no_run_files(
-        workdir, "--output"
-    )  # again: another command may have filled it meanwhile
+    # Again: another command may have filled it meanwhile.
+    check_no_run_files(workdir, "--output")
     existed = workdir.exists()
     try:
         yield
