@@ -67,6 +67,12 @@ class Analyzer:
         except UserError:  # a network without the module
             self.explainer = None
 
+    @property
+    def limits(self) -> str:
+        """How large images may be, in words."""
+        pixels = f"{self.max_pixels / 1e6:.3g} million pixels"
+        return f"{MAX_BYTES >> 20} MiB and {pixels}"
+
     def __call__(self, path: str | Path) -> Analysis:
         """Segments an image file.
 

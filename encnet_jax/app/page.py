@@ -100,8 +100,7 @@ def build_page(analyzer: Analyzer, title: str, folder: Path) -> "gradio.Blocks":
         title=title, analytics_enabled=False, delete_cache=(600, 3600)
     ) as page:
         state = gr.State(time_to_live=3600)
-        pixels = f"{analyzer.max_pixels / 1e6:.3g} million pixels"
-        limits = f"{MAX_BYTES >> 20} MiB and {pixels}"
+        limits = analyzer.limits
         gr.Markdown(f"# {title}\nImages of up to {limits}. They stay on this machine.")
         with gr.Row():
             image = gr.Image(

@@ -108,13 +108,18 @@ def test_address_that_cannot_be_used_is_one_line():
 
 
 @pytest.mark.parametrize(
-    ("protocol", "expected"),
-    [(None, 25_000_000), ("windows", 14_316_557)],  # 2^31 scores of 150 classes
+    ("protocol", "expected", "text"),
+    [
+        (None, 25_000_000, "32 MiB and 25 million pixels"),
+        # 2^31 scores of 150 classes.
+        ("windows", 14_316_557, "32 MiB and 14.3 million pixels"),
+    ],
 )
-def test_scores_of_windows_are_bounded(protocol, expected):
+def test_scores_of_windows_are_bounded(protocol, expected, text):
     info, explainer = SimpleNamespace(num_classes=150), lambda: None
     segmenter = SimpleNamespace(protocol=protocol, info=info, explainer=explainer)
-    assert Analyzer(segmenter).max_pixels == expected
+    found = Analyzer(segmenter)
+    assert (found.max_pixels, found.limits) == (expected, text)
 
 
 def test_uploads_are_bounded(tmp_path, monkeypatch):
