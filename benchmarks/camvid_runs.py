@@ -54,6 +54,11 @@ RUNS: dict[str, dict[str, Any]] = {
     "lateral": {"model.lateral": True},
     "equal_weights": {"loss.class_balance": ""},
     "scales_from_half": {"data.scale_range": (0.5, 2.0)},
+    "augmented": {
+        "data.scale_range": (0.5, 2.0),
+        "data.color_jitter": 0.5,
+        "data.rotation": 10.0,
+    },
     "poly": {"optimizer.schedule": "poly"},
     "no_averages": {"optimizer.ema_decay": 0.0},
     "adamw": {

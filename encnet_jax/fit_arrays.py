@@ -164,6 +164,7 @@ def small_config(images: np.ndarray, labels: np.ndarray) -> ConfigDict:
         config.model.align_corners = rest == 1
         if 1 < rest < config.data.crop_size:
             config.data.crop_size -= rest
+        config.model.pad_to_stride = True
         config.model.scale_init = "scaled"
     return config
 

@@ -77,7 +77,7 @@ class AssignmentDef(NamedTuple):
 
 class _Gated:
     def __init__(self, model: Any, gate: Float32[Array, " c"]):
-        self.align_corners = model.align_corners
+        self.align_corners, self.padded_size = model.align_corners, model.padded_size
         self._model, self._gate = model, gate
 
     def forward_low_res(self, images: Float[Array, "b h w c"]) -> SegmentationOutput:

@@ -14,9 +14,9 @@ from jaxtyping import Array, Float, Float32, Int32, Num, UInt8
 from encnet_jax.data.dataset_info import IMAGENET_MEAN, IMAGENET_STD
 from encnet_jax.inference.context import MergedModel, forward_with_gate
 from encnet_jax.inference.folding import eval_model_def, fold_model
-from encnet_jax.models.segmentation import SegmentationOutput
+from encnet_jax.models.segmentation import SegmentationModel, SegmentationOutput
 from encnet_jax.ops.normalize import normalize, to_byte_scale
-from encnet_jax.ops.resize import resize_bilinear
+from encnet_jax.ops.resize import pad_with_zeros, resize_bilinear
 from encnet_jax.ops.resize_argmax import resize_argmax, resize_logits
 from encnet_jax.run.state import ModelDef, PureDict
 
@@ -76,8 +76,21 @@ def preprocess(
     return normalize(inputs, mean, std)
 
 
+def pad(
+    model: SegmentationModel, inputs: Float32[Array, "b h w c"]
+) -> Float32[Array, "b H W c"]:
+    """Returns normalized images with zeros below and to the right, as a model needs.
+
+    See `SegmentationModel.padded_size`.
+    """
+    padded = model.padded_size(_size(inputs))
+    if padded == _size(inputs):
+        return inputs
+    return pad_with_zeros(inputs, padded)
+
+
 def whole_image_logits(
-    model: Callable[[Float32[Array, "b H W c"]], SegmentationOutput],
+    model: SegmentationModel,
     images: Num[Array | np.ndarray, "b h w c"],
     *,
     mean: Sequence[float],
@@ -100,9 +113,16 @@ def whole_image_logits(
     Returns:
         Logits at the size of `images`, and class presence probabilities or None.
     """
-    output = model(preprocess(images, mean, std, base_size, align_corners))
-    logits = output.logits.astype(jnp.float32)
-    logits = resize_bilinear(logits, _size(images), align_corners=align_corners)
+    inputs = preprocess(images, mean, std, base_size, align_corners)
+    padded = pad(model, inputs)
+    output = model.forward_low_res(padded)
+    logits = resize_logits(
+        output.logits,
+        [_size(inputs), _size(images)],
+        [model.align_corners, align_corners],
+        impl="matmul",  # the only one in ONNX
+        covers=_size(padded),
+    )
     return logits, _presence(output)
 
 
@@ -132,11 +152,13 @@ def make_label_fn(
     ) -> Prediction:
         model: Any = model_def.merge(params, batch_stats)
         inputs = preprocess(images, mean, std, base_size, align_corners)
-        output, gate = forward_with_gate(model, inputs)
+        padded = pad(model, inputs)
+        output, gate = forward_with_gate(model, padded)
         labels = resize_argmax(
             output.logits,
             [_size(inputs), _size(images)],
             [model.align_corners, align_corners],
+            covers=_size(padded),
         )
         return Prediction(labels, _presence(output), gate)
 
@@ -162,10 +184,12 @@ def make_probability_fn(
     ) -> Float32[Array, "b h w n"]:
         model: Any = model_def.merge(params, batch_stats)
         inputs = preprocess(images, mean, std, base_size, align_corners)
+        padded = pad(model, inputs)
         logits = resize_logits(
-            model.forward_low_res(inputs).logits,
+            model.forward_low_res(padded).logits,
             [_size(inputs), _size(images)],
             [model.align_corners, align_corners],
+            covers=_size(padded),
         )
         return jax.nn.softmax(logits)
 

@@ -197,6 +197,7 @@ class ResNet(nnx.Module):
         rngs: nnx.Rngs,
     ):
         spec = RESNETS[name]
+        self.stride = output_stride
         self.stem = nnx.List(_stem_layers(stem, in_channels, stem_width, width, rngs))
         features = width if stem == "plain" else 2 * stem_width
         stages: list[nnx.List] = []

@@ -82,6 +82,7 @@ class SegmentationModel(nnx.Module):
         backbone: The backbone.
         head: Maps the features of the last stage to logits.
         align_corners: How logits are upsampled; see `resize_bilinear`.
+        pad_to_stride: Whether prediction pads whole images; see `padded_size`.
         aux_head: Whether to add the auxiliary head.
         freeze_backbone: Whether the backbone is never trained: its batch norms keep
             their running statistics, and no gradient reaches it.
@@ -94,6 +95,8 @@ class SegmentationModel(nnx.Module):
         "dropout": _rate,
     }
 
+    size_divisor: int = 1  # see `padded_size`
+
     def __init__(
         self,
         num_classes: int,
@@ -101,6 +104,7 @@ class SegmentationModel(nnx.Module):
         head: nnx.Module,
         *,
         align_corners: bool = True,
+        pad_to_stride: bool = False,
         aux_head: bool = True,
         freeze_backbone: bool = False,
         dropout: float,
@@ -115,6 +119,8 @@ class SegmentationModel(nnx.Module):
             else None
         )
         self.align_corners = align_corners
+        if pad_to_stride:
+            self.size_divisor = getattr(backbone, "stride", 1)
         self.freeze_backbone = freeze_backbone
         if freeze_backbone:
             backbone.eval()
@@ -139,6 +145,23 @@ class SegmentationModel(nnx.Module):
         if self.aux_head is None:
             return output
         return output._replace(aux_logits=self.aux_head(stages[2]))
+
+    def padded_size(self, size: tuple[Size, Size]) -> tuple[Size, Size]:
+        """Returns the height and width to which prediction pads whole images.
+
+        With `pad_to_stride` the next multiple of the stride of the backbone, with
+        `align_corners` plus 1. Features that cover more than the image, of 450 pixels
+        57 of 8, would otherwise be squeezed into it, beside their pixels. Both
+        originals do that, so without the setting the size stays; so does an unknown
+        one.
+        """
+        divisor, rest = self.size_divisor, int(self.align_corners)
+        if divisor == 1:
+            return size
+        height, width = (
+            (length - rest + divisor - 1) // divisor * divisor + rest for length in size
+        )
+        return height, width
 
     def apply_head(self, stages: list[jax.Array]) -> SegmentationOutput:
         """Returns the outputs of everything after the backbone but the auxiliary head.

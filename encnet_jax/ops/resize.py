@@ -96,6 +96,19 @@ def resize_bicubic(
     return out
 
 
+def pad_with_zeros(
+    x: Float[Array, "b h w c"], size: tuple[Size, Size]
+) -> Float[Array, "b H W c"]:
+    """Pads features or images below and to the right up to a size."""
+    height, width = x.shape[1:3]
+    if all(isinstance(length, int) for length in (height, width, *size)):
+        widths = ((0, 0), (0, size[0] - height), (0, size[1] - width), (0, 0))
+        return jnp.pad(x, widths)
+    # By zeros and ones: jax2onnx pads free sizes by nothing else.
+    x = _product("oh,bhwc->bowc", _index(size[0])[:, None] == _index(height), x)
+    return _product("ow,bhwc->bhoc", _index(size[1])[:, None] == _index(width), x)
+
+
 def _bicubic_matrix(source: int, target: Size) -> AnyArray:
     """Weights (target, source), float32; NumPy where both sizes are known."""
     xp = np if isinstance(target, int) else jnp
@@ -117,17 +130,24 @@ def _product(equation: str, matrix: AnyArray, x: AnyArray) -> jax.Array:
 
 
 def interpolation_matrix(
-    source: Size, target: Size, align_corners: bool = True, antialias: bool = False
+    source: Size,
+    target: Size,
+    align_corners: bool = True,
+    antialias: bool = False,
+    count: Size | None = None,
 ) -> AnyArray:
     """Weights (target, source), float32, of one-dimensional linear interpolation.
 
-    NumPy where both sizes are known.
+    NumPy where both sizes are known. With `count` of so many of the first target
+    pixels, (count, source).
     """
     # Float64 on the host where the sizes are known (always but in export with free
     # sizes): positions near 1000 in float32 would cost the weights four digits.
     known = isinstance(source, int) and isinstance(target, int)
     xp = np if known else jnp
-    position = source_positions(source, target, align_corners, clip=not antialias)
+    position = source_positions(
+        source, target, align_corners, clip=not antialias, count=count
+    )
     reach = max(source / target, 1.0) if antialias else 1.0
     distance = xp.abs(position[:, None] - _index(source)[None, :])
     weights = xp.maximum(0.0, 1.0 - distance / reach)
@@ -136,14 +156,18 @@ def interpolation_matrix(
 
 
 def source_positions(
-    source: Size, target: Size, align_corners: bool, clip: bool = True
+    source: Size,
+    target: Size,
+    align_corners: bool,
+    clip: bool = True,
+    count: Size | None = None,
 ) -> AnyArray:
     """Returns where target pixels lie among source pixels along an axis, (target,).
 
     NumPy, float64, where both sizes are known. With `clip` no position is outside the
-    first and last pixel.
+    first and last pixel. With `count` only of so many of the first, (count,).
     """
-    i = _index(target)
+    i = _index(target if count is None else count)
     if align_corners:
         return i * ((source - 1) / max(target - 1, 1))
     position = (i + 0.5) * (source / target) - 0.5

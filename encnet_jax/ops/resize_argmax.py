@@ -23,6 +23,7 @@ def resize_argmax(
     sizes: Sequence[tuple[Size, Size]],
     align_corners: Sequence[bool],
     impl: str = "auto",
+    covers: tuple[Size, Size] | None = None,
 ) -> UInt8[Array, "b H W"]:
     """Resizes logits bilinearly, once or several times; returns the largest channels.
 
@@ -40,6 +41,8 @@ def resize_argmax(
             neighbors inside the arg max, for GPU, where float32 matrix products run
             without tensor cores and the array, again, is not written; where a size is
             unknown, as `"matmul"`. `"auto"`: the fastest of the platform lowered for.
+        covers: Height and width that x covers, if they are more than the first of
+            `sizes`: of padded images, whose padding is cut off.
 
     Returns:
         Labels (b, *sizes[-1]); of equal channels the first.
@@ -49,8 +52,7 @@ def resize_argmax(
     """
     if x.shape[-1] > MAX_CLASSES:
         raise ValueError(f"{x.shape[-1]} channels: allowed are up to {MAX_CLASSES}")
-    rows = _composed(x.shape[1], [size[0] for size in sizes], align_corners)
-    columns = _composed(x.shape[2], [size[1] for size in sizes], align_corners)
+    rows, columns = _weights(x, sizes, align_corners, covers)
     impls = {
         name: lambda x, function=function: function(x, rows, columns)
         for name, function in _IMPLS.items()
@@ -63,6 +65,7 @@ def resize_logits(
     sizes: Sequence[tuple[Size, Size]],
     align_corners: Sequence[bool],
     impl: str = "auto",
+    covers: tuple[Size, Size] | None = None,
 ) -> Float32[Array, "b H W n"]:
     """Returns the resized logits whose largest channels `resize_argmax` returns.
 
@@ -70,8 +73,7 @@ def resize_logits(
 
     The arguments are those of `resize_argmax`; `impl` is `"matmul"` or `"lerp"`.
     """
-    rows = _composed(x.shape[1], [size[0] for size in sizes], align_corners)
-    columns = _composed(x.shape[2], [size[1] for size in sizes], align_corners)
+    rows, columns = _weights(x, sizes, align_corners, covers)
     impls = {
         "matmul": lambda x: _resized(x, rows, columns),
         "lerp": lambda x: _interpolated(x, rows, columns),
@@ -79,12 +81,27 @@ def resize_logits(
     return dispatch("resize_logits", impls, impl, x)
 
 
+def _weights(
+    x: Float[Array, "b h w n"],
+    sizes: Sequence[tuple[Size, Size]],
+    align_corners: Sequence[bool],
+    covers: tuple[Size, Size] | None,
+) -> list[AnyArray]:
+    """Returns the weights of rows and of columns; see `resize_argmax`."""
+    return [
+        _composed(x.shape[1 + i], [size[i] for size in sizes], align_corners, covered)
+        for i, covered in enumerate(covers or sizes[0])
+    ]
+
+
 def _composed(
-    source: Size, targets: Sequence[Size], aligned: Sequence[bool]
+    source: Size, targets: Sequence[Size], aligned: Sequence[bool], covered: Size
 ) -> AnyArray:
     """Returns the weights (targets[-1], source) of resizes one after the other."""
-    weights = interpolation_matrix(source, targets[0], aligned[0])
+    weights = interpolation_matrix(source, covered, aligned[0], count=targets[0])
     for before, target, align in zip(targets, targets[1:], aligned[1:]):
+        if before == target:
+            continue
         step = interpolation_matrix(before, target, align)
         if isinstance(step, np.ndarray) and isinstance(weights, np.ndarray):
             weights = step @ weights.astype(np.float64)

@@ -1,5 +1,7 @@
 """The prediction functions equal the model in eval mode, at every image size."""
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,12 +11,14 @@ from flax import nnx
 from encnet_jax.data.dataset_info import IMAGENET_MEAN, IMAGENET_STD
 from encnet_jax.inference.folding import InferenceModel
 from encnet_jax.inference.predict_fn import (
+    make_label_fn,
     make_predict_fn,
+    make_probability_fn,
     resized_shape,
     whole_image_logits,
 )
 from encnet_jax.models import create_model
-from encnet_jax.models.segmentation import SegmentationOutput
+from encnet_jax.models.segmentation import SegmentationModel, SegmentationOutput
 from encnet_jax.ops.normalize import normalize
 from encnet_jax.ops.resize import resize_bilinear
 from encnet_jax.run.state import split_model
@@ -39,6 +43,13 @@ def small_model(name="encnet"):
     # Statistics of no batch.
     model.head.reduce.norm.mean[...] += 0.1
     return model
+
+
+class Network(SegmentationModel):
+    """A network of a function, by default with the images as logits."""
+
+    def __init__(self, function=SegmentationOutput, align_corners=True):
+        self.forward_low_res, self.align_corners = function, align_corners
 
 
 def images_of(*size):
@@ -141,11 +152,12 @@ def test_any_size_gives_labels_of_that_size(size, base_size):
 def test_base_size_sets_the_size_in_the_network_not_of_the_logits():
     seen = []
 
-    def model(images):
+    def network(images):
         seen.append(images)
         odds = jnp.array([[1.0, 3.0, 1 / 3]])
         return SegmentationOutput(images, se_logits=jnp.log(odds))
 
+    model = Network(network)
     images = np.zeros((1, 20, 40, 3), np.uint8)
     images[:, :, 20:] = 255
     logits, presence = whole_image_logits(model, images, **NORMALIZATION, base_size=10)
@@ -158,21 +170,17 @@ def test_base_size_sets_the_size_in_the_network_not_of_the_logits():
 
 def test_model_without_se_branch_gives_no_presence():
     _, presence = whole_image_logits(
-        SegmentationOutput, np.zeros((1, 2, 2, 3), np.uint8), **NORMALIZATION
+        Network(), np.zeros((1, 2, 2, 3), np.uint8), **NORMALIZATION
     )
     assert presence is None
 
 
 @pytest.mark.parametrize("align_corners", [False, True])
 def test_image_and_logits_are_resized_by_the_given_convention(align_corners):
-    class Same(nnx.Module):
-        def __call__(self, images):
-            return SegmentationOutput(images)
-
     image = np.random.default_rng(0).integers(0, 256, (1, 6, 9, 3), np.uint8)
     mean, std = (0.0, 0.0, 0.0), (1 / 255,) * 3
     logits, _ = whole_image_logits(
-        Same(), image, mean=mean, std=std, base_size=18, align_corners=align_corners
+        Network(), image, mean=mean, std=std, base_size=18, align_corners=align_corners
     )
     options = {"align_corners": align_corners}
     larger = resize_bilinear(image.astype(np.float32), (12, 18), **options)
@@ -181,3 +189,51 @@ def test_image_and_logits_are_resized_by_the_given_convention(align_corners):
     # Corner pixels keep their values only if corners are aligned.
     kept = np.allclose(logits[0, 0, 0], image[0, 0, 0], atol=1e-3)
     assert kept == align_corners
+
+
+def columns_of_eight(images):
+    """Returns logits by which feature i of 8 columns is of class i."""
+    b, h, w, _ = images.shape
+    count = -(-w // 8)
+    logits = jnp.broadcast_to(10 * jnp.eye(count), (b, -(-h // 8), count, count))
+    return SegmentationOutput(logits)
+
+
+class NetworkDef(NamedTuple):
+    """A definition of a network without arrays."""
+
+    network: Network
+
+    def merge(self, params, batch_stats):
+        return self.network
+
+
+# Of 20 pixels, the widths of features 0, 1 and 2 of 8.
+@pytest.mark.parametrize(
+    "divisor, align_corners, widths",
+    [
+        (8, False, [8, 8, 4]),
+        (1, False, [7, 6, 7]),  # a third each, squeezed from 24 pixels
+        (8, True, [5, 8, 7]),  # on 0, 8 and 16; of equal ones the first
+        (1, True, [5, 10, 5]),  # on 0, 9.5 and 19
+    ],
+)
+def test_padding_keeps_features_at_their_pixels(divisor, align_corners, widths):
+    network = Network(columns_of_eight, align_corners)
+    network.size_divisor = divisor
+    images = np.zeros((1, 20, 20, 3), np.uint8)
+    expected = np.repeat([0, 1, 2], widths)
+    labels = make_label_fn(NetworkDef(network))({}, {}, images).labels
+    np.testing.assert_array_equal(labels[0, 0], expected)
+    np.testing.assert_array_equal(labels[0, :, 0], 0)
+    for values in (
+        make_probability_fn(NetworkDef(network))({}, {}, images),
+        whole_image_logits(network, images, **NORMALIZATION)[0],
+    ):
+        assert values.shape == (
+            1,
+            20,
+            20,
+            len(widths) + (divisor > 1 and align_corners),
+        )
+        np.testing.assert_array_equal(values[0, 0].argmax(-1), expected)

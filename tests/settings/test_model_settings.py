@@ -33,6 +33,7 @@ CASES = [
     ("avg_down", True, lambda m: m.backbone.stages[1][0].shortcut.pool, 2),
     ("lateral", True, lambda m: kernel(m.head.fuse.conv), (3, 3, 48, 16)),
     ("align_corners", False, lambda m: m.align_corners, False),
+    ("pad_to_stride", True, lambda m: m.size_divisor, 8),
     ("num_codes", 6, lambda m: m.head.context.encoding.codewords.shape, (6, 16)),
     ("scale_init", "scaled", lambda m: m.head.context.encoding.min_scale, -1 / 16),
     ("code_reduction", "sum", lambda m: m.head.context.code_reduction, "sum"),
