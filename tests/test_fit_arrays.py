@@ -308,7 +308,8 @@ def test_images_in_classes_get_a_classifier_config():
     images, labels = squares(4)
     config = small_config(images, np.arange(4))
     assert config.model.name == "encnet14" and config.data.pad == 4
-    assert small_config(images, labels).model.name == "encnet"
+    segments = small_config(images, labels).model
+    assert segments.name == "encnet" and segments.pad_to_stride
 
 
 def test_resumed_with_reordered_class_names_is_refused(tmp_path):

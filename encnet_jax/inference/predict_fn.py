@@ -14,7 +14,7 @@ from jaxtyping import Array, Float, Float32, Int32, Num, UInt8
 from encnet_jax.data.dataset_info import IMAGENET_MEAN, IMAGENET_STD
 from encnet_jax.inference.context import MergedModel, forward_with_gate
 from encnet_jax.inference.folding import eval_model_def, fold_model
-from encnet_jax.models.segmentation import SegmentationModel, SegmentationOutput
+from encnet_jax.models.segmentation import SegmentationOutput
 from encnet_jax.ops.normalize import normalize, to_byte_scale
 from encnet_jax.ops.resize import pad_with_zeros, resize_bilinear
 from encnet_jax.ops.resize_argmax import resize_argmax, resize_logits
@@ -76,21 +76,19 @@ def preprocess(
     return normalize(inputs, mean, std)
 
 
-def pad(
-    model: SegmentationModel, inputs: Float32[Array, "b h w c"]
-) -> Float32[Array, "b H W c"]:
+def pad(model: Any, inputs: Float32[Array, "b h w c"]) -> Float32[Array, "b H W c"]:
     """Returns normalized images with zeros below and to the right, as a model needs.
 
-    See `SegmentationModel.padded_size`.
+    See `SegmentationModel.padded_size`; a network of the caller's need not have it.
     """
-    padded = model.padded_size(_size(inputs))
-    if padded == _size(inputs):
+    if not hasattr(model, "padded_size"):
         return inputs
-    return pad_with_zeros(inputs, padded)
+    padded = model.padded_size(_size(inputs))
+    return inputs if padded == _size(inputs) else pad_with_zeros(inputs, padded)
 
 
 def whole_image_logits(
-    model: SegmentationModel,
+    model: Any,
     images: Num[Array | np.ndarray, "b h w c"],
     *,
     mean: Sequence[float],

@@ -65,6 +65,19 @@ def test_explanation_holds_what_the_module_computes():
     np.testing.assert_array_equal(explanation.presence, plain.presence)
 
 
+def test_images_are_padded_as_in_prediction():
+    model = create(align_corners=False, pad_to_stride=True)
+    segmenter, pixels = Segmenter(model, INFO), noise(44, 61)
+    explanation = segmenter.explain(pixels, context_from=pixels)
+    images = normalize(jnp.asarray(pixels[None], jnp.float32), INFO.mean, INFO.std)
+    padded = jnp.zeros((1, 48, 64, 3)).at[:, :44, :61].set(images)
+    _, view = model.forward_with_context(padded)
+    np.testing.assert_allclose(explanation.gate, view.gate[0], rtol=5e-5)
+    # Under its own gate the prediction is the same.
+    plain = segmenter(pixels).labels
+    np.testing.assert_array_equal(explanation.labels_without_context, plain)
+
+
 def test_reference_is_the_mean_gate_of_its_images(tmp_path):
     model, pixels = create(), noise(32, 32)
     segmenter = Segmenter(model, INFO)

@@ -181,6 +181,26 @@ def test_onnx_takes_images_of_any_size(trained, onnx, monkeypatch):
         np.testing.assert_allclose(found[2], wanted["presence"], atol=1e-5)
 
 
+@pytest.mark.parametrize("align_corners", [False, True])
+@pytest.mark.parametrize("file_format", ["stablehlo", "onnx"])
+def test_graphs_pad_images_as_the_model_does(file_format, align_corners, tmp_path):
+    workdir, output = tmp_path / "run", tmp_path / "out"
+    workdir.mkdir()
+    settings = dict(align_corners=align_corners, pad_to_stride=True, decoder_stride=4)
+    write_workdir(workdir, **TINY, **settings)
+    export_workdir(workdir, output, file_format)
+    graph = getattr(export_formats, f"read_{file_format}")(
+        output / f"model.{file_format}"
+    )
+    model = load_workdir(workdir).model
+    padded = make_predict_fn(model, mean=MEAN, std=STD)
+    for images in [images_of(*shape) for shape in SHAPES]:
+        np.testing.assert_array_equal(graph(images)["labels"], padded(images))
+    model.size_divisor = 1
+    unpadded = make_predict_fn(model, mean=MEAN, std=STD)
+    assert (unpadded(images) != padded(images)).any() == align_corners
+
+
 def test_onnx_of_one_size_has_that_size(trained, tmp_path):
     text = export_workdir(trained[0], tmp_path / "out", "onnx", size="33x40")
     assert "0 of 1320 labels differ" in text
