@@ -5,7 +5,7 @@
 EncNet on a ResNet-34 with logits at stride 4, on the 480x360 images: 16,000 steps of
 batch 16 (about 700 epochs of the 367 images, as nothing is pretrained). Batches are
 cropped on the device, as the data set fits in its memory. Trained for 13,871 steps it
-reached @@ on test, see docs/results.md.
+reached 64.4 on test, see docs/results.md.
 
 `weighted` weights the classes as SegNet does; `cpu` is a small network, a ResNet-18 of
 half the width with stages 3 and 4 at stride 16:
