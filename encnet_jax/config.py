@@ -63,7 +63,7 @@ def _model() -> ConfigDict:
     model.avg_down = False  # average pooling in strided shortcuts (D variant)
     model.lateral = False  # lateral links from stages 2 and 3 to the head
     model.align_corners = True  # of the upsampling; mmsegmentation: False
-    model.pad_to_stride = False  # pad whole images to sizes that fit output_stride
+    model.pad_to_stride = False  # in prediction, to sizes that fit output_stride
     model.num_codes = 32  # codewords (paper); 0: global average pooling
     # Initial scales of the codewords: original ([-1, 0)), or scaled ([-1/channels, 0)).
     model.scale_init = "original"

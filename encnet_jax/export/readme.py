@@ -66,7 +66,7 @@ def export_readme(
     network: str,
     training: Mapping[str, Any],
     smallest: int,
-    training_size: int,
+    base_size: int,
     file_format: str,
     checked: str,
     calibration_images: int | None = None,
@@ -81,8 +81,8 @@ def export_readme(
         network: A key of `encnet_jax.models.registry.MODELS`.
         training: Origin of the weights, see `training_record`; may be empty.
         smallest: Minimum height and width in pixels where sizes are symbolic.
-        training_size: Long side of the training images in pixels, both sides in
-            classification; 0 if they were not resized.
+        base_size: Long side to which `encnet predict` resizes images, in pixels; in
+            classification both sides; 0 if it does not.
         file_format: `"stablehlo"` or `"onnx"`.
         checked: Result of the comparison with JAX.
         calibration_images: Number of images on which the graph was quantized to int8;
@@ -90,7 +90,7 @@ def export_readme(
     """
     int8 = calibration_images is not None
     any_size = not isinstance(images.shape[1], int)
-    side = training_size or 480
+    side = base_size or 480
     example = (1, side, side, info.channels) if any_size else images.shape
     kind = "RGB, 0 to 255"
     if info.banded:
@@ -102,7 +102,7 @@ def export_readme(
             for name in sorted(outputs)
         ),
     ]
-    notes = _notes(info, smallest if any_size else None, training_size)
+    notes = _notes(info, smallest if any_size else None, base_size)
     notes.append(_INT8.format(calibration_images) if int8 else "Computed in float32.")
     tags = [file_format, *(["int8"] if int8 else [])]
     return "\n".join(
@@ -133,7 +133,7 @@ def export_readme(
     )
 
 
-def _notes(info: DatasetInfo, smallest: int | None, training_size: int) -> list[str]:
+def _notes(info: DatasetInfo, smallest: int | None, base_size: int) -> list[str]:
     """Returns what a caller must know; `smallest` is None where sizes are fixed."""
     notes = []
     if smallest is not None:
@@ -142,9 +142,9 @@ def _notes(info: DatasetInfo, smallest: int | None, training_size: int) -> list[
             "not resized; all images of a call have the same size."
         )
     if info.task == "classification":
-        notes.append(f"Training images had {training_size}x{training_size} pixels.")
-        training_size = 0
-    return [*notes, *image_notes(info, training_size)]
+        notes.append(f"Training images had {base_size}x{base_size} pixels.")
+        base_size = 0
+    return [*notes, *image_notes(info, base_size)]
 
 
 def _array(array: jax.ShapeDtypeStruct) -> str:

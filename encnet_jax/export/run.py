@@ -50,8 +50,6 @@ class ExportSpec:
             semantic encoding branch) `presence`; for classification `probabilities`.
         info: Classes and normalization; `predict` normalizes.
         title: One line that describes the model.
-        training_size: Long side of the training images in pixels; 0 if they were not
-            resized.
         smallest: Minimum height and width in pixels.
         free_onnx_size: Whether ONNX Runtime runs its graph of any size.
         base_size: Long side to which `encnet predict` resizes images, in pixels; 0: not
@@ -64,7 +62,6 @@ class ExportSpec:
     predict: PredictFn
     info: DatasetInfo
     title: str
-    training_size: int
     smallest: int
     free_onnx_size: bool
     base_size: int
@@ -171,7 +168,7 @@ def _fill(
         network=spec.network,
         training=spec.training,
         smallest=spec.smallest,
-        training_size=spec.training_size,
+        base_size=spec.base_size,
         checked=checked,
         file_format=file_format,
         calibration_images=None if calibration is None else len(calibration),
@@ -211,7 +208,6 @@ def load_trained(workdir: str | Path, step: str | int = "best") -> ExportSpec:
         predict=_classify_fn(model, info) if classifies else _segment_fn(model, info),
         info=info,
         title=model_title(config.model, info, run.training),
-        training_size=config.data.crop_size if classifies else config.data.base_size,
         # The last features then have at least two pixels: align_corners needs them.
         smallest=1 + feature_stride(config.model.backbone, config.model.output_stride),
         free_onnx_size=config.model.backbone not in DINOV2,

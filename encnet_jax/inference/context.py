@@ -87,7 +87,7 @@ class _Gated:
 
 class _Assignment:
     def __init__(self, model: Any, views: int):
-        self.align_corners = model.align_corners
+        self.align_corners, self.padded_size = model.align_corners, model.padded_size
         self._model, self._views = model, views
 
     def forward_with_context(

@@ -16,6 +16,7 @@ from jaxtyping import Array, Float, Float32
 from encnet_jax.errors import UserError
 from encnet_jax.inference.context import MergedModel, forward_with_gate
 from encnet_jax.inference.placement import WindowPlacement
+from encnet_jax.inference.predict_fn import pad
 from encnet_jax.inference.score_map import ScoreMap, ScoreMapPool, ScoreMapSharding
 from encnet_jax.inference.tta import TTAProtocol, TTAView
 from encnet_jax.ops.resize_argmax import resize_logits
@@ -143,9 +144,14 @@ def make_forward_fn(
         params: PureDict, batch_stats: PureDict, windows: Float32[Array, "b h w c"]
     ) -> tuple[jax.Array, jax.Array | None, jax.Array | None]:
         network: Any = model_def.merge(params, batch_stats)
-        output, gates = forward_with_gate(network, add_hflip(windows, mirror))
-        size = (windows.shape[1], windows.shape[2])
-        logits = resize_logits(output.logits, [size], [network.align_corners])
+        padded = pad(network, add_hflip(windows, mirror))
+        output, gates = forward_with_gate(network, padded)
+        logits = resize_logits(
+            output.logits,
+            [(windows.shape[1], windows.shape[2])],
+            [network.align_corners],
+            covers=(padded.shape[1], padded.shape[2]),
+        )
         if gates is not None and mirror:
             gates = (gates[::2] + gates[1::2]) / 2
         return *merge_hflip(logits, output.se_logits, mirror, sharding), gates

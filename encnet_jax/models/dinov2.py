@@ -138,6 +138,7 @@ class DINOv2(nnx.Module):
 
     stride = PATCH
     checks: ClassVar[dict[str, Check]] = {"remat": stages_of_four}
+    centered = True
     network_checks: ClassVar[dict[str, Check]] = {
         "decoder_stride": lambda value: (
             ""

@@ -10,6 +10,7 @@ import jax
 from flax import nnx
 from jaxtyping import Array, Float
 
+from encnet_jax.errors import UserError
 from encnet_jax.models.heads import (
     DECODER_STRIDES,
     DeepLabV3Head,
@@ -55,6 +56,10 @@ class Backbone(Protocol):
 
     Attributes:
         features: Number of channels of each stage.
+        stride: Pixels of the input per feature of the last stage, along each axis; only
+            `pad_to_stride` needs it.
+        centered: Whether features lie at the centers of equal parts of the image; by
+            default feature i lies on pixel `stride` i.
     """
 
     features: tuple[int, ...]
@@ -82,7 +87,7 @@ class SegmentationModel(nnx.Module):
         backbone: The backbone.
         head: Maps the features of the last stage to logits.
         align_corners: How logits are upsampled; see `resize_bilinear`.
-        pad_to_stride: Whether prediction pads whole images; see `padded_size`.
+        pad_to_stride: Whether prediction pads images; see `padded_size`.
         aux_head: Whether to add the auxiliary head.
         freeze_backbone: Whether the backbone is never trained: its batch norms keep
             their running statistics, and no gradient reaches it.
@@ -95,7 +100,9 @@ class SegmentationModel(nnx.Module):
         "dropout": _rate,
     }
 
-    size_divisor: int = 1  # see `padded_size`
+    # Sizes that prediction pads to: multiples of this, plus that; see `padded_size`.
+    size_divisor: int = 1
+    size_remainder: int = 0
 
     def __init__(
         self,
@@ -120,7 +127,16 @@ class SegmentationModel(nnx.Module):
         )
         self.align_corners = align_corners
         if pad_to_stride:
-            self.size_divisor = getattr(backbone, "stride", 1)
+            stride = getattr(backbone, "stride", None)
+            if stride is None:
+                name = type(backbone).__name__
+                raise UserError(
+                    f"model.pad_to_stride=True: {name} has no attribute `stride`; set "
+                    "it there, or model.pad_to_stride=False"
+                )
+            self.size_divisor = stride
+            centered = getattr(backbone, "centered", False)
+            self.size_remainder = int(align_corners and not centered)
         self.freeze_backbone = freeze_backbone
         if freeze_backbone:
             backbone.eval()
@@ -147,15 +163,14 @@ class SegmentationModel(nnx.Module):
         return output._replace(aux_logits=self.aux_head(stages[2]))
 
     def padded_size(self, size: tuple[Size, Size]) -> tuple[Size, Size]:
-        """Returns the height and width to which prediction pads whole images.
+        """Returns the height and width to which prediction pads images and windows.
 
         With `pad_to_stride` the next multiple of the stride of the backbone, with
         `align_corners` plus 1. Features that cover more than the image, of 450 pixels
         57 of 8, would otherwise be squeezed into it, beside their pixels. Both
-        originals do that, so without the setting the size stays; so does an unknown
-        one.
+        originals do that, so without the setting the size stays.
         """
-        divisor, rest = self.size_divisor, int(self.align_corners)
+        divisor, rest = self.size_divisor, self.size_remainder
         if divisor == 1:
             return size
         height, width = (
@@ -249,8 +264,8 @@ class DeepLabV3(SegmentationModel):
 
     Args: as `PSPNet`, and
 
-        - `output_stride`: That of the backbone; one that has its own stride takes the
-          place of this setting.
+        - `output_stride`: That of the backbone; read only where the backbone has no
+          attribute `stride`.
         - `head_channels`: Twice the channels of the head, so that the default gives the
           published 256.
     """

@@ -154,8 +154,8 @@ def image_notes(info: DatasetInfo, longest: int) -> list[str]:
     notes = [model_input(info)] if info.banded else []
     if longest:
         notes.append(
-            f"The long side of the training images was about {longest} pixels: "
-            "resize images to that first, and the labels back by nearest neighbor."
+            f"Images are predicted with a long side of {longest} pixels: resize them "
+            "to that first, and the labels back by nearest neighbor."
         )
     if info.value_range and not info.banded:
         low, high = cast(tuple[float, float], info.value_range)

@@ -171,7 +171,8 @@ def check_workdir(config: ConfigDict, workdir: Path, info: DatasetInfo) -> None:
     pairs = {
         f"model.{key}": (stored.model[key], config.model[key])
         for key in config.model
-        if key not in TRAINING_ONLY
+        # No step depends on the padding, so a run can go on with it.
+        if key not in (*TRAINING_ONLY, "pad_to_stride")
     }
     for key in ("name", "channels"):
         pairs[f"data.{key}"] = (stored.data[key], config.data[key])

@@ -138,10 +138,13 @@ def test_readme_says_how_images_of_a_value_range_are_scaled(stablehlo):
     info = load_info(stablehlo / "classes.json")
     assert info.value_range is None
     shape = jax.ShapeDtypeStruct((1, 33, 40, 3), np.uint8)
-    settings = dict(smallest=9, training_size=0, file_format="onnx", checked="")
+    settings = dict(smallest=9, base_size=0, file_format="onnx", checked="")
     settings |= dict(network="encnet", training={})
     card = export_readme("t", info, shape, {}, **settings)
     assert "scale" not in card
+    assert "long side" not in card
+    sized = export_readme("t", info, shape, {}, **(settings | {"base_size": 704}))
+    assert "with a long side of 704 pixels: resize them to that first" in sized
     info = dataclasses.replace(info, value_range=(0, 4095.5))
     card = export_readme("t", info, shape, {}, **settings)
     assert "from 0 to 4095.5. The model takes uint8: scale such images linearly" in card
@@ -149,7 +152,7 @@ def test_readme_says_how_images_of_a_value_range_are_scaled(stablehlo):
 
 def test_readme_gives_the_labels_in_files_where_they_differ():
     images = jax.ShapeDtypeStruct((1, 33, 40, 3), np.uint8)
-    settings = dict(smallest=9, training_size=0, file_format="onnx", checked="")
+    settings = dict(smallest=9, base_size=0, file_format="onnx", checked="")
     settings |= dict(network="encnet", training={})
     text = export_readme("title", ADE20K, images, {"labels": images}, **settings)
     assert "| label | class | color | label in the data set's files |" in text
@@ -187,18 +190,24 @@ def test_graphs_pad_images_as_the_model_does(file_format, align_corners, tmp_pat
     workdir, output = tmp_path / "run", tmp_path / "out"
     workdir.mkdir()
     settings = dict(align_corners=align_corners, pad_to_stride=True, decoder_stride=4)
-    write_workdir(workdir, **TINY, **settings)
+    write_workdir(workdir, **TINY, **settings, evaluation={"base_size": 40})
     export_workdir(workdir, output, file_format)
+    assert "a long side of 40 pixels" in (output / "README.md").read_text()
     graph = getattr(export_formats, f"read_{file_format}")(
         output / f"model.{file_format}"
     )
     model = load_workdir(workdir).model
     padded = make_predict_fn(model, mean=MEAN, std=STD)
-    for images in [images_of(*shape) for shape in SHAPES]:
-        np.testing.assert_array_equal(graph(images)["labels"], padded(images))
-    model.size_divisor = 1
+    images = [images_of(*shape) for shape in SHAPES]
+    for batch in images:
+        np.testing.assert_array_equal(graph(batch)["labels"], padded(batch))
+    fitting = [model.padded_size(tuple(size)) == tuple(size) for _, *size in SHAPES]
+    assert any(fitting)
+    model.size_divisor, model.size_remainder = 1, 0
     unpadded = make_predict_fn(model, mean=MEAN, std=STD)
-    assert (unpadded(images) != padded(images)).any() == align_corners
+    differ = [(unpadded(batch) != padded(batch)).any() for batch in images]
+    assert any(differ)
+    assert not any(d for d, fits in zip(differ, fitting) if fits)
 
 
 def test_onnx_of_one_size_has_that_size(trained, tmp_path):

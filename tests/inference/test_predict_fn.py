@@ -17,10 +17,13 @@ from encnet_jax.inference.predict_fn import (
     resized_shape,
     whole_image_logits,
 )
+from encnet_jax.inference.sliding_window import make_score_fn
+from encnet_jax.inference.tta import MmsegProtocol
 from encnet_jax.models import create_model
 from encnet_jax.models.segmentation import SegmentationModel, SegmentationOutput
 from encnet_jax.ops.normalize import normalize
 from encnet_jax.ops.resize import resize_bilinear
+from encnet_jax.run.sharding import create_mesh
 from encnet_jax.run.state import split_model
 from tests.random_module import random_module
 
@@ -208,19 +211,20 @@ class NetworkDef(NamedTuple):
         return self.network
 
 
-# Of 20 pixels, the widths of features 0, 1 and 2 of 8.
+# Of 20 pixels, the number of features and the widths of the first three.
 @pytest.mark.parametrize(
-    "divisor, align_corners, widths",
+    "divisor, align_corners, count, widths",
     [
-        (8, False, [8, 8, 4]),
-        (1, False, [7, 6, 7]),  # a third each, squeezed from 24 pixels
-        (8, True, [5, 8, 7]),  # on 0, 8 and 16; of equal ones the first
-        (1, True, [5, 10, 5]),  # on 0, 9.5 and 19
+        (8, False, 3, [8, 8, 4]),
+        (1, False, 3, [7, 6, 7]),  # a third each, squeezed from 24 pixels
+        (8, True, 4, [5, 8, 7]),  # on 0, 8 and 16; of equal ones the first
+        (1, True, 3, [5, 10, 5]),  # on 0, 9.5 and 19
     ],
 )
-def test_padding_keeps_features_at_their_pixels(divisor, align_corners, widths):
+def test_padding_keeps_features_at_their_pixels(divisor, align_corners, count, widths):
     network = Network(columns_of_eight, align_corners)
-    network.size_divisor = divisor
+    if divisor > 1:
+        network.size_divisor, network.size_remainder = divisor, int(align_corners)
     images = np.zeros((1, 20, 20, 3), np.uint8)
     expected = np.repeat([0, 1, 2], widths)
     labels = make_label_fn(NetworkDef(network))({}, {}, images).labels
@@ -230,10 +234,26 @@ def test_padding_keeps_features_at_their_pixels(divisor, align_corners, widths):
         make_probability_fn(NetworkDef(network))({}, {}, images),
         whole_image_logits(network, images, **NORMALIZATION)[0],
     ):
-        assert values.shape == (
-            1,
-            20,
-            20,
-            len(widths) + (divisor > 1 and align_corners),
-        )
+        assert values.shape == (1, 20, 20, count)
         np.testing.assert_array_equal(values[0, 0].argmax(-1), expected)
+
+
+@pytest.mark.parametrize("divisor, widths", [(8, [8, 8, 4]), (1, [7, 6, 7])])
+def test_windows_are_padded_likewise(divisor, widths):
+    network = Network(columns_of_eight, align_corners=False)
+    network.size_divisor = divisor
+    protocol = MmsegProtocol(
+        base_size=0,
+        short_size=0,
+        crop_size=0,  # the whole image
+        scales=(1.0,),
+        flip=False,
+        stride=0,
+        align_corners=False,
+        **NORMALIZATION,
+    )
+    score_fn = make_score_fn(NetworkDef(network), 3, protocol, create_mesh(1))
+    image = np.zeros((20, 20, 3), np.uint8)
+    (result,) = score_fn({}, {}, [(0, image)], 1)
+    labels = result.score_map.scores().argmax(-1)
+    np.testing.assert_array_equal(labels[0], np.repeat([0, 1, 2], widths))

@@ -99,6 +99,7 @@ def test_settings_are_the_keyword_arguments_of_a_class_and_its_bases():
     }
     assert defaults == dict(
         align_corners=True,
+        pad_to_stride=False,
         aux_head=True,
         freeze_backbone=False,
         decoder_stride=8,

@@ -38,7 +38,7 @@ def test_code_of_a_card_of_bands_runs_on_a_tiff(tmp_path, monkeypatch):
 def test_readme_of_an_export_tells_the_channels():
     text = export_readme(
         *("t", INFO, jax.ShapeDtypeStruct((1, 33, 40, 5), np.float32), {}),
-        **dict(network="encnet", training={}, smallest=9, training_size=0),
+        **dict(network="encnet", training={}, smallest=9, base_size=0),
         **dict(file_format="onnx", checked=""),
     )
     row = "| float32 (1, 33, 40, 5) | 5 channels with the values that a .tif holds |"

@@ -36,6 +36,14 @@ def test_run_without_a_checkpoint_is_no_obstacle(run):
         check_workdir(config, run, INFO)
 
 
+def test_padding_in_prediction_may_change(run):
+    config = default()
+    save_config(config, run / "config.json")
+    (run / "checkpoints" / "1").mkdir(parents=True)
+    config.model.pad_to_stride = True
+    check_workdir(config, run, INFO)
+
+
 def test_same_classes_resume(run):
     check_resumed_classes(run, INFO)
     check_resumed_classes(run / "new", INFO)
