@@ -43,7 +43,7 @@ def test_patches_fill_the_image(align_corners, monkeypatch):
 
 def test_backbone_without_a_stride_is_named(monkeypatch):
     class Foreign(nnx.Module):
-        features = (2, 2, 2, 2)
+        features = (8, 8, 8, 8)
 
         def __init__(self, *, rngs):
             pass
