@@ -54,12 +54,12 @@ class SegmentationOutput(NamedTuple):
 class Backbone(Protocol):
     """A network that returns the feature maps of four stages.
 
+    With an attribute `stride`, the pixels per feature of the last stage along an axis,
+    it serves `pad_to_stride`. Feature i lies on the pixel of that multiple, unless an
+    attribute `centered` is true: then at the center of the i-th of equal parts.
+
     Attributes:
         features: Number of channels of each stage.
-        stride: Pixels of the input per feature of the last stage, along each axis; only
-            `pad_to_stride` needs it.
-        centered: Whether features lie at the centers of equal parts of the image; by
-            default feature i lies on pixel `stride` i.
     """
 
     features: tuple[int, ...]
