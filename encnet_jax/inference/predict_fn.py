@@ -76,7 +76,9 @@ def preprocess(
     return normalize(inputs, mean, std)
 
 
-def pad(model: Any, inputs: Float32[Array, "b h w c"]) -> Float32[Array, "b H W c"]:
+def pad_inputs(
+    model: Any, inputs: Float32[Array, "b h w c"]
+) -> Float32[Array, "b H W c"]:
     """Returns normalized images with zeros below and to the right, as a model needs.
 
     See `SegmentationModel.padded_size`; a network of the caller's need not have it.
@@ -99,7 +101,8 @@ def whole_image_logits(
     """Segments whole images with a model in eval mode.
 
     Args:
-        model: A segmentation model.
+        model: A segmentation model, or a network with its `forward_low_res` and
+            `align_corners`.
         images: 0-255; uint16: 0-65535.
         mean: Channel means on the scale 0 to 1.
         std: Channel standard deviations on the same scale.
@@ -112,7 +115,7 @@ def whole_image_logits(
         Logits at the size of `images`, and class presence probabilities or None.
     """
     inputs = preprocess(images, mean, std, base_size, align_corners)
-    padded = pad(model, inputs)
+    padded = pad_inputs(model, inputs)
     output = model.forward_low_res(padded)
     logits = resize_logits(
         output.logits,
@@ -150,7 +153,7 @@ def make_label_fn(
     ) -> Prediction:
         model: Any = model_def.merge(params, batch_stats)
         inputs = preprocess(images, mean, std, base_size, align_corners)
-        padded = pad(model, inputs)
+        padded = pad_inputs(model, inputs)
         output, gate = forward_with_gate(model, padded)
         labels = resize_argmax(
             output.logits,
@@ -182,7 +185,7 @@ def make_probability_fn(
     ) -> Float32[Array, "b h w n"]:
         model: Any = model_def.merge(params, batch_stats)
         inputs = preprocess(images, mean, std, base_size, align_corners)
-        padded = pad(model, inputs)
+        padded = pad_inputs(model, inputs)
         logits = resize_logits(
             model.forward_low_res(padded).logits,
             [_size(inputs), _size(images)],

@@ -16,7 +16,7 @@ from jaxtyping import Array, Float, Float32
 from encnet_jax.errors import UserError
 from encnet_jax.inference.context import MergedModel, forward_with_gate
 from encnet_jax.inference.placement import WindowPlacement
-from encnet_jax.inference.predict_fn import pad
+from encnet_jax.inference.predict_fn import pad_inputs
 from encnet_jax.inference.score_map import ScoreMap, ScoreMapPool, ScoreMapSharding
 from encnet_jax.inference.tta import TTAProtocol, TTAView
 from encnet_jax.ops.resize_argmax import resize_logits
@@ -144,7 +144,7 @@ def make_forward_fn(
         params: PureDict, batch_stats: PureDict, windows: Float32[Array, "b h w c"]
     ) -> tuple[jax.Array, jax.Array | None, jax.Array | None]:
         network: Any = model_def.merge(params, batch_stats)
-        padded = pad(network, add_hflip(windows, mirror))
+        padded = pad_inputs(network, add_hflip(windows, mirror))
         output, gates = forward_with_gate(network, padded)
         logits = resize_logits(
             output.logits,

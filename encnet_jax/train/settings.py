@@ -171,7 +171,7 @@ def check_workdir(config: ConfigDict, workdir: Path, info: DatasetInfo) -> None:
     pairs = {
         f"model.{key}": (stored.model[key], config.model[key])
         for key in config.model
-        # No step depends on the padding, so a run can go on with it.
+        # No training step reads it, so a run may be resumed with another value.
         if key not in (*TRAINING_ONLY, "pad_to_stride")
     }
     for key in ("name", "channels"):
