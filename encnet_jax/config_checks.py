@@ -58,7 +58,10 @@ def _check_names(values: dict[str, Any]) -> None:
 
 
 def _check_types(values: dict[str, Any]) -> None:
-    """Raises where a number is missing, infinite, or text; NaN is out of any range."""
+    """Raises where a value is missing, or a number infinite or text.
+
+    ConfigDict sees to other types, but takes None for all. NaN is out of any range.
+    """
 
     def is_finite(value: Any) -> bool:
         return isinstance(value, Real) and not math.isinf(value)
@@ -71,6 +74,8 @@ def _check_types(values: dict[str, Any]) -> None:
         elif key in _NUMBERS:
             if not isinstance(value, tuple | list) or not all(map(is_finite, value)):
                 raise UserError(f"{key}={value!r}: must be finite numbers")
+        elif value is None and usual is not None:
+            raise UserError(f"{key}=None: must be a value such as {usual!r}")
 
 
 def _check_value_range(value: Any, channels: int) -> None:

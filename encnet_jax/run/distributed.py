@@ -1,11 +1,14 @@
 """Runs of several processes: connecting, sums over hosts, and ending on failure."""
 
 import contextlib
+import errno
 import logging
 import os
+import socket
 import sys
 import traceback
 from collections.abc import Iterator
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -30,7 +33,8 @@ def connect_hosts(value: str | None) -> None:
         value: `auto`, `ADDRESS:PORT,COUNT,ID`, or None for a run of one process.
 
     Raises:
-        UserError: The value has another form, or no cluster was found.
+        UserError: The value has another form, no cluster was found, or the port of
+            process 0 is in use.
     """
     if value is None:
         return
@@ -39,6 +43,8 @@ def connect_hosts(value: str | None) -> None:
             jax.distributed.initialize(heartbeat_timeout_seconds=_HEARTBEAT)
         else:
             address, count, index = _parse_address(value)
+            if index == 0:
+                _check_port(value, address)
             jax.distributed.initialize(
                 address, count, index, heartbeat_timeout_seconds=_HEARTBEAT
             )
@@ -127,6 +133,26 @@ def _report_failure(error: BaseException) -> int:
 
 def _parse_address(value: str) -> tuple[str, int, int]:
     address, count, index = value.split(",")
-    if ":" not in address or not 0 <= int(index) < int(count):
+    port = address.rpartition(":")[2]
+    if not (port.isdecimal() and 0 < int(port) < 2**16 and ":" in address):
+        raise ValueError(f"{address} has no port from 1 to 65535")
+    if not 0 <= int(index) < int(count):
         raise ValueError(f"{index} is not a process of {count} at {address}")
     return address, int(count), int(index)
+
+
+def _check_port(value: str, address: str) -> None:
+    """Raises `UserError` if process 0 cannot listen on its port, where JAX crashes."""
+    options: dict[str, Any] = {}
+    if socket.has_dualstack_ipv6():
+        options = dict(family=socket.AF_INET6, dualstack_ipv6=True)
+    port = int(address.rpartition(":")[2])
+    try:
+        socket.create_server(("", port), **options).close()
+    except OSError as error:
+        if error.errno not in (errno.EADDRINUSE, errno.EACCES):
+            return  # let JAX try
+        raise UserError(
+            f"--distributed={value}: process 0 cannot listen on port {port}: "
+            f"{error.strerror}; give a free one to all processes"
+        ) from error

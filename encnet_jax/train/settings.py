@@ -3,22 +3,16 @@
 import logging
 import math
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import optax
 from ml_collections import ConfigDict
 
-from encnet_jax.config import load_config
 from encnet_jax.data.dataset_info import DatasetInfo
 from encnet_jax.errors import UserError
 from encnet_jax.models.dinov2 import DINOV2
 from encnet_jax.models.registry import CIFAR_MODELS
 from encnet_jax.optimizer import cosine_schedule, poly_schedule
-from encnet_jax.run.checkpoint_folder import saved_steps
-from encnet_jax.run.model_config import TRAINING_ONLY
-from encnet_jax.run.model_folder import is_model_folder
-from encnet_jax.run.workdir import check_no_run_files, check_resumed_classes
 
 _log = logging.getLogger(__name__)
 
@@ -139,78 +133,6 @@ def check_batch_size(config: ConfigDict, devices: int) -> None:
         )
 
 
-def check_workdir(config: ConfigDict, workdir: Path, info: DatasetInfo) -> None:
-    """Raises `UserError` if the workdir has a run of another model or data set.
-
-    So does a folder without a run but with files of the names that a run writes, such
-    as the `classes.json` of a data set. A run that ended before its first checkpoint
-    has nothing to lose, and is no obstacle.
-
-    Args:
-        config: See `encnet_jax.config`.
-        workdir: Folder of the run.
-        info: The data set to train on.
-    """
-    path = workdir / "config.json"
-    if not path.exists():
-        if saved_steps(workdir / "checkpoints"):
-            raise UserError(
-                f"{path}: is missing beside the checkpoints of a run; copy it there "
-                "too, or use another --workdir"
-            )
-        check_no_run_files(workdir, "workdir")
-        return
-    if is_model_folder(workdir):
-        raise UserError(
-            f"workdir={workdir}: a model folder, which no training can continue; start "
-            f"from it in another --workdir: --config.model.weights={workdir}"
-        )
-    if not saved_steps(workdir / "checkpoints"):
-        return
-    stored = load_config(path)
-    pairs = {
-        f"model.{key}": (stored.model[key], config.model[key])
-        for key in config.model
-        # No training step reads it, so a run may be resumed with another value.
-        if key not in (*TRAINING_ONLY, "pad_to_stride")
-    }
-    for key in ("name", "channels"):
-        pairs[f"data.{key}"] = (stored.data[key], config.data[key])
-    pairs["optimizer.name"] = (stored.optimizer.name, config.optimizer.name)
-    decays = stored.optimizer.ema_decay, config.optimizer.ema_decay
-    if 0 in decays:  # the checkpoints have averages, or have not
-        pairs["optimizer.ema_decay"] = decays
-    for key, (there, here) in pairs.items():
-        if there != here:
-            raise UserError(
-                f"{key}={here!r}: the run in {workdir} has {there!r}; use another "
-                "--workdir, or remove that one"
-            )
-    check_resumed_classes(workdir, info)
-
-
-def with_stored_origin(config: ConfigDict, workdir: Path) -> ConfigDict:
-    """Returns the configuration with the `model.weights` from which the run started.
-
-    A run that has steps continues from these, and keeps the record of where it began.
-    """
-    path = workdir / "config.json"
-    if not (path.exists() and saved_steps(workdir / "checkpoints")):
-        return config
-    stored = load_config(path).model.weights
-    if stored == config.model.weights:
-        return config
-    if config.model.weights:
-        _log.warning(
-            "WARNING: model.weights=%s is not read: the run in %s continues from its "
-            "own steps",
-            *(config.model.weights, workdir),
-        )
-    config = config.copy_and_resolve_references()
-    config.model.weights = stored
-    return config
-
-
 def create_schedule(config: ConfigDict) -> optax.Schedule:
     """Returns the learning-rate schedule set in `optimizer`."""
     base, steps, settings = config.learning_rate, config.total_steps, config.optimizer
@@ -223,12 +145,17 @@ def create_schedule(config: ConfigDict) -> optax.Schedule:
 
 
 def optimizer_settings(config: ConfigDict) -> dict[str, Any]:
-    """Returns the arguments of `create_optimizer` after the schedule."""
+    """Returns the arguments of `create_optimizer` after the schedule.
+
+    Of a classifier, which has no backbone, no parameter learns faster than another.
+    """
     keys = (
         *("name", "momentum", "nesterov", "beta2"),
         *("weight_decay", "head_lr_mult", "max_grad_norm"),
     )
     settings = {key: config.optimizer[key] for key in keys}
+    if config.model.name in CIFAR_MODELS:
+        settings["head_lr_mult"] = 1.0
     return {**settings, "freeze_backbone": config.model.freeze_backbone}
 
 

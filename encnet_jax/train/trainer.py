@@ -34,7 +34,7 @@ from encnet_jax.run.startup import log_missing_large_pages
 from encnet_jax.run.state import create_train_state, split_model
 from encnet_jax.run.tracker import start_tracker
 from encnet_jax.run.workdir import best_metric_name
-from encnet_jax.train import class_balance, input_pipeline, settings
+from encnet_jax.train import class_balance, input_pipeline, resume, settings
 from encnet_jax.train.early_stopping import EarlyStopping
 from encnet_jax.train.finite import FiniteCheck
 from encnet_jax.train.initialization import load_initial_weights
@@ -75,15 +75,16 @@ def train(
     settings.check_resize(config)
     set_max_image_pixels(config.data.max_image_pixels)
     config, dataset, validation = input_pipeline.open_splits(config, datasets, workdir)
-    config = settings.with_stored_origin(config, workdir)
+    config = resume.with_stored_origin(config, workdir)
     settings.check_task(config, dataset.info)
     settings.log_warnings(config)
     class_balance.warn_of_unlabeled_classes(dataset)
     trainer = Trainer(config, workdir, mesh, dataset, validation)
+    resume.log_changes(config, workdir, dataset.info)
     workdir.mkdir(parents=True, exist_ok=True)
     with lock_workdir(workdir):
         # Again: another run may have come to its first checkpoint meanwhile.
-        settings.check_workdir(config, workdir, dataset.info)
+        resume.check_workdir(config, workdir, dataset.info)
         trainer.restore()
         return trainer.run()
 
@@ -118,7 +119,7 @@ class Trainer:
             rngs=nnx.Rngs(config.seed),
             **model_settings(config),
         )
-        settings.check_workdir(config, workdir, info)
+        resume.check_workdir(config, workdir, info)
         self.checkpoints = Checkpoints(workdir, best_metric_name(info))
         if config.model.weights and not self.checkpoints.steps():
             rgb = info.display_channels if info.banded else ()

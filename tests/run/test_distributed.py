@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 import time
 
 import numpy as np
@@ -177,7 +178,21 @@ def test_no_cluster_is_one_line(camvid, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize("value", ["localhost", "localhost:1,2,2", "a:1,2"])
+@pytest.mark.parametrize(
+    "value",
+    [
+        *("localhost", "localhost:1,2,2", "a:1,2"),
+        *("localhost:abc,1,0", "localhost:65536,1,0", "localhost:0,1,0", "8476,1,0"),
+    ],
+)
 def test_bad_value_names_the_forms_that_are_allowed(value):
     with pytest.raises(UserError, match="--distributed=.*allowed are auto.*ADDRESS"):
         connect_hosts(value)
+
+
+def test_port_in_use_is_named():
+    """JAX would end in a segmentation fault."""
+    with socket.create_server(("", 0)) as server:
+        port = server.getsockname()[1]
+        with pytest.raises(UserError, match=f"cannot listen on port {port}: Address"):
+            connect_hosts(f"localhost:{port},1,0")

@@ -5,12 +5,13 @@ import json
 
 import pytest
 
-from encnet_jax.config import default, save_config
+from encnet_jax.config import default, load_config, save_config
 from encnet_jax.data.dataset_info import CAMVID, IGNORE_LABEL, DatasetInfo, save_info
 from encnet_jax.errors import UserError
 from encnet_jax.run import workdir as module
+from encnet_jax.run.checkpoint_folder import write_score
 from encnet_jax.run.workdir import check_resumed_classes
-from encnet_jax.train.settings import check_workdir
+from encnet_jax.train.resume import check_workdir, log_changes
 
 INFO = DatasetInfo("folder", ("road", "sky", "tree"), ((0, 0, 0),) * 3, {})
 
@@ -42,6 +43,66 @@ def test_padding_in_prediction_may_change(run):
     (run / "checkpoints" / "1").mkdir(parents=True)
     config.model.pad_to_stride = True
     check_workdir(config, run, INFO)
+
+
+def test_somebodys_config_is_not_taken_for_that_of_a_run(tmp_path):
+    """With it went the `metrics.jsonl` beside it."""
+    (tmp_path / "config.json").write_text('{"model_type": "dinov2"}')
+    with pytest.raises(UserError, match="config.json: exists; choose another workdir"):
+        check_workdir(default(), tmp_path, INFO)
+
+
+@pytest.fixture
+def scored(run):
+    """A run with a checkpoint whose score on val is known."""
+    config = default()
+    config.data.data_dir = str(run / "photos")
+    save_config(config, run / "config.json")
+    (run / "checkpoints" / "1").mkdir(parents=True)
+    write_score(run / "checkpoints" / "1", "mean_iou", 0.5)
+    return run
+
+
+def test_scores_of_two_splits_are_not_ranked_together(scored):
+    config = load_config(scored / "config.json")
+    config.evaluation.split = "test"
+    with pytest.raises(UserError, match="evaluation.split='test': the run .* 'val'"):
+        check_workdir(config, scored, INFO)
+    (scored / "checkpoints" / "1" / "metrics" / "metrics").unlink()
+    check_workdir(config, scored, INFO)
+
+
+def test_split_to_train_on_stays(scored):
+    config = load_config(scored / "config.json")
+    config.data.train_split = "trainval"
+    with pytest.raises(UserError, match="train_split='trainval': the run .* 'train'"):
+        check_workdir(config, scored, INFO)
+
+
+def test_scoring_otherwise_is_warned_of(scored, caplog):
+    config = load_config(scored / "config.json")
+    config.evaluation.batch_size = 2
+    config.evaluation.boundary_iou = True
+    log_changes(config, scored, INFO)
+    assert not caplog.messages
+    config.evaluation.base_size = 704
+    config.model.pad_to_stride = True
+    log_changes(config, scored, INFO)
+    (line,) = caplog.messages
+    assert "model.pad_to_stride=True, before False" in line
+    assert "evaluation.base_size=704, before 0" in line
+    assert "batch_size" not in line and "boundary_iou" not in line
+
+
+def test_other_folder_is_warned_of(scored, caplog):
+    config = load_config(scored / "config.json")
+    config.data.data_dir = f"{scored}/../{scored.name}/photos"
+    log_changes(config, scored, INFO)
+    assert not caplog.messages
+    config.data.data_dir = "/elsewhere"
+    log_changes(config, scored, INFO)
+    (line,) = caplog.messages
+    assert "data.data_dir=/elsewhere: the run in" in line
 
 
 def test_same_classes_resume(run):

@@ -9,12 +9,14 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from encnet_jax.config import default
 from encnet_jax.errors import UserError
 from encnet_jax.run.checkpoint import Checkpoints
 from encnet_jax.run.model_config import check_config
 from encnet_jax.run.progress import Progress
 from encnet_jax.run.workdir import load_workdir
 from encnet_jax.train import trainer
+from encnet_jax.train.settings import optimizer_settings
 from tests.settings.toy import ToyModel, flat, lines, toy_config, toy_dataset
 
 sets = pytest.mark.sets
@@ -100,6 +102,13 @@ def test_three_updates(key, value, train_steps):
     found = recorded.params[3]
     np.testing.assert_allclose(found["backbone.bias"], expected[0], rtol=2e-5)
     np.testing.assert_allclose(found["bias"], expected[1], rtol=2e-5)
+
+
+@pytest.mark.parametrize(("name", "factor"), [("fcn", 10.0), ("encnet14", 1.0)])
+def test_parameters_of_a_classifier_learn_at_the_rate_that_is_set(name, factor):
+    config = default()
+    config.model.name = name
+    assert optimizer_settings(config)["head_lr_mult"] == factor
 
 
 @sets("optimizer.beta2")

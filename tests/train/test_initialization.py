@@ -20,7 +20,7 @@ from encnet_jax.run.model_config import model_settings
 from encnet_jax.run.sharding import mesh_of
 from encnet_jax.run.state import create_train_state, flatten_paths, split_model
 from encnet_jax.train.initialization import _CLASSIFIERS, load_initial_weights
-from encnet_jax.train.settings import with_stored_origin
+from encnet_jax.train.resume import with_stored_origin
 from encnet_jax.train.trainer import Trainer
 
 NAMES = ("road", "car", "sky")

@@ -1,0 +1,134 @@
+"""Whether a training may continue what is in a workdir, and what it keeps of it."""
+
+import logging
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+from encnet_jax.config import load_config
+from encnet_jax.data.dataset_info import DatasetInfo
+from encnet_jax.errors import UserError
+from encnet_jax.run.checkpoint_folder import read_scores, saved_steps
+from encnet_jax.run.model_config import TRAINING_ONLY
+from encnet_jax.run.model_folder import is_model_folder
+from encnet_jax.run.workdir import (
+    best_metric_name,
+    check_no_run_files,
+    check_resumed_classes,
+)
+
+# Keys of `evaluation` on which the scores of a training do not depend.
+_UNSCORED = ("batch_size", "object_sizes", "boundary_iou")
+_log = logging.getLogger(__name__)
+
+
+def check_workdir(config: ConfigDict, workdir: Path, info: DatasetInfo) -> None:
+    """Raises `UserError` if the workdir has a run of another model or data set.
+
+    So does a folder without a run but with files of the names that a run writes, such
+    as the `classes.json` of a data set. A run that ended before its first checkpoint
+    has nothing to lose, and is no obstacle. Once checkpoints are scored, on a split,
+    those of another would be ranked with them.
+
+    Args:
+        config: See `encnet_jax.config`.
+        workdir: Folder of the run.
+        info: The data set to train on.
+    """
+    path = workdir / "config.json"
+    if not path.exists():
+        if saved_steps(workdir / "checkpoints"):
+            raise UserError(
+                f"{path}: is missing beside the checkpoints of a run; copy it there "
+                "too, or use another --workdir"
+            )
+        check_no_run_files(workdir, "workdir")
+        return
+    if is_model_folder(workdir):
+        raise UserError(
+            f"workdir={workdir}: a model folder, which no training can continue; start "
+            f"from it in another --workdir: --config.model.weights={workdir}"
+        )
+    if not saved_steps(workdir / "checkpoints"):
+        try:
+            load_config(path)
+        except UserError:  # not the settings of a run, but somebody's file
+            check_no_run_files(workdir, "workdir")
+        return
+    stored = load_config(path)
+    pairs = {
+        f"model.{key}": (stored.model[key], config.model[key])
+        for key in config.model
+        # No training step reads it, so a run may be resumed with another value.
+        if key not in (*TRAINING_ONLY, "pad_to_stride")
+    }
+    for key in ("name", "channels", "train_split"):
+        pairs[f"data.{key}"] = (stored.data[key], config.data[key])
+    if _is_scored(workdir, info):
+        pairs["evaluation.split"] = (stored.evaluation.split, config.evaluation.split)
+    pairs["optimizer.name"] = (stored.optimizer.name, config.optimizer.name)
+    decays = stored.optimizer.ema_decay, config.optimizer.ema_decay
+    if 0 in decays:  # the checkpoints have averages, or have not
+        pairs["optimizer.ema_decay"] = decays
+    for key, (there, here) in pairs.items():
+        if there != here:
+            raise UserError(
+                f"{key}={here!r}: the run in {workdir} has {there!r}; use another "
+                "--workdir, or remove that one"
+            )
+    check_resumed_classes(workdir, info)
+
+
+def with_stored_origin(config: ConfigDict, workdir: Path) -> ConfigDict:
+    """Returns the configuration with the `model.weights` from which the run started.
+
+    A run that has steps continues from these, and keeps the record of where it began.
+    """
+    path = workdir / "config.json"
+    if not (path.exists() and saved_steps(workdir / "checkpoints")):
+        return config
+    stored = load_config(path).model.weights
+    if stored == config.model.weights:
+        return config
+    if config.model.weights:
+        _log.warning(
+            "WARNING: model.weights=%s is not read: the run in %s continues from its "
+            "own steps",
+            *(config.model.weights, workdir),
+        )
+    config = config.copy_and_resolve_references()
+    config.model.weights = stored
+    return config
+
+
+def log_changes(config: ConfigDict, workdir: Path, info: DatasetInfo) -> None:
+    """Warns where a run goes on with other data, or is scored otherwise than before."""
+    path = workdir / "config.json"
+    if not (path.exists() and saved_steps(workdir / "checkpoints")):
+        return
+    stored = load_config(path)
+    folders = stored.data.data_dir, config.data.data_dir
+    if all(folders) and Path(folders[0]).resolve() != Path(folders[1]).resolve():
+        _log.warning(
+            "WARNING: data.data_dir=%s: the run in %s was trained on %s so far, and "
+            "continues from there; to train anew use another --workdir",
+            *(folders[1], workdir, folders[0]),
+        )
+    keys = [f"evaluation.{key}" for key in config.evaluation if key not in _UNSCORED]
+    changed = []
+    for key in ("model.pad_to_stride", *keys):
+        group, _, name = key.partition(".")
+        there, here = stored[group][name], config[group][name]
+        if there != here and _is_scored(workdir, info):
+            changed.append(f"{key}={here!r}, before {there!r}")
+    if changed:
+        _log.warning(
+            "WARNING: checkpoints from here on are scored otherwise than those before, "
+            "and ranked with them: %s",
+            "; ".join(changed),
+        )
+
+
+def _is_scored(workdir: Path, info: DatasetInfo) -> bool:
+    scores = read_scores(workdir / "checkpoints", best_metric_name(info))
+    return any(score is not None for score in scores.values())
