@@ -30,8 +30,8 @@ from encnet_jax.config import load_config
 from encnet_jax.data.datasets import Dataset
 from encnet_jax.data.registry import open_dataset
 from encnet_jax.errors import UserError
-from encnet_jax.export.calibration import crop_resizer
 from encnet_jax.export.formats import write_onnx
+from encnet_jax.export.input_size import crop_resizer
 from encnet_jax.export.quantize import quantize
 from encnet_jax.export.run import load_trained
 from encnet_jax.inference.predict_fn import make_predict_fn

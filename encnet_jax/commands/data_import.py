@@ -14,13 +14,9 @@ from absl import flags
 
 from encnet_jax import cli
 from encnet_jax.data import folder
-from encnet_jax.data.annotations.annotated import BACKGROUND
+from encnet_jax.data.annotations.annotated import class_name
 from encnet_jax.data.annotations.coco import read_coco
-from encnet_jax.data.annotations.labelme import (
-    IGNORED,
-    LABELME_BACKGROUND,
-    read_labelme,
-)
+from encnet_jax.data.annotations.labelme import IGNORED, read_labelme
 from encnet_jax.data.annotations.write import divide, write_folder
 from encnet_jax.data.datasets import Example, map_examples
 from encnet_jax.data.image_io import set_max_image_pixels
@@ -138,10 +134,7 @@ def _chosen_classes(value: str | None) -> list[str] | None:
     names = value.split(",")
     if value and "," not in value and user_path(value).is_file():
         names = read_text(user_path(value)).splitlines()
-    names = [name.strip() for name in names if name.strip()]
-    names = [
-        BACKGROUND if n == LABELME_BACKGROUND else n for n in names if n != IGNORED
-    ]
+    names = [class_name(name) for name in names if name.strip() not in ("", IGNORED)]
     if not names:
         raise UserError(f"--classes={value}: names no class")
     return names

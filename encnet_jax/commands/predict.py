@@ -57,6 +57,7 @@ def main(arguments: list[str]) -> int:
     from encnet_jax.data.image_io import set_max_image_pixels
     from encnet_jax.errors import UserError
     from encnet_jax.predict import write
+    from encnet_jax.predict.find_images import find_images
     from encnet_jax.predict.predictor import Classifier, Segmenter
     from encnet_jax.run.workdir import load_run_info
 
@@ -68,7 +69,7 @@ def main(arguments: list[str]) -> int:
     set_max_image_pixels(values.max_image_pixels)
     workdir = cli.run_folder(values.workdir)
     info = load_run_info(workdir)
-    images = write.find_images(arguments)
+    images = find_images(arguments)
     output = cli.flag_path("output", values.output)
     # Files are planned before a model is loaded: one of the user's may be in the way.
     if info.task == "classification":
@@ -84,7 +85,7 @@ def main(arguments: list[str]) -> int:
         failed = _predict_large(images, output, workdir, kinds)
     else:
         plan = write.plan_predictions(images, output, values.explain, kinds)
-        others = write.find_images(values.reference) if values.reference else None
+        others = find_images(values.reference) if values.reference else None
         segmenter = Segmenter.from_workdir(workdir, values.step)
         mean_gate = segmenter.mean_gate(others) if values.explain else None
         failed = write.write_predictions(segmenter, plan, output, mean_gate, kinds)

@@ -263,10 +263,13 @@ def files_below(folder: Path) -> list[Path]:
     """Returns all files below a folder, sorted, except hidden ones.
 
     Links are followed, but not back to a folder on the way to them.
+
+    Raises:
+        UserError: A folder cannot be read, whose files would be missing.
     """
     found: list[Path] = []
     ways: dict[str, tuple[Path, ...]] = {os.fspath(folder): ()}
-    for parent, folders, names in os.walk(folder, followlinks=True):
+    for parent, folders, names in os.walk(folder, followlinks=True, onerror=_refuse):
         way = (*ways.pop(parent), Path(os.path.realpath(parent)))
         paths = [os.path.join(parent, x) for x in folders if not x.startswith(".")]
         paths = [path for path in paths if not _leads_back(path, way)]
@@ -274,6 +277,13 @@ def files_below(folder: Path) -> list[Path]:
         folders[:] = map(os.path.basename, paths)
         found += [Path(parent, name) for name in names if not name.startswith(".")]
     return sorted(found)
+
+
+def _refuse(error: OSError) -> None:
+    """Raises `UserError` for a folder that is there but cannot be read."""
+    if not isinstance(error, FileNotFoundError | NotADirectoryError):
+        reason = f"{error.filename}: cannot be read: {error.strerror}"
+        raise UserError(reason) from error
 
 
 def _leads_back(path: str, way: Sequence[Path]) -> bool:

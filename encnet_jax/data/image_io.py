@@ -140,6 +140,15 @@ def stored_form(tiles: list) -> tuple[str, str, int]:
     return codec, str(mode), 4095 if mode == "I;12" else 65535
 
 
+def gray_step(tiles: list) -> int:
+    """Returns what Pillow multiplies gray values by: those of 2 and 4 bits, to 0-255.
+
+    Args:
+        tiles: Those of an opened file; none are left once it is loaded.
+    """
+    return {"L;2": 85, "L;4": 17}.get(stored_form(tiles)[1], 1)
+
+
 def is_deep_color(tiles: list) -> bool:
     """Returns whether a file holds 16 bits per color, of which Pillow reads 8."""
     mode = stored_form(tiles)[1]

@@ -8,7 +8,13 @@ from jaxtyping import Int16, Int32, UInt8, UInt16
 from PIL import Image, ImageOps
 
 from encnet_jax.data.dataset_info import IGNORE_LABEL, DatasetInfo
-from encnet_jax.data.image_io import decoding, is_deep_color, open_image, stored_form
+from encnet_jax.data.image_io import (
+    decoding,
+    gray_step,
+    is_deep_color,
+    open_image,
+    stored_form,
+)
 from encnet_jax.data.label_map import label_table
 from encnet_jax.data.tiff_pages import check_one_page
 from encnet_jax.errors import UserError
@@ -16,7 +22,6 @@ from encnet_jax.errors import UserError
 Color = tuple[int, int, int]
 
 _LOSSY = ("JPEG", "MPO", "WEBP", "JPEG2000", "AVIF")
-_PNG_DEPTH, _PNG_COLOR_TYPE = 24, 25  # bytes of the header, RFC 2083 section 4.1.1
 
 
 class LabelColors(NamedTuple):
@@ -68,6 +73,7 @@ def decode_labels(
     """
     image = open_image(data, name)
     _check_unscaled(image, name)
+    step = gray_step(getattr(image, "tile", []))
     with decoding(name):
         image.load()
     if image.format in _LOSSY:
@@ -93,9 +99,7 @@ def decode_labels(
     labels = np.asarray(image).astype(np.uint8)
     if image.mode == "P" and colors is not None:
         return _labels_by_palette(image, labels, name, colors)
-    if image.mode == "L":
-        labels //= _gray_step(data)
-    return labels
+    return labels // step
 
 
 def _check_unscaled(image: Image.Image, name: str) -> None:
@@ -116,17 +120,6 @@ def _check_unscaled(image: Image.Image, name: str) -> None:
             f"{name}: a label image of {kind}, which is not read as stored; save it as "
             "PNG of 8 bits, or gray of 16"
         )
-
-
-def _gray_step(data: bytes) -> int:
-    """Returns what Pillow multiplies the stored values of a gray file by.
-
-    It expands PNG files of 2 and 4 bits to 0 to 255.
-    """
-    header = data[: _PNG_COLOR_TYPE + 1]
-    if not header.startswith(b"\x89PNG") or header[_PNG_COLOR_TYPE] != 0:
-        return 1
-    return 255 // (2 ** min(header[_PNG_DEPTH], 8) - 1)
 
 
 def _labels_of_more_bits(

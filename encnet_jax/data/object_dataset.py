@@ -171,7 +171,7 @@ class ObjectDataset:
         self, label: Any, size: tuple[int, ...], name: str
     ) -> UInt8[np.ndarray, "..."]:
         """Returns the classes, with `IGNORE_LABEL` for those to ignore."""
-        labels = label_array(label)
+        labels = label_array(label, f"{name}: label")
         classifies = self.info.task == "classification"
         if labels.ndim != (0 if classifies else 2):
             allowed = "one class" if classifies else "(h, w)"
@@ -297,7 +297,8 @@ def _names_and_task(examples: Any, name: str) -> tuple[tuple[str, ...], str]:
         raise UserError(f"{name}: is empty; at least one example is needed")
     with _named(f"{name}[0]"):
         example = examples[0]
-        if label_array(image_and_label(example, f"{name}[0]")[1]).ndim:
+        label = image_and_label(example, f"{name}[0]")[1]
+        if label_array(label, f"{name}[0]: label").ndim:
             return (), "segmentation"  # torchvision's `classes` are not of its masks
     names = getattr(examples, "classes", None)
     features = getattr(examples, "features", None)

@@ -1,23 +1,18 @@
 """Images that an int8 export is calibrated on, and what it keeps of the labels."""
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import overload
 
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import UInt8
-from PIL import Image, ImageOps
 
 from encnet_jax.data.dataset_info import DatasetInfo
 from encnet_jax.errors import UserError
-from encnet_jax.inference.predict_fn import resized_shape
-from encnet_jax.ops.resize import resize_bilinear
+from encnet_jax.export.input_size import PrepareFn
+from encnet_jax.predict.find_images import find_images
 from encnet_jax.predict.read_image import read_image
-from encnet_jax.predict.write import find_images
-
-PrepareFn = Callable[[UInt8[np.ndarray, "h w 3"]], UInt8[np.ndarray, "H W 3"]]
 
 _FEW = 16  # images, below which single ones set the ranges
 _log = logging.getLogger(__name__)
@@ -99,43 +94,3 @@ def find_calibration_images(folder: Path, count: int) -> list[Path]:
             _FEW,
         )
     return [found[i * len(found) // count] for i in range(count)]
-
-
-def long_side_resizer(base_size: int, align_corners: bool) -> PrepareFn:
-    """Returns the resizing of `encnet predict`, but rounded to uint8.
-
-    Args:
-        base_size: Long side in the network, in pixels; 0 keeps the size of the image.
-        align_corners: See `whole_image_logits`.
-    """
-
-    def prepare(pixels: UInt8[np.ndarray, "h w 3"]) -> UInt8[np.ndarray, "H W 3"]:
-        height, width, _ = pixels.shape
-        size = resized_shape((height, width), base_size)
-        if size == (height, width):
-            return pixels
-        resized = resize_bilinear(
-            jnp.asarray(pixels[None], jnp.float32),
-            size,
-            align_corners=align_corners,
-            antialias=not align_corners,
-        )
-        return np.asarray(resized[0]).round().clip(0, 255).astype(np.uint8)
-
-    return prepare
-
-
-def crop_resizer(size: tuple[int, int]) -> PrepareFn:
-    """Returns a function that resizes images to cover `size`, and crops the center.
-
-    For graphs of one size, and as `Classifier` does.
-
-    Args:
-        size: Height and width.
-    """
-
-    def prepare(pixels: UInt8[np.ndarray, "h w 3"]) -> UInt8[np.ndarray, "H W 3"]:
-        image = Image.fromarray(pixels)
-        return np.asarray(ImageOps.fit(image, size[::-1], Image.Resampling.BILINEAR))
-
-    return prepare

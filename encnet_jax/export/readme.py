@@ -67,6 +67,7 @@ def export_readme(
     training: Mapping[str, Any],
     smallest: int,
     base_size: int,
+    short_size: int = 0,
     file_format: str,
     checked: str,
     calibration_images: int | None = None,
@@ -83,6 +84,8 @@ def export_readme(
         smallest: Minimum height and width in pixels where sizes are symbolic.
         base_size: Long side to which `encnet predict` resizes images, in pixels; in
             classification both sides; 0 if it does not.
+        short_size: Bound of the short side, `base_size` being that of the long one; see
+            `MmsegProtocol`.
         file_format: `"stablehlo"` or `"onnx"`.
         checked: Result of the comparison with JAX.
         calibration_images: Number of images on which the graph was quantized to int8;
@@ -102,7 +105,7 @@ def export_readme(
             for name in sorted(outputs)
         ),
     ]
-    notes = _notes(info, smallest if any_size else None, base_size)
+    notes = _notes(info, smallest if any_size else None, base_size, short_size)
     notes.append(_INT8.format(calibration_images) if int8 else "Computed in float32.")
     tags = [file_format, *(["int8"] if int8 else [])]
     return "\n".join(
@@ -133,7 +136,9 @@ def export_readme(
     )
 
 
-def _notes(info: DatasetInfo, smallest: int | None, base_size: int) -> list[str]:
+def _notes(
+    info: DatasetInfo, smallest: int | None, base_size: int, short_size: int
+) -> list[str]:
     """Returns what a caller must know; `smallest` is None where sizes are fixed."""
     notes = []
     if smallest is not None:
@@ -144,7 +149,7 @@ def _notes(info: DatasetInfo, smallest: int | None, base_size: int) -> list[str]
     if info.task == "classification":
         notes.append(f"Training images had {base_size}x{base_size} pixels.")
         base_size = 0
-    return [*notes, *image_notes(info, base_size)]
+    return [*notes, *image_notes(info, base_size, short_size)]
 
 
 def _array(array: jax.ShapeDtypeStruct) -> str:

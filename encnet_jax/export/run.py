@@ -14,14 +14,12 @@ from flax import nnx
 from encnet_jax.data.dataset_info import DatasetInfo, save_info
 from encnet_jax.data.image_io import set_max_image_pixels
 from encnet_jax.errors import UserError
-from encnet_jax.evaluate.settings import whole_image_size
 from encnet_jax.export.calibration import (
     CalibrationImages,
-    crop_resizer,
     find_calibration_images,
-    long_side_resizer,
 )
 from encnet_jax.export.formats import READERS, WRITERS, PredictFn, Shape, check_format
+from encnet_jax.export.input_size import PrepareFn, crop_resizer, input_size
 from encnet_jax.export.quantize import quantize_in_place
 from encnet_jax.export.readme import export_readme
 from encnet_jax.files import check_empty, user_path, whole_folder
@@ -36,7 +34,9 @@ from encnet_jax.run.state import split_model
 from encnet_jax.run.workdir import load_run_config, load_workdir
 
 _TOLERANCE = 1e-4  # relative to the largest logit; absolute for probabilities
-_CHECKED_SIZE = (65, 97)  # for symbolic sizes: odd, unequal, no multiple of a stride
+# For symbolic sizes: no multiples of strides 8, 14, 16, 32, nor these plus 1, so that
+# images are padded if the model pads any.
+_CHECKED_SIZE = (67, 101)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,7 +54,9 @@ class ExportSpec:
         free_onnx_size: Whether ONNX Runtime runs its graph of any size.
         base_size: Long side to which `encnet predict` resizes images, in pixels; 0: not
             at all. For a classifier, both sides.
-        align_corners: How it resizes; see `whole_image_logits`.
+        short_size: With `evaluation.protocol=mmseg`, for which both are bounds, that of
+            the short side; otherwise 0.
+        resize: How it resizes.
     """
 
     network: str
@@ -65,7 +67,8 @@ class ExportSpec:
     smallest: int
     free_onnx_size: bool
     base_size: int
-    align_corners: bool
+    short_size: int
+    resize: PrepareFn
 
 
 def export_workdir(
@@ -169,6 +172,7 @@ def _fill(
         training=spec.training,
         smallest=spec.smallest,
         base_size=spec.base_size,
+        short_size=spec.short_size,
         checked=checked,
         file_format=file_format,
         calibration_images=None if calibration is None else len(calibration),
@@ -183,10 +187,7 @@ def _calibration_images(
     """Returns images as the graph takes them, all of which can be read."""
     if spec.info.banded:
         raise UserError("--int8: only for models of RGB images, not of bands")
-    if size is None and spec.info.task == "classification":
-        size = (spec.base_size, spec.base_size)
-    free = long_side_resizer(spec.base_size, spec.align_corners)
-    resize = crop_resizer(size) if size else free
+    resize = crop_resizer(size) if size else spec.resize
     images = CalibrationImages(paths, spec.info, resize, spec.smallest)
     images.check()
     return images
@@ -202,6 +203,7 @@ def load_trained(workdir: str | Path, step: str | int = "best") -> ExportSpec:
     run = load_workdir(workdir, step, dtype="float32", conv_impl="lax")
     config, info, model = run.config, run.info, run.model
     classifies = info.task == "classification"
+    base_size, short_size, resize = input_size(config, model, info)
     return ExportSpec(
         network=config.model.name,
         training=run.training,
@@ -211,8 +213,9 @@ def load_trained(workdir: str | Path, step: str | int = "best") -> ExportSpec:
         # The last features then have at least two pixels: align_corners needs them.
         smallest=1 + feature_stride(config.model.backbone, config.model.output_stride),
         free_onnx_size=config.model.backbone not in DINOV2,
-        base_size=config.data.crop_size if classifies else whole_image_size(config),
-        align_corners=config.evaluation.align_corners,
+        base_size=base_size,
+        short_size=short_size,
+        resize=resize,
     )
 
 

@@ -206,7 +206,7 @@ class MmsegProtocol(TTAProtocol):
 
     def layouts(self, size: tuple[int, int]) -> Iterator[ViewLayout]:  # noqa: D102
         for scale in self.scales:
-            scaled = self._scaled_size(size, scale)
+            scaled = self.scaled_size(size, scale)
             rows, columns = (
                 place_windows(self._grid(length), length, target, self.align_corners)
                 for length, target in zip(scaled, size)
@@ -234,7 +234,8 @@ class MmsegProtocol(TTAProtocol):
         pixels = normalize(pixels, self.mean, self.std)
         return pixels[:, ::-1] if layout.mirrored else pixels
 
-    def _scaled_size(self, size: tuple[int, int], scale: float) -> tuple[int, int]:
+    def scaled_size(self, size: tuple[int, int], scale: float = 1.0) -> tuple[int, int]:
+        """Returns the height and width of an image of `size` in the network."""
         factors = [
             int(bound * scale) / side
             for bound, side in (

@@ -144,18 +144,22 @@ def front_matter(
     return ["---", *_yaml(data), "---", ""]
 
 
-def image_notes(info: DatasetInfo, longest: int) -> list[str]:
+def image_notes(info: DatasetInfo, longest: int, shortest: int = 0) -> list[str]:
     """Returns how images become the input of the network.
 
     Args:
         info: Normalization and range of values.
         longest: Long side that the caller has to resize images to; 0: nothing to do.
+        shortest: Short side that they must not exceed either; 0: no such bound.
     """
     notes = [model_input(info)] if info.banded else []
-    if longest:
+    sides = {"long": longest, "short": shortest}
+    bounds = [f"a {name} side of {side} pixels" for name, side in sides.items() if side]
+    if bounds:
+        both = ", or less to keep the other bound" if len(bounds) > 1 else ""
         notes.append(
-            f"Images are predicted with a long side of {longest} pixels: resize them "
-            "to that first, and the labels back by nearest neighbor."
+            f"Images are predicted with {' and '.join(bounds)}{both}: resize them to "
+            "that first, and the labels back by nearest neighbor."
         )
     if info.value_range and not info.banded:
         low, high = cast(tuple[float, float], info.value_range)

@@ -17,8 +17,12 @@ from encnet_jax.run.workdir import (
     check_resumed_classes,
 )
 
-# Keys of `evaluation` on which the scores of a training do not depend.
-_UNSCORED = ("batch_size", "object_sizes", "boundary_iou")
+# Keys of `evaluation` on which the scores during a training depend; so they do on the
+# split, which stays.
+_SCORED = (
+    *("protocol", "mode", "base_size", "short_size", "align_corners", "scales"),
+    *("flip", "crop_size", "stride", "absent_classes"),
+)
 _log = logging.getLogger(__name__)
 
 
@@ -59,8 +63,7 @@ def check_workdir(config: ConfigDict, workdir: Path, info: DatasetInfo) -> None:
     pairs = {
         f"model.{key}": (stored.model[key], config.model[key])
         for key in config.model
-        # No training step reads it, so a run may be resumed with another value.
-        if key not in (*TRAINING_ONLY, "pad_to_stride")
+        if key not in TRAINING_ONLY
     }
     for key in ("name", "channels", "train_split"):
         pairs[f"data.{key}"] = (stored.data[key], config.data[key])
@@ -114,14 +117,13 @@ def log_changes(config: ConfigDict, workdir: Path, info: DatasetInfo) -> None:
             "continues from there; to train anew use another --workdir",
             *(folders[1], workdir, folders[0]),
         )
-    keys = [f"evaluation.{key}" for key in config.evaluation if key not in _UNSCORED]
-    changed = []
-    for key in ("model.pad_to_stride", *keys):
-        group, _, name = key.partition(".")
-        there, here = stored[group][name], config[group][name]
-        if there != here and _is_scored(workdir, info):
-            changed.append(f"{key}={here!r}, before {there!r}")
-    if changed:
+    pairs = [(key, stored.evaluation[key], config.evaluation[key]) for key in _SCORED]
+    changed = [
+        f"evaluation.{key}={here!r}, before {there!r}"
+        for key, there, here in pairs
+        if there != here
+    ]
+    if changed and _is_scored(workdir, info):
         _log.warning(
             "WARNING: checkpoints from here on are scored otherwise than those before, "
             "and ranked with them: %s",

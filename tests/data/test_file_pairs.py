@@ -1,5 +1,7 @@
 """Tests of which files are images, and of which label file belongs to which."""
 
+import errno
+import os
 import unicodedata
 from pathlib import Path
 
@@ -8,6 +10,7 @@ from PIL import Image
 
 from encnet_jax.data.file_pairs import files_below, is_image, pair_files, pair_listed
 from encnet_jax.data.result_file import save_result
+from encnet_jax.errors import UserError
 
 
 def touch(root, *names):
@@ -47,6 +50,22 @@ def test_links_are_followed_but_not_in_circles(tmp_path):
     ]:
         folder = tmp_path / name
         assert files_below(folder) == [folder / path for path in expected]
+
+
+def test_folder_that_cannot_be_read_is_not_left_out(tmp_path, monkeypatch):
+    """As one that another user copied; tests that run as root can read it."""
+    touch(tmp_path, "a/1.png", "b/2.png")
+    scandir = os.scandir
+
+    def refused(path):
+        if Path(path).name == "b":
+            raise PermissionError(errno.EACCES, "Permission denied", path)
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refused)
+    with pytest.raises(UserError, match="/b: cannot be read: Permission denied"):
+        files_below(tmp_path)
+    assert files_below(tmp_path / "missing") == []
 
 
 def relative(root, pairs):

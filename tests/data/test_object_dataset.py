@@ -471,6 +471,16 @@ def test_dark_images_of_8_bits_are_read():
     np.testing.assert_array_equal(dataset[0].image, DARK)
 
 
+@pytest.mark.parametrize(("depth", "step"), [(2, 85), (4, 17)])
+def test_gray_labels_of_few_bits_are_refused(depth, step):
+    names = [f"class {k}" for k in range(100)]  # Pillow makes 85 or 17 of 1
+    label = Image.open(io.BytesIO(make_png(LABELS, depth)))
+    with pytest.raises(UserError, match=rf"label: gray.*np.asarray\(image\) // {step}"):
+        as_datasets([(IMAGE, label)], class_names=names)
+    dataset, _ = as_datasets([(IMAGE, np.asarray(label) // step)], class_names=names)
+    np.testing.assert_array_equal(dataset[0].labels, LABELS)
+
+
 def test_range_of_more_bits_than_pillow_keeps_is_refused():
     image = loaded(png(IMAGE.astype(int) * 16, 16))
     for value_range in ((0, 4095), ((0, 255), (0, 4095), (0, 255))):
@@ -481,7 +491,7 @@ def test_range_of_more_bits_than_pillow_keeps_is_refused():
     gray = Image.fromarray(GRAY.astype(np.uint16) * 16)
     opened((gray, LABELS), value_range=(0, 4095), channels=1)
     info = opened((IMAGE, LABELS), value_range=(0, 4095)).info
-    with pytest.raises(UserError, match="^image: an image of mode RGB, 8 bits, and"):
+    with pytest.raises(UserError, match="^image: an image of mode RGB of 8 bits, and"):
         read_image(image, info)
 
 

@@ -17,10 +17,16 @@ from encnet_jax.data.dataset_info import ADE20K, load_info, save_info
 from encnet_jax.errors import UserError
 from encnet_jax.export import formats as export_formats
 from encnet_jax.export.readme import export_readme
-from encnet_jax.export.run import compare, export_workdir, load_trained
+from encnet_jax.export.run import (
+    _CHECKED_SIZE,
+    compare,
+    export_workdir,
+    load_trained,
+)
 from encnet_jax.inference.predict_fn import make_classify_fn, make_predict_fn
 from encnet_jax.models.layers import max_pool
 from encnet_jax.ops.resize import adaptive_average_pool, resize_bilinear
+from encnet_jax.predict.predictor import Segmenter
 from encnet_jax.run.workdir import load_workdir
 from tests.commands import environment, errors, run
 from tests.small_workdir import MEAN, STD, TINY, write_workdir
@@ -46,7 +52,7 @@ def stablehlo(trained, tmp_path_factory):
     output = tmp_path_factory.mktemp("stablehlo") / "new" / "model"
     result = run("export.py", f"--workdir={trained[0]}", f"--output={output}")
     assert result.returncode == 0, result.stderr
-    assert "0 of 12610 labels differ" in result.stdout
+    assert "0 of 13534 labels differ" in result.stdout
     return output
 
 
@@ -145,9 +151,39 @@ def test_readme_says_how_images_of_a_value_range_are_scaled(stablehlo):
     assert "long side" not in card
     sized = export_readme("t", info, shape, {}, **(settings | {"base_size": 704}))
     assert "with a long side of 704 pixels: resize them to that first" in sized
+    bounds = {"base_size": 2048, "short_size": 512}
+    bounded = export_readme("t", info, shape, {}, **(settings | bounds))
+    assert (
+        "with a long side of 2048 pixels and a short side of 512 pixels, or less to "
+        "keep the other bound: resize them to that first"
+    ) in bounded
     info = dataclasses.replace(info, value_range=(0, 4095.5))
     card = export_readme("t", info, shape, {}, **settings)
     assert "from 0 to 4095.5. The model takes uint8: scale such images linearly" in card
+
+
+def test_bounds_of_mmseg_are_those_of_the_export(tmp_path):
+    settings = {"protocol": "mmseg", "base_size": 80, "short_size": 20}
+    write_workdir(tmp_path, **TINY, evaluation=settings)
+    spec = load_trained(tmp_path)
+    assert (spec.base_size, spec.short_size) == (80, 20)
+    image = np.random.default_rng(0).integers(0, 256, (30, 60, 3), np.uint8)
+    found = spec.resize(image)
+    assert found.shape == (20, 40, 3)  # 2/3 of it, not the 4/3 that fit the long side
+    protocol = Segmenter.from_workdir(tmp_path).protocol
+    (view,) = protocol.views(image)
+    in_network = (view.pixels * STD + np.array(MEAN)) * 255
+    np.testing.assert_allclose(found, in_network, atol=1e-3)
+    write_workdir(tmp_path / "free", **TINY, evaluation={"protocol": "mmseg"})
+    spec = load_trained(tmp_path / "free")
+    assert spec.base_size == 0 and spec.resize(image) is image
+
+
+@pytest.mark.parametrize("align_corners", [False, True])
+@pytest.mark.parametrize("stride", [8, 14, 16, 32])
+def test_size_of_the_comparison_is_one_that_is_padded(align_corners, stride):
+    for side in _CHECKED_SIZE:
+        assert side % stride != int(align_corners)
 
 
 def test_readme_gives_the_labels_in_files_where_they_differ():

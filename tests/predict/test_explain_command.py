@@ -8,7 +8,7 @@ from encnet_jax import Segmenter, UserError
 from encnet_jax.data.dataset_info import CIFAR10, save_info
 from encnet_jax.data.result_file import is_result
 from encnet_jax.data.scenes import draw
-from encnet_jax.predict.write import find_images
+from encnet_jax.predict.find_images import find_images
 from tests import small_workdir
 from tests.make_scenes_model import FOLDER
 

@@ -19,8 +19,8 @@ from encnet_jax.convert.load import load_torch_model
 from encnet_jax.convert.workdir import write_workdir
 from encnet_jax.data.dataset_info import CIFAR10
 from encnet_jax.inference.predict_fn import whole_image_logits
+from encnet_jax.predict.find_images import find_images
 from encnet_jax.predict.read_image import read_image
-from encnet_jax.predict.write import find_images
 from encnet_jax.run.workdir import load_workdir
 from tests.commands import SMALL, make_camvid, run
 
@@ -199,15 +199,26 @@ def test_files_folders_and_globs_are_found_once(tmp_path):
         find_images([str(tmp_path / "c.png")])
 
 
+def test_links_to_missing_images_are_not_left_out(tmp_path):
+    Image.new("RGB", (4, 4)).save(tmp_path / "a.png")
+    (tmp_path / "b.png").symlink_to("elsewhere.png")
+    found = find_images([str(tmp_path)])
+    assert [Path(path).name for path in found] == ["a.png", "b.png"]
+    with pytest.raises(UserError, match="b.png: .*No such file"):
+        read_image(tmp_path / "b.png")
+
+
+@pytest.mark.parametrize("name", ["a", "a [1]"])
 def test_folders_inside_a_folder_are_counted_and_a_glob_has_them(
-    tmp_path, caplog, monkeypatch
+    tmp_path, caplog, monkeypatch, name
 ):
     caplog.set_level(logging.INFO, "encnet_jax")
-    (tmp_path / "a" / "b" / "c").mkdir(parents=True)
-    for name in ("1.png", "b/2.png", "b/c/3.png"):
-        Image.new("RGB", (4, 4)).save(tmp_path / "a" / name)
+    folder = tmp_path / name
+    (folder / "b" / "c").mkdir(parents=True)
+    for image in ("1.png", "b/2.png", "b/c/3.png"):
+        Image.new("RGB", (4, 4)).save(folder / image)
     monkeypatch.setenv("HOME", str(tmp_path))
-    assert [path.name for path in find_images(["~/a"])] == ["1.png"]
+    assert [path.name for path in find_images([f"~/{name}"])] == ["1.png"]
     (line,) = caplog.messages
     assert "folders inside (1) are not looked into; " in line
     found = find_images([line.split("'")[1]])

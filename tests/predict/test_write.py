@@ -15,9 +15,9 @@ from encnet_jax.data.registry import open_dataset
 from encnet_jax.errors import UserError
 from encnet_jax.evaluate.run import evaluate_workdir
 from encnet_jax.metrics import confusion_matrix_np
+from encnet_jax.predict.find_images import find_images
 from encnet_jax.predict.predictor import ClassPrediction, Segmentation
 from encnet_jax.predict.write import (
-    find_images,
     parse_kinds,
     plan_classes,
     plan_predictions,

@@ -11,7 +11,7 @@ from encnet_jax.errors import UserError
 from encnet_jax.run import workdir as module
 from encnet_jax.run.checkpoint_folder import write_score
 from encnet_jax.run.workdir import check_resumed_classes
-from encnet_jax.train.resume import check_workdir, log_changes
+from encnet_jax.train.resume import _SCORED, check_workdir, log_changes
 
 INFO = DatasetInfo("folder", ("road", "sky", "tree"), ((0, 0, 0),) * 3, {})
 
@@ -35,14 +35,6 @@ def test_run_without_a_checkpoint_is_no_obstacle(run):
     (run / "checkpoints" / "1").mkdir(parents=True)
     with pytest.raises(UserError, match="model.width=32: the run in .* has 64"):
         check_workdir(config, run, INFO)
-
-
-def test_padding_in_prediction_may_change(run):
-    config = default()
-    save_config(config, run / "config.json")
-    (run / "checkpoints" / "1").mkdir(parents=True)
-    config.model.pad_to_stride = True
-    check_workdir(config, run, INFO)
 
 
 def test_somebodys_config_is_not_taken_for_that_of_a_run(tmp_path):
@@ -86,12 +78,17 @@ def test_scoring_otherwise_is_warned_of(scored, caplog):
     log_changes(config, scored, INFO)
     assert not caplog.messages
     config.evaluation.base_size = 704
-    config.model.pad_to_stride = True
+    config.evaluation.flip = True
     log_changes(config, scored, INFO)
     (line,) = caplog.messages
-    assert "model.pad_to_stride=True, before False" in line
+    assert "evaluation.flip=True, before False" in line
     assert "evaluation.base_size=704, before 0" in line
     assert "batch_size" not in line and "boundary_iou" not in line
+
+
+def test_every_key_of_the_evaluation_is_known_to_change_scores_or_not():
+    others = {"split", "batch_size", "object_sizes", "boundary_iou"}
+    assert {*_SCORED} | others == {*default().evaluation}
 
 
 def test_other_folder_is_warned_of(scored, caplog):

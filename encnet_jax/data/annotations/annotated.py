@@ -14,7 +14,15 @@ from encnet_jax.errors import UserError
 
 Mask = Bool[np.ndarray, "h w"]
 BACKGROUND = "background"
+# What labelme's own converters call pixels of no class, in COCO files too.
+_LABELME_BACKGROUND = "_background_"
 _SPLIT = re.compile(r"(?:^|[^a-z])(train|valid|validation|val|test)(?:\d+)?(?![a-z])")
+
+
+def class_name(name: str) -> str:
+    """Returns a name without spaces around it; that of labelme for the background."""
+    name = name.strip()
+    return BACKGROUND if name == _LABELME_BACKGROUND else name
 
 
 class Region(NamedTuple):

@@ -9,6 +9,7 @@ from encnet_jax.data.annotations.annotated import (
     AnnotatedSet,
     Mask,
     Region,
+    class_name,
     output_name,
     split_of,
     stored_size,
@@ -131,9 +132,10 @@ def _categories(content: dict[str, Any], path: Path) -> dict[int, str]:
                 f"{path}: categories[{index}]={entry!r}: must have an integer id and a "
                 "name"
             )
-        if identity in found or name.strip() in found.values():
+        name = class_name(name)
+        if identity in found or name in found.values():
             raise UserError(f"{path}: category {identity} {name!r} is given twice")
-        found[identity] = name.strip()
+        found[identity] = name
     return found
 
 

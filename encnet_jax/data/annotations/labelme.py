@@ -12,6 +12,7 @@ from encnet_jax.data.annotations.annotated import (
     AnnotatedSet,
     Mask,
     Region,
+    class_name,
     split_of,
     stored_path,
     stored_size,
@@ -22,8 +23,7 @@ from encnet_jax.data.image_io import open_image
 from encnet_jax.data.input_files import read_file, read_json
 from encnet_jax.errors import UserError
 
-# What labelme's own converters call pixels that are ignored, and those of no class.
-IGNORED, LABELME_BACKGROUND = "__ignore__", "_background_"
+IGNORED = "__ignore__"  # what labelme's own converters call such pixels
 _SUFFIXES = {"JPEG": ".jpg", "MPO": ".jpg", "JPEG2000": ".jp2"}
 
 
@@ -113,7 +113,7 @@ def _image(
         if not isinstance(label, str) or not label.strip():
             problems.append(f"{place}: label {label!r}: must be a name")
             continue
-        name = {IGNORED: None, LABELME_BACKGROUND: BACKGROUND}.get(label, label.strip())
+        name = None if label.strip() == IGNORED else class_name(label)
         draw = functools.partial(shape_mask, shape)
         if shape.get("mask"):
             draw = functools.partial(_draw, reread, path, index)

@@ -96,6 +96,8 @@ def write_folder(
         try:
             if not is_image(Path(image.name)):
                 raise UserError(f"{image.where}: not the name of an image file")
+            if any(part.startswith(".") for part in image.name.parts):
+                raise UserError(f"{image.where}: hidden, which no data set reads")
             key = (image.split, str(image.name.with_suffix("")).casefold())
             if key in taken:
                 raise UserError(f"{image.where}: a second image {image.name}")

@@ -91,6 +91,15 @@ def test_root_that_another_split_annotates_stays_a_class(tmp_path, monkeypatch):
     assert classes_of(tmp_path / "out") == ["background", "sea", "fish"]
 
 
+@pytest.mark.parametrize("flags", [{}, {"classes": "_background_,leaf"}])
+def test_background_of_labelme_is_no_class_of_its_own(tmp_path, monkeypatch, flags):
+    content = roboflow(("_background_", None), ("leaf", None), used=(0, 1))
+    source = write_json(tmp_path / "x/data.json", content)
+    save_image(tmp_path / "x/a.png")
+    assert data_import_of(monkeypatch, source, tmp_path / "out", **flags) == 0
+    assert classes_of(tmp_path / "out") == ["background", "leaf"]
+
+
 def test_numbers_as_text_and_flat_polygons_are_read(tmp_path, monkeypatch):
     content = coco("a.png")
     content["images"][0].update(height=8.0, width=10.0)

@@ -84,6 +84,7 @@ def test_images_of_cvat_are_found(tmp_path, monkeypatch):
         (".", "not the name of an image file"),
         ("/", "not the name of an image file"),
         ("..", "not the name of an image file"),
+        (".hid/b.png", "hidden, which no data set reads"),
     ],
 )
 def test_names_that_no_image_can_have_are_named(

@@ -1,0 +1,84 @@
+"""The size at which `encnet predict` feeds images to a model, for exports of it."""
+
+from collections.abc import Callable
+
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import UInt8
+from ml_collections import ConfigDict
+from PIL import Image, ImageOps
+
+from encnet_jax.data.dataset_info import DatasetInfo
+from encnet_jax.evaluate.settings import protocol_from_config, whole_image_size
+from encnet_jax.inference.predict_fn import resized_shape
+from encnet_jax.inference.tta import MmsegProtocol
+from encnet_jax.ops.resize import resize_bilinear
+
+PrepareFn = Callable[[UInt8[np.ndarray, "h w 3"]], UInt8[np.ndarray, "H W 3"]]
+
+
+def input_size(
+    config: ConfigDict, model: nnx.Module, info: DatasetInfo
+) -> tuple[int, int, PrepareFn]:
+    """Returns `base_size`, `short_size`, and `resize` of an `ExportSpec`."""
+    if info.task == "classification":
+        side = config.data.crop_size
+        return side, 0, crop_resizer((side, side))
+    protocol = protocol_from_config(config, model, info)
+    if isinstance(protocol, MmsegProtocol):
+        return protocol.base_size, protocol.short_size, bounded_resizer(protocol)
+    side = whole_image_size(config)
+    return side, 0, long_side_resizer(side, config.evaluation.align_corners)
+
+
+def long_side_resizer(base_size: int, align_corners: bool) -> PrepareFn:
+    """Returns the resizing of `encnet predict`, but rounded to uint8.
+
+    Args:
+        base_size: Long side in the network, in pixels; 0 keeps the size of the image.
+        align_corners: See `whole_image_logits`.
+    """
+    return lambda pixels: _resized(
+        pixels,
+        resized_shape(_size(pixels), base_size),
+        align_corners=align_corners,
+        antialias=not align_corners,
+    )
+
+
+def bounded_resizer(protocol: MmsegProtocol) -> PrepareFn:
+    """Returns the resizing of `encnet predict` with `evaluation.protocol=mmseg`."""
+    return lambda pixels: _resized(
+        pixels, protocol.scaled_size(_size(pixels)), align_corners=False
+    )
+
+
+def _size(pixels: UInt8[np.ndarray, "h w 3"]) -> tuple[int, int]:
+    return pixels.shape[0], pixels.shape[1]
+
+
+def _resized(
+    pixels: UInt8[np.ndarray, "h w 3"], size: tuple[int, int], **options: bool
+) -> UInt8[np.ndarray, "H W 3"]:
+    if size == _size(pixels):
+        return pixels
+    values = jnp.asarray(pixels[None], jnp.float32)
+    resized = resize_bilinear(values, size, **options)[0]
+    return np.asarray(resized).round().clip(0, 255).astype(np.uint8)
+
+
+def crop_resizer(size: tuple[int, int]) -> PrepareFn:
+    """Returns a function that resizes images to cover `size`, and crops the center.
+
+    For graphs of one size, and as `Classifier` does.
+
+    Args:
+        size: Height and width.
+    """
+
+    def prepare(pixels: UInt8[np.ndarray, "h w 3"]) -> UInt8[np.ndarray, "H W 3"]:
+        image = Image.fromarray(pixels)
+        return np.asarray(ImageOps.fit(image, size[::-1], Image.Resampling.BILINEAR))
+
+    return prepare
