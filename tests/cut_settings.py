@@ -32,6 +32,8 @@ GROUPS = {
 CHECKS = (
     "config_checks.py",
     "train/settings.py:check_",
+    "train/resume.py:check_",
+    "train/resume.py:log_changes",
     "run/model_config.py:check_",
     "evaluate/run.py:_identity",
     "evaluate/settings.py:differences_from_training",

@@ -39,9 +39,6 @@ _RANGE_REMEDY = (
 )
 
 
-_BITS_REMEDY = "take the image of all bits, or give a range up to 255"
-
-
 def declare_bands(
     info: DatasetInfo, channels: int, value_range: RangeSetting = ()
 ) -> DatasetInfo:
@@ -146,8 +143,6 @@ def decode_pixels(data: bytes, name: str, info: DatasetInfo) -> Pixels:
     """
     if info.banded:
         raw = read_bands(data, name, info.channels)
-        if data[:4] not in TIFF_MARKS:
-            check_bits(raw, info.value_range, f"{name}: an image", _BITS_REMEDY)
         return scale_bands(raw, info.value_range, name)
     value_range: Any = info.value_range
     return decode_image(data, name, value_range)
@@ -173,22 +168,6 @@ def read_bands(data: bytes, name: str, channels: int) -> Real[np.ndarray, "h w c
     with decoding(name):
         values = pillow_values(open_image(data, name, load=True), name, tiles)
     return as_bands(values, channels, name, channels_last=True)
-
-
-def check_bits(values: np.ndarray, value_range: Any, name: str, remedy: str) -> None:
-    """Raises `UserError` for 8 bits that are to be scaled from a range of more.
-
-    Args:
-        values: Those of an image.
-        value_range: A pair per channel, or None.
-        name: Start of the message.
-        remedy: End of the message.
-    """
-    highest = max((high for _, high in value_range or ()), default=0)
-    if values.dtype == np.uint8 and highest > 255:
-        raise UserError(
-            f"{name} of 8 bits, and value_range is up to {highest:g}: {remedy}"
-        )
 
 
 def pillow_values(

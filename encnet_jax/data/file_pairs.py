@@ -14,6 +14,8 @@ from encnet_jax.data.result_file import is_result
 from encnet_jax.errors import UserError
 
 FilePair = tuple[Path, Path]  # image, labels
+# Folders that file systems have at their root, not to be read by users.
+_SYSTEM = ("lost+found", "System Volume Information", "$RECYCLE.BIN")
 
 
 def is_image(path: Path) -> bool:
@@ -91,12 +93,13 @@ def pair_listed(
     `images` or `labels` in front: `images\a\b.jpg`.
     """
     by_key: dict[str, list[Path]] = {}
-    for path in files_below(images):
+    # A file that is listed and not found is named anyway.
+    for path in files_below(images, all_needed=False):
         if is_image(path):
             relative = path.relative_to(images)
             for name in (relative, relative.with_suffix("")):
                 by_key.setdefault(_key(name), []).append(path)
-    label_files = LabelFiles(labels, label_suffix)
+    label_files = LabelFiles(labels, label_suffix, all_needed=False)
     pairs: dict[Path, FilePair] = {}
     problems: list[str | Path] = []
     for line_number, line in enumerate(lines, 1):
@@ -136,12 +139,14 @@ class LabelFiles:
     Args:
         folder: The folder.
         suffix: See `pair_files`.
+        all_needed: See `files_below`.
     """
 
-    def __init__(self, folder: Path, suffix: str | None):
+    def __init__(self, folder: Path, suffix: str | None, *, all_needed: bool = True):
         self.folder = folder
         self.suffix = suffix
-        self._files = {_key(p.relative_to(folder)): p for p in files_below(folder)}
+        files = files_below(folder, all_needed=all_needed)
+        self._files = {_key(path.relative_to(folder)): path for path in files}
         self._by_image: dict[str, list[Path]] = {}
         end = _normalize(suffix or "")
         for key, path in self._files.items():
@@ -259,19 +264,26 @@ def _normalize(text: str) -> str:
     return unicodedata.normalize("NFC", text)
 
 
-def files_below(folder: Path) -> list[Path]:
+def files_below(folder: Path, *, all_needed: bool = True) -> list[Path]:
     """Returns all files below a folder, sorted, except hidden ones.
 
     Links are followed, but not back to a folder on the way to them.
 
+    Args:
+        folder: The folder.
+        all_needed: Whether a folder that cannot be read is an error: its files would be
+            missing without a word.
+
     Raises:
-        UserError: A folder cannot be read, whose files would be missing.
+        UserError: A folder cannot be read.
     """
+    onerror = _refuse if all_needed else None
     found: list[Path] = []
     ways: dict[str, tuple[Path, ...]] = {os.fspath(folder): ()}
-    for parent, folders, names in os.walk(folder, followlinks=True, onerror=_refuse):
+    for parent, folders, names in os.walk(folder, followlinks=True, onerror=onerror):
         way = (*ways.pop(parent), Path(os.path.realpath(parent)))
-        paths = [os.path.join(parent, x) for x in folders if not x.startswith(".")]
+        shown = [x for x in folders if not x.startswith(".") and x not in _SYSTEM]
+        paths = [os.path.join(parent, name) for name in shown]
         paths = [path for path in paths if not _leads_back(path, way)]
         ways |= dict.fromkeys(paths, way)
         folders[:] = map(os.path.basename, paths)

@@ -8,8 +8,9 @@ import numpy as np
 from jaxtyping import Real, UInt8
 from PIL import Image, ImageOps
 
-from encnet_jax.data.bands import as_bands, check_bits, pillow_values
+from encnet_jax.data.bands import as_bands, pillow_values
 from encnet_jax.data.image_io import brightest_color, gray_step, to_rgb_array
+from encnet_jax.data.label_io import check_unscaled
 from encnet_jax.errors import UserError
 
 # Keys of examples that are mappings: one of each must be there.
@@ -122,11 +123,13 @@ def raw_bands(
         return as_bands(np.asarray(image), channels, name)
     with _lock(image):
         values = pillow_values(image, name)
-    remedy = (
-        "Pillow keeps 8 bits of 16 per color; pass an array that has all, or give a "
-        "range up to 255"
-    )
-    check_bits(values, value_range, f"{name}: an image of mode {image.mode}", remedy)
+    highest = max((high for _, high in value_range or ()), default=0)
+    if values.dtype == np.uint8 and highest > 255:
+        raise UserError(
+            f"{name}: an image of mode {image.mode}, 8 bits, and value_range is up to "
+            f"{highest:g}: Pillow keeps 8 bits of 16 per color; pass an array that has "
+            "all, or give a range up to 255"
+        )
     return as_bands(values, channels, name, channels_last=True)
 
 
@@ -134,11 +137,12 @@ def label_array(label: Any, name: str) -> np.ndarray:
     """Returns a label as an array; without an axis of length 1 at either end.
 
     Raises:
-        UserError: A Pillow image of 2 or 4 bits, which Pillow expands to 8: once it is
-            loaded, nothing tells.
+        UserError: A Pillow image whose values Pillow scales, such as one of 2 or 4
+            bits; if it is loaded already, nothing tells.
     """
     if isinstance(label, Image.Image):
         with _lock(label):
+            check_unscaled(label, name)
             step = gray_step(getattr(label, "tile", []))
             if step > 1:
                 raise UserError(

@@ -134,7 +134,9 @@ def _report_failure(error: BaseException) -> int:
 def _parse_address(value: str) -> tuple[str, int, int]:
     address, count, index = value.split(",")
     port = address.rpartition(":")[2]
-    if not (port.isdecimal() and 0 < int(port) < 2**16 and ":" in address):
+    if not (
+        port.isascii() and port.isdecimal() and 0 < int(port) < 2**16 and ":" in address
+    ):
         raise ValueError(f"{address} has no port from 1 to 65535")
     if not 0 <= int(index) < int(count):
         raise ValueError(f"{index} is not a process of {count} at {address}")
@@ -154,5 +156,5 @@ def _check_port(value: str, address: str) -> None:
             return  # let JAX try
         raise UserError(
             f"--distributed={value}: process 0 cannot listen on port {port}: "
-            f"{error.strerror}; give a free one to all processes"
+            f"{os.strerror(error.errno)}; give a free one to all processes"
         ) from error

@@ -37,10 +37,6 @@ _READ_IF: dict[str, tuple[str, Callable[[ConfigDict], bool]]] = {
         "optimizer.schedule=poly",
         lambda config: config.optimizer.schedule == "poly",
     ),
-    "optimizer.head_lr_mult": (
-        "a network with a backbone",
-        lambda config: segments(config.model.name),
-    ),
     "loss.se_weight": (
         "a network with model.se_loss, such as encnet",
         lambda config: _has(config, "se_loss") and config.model.se_loss,

@@ -8,7 +8,9 @@ from ml_collections import ConfigDict
 from encnet_jax.config import load_config
 from encnet_jax.data.dataset_info import DatasetInfo
 from encnet_jax.errors import UserError
+from encnet_jax.evaluate.settings import describe_differences, differences_from_training
 from encnet_jax.run.checkpoint_folder import read_scores, saved_steps
+from encnet_jax.run.folder_config import has_windows
 from encnet_jax.run.model_config import TRAINING_ONLY
 from encnet_jax.run.model_folder import is_model_folder
 from encnet_jax.run.workdir import (
@@ -17,12 +19,6 @@ from encnet_jax.run.workdir import (
     check_resumed_classes,
 )
 
-# Keys of `evaluation` on which the scores during a training depend; so they do on the
-# split, which stays.
-_SCORED = (
-    *("protocol", "mode", "base_size", "short_size", "align_corners", "scales"),
-    *("flip", "crop_size", "stride", "absent_classes"),
-)
 _log = logging.getLogger(__name__)
 
 
@@ -56,8 +52,8 @@ def check_workdir(config: ConfigDict, workdir: Path, info: DatasetInfo) -> None:
     if not saved_steps(workdir / "checkpoints"):
         try:
             load_config(path)
-        except UserError:  # not the settings of a run, but somebody's file
-            check_no_run_files(workdir, "workdir")
+        except UserError as error:  # somebody's file, or a newer version's
+            raise UserError(f"{error}; choose another workdir") from error
         return
     stored = load_config(path)
     pairs = {
@@ -76,8 +72,8 @@ def check_workdir(config: ConfigDict, workdir: Path, info: DatasetInfo) -> None:
     for key, (there, here) in pairs.items():
         if there != here:
             raise UserError(
-                f"{key}={here!r}: the run in {workdir} has {there!r}; use another "
-                "--workdir, or remove that one"
+                f"{key}={here!r}: the run in {workdir} has {there!r}; set that to "
+                "continue it, or use another --workdir"
             )
     check_resumed_classes(workdir, info)
 
@@ -105,11 +101,17 @@ def with_stored_origin(config: ConfigDict, workdir: Path) -> ConfigDict:
 
 
 def log_changes(config: ConfigDict, workdir: Path, info: DatasetInfo) -> None:
-    """Warns where a run goes on with other data, or is scored otherwise than before."""
-    path = workdir / "config.json"
-    if not (path.exists() and saved_steps(workdir / "checkpoints")):
+    """Warns where a run goes on with other data, or is scored otherwise than before.
+
+    Args:
+        config: See `encnet_jax.config`; `check_workdir` has passed it.
+        workdir: Folder of the run.
+        info: The data set.
+    """
+    steps = saved_steps(workdir / "checkpoints")
+    if not steps or steps[-1] >= config.total_steps:
         return
-    stored = load_config(path)
+    stored = load_config(workdir / "config.json")
     folders = stored.data.data_dir, config.data.data_dir
     if all(folders) and Path(folders[0]).resolve() != Path(folders[1]).resolve():
         _log.warning(
@@ -117,17 +119,19 @@ def log_changes(config: ConfigDict, workdir: Path, info: DatasetInfo) -> None:
             "continues from there; to train anew use another --workdir",
             *(folders[1], workdir, folders[0]),
         )
-    pairs = [(key, stored.evaluation[key], config.evaluation[key]) for key in _SCORED]
-    changed = [
-        f"evaluation.{key}={here!r}, before {there!r}"
-        for key, there, here in pairs
-        if there != here
-    ]
-    if changed and _is_scored(workdir, info):
+    if not _is_scored(workdir, info):
+        return
+    changed = differences_from_training(config, workdir)
+    for key in ("base_size", "crop_size"):
+        if stored.evaluation[key] and config.evaluation[key]:  # these are read instead
+            changed.pop(f"data.{key}", None)
+    if not (has_windows(stored) or has_windows(config)):
+        changed.pop("data.crop_size", None)
+    if changed:
         _log.warning(
             "WARNING: checkpoints from here on are scored otherwise than those before, "
             "and ranked with them: %s",
-            "; ".join(changed),
+            describe_differences(changed),
         )
 
 

@@ -74,6 +74,19 @@ def log_warnings(config: ConfigDict) -> None:
     """Warns of settings by which a training from scratch learns less than it could."""
     warn_of_geometry(config)
     warn_of_random_backbone(config)
+    warn_of_learning_rate(config)
+
+
+def warn_of_learning_rate(config: ConfigDict) -> None:
+    """Warns where no parameter learns at the rate that is set, and logged."""
+    factor = config.optimizer.head_lr_mult
+    if config.model.name in CIFAR_MODELS and factor != 1:
+        _log.warning(
+            "WARNING: optimizer.head_lr_mult=%g multiplies the learning rate of all "
+            "parameters of %s, which has no backbone. Set 1, and learning_rate to what "
+            "it shall be",
+            *(factor, config.model.name),
+        )
 
 
 def warn_of_random_backbone(config: ConfigDict) -> None:
@@ -145,17 +158,12 @@ def create_schedule(config: ConfigDict) -> optax.Schedule:
 
 
 def optimizer_settings(config: ConfigDict) -> dict[str, Any]:
-    """Returns the arguments of `create_optimizer` after the schedule.
-
-    Of a classifier, which has no backbone, no parameter learns faster than another.
-    """
+    """Returns the arguments of `create_optimizer` after the schedule."""
     keys = (
         *("name", "momentum", "nesterov", "beta2"),
         *("weight_decay", "head_lr_mult", "max_grad_norm"),
     )
     settings = {key: config.optimizer[key] for key in keys}
-    if config.model.name in CIFAR_MODELS:
-        settings["head_lr_mult"] = 1.0
     return {**settings, "freeze_backbone": config.model.freeze_backbone}
 
 

@@ -80,11 +80,11 @@ def train(
     settings.log_warnings(config)
     class_balance.warn_of_unlabeled_classes(dataset)
     trainer = Trainer(config, workdir, mesh, dataset, validation)
-    resume.log_changes(config, workdir, dataset.info)
     workdir.mkdir(parents=True, exist_ok=True)
     with lock_workdir(workdir):
         # Again: another run may have come to its first checkpoint meanwhile.
         resume.check_workdir(config, workdir, dataset.info)
+        resume.log_changes(config, workdir, dataset.info)
         trainer.restore()
         return trainer.run()
 

@@ -284,16 +284,6 @@ def test_values_that_pillow_changes():
         read_bands(pnm(6, 3), "x.ppm", 3)
 
 
-def test_preview_of_8_bits_is_not_scaled_from_a_range_of_more():
-    info = declare_bands(INFO, 1, (0, 4095))
-    file = make_png(np.full((2, 2), 200), 8)
-    message = "x.png: an image of 8 bits, and value_range is up to 4095: take the image"
-    with pytest.raises(UserError, match=message):
-        decode_pixels(file, "x.png", info)
-    dark = tiff(np.full((2, 2), 200, np.uint8))
-    assert decode_pixels(dark, "x.tif", info)[0, 0, 0] == round(200 * 65535 / 4095)
-
-
 @pytest.mark.parametrize(("color_type", "channels"), [(4, 2), (2, 3), (6, 4)])
 def test_png_of_16_bits_per_color_is_refused(color_type, channels):
     file = make_png(np.full((2, 2, channels), 40000), 16, color_type)

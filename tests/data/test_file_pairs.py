@@ -65,7 +65,16 @@ def test_folder_that_cannot_be_read_is_not_left_out(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "scandir", refused)
     with pytest.raises(UserError, match="/b: cannot be read: Permission denied"):
         files_below(tmp_path)
+    assert files_below(tmp_path, all_needed=False) == [tmp_path / "a" / "1.png"]
     assert files_below(tmp_path / "missing") == []
+    folders = tmp_path, tmp_path
+    pairs, problems = pair_listed(tmp_path / "train.txt", ["a/1.png"], *folders)
+    assert len(pairs) == 1 and not problems
+
+
+def test_system_folders_at_the_root_of_a_disk_are_no_data(tmp_path):
+    touch(tmp_path, "a/1.png", "lost+found/2.png", "$RECYCLE.BIN/3.png")
+    assert files_below(tmp_path) == [tmp_path / "a" / "1.png"]
 
 
 def relative(root, pairs):

@@ -491,7 +491,7 @@ def test_range_of_more_bits_than_pillow_keeps_is_refused():
     gray = Image.fromarray(GRAY.astype(np.uint16) * 16)
     opened((gray, LABELS), value_range=(0, 4095), channels=1)
     info = opened((IMAGE, LABELS), value_range=(0, 4095)).info
-    with pytest.raises(UserError, match="^image: an image of mode RGB of 8 bits, and"):
+    with pytest.raises(UserError, match="^image: an image of mode RGB, 8 bits, and"):
         read_image(image, info)
 
 

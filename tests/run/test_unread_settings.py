@@ -21,7 +21,6 @@ def lines(keys, **changes):
         ("optimizer.nesterov", {"optimizer.name": "adamw"}, {}),
         ("optimizer.beta2", {}, {"optimizer.name": "adamw"}),
         ("optimizer.power", {"optimizer.schedule": "cosine"}, {}),
-        ("optimizer.head_lr_mult", {"model.name": "encnet14"}, {"model.name": "fcn"}),
         ("loss.se_weight", {"model.se_loss": False}, {}),
         ("loss.se_weight", {"model.name": "fcn"}, {}),
         ("loss.aux_weight", {"model.aux_head": False}, {}),

@@ -11,7 +11,7 @@ from encnet_jax.errors import UserError
 from encnet_jax.run import workdir as module
 from encnet_jax.run.checkpoint_folder import write_score
 from encnet_jax.run.workdir import check_resumed_classes
-from encnet_jax.train.resume import _SCORED, check_workdir, log_changes
+from encnet_jax.train.resume import check_workdir, log_changes
 
 INFO = DatasetInfo("folder", ("road", "sky", "tree"), ((0, 0, 0),) * 3, {})
 
@@ -40,7 +40,8 @@ def test_run_without_a_checkpoint_is_no_obstacle(run):
 def test_somebodys_config_is_not_taken_for_that_of_a_run(tmp_path):
     """With it went the `metrics.jsonl` beside it."""
     (tmp_path / "config.json").write_text('{"model_type": "dinov2"}')
-    with pytest.raises(UserError, match="config.json: exists; choose another workdir"):
+    message = "config.json: not the config.*; choose another workdir"
+    with pytest.raises(UserError, match=message):
         check_workdir(default(), tmp_path, INFO)
 
 
@@ -48,6 +49,7 @@ def test_somebodys_config_is_not_taken_for_that_of_a_run(tmp_path):
 def scored(run):
     """A run with a checkpoint whose score on val is known."""
     config = default()
+    config.total_steps = 9
     config.data.data_dir = str(run / "photos")
     save_config(config, run / "config.json")
     (run / "checkpoints" / "1").mkdir(parents=True)
@@ -77,18 +79,16 @@ def test_scoring_otherwise_is_warned_of(scored, caplog):
     config.evaluation.boundary_iou = True
     log_changes(config, scored, INFO)
     assert not caplog.messages
-    config.evaluation.base_size = 704
-    config.evaluation.flip = True
+    config.data.crop_size = 240  # whole images are scored
+    log_changes(config, scored, INFO)
+    assert not caplog.messages
+    config.data.base_size = 704
+    config.evaluation.absent_classes = "zero"
     log_changes(config, scored, INFO)
     (line,) = caplog.messages
-    assert "evaluation.flip=True, before False" in line
-    assert "evaluation.base_size=704, before 0" in line
+    assert "evaluation.absent_classes='zero' (training: 'skip')" in line
+    assert "data.base_size=704 (training: 520)" in line
     assert "batch_size" not in line and "boundary_iou" not in line
-
-
-def test_every_key_of_the_evaluation_is_known_to_change_scores_or_not():
-    others = {"split", "batch_size", "object_sizes", "boundary_iou"}
-    assert {*_SCORED} | others == {*default().evaluation}
 
 
 def test_other_folder_is_warned_of(scored, caplog):
@@ -97,6 +97,10 @@ def test_other_folder_is_warned_of(scored, caplog):
     log_changes(config, scored, INFO)
     assert not caplog.messages
     config.data.data_dir = "/elsewhere"
+    config.total_steps = 1  # none is left
+    log_changes(config, scored, INFO)
+    assert not caplog.messages
+    config.total_steps = 2
     log_changes(config, scored, INFO)
     (line,) = caplog.messages
     assert "data.data_dir=/elsewhere: the run in" in line

@@ -16,7 +16,7 @@ from encnet_jax.run.model_config import check_config
 from encnet_jax.run.progress import Progress
 from encnet_jax.run.workdir import load_workdir
 from encnet_jax.train import trainer
-from encnet_jax.train.settings import optimizer_settings
+from encnet_jax.train.settings import warn_of_learning_rate
 from tests.settings.toy import ToyModel, flat, lines, toy_config, toy_dataset
 
 sets = pytest.mark.sets
@@ -104,11 +104,15 @@ def test_three_updates(key, value, train_steps):
     np.testing.assert_allclose(found["bias"], expected[1], rtol=2e-5)
 
 
-@pytest.mark.parametrize(("name", "factor"), [("fcn", 10.0), ("encnet14", 1.0)])
-def test_parameters_of_a_classifier_learn_at_the_rate_that_is_set(name, factor):
+@pytest.mark.parametrize(
+    ("name", "factor", "warns"),
+    [("fcn", 10.0, False), ("encnet14", 1.0, False), ("encnet14", 10.0, True)],
+)
+def test_factor_on_all_parameters_is_warned_of(name, factor, warns, caplog):
     config = default()
-    config.model.name = name
-    assert optimizer_settings(config)["head_lr_mult"] == factor
+    config.model.name, config.optimizer.head_lr_mult = name, factor
+    warn_of_learning_rate(config)
+    assert ("optimizer.head_lr_mult=10 multiplies" in caplog.text) == warns
 
 
 @sets("optimizer.beta2")

@@ -132,10 +132,9 @@ def _categories(content: dict[str, Any], path: Path) -> dict[int, str]:
                 f"{path}: categories[{index}]={entry!r}: must have an integer id and a "
                 "name"
             )
-        name = class_name(name)
-        if identity in found or name in found.values():
+        if identity in found or class_name(name) in found.values():
             raise UserError(f"{path}: category {identity} {name!r} is given twice")
-        found[identity] = name
+        found[identity] = class_name(name)
     return found
 
 
