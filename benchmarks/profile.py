@@ -38,14 +38,18 @@ _CONV_IMPL = flags.DEFINE_string("conv_impl", "auto", "See `set_conv_impl`.")
 
 # Group -> functions; the innermost function listed here determines the group.
 GROUPS = {
-    "convolution GEMMs": ("Conv.__call__", "_convolution"),
+    "convolution GEMMs": ("Conv.__call__", "FoldedConv.__call__"),
     "Winograd transforms, im2col, space-to-batch": (
-        *("winograd", "winograd_conv", "_winograd_gradients"),
-        *("im2col_conv", "space_to_batch", "batch_to_space"),
+        *("winograd_transformed", "_winograd_forward", "_winograd_backward"),
+        *("transform_kernel", "transform_input", "transform_output_grad"),
+        *("_transform_kernel_taps", "_transform_grid", "_transform_lines"),
+        *("_weighted_sum", "_strided_lines", "_im2col", "_im2col.<locals>.convolve"),
+        *("space_to_batch", "batch_to_space"),
     ),
     "batch norm, ReLU, residual additions": (
-        *("BatchNorm.__call__", "BatchNorm._batch_statistics", "BatchNorm.affine"),
-        *("BatchNorm._update_statistics", "ConvBN.__call__", "Block.__call__"),
+        *("BatchNorm.__call__", "BatchNorm.affine", "BatchNorm._update_statistics"),
+        *("normalize_features", "_sums_of_pairs", "_two_sums"),
+        *("ConvBN.__call__", "Block.__call__"),
     ),
     "max pooling": ("max_pool",),
     "encoding and attention": (
@@ -56,8 +60,11 @@ GROUPS = {
     "optimizer": ("apply_updates", "chain.<locals>.update_fn"),
 }
 _GROUP_OF = {name: group for group, names in GROUPS.items() for name in names}
-_GEMM_FUNCTIONS = {"Conv.__call__", "winograd", "_winograd_gradients"}
-_GEMM_OPERATIONS = ("dot", "convolution", "ynn_fusion", "custom-call")
+_GEMM_FUNCTIONS = {
+    *("Conv.__call__", "FoldedConv.__call__"),
+    *("winograd_transformed", "_winograd_forward", "_winograd_backward"),
+}
+_GEMM_OPERATIONS = ("dot", "convolution", "conv_general", "ynn_fusion", "custom-call")
 _GEMM_SIZE = 2048  # rows and columns of the product that measures the machine
 
 

@@ -1,10 +1,21 @@
 """Tests of the profile: every operation of a program is attributed to a layer."""
 
+import ast
+from pathlib import Path
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from benchmarks.profile import group_of, operations, seconds_by_group
+import encnet_jax
+from benchmarks.profile import (
+    _GEMM_OPERATIONS,
+    GROUPS,
+    group_of,
+    operations,
+    seconds_by_group,
+)
+from encnet_jax.inference.folding import fold_model
 from encnet_jax.losses import pixel_cross_entropy
 from encnet_jax.models.layers import ConvBN, max_pool
 from tests.random_module import random_module
@@ -38,8 +49,41 @@ def test_time_is_attributed_to_the_layers_that_ran():
     assert found.keys() <= set(groups.values()) | {"rest"}
 
 
+def test_functions_of_the_groups_are_there():
+    names = set()
+
+    def collect(node, prefix):
+        for child in ast.iter_child_nodes(node):
+            name = prefix
+            if isinstance(child, ast.FunctionDef | ast.ClassDef):
+                names.add(prefix + child.name)
+                inside = "." if isinstance(child, ast.ClassDef) else ".<locals>."
+                name = prefix + child.name + inside
+            collect(child, name)
+
+    for path in Path(encnet_jax.__file__).parent.rglob("*.py"):
+        collect(ast.parse(path.read_text()), "")
+    ours = {n for group, found in GROUPS.items() if group != "optimizer" for n in found}
+    assert not ours - names
+
+
+def test_products_of_a_folded_network_are_gemms():
+    layer = random_module(ConvBN, 8, 8, 3)
+    arguments = jnp.ones((1, 16, 16, 8)), *fold_model(layer)[1:]
+    model_def = fold_model(layer)[0]
+    program = jax.jit(lambda x, *arrays: model_def.merge(*arrays)(x))
+    groups = operations(program.lower(*arguments).compile().as_text())
+    products = [g for name, g in groups.items() if name.startswith(_GEMM_OPERATIONS)]
+    assert set(products) == {"convolution GEMMs"}
+
+
 def test_innermost_function_determines_the_group():
-    stack = ["winograd", "Conv.__call__", "ConvBN.__call__", "Block.__call__"]
+    stack = [
+        "winograd_transformed",
+        "Conv.__call__",
+        "ConvBN.__call__",
+        "Block.__call__",
+    ]
     assert (
         group_of("add.1", "add", stack) == "Winograd transforms, im2col, space-to-batch"
     )
