@@ -1,7 +1,6 @@
 """Trains a run of `benchmarks/camvid.py` within a time, and scores it."""
 
 import dataclasses
-import json
 import shutil
 import time
 from collections.abc import Sequence
@@ -182,9 +181,8 @@ def training_minutes(workdir: Path, batch_size: int) -> float:
     Compilation and evaluations are left out.
     """
     log = workdir / "metrics.jsonl"
-    lines = log.read_text().splitlines() if log.exists() else []
     seconds, last = 0.0, 0
-    for line in map(json.loads, lines):
+    for line in curves.metric_lines(log) if log.exists() else ():
         if "images_per_second" in line:
             seconds += (line["step"] - last) * batch_size / line["images_per_second"]
             last = line["step"]

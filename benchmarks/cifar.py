@@ -188,20 +188,20 @@ def main(arguments: list[str]) -> None:
     # Its compile workers would be forked from a process that runs JAX.
     torch._inductor.config.compile_threads = 1
     settings = {"width": _WIDTH.value, "codes": _CODES.value, "batch": _BATCH.value}
-    results = {}
-    for name in _MODELS.value:
-        results[name] = measure(name)
-        gc.collect()  # frees four training states
-    print(f"\nImages per second, batch {_BATCH.value}, width {_WIDTH.value}:\n")
-    print(table(results))
-    if _OUTPUT.value:
-        record = BenchmarkRecord(Path(_OUTPUT.value))
+    record = BenchmarkRecord(Path(_OUTPUT.value)) if _OUTPUT.value else None
+    if record:
         record.start(resume=False)
         versions = {"jax": jax.__version__, "torch": torch.__version__}
         for key, value in {**settings, "threads": threads, **versions}.items():
             record.put("settings", key, value)
-        for name, rates in results.items():
-            record.put("images_per_second", name, rates)
+    results = {}
+    for name in _MODELS.value:
+        results[name] = measure(name)
+        if record:
+            record.put("images_per_second", name, results[name])
+        gc.collect()  # frees four training states
+    print(f"\nImages per second, batch {_BATCH.value}, width {_WIDTH.value}:\n")
+    print(table(results))
 
 
 if __name__ == "__main__":

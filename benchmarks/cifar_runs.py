@@ -31,7 +31,6 @@ wrote: the image files themselves in a third of their size, to be carried.
 """
 
 import importlib.util
-import json
 import statistics
 import time
 from pathlib import Path
@@ -44,6 +43,7 @@ from flax import nnx
 from ml_collections import ConfigDict
 
 from benchmarks.cifar_images import encode_again, load_split, pack
+from benchmarks.curves import metric_lines
 from benchmarks.record import BenchmarkRecord
 from benchmarks.time_budget import StopAt, measure_speed, plan_steps
 from configs.cifar10 import get_config
@@ -146,8 +146,7 @@ def run_once(
     scores = train(config, workdir, datasets)
     if scores is None:
         return None
-    lines = (workdir / "metrics.jsonl").read_text().splitlines()
-    metrics = [json.loads(line) for line in lines]
+    metrics = list(metric_lines(workdir / "metrics.jsonl"))
     rates = [line["images_per_second"] for line in metrics if "loss" in line]
     scored = [line for line in metrics if "accuracy" in line]
     return {

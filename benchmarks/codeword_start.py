@@ -30,6 +30,7 @@ from configs.scenes import get_config
 from encnet_jax import cli
 from encnet_jax.data.dataset_info import SCENES
 from encnet_jax.data.datasets import SyntheticScenes
+from encnet_jax.errors import require_package
 from encnet_jax.losses import segmentation_loss
 from encnet_jax.models import create_model
 from encnet_jax.ops.normalize import normalize
@@ -134,6 +135,7 @@ def plot(results: dict[str, Figures], path: Path) -> None:
 def main(arguments: list[str]) -> None:
     """Runs all starts and writes figures and plot."""
     cli.reject_positional(arguments)
+    require_package("matplotlib", "train", "the plot")
     output = Path(_OUTPUT.value)
     output.mkdir(parents=True, exist_ok=True)
     results = {}

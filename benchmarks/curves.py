@@ -21,7 +21,7 @@ def read(workdir: Path) -> tuple[Curve, dict[str, Curve]]:
     path = workdir / "metrics.jsonl"
     if not path.is_file():
         raise UserError(f"{path}: no such file")
-    lines = list(_lines(path))
+    lines = list(metric_lines(path))
     losses = [(line["step"], line["loss"]) for line in lines if line.get("loss")]
     scored = [line for line in lines if "loss" not in line]
     scores = {
@@ -31,7 +31,8 @@ def read(workdir: Path) -> tuple[Curve, dict[str, Curve]]:
     return losses, scores
 
 
-def _lines(path: Path) -> Iterator[dict[str, Any]]:
+def metric_lines(path: Path) -> Iterator[dict[str, Any]]:
+    """Yields the entries of a metrics.jsonl, but those that were cut."""
     for line in path.read_text(errors="replace").splitlines():
         try:
             yield json.loads(line)

@@ -78,7 +78,7 @@ def share_outside_network(model, params, batch_stats, dataset, scales):
 def main(arguments):
     cli.reject_positional(arguments)
     scales = cli.numbers("scales", _SCALES.value)
-    torch.set_num_threads(os.cpu_count())
+    torch.set_num_threads(len(os.sched_getaffinity(0)))
     reference = EncNet(150)
     weights = random_weights(reference)
     reference = reference.eval().to(memory_format=torch.channels_last)

@@ -242,7 +242,10 @@ def main(arguments: list[str]) -> None:
         _check_names(_WORKDIRS.value)
         for number, run in enumerate(_WORKDIRS.value):
             workdir = cli.run_folder(run)
-            if load_trained(workdir).info.task != "segmentation":
+            trained = load_trained(workdir)
+            run_step = [str(workdir.resolve()), trained.training["step"]]
+            record.check_settings({f"workdir, {workdir.name}": run_step})
+            if trained.info.task != "segmentation":
                 raise UserError(f"--workdir={run}: classifies; a segmenter is needed")
             folder = Path(name) / str(number)
             folder.mkdir()

@@ -28,7 +28,7 @@ from encnet_jax import cli
 from encnet_jax.data import scenes
 from encnet_jax.data.dataset_info import SCENES
 from encnet_jax.data.datasets import SyntheticScenes
-from encnet_jax.errors import UserError
+from encnet_jax.errors import UserError, require_package
 from encnet_jax.evaluate.accumulator import ImageMetrics, MetricAccumulator
 from encnet_jax.evaluate.evaluator import make_whole_image_fn, predict_dataset
 from encnet_jax.files import whole_file
@@ -276,6 +276,7 @@ def check_flags(results: Results) -> None:
 def main(arguments: list[str]) -> None:
     """Runs what is missing and writes the results."""
     cli.reject_positional(arguments)
+    require_package("matplotlib", "train", "the plot")
     output = Path(_OUTPUT.value)
     output.mkdir(parents=True, exist_ok=True)
     path = output / "ablation.json"

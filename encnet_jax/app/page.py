@@ -57,7 +57,9 @@ def running(analyzer: Analyzer, title: str, host: str, port: int) -> Iterator[st
         The address of the page.
     """
     os.environ.update(_ENVIRONMENT)
+    host = host.removeprefix("[").removesuffix("]")  # of an IPv6 address
     port = listenable_port(host, port)
+    _bypass_proxies(host)
     with contextlib.ExitStack() as stack:
         folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="encnet-app-"))
         os.environ["GRADIO_TEMP_DIR"] = folder
@@ -65,7 +67,7 @@ def running(analyzer: Analyzer, title: str, host: str, port: int) -> Iterator[st
         page = build_page(analyzer, title, Path(folder))
         try:
             _, address, _ = page.launch(
-                server_name=host,
+                server_name=f"[{host}]" if ":" in host else host,
                 server_port=port,
                 max_file_size=MAX_BYTES,
                 theme=_theme(),
@@ -79,7 +81,7 @@ def running(analyzer: Analyzer, title: str, host: str, port: int) -> Iterator[st
                 quiet=True,
                 prevent_thread_lock=True,
             )
-        except OSError as error:
+        except Exception as error:  # of Gradio, httpx, or the system
             raise _no_listening(host, port, error) from error
         stack.callback(page.close, verbose=False)
         yield address
@@ -198,6 +200,14 @@ def _save_download(analysis: Analysis, folder: Path, downloads: deque[Path]) -> 
         oldest.unlink(missing_ok=True)
         oldest.parent.rmdir()
     return str(file)
+
+
+def _bypass_proxies(host: str) -> None:
+    """Has Gradio reach its own page on this machine, where proxies are set."""
+    for name in ("no_proxy", "NO_PROXY"):
+        others = os.environ.get(name)
+        own = ["localhost", "127.0.0.1", "::1", host]
+        os.environ[name] = ",".join([*([others] if others else []), *own])
 
 
 def _theme() -> Any:

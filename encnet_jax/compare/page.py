@@ -15,6 +15,7 @@ from encnet_jax.data.registry import open_dataset
 from encnet_jax.errors import UserError, reason_of
 from encnet_jax.evaluate.image_log import ImageLog
 from encnet_jax.evaluate.scores import summary_names
+from encnet_jax.models.registry import segments
 from encnet_jax.report.charts import curve_chart
 from encnet_jax.report.evaluation import Strip, Thumbnail, describe, environment
 from encnet_jax.report.page import percent, save_page
@@ -137,12 +138,14 @@ def run_row(run: Evaluation) -> dict[str, Any]:
     """Returns what the page says of a run."""
     settings = run.scores.get("evaluation") or {}
     config = load_run_config(run.workdir)
+    segmentation = segments(config.model.name)
     return {
         "name": run.name,
         "workdir": run.workdir,
         "step": run.scores.get("step", "unknown"),
-        "model": config.model.name,
-        "backbone": config.model.backbone,
+        "model": ", ".join(
+            [config.model.name, *([config.model.backbone] if segmentation else [])]
+        ),
         "protocol": ", ".join(
             f"{key} {settings[key]}"
             for key in ("protocol", "mode", "scales", "flip", "base_size")

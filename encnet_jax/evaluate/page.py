@@ -37,12 +37,15 @@ def page_settings(
         "split": split,
         "checkpoint": f"step {run.step}",
         "model.name": run.config.model.name,
-        "model.backbone": run.config.model.backbone,
         "model.dtype": run.dtype,
-        "data.base_size": config.data.base_size,
-        "data.crop_size": config.data.crop_size,
     }
-    settings |= {f"evaluation.{k}": v for k, v in leaves(config.evaluation)}
+    if run.info.task == "segmentation":
+        settings |= {
+            "model.backbone": run.config.model.backbone,
+            "data.base_size": config.data.base_size,
+            "data.crop_size": config.data.crop_size,
+            **{f"evaluation.{k}": v for k, v in leaves(config.evaluation)},
+        }
     if differences:
         text = describe_differences(dict(differences))
         settings["differs from training"] = text

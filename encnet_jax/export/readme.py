@@ -108,6 +108,8 @@ def export_readme(
     notes = _notes(info, smallest if any_size else None, base_size, short_size)
     notes.append(_INT8.format(calibration_images) if int8 else "Computed in float32.")
     tags = [file_format, *(["int8"] if int8 else [])]
+    if int8:  # the scores are those of the network in float32
+        training = {**training, "scores": []}
     return "\n".join(
         [
             *front_matter(network, info, training, tags=tags),

@@ -153,12 +153,13 @@ def multi_scale(scales: Sequence[float]) -> bool:
 def _prediction(config: ConfigDict, info: DatasetInfo) -> dict[str, Any]:
     if info.task == "classification":
         return {"size": config.data.crop_size}
-    settings = config.evaluation
-    windows = _WINDOWS if has_windows(config) else ()
+    settings, slides = config.evaluation, has_windows(config)
+    # `encnet predict --slide` cuts windows where evaluation does not.
+    windows = _WINDOWS if slides or settings.crop_size or settings.stride else ()
     entry = {key: settings[key] for key in (*_WHOLE, *windows)}
     if settings.protocol != "mmseg":  # which takes 0 for no bound
         entry["base_size"] = settings.base_size or config.data.base_size
-        entry["mode"] = "slide" if windows else "whole"  # with scales always windows
+        entry["mode"] = "slide" if slides else "whole"  # with scales always windows
     if windows:
         entry["crop_size"] = settings.crop_size or config.data.crop_size
         # As a run that evaluates at one scale has it; equal, where there are windows.

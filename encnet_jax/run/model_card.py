@@ -153,13 +153,10 @@ def image_notes(info: DatasetInfo, longest: int, shortest: int = 0) -> list[str]
         shortest: Short side that they must not exceed either; 0: no such bound.
     """
     notes = [model_input(info)] if info.banded else []
-    sides = {"long": longest, "short": shortest}
-    bounds = [f"a {name} side of {side} pixels" for name, side in sides.items() if side]
-    if bounds:
-        both = ", or less to keep the other bound" if len(bounds) > 1 else ""
+    if bounds := _bounds(longest, shortest):
         notes.append(
-            f"Images are predicted with {' and '.join(bounds)}{both}: resize them to "
-            "that first, and the labels back by nearest neighbor."
+            f"Images are predicted with {bounds}: resize them to that first, and the "
+            "labels back by nearest neighbor."
         )
     if info.value_range and not info.banded:
         low, high = cast(tuple[float, float], info.value_range)
@@ -173,6 +170,14 @@ def image_notes(info: DatasetInfo, longest: int, shortest: int = 0) -> list[str]
         f"{_triple(info.mean)} and std {_triple(info.std)}."
     )
     return notes
+
+
+def _bounds(longest: int, shortest: int) -> str:
+    """Returns sides in words; "" if both are 0."""
+    sides = {"long": longest, "short": shortest}
+    bounds = [f"a {name} side of {side} pixels" for name, side in sides.items() if side]
+    both = ", or less to keep the other bound" if len(bounds) > 1 else ""
+    return " and ".join(bounds) + both
 
 
 def class_table(info: DatasetInfo) -> list[str]:
@@ -218,11 +223,16 @@ def _sizes(prediction: Mapping[str, Any]) -> list[str]:
     parts = []
     if size := prediction.get("size"):
         parts.append(f"resized to {size}x{size} pixels")
-    if size := prediction.get("base_size"):
-        parts.append(f"resized to a long side of {size} pixels")
+    sides = prediction.get("base_size", 0), prediction.get("short_size", 0)
+    if bounds := _bounds(*sides):
+        scales = ", ".join(f"{scale:g}" for scale in prediction.get("scales", ()))
+        parts.append(f"resized to {bounds}" + (f", times {scales}," if scales else ""))
     if prediction.get("crop_size") and prediction["mode"] == "slide":
         parts.append(f"cut into windows of {prediction['crop_size']} pixels")
-    return [f"Before that they are {' and '.join(parts)}.", ""] if parts else []
+    text = f"Before that they are {' and '.join(parts)}." if parts else ""
+    if prediction.get("flip"):
+        text += " Their mirror images are predicted as well."
+    return [text.strip(), ""] if text else []
 
 
 def _training(training: Mapping[str, Any]) -> list[str]:

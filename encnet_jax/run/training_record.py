@@ -128,17 +128,17 @@ def _scores(folder: Path, config: ConfigDict, step: int) -> list[dict[str, Any]]
             stored = json.loads(path.read_text())
             if stored["step"] != step:
                 continue
-            settings = stored.get("evaluation", {})
-            other = stored.get("differs_from_training", {}).get("data.name", {})
+            differences = stored.get("differs_from_training", {})
+            other = differences.pop("data.name", {})
             metrics = {
                 key: stored[key]
                 for key in _METRICS
                 if isinstance(stored.get(key), float) and math.isfinite(stored[key])
             }
             entry = {
-                "dataset": other.get("value", config.data.name),
+                "dataset": stored.get("data") or other.get("value", config.data.name),
                 "split": str(stored["split"]),
-                "evaluation": _in_words(settings),
+                "evaluation": _in_words(stored.get("evaluation", {}), differences),
                 **metrics,
             }
             if metrics:
@@ -149,7 +149,18 @@ def _scores(folder: Path, config: ConfigDict, step: int) -> list[dict[str, Any]]
     return found
 
 
-def _in_words(settings: dict[str, Any]) -> str:
+def _in_words(settings: dict[str, Any], differences: dict[str, Any]) -> str:
+    """Describes an evaluation; `settings` are {} for a classification.
+
+    Args:
+        settings: `evaluation` of its configuration.
+        differences: What was not as in the training; see `differences_from_training`.
+    """
     scales = settings.get("scales") or (1.0,)
-    words = f"{len(scales)} scales" if len(scales) > 1 else "single scale"
-    return f"{words}, mirrored" if settings.get("flip") else words
+    words = [f"{len(scales)} scales" if len(scales) > 1 else "single scale"]
+    if settings.get("mode") == "slide":
+        words.append("windows")
+    if settings.get("flip"):
+        words.append("mirrored")
+    words += [f"{key}={pair['value']}" for key, pair in differences.items()]
+    return ", ".join(words)

@@ -64,6 +64,24 @@ def test_page_is_served_and_its_port_is_taken(address):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1", "[::1]"])
+def test_page_is_reached_past_proxies_and_at_any_kind_of_address(host):
+    flags = [f"--workdir={MODEL}", "--port=0", f"--host={host}"]
+    server = subprocess.Popen(
+        command("-m", "encnet_jax", "app", *flags),
+        env={**environment(), "http_proxy": "http://127.0.0.1:9", "no_proxy": "x.org"},
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    with server:
+        line = server.stdout.readline()
+        server.terminate()
+    shown = "[::1]" if ":" in host else host
+    assert line.startswith(f"encnet: http://{shown}:")
+    assert server.returncode == 0
+
+
+@pytest.mark.slow
 @pytest.mark.skipif(BROWSER is None, reason="no browser")
 def test_page_in_a_browser(address, tmp_path):
     sync_api = pytest.importorskip("playwright.sync_api")

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from encnet_jax.compare.evaluations import load_evaluations
 from encnet_jax.compare.page import (
     class_rows,
     most_different,
+    run_row,
     save_comparison,
     score_rows,
 )
@@ -28,6 +30,7 @@ from encnet_jax.report.thumbnails import labels_to_text
 from tests.commands import run
 from tests.parsed_flags import run_command
 from tests.report.pages import check_page
+from tests.small_workdir import TINY, write_workdir
 
 NAMES = ("road", "<i>car</i>", "sky")
 INFO = DatasetInfo("folder", NAMES, voc_colormap(3), {})
@@ -331,3 +334,16 @@ def test_command_writes_the_page_and_says_where(runs, tmp_path):
     assert result.returncode == 0, result.stderr
     assert result.stdout.strip() == str(output)
     check_page(output.read_text())
+
+
+@pytest.mark.parametrize(
+    ("task", "settings", "model"),
+    [
+        ("classification", dict(name="resnet14", width=2), "resnet14"),
+        ("segmentation", TINY, "encnet, tiny"),
+    ],
+)
+def test_model_of_a_run_has_a_backbone_if_it_segments(tmp_path, task, settings, model):
+    write_workdir(tmp_path, task, **settings)
+    row = run_row(SimpleNamespace(name="a", workdir=tmp_path, scores={}))
+    assert row["model"] == model

@@ -1,15 +1,19 @@
 """The page of a classification, on images whose probabilities are given."""
 
+import dataclasses
 import json
+from types import SimpleNamespace
 
 import numpy as np
 
+from encnet_jax.config import default
 from encnet_jax.data.dataset_info import DatasetInfo, voc_colormap
 from encnet_jax.data.datasets import Example
 from encnet_jax.evaluate.class_page import ClassRecord, save_classification_page
 from encnet_jax.evaluate.classification import classification_scores
 from encnet_jax.evaluate.evaluator import ImagePrediction
 from encnet_jax.evaluate.image_log import parse_image_log
+from encnet_jax.evaluate.page import page_settings
 from encnet_jax.report.evaluation import class_rows
 from tests.report.pages import check_page
 
@@ -71,3 +75,15 @@ def test_record_and_page(tmp_path):
     # No image of the last class: no accuracy, as the caption says.
     values = {row["name"]: row["values"] for row in class_rows(scores, INFO)}
     assert values["cat"] == values["dog"] == [0.5] and np.isnan(values["owl"]).all()
+
+
+def test_settings_are_those_of_the_task():
+    config = default()
+    config.model.name = "encnet14"
+    run = SimpleNamespace(config=config, info=INFO, step=7, dtype="float32")
+    settings = page_settings(config, "test", run, {})
+    assert settings["model.name"] == "encnet14" and settings["checkpoint"] == "step 7"
+    assert not [key for key in settings if "size" in key or "backbone" in key]
+    run.info = dataclasses.replace(INFO, task="segmentation")
+    settings = page_settings(config, "test", run, {})
+    assert {"model.backbone", "data.base_size", "evaluation.mode"} <= settings.keys()

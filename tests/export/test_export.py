@@ -162,6 +162,19 @@ def test_readme_says_how_images_of_a_value_range_are_scaled(stablehlo):
     assert "from 0 to 4095.5. The model takes uint8: scale such images linearly" in card
 
 
+def test_readme_of_int8_has_no_scores_of_float32(stablehlo):
+    info = load_info(stablehlo / "classes.json")
+    shape = jax.ShapeDtypeStruct((1, 33, 40, 3), np.uint8)
+    score = dict(dataset="mine", split="val", evaluation="single scale", mean_iou=0.5)
+    settings = dict(smallest=9, base_size=0, file_format="onnx", checked="")
+    settings |= dict(
+        network="encnet", training={"run": "a", "step": 7, "scores": [score]}
+    )
+    assert "value: 0.5" in export_readme("t", info, shape, {}, **settings)
+    int8 = export_readme("t", info, shape, {}, **settings, calibration_images=8)
+    assert "model-index" not in int8 and "metrics" not in int8
+
+
 def test_bounds_of_mmseg_are_those_of_the_export(tmp_path):
     settings = {"protocol": "mmseg", "base_size": 80, "short_size": 20}
     write_workdir(tmp_path, **TINY, evaluation=settings)

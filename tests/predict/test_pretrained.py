@@ -235,6 +235,46 @@ def test_card_describes_the_model_and_its_code_runs(camvid_folder):
     assert (camvid_folder / "overlay.png").stat().st_size
 
 
+def test_card_tells_how_images_are_resized_and_scored(tmp_path):
+    settings = dict(protocol="mmseg", mode="slide", base_size=80, short_size=20)
+    settings |= dict(crop_size=24, scales=(0.5, 1.75), flip=True)
+    workdir = tmp_path / "run"
+    write_workdir(workdir, info=INFO, evaluation=settings, **TINY)
+    other = {"value": 40, "training": 80}
+    save_scores(
+        dict(mean_iou=0.5),
+        workdir / "evaluation" / "val.json",
+        split="val",
+        step=7,
+        data="elsewhere",
+        evaluation=dict(mode="slide"),
+        differs_from_training={"evaluation.base_size": other},
+    )
+    export_workdir(workdir, tmp_path / "model", "pretrained")
+    text = (tmp_path / "model" / "README.md").read_text()
+    assert (
+        "resized to a long side of 80 pixels and a short side of 20 pixels, or less to "
+        "keep the other bound, times 0.5, 1.75, and cut into windows of 24 pixels. "
+        "Their mirror images are predicted as well.\n"
+    ) in text
+    row = "| elsewhere | val | single scale, windows, evaluation.base_size=40 | 50.00 |"
+    assert row in text
+
+
+def test_windows_of_slides_return_as_they_were(tmp_path):
+    windows = dict(crop_size=96, stride=48)
+    write_workdir(tmp_path / "run", info=INFO, evaluation=windows, **TINY)
+    expected = Segmenter.from_workdir(tmp_path / "run")
+    assert (expected.slide_protocol.crop_size, expected.slide_protocol.stride) == (
+        96,
+        48,
+    )
+    export_workdir(tmp_path / "run", tmp_path / "model", "pretrained")
+    found = Segmenter.from_pretrained(tmp_path / "model")
+    assert found.slide_protocol == expected.slide_protocol
+    assert found.protocol is expected.protocol is None
+
+
 def test_bibtex_is_that_of_the_readme(camvid_folder):
     from tests.commands import ROOT
 
