@@ -128,12 +128,17 @@ def augment(
         batch: `index` and `epoch` of examples in `resident`; images still to be cropped
             and resized; or finished `images` and `labels`.
         augmentation: Required unless the images are finished.
+
+    Raises:
+        ValueError: It is missing.
     """
-    if augmentation is not None and "index" in batch:
+    if "index" not in batch and "images" in batch:
+        return batch["images"], batch["labels"]
+    if augmentation is None:
+        raise ValueError(f"augmentation: needed for batches of {', '.join(batch)}")
+    if "index" in batch:
         return augmented_batch(resident, batch, resident["seed"], augmentation)
-    if augmentation is not None and "images" not in batch:
-        return resized_batch(batch, augmentation)
-    return batch["images"], batch["labels"]
+    return resized_batch(batch, augmentation)
 
 
 def _accumulate(grad_fn: Callable[..., Any], steps: int) -> Callable[..., Any]:

@@ -180,20 +180,18 @@ class Trainer:
         done = self._done(start, scored)
         if done and scored:  # the workdir stays that of the steps that were taken
             with closing(self.checkpoints):
-                return self._validated(start).summary
-        due = done or (self._evaluates(start) and not scored)
-        if not due:
+                return self._score(start).summary
+        owes_scores = not scored and (done or self._is_scored_at(start))
+        if not owes_scores:
             self._save_settings()
         tracker = start_tracker(self.config, self.workdir, self.dataset.info.name)
         self.writer = MetricWriter(
-            self.workdir, start, keep_evaluation=not due, tracker=tracker
+            self.workdir, start, keep_evaluation=not owes_scores, tracker=tracker
         )
         scores: dict[str, float] | None = None
         with closing(self.writer), closing(self.checkpoints):
-            if due:
-                result = self._evaluate(start)
-                scores = result.summary
-                self.checkpoints.add_scores(start, result.scores, result.mean_gate)
+            if owes_scores:
+                scores = self._evaluate_and_store(start)
                 done = done or self._done(start, True)
                 if not done:
                     self._save_settings()
@@ -239,18 +237,14 @@ class Trainer:
                 self.progress.advance(metrics["loss"])
                 if last or step % config.log_every == 0:
                     self._log_metrics(step, metrics)
-                evaluates = self._evaluates(step)
+                evaluates = self._is_scored_at(step)
                 if evaluates or step % config.checkpoint_every == 0:
                     self.finite.check_weights(step, self.state.params)
                     # First: an evaluation that fails or is killed costs no step.
                     self.checkpoints.save(self.state, step)
                 if evaluates:
                     with self.progress.paused():
-                        result = self._evaluate(step)
-                        scores = result.summary
-                        self.checkpoints.add_scores(
-                            step, result.scores, result.mean_gate
-                        )
+                        scores = self._evaluate_and_store(step)
                     if not last and self._done(step, True):
                         return scores
                 if not last and sigterm.due(step):
@@ -258,7 +252,7 @@ class Trainer:
                     return None
         return scores
 
-    def _evaluates(self, step: int) -> bool:
+    def _is_scored_at(self, step: int) -> bool:
         return step == self.config.total_steps or step % self.config.eval_every == 0
 
     def _check_saved(self, step: int) -> None:
@@ -277,13 +271,20 @@ class Trainer:
         self.writer.scalars(step, values, "train")
         self.progress.show(values["loss"], values["images_per_second"])
 
+    def _evaluate_and_store(self, step: int) -> dict[str, float]:
+        """Scores a step, and keeps the scores with its checkpoint; returns them."""
+        result = self._evaluate(step)
+        self.checkpoints.add_scores(step, result.scores, result.mean_gate)
+        return result.summary
+
     def _evaluate(self, step: int) -> Validation:
-        result = self._validated(step)
+        """Scores a step, and writes scores and panel to the logs."""
+        result = self._score(step)
         self.writer.scalars(step, result.scores, "evaluation")
         self.writer.image(step, "predictions", result.panel)
         return result
 
-    def _validated(self, step: int) -> Validation:
+    def _score(self, step: int) -> Validation:
         started = time.perf_counter()
         try:
             result = self.validate(*self.state.evaluated)

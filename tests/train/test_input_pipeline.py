@@ -15,6 +15,7 @@ from encnet_jax.fit_arrays import small_config
 from encnet_jax.run.workdir import load_model_folder, load_workdir
 from encnet_jax.train import train
 from encnet_jax.train.input_pipeline import open_splits
+from encnet_jax.train.step import augment
 from tests.commands import make_camvid
 from tests.settings.toy import toy_config, toy_dataset
 from tests.test_fit_arrays import squares, tiny
@@ -156,3 +157,8 @@ def test_bands_are_measured_anew_where_there_is_no_checkpoint(tmp_path):
     assert opened(250)[1].info.mean > dark.info.mean
     (tmp_path / "checkpoints" / "3").mkdir(parents=True)
     assert opened(250)[1].info.mean == dark.info.mean
+
+
+def test_batch_of_indices_without_an_augmentation_is_named():
+    with pytest.raises(ValueError, match="augmentation: needed for .* index, epoch"):
+        augment({}, {"index": 0, "epoch": 0}, None)
