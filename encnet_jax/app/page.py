@@ -56,6 +56,8 @@ def running(analyzer: Analyzer, title: str, host: str, port: int) -> Iterator[st
     Yields:
         The address of the page.
     """
+    import httpx  # of Gradio
+
     os.environ.update(_ENVIRONMENT)
     host = host.removeprefix("[").removesuffix("]")  # of an IPv6 address
     port = listenable_port(host, port)
@@ -81,7 +83,7 @@ def running(analyzer: Analyzer, title: str, host: str, port: int) -> Iterator[st
                 quiet=True,
                 prevent_thread_lock=True,
             )
-        except Exception as error:  # of Gradio, httpx, or the system
+        except (OSError, httpx.HTTPError) as error:  # Gradio asks its own page
             raise _no_listening(host, port, error) from error
         stack.callback(page.close, verbose=False)
         yield address
@@ -204,10 +206,10 @@ def _save_download(analysis: Analysis, folder: Path, downloads: deque[Path]) -> 
 
 def _bypass_proxies(host: str) -> None:
     """Has Gradio reach its own page on this machine, where proxies are set."""
-    for name in ("no_proxy", "NO_PROXY"):
-        others = os.environ.get(name)
-        own = ["localhost", "127.0.0.1", "::1", host]
-        os.environ[name] = ",".join([*([others] if others else []), *own])
+    others = os.environ.get("no_proxy") or os.environ.get("NO_PROXY") or ""
+    names = [name for name in others.split(",") if name]
+    names += {"localhost", "127.0.0.1", "::1", host} - {*names}
+    os.environ["no_proxy"] = os.environ["NO_PROXY"] = ",".join(names)
 
 
 def _theme() -> Any:

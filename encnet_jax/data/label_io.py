@@ -72,7 +72,7 @@ def decode_labels(
             `colors` does not hold.
     """
     image = open_image(data, name)
-    check_unscaled(image, name)
+    _check_unscaled(image, name)
     step = gray_step(getattr(image, "tile", []))
     with decoding(name):
         image.load()
@@ -102,7 +102,7 @@ def decode_labels(
     return labels // step
 
 
-def check_unscaled(image: Image.Image, name: str) -> None:
+def _check_unscaled(image: Image.Image, name: str) -> None:
     """Raises `UserError` if Pillow scales the values of an opened file to 8 bits."""
     tiles = getattr(image, "tile", [])
     codec, mode, declared = stored_form(tiles)

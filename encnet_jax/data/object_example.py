@@ -9,8 +9,7 @@ from jaxtyping import Real, UInt8
 from PIL import Image, ImageOps
 
 from encnet_jax.data.bands import as_bands, pillow_values
-from encnet_jax.data.image_io import brightest_color, gray_step, to_rgb_array
-from encnet_jax.data.label_io import check_unscaled
+from encnet_jax.data.image_io import brightest_color, stored_form, to_rgb_array
 from encnet_jax.errors import UserError
 
 # Keys of examples that are mappings: one of each must be there.
@@ -137,17 +136,17 @@ def label_array(label: Any, name: str) -> np.ndarray:
     """Returns a label as an array; without an axis of length 1 at either end.
 
     Raises:
-        UserError: A Pillow image whose values Pillow scales, such as one of 2 or 4
-            bits; if it is loaded already, nothing tells.
+        UserError: A Pillow image of 2 or 4 bits, which Pillow expands to 8; if it is
+            loaded already, nothing tells.
     """
     if isinstance(label, Image.Image):
         with _lock(label):
-            check_unscaled(label, name)
-            step = gray_step(getattr(label, "tile", []))
-            if step > 1:
+            mode = stored_form(getattr(label, "tile", []))[1]
+            if mode.startswith(("L;2", "L;4")):
                 raise UserError(
-                    f"{name}: gray of 2 or 4 bits, whose values Pillow multiplies by "
-                    f"{step}: pass np.asarray(image) // {step}"
+                    f"{name}: gray of {mode[2]} bits, which Pillow expands to 8: pass "
+                    "an array of the stored values, such as np.asarray(image) // "
+                    f"{255 // (2 ** int(mode[2]) - 1)}"
                 )
             return np.asarray(ImageOps.exif_transpose(label))
     labels = np.asarray(label)

@@ -224,9 +224,11 @@ def _sizes(prediction: Mapping[str, Any]) -> list[str]:
     if size := prediction.get("size"):
         parts.append(f"resized to {size}x{size} pixels")
     sides = prediction.get("base_size", 0), prediction.get("short_size", 0)
+    scales = ", ".join(f"{scale:g}" for scale in prediction.get("scales", ()))
     if bounds := _bounds(*sides):
-        scales = ", ".join(f"{scale:g}" for scale in prediction.get("scales", ()))
-        parts.append(f"resized to {bounds}" + (f", times {scales}," if scales else ""))
+        parts.append(f"resized to {bounds}{scales and f' (times {scales})'}")
+    elif scales:
+        parts.append(f"resized by {scales}")
     if prediction.get("crop_size") and prediction["mode"] == "slide":
         parts.append(f"cut into windows of {prediction['crop_size']} pixels")
     text = f"Before that they are {' and '.join(parts)}." if parts else ""

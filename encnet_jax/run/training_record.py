@@ -156,11 +156,14 @@ def _in_words(settings: dict[str, Any], differences: dict[str, Any]) -> str:
         settings: `evaluation` of its configuration.
         differences: What was not as in the training; see `differences_from_training`.
     """
-    scales = settings.get("scales") or (1.0,)
+    scales = settings.get("scales") or ()
     words = [f"{len(scales)} scales" if len(scales) > 1 else "single scale"]
-    if settings.get("mode") == "slide":
+    whole = settings.get("protocol") == "mmseg" or not scales
+    if settings.get("mode") == "slide" or not whole:
         words.append("windows")
     if settings.get("flip"):
         words.append("mirrored")
-    words += [f"{key}={pair['value']}" for key, pair in differences.items()]
+    said = [f"evaluation.{key}" for key in ("scales", "mode", "flip")]
+    others = {key: pair for key, pair in differences.items() if key not in said}
+    words += [f"{key}={pair['value']}" for key, pair in others.items()]
     return ", ".join(words)

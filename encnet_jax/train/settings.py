@@ -71,7 +71,7 @@ def check_resize(config: ConfigDict) -> None:
 
 
 def log_warnings(config: ConfigDict) -> None:
-    """Warns of settings by which a training from scratch learns less than it could."""
+    """Warns of settings by which a training learns otherwise than it should."""
     warn_of_geometry(config)
     warn_of_random_backbone(config)
     warn_of_learning_rate(config)

@@ -80,6 +80,8 @@ def train(
     settings.log_warnings(config)
     class_balance.warn_of_unlabeled_classes(dataset)
     trainer = Trainer(config, workdir, mesh, dataset, validation)
+    if datasets is None:
+        resume.check_splits(config, workdir, dataset.info)
     workdir.mkdir(parents=True, exist_ok=True)
     with lock_workdir(workdir):
         # Again: another run may have come to its first checkpoint meanwhile.

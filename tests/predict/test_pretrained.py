@@ -209,7 +209,7 @@ def test_card_has_the_metadata_of_the_hub(camvid_folder):
     ]
     assert results == [
         ("camvid", "test", metric, f"{name} ({kind})", value)
-        for kind in ("2 scales, mirrored", "single scale")
+        for kind in ("2 scales, windows, mirrored", "single scale")
         for metric, name, value in (
             ("mean_iou", "mean IoU", 0.5),
             ("pixel_accuracy", "pixel accuracy", 0.75),
@@ -254,11 +254,27 @@ def test_card_tells_how_images_are_resized_and_scored(tmp_path):
     text = (tmp_path / "model" / "README.md").read_text()
     assert (
         "resized to a long side of 80 pixels and a short side of 20 pixels, or less to "
-        "keep the other bound, times 0.5, 1.75, and cut into windows of 24 pixels. "
+        "keep the other bound (times 0.5, 1.75) and cut into windows of 24 pixels. "
         "Their mirror images are predicted as well.\n"
     ) in text
     row = "| elsewhere | val | single scale, windows, evaluation.base_size=40 | 50.00 |"
     assert row in text
+
+
+@pytest.mark.parametrize(
+    ("bounds", "expected"),
+    [
+        ((80, 0), "resized to a long side of 80 pixels (times 0.5, 1)."),
+        ((0, 0), "resized by 0.5, 1."),
+    ],
+)
+def test_card_names_scales_of_whole_images(tmp_path, bounds, expected):
+    settings = dict(protocol="mmseg", scales=(0.5, 1))
+    settings |= dict(zip(("base_size", "short_size"), bounds))
+    write_workdir(tmp_path / "run", info=INFO, evaluation=settings, **TINY)
+    export_workdir(tmp_path / "run", tmp_path / "model", "pretrained")
+    text = (tmp_path / "model" / "README.md").read_text()
+    assert f"Before that they are {expected}\n" in text
 
 
 def test_windows_of_slides_return_as_they_were(tmp_path):

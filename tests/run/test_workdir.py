@@ -11,7 +11,7 @@ from encnet_jax.errors import UserError
 from encnet_jax.run import workdir as module
 from encnet_jax.run.checkpoint_folder import write_score
 from encnet_jax.run.workdir import check_resumed_classes
-from encnet_jax.train.resume import check_workdir, log_changes
+from encnet_jax.train.resume import check_splits, check_workdir, log_changes
 
 INFO = DatasetInfo("folder", ("road", "sky", "tree"), ((0, 0, 0),) * 3, {})
 
@@ -61,16 +61,21 @@ def test_scores_of_two_splits_are_not_ranked_together(scored):
     config = load_config(scored / "config.json")
     config.evaluation.split = "test"
     with pytest.raises(UserError, match="evaluation.split='test': the run .* 'val'"):
-        check_workdir(config, scored, INFO)
+        check_splits(config, scored, INFO)
+    config.total_steps = 1  # none is left
+    check_splits(config, scored, INFO)
+    config.total_steps = 9
     (scored / "checkpoints" / "1" / "metrics" / "metrics").unlink()
-    check_workdir(config, scored, INFO)
+    check_splits(config, scored, INFO)
 
 
 def test_split_to_train_on_stays(scored):
     config = load_config(scored / "config.json")
     config.data.train_split = "trainval"
-    with pytest.raises(UserError, match="train_split='trainval': the run .* 'train'"):
-        check_workdir(config, scored, INFO)
+    for steps in (9, 1):
+        config.total_steps = steps
+        with pytest.raises(UserError, match="train_split='trainval': the run"):
+            check_splits(config, scored, INFO)
 
 
 def test_scoring_otherwise_is_warned_of(scored, caplog):
@@ -80,8 +85,10 @@ def test_scoring_otherwise_is_warned_of(scored, caplog):
     log_changes(config, scored, INFO)
     assert not caplog.messages
     config.data.crop_size = 240  # whole images are scored
+    config.evaluation.base_size = config.data.base_size
     log_changes(config, scored, INFO)
     assert not caplog.messages
+    config.evaluation.base_size = 0
     config.data.base_size = 704
     config.evaluation.absent_classes = "zero"
     log_changes(config, scored, INFO)

@@ -391,3 +391,10 @@ def test_tracker(toys, tmp_path, monkeypatch):
     ]
     assert [step for step, _ in logged] == [step for step, _ in expected]
     assert all(name in names for (_, names), (_, name) in zip(logged, expected))
+
+
+def test_objects_have_no_splits_that_a_run_could_be_of(toys, tmp_path):
+    datasets = toy_dataset(), toy_dataset()
+    trainer.train(toy_config(total_steps=1), tmp_path, datasets)
+    config = toy_config(total_steps=2, **{"evaluation.split": "test"})
+    assert trainer.train(config, tmp_path, datasets)

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from encnet_jax.data.annotations.annotated import (
+    BACKGROUND,
     AnnotatedImage,
     AnnotatedSet,
     Mask,
@@ -132,7 +133,8 @@ def _categories(content: dict[str, Any], path: Path) -> dict[int, str]:
                 f"{path}: categories[{index}]={entry!r}: must have an integer id and a "
                 "name"
             )
-        if identity in found or class_name(name) in found.values():
+        known = class_name(name) in found.values() and class_name(name) != BACKGROUND
+        if identity in found or known:
             raise UserError(f"{path}: category {identity} {name!r} is given twice")
         found[identity] = class_name(name)
     return found

@@ -100,6 +100,14 @@ def test_background_of_labelme_is_no_class_of_its_own(tmp_path, monkeypatch, fla
     assert classes_of(tmp_path / "out") == ["background", "leaf"]
 
 
+def test_both_names_of_the_background_are_one_class(tmp_path, monkeypatch):
+    names = ("_background_", None), ("background", None), ("leaf", None)
+    source = write_json(tmp_path / "x/data.json", roboflow(*names, used=(0, 1, 2)))
+    save_image(tmp_path / "x/a.png")
+    assert data_import_of(monkeypatch, source, tmp_path / "out") == 0
+    assert classes_of(tmp_path / "out") == ["background", "leaf"]
+
+
 def test_numbers_as_text_and_flat_polygons_are_read(tmp_path, monkeypatch):
     content = coco("a.png")
     content["images"][0].update(height=8.0, width=10.0)
