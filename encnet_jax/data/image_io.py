@@ -146,7 +146,7 @@ def gray_step(tiles: list) -> int:
     Args:
         tiles: Those of an opened file; none are left once it is loaded.
     """
-    return {"L;2": 85, "L;4": 17}.get(stored_form(tiles)[1], 1)
+    return {"L;2": 85, "L;4": 17}.get(stored_form(tiles)[1][:3], 1)
 
 
 def is_deep_color(tiles: list) -> bool:

@@ -9,7 +9,7 @@ from jaxtyping import Real, UInt8
 from PIL import Image, ImageOps
 
 from encnet_jax.data.bands import as_bands, pillow_values
-from encnet_jax.data.image_io import brightest_color, stored_form, to_rgb_array
+from encnet_jax.data.image_io import brightest_color, gray_step, to_rgb_array
 from encnet_jax.errors import UserError
 
 # Keys of examples that are mappings: one of each must be there.
@@ -141,12 +141,11 @@ def label_array(label: Any, name: str) -> np.ndarray:
     """
     if isinstance(label, Image.Image):
         with _lock(label):
-            mode = stored_form(getattr(label, "tile", []))[1]
-            if mode.startswith(("L;2", "L;4")):
+            step = gray_step(getattr(label, "tile", []))
+            if step > 1:
                 raise UserError(
-                    f"{name}: gray of {mode[2]} bits, which Pillow expands to 8: pass "
-                    "an array of the stored values, such as np.asarray(image) // "
-                    f"{255 // (2 ** int(mode[2]) - 1)}"
+                    f"{name}: gray of 2 or 4 bits, which Pillow expands to 8: pass an "
+                    f"array of the stored values, such as np.asarray(image) // {step}"
                 )
             return np.asarray(ImageOps.exif_transpose(label))
     labels = np.asarray(label)

@@ -129,7 +129,7 @@ def with_stored_origin(config: ConfigDict, workdir: Path) -> ConfigDict:
 
 
 def log_changes(config: ConfigDict, workdir: Path, info: DatasetInfo) -> None:
-    """Warns where a run goes on with other data, or is scored otherwise than before.
+    """Warns where a run continues on other data, or is scored otherwise than before.
 
     Args:
         config: See `encnet_jax.config`; `check_workdir` has passed it.
