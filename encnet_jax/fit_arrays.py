@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 
 from encnet_jax.config import default
 from encnet_jax.data.array_dataset import ArrayDataset
-from encnet_jax.data.bands import RGB_INFO, declare_bands
+from encnet_jax.data.bands import RGB_INFO, ImageFormat, declare_bands
 from encnet_jax.data.dataset_info import IGNORE_LABEL, DatasetInfo
 from encnet_jax.data.datasets import Dataset
 from encnet_jax.data.label_check import check_label_counts
@@ -82,11 +82,13 @@ def fit(
     if dataset is None:
         if images is None or labels is None:
             raise UserError("images, labels: both must be given, or dataset")
-        images, labels = np.asarray(images), np.asarray(labels)
-        _check_axes(images.shape, config)
-        form = _form(config, images.shape)
+        images = _as_array("images", images)
+        labels = _as_array("labels", labels)
+        channels = 3 if config is None else config.data.channels
+        _check_axes("images", images.shape, channels)
+        image_format = _image_format(config, images.shape)
         splits = _array_datasets(
-            images, labels, class_names, ignore_label, validation, form
+            images, labels, class_names, ignore_label, validation, image_format
         )
         config = config or small_config(images, splits[0].labels)
         config = config.copy_and_resolve_references()
@@ -96,14 +98,12 @@ def fit(
             raise UserError(
                 "dataset: takes the place of images and labels; pass either"
             )
-        form = _form(config, ())
         splits = as_datasets(
             dataset,
             cast(Examples, validation),
             class_names,
             ignore_label,
-            channels=form[0],
-            value_range=form[1],
+            **_image_format(config, ())._asdict(),
         )
         config = (config or _config_of(splits[0])).copy_and_resolve_references()
     info = splits[0].info
@@ -116,19 +116,28 @@ def fit(
     return Segmenter.from_workdir(workdir)
 
 
-def _form(config: ConfigDict | None, shape: tuple[int, ...]) -> tuple[int, Any]:
-    """Returns channels and range of the images; without a configuration by a shape."""
+def _image_format(config: ConfigDict | None, shape: tuple[int, ...]) -> ImageFormat:
+    """Returns the format of the images; without a configuration by a shape."""
     if config is None:
-        return shape[-1] if len(shape) == 4 else 3, ()
-    return config.data.channels, config.data.value_range
+        return ImageFormat(shape[-1] if len(shape) == 4 else 3)
+    return ImageFormat(config.data.channels, config.data.value_range)
 
 
-def _check_axes(shape: tuple[int, ...], config: ConfigDict | None = None) -> None:
+def _as_array(name: str, values: Any) -> np.ndarray:
+    """Returns an array; raises `UserError` for a list of arrays of several shapes."""
+    try:
+        return np.asarray(values)
+    except ValueError as error:
+        raise UserError(
+            f"{name}: must be of one size; for others pass dataset="
+        ) from error
+
+
+def _check_axes(name: str, shape: tuple[int, ...], channels: int) -> None:
     """Raises `UserError` for the shape of images whose channels seem to come first."""
-    channels = 3 if config is None else config.data.channels
     if len(shape) == 4 and shape[3] != channels and shape[1] < min(shape[2:]):
         raise UserError(
-            f"images: {shape}; channels must be the last axis, (n, h, w, c): "
+            f"{name}: {shape}; channels must be the last axis, (n, h, w, c): "
             "np.moveaxis(images, 1, -1); if they are, give a config with "
             f"data.channels={shape[3]}"
         )
@@ -141,7 +150,7 @@ def small_config(images: np.ndarray, labels: np.ndarray) -> ConfigDict:
     steps of 16 images at their own size, of which crops have a multiple of the output
     stride, or that plus 1, in segmentation.
     """
-    _check_axes(images.shape)
+    _check_axes("images", images.shape, 3)
     height, width = images.shape[1:3]
     config = default()
     config.total_steps = config.eval_every = config.checkpoint_every = 1000
@@ -184,16 +193,16 @@ def _array_datasets(
     class_names: Sequence[str],
     ignore_label: int | None,
     validation: Any,
-    form: tuple[int, Any],
+    image_format: ImageFormat,
 ) -> tuple[ArrayDataset, ArrayDataset]:
     """Checks arrays; returns the splits to train on and to score."""
-    _check_images(images, form)
+    _check_images("images", images, image_format)
     classes = _classes("labels", images, labels, ignore_label)
     counts = _count("labels", classes, ignore_label)
     # Without a mapping as they were given, to resume runs of earlier versions.
     mapped = ignore_label not in (None, IGNORE_LABEL)
     info = _info(images, classes if mapped else labels, _highest(counts), class_names)
-    info = declare_bands(info, *form)
+    info = declare_bands(info, *image_format)
     _check_classes("labels", classes, counts, info)
     dataset = ArrayDataset(info, images, classes)
     dataset.statistics = _statistics(counts, classes, info)
@@ -202,8 +211,10 @@ def _array_datasets(
     name = "validation labels"
     if not isinstance(validation, tuple | list) or len(validation) != 2:
         raise UserError("validation: must be a pair of images and labels")
-    images, labels = map(np.asarray, validation)
-    _check_images(images, form)
+    images = _as_array("validation images", validation[0])
+    labels = _as_array(name, validation[1])
+    _check_axes("validation images", images.shape, image_format.channels)
+    _check_images("validation images", images, image_format)
     classes = _classes(name, images, labels, ignore_label)
     counts = _count(name, classes, ignore_label)
     _check_classes(name, classes, counts, info)
@@ -222,9 +233,10 @@ def _classes(
     return as_classes(labels, name, ignore_label)
 
 
-def _check_images(images: np.ndarray, form: tuple[int, Any]) -> None:
-    """Raises `UserError` unless an array holds images of these channels and range."""
-    channels, banded = form[0], declare_bands(RGB_INFO, *form).banded
+def _check_images(name: str, images: np.ndarray, image_format: ImageFormat) -> None:
+    """Raises `UserError` unless an array holds images of a format."""
+    channels = image_format.channels
+    banded = declare_bands(RGB_INFO, *image_format).banded
     kinds = "uif" if banded else "u"
     fits = images.ndim == 4 and images.shape[-1] == channels
     if (
@@ -234,11 +246,11 @@ def _check_images(images: np.ndarray, form: tuple[int, Any]) -> None:
     ):
         dtype = "numbers" if banded else "uint8"
         raise UserError(
-            f"images: {images.dtype} {images.shape}; must be {dtype} (n, h, w, "
+            f"{name}: {images.dtype} {images.shape}; must be {dtype} (n, h, w, "
             f"{channels})"
         )
     if not images.size:
-        raise UserError(f"images: {images.shape} is empty; at least one is needed")
+        raise UserError(f"{name}: {images.shape} is empty; at least one is needed")
 
 
 def _count(

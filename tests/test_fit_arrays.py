@@ -140,6 +140,29 @@ def test_masks_of_0_and_255_are_refused_with_both_remedies(where, dtype, tmp_pat
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.usefixtures("untrained")
+def test_arrays_that_do_not_fit_are_named_by_their_argument(tmp_path):
+    images, labels = squares(2)
+    uneven = [images[0], images[0][:-1]]
+    first = np.moveaxis(images, -1, 1)
+    for given, message in [
+        ((uneven, labels, None), "^images: must be of one size; for others pass dat"),
+        ((images, labels, (uneven, labels)), "^validation images: must be of one size"),
+        (
+            (images, labels, (first, labels)),
+            "^validation images: .*channels must be th",
+        ),
+        (
+            (images, labels, (images * 1.0, labels)),
+            "^validation images: float64 .*uint8",
+        ),
+        ((images, labels, (images[:0], labels[:0])), "^validation images: .* is empty"),
+    ]:
+        *arrays, validation = given
+        with pytest.raises(UserError, match=message):
+            encnet_jax.fit(*arrays, validation=validation, workdir=tmp_path)
+
+
 @pytest.fixture
 def trained_on(monkeypatch):
     """Replaces training; returns what it is called with."""
@@ -335,11 +358,9 @@ def test_channels_first_is_refused(labels, tmp_path):
         with pytest.raises(UserError, match="channels must be the last axis"):
             call(images, labels)
     # A configuration says which axis it is: these have fewer rows than channels.
-    config = fit_arrays.default()
-    config.data.channels = 40
-    fit_arrays._check_axes((4, 24, 32, 40), config)
+    fit_arrays._check_axes("images", (4, 24, 32, 40), 40)
     with pytest.raises(UserError, match="channels must be the last axis"):
-        fit_arrays._check_axes((4, 24, 32, 40))
+        fit_arrays._check_axes("images", (4, 24, 32, 40), 3)
     # Patches of many channels.
     assert (
         fit_arrays.small_config(np.zeros((4, 9, 9, 200)), labels).data.channels == 200

@@ -7,7 +7,7 @@ read: images travel as uint16 (h, w, c), and `ops.normalize` knows them by that.
 import dataclasses
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Real, UInt8, UInt16
@@ -28,6 +28,14 @@ from encnet_jax.ops.normalize import to_byte_scale
 
 Pixels = UInt8[np.ndarray, "h w 3"] | UInt16[np.ndarray, "h w c"]
 RangeSetting = Sequence[float] | Sequence[Sequence[float]] | None
+
+
+class ImageFormat(NamedTuple):
+    """How images are stored: `data.channels` and `data.value_range`."""
+
+    channels: int = 3
+    value_range: RangeSetting = ()
+
 
 RGB_INFO = DatasetInfo("", (), (), {})  # of images that are not bands
 _WHITE = 65535

@@ -19,7 +19,12 @@ from encnet_jax.data.bands import Pixels, decode_pixels, displayed, read_bands
 from encnet_jax.data.dataset_info import DatasetInfo
 from encnet_jax.data.file_pairs import FilePair
 from encnet_jax.data.fingerprint import file_states, fingerprint
-from encnet_jax.data.image_io import decode_image, ensure_rgb_bytes, image_size
+from encnet_jax.data.image_io import (
+    TIFF_MARKS,
+    decode_image,
+    ensure_rgb_bytes,
+    image_size,
+)
 from encnet_jax.data.input_files import read_file
 from encnet_jax.data.label_io import LabelColors, decode_labels
 from encnet_jax.data.label_map import map_labels
@@ -144,13 +149,14 @@ class FileDataset:
         image: bytes | Pixels
         if self.info.banded:
             image = decode_pixels(image_file, str(image_path), self.info)
-            check_sizes(image.shape, str(image_path), labels.shape, str(label_path))
+            size = image.shape[:2]
         else:
             value_range: Any = self.info.value_range
             image = ensure_rgb_bytes(image_file, str(image_path), value_range)
-        # It may have been turned.
-        if isinstance(image, bytes) and image is not image_file:
             size = image_size(image, str(image_path))
+        if self.info.banded and image_file[:4] in TIFF_MARKS:  # none is turned
+            check_sizes(size, str(image_path), labels.shape, str(label_path))
+        elif image is not image_file:  # it may have been turned
             self._check_pair(index, image_file, label_file, size, labels.shape)
         if not raw_labels:
             labels = map_labels(labels, self.info, str(label_path))

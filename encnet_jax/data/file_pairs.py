@@ -94,13 +94,15 @@ def pair_listed(
     """
     by_key: dict[str, list[Path]] = {}
     # A file that is listed and not found is named anyway.
-    for path in files_below(images, all_needed=False):
-        if is_image(path):
-            relative = path.relative_to(images)
-            for name in (relative, relative.with_suffix("")):
-                by_key.setdefault(_key(name), []).append(path)
+    files = [path for path in files_below(images, all_needed=False) if is_image(path)]
+    for path in files:
+        stem = path.relative_to(images).with_suffix("")
+        by_key.setdefault(_key(stem), []).append(path)
+    # The full name comes first: `a.jpg` is not `a.jpg.jpg`.
+    by_key |= {_key(path.relative_to(images)): [path] for path in files}
     label_files = LabelFiles(labels, label_suffix, all_needed=False)
     pairs: dict[Path, FilePair] = {}
+    by_stem: dict[str, Path] = {}  # the images that have taken a label file
     problems: list[str | Path] = []
     for line_number, line in enumerate(lines, 1):
         if not line.strip():
@@ -125,7 +127,12 @@ def pair_listed(
                 problems.append(f"{where}: no such label file (.png) in {labels}")
         elif label := label_files.take(key):
             pairs[image] = (image, label)
+            by_stem[key] = image
             problems += label_files.duplicates(key)
+        elif key in by_stem:
+            problems.append(
+                f"{image} and {by_stem[key]}: two images for one label file"
+            )
         else:
             problems.append(image)
     if not pairs and not problems:

@@ -77,13 +77,27 @@ def to_rgb_array(
     deep_color = is_deep_color(tiles)
     tags = dict(getattr(image, "tag_v2", {}))
     image = ImageOps.exif_transpose(image)
+    # The color that stands for transparency is in units of the file.
+    transparent = image.info.get("transparency")
+    if isinstance(transparent, int) and image.mode == "L":
+        image.info["transparency"] = transparent * gray_step(tiles)
     if image.mode.startswith("I") or image.mode == "F":
         if tags.get(_PHOTOMETRIC) == 0:
             raise UserError(f"{name}: more than 8 bits with 0 as white: convert it")
         if tags.get(_SAMPLE_FORMAT) == (1,) and image.mode == "I":
             image = _unsigned(image)
+        opaque = None
+        if isinstance(transparent, int):
+            opaque = Image.fromarray(np.asarray(image) != transparent).convert("L")
         image = _scale_gray(image, tiles, value_range, name)
+        if opaque is not None:
+            image.putalpha(opaque)
     elif deep_color:
+        if transparent is not None:
+            raise UserError(
+                f"{name}: 16 bits per color, one of which stands for transparency: "
+                "convert it to 8 bits"
+            )
         _check_deep_color(image, value_range, name)
     if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
         image = image.convert("RGBA")

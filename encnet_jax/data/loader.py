@@ -65,11 +65,12 @@ def train_batches(
     Raises:
         UserError: An example cannot be read; the message names it.
     """
-    form = (dataset.info.channels, np.uint16 if dataset.info.banded else np.uint8)
+    channels = dataset.info.channels
+    dtype = np.uint16 if dataset.info.banded else np.uint8
     resizer = (
-        HostResizer(augmentation, *form)
+        HostResizer(augmentation, channels, dtype)
         if padded_size is None
-        else DeviceResizer(augmentation, padded_size, *form)
+        else DeviceResizer(augmentation, padded_size, channels, dtype)
     )
     rows = process_rows(batch_size, process_index, process_count)
     count, threads = rows.stop - rows.start, _available_cores()

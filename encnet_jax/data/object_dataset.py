@@ -31,10 +31,11 @@ from encnet_jax.data.object_example import (
     kind_of,
     label_array,
     only_key,
+    orientation_of,
     raw_bands,
     rgb_pixels,
 )
-from encnet_jax.data.pair_checks import check_sizes
+from encnet_jax.data.pair_checks import OrientationCheck
 from encnet_jax.data.statistics import evenly_spaced, label_histogram
 from encnet_jax.errors import UserError, shortened
 
@@ -87,6 +88,7 @@ class ObjectDataset:
         self.name = name
         self.ignore_label = ignore_label
         self.one_at_a_time = False
+        self._orientations = OrientationCheck()
 
     def __len__(self) -> int:
         """Returns the number of examples."""
@@ -156,28 +158,32 @@ class ObjectDataset:
         self, image: Any, label: Any, name: str
     ) -> tuple[Pixels, UInt8[np.ndarray, "..."]]:
         pixels: Pixels
+        turned = [orientation_of(each, name) for each in (image, label)]
         if self.info.banded:
             raw = self._raw_bands(image, name)
             pixels = scale_bands(raw, self.info.value_range, f"{name}: image")
         else:
             pixels = rgb_pixels(image, f"{name}: image")
-        return pixels, self._labels(label, pixels.shape[:2], name)
+        labels = self._labels(label, name)
+        if labels.ndim:
+            self._orientations.compare(
+                *(turned[0], f"{name}: image", turned[1], "its label"),
+                size=pixels.shape[:2],
+                label_size=labels.shape,
+            )
+        return pixels, labels
 
     def _raw_bands(self, image: Any, name: str) -> Real[np.ndarray, "h w c"]:
         info = self.info
         return raw_bands(image, info.channels, f"{name}: image", info.value_range)
 
-    def _labels(
-        self, label: Any, size: tuple[int, ...], name: str
-    ) -> UInt8[np.ndarray, "..."]:
+    def _labels(self, label: Any, name: str) -> UInt8[np.ndarray, "..."]:
         """Returns the classes, with `IGNORE_LABEL` for those to ignore."""
         labels = label_array(label, f"{name}: label")
         classifies = self.info.task == "classification"
         if labels.ndim != (0 if classifies else 2):
             allowed = "one class" if classifies else "(h, w)"
             raise UserError(f"{name}: label is {kind_of(label)}; must be {allowed}")
-        if not classifies:
-            check_sizes(size, f"{name}: image", labels.shape, "its label")
         classes = as_classes(labels, f"{name}: label", self.ignore_label)
         if classifies and classes == IGNORE_LABEL:
             raise UserError(f"{name}: an image without a class; leave it out")
@@ -210,8 +216,8 @@ def as_datasets(
         value_range: Their range of values, as `data.value_range`.
 
     Raises:
-        UserError: An object or one of its examples is of no use, or the class names
-            are missing, or differ between the splits.
+        UserError: An object or one of its examples is invalid, or the class names are
+            missing, or differ between the splits.
     """
     splits = {"dataset": dataset, "validation": validation}
     if validation is None:
@@ -232,10 +238,11 @@ def as_datasets(
             continue
         objects = cast(Examples, split)
         own, task = _names_and_task(objects, name)
-        info = info or named_classes(f"objects {len(objects)}", given or own, task)
-        if own and not given and own != info.class_names:
+        names = given or own
+        info = info or named_classes(f"objects {len(objects)}", names, task)
+        if names and names != info.class_names:
             raise UserError(
-                f"{name}: class_names {_text(own)}; the other split has "
+                f"{name}: class_names {_text(names)}; the other split has "
                 f"{_text(info.class_names)}"
             )
         declared = declare_bands(info, channels, value_range)
@@ -282,7 +289,7 @@ def _names_and_task(examples: Any, name: str) -> tuple[tuple[str, ...], str]:
     """Returns the class names that an object itself has, if any, and its task.
 
     Raises:
-        UserError: It is no data set object, or its first example is of no use.
+        UserError: It is no data set object, or its first example is invalid.
     """
     kind = type(examples)
     if isinstance(examples, Mapping):

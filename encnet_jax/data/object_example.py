@@ -9,7 +9,12 @@ from jaxtyping import Real, UInt8
 from PIL import Image, ImageOps
 
 from encnet_jax.data.bands import as_bands, pillow_values
-from encnet_jax.data.image_io import brightest_color, gray_step, to_rgb_array
+from encnet_jax.data.image_io import (
+    brightest_color,
+    gray_step,
+    orientation,
+    to_rgb_array,
+)
 from encnet_jax.errors import UserError
 
 # Keys of examples that are mappings: one of each must be there.
@@ -86,6 +91,14 @@ def rgb_pixels(image: Any, name: str) -> UInt8[np.ndarray, "h w 3"]:
         )
     pixels = pixels.astype(np.uint8, copy=False)
     return np.ascontiguousarray(np.broadcast_to(pixels, (*pixels.shape[:2], 3)))
+
+
+def orientation_of(value: Any, name: str) -> int:
+    """Returns the EXIF orientation of an image or a label, 1 (upright) to 8."""
+    if not isinstance(value, Image.Image):
+        return 1
+    with _lock(value):
+        return orientation(value, name)
 
 
 def brightest_of_unknown(image: Any) -> int:

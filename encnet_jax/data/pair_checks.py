@@ -34,7 +34,7 @@ class OrientationCheck:
 
     def __init__(self) -> None:
         self._checked: set[str] = set()
-        self._warnings = 0
+        self._warned: set[str] = set()
         self._lock = threading.Lock()
 
     def __call__(
@@ -66,6 +66,23 @@ class OrientationCheck:
             self._checked.add(image_name)
         turned = orientation(open_image(image, image_name), image_name)
         label_turned = orientation(open_image(labels, label_name), label_name)
+        self.compare(
+            *(turned, image_name, label_turned, label_name),
+            size=size,
+            label_size=label_size,
+        )
+
+    def compare(
+        self,
+        turned: int,
+        image_name: str,
+        label_turned: int,
+        label_name: str,
+        *,
+        size: tuple[int, ...],
+        label_size: tuple[int, ...],
+    ) -> None:
+        """Compares a pair whose EXIF orientations, 1 to 8, are known; as the call."""
         note = ""
         if turned != label_turned:
             note = (
@@ -80,10 +97,10 @@ class OrientationCheck:
 
     def _warn(self, image_name: str, label_name: str, turned: int) -> None:
         with self._lock:  # while it writes, too: the last warning comes last
-            self._warnings += 1
-            if self._warnings > _MAX_WARNINGS:
+            if image_name in self._warned or len(self._warned) == _MAX_WARNINGS:
                 return
-            last = self._warnings == _MAX_WARNINGS
+            self._warned.add(image_name)
+            last = len(self._warned) == _MAX_WARNINGS
             _log.warning(
                 "%s: turned by its EXIF orientation %d, and %s is not: check that they "
                 "still cover each other%s",

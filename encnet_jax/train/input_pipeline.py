@@ -63,7 +63,7 @@ def open_splits(
         workdir: Folder of the run.
 
     Raises:
-        UserError: A data set or one of its examples is of no use.
+        UserError: A data set or one of its examples is invalid.
     """
     config = config.copy_and_resolve_references()
     if config.data.data_dir:
@@ -79,9 +79,10 @@ def open_splits(
             for split in (data.train_split, scored)
         )
     else:
-        form = (config.data.channels, config.data.value_range)
         dataset, validation = as_datasets(
-            *datasets, channels=form[0], value_range=form[1]
+            *datasets,
+            channels=config.data.channels,
+            value_range=config.data.value_range,
         )
         if isinstance(dataset, ObjectDataset):
             config.data.name = dataset.info.name

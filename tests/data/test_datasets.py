@@ -8,10 +8,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from encnet_jax.data.bands import declare_bands
 from encnet_jax.data.dataset_info import CAMVID, IGNORE_LABEL
 from encnet_jax.data.datasets import FileDataset, SyntheticScenes, read_ahead
 from encnet_jax.data.file_pairs import pair_files
-from encnet_jax.data.registry import DATASETS, LocalDataset, open_dataset
+from encnet_jax.data.registry import (
+    DATASETS,
+    LocalDataset,
+    dataset_info,
+    open_dataset,
+)
 from encnet_jax.errors import UserError
 from tests.data.png_files import make_png
 
@@ -151,6 +157,26 @@ def test_size_error_names_exif(tmp_path, turned, label_turned):
     assert f"{image} is " in message and f"{label} is " in message
     wanted = f"EXIF orientation: {turned} of the image, {label_turned} of the labels"
     assert wanted in message
+
+
+@pytest.mark.parametrize(
+    "turned, message",
+    [
+        (3, "turned by its EXIF orientation 3, "),
+        (6, "EXIF orientation: 6 of the image"),
+    ],
+)
+def test_bands_turned_without_their_labels_are_named(tmp_path, caplog, turned, message):
+    write_turned(tmp_path, "a", turned, 1)
+    info = dataset_info("camvid", str(tmp_path))
+    bands = declare_bands(info, 3, (0, 255))
+    if turned == 6:
+        with pytest.raises(UserError, match=message):
+            open_dataset("camvid", "train", str(tmp_path), bands=bands)
+        return
+    dataset = open_dataset("camvid", "train", str(tmp_path), bands=bands)
+    assert dataset[0].image.dtype == np.uint16
+    assert len(caplog.messages) == 1 and message in caplog.text
 
 
 def test_images_turned_without_their_labels_are_named_once(tmp_path, caplog):

@@ -72,6 +72,22 @@ def test_folder_that_cannot_be_read_is_not_left_out(tmp_path, monkeypatch):
     assert len(pairs) == 1 and not problems
 
 
+def test_full_name_in_a_list_is_not_that_of_a_longer_one(tmp_path):
+    touch(tmp_path / "images", "a.jpg", "a.jpg.jpg")
+    touch(tmp_path / "labels", "a.png", "a.jpg.png")
+    pairs, problems = listed(tmp_path, "a.jpg\na.jpg.jpg\n")
+    assert not problems
+    assert pairs == [("a.jpg", "a.png"), ("a.jpg.jpg", "a.jpg.png")]
+
+
+def test_two_images_of_a_list_for_one_label_file(tmp_path):
+    touch(tmp_path / "images", "a.jpg", "a.png")
+    touch(tmp_path / "labels", "a.png")
+    pairs, problems = listed(tmp_path, "a.jpg\na.png\n")
+    assert pairs == [("a.jpg", "a.png")]
+    assert problems == ["images/a.png and images/a.jpg: two images for one label file"]
+
+
 def test_system_folders_at_the_root_of_a_disk_are_no_data(tmp_path):
     touch(tmp_path, "a/1.png", "lost+found/2.png", "$RECYCLE.BIN/3.png")
     assert files_below(tmp_path) == [tmp_path / "a" / "1.png"]

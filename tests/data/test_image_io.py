@@ -16,8 +16,8 @@ from encnet_jax.data.image_io import (
 )
 from encnet_jax.data.label_io import decode_labels
 from encnet_jax.errors import UserError
+from tests.data.png_files import GRAY, chunk, make_png
 from tests.data.png_files import RGB as PNG_RGB
-from tests.data.png_files import make_png
 
 RNG = np.random.default_rng(0)
 RGB = RNG.integers(0, 256, (5, 7, 3), np.uint8)
@@ -103,6 +103,22 @@ def test_transparent_color_of_a_palette_becomes_white():
     image.putpalette([10, 20, 30, 40, 50, 60])
     result = decoded(image, transparency=1)
     np.testing.assert_array_equal(result, [[[10, 20, 30], [255, 255, 255]]])
+
+
+@pytest.mark.parametrize(
+    "depth, values, gray", [(2, [1, 2], 170), (4, [1, 2], 34), (16, [0, 32896], 128)]
+)
+def test_transparent_gray_is_told_in_units_of_the_file(depth, values, gray):
+    key = chunk(b"tRNS", struct.pack(">H", values[0]))
+    result = decode_image(make_png([values], depth, GRAY, key), "name")
+    np.testing.assert_array_equal(result, [[[255] * 3, [gray] * 3]])
+
+
+def test_transparent_color_of_16_bits_is_refused():
+    key = chunk(b"tRNS", struct.pack(">3H", 256, 256, 256))
+    data = make_png([[[256] * 3, [65535] * 3]], 16, PNG_RGB, key)
+    with pytest.raises(UserError, match="^name: 16 bits per color, one of .* transp"):
+        decode_image(data, "name")
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "TIFF"])

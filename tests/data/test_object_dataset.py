@@ -70,10 +70,33 @@ def opened(*examples, names=NAMES, **settings):
 
 
 def turned(array, orientation=6):
-    """Returns an image that its EXIF orientation turns to `array`."""
-    image = Image.fromarray(np.rot90(array).copy())  # 6: shown turned clockwise
+    """Returns an image that its EXIF orientation, 6 or 3, turns to `array`."""
+    quarters = {6: 1, 3: 2}[orientation]  # 6: shown turned clockwise
+    image = Image.fromarray(np.rot90(array, quarters).copy())
     image.getexif()[_ORIENTATION] = orientation
     return image
+
+
+def test_image_turned_without_its_label_is_named_once(caplog):
+    dataset = opened((turned(IMAGE, 3), LABELS))
+    dataset[0]
+    assert caplog.messages == [
+        "dataset[0]: image: turned by its EXIF orientation 3, and its label is not: "
+        "check that they still cover each other"
+    ]
+
+
+def test_image_and_label_turned_alike_are_not_named(caplog):
+    image, label = turned(IMAGE, 3), turned(LABELS.astype(np.uint8), 3)
+    opened((image, label))
+    assert not caplog.messages
+
+
+def test_size_error_of_a_turned_image_names_exif():
+    with pytest.raises(
+        UserError, match="EXIF orientation: 6 of the image, 1 of the la"
+    ):
+        opened((turned(IMAGE), np.rot90(LABELS)))
 
 
 @pytest.mark.parametrize(
@@ -298,6 +321,14 @@ def test_data_sets_of_other_classes_do_not_go_together(other, message):
     ]
     with pytest.raises(UserError, match=f"^validation: {message}"):
         as_datasets(*splits)
+
+
+def test_names_given_for_objects_are_those_of_a_data_set_beside_them():
+    info = DatasetInfo("known", NAMES, ((0, 0, 0),) * 3, {})
+    known, objects = ObjectDataset(info, [(IMAGE, LABELS)]), [(IMAGE, LABELS)]
+    as_datasets(known, objects, NAMES)
+    with pytest.raises(UserError, match="^validation: class_names stem.*other split"):
+        as_datasets(known, objects, NAMES[::-1])
 
 
 def test_object_with_augmentation_of_its_own_is_warned_of(caplog):

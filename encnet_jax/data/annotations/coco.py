@@ -180,7 +180,7 @@ def _read_file(
         except (KeyError, TypeError, AttributeError):
             result.problems.append(f"{where}: must have image_id and category_id")
             continue
-        if name is None or name not in result.class_names:
+        if name is None or name not in (*result.class_names, BACKGROUND):
             known = f"category {entry['category_id']!r}" + (
                 f" ({name})" if name else ""
             )

@@ -82,6 +82,17 @@ def test_category_named_background_is_the_background(tmp_path, monkeypatch):
     np.testing.assert_array_equal(labels_of(tmp_path / "out"), expected_labels(2, 0, 1))
 
 
+def test_annotated_background_needs_no_name_in_the_flag(tmp_path, monkeypatch):
+    content = coco("a.png")
+    content["categories"] = [*CATEGORIES, {"id": 9, "name": "_background_"}]
+    content["annotations"].append(annotation(90, 10, 9, [polygon(0, 0, W, H)]))
+    source = write_json(tmp_path / "x/data.json", content)
+    save_image(tmp_path / "x/a.png")
+    flags = dict(classes="stem,leaf")
+    assert data_import_of(monkeypatch, source, tmp_path / "out", **flags) == 0
+    assert not labels_of(tmp_path / "out").any()  # it covers all the others
+
+
 def test_classes_of_the_flag_give_the_order(tmp_path, monkeypatch):
     source = write_json(tmp_path / "x/data.json", coco("a.png"))
     save_image(tmp_path / "x/a.png")
