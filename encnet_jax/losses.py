@@ -252,12 +252,19 @@ def _pixel_costs(
 
 def _hard_pixels(
     costs: Float[Array, "b H W"], valid: Bool[Array, "b H W"], fraction: float
-) -> Bool[Array, "b H W"]:
-    """Returns which pixels are among a share of the labeled ones with the most cost."""
+) -> Float[Array, "b H W"]:
+    """Returns weights, 1 for the share of the labeled pixels with the most cost.
+
+    Pixels that tie for its last places, as those of cost 0 late in a training, divide
+    these evenly, so that the weights always sum to the number of pixels in the share.
+    """
     costs = jnp.where(valid, jax.lax.stop_gradient(costs), -jnp.inf)
     count = jnp.ceil(fraction * valid.sum()).astype(jnp.int32)
     descending = -jnp.sort(-costs.ravel())
-    return valid & (costs >= descending[jnp.maximum(count - 1, 0)])
+    threshold = descending[jnp.maximum(count - 1, 0)]
+    above, tied = costs > threshold, valid & (costs == threshold)
+    places = (count - above.sum()) / jnp.maximum(tied.sum(), 1)
+    return jnp.where(tied, places, above)
 
 
 def lovasz_softmax(

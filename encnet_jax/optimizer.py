@@ -101,7 +101,12 @@ def create_optimizer(
             it; 0: none are.
         freeze_backbone: Whether the parameters under `backbone` stay as they are. Their
             gradients then play no part, not even in the norm, and may be NaN.
+
+    Raises:
+        ValueError: Another name.
     """
+    if name not in ("sgd", "adamw"):
+        raise ValueError(f"name={name!r}: allowed are 'sgd', 'adamw'")
 
     def factor(path: tuple[Any, ...]) -> float:
         if path[0].key == "backbone":
@@ -152,7 +157,7 @@ def _preceded(
     """Changes the gradients that a transformation takes, which keeps its own state.
 
     A link of its own in the chain would have a place in the state: a run could not be
-    resumed with clipping or freezing switched on or off.
+    resumed with clipping switched on or off, or, with SGD, its backbone unfrozen.
     """
 
     def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:

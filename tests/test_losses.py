@@ -101,6 +101,18 @@ def test_pixel_cross_entropy_has_the_value_worked_out_by_hand(
     np.testing.assert_allclose(cost, expected, rtol=1e-5, atol=1e-7)
 
 
+def test_tied_pixels_divide_the_rest_of_the_hard_ones():
+    # Of five pixels two count; four cost exactly 0 in float32.
+    logits = jnp.asarray([[[0.0, 0.0], *[[40.0, 0.0]] * 4]])[None]
+    assert logits.shape == (1, 1, 5, 2)
+    pixels = np.zeros((1, 1, 5), np.uint8)
+    for normalize_by, pixel_count in (("valid", 2), ("all", 5)):
+        cost = pixel_cross_entropy(
+            logits, pixels, hard_pixel_fraction=0.4, normalize_by=normalize_by
+        )
+        np.testing.assert_allclose(cost, np.log(2) / pixel_count, rtol=1e-6)
+
+
 @pytest.mark.parametrize("coarse", [False, True])
 @pytest.mark.parametrize("scale", [1e-9, 1e-3, 1.0, 1e3, 1e9])
 def test_scale_of_class_weights_changes_neither_loss_nor_gradient(scale, coarse):

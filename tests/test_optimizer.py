@@ -191,9 +191,16 @@ def test_gradients_are_clipped_by_their_global_norm(limit, scale):
     np.testing.assert_allclose(moved["head"], -4 * scale, rtol=1e-6)
 
 
+@pytest.mark.parametrize("name", ["AdamW", "adam", ""])
+def test_other_name_is_refused(name):
+    with pytest.raises(ValueError, match="allowed are 'sgd', 'adamw'"):
+        create_optimizer(lambda step: 0.1, name=name)
+
+
 @pytest.mark.parametrize("name", ["sgd", "adamw"])
 def test_clipping_and_freezing_change_nothing_about_the_state(name):
-    # So that a run resumes with another `max_grad_norm`, 0 included, or unfrozen.
+    # So that a run resumes with another `max_grad_norm`, 0 included, or frozen; with
+    # SGD also unfrozen.
     params = {"backbone": np.ones((2, 2), np.float32), "head": np.ones(2, np.float32)}
     plain, *others = (
         create_optimizer(lambda step: 0.1, name=name, **settings).init(params)

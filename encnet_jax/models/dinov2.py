@@ -14,16 +14,17 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
+from encnet_jax.models.layers import uniform_bias, uniform_fan_in
 from encnet_jax.models.settings import Check, stages_of_four
 from encnet_jax.ops.conv_bias import add_bias
 from encnet_jax.ops.resize import Size, resize_bicubic, resize_bilinear
 
 PATCH = 14  # pixels, height and width
 _EPSILON = 1e-6
-# As the original: LayerScale starts at 1e-5, weights and positions at a deviation of
-# 0.02, the class token at 1e-6.
+# As the original: LayerScale starts at 1e-5, linear layers and positions at a deviation
+# of 0.02, the class token at 1e-6; the embedding of the patches as PyTorch's layers do.
 _LAYER_SCALE = 1e-5
-_WEIGHTS = nnx.initializers.truncated_normal(0.02)
+_WEIGHTS = nnx.initializers.normal(0.02)
 _CLASS_TOKEN = nnx.initializers.normal(1e-6)
 
 
@@ -163,7 +164,8 @@ class DINOv2(nnx.Module):
             (PATCH, PATCH),
             strides=PATCH,
             padding="VALID",
-            kernel_init=_WEIGHTS,
+            kernel_init=uniform_fan_in,
+            bias_init=uniform_bias(3 * PATCH**2),
             rngs=rngs,
         )
         self.cls_token = nnx.Param(_CLASS_TOKEN(rngs.params(), (1, 1, features)))

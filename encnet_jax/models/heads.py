@@ -209,9 +209,9 @@ class DeepLabV3Head(nnx.Module):
         num_classes: Number of classes n.
         output_stride: Of the features. The dilations cover the same part of the image
             at each: 12, 24, 36 at 8; 6, 12, 18 at 16 (paper); 3, 6, 9 at 32.
-        dropout: Rate before the classifier. Unless it is 0, dropout of rate 0.5 also
-            follows the fusing 1x1 convolution, as in PyTorch-Encoding and torchvision
-            (which has only that one).
+        dropout: Rate before the classifier. Unless it is 0, dropout of single elements,
+            of rate 0.5, also follows the fusing 1x1 convolution, as in torchvision
+            (which has only that one). PyTorch-Encoding drops whole channels there.
         rngs: Source of the initial weights and of dropout.
     """
 

@@ -167,7 +167,8 @@ def set_layer_options(
         model: Every convolution and batch norm in it is set; a fresh layer has the
             defaults.
         dtype: Dtype of convolutions and of the features between them. Parameters,
-            statistics, encodings and linear layers stay float32.
+            statistics, encodings and the linear layers of heads stay float32. A
+            backbone with a `set_dtype` of its own is given the dtype.
         unbiased_running_var: Feed n/(n-1) times the batch variance into the running
             variance, as torch.nn.BatchNorm2d and with it mmsegmentation. The default is
             the biased variance, as in PyTorch-Encoding since v1.0.

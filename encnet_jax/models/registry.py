@@ -114,7 +114,7 @@ def create_model(
     Args:
         name: A key of `MODELS`: `"encnet"`, `"fcn"`, `"pspnet"`, `"deeplabv3"` segment,
             `"resnet14"`, `"se_resnet14"`, `"encnet14"` classify images.
-        num_classes: Number of classes, at least 2.
+        num_classes: Number of classes, 2 to 256.
         backbone: A key of `BACKBONES`; only networks that segment have one.
         conv_impl: How 3x3 convolutions are computed; see `set_conv_impl`.
         head_init: How the convolutions of segmentation heads start: as in
@@ -133,6 +133,7 @@ def create_model(
 
     Raises:
         UserError: A value is not allowed; names the setting and what is allowed.
+        TypeError: A setting that no model has.
     """
     settings = {k: tuple(v) if isinstance(v, list) else v for k, v in settings.items()}
     check_model_settings(

@@ -72,7 +72,8 @@ class Backbone(Protocol):
 
 
 def _rate(value: Any) -> str:
-    return "" if 0 <= value < 1 else "allowed is 0 up to, not including, 1"
+    fits = isinstance(value, (int, float)) and 0 <= value < 1
+    return "" if fits else "must be a number of at least 0 and below 1"
 
 
 class SegmentationModel(nnx.Module):

@@ -78,4 +78,6 @@ def at_least(bound: int, at_most: int | None = None) -> Check:
 
 def stages_of_four(value: Any) -> str:
     """A check for a selection of the four stages of a backbone."""
-    return "" if set(value) <= {1, 2, 3, 4} else "stages are 1, 2, 3, 4"
+    several = isinstance(value, (tuple, list, set, frozenset))
+    fits = several and set(value) <= {1, 2, 3, 4}
+    return "" if fits else "must be a tuple of the stages 1, 2, 3, 4"

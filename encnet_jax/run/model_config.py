@@ -81,17 +81,17 @@ def config_of_model(settings: Mapping[str, Any]) -> ConfigDict:
     dtype = network.get("dtype", jnp.float32)  # the default of `create_model`
     network["dtype"] = dtype if isinstance(dtype, str) else jnp.dtype(dtype).name
     for key, value in network.items():
+        group, name = config.model, key
         if key == "in_channels":
-            config.data.channels = value
-            continue
-        if key not in config.model:
+            group, name = config.data, "channels"
+        if name not in group:
             raise UserError(f"model.{key}={value!r}: no such setting of any model")
-        allowed = type(config.model[key]).__name__
+        allowed = type(group[name]).__name__
         wrong = UserError(f"model.{key}={value!r}: must be {allowed}")
         if value is None:  # which a configuration accepts for any key
             raise wrong
         try:
-            config.model[key] = tuple(value) if isinstance(value, list) else value
+            group[name] = tuple(value) if isinstance(value, list) else value
         except TypeError as error:
             raise wrong from error
     return config

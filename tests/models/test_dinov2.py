@@ -100,7 +100,9 @@ def test_every_head_takes_it(name, head):
 def test_settings_that_it_cannot_have_are_refused(name):
     with pytest.raises(UserError, match="decoder_stride=4: allowed is 8, as all stag"):
         small("encnet", name, decoder_stride=4)
-    with pytest.raises(UserError, match="remat=.5,.: stages are 1, 2, 3, 4"):
+    with pytest.raises(
+        UserError, match="remat=.5,.: must be a tuple of the stages 1, 2, 3, 4"
+    ):
         small("encnet", name, remat=(5,))
     with pytest.raises(UserError, match="output_stride=5: allowed are 8, 16, 32"):
         small("deeplabv3", name, output_stride=5)

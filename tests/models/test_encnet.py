@@ -122,8 +122,8 @@ def test_dropout_in_train_mode_follows_the_key(encnet):
         ("num_codes", -1, "at least 0"),
         ("num_codes", True, "at least 0"),
         ("num_classes", 257, "at least 2 and at most 256"),
-        ("dropout", 1.0, "not including, 1"),
-        ("dropout", -0.1, "not including, 1"),
+        ("dropout", 1.0, "at least 0 and below 1"),
+        ("dropout", -0.1, "at least 0 and below 1"),
     ],
 )
 def test_a_setting_that_is_not_allowed_is_named(key, value, allowed):

@@ -157,7 +157,10 @@ def test_remat_keeps_less_for_each_stage():
     "settings, message",
     [
         (dict(conv_impl="fast"), "conv_impl='fast': allowed are auto, lax"),
-        (dict(remat=(0, 5)), r"remat=\(0, 5\): stages are 1, 2, 3, 4"),
+        (
+            dict(remat=(0, 5)),
+            r"remat=\(0, 5\): must be a tuple of the stages 1, 2, 3, 4",
+        ),
     ],
 )
 def test_unknown_conv_impl_and_stages_are_refused(settings, message):

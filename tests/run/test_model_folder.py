@@ -59,6 +59,12 @@ def write(folder, trees, training=None, info=INFO, **changes):
     write_model_folder(folder, stored, *trees)
 
 
+@pytest.mark.parametrize("channels", [None, "4", 2.5])
+def test_channels_of_another_type_are_refused(channels):
+    with pytest.raises(UserError, match="^model.in_channels=.*: must be int$"):
+        config_of_model(SETTINGS | {"in_channels": channels})
+
+
 def contents(folder):
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
