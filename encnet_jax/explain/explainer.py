@@ -12,7 +12,7 @@ from PIL import Image
 from encnet_jax.errors import UserError
 from encnet_jax.explain.explanation import Explanation
 from encnet_jax.inference.context import AssignmentDef, GatedDef, has_context
-from encnet_jax.inference.predict_fn import make_label_fn, pad_inputs, preprocess
+from encnet_jax.inference.predict_fn import make_label_fn, network_inputs
 from encnet_jax.inference.results import Segmentation
 from encnet_jax.inference.sliding_window import (
     ImageScores,
@@ -144,7 +144,7 @@ class Explainer:
             params: PureDict, batch_stats: PureDict, images: Num[Array, "b h w c"]
         ) -> tuple[jax.Array | None, jax.Array]:
             model: Any = model_def.merge(params, batch_stats)
-            inputs = pad_inputs(model, preprocess(images, **resizing))
+            inputs, _ = network_inputs(model, images, **resizing)
             _, view = model.forward_with_context(inputs)
             return None if view.assignment is None else view.assignment[0], view.gate[0]
 

@@ -14,11 +14,10 @@ from jaxtyping import Array, Float, Float32, Int32, Num, UInt8
 from encnet_jax.data.dataset_info import IMAGENET_MEAN, IMAGENET_STD
 from encnet_jax.inference.context import MergedModel, forward_with_gate
 from encnet_jax.inference.folding import eval_model_def, fold_model
-from encnet_jax.models.segmentation import SegmentationOutput
 from encnet_jax.ops.normalize import normalize, to_byte_scale
 from encnet_jax.ops.resize import pad_with_zeros, resize_bilinear
 from encnet_jax.ops.resize_argmax import resize_argmax, resize_logits
-from encnet_jax.run.state import ModelDef, PureDict
+from encnet_jax.run.state import PureDict
 
 
 class Prediction(NamedTuple):
@@ -89,6 +88,29 @@ def pad_inputs(
     return inputs if padded == _size(inputs) else pad_with_zeros(inputs, padded)
 
 
+def network_inputs(
+    model: Any,
+    images: Num[Array | np.ndarray, "b h w c"],
+    mean: Sequence[float],
+    std: Sequence[float],
+    base_size: int,
+    align_corners: bool,
+) -> tuple[Float32[Array, "b H W c"], dict[str, Any]]:
+    """Returns whole images as a model takes them, and the way back to their size.
+
+    The latter are arguments of `resize_logits` and `resize_argmax`: padding is cut off
+    before the logits are resized to the images.
+    """
+    inputs = preprocess(images, mean, std, base_size, align_corners)
+    padded = pad_inputs(model, inputs)
+    resizing = dict(
+        sizes=[_size(inputs), _size(images)],
+        align_corners=[model.align_corners, align_corners],
+        covers=_size(padded),
+    )
+    return padded, resizing
+
+
 def whole_image_logits(
     model: Any,
     images: Num[Array | np.ndarray, "b h w c"],
@@ -97,6 +119,7 @@ def whole_image_logits(
     std: Sequence[float],
     base_size: int = 0,
     align_corners: bool = False,
+    impl: str = "auto",
 ) -> tuple[Float32[Array, "b h w n"], Float32[Array, "b n"] | None]:
     """Segments whole images with a model in eval mode.
 
@@ -110,21 +133,17 @@ def whole_image_logits(
         align_corners: How images and logits are resized. False: half-pixel centers,
             images antialiased, as in training here. True: as PyTorch-Encoding's
             evaluation.
+        impl: See `resize_logits`.
 
     Returns:
         Logits at the size of `images`, and class presence probabilities or None.
     """
-    inputs = preprocess(images, mean, std, base_size, align_corners)
-    padded = pad_inputs(model, inputs)
-    output = model.forward_low_res(padded)
-    logits = resize_logits(
-        output.logits,
-        [_size(inputs), _size(images)],
-        [model.align_corners, align_corners],
-        impl="matmul",  # the only one in ONNX
-        covers=_size(padded),
+    inputs, resizing = network_inputs(
+        model, images, mean, std, base_size, align_corners
     )
-    return logits, _presence(output)
+    output = model.forward_low_res(inputs)
+    logits = resize_logits(output.logits, impl=impl, **resizing)
+    return logits, presence_probabilities(output.se_logits)
 
 
 def make_label_fn(
@@ -152,22 +171,18 @@ def make_label_fn(
         params: PureDict, batch_stats: PureDict, images: Num[Array, "b h w c"]
     ) -> Prediction:
         model: Any = model_def.merge(params, batch_stats)
-        inputs = preprocess(images, mean, std, base_size, align_corners)
-        padded = pad_inputs(model, inputs)
-        output, gate = forward_with_gate(model, padded)
-        labels = resize_argmax(
-            output.logits,
-            [_size(inputs), _size(images)],
-            [model.align_corners, align_corners],
-            covers=_size(padded),
+        inputs, resizing = network_inputs(
+            model, images, mean, std, base_size, align_corners
         )
-        return Prediction(labels, _presence(output), gate)
+        output, gate = forward_with_gate(model, inputs)
+        labels = resize_argmax(output.logits, **resizing)
+        return Prediction(labels, presence_probabilities(output.se_logits), gate)
 
     return label
 
 
 def make_probability_fn(
-    model_def: ModelDef,
+    model_def: MergedModel,
     *,
     mean: Sequence[float] = IMAGENET_MEAN,
     std: Sequence[float] = IMAGENET_STD,
@@ -183,14 +198,13 @@ def make_probability_fn(
     def probabilities(
         params: PureDict, batch_stats: PureDict, images: Num[Array, "b h w c"]
     ) -> Float32[Array, "b h w n"]:
-        model: Any = model_def.merge(params, batch_stats)
-        inputs = preprocess(images, mean, std, base_size, align_corners)
-        padded = pad_inputs(model, inputs)
-        logits = resize_logits(
-            model.forward_low_res(padded).logits,
-            [_size(inputs), _size(images)],
-            [model.align_corners, align_corners],
-            covers=_size(padded),
+        logits, _ = whole_image_logits(
+            model_def.merge(params, batch_stats),
+            images,
+            mean=mean,
+            std=std,
+            base_size=base_size,
+            align_corners=align_corners,
         )
         return jax.nn.softmax(logits)
 
@@ -242,7 +256,8 @@ def _size(images: Array | np.ndarray) -> tuple[int, int]:
     return images.shape[1], images.shape[2]
 
 
-def _presence(output: SegmentationOutput) -> Float32[Array, "b n"] | None:
-    if output.se_logits is None:
-        return None
-    return jax.nn.sigmoid(output.se_logits.astype(jnp.float32))
+def presence_probabilities(
+    se_logits: Float[Array, "b n"] | None,
+) -> Float32[Array, "b n"] | None:
+    """Returns the probability that each class occurs in the image; None of None."""
+    return None if se_logits is None else jax.nn.sigmoid(se_logits.astype(jnp.float32))

@@ -16,7 +16,7 @@ from jaxtyping import Array, Float, Float32
 from encnet_jax.errors import UserError
 from encnet_jax.inference.context import MergedModel, forward_with_gate
 from encnet_jax.inference.placement import WindowPlacement
-from encnet_jax.inference.predict_fn import pad_inputs
+from encnet_jax.inference.predict_fn import pad_inputs, presence_probabilities
 from encnet_jax.inference.score_map import ScoreMap, ScoreMapPool, ScoreMapSharding
 from encnet_jax.inference.tta import TTAProtocol, TTAView
 from encnet_jax.ops.resize_argmax import resize_logits
@@ -110,9 +110,7 @@ def merge_hflip(
     # Up to here each device holds whole windows, from here on classes.
     logits = jax.lax.with_sharding_constraint(logits, sharding.by_row)
     scores = logits.astype(jnp.float32)
-    presence = None
-    if se_logits is not None:
-        presence = jax.nn.sigmoid(se_logits.astype(jnp.float32))
+    presence = presence_probabilities(se_logits)
     if mirror:
         scores = scores[::2] + scores[1::2, :, ::-1]
         if presence is not None:
