@@ -44,7 +44,7 @@ def main(arguments: list[str]) -> None:
             f"--workdir={values.workdir}: scores are written to the workdir; save a "
             "copy first: encnet export --format=pretrained"
         )
-    connect_hosts(values.distributed)
+    connect_hosts(values.distributed, ended_by_sigterm=True)
     protocol: dict[str, Any] = {}
     if values["flip"].present:
         protocol["flip"] = values.flip
@@ -55,9 +55,9 @@ def main(arguments: list[str]) -> None:
     explicit = {*cli.overridden_keys(), *(f"evaluation.{key}" for key in protocol)}
     config = evaluation_config(config, workdir, explicit)
     check_config(config)
-    # Those of the training were its own affair.
-    read = [key for key in explicit if key.startswith("evaluation.")]
-    cli.warn_of_unread_settings(config, sorted(read))
+    # Flags of the training may have come with its command; they have no effect here.
+    evaluation_keys = sorted(key for key in explicit if key.startswith("evaluation."))
+    cli.warn_of_unread_settings(config, evaluation_keys)
     images = values.images
     if images is not None:
         images = cli.flag_path("images", images)

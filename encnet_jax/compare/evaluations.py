@@ -13,8 +13,9 @@ from encnet_jax.data.dataset_info import DatasetInfo
 from encnet_jax.errors import UserError
 from encnet_jax.evaluate.image_log import ImageLog, image_log_path, read_image_log
 from encnet_jax.evaluate.settings import evaluated_split
+from encnet_jax.run.checkpoint_folder import best_metric_name
 from encnet_jax.run.metric_writer import read_scores
-from encnet_jax.run.workdir import best_metric_name, load_run_info
+from encnet_jax.run.workdir import load_run_info
 
 
 class Evaluation(NamedTuple):

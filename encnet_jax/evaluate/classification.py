@@ -24,7 +24,7 @@ from encnet_jax.evaluate.evaluator import (
 from encnet_jax.evaluate.image_log import image_log_path, write_image_log
 from encnet_jax.evaluate.page import page_settings
 from encnet_jax.evaluate.progress import show_progress
-from encnet_jax.evaluate.scores import save_scores
+from encnet_jax.evaluate.scores import percent, save_scores
 from encnet_jax.evaluate.settings import (
     describe_differences,
     differences_from_training,
@@ -72,8 +72,8 @@ def classification_scores(
     """Counts this host's predictions and returns the scores over all hosts.
 
     Returns:
-        `accuracy`, `error`, `per_class_accuracy` (n,), `confusion_matrix` int64 (n, n),
-        rows true classes, and the number of `images`.
+        `accuracy`, `error`, `per_class_accuracy` (n,), NaN of classes without images,
+        `confusion_matrix` int64 (n, n), rows true classes, and the number of `images`.
     """
     matrix = np.zeros((num_classes, num_classes), np.int64)
     for prediction in predictions:
@@ -86,7 +86,9 @@ def classification_scores(
     return {
         "accuracy": accuracy,
         "error": 1 - accuracy,
-        "per_class_accuracy": correct / np.maximum(counts, 1),
+        "per_class_accuracy": np.where(
+            counts > 0, correct / np.maximum(counts, 1), np.nan
+        ),
         "confusion_matrix": matrix,
         "images": int(counts.sum()),
     }
@@ -161,9 +163,9 @@ def _table(scores: dict[str, Any], names: Sequence[str]) -> str:
     """Returns the accuracy of each class and of all, in percent."""
     width = max(map(len, (*names, "accuracy")))
     lines = [
-        f"{name:<{width}}  {100 * value:6.2f}"
+        f"{name:<{width}}  {percent(value):>6}"
         for name, value in zip(names, scores["per_class_accuracy"])
     ]
     lines += ["-" * (width + 8)]
-    lines += [f"{k:<{width}}  {100 * scores[k]:6.2f}" for k in ("accuracy", "error")]
+    lines += [f"{k:<{width}}  {percent(scores[k]):>6}" for k in ("accuracy", "error")]
     return "\n".join(lines)

@@ -226,6 +226,8 @@ def _accumulate(
     if writer is not None:  # what it wrote may have been deleted since
         done = [item for item in done if writer.has(item.name)]
     done = known_to_all_hosts(done, len(dataset))
+    for metrics in done if writer is not None else ():
+        writer.keep(metrics.name)
     if done:
         _log.info("resuming: %d of %d images are done", len(done), len(dataset))
     accumulator = MetricAccumulator(len(dataset), dataset.info.num_classes)

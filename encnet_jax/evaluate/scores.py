@@ -57,7 +57,7 @@ def format_table(scores: dict[str, Any], info: DatasetInfo) -> str:
     width = max(map(len, (*info.class_names, *summary.values())))
     lines = [f"{'class':<{width}}" + "".join(f"  {name:>8}" for name in columns)]
     for k, name in enumerate(info.class_names):
-        values = (_percent(scores[key][k]) for key in columns.values())
+        values = (percent(scores[key][k]) for key in columns.values())
         lines.append(f"{name:<{width}}" + "".join(f"  {v:>8}" for v in values))
     lines.append("-" * len(lines[0]))
     counted = scores["classes_scored"], info.num_classes
@@ -66,12 +66,12 @@ def format_table(scores: dict[str, Any], info: DatasetInfo) -> str:
         "mean_iou_with_background": f"  {over_classes(*(n + 1 for n in counted))}",
     }
     for key, name in summary.items():
-        value = _percent(scores[key])
+        value = percent(scores[key])
         lines.append(f"{name:<{width}}  {value:>8}{notes.get(key, '')}")
     for size, values in scores.get("by_object_size", {}).items():
         lines.append(
-            f"{f'{size} objects':<{width}}  {_percent(values['mean_iou']):>8}"
-            f"  {_percent(values['mean_recall']):>8}"
+            f"{f'{size} objects':<{width}}  {percent(values['mean_iou']):>8}"
+            f"  {percent(values['mean_recall']):>8}"
             f"  {over_classes(values['classes_scored'], info.num_classes)}"
         )
     return "\n".join(lines)
@@ -87,7 +87,8 @@ def over_classes(scored: int, count: int) -> str:
     return f"over {scored} of {count} classes"
 
 
-def _percent(value: float) -> str:
+def percent(value: float) -> str:
+    """Returns a score in percent; `-` for NaN."""
     return "-" if math.isnan(value) else f"{100 * value:.2f}"
 
 

@@ -53,6 +53,10 @@ class Submission:
         """Returns whether the file of the image `name` exists."""
         return (self.folder / f"{name}.png").is_file()
 
+    def keep(self, name: str) -> None:
+        """Notes that an earlier run has written the image `name`."""
+        self._written.add(name)
+
     def write(self, name: str, predictions: UInt8[np.ndarray, "h w"]) -> None:
         """Writes the predicted classes of the image `name`.
 

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from encnet_jax import migrations
+from encnet_jax.data.dataset_info import DatasetInfo
 from encnet_jax.errors import UserError
 from encnet_jax.files import check_folder, user_path, whole_file
 
@@ -54,6 +55,11 @@ def saved_steps(folder: Path) -> list[int]:
     if not folder.is_dir():
         return []
     return sorted(int(path.name) for path in folder.iterdir() if path.name.isdigit())
+
+
+def best_metric_name(info: DatasetInfo) -> str:
+    """Returns the name of the score that ranks checkpoints, greater is better."""
+    return "accuracy" if info.task == "classification" else "mean_iou"
 
 
 def choose_step(folder: Path, step: str | int, metric: str) -> int:

@@ -4,6 +4,7 @@ import contextlib
 import errno
 import logging
 import os
+import signal
 import socket
 import sys
 import traceback
@@ -15,22 +16,30 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 
-from encnet_jax.errors import NO_DEVICE_MEMORY, UserError
+from encnet_jax.errors import UserError
 from encnet_jax.run.sharding import batch_sharded, create_mesh
 
 # Seconds without a heartbeat after which a host counts as dead, and the others stop.
 _HEARTBEAT = 30
+# In the texts of errors that come from the network, not from this host.
+_SIGNS_OF_LOSS = (
+    *("UNAVAILABLE", "DEADLINE_EXCEEDED", "ABORTED", "CANCELLED"),
+    *("Gloo", "NCCL", "heartbeat", "oordination service", "onnection"),
+)
 _HELP = (
     "allowed are auto (Cloud TPU, GKE, Slurm, Open MPI, Kubernetes) and "
     "ADDRESS:PORT,COUNT,ID (address of process 0, number of processes, own index)"
 )
 
 
-def connect_hosts(value: str | None) -> None:
+def connect_hosts(value: str | None, *, ended_by_sigterm: bool = False) -> None:
     """Connects this process to the others of its run, before JAX is initialized.
 
     Args:
         value: `auto`, `ADDRESS:PORT,COUNT,ID`, or None for a run of one process.
+        ended_by_sigterm: Whether SIGTERM ends the process, as it does one that is not
+            connected. Otherwise JAX takes it as the announcement of a preemption, for
+            `SigtermHandler`.
 
     Raises:
         UserError: The value has another form, no cluster was found, or the port of
@@ -51,6 +60,8 @@ def connect_hosts(value: str | None) -> None:
     # JAX also raises it if it detects no cluster.
     except ValueError as error:
         raise UserError(f"--distributed={value}: {_HELP}: {error}") from error
+    if ended_by_sigterm:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
     _warm_up_collectives()
     if jax.process_index() > 0:  # log once for all
         logging.getLogger("encnet_jax").setLevel(logging.WARNING)
@@ -119,8 +130,8 @@ def _report_failure(error: BaseException) -> int:
     if isinstance(error, SystemExit) and isinstance(error.code, int):
         return error.code
     text = str(error)
-    # Running out of memory is local; any other runtime error comes from the network.
-    if isinstance(error, jax.errors.JaxRuntimeError) and NO_DEVICE_MEMORY not in text:
+    runtime_error = isinstance(error, jax.errors.JaxRuntimeError)
+    if runtime_error and any(sign in text for sign in _SIGNS_OF_LOSS):
         print(
             "error: another host of the run is gone, or cannot be reached: "
             f"{text.splitlines()[0]}. Rerun the command to resume",

@@ -15,6 +15,7 @@ from encnet_jax.data.label_map import published_labels
 from encnet_jax.data.registry import DATASETS
 from encnet_jax.errors import UserError
 from encnet_jax.run.model_card_usage import usage_section
+from encnet_jax.run.training_record import METRICS
 
 CITATION = """\
 @inproceedings{zhang2018context,
@@ -25,11 +26,6 @@ CITATION = """\
   year      = {2018}
 }
 """
-_METRICS = {
-    "mean_iou": "mean IoU",
-    "pixel_accuracy": "pixel accuracy",
-    "accuracy": "accuracy",
-}
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 _HALF_PAIR = re.compile(r"[\ud800-\udfff]")  # UTF-8 has no code for it
 _MARKUP = re.compile(r"[\\`*<\[|]")
@@ -128,7 +124,7 @@ def front_matter(
     task = "image-classification" if classifies else "image-segmentation"
     kind = task if classifies else "semantic-segmentation"
     scores = training.get("scores", [])
-    metrics = [key for key in _METRICS if any(key in score for score in scores)]
+    metrics = [key for key in METRICS if any(key in score for score in scores)]
     data: dict[str, Any] = {
         "license": license_id,
         "library_name": "encnet_jax",
@@ -254,8 +250,8 @@ def _scores(training: Mapping[str, Any]) -> list[str]:
     scores = training.get("scores", [])
     if not scores:
         return []
-    metrics = [key for key in _METRICS if any(key in score for score in scores)]
-    titles = " | ".join(_METRICS[key] for key in metrics)
+    metrics = [key for key in METRICS if any(key in score for score in scores)]
+    titles = " | ".join(METRICS[key] for key in metrics)
     rows = [f"| data set | split | evaluation | {titles} |"]
     rows.append("| --- | --- | --- |" + " ---: |" * len(metrics))
     for score in scores:
@@ -271,7 +267,7 @@ def _result(task: str, score: Mapping[str, Any]) -> dict[str, Any]:
     data = {"type": re.sub(r"\W+", "-", name), "name": name, "split": score["split"]}
     metrics = [
         {"type": key, "name": f"{title} ({score['evaluation']})", "value": score[key]}
-        for key, title in _METRICS.items()
+        for key, title in METRICS.items()
         if key in score
     ]
     return {"task": {"type": task}, "dataset": data, "metrics": metrics}

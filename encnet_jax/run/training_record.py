@@ -10,9 +10,15 @@ from ml_collections import ConfigDict
 
 from encnet_jax.data.dataset_info import DatasetInfo
 from encnet_jax.errors import UserError
+from encnet_jax.run.checkpoint_folder import best_metric_name
 from encnet_jax.run.mean_gate import MeanGate, read_mean_gate
 
-_METRICS = ("mean_iou", "pixel_accuracy", "accuracy")
+# Key of a score -> how a model card names it.
+METRICS = {
+    "mean_iou": "mean IoU",
+    "pixel_accuracy": "pixel accuracy",
+    "accuracy": "accuracy",
+}
 _UNREADABLE = (
     OSError,
     ValueError,
@@ -62,11 +68,11 @@ def training_record(
             )
     scores = _scores(workdir / "evaluation", config, step)
     split = config.evaluation.split
-    if not any(s["split"] == split for s in scores) and score is not None:
-        metric = "accuracy" if info.task == "classification" else "mean_iou"
-        if math.isfinite(score):
-            entry = dict(dataset=config.data.name, split=split)
-            scores.append({**entry, "evaluation": "during training", metric: score})
+    untold = not any(s["split"] == split for s in scores)
+    if untold and score is not None and math.isfinite(score):
+        entry = dict(dataset=config.data.name, split=split)
+        metric = best_metric_name(info)
+        scores.append({**entry, "evaluation": "during training", metric: score})
     if scores:
         record["scores"] = scores
     mean_gate = read_mean_gate(workdir / "checkpoints" / str(step))
@@ -93,8 +99,8 @@ def check_record(record: dict[str, Any], path: Path) -> None:
     valid = isinstance(scores, list) and all(
         isinstance(score, dict)
         and _has(score, texts)
-        and any(key in score for key in _METRICS)
-        and _has(score, {key: int | float for key in _METRICS if key in score})
+        and any(key in score for key in METRICS)
+        and _has(score, {key: int | float for key in METRICS if key in score})
         for score in scores
     )
     if record and not (valid and _has(record, types) and record["step"] >= 0):
@@ -132,7 +138,7 @@ def _scores(folder: Path, config: ConfigDict, step: int) -> list[dict[str, Any]]
             other = differences.pop("data.name", {})
             metrics = {
                 key: stored[key]
-                for key in _METRICS
+                for key in METRICS
                 if isinstance(stored.get(key), float) and math.isfinite(stored[key])
             }
             entry = {

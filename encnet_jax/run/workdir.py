@@ -13,7 +13,7 @@ from encnet_jax.data.label_map import label_table
 from encnet_jax.errors import UserError
 from encnet_jax.files import user_path
 from encnet_jax.run.checkpoint import Checkpoints
-from encnet_jax.run.checkpoint_folder import read_scores
+from encnet_jax.run.checkpoint_folder import best_metric_name, read_scores
 from encnet_jax.run.model_config import abstract_model, resolve_dtype
 from encnet_jax.run.model_folder import (
     is_model_folder,
@@ -60,11 +60,6 @@ class LoadedRun(NamedTuple):
     def model(self) -> Any:
         """A new module with the weights."""
         return self.model_def.merge(self.params, self.batch_stats)
-
-
-def best_metric_name(info: DatasetInfo) -> str:
-    """Returns the name of the score that ranks checkpoints, greater is better."""
-    return "accuracy" if info.task == "classification" else "mean_iou"
 
 
 def check_same_classes(workdir: Path, trained: DatasetInfo, info: DatasetInfo) -> None:

@@ -1,9 +1,9 @@
-"""Whether a training may continue what is in a workdir, and what it keeps of it."""
+"""Whether a run may resume in a workdir, and what it keeps from it."""
 
 import logging
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
@@ -16,16 +16,24 @@ from encnet_jax.evaluate.settings import (
     protocol_from_config,
     whole_image_size,
 )
-from encnet_jax.run.checkpoint_folder import read_scores, saved_steps
+from encnet_jax.run.checkpoint_folder import (
+    Scores,
+    best_metric_name,
+    read_scores,
+    saved_steps,
+)
 from encnet_jax.run.model_config import TRAINING_ONLY
 from encnet_jax.run.model_folder import is_model_folder
-from encnet_jax.run.workdir import (
-    best_metric_name,
-    check_no_run_files,
-    check_resumed_classes,
-)
+from encnet_jax.run.workdir import check_no_run_files, check_resumed_classes
 
 _log = logging.getLogger(__name__)
+
+
+class _StoredRun(NamedTuple):
+    """A run with checkpoints: its configuration, and the latest step saved."""
+
+    config: ConfigDict
+    last_step: int
 
 
 def check_workdir(config: ConfigDict, workdir: Path, info: DatasetInfo) -> None:
@@ -40,27 +48,16 @@ def check_workdir(config: ConfigDict, workdir: Path, info: DatasetInfo) -> None:
         workdir: Folder of the run.
         info: The data set to train on.
     """
-    path = workdir / "config.json"
-    if not path.exists():
-        if saved_steps(workdir / "checkpoints"):
-            raise UserError(
-                f"{path}: is missing beside the checkpoints of a run; copy it there "
-                "too, or use another --workdir"
-            )
-        check_no_run_files(workdir, "workdir")
-        return
-    if is_model_folder(workdir):
+    if (workdir / "config.json").exists() and is_model_folder(workdir):
         raise UserError(
             f"workdir={workdir}: a model folder, which no training can continue; start "
             f"from it in another --workdir: --config.model.weights={workdir}"
         )
-    if not saved_steps(workdir / "checkpoints"):
-        try:
-            load_config(path)
-        except UserError as error:  # somebody's file, or a newer version's
-            raise UserError(f"{error}; choose another workdir") from error
+    run = _stored_run(workdir)
+    if run is None:
+        _check_startable(workdir)
         return
-    stored = load_config(path)
+    stored = run.config
     pairs = {
         f"model.{key}": (stored.model[key], config.model[key])
         for key in config.model
@@ -72,6 +69,11 @@ def check_workdir(config: ConfigDict, workdir: Path, info: DatasetInfo) -> None:
     decays = stored.optimizer.ema_decay, config.optimizer.ema_decay
     if 0 in decays:  # the checkpoints have averages, or have not
         pairs["optimizer.ema_decay"] = decays
+    frozen = stored.model.freeze_backbone, config.model.freeze_backbone
+    if frozen == (True, False) and config.optimizer.name == "adamw":
+        # The moments of the backbone start at 0 then, but the step, by which AdamW
+        # corrects for that, does not: the first updates would be six times too large.
+        pairs["model.freeze_backbone"] = frozen
     _check_equal(pairs, workdir)
     check_resumed_classes(workdir, info)
 
@@ -79,22 +81,56 @@ def check_workdir(config: ConfigDict, workdir: Path, info: DatasetInfo) -> None:
 def check_splits(config: ConfigDict, workdir: Path, info: DatasetInfo) -> None:
     """Raises `UserError` if the workdir has a run on other splits.
 
-    Scores of another split would be ranked with those that there are. A run that has
-    taken all steps prints them, and keeps its own.
+    Scores of another split would be ranked with those that there are, or be taken for
+    those of the stored one. A run that has taken and scored all steps keeps its own.
 
     Args:
         config: See `encnet_jax.config`, of a training on the splits that it names.
         workdir: Folder of the run.
         info: The data set to train on.
     """
+    run = _stored_run(workdir)
+    if run is None:
+        return
+    stored, scores = run.config, _scores(workdir, info)
+    pairs = {"data.train_split": (stored.data.train_split, config.data.train_split)}
+    splits = stored.evaluation.split, config.evaluation.split
+    if run.last_step < config.total_steps:
+        if any(score is not None for score in scores.values()):
+            pairs["evaluation.split"] = splits
+    elif scores[run.last_step] is None:
+        pairs["evaluation.split"] = splits
+    _check_equal(pairs, workdir)
+
+
+def _stored_run(workdir: Path) -> _StoredRun | None:
+    """Returns the run in a workdir; None if it has no checkpoint.
+
+    Raises:
+        UserError: Its configuration is missing or malformed.
+    """
     steps = saved_steps(workdir / "checkpoints")
     if not steps:
+        return None
+    path = workdir / "config.json"
+    if not path.exists():
+        raise UserError(
+            f"{path}: is missing beside the checkpoints of a run; copy it there too, "
+            "or use another --workdir"
+        )
+    return _StoredRun(load_config(path), steps[-1])
+
+
+def _check_startable(workdir: Path) -> None:
+    """Raises `UserError` if a new run would replace files that are not of a run."""
+    path = workdir / "config.json"
+    if not path.exists():
+        check_no_run_files(workdir, "workdir")
         return
-    stored = load_config(workdir / "config.json")
-    pairs = {"data.train_split": (stored.data.train_split, config.data.train_split)}
-    if steps[-1] < config.total_steps and _is_scored(workdir, info):
-        pairs["evaluation.split"] = (stored.evaluation.split, config.evaluation.split)
-    _check_equal(pairs, workdir)
+    try:
+        load_config(path)
+    except UserError as error:  # another program's file, or a newer version's
+        raise UserError(f"{error}; choose another workdir") from error
 
 
 def _check_equal(pairs: Mapping[str, tuple[Any, Any]], workdir: Path) -> None:
@@ -106,16 +142,13 @@ def _check_equal(pairs: Mapping[str, tuple[Any, Any]], workdir: Path) -> None:
             )
 
 
-def with_stored_origin(config: ConfigDict, workdir: Path) -> ConfigDict:
+def with_stored_weights(config: ConfigDict, workdir: Path) -> ConfigDict:
     """Returns the configuration with the `model.weights` from which the run started.
 
     A run that has steps continues from these, and keeps the record of where it began.
     """
-    path = workdir / "config.json"
-    if not (path.exists() and saved_steps(workdir / "checkpoints")):
-        return config
-    stored = load_config(path).model.weights
-    if stored == config.model.weights:
+    run = _stored_run(workdir)
+    if run is None or run.config.model.weights == config.model.weights:
         return config
     if config.model.weights:
         _log.warning(
@@ -124,22 +157,24 @@ def with_stored_origin(config: ConfigDict, workdir: Path) -> ConfigDict:
             *(config.model.weights, workdir),
         )
     config = config.copy_and_resolve_references()
-    config.model.weights = stored
+    config.model.weights = run.config.model.weights
     return config
 
 
 def log_changes(config: ConfigDict, workdir: Path, info: DatasetInfo) -> None:
-    """Warns where a run continues on other data, or is scored otherwise than before.
+    """Warns where a run continues on other data, or is scored differently from before.
 
     Args:
         config: See `encnet_jax.config`; `check_workdir` has passed it.
         workdir: Folder of the run.
         info: The data set.
     """
-    steps = saved_steps(workdir / "checkpoints")
-    if not steps or steps[-1] >= config.total_steps:
+    run = _stored_run(workdir)
+    if run is None:
         return
-    stored = load_config(workdir / "config.json")
+    stored, scores = run.config, _scores(workdir, info)
+    if run.last_step >= config.total_steps and scores[run.last_step] is not None:
+        return
     there, here = stored.data.data_dir, config.data.data_dir
     known = there and here and Path(there).is_absolute()  # older ones are as typed
     if known and Path(there).resolve() != Path(here).resolve():
@@ -149,16 +184,19 @@ def log_changes(config: ConfigDict, workdir: Path, info: DatasetInfo) -> None:
             *(here, workdir, there),
         )
     alike = _scoring(config, info) == _scoring(stored, info)
-    if _is_scored(workdir, info) and not alike:
+    if not alike and any(score is not None for score in scores.values()):
         _log.warning(
-            "WARNING: checkpoints from here on are scored otherwise than those before, "
-            "and ranked with them: %s",
+            "WARNING: later checkpoints are scored differently from earlier ones, but "
+            "ranked with them: %s",
             describe_differences(differences_from_training(config, workdir)),
         )
 
 
 def _scoring(config: ConfigDict, info: DatasetInfo) -> Any:
-    """Returns all that scores depend on beside the network and the split."""
+    """Returns what scores depend on besides the network and the split.
+
+    Unlike with `differences_from_training` settings of equal effect are equal.
+    """
     if info.task == "classification":
         return None
     settings = config.evaluation
@@ -169,6 +207,5 @@ def _scoring(config: ConfigDict, info: DatasetInfo) -> Any:
     return protocol, settings.absent_classes
 
 
-def _is_scored(workdir: Path, info: DatasetInfo) -> bool:
-    scores = read_scores(workdir / "checkpoints", best_metric_name(info))
-    return any(score is not None for score in scores.values())
+def _scores(workdir: Path, info: DatasetInfo) -> Scores:
+    return read_scores(workdir / "checkpoints", best_metric_name(info))

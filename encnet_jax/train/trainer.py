@@ -4,6 +4,7 @@ Open the data, build model, optimizer and step, restore; then, for every step: b
 step, log, save, evaluate, stop.
 """
 
+import itertools
 import logging
 import time
 from contextlib import closing
@@ -23,7 +24,7 @@ from encnet_jax.errors import UserError
 from encnet_jax.models import create_model
 from encnet_jax.optimizer import create_optimizer
 from encnet_jax.run.checkpoint import Checkpoints
-from encnet_jax.run.checkpoint_folder import check_workdir_path
+from encnet_jax.run.checkpoint_folder import best_metric_name, check_workdir_path
 from encnet_jax.run.lock import lock_workdir
 from encnet_jax.run.metric_writer import MetricWriter
 from encnet_jax.run.model_config import check_config, model_settings
@@ -33,7 +34,6 @@ from encnet_jax.run.sharding import batch_sharded, create_mesh, replicated
 from encnet_jax.run.startup import log_missing_large_pages
 from encnet_jax.run.state import create_train_state, split_model
 from encnet_jax.run.tracker import start_tracker
-from encnet_jax.run.workdir import best_metric_name
 from encnet_jax.train import class_balance, input_pipeline, resume, settings
 from encnet_jax.train.early_stopping import EarlyStopping
 from encnet_jax.train.finite import FiniteCheck
@@ -75,17 +75,17 @@ def train(
     settings.check_resize(config)
     set_max_image_pixels(config.data.max_image_pixels)
     config, dataset, validation = input_pipeline.open_splits(config, datasets, workdir)
-    config = resume.with_stored_origin(config, workdir)
+    config = resume.with_stored_weights(config, workdir)
     settings.check_task(config, dataset.info)
     settings.log_warnings(config)
     class_balance.warn_of_unlabeled_classes(dataset)
     trainer = Trainer(config, workdir, mesh, dataset, validation)
-    if datasets is None:
-        resume.check_splits(config, workdir, dataset.info)
     workdir.mkdir(parents=True, exist_ok=True)
     with lock_workdir(workdir):
         # Again: another run may have come to its first checkpoint meanwhile.
         resume.check_workdir(config, workdir, dataset.info)
+        if datasets is None:
+            resume.check_splits(config, workdir, dataset.info)
         resume.log_changes(config, workdir, dataset.info)
         trainer.restore()
         return trainer.run()
@@ -157,7 +157,11 @@ class Trainer:
         """Takes the state of the newest readable checkpoint, if there is one."""
         restored = self.checkpoints.restore_latest(self.state, replicated(self.mesh))
         if restored is None:
-            self.state = jax.device_put(self.state, replicated(self.mesh))
+            state = self.state
+            if jax.process_count() > 1:
+                # Arrays that were loaded onto a device do not go to those of others.
+                state = jax.device_get(state)
+            self.state = jax.device_put(state, replicated(self.mesh))
             return
         self.state = restored
         _log.info("resuming at step %d of %s", int(restored.step), self.workdir)
@@ -179,22 +183,22 @@ class Trainer:
         """
         start = int(self.state.step)
         scored = start == 0 or self.checkpoints.has_scores(start)
-        done = self._done(start, scored)
+        done = self._done(start, scored=scored)
         if done and scored:  # the workdir stays that of the steps that were taken
             with closing(self.checkpoints):
                 return self._score(start).summary
-        owes_scores = not scored and (done or self._is_scored_at(start))
-        if not owes_scores:
+        evaluation_due = not scored and (done or self._is_scored_at(start))
+        if not evaluation_due:
             self._save_settings()
         tracker = start_tracker(self.config, self.workdir, self.dataset.info.name)
         self.writer = MetricWriter(
-            self.workdir, start, keep_evaluation=not owes_scores, tracker=tracker
+            self.workdir, start, keep_evaluation=not evaluation_due, tracker=tracker
         )
         scores: dict[str, float] | None = None
         with closing(self.writer), closing(self.checkpoints):
-            if owes_scores:
+            if evaluation_due:
                 scores = self._evaluate_and_store(start)
-                done = done or self._done(start, True)
+                done = done or self._done(start, scored=True)
                 if not done:
                     self._save_settings()
             if not done:
@@ -211,7 +215,7 @@ class Trainer:
                 self.class_weights, self.config, self.dataset, self.workdir
             )
 
-    def _done(self, step: int, scored: bool) -> bool:
+    def _done(self, step: int, *, scored: bool) -> bool:
         """Returns whether training ends at a step, and logs why."""
         if step >= self.config.total_steps:
             reason = f"all {step} steps are done"
@@ -225,7 +229,9 @@ class Trainer:
         """Takes the steps after `start`; returns as `run`."""
         config = self.config
         host_batches = input_pipeline.create_batches(config, self.dataset, start)
-        batches = prefetched(host_batches, batch_sharded(self.mesh))
+        # No more than are needed: a later one may have an image that cannot be read.
+        needed = itertools.islice(host_batches, config.total_steps - start)
+        batches = prefetched(needed, batch_sharded(self.mesh))
         resident = jax.device_put(self.resident, replicated(self.mesh))
         self.progress = Progress(start, config.total_steps, config.batch_size)
         scores: dict[str, float] | None = None
@@ -247,7 +253,7 @@ class Trainer:
                 if evaluates:
                     with self.progress.paused():
                         scores = self._evaluate_and_store(step)
-                    if not last and self._done(step, True):
+                    if not last and self._done(step, scored=True):
                         return scores
                 if not last and sigterm.due(step):
                     self._save_and_stop(step)

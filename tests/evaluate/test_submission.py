@@ -127,8 +127,11 @@ def test_images_of_equal_names_have_files_of_their_own(tmp_path, images, expecte
     for index, name in enumerate(expected):
         with Image.open(tmp_path / "out" / f"{name}.png") as image:
             assert (np.asarray(image) == index % 2).all()
-    with pytest.raises(UserError, match="two images of this name"):
-        submission.write(expected[0], labels)
+    resumed = Submission(tmp_path / "out", dataset.info)
+    resumed.keep(expected[0])  # of an earlier run
+    for writer in (submission, resumed):
+        with pytest.raises(UserError, match="two images of this name"):
+            writer.write(expected[0], labels)
 
 
 def test_results_of_predict_are_no_images(tmp_path):

@@ -4,15 +4,20 @@ import json
 import os
 import signal
 import socket
+import subprocess
+import sys
 import time
 
+import jax
 import numpy as np
 import pytest
 
 from encnet_jax.errors import UserError
-from encnet_jax.run.distributed import connect_hosts
+from encnet_jax.run.distributed import _report_failure, connect_hosts
 from tests.commands import (
+    ROOT,
     SMALL,
+    environment,
     start,
     start_two,
     trained_arrays,
@@ -99,6 +104,19 @@ def test_two_processes_train_as_one_device(devices, one_device, camvid, tmp_path
     # Written and logged once.
     assert metrics(tmp_path / "run", "step") == [1, 2, 3, 4, 5, 6, 6]
     assert "step 6/6" in logged and "step 6" not in quiet
+
+
+@pytest.mark.slow
+def test_two_processes_start_from_the_weights_of_a_run(one_device, camvid, tmp_path):
+    """Loaded arrays are on one device of each host."""
+    more, trained = one_device
+    more = [*more, f"--config.model.weights={trained}"]
+    for name, devices in (("one", 1), ("two", 2)):
+        run = arguments(camvid, tmp_path / name, *more)
+        hosts = start_two(*run, devices=2) if devices == 2 else [start(*run)]
+        for process in hosts:
+            finish(process)
+    assert_same(tmp_path / "one", tmp_path / "two")
 
 
 @pytest.fixture
@@ -188,6 +206,40 @@ def test_no_cluster_is_one_line(camvid, tmp_path):
 def test_bad_value_names_the_forms_that_are_allowed(value):
     with pytest.raises(UserError, match="--distributed=.*allowed are auto.*ADDRESS"):
         connect_hosts(value)
+
+
+def test_sigterm_ends_an_evaluation_of_several_hosts():
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        address = f"localhost:{free.getsockname()[1]}"
+    code = f"""
+import os, signal
+from encnet_jax.run.distributed import connect_hosts
+connect_hosts("{address},1,0", ended_by_sigterm=True)
+os.kill(os.getpid(), signal.SIGTERM)
+"""
+    result = subprocess.run([sys.executable, "-c", code], env=environment(), cwd=ROOT)
+    assert result.returncode == -signal.SIGTERM
+
+
+@pytest.mark.parametrize(
+    ("text", "lost"),
+    [
+        (
+            "FAILED_PRECONDITION: Gloo all-reduce failed: Connection closed by peer",
+            True,
+        ),
+        ("INTERNAL: NCCL operation ncclGroupEnd() failed", True),
+        ("UNAVAILABLE: The tasks have crashed", True),
+        ("INTERNAL: cuDNN error: CUDNN_STATUS_EXECUTION_FAILED", False),
+        ("RESOURCE_EXHAUSTED: Out of memory", False),
+    ],
+)
+def test_only_errors_of_the_network_are_the_loss_of_a_host(text, lost, capsys):
+    assert _report_failure(jax.errors.JaxRuntimeError(text)) == 1
+    written = capsys.readouterr().err
+    assert text in written
+    assert ("another host of the run is gone" in written) == lost
 
 
 def test_port_in_use_is_named():

@@ -64,8 +64,10 @@ def test_scores_of_two_splits_are_not_ranked_together(scored):
         check_splits(config, scored, INFO)
     config.total_steps = 1  # none is left
     check_splits(config, scored, INFO)
-    config.total_steps = 9
     (scored / "checkpoints" / "1" / "metrics" / "metrics").unlink()
+    with pytest.raises(UserError, match="evaluation.split='test': the run .* 'val'"):
+        check_splits(config, scored, INFO)  # its evaluation was killed
+    config.total_steps = 9
     check_splits(config, scored, INFO)
 
 
@@ -96,6 +98,24 @@ def test_scoring_otherwise_is_warned_of(scored, caplog):
     assert "evaluation.absent_classes='zero' (training: 'skip')" in line
     assert "data.base_size=704 (training: 520)" in line
     assert "batch_size" not in line and "boundary_iou" not in line
+
+
+def test_backbone_that_adamw_has_not_trained_stays_frozen(scored):
+    """The first of its updates would be of 3, the sixth of 6 times the rate."""
+    stored = load_config(scored / "config.json")
+    for name in ("adamw", "sgd"):
+        stored.optimizer.name = name
+        stored.model.freeze_backbone = True
+        save_config(stored, scored / "config.json")
+        config = load_config(scored / "config.json")
+        check_workdir(config, scored, INFO)
+        config.model.freeze_backbone = False
+        if name == "sgd":
+            check_workdir(config, scored, INFO)
+            continue
+        message = "^model.freeze_backbone=False: the run in .* has True"
+        with pytest.raises(UserError, match=message):
+            check_workdir(config, scored, INFO)
 
 
 def test_other_folder_is_warned_of(scored, caplog):

@@ -116,6 +116,7 @@ def test_scores_by_hand_do_not_depend_on_the_batch(batch_size, devices):
     assert results["error"] == pytest.approx(0.2)
     assert results["confusion_matrix"][0, 3] == 1
     assert results["per_class_accuracy"][[0, 1, 9]].tolist() == [0.5, 1, 1]
+    assert np.isnan(results["per_class_accuracy"][2])  # no image of class 2
 
 
 def test_validation_holds_no_more_images_than_it_shows():

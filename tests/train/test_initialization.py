@@ -20,7 +20,7 @@ from encnet_jax.run.model_config import model_settings
 from encnet_jax.run.sharding import mesh_of
 from encnet_jax.run.state import create_train_state, flatten_paths, split_model
 from encnet_jax.train.initialization import _CLASSIFIERS, load_initial_weights
-from encnet_jax.train.resume import with_stored_origin
+from encnet_jax.train.resume import with_stored_weights
 from encnet_jax.train.trainer import Trainer
 
 NAMES = ("road", "car", "sky")
@@ -264,18 +264,18 @@ def test_first_convolutions_are_those_of_the_networks(earlier):
 def test_run_with_steps_keeps_the_record_of_where_it_began(tmp_path, caplog):
     given = settings(weights="hf://owner/model")
     save_config(settings(weights="backbone.npz"), tmp_path / "config.json")
-    assert with_stored_origin(given, tmp_path) is given  # not one step was taken
+    assert with_stored_weights(given, tmp_path) is given  # not one step was taken
     model = model_of(0)
     _, params, batch_stats = split_model(model)
     checkpoints = Checkpoints(tmp_path)
     tx = create_optimizer(0.1)
     checkpoints.save(create_train_state(params, batch_stats, tx), 3)
     checkpoints.close()
-    assert with_stored_origin(given, tmp_path).model.weights == "backbone.npz"
+    assert with_stored_weights(given, tmp_path).model.weights == "backbone.npz"
     expected = f"model.weights=hf://owner/model is not read: the run in {tmp_path} cont"
     assert caplog.text.count(expected) == 1
     assert given.model.weights == "hf://owner/model"
     caplog.clear()
     # Without the flag of its first start, too.
-    assert with_stored_origin(settings(), tmp_path).model.weights == "backbone.npz"
+    assert with_stored_weights(settings(), tmp_path).model.weights == "backbone.npz"
     assert not caplog.text
