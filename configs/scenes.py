@@ -2,7 +2,7 @@
 
     python train.py --config=configs/scenes.py           # or :fcn, :pspnet, :deeplabv3
 
-600 steps of batch 16, 4 to 6 minutes on two CPU cores. Mean IoU on test, mean of three
+600 steps of batch 16, 5 to 6 minutes on two CPU cores. Mean IoU on test, mean of three
 seeds: EncNet 83.2; FCN on the same backbone 23.1; see docs/results.md. The
 hyperparameters are this project's own.
 """
