@@ -1,7 +1,7 @@
 """Memory of one training step: python -m benchmarks.memory [--target=h100] [--small].
 
     python -m benchmarks.memory --target=h100 --batches=8,16
-    python -m benchmarks.memory --target=v5e --devices=8 --batches=8,16 \\
+    python -m benchmarks.memory --target=v5e --devices=8 --batches=8,16
         --only=bfloat16-keep-1,bfloat16-remat-1
 
 EncNet-101 with 150 classes and crop size 576, by `model.dtype`, `model.remat` and

@@ -22,6 +22,7 @@ from encnet_jax.evaluate.settings import protocol_from_config, whole_image_size
 from encnet_jax.inference.folding import InferenceModel
 from encnet_jax.inference.predict_fn import make_probability_fn
 from encnet_jax.inference.sliding_window import make_score_fn
+from encnet_jax.inference.tta import TTAProtocol
 from encnet_jax.run.sharding import local_mesh, replicated
 from encnet_jax.run.state import PureDict
 
@@ -124,10 +125,15 @@ def make_confidence_fn(
         model: A segmentation model, or an abstract one.
         info: The data set.
     """
-    folded, mesh = InferenceModel(model), local_mesh(config.mesh.data)
     protocol = protocol_from_config(config, model, info)
-    if protocol is not None:
-        scores_of = make_score_fn(folded.model_def, info.num_classes, protocol, mesh)
+    if protocol is None:
+        return _whole_image_confidences(config, InferenceModel(model), info)
+    return _window_confidences(config, InferenceModel(model), info, protocol)
+
+
+def _whole_image_confidences(
+    config: ConfigDict, folded: InferenceModel, info: DatasetInfo
+) -> ConfidenceFn:
     probabilities = make_probability_fn(
         folded.model_def,
         mean=info.mean,
@@ -144,20 +150,31 @@ def make_confidence_fn(
     def predict(
         params: PureDict, batch_stats: PureDict, examples: Examples
     ) -> Iterator[ConfidentPrediction]:
+        # On one device: images of one size are too few for a batch.
+        arrays = jax.device_put(folded.arrays(params, batch_stats))
+        for index, example in examples:
+            labels, confidence = jax.device_get(top(*arrays, example.image[None]))
+            yield ConfidentPrediction(index, example, labels, confidence)
+
+    return predict
+
+
+def _window_confidences(
+    config: ConfigDict, folded: InferenceModel, info: DatasetInfo, protocol: TTAProtocol
+) -> ConfidenceFn:
+    mesh = local_mesh(config.mesh.data)
+    scores_of = make_score_fn(folded.model_def, info.num_classes, protocol, mesh)
+
+    def predict(
+        params: PureDict, batch_stats: PureDict, examples: Examples
+    ) -> Iterator[ConfidentPrediction]:
         arrays = folded.arrays(params, batch_stats)
-        if protocol is None:
-            arrays = jax.device_put(arrays)  # images of a size are too few for a batch
-            for index, example in examples:
-                labels, confidence = jax.device_get(top(*arrays, example.image[None]))
-                yield ConfidentPrediction(index, example, labels, confidence)
-            return
-        arrays = jax.device_put(arrays, replicated(mesh))
+        params, batch_stats = jax.device_put(arrays, replicated(mesh))
         images = (((i, example), example.image) for i, example in examples)
         batch_size = config.evaluation.batch_size
-        params, batch_stats = arrays
         for finished in scores_of(params, batch_stats, images, batch_size):
             index, example = finished.key
-            labels, confidence = finished.score_map.top()
+            labels, confidence = finished.score_map.labels_with_confidence()
             yield ConfidentPrediction(index, example, labels, confidence)
 
     return predict

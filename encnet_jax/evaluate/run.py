@@ -120,8 +120,10 @@ def evaluate_workdir(
         examples: list[RankedExample] = []
         if jax.process_index() == 0:
             predict = make_confidence_fn(config, run.model, run.info)
-            found = predict_examples(predict, run, dataset, totals.image_iou)
-            examples, results["calibration"] = found[0], found[1].results()
+            examples, calibration = predict_examples(
+                predict, run, dataset, totals.image_iou
+            )
+            results["calibration"] = calibration.results()
             save_scores(
                 results,
                 path,

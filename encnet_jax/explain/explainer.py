@@ -145,8 +145,9 @@ class Explainer:
         ) -> tuple[jax.Array | None, jax.Array]:
             model: Any = model_def.merge(params, batch_stats)
             inputs, _ = network_inputs(model, images, **resizing)
-            _, view = model.forward_with_context(inputs)
-            return None if view.assignment is None else view.assignment[0], view.gate[0]
+            _, found = model.forward_with_context(inputs)
+            assignment = None if found.assignment is None else found.assignment[0]
+            return assignment, found.gate[0]
 
         label = make_label_fn(GatedDef(model_def), **resizing)
         self._context = lambda pixels: jax.device_get(

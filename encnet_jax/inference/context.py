@@ -5,7 +5,7 @@ from typing import Any, NamedTuple, Protocol
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Float32
 
-from encnet_jax.models.encoding import ContextView
+from encnet_jax.models.encoding import ContextActivations
 from encnet_jax.models.segmentation import SegmentationOutput
 from encnet_jax.run.state import ModelDef, PureDict
 
@@ -58,8 +58,8 @@ class GatedDef(NamedTuple):
 class AssignmentDef(NamedTuple):
     """The definition of a network whose classes are the codewords.
 
-    Its probabilities are the assignment of `ContextView`. Without codewords there is
-    one class.
+    Its probabilities are the assignment of `ContextActivations`. Without codewords
+    there is one class.
 
     Attributes:
         model_def: Definition of an EncNet.
@@ -92,10 +92,10 @@ class _Assignment:
 
     def forward_with_context(
         self, images: Float[Array, "b h w c"]
-    ) -> tuple[SegmentationOutput, ContextView]:
+    ) -> tuple[SegmentationOutput, ContextActivations]:
         _, context = self._model.forward_with_context(images)
         assignment = context.assignment
         if assignment is None:
-            assignment = jnp.ones((*context.before.shape[:3], 1), jnp.float32)
+            assignment = jnp.ones((*context.features.shape[:3], 1), jnp.float32)
         logits = jnp.log(jnp.maximum(assignment, _SMALLEST))
         return SegmentationOutput(logits / self._views), context

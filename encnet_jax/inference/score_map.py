@@ -48,6 +48,11 @@ class ScoreMapSharding:
         return NamedSharding(self.mesh, PartitionSpec("data"))
 
     @property
+    def of_result(self) -> NamedSharding:
+        """Tiles with the final scores: the sum over views, or the only view."""
+        return self.by_row if self.softmax else self.by_class
+
+    @property
     def by_class(self) -> NamedSharding:
         """Tiles split by class."""
         return NamedSharding(self.mesh, PartitionSpec(None, None, "data"))
@@ -73,7 +78,7 @@ class ScoreMapPool:
         self._free: dict[bool, list[jax.Array]] = {False: [], True: []}
 
     def create(
-        self, size: tuple[int, int], block: "TileBlock | None" = None
+        self, size: tuple[int, int], block: TileBlock | None = None
     ) -> "ScoreMap":
         """Returns an empty score map for an image of (height, width) pixels.
 
@@ -141,7 +146,7 @@ class ScoreMap:
         """Marks the end of a view; windows of the next one may follow.
 
         Args:
-            row: The row of tiles that it is the end of; None: all.
+            row: Finish this row of tiles only; None: all.
         """
         sharding = self._pool.sharding
         if not sharding.softmax:
@@ -160,7 +165,7 @@ class ScoreMap:
         Asynchronous: the result is still being computed, see `Labels`.
 
         Args:
-            row: The row of tiles that is meant; None: all.
+            row: Label this row of tiles only; None: all.
         """
         parts = {}
         sharding, tiles = self._pool.sharding, self._tiles()
@@ -169,21 +174,23 @@ class ScoreMap:
             self._pool.release(tile, total=sharding.softmax)
         return Labels(self.size, parts)
 
-    def top(self) -> tuple[UInt8[np.ndarray, "h w"], Float32[np.ndarray, "h w"]]:
-        """Returns the labels and their probabilities; frees the score map.
+    def labels_with_confidence(
+        self,
+    ) -> tuple[UInt8[np.ndarray, "h w"], Float32[np.ndarray, "h w"]]:
+        """Returns the labels and their confidence; frees the score map.
 
-        Probabilities are scores relative to the sum over the classes.
+        The confidence is the share of the class in the scores of all classes.
         """
         labels = np.zeros(self.size, np.uint8)
-        probabilities = np.zeros(self.size, np.float32)
+        confidence = np.zeros(self.size, np.float32)
         sharding, tiles = self._pool.sharding, self._tiles()
         for place in list(tiles):
             box = _box(place, self.size)
-            label, probability, tile = _top(tiles.pop(place), sharding)
-            labels[box] = _crop(np.asarray(label), box)
-            probabilities[box] = _crop(np.asarray(probability), box)
+            classes, shares, tile = _argmax_with_confidence(tiles.pop(place), sharding)
+            labels[box] = _crop(np.asarray(classes), box)
+            confidence[box] = _crop(np.asarray(shares), box)
             self._pool.release(tile, total=sharding.softmax)
-        return labels, probabilities
+        return labels, confidence
 
     def scores(self) -> Float32[np.ndarray, "h w n"]:
         """Returns the scores and frees the score map."""
@@ -297,20 +304,24 @@ def _add_softmax(
 @functools.partial(jax.jit, donate_argnums=0, static_argnames="sharding")
 def _argmax(tile: jax.Array, sharding: ScoreMapSharding) -> tuple[jax.Array, jax.Array]:
     """Returns the highest-scoring classes, and zeros in the memory of the tile."""
-    scores = jax.lax.with_sharding_constraint(tile, sharding.by_row)
-    layout = sharding.by_row if sharding.softmax else sharding.by_class
-    zeros = jax.lax.with_sharding_constraint(jnp.zeros_like(tile), layout)
-    return scores[..., : sharding.num_classes].argmax(-1).astype(jnp.uint8), zeros
+    scores, zeros = _take_scores(tile, sharding)
+    return scores.argmax(-1).astype(jnp.uint8), zeros
 
 
 @functools.partial(jax.jit, donate_argnums=0, static_argnames="sharding")
-def _top(
+def _argmax_with_confidence(
     tile: jax.Array, sharding: ScoreMapSharding
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Returns what `_argmax` does, and the share of the highest score in between."""
-    scores = jax.lax.with_sharding_constraint(tile, sharding.by_row)
-    scores = scores[..., : sharding.num_classes]
-    layout = sharding.by_row if sharding.softmax else sharding.by_class
-    zeros = jax.lax.with_sharding_constraint(jnp.zeros_like(tile), layout)
+    """Returns classes, their shares of the scores, and zeros as `_argmax` does."""
+    scores, zeros = _take_scores(tile, sharding)
     total = jnp.maximum(scores.sum(-1), jnp.finfo(jnp.float32).tiny)
     return scores.argmax(-1).astype(jnp.uint8), scores.max(-1) / total, zeros
+
+
+def _take_scores(
+    tile: jax.Array, sharding: ScoreMapSharding
+) -> tuple[jax.Array, jax.Array]:
+    """Returns the scores of the classes by row, and zeros in the memory of the tile."""
+    scores = jax.lax.with_sharding_constraint(tile, sharding.by_row)
+    zeros = jax.lax.with_sharding_constraint(jnp.zeros_like(tile), sharding.of_result)
+    return scores[..., : sharding.num_classes], zeros

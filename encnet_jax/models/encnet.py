@@ -14,8 +14,8 @@ from encnet_jax.models.encoding import (
     CODE_REDUCTIONS,
     GATES,
     SCALE_INITS,
+    ContextActivations,
     ContextEncoding,
-    ContextView,
 )
 from encnet_jax.models.heads import (
     DECODER_STRIDES,
@@ -106,8 +106,8 @@ class EncodingHead(nnx.Module):
 
     def with_context(
         self, stages: list[jax.Array], gate: Float[Array, "b c"] | None = None
-    ) -> tuple[Float[Array, "b h w n"], Float[Array, "b n"] | None, ContextView]:
-        """As the call, with what the Context Encoding Module saw.
+    ) -> tuple[Float[Array, "b h w n"], Float[Array, "b n"] | None, ContextActivations]:
+        """As the call, with the activations of the Context Encoding Module.
 
         Args:
             stages: Outputs of the four stages, each (b, h/s, w/s, c).
@@ -123,8 +123,8 @@ class EncodingHead(nnx.Module):
                 for link in links
             ]
             x = self.fuse(jnp.concatenate([x, *links], axis=-1))
-        context, se_logits = self.context.view(x, gate)
-        x = context.after
+        context, se_logits = self.context.with_activations(x, gate)
+        x = context.gated
         if self.decoder is not None:
             x = self.decoder(x, stages[0])
         return self.classifier(x), se_logits, context
@@ -230,8 +230,8 @@ class EncNet(SegmentationModel):
         self,
         images: Float[Array, "b h w i"],
         gate: Float[Array, "b c"] | None = None,
-    ) -> tuple[SegmentationOutput, ContextView]:
-        """As `forward_low_res`, with what the Context Encoding Module saw.
+    ) -> tuple[SegmentationOutput, ContextActivations]:
+        """As `forward_low_res`, with the activations of the Context Encoding Module.
 
         Outputs that only the loss reads are left out.
 

@@ -1,6 +1,6 @@
 """The Encoding Layer and the Context Encoding Module (Zhang et al. 2018, section 3).
 
-Shapes: b images, h x w pixels, c channels, k codewords, n classes.
+Shapes: b images, h x w pixels, p of them in a row, c channels, k codewords, n classes.
 """
 
 from typing import NamedTuple
@@ -72,8 +72,8 @@ class Encoding(nnx.Module):
 
     def with_assignment(
         self, x: Float[Array, "b *pixels c"]
-    ) -> tuple[Float[Array, "b k c"], Float[Array, "b n k"]]:
-        """Returns the encoding, and how much of each of n pixels each codeword takes.
+    ) -> tuple[Float[Array, "b k c"], Float[Array, "b p k"]]:
+        """Returns the encoding, and how much of each of p pixels each codeword takes.
 
         The latter is a_ik; its sum over the codewords is 1.
         """
@@ -82,13 +82,13 @@ class Encoding(nnx.Module):
         weighted = jnp.einsum("bnk,bnc->bkc", assignment, x, precision="highest")
         return weighted - assignment.sum(1)[:, :, None] * codewords, assignment
 
-    def assignment(self, x: Float[Array, "b *pixels c"]) -> Float[Array, "b n k"]:
-        """Returns a_ik: how much of each of n pixels each codeword takes; sums to 1."""
+    def assignment(self, x: Float[Array, "b *pixels c"]) -> Float[Array, "b p k"]:
+        """Returns a_ik: how much of each of p pixels each codeword takes; sums to 1."""
         return self.with_assignment(x)[1]
 
     def _centered(
         self, x: Float[Array, "b *pixels c"]
-    ) -> tuple[Float[Array, "b n c"], Float[Array, "k c"]]:
+    ) -> tuple[Float[Array, "b p c"], Float[Array, "k c"]]:
         """Returns features and codewords in float32, relative to the mean codeword."""
         x = x.reshape(x.shape[0], -1, x.shape[-1]).astype(jnp.float32)
         codewords = self.codewords[...]
@@ -97,8 +97,8 @@ class Encoding(nnx.Module):
         return x - center, codewords - center
 
     def _logits(
-        self, x: Float[Array, "b pixels c"], codewords: Float[Array, "k c"]
-    ) -> Float[Array, "b pixels k"]:
+        self, x: Float[Array, "b p c"], codewords: Float[Array, "k c"]
+    ) -> Float[Array, "b p k"]:
         """Returns s_k |x_i - d_k|^2, with |x - d|^2 = |x|^2 - 2 x d + |d|^2."""
         squares = jnp.square(x).sum(-1, keepdims=True)
         products = jnp.einsum("bnc,kc->bnk", x, codewords, precision="highest")
@@ -109,21 +109,21 @@ class Encoding(nnx.Module):
         return self.scale[...]
 
 
-class ContextView(NamedTuple):
-    """What a Context Encoding Module sees in images, and what it makes of them.
+class ContextActivations(NamedTuple):
+    """What a Context Encoding Module computes for images.
 
     Attributes:
         assignment: How much of each pixel each codeword takes, a_ik of `Encoding`; sums
             to 1 over the codewords. None with `num_codes=0`.
         gate: The factor of each channel, after the sigmoid: in 0 to 1.
-        before: The features that the module was given.
-        after: The features that it returned.
+        features: Input of the module.
+        gated: Its output.
     """
 
     assignment: Float32[Array, "b h w k"] | None
     gate: Float32[Array, "b c"]
-    before: Float[Array, "b h w c"]
-    after: Float[Array, "b h w c"]
+    features: Float[Array, "b h w c"]
+    gated: Float[Array, "b h w c"]
 
 
 class ContextEncoding(nnx.Module):
@@ -188,13 +188,13 @@ class ContextEncoding(nnx.Module):
             x: The features.
             gate: Takes the place of the gate that is computed from x.
         """
-        view, se_logits = self.view(x, gate)
-        return view.after, se_logits
+        activations, se_logits = self.with_activations(x, gate)
+        return activations.gated, se_logits
 
-    def view(
+    def with_activations(
         self, x: Float[Array, "b h w c"], gate: Float[Array, "b c"] | None = None
-    ) -> tuple[ContextView, Float[Array, "b n"] | None]:
-        """As the call, with everything else that the module computes on the way."""
+    ) -> tuple[ContextActivations, Float[Array, "b n"] | None]:
+        """As the call, with the activations in place of the features alone."""
         encoded, assignment = self.encode(x)
         if gate is None:
             gate = jax.nn.sigmoid(self.gate(encoded))
@@ -206,7 +206,8 @@ class ContextEncoding(nnx.Module):
             gated = jax.nn.relu(features + gated)
         if assignment is not None:
             assignment = assignment.reshape(*x.shape[:3], -1)
-        return ContextView(assignment, gate, x, gated.astype(x.dtype)), se_logits
+        activations = ContextActivations(assignment, gate, x, gated.astype(x.dtype))
+        return activations, se_logits
 
     def encode(
         self, x: Float[Array, "b h w c"]

@@ -188,23 +188,23 @@ def test_context_returns_features_like_its_own_and_presence_if_wanted(
         assert presence.shape == (2, 7) and presence.dtype == jnp.float32
 
 
-def test_view_holds_what_the_call_computes_from():
+def test_activations_are_those_of_the_call():
     module = ContextEncoding(8, num_codes=3, num_classes=5, rngs=nnx.Rngs(0))
     module.eval()
     x = jax.random.normal(jax.random.key(1), (2, 4, 5, 8))
-    view, se_logits = module.view(x)
+    found, se_logits = module.with_activations(x)
     features, expected = module(x)
-    np.testing.assert_array_equal(view.after, features)
+    np.testing.assert_array_equal(found.gated, features)
     np.testing.assert_array_equal(se_logits, expected)
-    np.testing.assert_array_equal(view.before, x)
+    np.testing.assert_array_equal(found.features, x)
     np.testing.assert_allclose(
-        view.gate, jax.nn.sigmoid(module.gate(module.encode(x)[0]))
+        found.gate, jax.nn.sigmoid(module.gate(module.encode(x)[0]))
     )
     # Of the pixel in row 2, column 3, not that of the transposed map.
     reduced = module.reduce(x)
     flat = module.encoding.assignment(reduced)
-    np.testing.assert_allclose(view.assignment[:, 2, 3], flat[:, 2 * 5 + 3], rtol=1e-6)
-    np.testing.assert_allclose(view.assignment.sum(-1), 1, rtol=1e-6)
+    np.testing.assert_allclose(found.assignment[:, 2, 3], flat[:, 2 * 5 + 3], rtol=1e-6)
+    np.testing.assert_allclose(found.assignment.sum(-1), 1, rtol=1e-6)
 
 
 def test_given_gate_takes_the_place_of_the_computed_one():
@@ -216,11 +216,11 @@ def test_given_gate_takes_the_place_of_the_computed_one():
     features, se_logits = module(x, gate)
     np.testing.assert_allclose(features, x * gate[:, None, None], rtol=1e-6)
     np.testing.assert_array_equal(se_logits, module(x)[1])
-    np.testing.assert_array_equal(module.view(x, gate)[0].gate, gate)
+    np.testing.assert_array_equal(module.with_activations(x, gate)[0].gate, gate)
 
 
-def test_view_without_codewords_has_no_assignment():
+def test_activations_without_codewords_has_no_assignment():
     module = ContextEncoding(8, num_codes=0, num_classes=None, rngs=nnx.Rngs(0))
-    view, se_logits = module.view(jnp.ones((1, 2, 2, 8)))
-    assert view.assignment is None and se_logits is None
-    assert view.gate.shape == (1, 8)
+    found, se_logits = module.with_activations(jnp.ones((1, 2, 2, 8)))
+    assert found.assignment is None and se_logits is None
+    assert found.gate.shape == (1, 8)
