@@ -101,7 +101,7 @@ def open_vino(path: Path) -> LabelFn:
 def open_split(workdir: Path, split: str) -> Dataset:
     config = load_config(workdir / "config.json")
     data_dir = _DATA_DIR.value or config.data.data_dir
-    return open_dataset(config.data.name, split, data_dir, drawn=True)
+    return open_dataset(config.data.name, split, data_dir, in_memory=True)
 
 
 def some_images(dataset: Dataset, count: int) -> list[np.ndarray]:

@@ -37,8 +37,7 @@ def default() -> ConfigDict:
     config.learning_rate = 0.01  # initial; after the warm-up, if there is one
     config.log_every = 10  # steps
     config.eval_every = 1000  # steps; the last step is always evaluated
-    # Evaluations without a better score (that which chooses the best checkpoint) after
-    # which training ends; 0: it takes all steps.
+    # Stop after this many evaluations without a new best score; 0: never.
     config.early_stopping = 0
     config.checkpoint_every = 1000  # steps; every evaluation saves one too
     config.tracker = ""  # wandb or trackio, besides TensorBoard; empty: neither

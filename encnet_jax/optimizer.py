@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-# Of a vision transformer: no vectors by their shape, but by what they are.
+# Parameters of a vision transformer that act as vectors, whatever their shape.
 _UNDECAYED = ("cls_token", "pos_embed")
 
 

@@ -90,7 +90,7 @@ def main(arguments: list[str]) -> int:
             split,
             data.data_dir,
             bands=bands,
-            drawn=data.cache_on_device,
+            in_memory=data.cache_on_device,
             check=False,
             manual_dir=None if manual is None else str(manual),
         )

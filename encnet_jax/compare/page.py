@@ -107,7 +107,7 @@ def read_examples(
             name,
             run.scores["split"],
             data_dir or folder,
-            drawn=config.data.cache_on_device,
+            in_memory=config.data.cache_on_device,
             check=False,
             prepare=False,
             bands=load_run_info(run.workdir),

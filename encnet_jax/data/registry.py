@@ -140,7 +140,7 @@ def open_dataset(
     split: str,
     data_dir: str | None = None,
     *,
-    drawn: bool = False,
+    in_memory: bool = False,
     check: bool = True,
     manual_dir: str | None = None,
     prepare: bool = True,
@@ -154,8 +154,8 @@ def open_dataset(
         data_dir: For local data sets their folder, by default the value of
             `ENCNET_CAMVID` or `ENCNET_FOLDER`; for prepared ones the folder of
             TFDS, by default TFDS's own.
-        drawn: Draw `scenes` on demand instead of preparing TFRecord files; this needs
-            no TensorFlow.
+        in_memory: Generate `scenes` on demand in place of preparing TFRecord files;
+            this needs no TensorFlow.
         check: Raise the first problem of a local data set now rather than when the
             example is read.
         manual_dir: For prepared data sets, the folder of archives that must be
@@ -182,7 +182,7 @@ def open_dataset(
             f"data.channels={info.channels}: the images of {name} are 8-bit RGB; "
             "allowed is 3, without data.value_range"
         )
-    if drawn and name == "scenes":
+    if in_memory and name == "scenes":
         return SyntheticScenes(info, split)
     if isinstance(entry, PreparedDataset):
         builder = _prepare(name, entry, data_dir, manual_dir, prepare)

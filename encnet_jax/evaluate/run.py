@@ -192,7 +192,7 @@ def _load(
 
 
 def compare_value_ranges(trained: DatasetInfo, evaluated: DatasetInfo) -> None:
-    """Warns of a data set whose values are scaled otherwise than in the training."""
+    """Warns if a data set declares another value range than that of the training."""
     ranges = trained.value_range, evaluated.value_range
     if ranges[0] != ranges[1]:
         _log.warning("value_range: %s in training, %s in the data set", *ranges)
@@ -228,8 +228,9 @@ def _accumulate(
     if writer is not None:  # what it wrote may have been deleted since
         done = [item for item in done if writer.has(item.name)]
     done = known_to_all_hosts(done, len(dataset))
-    for metrics in done if writer is not None else ():
-        writer.keep(metrics.name)
+    if writer is not None:
+        for metrics in done:
+            writer.keep(metrics.name)
     if done:
         _log.info("resuming: %d of %d images are done", len(done), len(dataset))
     accumulator = MetricAccumulator(len(dataset), dataset.info.num_classes)
@@ -269,7 +270,11 @@ def _open(
     data, trained = config.data, load_run_info(workdir)
     if images is None:
         return open_dataset(
-            data.name, split, data.data_dir, drawn=data.cache_on_device, bands=trained
+            data.name,
+            split,
+            data.data_dir,
+            in_memory=data.cache_on_device,
+            bands=trained,
         )
     if not submission:
         raise UserError(f"--images={images}: needs --submission; there are no labels")

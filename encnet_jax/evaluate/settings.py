@@ -48,13 +48,12 @@ def evaluation_config(
 ) -> ConfigDict:
     """Returns the configuration by which a run is evaluated.
 
-    Everything that changes predictions or scores is that of the training: the groups
-    `model` and `evaluation`, `data.base_size`, `data.crop_size` and the limit of
-    pixels; of a model folder, `model` and what it stores of the others. The name of the
-    data set, its folder if there is one, and `mesh` are those
-    given. Weights that were imported were not trained by the stored settings: of these
-    only the network's and `evaluation.align_corners` count. One line of the log says
-    which values of `given` are not used.
+    Whatever changes predictions or scores is taken from the run: `model`, `evaluation`,
+    `data.base_size`, `data.crop_size` and `data.max_image_pixels`; from a model folder
+    what it stores of these. Of imported weights only `model` and
+    `evaluation.align_corners` are taken, as nothing else was used to train them. `mesh`
+    and the data set are those given. Values of `given` that are replaced are logged in
+    one line.
 
     Args:
         given: The configuration that `--config` names, with its overrides.
@@ -67,32 +66,9 @@ def evaluation_config(
     """
     workdir = user_path(workdir)
     stored = load_run_config(workdir)
+    _check_reading(given, stored, workdir, explicit)
     config = given.copy_and_resolve_references()
-    same_data = given.data.name == stored.data.name
-    for key in _READ:
-        value = config.data[key]
-        if key == "value_range" and is_model_folder(workdir):  # not in its settings
-            continue
-        if f"data.{key}" in explicit and _plain(value) != _plain(stored.data[key]):
-            raise UserError(
-                f"data.{key}={_plain(value)!r}: images are read as in the training of "
-                f"{workdir}; remove the flag"
-            )
-    if _is_imported(workdir):
-        keys = ["evaluation.align_corners"]
-    elif is_model_folder(workdir):
-        keys = [f"evaluation.{key}" for key in PREDICTION_KEYS]
-        keys += [f"data.{key}" for key in _SIZES]
-    else:
-        keys = [f"evaluation.{key}" for key in stored.evaluation]
-        keys += [f"data.{key}" for key in (*_SIZES, "max_image_pixels")]
-        if same_data:
-            keys.append("data.cache_on_device")
-        else:
-            keys.remove("evaluation.split")
-    variable = folder_variable(given.data.name)
-    if same_data and given.data.data_dir is None and not os.environ.get(variable):
-        keys.append("data.data_dir")
+    keys = _inherited_keys(given, stored, workdir)
     unused = []
     for key in (*keys, *(f"model.{key}" for key in stored.model)):
         group, _, name = key.partition(".")
@@ -108,6 +84,41 @@ def evaluation_config(
     if unused:
         _log.info("as in the training, unless set by a flag: %s", "; ".join(unused))
     return config
+
+
+def _check_reading(
+    given: ConfigDict, stored: ConfigDict, workdir: Path, explicit: Collection[str]
+) -> None:
+    """Raises `UserError` for a flag by which images would be read differently."""
+    # A model folder stores the range with its classes, not among its settings.
+    for key in _READ[:1] if is_model_folder(workdir) else _READ:
+        value = _plain(given.data[key])
+        if f"data.{key}" in explicit and value != _plain(stored.data[key]):
+            raise UserError(
+                f"data.{key}={value!r}: images are read as in the training of "
+                f"{workdir}; remove the flag"
+            )
+
+
+def _inherited_keys(given: ConfigDict, stored: ConfigDict, workdir: Path) -> list[str]:
+    """Returns the keys of `data` and `evaluation` that are taken from the run."""
+    same_data = given.data.name == stored.data.name
+    if _is_imported(workdir):
+        keys = ["evaluation.align_corners"]
+    elif is_model_folder(workdir):
+        keys = [f"evaluation.{key}" for key in PREDICTION_KEYS]
+        keys += [f"data.{key}" for key in _SIZES]
+    else:
+        keys = [f"evaluation.{key}" for key in stored.evaluation]
+        keys += [f"data.{key}" for key in (*_SIZES, "max_image_pixels")]
+        if same_data:
+            keys.append("data.cache_on_device")
+        else:
+            keys.remove("evaluation.split")
+    variable = folder_variable(given.data.name)
+    if same_data and given.data.data_dir is None and not os.environ.get(variable):
+        keys.append("data.data_dir")
+    return keys
 
 
 def check_data_folder(config: ConfigDict, workdir: Path, *, labels: bool) -> None:
@@ -182,8 +193,8 @@ def evaluation_name(split: str, settings: ConfigDict) -> str:
 
     Args:
         split: Name of the split.
-        settings: `evaluation`. The scale of 1 alone is the same as none, but where it
-            has windows take the place of whole images.
+        settings: `evaluation`. Scale 1 alone is single-scale where one scale is
+            evaluated in windows anyway, but not where it replaces whole images by them.
     """
     alike = has_windows_at_one_scale(settings) and not multi_scale(settings.scales)
     single = not settings.scales or alike

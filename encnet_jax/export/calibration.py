@@ -64,7 +64,7 @@ class CalibrationImages(Sequence[UInt8[np.ndarray, "h w 3"]]):
         return pixels
 
     def check(self) -> None:
-        """Reads all; raises `UserError` for the first that is of no use."""
+        """Reads all; raises `UserError` for the first that cannot be used."""
         for index in range(len(self)):
             self[index]
 

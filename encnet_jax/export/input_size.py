@@ -7,13 +7,13 @@ import numpy as np
 from flax import nnx
 from jaxtyping import UInt8
 from ml_collections import ConfigDict
-from PIL import Image, ImageOps
 
 from encnet_jax.data.dataset_info import DatasetInfo
 from encnet_jax.evaluate.settings import protocol_from_config, whole_image_size
 from encnet_jax.inference.predict_fn import resized_shape
 from encnet_jax.inference.tta import MmsegProtocol
 from encnet_jax.ops.resize import resize_bilinear
+from encnet_jax.predict.read_image import fit_rgb
 
 PrepareFn = Callable[[UInt8[np.ndarray, "h w 3"]], UInt8[np.ndarray, "H W 3"]]
 
@@ -69,16 +69,5 @@ def _resized(
 
 
 def crop_resizer(size: tuple[int, int]) -> PrepareFn:
-    """Returns a function that resizes images to cover `size`, and crops the center.
-
-    For graphs of one size, and as `Classifier` does.
-
-    Args:
-        size: Height and width.
-    """
-
-    def prepare(pixels: UInt8[np.ndarray, "h w 3"]) -> UInt8[np.ndarray, "H W 3"]:
-        image = Image.fromarray(pixels)
-        return np.asarray(ImageOps.fit(image, size[::-1], Image.Resampling.BILINEAR))
-
-    return prepare
+    """Returns `fit_rgb` to a height and width, for graphs of one size."""
+    return lambda pixels: fit_rgb(pixels, size)

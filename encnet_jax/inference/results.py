@@ -47,7 +47,7 @@ class Segmentation:
         """The probability of each class at each pixel, at the size of the image.
 
         The softmax of the resized logits; of windows with mirror images (`flip`) that
-        of the sum over both, as PyTorch-Encoding adds them, and so further from even
+        of the sum over both, as PyTorch-Encoding adds them, and so more confident
         than either. Computed by another pass of the network on first use, and kept: 4 h
         w n bytes. The largest is that of `labels`, except where two are equal to
         rounding.

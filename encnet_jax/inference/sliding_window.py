@@ -284,7 +284,9 @@ def images_ahead(mesh: Mesh) -> int:
 def _views_of(
     images: Iterable[tuple[Any, np.ndarray]], protocol: TTAProtocol, ahead: int
 ) -> Iterator[tuple[Any, tuple[int, int], Iterable[TTAView]]]:
-    """Yields keys, sizes and views of images; those of the first as they are asked for.
+    """Yields keys, sizes and views of images.
+
+    The views of the first image are made lazily, so that its windows start at once.
 
     Args:
         images: Keys and images.

@@ -25,7 +25,7 @@ from encnet_jax.ops.normalize import normalize, to_byte_scale
 
 
 class ViewLayout(NamedTuple):
-    """What is known of a `TTAView` from the size of the image.
+    """The geometry of a `TTAView`, which depends only on the size of the image.
 
     Attributes:
         size: Height and width of the image at this scale, without padding.

@@ -10,7 +10,6 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Float32, UInt8
 from ml_collections import ConfigDict
-from PIL import Image, ImageOps
 
 from encnet_jax.convert.load import load_torch_model
 from encnet_jax.data.band_image import fit_bands
@@ -37,7 +36,7 @@ from encnet_jax.inference.sliding_window import (
 )
 from encnet_jax.inference.tta import TTAProtocol
 from encnet_jax.predict.pretrained import Pretrained, create_settings
-from encnet_jax.predict.read_image import ImageInput, read_image
+from encnet_jax.predict.read_image import ImageInput, fit_rgb, read_image
 from encnet_jax.run.mean_gate import MeanGate
 from encnet_jax.run.model_config import abstract_model
 from encnet_jax.run.sharding import mesh_of
@@ -320,9 +319,7 @@ class Classifier(Pretrained):
         if self.info.banded:
             fitted = fit_bands(pixels, self.size)
         else:
-            size = (self.size, self.size)
-            whole = Image.fromarray(pixels)
-            fitted = np.asarray(ImageOps.fit(whole, size, Image.Resampling.BILINEAR))
+            fitted = fit_rgb(pixels, (self.size, self.size))
         inputs = self._params, self._batch_stats, fitted[None]
         self._check_first_output(self._classify, *inputs)
         probabilities = np.asarray(self._classify(*inputs)[0])

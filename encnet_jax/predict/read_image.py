@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import numpy as np
 from jaxtyping import UInt8
-from PIL import Image
+from PIL import Image, ImageOps
 
 from encnet_jax.data.bands import RGB_INFO, Pixels, decode_pixels, scale_bands
 from encnet_jax.data.dataset_info import DatasetInfo
@@ -19,6 +19,14 @@ from encnet_jax.files import user_path
 ImageInput = (
     str | os.PathLike[str] | Image.Image | UInt8[np.ndarray | jax.Array, "h w 3"]
 )
+
+
+def fit_rgb(
+    pixels: UInt8[np.ndarray, "h w 3"], size: tuple[int, int]
+) -> UInt8[np.ndarray, "H W 3"]:
+    """Resizes an image to cover a height and width, and crops the center."""
+    image = Image.fromarray(pixels)
+    return np.asarray(ImageOps.fit(image, size[::-1], Image.Resampling.BILINEAR))
 
 
 def read_image(image: ImageInput, info: DatasetInfo = RGB_INFO) -> Pixels:

@@ -18,7 +18,7 @@ _OF_ANY_MODEL = (
     *TRAINING_ONLY,
 )
 # Of image classification; the images are neither scaled nor cut into windows.
-_OF_PIXELS = (
+_IGNORED_BY_CLASSIFIERS = (
     *("data.base_size", "data.scale_range", "loss.se_weight", "loss.aux_weight"),
     "loss.normalize_by",
 )
@@ -87,7 +87,7 @@ def _reason(config: ConfigDict, key: str) -> str:
         return f"{model.name}{backbone} has no such setting"
     if not segments(model.name):
         windows = group == "evaluation" and name not in ("split", "batch_size")
-        if key in _OF_PIXELS or windows:
+        if key in _IGNORED_BY_CLASSIFIERS or windows:
             return "only for segmentation"
     return _need(config, key)
 

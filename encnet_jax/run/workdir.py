@@ -1,4 +1,4 @@
-"""Reads workdirs of trainings, and model folders: configuration, classes, weights."""
+"""Reads workdirs and model folders: configuration, classes, weights."""
 
 import json
 from pathlib import Path

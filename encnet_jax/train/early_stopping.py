@@ -1,4 +1,4 @@
-"""Early stopping: ends a training whose validation score does not improve any more."""
+"""Early stopping: ends a run whose validation score has stopped improving."""
 
 from pathlib import Path
 
@@ -18,8 +18,7 @@ class EarlyStopping:
     from its checkpoint.
 
     Args:
-        patience: Number of evaluations without a better score that end a training; 0:
-            none do.
+        patience: Evaluations without a better score after which the run ends; 0: never.
         metrics_path: `metrics.jsonl` of the run.
         metric: Name of the score that ranks checkpoints, greater is better.
     """

@@ -1,4 +1,4 @@
-"""Stops a training that diverges, before a step with such weights is saved."""
+"""Stops a diverging run before its weights are saved."""
 
 import math
 

@@ -70,7 +70,7 @@ def open_splits(
         config.data.data_dir = _absolute_folder(config.data.data_dir)
     if datasets is None:
         data, scored = config.data, config.evaluation.split
-        options: dict[str, Any] = dict(drawn=data.cache_on_device)
+        options: dict[str, Any] = dict(in_memory=data.cache_on_device)
         options["bands"] = declare_bands(
             dataset_info(data.name, data.data_dir), data.channels, data.value_range
         )

@@ -11,13 +11,13 @@ from ml_collections import ConfigDict
 from encnet_jax.data.dataset_info import DatasetInfo
 from encnet_jax.errors import UserError
 from encnet_jax.models.dinov2 import DINOV2
-from encnet_jax.models.registry import CIFAR_MODELS
+from encnet_jax.models.registry import segments
 from encnet_jax.optimizer import cosine_schedule, poly_schedule
 
 _log = logging.getLogger(__name__)
 
 # Settings that only segmentation has -> what they must be otherwise.
-_FOR_PIXELS: dict[str, Any] = {
+_REFUSED_BY_CLASSIFIERS: dict[str, Any] = {
     "loss.class_balance": "",
     "loss.hard_pixel_fraction": 1.0,
     "loss.lovasz_weight": 0.0,
@@ -29,7 +29,7 @@ _FOR_PIXELS: dict[str, Any] = {
 
 def check_task(config: ConfigDict, info: DatasetInfo) -> None:
     """Raises `UserError` if the model or its loss does not fit the data set."""
-    classifies = config.model.name in CIFAR_MODELS
+    classifies = not segments(config.model.name)
     if classifies != (info.task == "classification"):
         kind = "whole images" if classifies else "pixels"
         raise UserError(
@@ -46,7 +46,7 @@ def check_task(config: ConfigDict, info: DatasetInfo) -> None:
         raise UserError(
             f"data.pad={config.data.pad}: only for image classification; allowed is 0"
         )
-    for key, only in _FOR_PIXELS.items():
+    for key, only in _REFUSED_BY_CLASSIFIERS.items():
         group, name = key.split(".")
         value = config[group][name]
         if classifies and value != only:
@@ -71,7 +71,7 @@ def check_resize(config: ConfigDict) -> None:
 
 
 def log_warnings(config: ConfigDict) -> None:
-    """Warns of settings by which a training learns otherwise than it should."""
+    """Warns about settings that are valid but probably a mistake."""
     warn_of_geometry(config)
     warn_of_random_backbone(config)
     warn_of_learning_rate(config)
@@ -80,7 +80,7 @@ def log_warnings(config: ConfigDict) -> None:
 def warn_of_learning_rate(config: ConfigDict) -> None:
     """Warns where no parameter learns at the rate that is set, and logged."""
     factor = config.optimizer.head_lr_mult
-    if config.model.name in CIFAR_MODELS and factor != 1:
+    if not segments(config.model.name) and factor != 1:
         _log.warning(
             "WARNING: optimizer.head_lr_mult=%g multiplies the learning rate of all "
             "parameters of %s, which has no backbone. Set 1, and learning_rate to what "
@@ -110,7 +110,7 @@ def warn_of_geometry(config: ConfigDict) -> None:
     """
     size, model = config.data.crop_size, config.model
     aligned, stride = model.align_corners, model.output_stride
-    if model.name in CIFAR_MODELS:
+    if not segments(model.name):
         return
     if model.backbone in DINOV2:
         if aligned:

@@ -50,7 +50,8 @@ def make_train_step(
             `classification_loss` takes `label_smoothing`.
         grad_accum_steps: Number of micro-batches. Their gradients are averaged; batch
             norm sees one micro-batch at a time.
-        ema_decay: Of the moving averages, if the state keeps them; see `averaged`.
+        ema_decay: Decay of the moving averages, read only if the state keeps them; see
+            `update_ema`.
     """
 
     def loss_fn(
@@ -91,13 +92,13 @@ def make_train_step(
         )
         updates, opt_state = tx.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
-        ema = averaged(state, params, batch_stats, ema_decay)
+        ema = update_ema(state, params, batch_stats, ema_decay)
         return TrainState(state.step + 1, params, batch_stats, opt_state, ema), metrics
 
     return train_step
 
 
-def averaged(
+def update_ema(
     state: TrainState, params: PureDict, batch_stats: PureDict, decay: float
 ) -> PureDict:
     """Returns decay * average + (1 - decay) * new values; nothing if none are kept.
@@ -109,7 +110,7 @@ def averaged(
         state: The state before the step.
         params: Parameters after the step.
         batch_stats: Running statistics after the step.
-        decay: See above.
+        decay: The decay in the long run.
     """
     if not state.ema:
         return state.ema
@@ -142,7 +143,7 @@ def augment(
 
 
 def _accumulate(grad_fn: Callable[..., Any], steps: int) -> Callable[..., Any]:
-    """Returns `grad_fn` over `steps` micro-batches, each of every steps-th row."""
+    """Returns `grad_fn` over micro-batches; the i-th has rows i, i + steps, ..."""
 
     def split(x: jax.Array) -> jax.Array:  # rows stay on their devices
         return x.reshape(-1, steps, *x.shape[1:]).swapaxes(0, 1)

@@ -52,7 +52,7 @@ class Validation(NamedTuple):
 
     @property
     def summary(self) -> dict[str, float]:
-        """What a training returns: the scores, with the numbers of classes."""
+        """What `train` returns: the scores, with the numbers of classes."""
         return {**self.scores, **self.classes}
 
 

@@ -86,7 +86,7 @@ def test_page_is_reached_past_proxies_and_at_any_kind_of_address(host):
 def test_page_in_a_browser(address, tmp_path):
     sync_api = pytest.importorskip("playwright.sync_api")
     photo = tmp_path / "photo.png"
-    Image.fromarray(open_dataset("scenes", "validation", drawn=True)[0].image).save(
+    Image.fromarray(open_dataset("scenes", "validation", in_memory=True)[0].image).save(
         photo
     )
     segmenter = Segmenter.from_pretrained(MODEL)

@@ -295,7 +295,7 @@ def test_unknown_data_set_and_split_name_the_known_ones():
 
 def test_drawn_splits_have_their_sizes_and_are_disjoint():
     datasets = [
-        open_dataset("scenes", split, drawn=True)
+        open_dataset("scenes", split, in_memory=True)
         for split in ("train", "validation", "test")
     ]
     assert [len(dataset) for dataset in datasets] == [4000, 400, 400]
@@ -307,7 +307,9 @@ def test_drawn_splits_have_their_sizes_and_are_disjoint():
 
 def test_drawn_scenes_are_a_function_of_the_seed():
     one, same, other = (
-        SyntheticScenes(open_dataset("scenes", "train", drawn=True).info, "train", seed)
+        SyntheticScenes(
+            open_dataset("scenes", "train", in_memory=True).info, "train", seed
+        )
         for seed in (0, 0, 1)
     )
     np.testing.assert_array_equal(one[3].image, same[3].image)
