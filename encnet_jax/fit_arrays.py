@@ -124,12 +124,12 @@ def _image_format(config: ConfigDict | None, shape: tuple[int, ...]) -> ImageFor
 
 
 def _as_array(name: str, values: Any) -> np.ndarray:
-    """Returns an array; raises `UserError` for a list of arrays of several shapes."""
+    """Returns an array; raises `UserError` for what is none, as of several shapes."""
     try:
         return np.asarray(values)
     except ValueError as error:
         raise UserError(
-            f"{name}: must be of one size; for others pass dataset="
+            f"{name}: {error}; for images of several sizes pass dataset="
         ) from error
 
 

@@ -103,7 +103,7 @@ def create_optimizer(
             gradients then play no part, not even in the norm, and may be NaN.
 
     Raises:
-        ValueError: Another name.
+        ValueError: `name` is neither.
     """
     if name not in ("sgd", "adamw"):
         raise ValueError(f"name={name!r}: allowed are 'sgd', 'adamw'")

@@ -146,8 +146,8 @@ def test_arrays_that_do_not_fit_are_named_by_their_argument(tmp_path):
     uneven = [images[0], images[0][:-1]]
     first = np.moveaxis(images, -1, 1)
     for given, message in [
-        ((uneven, labels, None), "^images: must be of one size; for others pass dat"),
-        ((images, labels, (uneven, labels)), "^validation images: must be of one size"),
+        ((uneven, labels, None), "^images: .* inhomogeneous .* pass dataset="),
+        ((images, labels, (uneven, labels)), "^validation images: .*pass dataset="),
         (
             (images, labels, (first, labels)),
             "^validation images: .*channels must be th",

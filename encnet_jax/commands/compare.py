@@ -8,6 +8,7 @@ with scales. Without --split it is the one evaluation that all runs have. The pa
 nothing and needs no network.
 """
 
+import os
 from pathlib import Path
 
 from absl import flags
@@ -48,7 +49,7 @@ def main(arguments: list[str]) -> None:
     data_dir = values.data_dir
     if data_dir is not None and not is_address(data_dir):
         data_dir = str(cli.flag_path("data_dir", data_dir))
-        if not Path(data_dir).is_dir():
+        if not os.path.isdir(data_dir):
             raise UserError(f"--data_dir={data_dir}: no such folder")
     evaluations = load_evaluations(workdirs, split)
     make_folder(output.parent, "--output")

@@ -10,6 +10,7 @@ NAME is a recipe or a file, as in training, and keys are overridden alike:
 --config.data.data_dir=DIR.
 """
 
+import os
 import re
 import sys
 import textwrap
@@ -69,7 +70,7 @@ def main(arguments: list[str]) -> int:
     config, workdir = cli.config_and_workdir(None)
     given = values.manual_dir
     manual = None if given is None else cli.flag_path("manual_dir", given)
-    if manual is not None and not manual.is_dir():
+    if manual is not None and not os.path.isdir(manual):
         raise UserError(f"--manual_dir={manual}: no such folder")
     set_max_image_pixels(config.data.max_image_pixels)
     given = values.output

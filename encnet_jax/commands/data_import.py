@@ -7,6 +7,7 @@ read are listed, one per line; then nothing is written and the exit code is 2, u
 --skip_invalid leaves them out.
 """
 
+import shlex
 import sys
 from pathlib import Path
 
@@ -101,8 +102,9 @@ def main(arguments: list[str]) -> int:
         _show(found, root, output)
     if left_out:
         print(f"left out: {left_out} annotations or images, listed above")
+    folder = shlex.quote(str(output))
     print(
-        f"written: {output}; next: encnet data folder --config.data.data_dir={output}"
+        f"written: {output}; next: encnet data folder --config.data.data_dir={folder}"
     )
     if "val" not in found:
         print(

@@ -1,6 +1,7 @@
 """Reads stored evaluations, and checks that they can be compared."""
 
 import json
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -62,11 +63,12 @@ def check_workdirs(workdirs: Sequence[Path]) -> None:
     """Raises `UserError` unless there are two folders or more, and each is a run."""
     if len(workdirs) < 2:
         raise UserError(f"{len(workdirs)} runs: compare needs at least two workdirs")
-    resolved = [workdir.resolve() for workdir in workdirs]
     for workdir in workdirs:
-        if resolved.count(workdir.resolve()) > 1:
+        load_run_info(workdir)  # first: links that lead in a circle have no real path
+    resolved = [workdir.resolve() for workdir in workdirs]
+    for workdir, path in zip(workdirs, resolved):
+        if resolved.count(path) > 1:
             raise UserError(f"{workdir}: is given twice")
-        load_run_info(workdir)
 
 
 def shared_evaluation(workdirs: Sequence[Path]) -> str:
@@ -151,7 +153,8 @@ def _load(name: str, workdir: Path, split: str) -> Evaluation:
         raise UserError(
             f"{path}: cannot be read: {error.strerror}; choose another --split of this "
             f"run ({others or 'it has none'}), or evaluate it: encnet evaluate "
-            f"--config=NAME --workdir={workdir} --split={evaluated_split(split)}"
+            f"--config=NAME --workdir={shlex.quote(str(workdir))} "
+            f"--split={evaluated_split(split)}"
             f"{' --scales=...' if evaluated_split(split) != split else ''}"
         ) from error
     except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:

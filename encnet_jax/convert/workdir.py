@@ -129,7 +129,10 @@ def _class_info(
 def _class_names(classes: str) -> tuple[str, ...]:
     names = classes.split(",")
     if classes.endswith(".json"):
-        names = read_json(user_path(classes))
+        try:
+            names = read_json(user_path(classes))
+        except UserError as error:  # starts with the file
+            raise UserError(f"--classes={error}") from error
         if not isinstance(names, list) or not all(isinstance(n, str) for n in names):
             raise UserError(f"--classes={classes}: must be a list of names")
     names = [name.strip() for name in names]

@@ -150,14 +150,16 @@ class FileDataset:
         if self.info.banded:
             image = decode_pixels(image_file, str(image_path), self.info)
             size = image.shape[:2]
+            if image_file[:4] in TIFF_MARKS:  # of which none is turned
+                check_sizes(size, str(image_path), labels.shape, str(label_path))
+            else:
+                self._check_pair(index, image_file, label_file, size, labels.shape)
         else:
             value_range: Any = self.info.value_range
             image = ensure_rgb_bytes(image_file, str(image_path), value_range)
-            size = image_size(image, str(image_path))
-        if self.info.banded and image_file[:4] in TIFF_MARKS:  # none is turned
-            check_sizes(size, str(image_path), labels.shape, str(label_path))
-        elif image is not image_file:  # it may have been turned
-            self._check_pair(index, image_file, label_file, size, labels.shape)
+            if image is not image_file:  # it may have been turned
+                size = image_size(image, str(image_path))
+                self._check_pair(index, image_file, label_file, size, labels.shape)
         if not raw_labels:
             labels = map_labels(labels, self.info, str(label_path))
         return image, labels

@@ -93,13 +93,14 @@ def pair_listed(
     `images` or `labels` in front: `images\a\b.jpg`.
     """
     by_key: dict[str, list[Path]] = {}
+    by_full_name: dict[str, list[Path]] = {}
     # A file that is listed and not found is named anyway.
     files = [path for path in files_below(images, all_needed=False) if is_image(path)]
     for path in files:
-        stem = path.relative_to(images).with_suffix("")
-        by_key.setdefault(_key(stem), []).append(path)
-    # The full name comes first: `a.jpg` is not `a.jpg.jpg`.
-    by_key |= {_key(path.relative_to(images)): [path] for path in files}
+        relative = path.relative_to(images)
+        by_key.setdefault(_key(relative.with_suffix("")), []).append(path)
+        by_full_name.setdefault(_key(relative), []).append(path)
+    by_key |= by_full_name  # which comes first: `a.jpg` is not `a.jpg.jpg`
     label_files = LabelFiles(labels, label_suffix, all_needed=False)
     pairs: dict[Path, FilePair] = {}
     by_stem: dict[str, Path] = {}  # the images that have taken a label file

@@ -28,5 +28,7 @@ def read_json(path: Path) -> Any:
     """Returns the content of a JSON file; raises `UserError` if it is none."""
     try:
         return json.loads(read_text(path))
+    except UserError:  # which is a ValueError
+        raise
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: not JSON: {error}") from error

@@ -9,7 +9,7 @@ import contextlib
 import dataclasses
 import logging
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol, TypeGuard, cast
 
 import numpy as np
@@ -27,6 +27,7 @@ from encnet_jax.data.object_check import check_threads, checksum
 from encnet_jax.data.object_example import (
     LABEL_KEYS,
     brightest_of_unknown,
+    errors_named,
     image_and_label,
     kind_of,
     label_array,
@@ -105,7 +106,7 @@ class ObjectDataset:
     def bands(self, index: int) -> Real[np.ndarray, "h w c"]:
         """Returns the values of an image as the object has them."""
         name = f"{self.name}[{index}]"
-        with self._turn(), _named(name):
+        with self._turn(), errors_named(name):
             image, _ = image_and_label(self.examples[index], name)
             return self._raw_bands(image, name)
 
@@ -127,7 +128,7 @@ class ObjectDataset:
         indices = evenly_spaced(range(len(self)), _SAMPLE)
         for index in indices:
             name = f"{self.name}[{index}]"
-            with _named(name):
+            with errors_named(name):
                 image, label = image_and_label(self.examples[index], name)
                 banded = self.info.banded
                 brightest.append(255 if banded else brightest_of_unknown(image))
@@ -150,28 +151,30 @@ class ObjectDataset:
 
     def _read(self, index: int) -> tuple[Pixels, UInt8[np.ndarray, "..."]]:
         name = f"{self.name}[{index}]"
-        with self._turn(), _named(name):
+        with self._turn(), errors_named(name):
             image, label = image_and_label(self.examples[index], name)
             return self._converted(image, label, name)
 
     def _converted(
         self, image: Any, label: Any, name: str
     ) -> tuple[Pixels, UInt8[np.ndarray, "..."]]:
-        pixels: Pixels
-        turned = [orientation_of(each, name) for each in (image, label)]
-        if self.info.banded:
-            raw = self._raw_bands(image, name)
-            pixels = scale_bands(raw, self.info.value_range, f"{name}: image")
-        else:
-            pixels = rgb_pixels(image, f"{name}: image")
+        pixels = self._pixels(image, name)
         labels = self._labels(label, name)
         if labels.ndim:
+            # Last, as Pillow loads a PNG for it, and forgets how many bits it had.
+            turned = [orientation_of(each, name) for each in (image, label)]
             self._orientations.compare(
                 *(turned[0], f"{name}: image", turned[1], "its label"),
                 size=pixels.shape[:2],
                 label_size=labels.shape,
             )
         return pixels, labels
+
+    def _pixels(self, image: Any, name: str) -> Pixels:
+        if not self.info.banded:
+            return rgb_pixels(image, f"{name}: image")
+        raw = self._raw_bands(image, name)
+        return scale_bands(raw, self.info.value_range, f"{name}: image")
 
     def _raw_bands(self, image: Any, name: str) -> Real[np.ndarray, "h w c"]:
         info = self.info
@@ -250,9 +253,9 @@ def as_datasets(
         wrapped.check()
         opened.append(wrapped)
     wrappers = [split for split in opened if isinstance(split, ObjectDataset)]
-    if any(wrapper.one_at_a_time for wrapper in wrappers):
-        for wrapper in wrappers:
-            wrapper.one_at_a_time = True
+    one_at_a_time = any(wrapper.one_at_a_time for wrapper in wrappers)
+    for wrapper in wrappers:
+        wrapper.one_at_a_time = one_at_a_time
     return opened[0], opened[-1]
 
 
@@ -302,7 +305,7 @@ def _names_and_task(examples: Any, name: str) -> tuple[tuple[str, ...], str]:
         )
     if not len(examples):
         raise UserError(f"{name}: is empty; at least one example is needed")
-    with _named(f"{name}[0]"):
+    with errors_named(f"{name}[0]"):
         example = examples[0]
         label = image_and_label(example, f"{name}[0]")[1]
         if label_array(label, f"{name}[0]: label").ndim:
@@ -314,17 +317,3 @@ def _names_and_task(examples: Any, name: str) -> tuple[tuple[str, ...], str]:
         names = getattr(features.get(key), "names", None)
     own = tuple(map(str, names)) if isinstance(names, list | tuple) else ()
     return own, "classification"
-
-
-@contextlib.contextmanager
-def _named(name: str) -> Iterator[None]:
-    """Turns what an object or Pillow raises into a `UserError` that names the example.
-
-    It is caused by the original, whose traceback leads into the object.
-    """
-    try:
-        yield
-    except UserError:
-        raise
-    except Exception as error:
-        raise UserError(f"{name}: {type(error).__name__}: {error}") from error

@@ -1,7 +1,8 @@
 """One example of a data set object, in any of the forms that are read, as arrays."""
 
+import contextlib
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -26,6 +27,20 @@ _DEEP_FORMATS = ("PNG", "PPM", "SGI", "TIFF")
 
 # Pillow decodes on first use, and one image not in several threads at once.
 _LOCKS = tuple(threading.Lock() for _ in range(64))
+
+
+@contextlib.contextmanager
+def errors_named(name: str) -> Iterator[None]:
+    """Turns what an object or Pillow raises into a `UserError` that names the example.
+
+    It is caused by the original, whose traceback leads into the object.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(f"{name}: {type(error).__name__}: {error}") from error
 
 
 def image_and_label(example: Any, name: str) -> tuple[Any, Any]:

@@ -82,7 +82,7 @@ class OrientationCheck:
         size: tuple[int, ...],
         label_size: tuple[int, ...],
     ) -> None:
-        """Compares a pair whose EXIF orientations, 1 to 8, are known; as the call."""
+        """Compares a pair whose EXIF orientations, 1 to 8, are known."""
         note = ""
         if turned != label_turned:
             note = (

@@ -1,6 +1,7 @@
 """evaluate.py from end to end: checkpoint and split to scores, figures, submission."""
 
 import logging
+import shlex
 import zlib
 from pathlib import Path
 from typing import Any
@@ -136,18 +137,21 @@ def evaluate_workdir(
                 class_names=dataset.info.class_names,
             )
             _write_image_log(log, path, len(dataset))
-        log.remove()
-        if jax.process_index() == 0:
             save_figures(results, examples, dataset.info, path.with_suffix(""))
             settings = page_settings(config, split, run, differences)
             save_segmentation_page(path, results, examples, dataset, settings, command)
+        log.remove()  # last: until then a rerun has the counts of each image
         table = format_table(results, dataset.info)
         return "\n".join([table, *summary, f"scores: {path}"])
 
 
 def _check_folders(config: ConfigDict, workdir: Path, images: Path | None) -> None:
     """Raises `UserError` if the run cannot be written to, or its data set is gone."""
-    check_folder(workdir / "evaluation", "--workdir", _UNWRITABLE.format(workdir))
+    check_folder(
+        workdir / "evaluation",
+        "--workdir",
+        _UNWRITABLE.format(shlex.quote(str(workdir))),
+    )
     check_data_folder(config, workdir, labels=images is None)
 
 

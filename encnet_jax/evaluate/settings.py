@@ -193,8 +193,8 @@ def evaluation_name(split: str, settings: ConfigDict) -> str:
 
     Args:
         split: Name of the split.
-        settings: `evaluation`. Scale 1 alone is single-scale where one scale is
-            evaluated in windows anyway, but not where it replaces whole images by them.
+        settings: `evaluation`. `scales=(1.0,)` counts as a single scale, unless it is
+            what makes the evaluation cut windows in place of whole images.
     """
     alike = has_windows_at_one_scale(settings) and not multi_scale(settings.scales)
     single = not settings.scales or alike

@@ -7,7 +7,7 @@ from jaxtyping import Bool, Float, UInt8
 from PIL import Image, ImageDraw
 
 from encnet_jax.explain.explanation import ChannelDifference, Explanation
-from encnet_jax.visualize.fonts import Label
+from encnet_jax.visualize.fonts import Label, drawable_label
 from encnet_jax.visualize.overlay import class_label, flowing_legend, overlay
 
 _WIDTH = 1000  # of the figure
@@ -110,9 +110,13 @@ def _effect(explanation: Explanation) -> Image.Image:
     lines = [Label(f"Without its context: the gate is {explanation.replaced_by}.")]
     names, count = explanation.class_names, explanation.changed.size
     for transition in explanation.transitions[:3]:
-        before, after = (class_label(names, k) for k in transition[:2])
-        text = f"{before.text} to {after.text}  {transition.pixels / count:.1%}"
-        lines.append(Label(text, before.path or after.path))
+        before, after = (class_label(names, k).text for k in transition[:2])
+        share = f"{transition.pixels / count:.1%}"
+        numbers = "class {} to class {}".format(*transition[:2])
+        # Together they may need another font than each alone.
+        lines.append(
+            drawable_label(f"{before} to {after}  {share}", f"{numbers}  {share}")
+        )
     if len(explanation.transitions) > 3:
         lines.append(Label("..."))
     width = _WIDTH - 2 * _GAP

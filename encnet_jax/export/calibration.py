@@ -1,6 +1,7 @@
 """Images that an int8 export is calibrated on, and what it keeps of the labels."""
 
 import logging
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import overload
@@ -79,7 +80,7 @@ def find_calibration_images(folder: Path, count: int) -> list[Path]:
     """
     if count < 1:
         raise UserError(f"--calibration_images={count}: must be at least 1")
-    if not folder.is_dir():
+    if not os.path.isdir(folder):  # unlike `Path.is_dir` never raises
         raise UserError(f"--calibration={folder}: no such folder")
     try:
         found = find_images([str(folder)])

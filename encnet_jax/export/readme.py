@@ -12,6 +12,7 @@ from encnet_jax.run.model_card import (
     dataset_section,
     front_matter,
     image_notes,
+    markdown_text,
 )
 
 _CODE = {
@@ -105,7 +106,7 @@ def export_readme(
             for name in sorted(outputs)
         ),
     ]
-    notes = _notes(info, smallest if any_size else None, base_size, short_size)
+    notes = _notes(info, images, smallest, base_size, short_size)
     notes.append(_INT8.format(calibration_images) if int8 else "Computed in float32.")
     tags = [file_format, *(["int8"] if int8 else [])]
     if int8:  # the scores are those of the network in float32
@@ -113,7 +114,7 @@ def export_readme(
     return "\n".join(
         [
             *front_matter(network, info, training, tags=tags),
-            f"# {title}",
+            f"# {markdown_text(title)}",
             "",
             "```python",
             _CODE[file_format].format(shape=example, dtype=images.dtype, kind=kind)
@@ -139,15 +140,26 @@ def export_readme(
 
 
 def _notes(
-    info: DatasetInfo, smallest: int | None, base_size: int, short_size: int
+    info: DatasetInfo,
+    images: jax.ShapeDtypeStruct,
+    smallest: int,
+    base_size: int,
+    short_size: int,
 ) -> list[str]:
-    """Returns what a caller must know; `smallest` is None where sizes are fixed."""
+    """Returns what a caller must know."""
+    _, height, width, _ = images.shape
     notes = []
-    if smallest is not None:
+    if not isinstance(height, int):
         notes.append(
             f"b, h and w are arbitrary; h and w are at least {smallest}. Images are "
             "not resized; all images of a call have the same size."
         )
+    elif info.task == "segmentation":
+        notes.append(
+            f"The graph takes one image of a height of {height} and a width of {width} "
+            "pixels: resize images to cover that size, and crop the center."
+        )
+        base_size = short_size = 0
     if info.task == "classification":
         notes.append(f"Training images had {base_size}x{base_size} pixels.")
         base_size = 0

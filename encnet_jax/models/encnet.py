@@ -146,7 +146,7 @@ class EncNet(SegmentationModel):
         se_loss: Whether to predict class presence, for the semantic encoding loss.
         se_stages: Stages to predict it from: `(4,)` as in the released code; `(3, 4)`
             as in the paper, where a second Context Encoding Module on stage 3 serves
-            only this, and its gate nothing; or `(3,)`.
+            only this, and its gate is unused; or `(3,)`.
         head_channels: Channels of the head; 512 in all published networks.
         dropout: Rate before both classifiers.
         rngs: Source of the initial weights and of dropout.

@@ -1,6 +1,6 @@
 """The Encoding Layer and the Context Encoding Module (Zhang et al. 2018, section 3).
 
-Shapes: b images, h x w pixels, p of them in a row, c channels, k codewords, n classes.
+Shapes: b images, h x w pixels (p when flattened), c channels, k codewords, n classes.
 """
 
 from typing import NamedTuple
@@ -79,7 +79,7 @@ class Encoding(nnx.Module):
         """
         x, codewords = self._centered(x)
         assignment = jax.nn.softmax(self._logits(x, codewords), axis=-1)
-        weighted = jnp.einsum("bnk,bnc->bkc", assignment, x, precision="highest")
+        weighted = jnp.einsum("bpk,bpc->bkc", assignment, x, precision="highest")
         return weighted - assignment.sum(1)[:, :, None] * codewords, assignment
 
     def assignment(self, x: Float[Array, "b *pixels c"]) -> Float[Array, "b p k"]:
@@ -101,7 +101,7 @@ class Encoding(nnx.Module):
     ) -> Float[Array, "b p k"]:
         """Returns s_k |x_i - d_k|^2, with |x - d|^2 = |x|^2 - 2 x d + |d|^2."""
         squares = jnp.square(x).sum(-1, keepdims=True)
-        products = jnp.einsum("bnc,kc->bnk", x, codewords, precision="highest")
+        products = jnp.einsum("bpc,kc->bpk", x, codewords, precision="highest")
         distances = squares - 2 * products + jnp.square(codewords).sum(-1)
         return distances * self._scales()
 

@@ -4,6 +4,7 @@ A network is a backbone, a head on its last stage and an optional auxiliary head
 """
 
 import functools
+import numbers
 from typing import Any, ClassVar, NamedTuple, Protocol, runtime_checkable
 
 import jax
@@ -72,7 +73,8 @@ class Backbone(Protocol):
 
 
 def _rate(value: Any) -> str:
-    fits = isinstance(value, (int, float)) and 0 <= value < 1
+    number = isinstance(value, numbers.Real) and not isinstance(value, bool)
+    fits = number and 0 <= value < 1
     return "" if fits else "must be a number of at least 0 and below 1"
 
 

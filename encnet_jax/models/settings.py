@@ -6,7 +6,7 @@ a check in its attribute `checks`; `registry.create_model` does the rest.
 
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 from encnet_jax.errors import UserError
@@ -78,6 +78,5 @@ def at_least(bound: int, at_most: int | None = None) -> Check:
 
 def stages_of_four(value: Any) -> str:
     """A check for a selection of the four stages of a backbone."""
-    several = isinstance(value, (tuple, list, set, frozenset))
-    fits = several and set(value) <= {1, 2, 3, 4}
+    fits = isinstance(value, Iterable) and all(x in (1, 2, 3, 4) for x in value)
     return "" if fits else "must be a tuple of the stages 1, 2, 3, 4"

@@ -131,6 +131,9 @@ class Segmenter(Pretrained):
                 f"protocol={self.protocol}: align_corners, mean and std must be those "
                 "of the model, for it to be saved"
             )
+        if self.slide_protocol is not None:  # of whole images too
+            for key in ("crop_size", "stride"):
+                config.evaluation[key] = getattr(self.slide_protocol, key)
 
     @classmethod
     def from_torch(

@@ -162,7 +162,7 @@ class Pretrained:
         hub.check_repository(repo_id)
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name) / "model"
-            self._write(folder, license, repo_id)
+            self._write(folder, license, repo_id + (f"@{revision}" if revision else ""))
             return hub.upload_folder(
                 folder,
                 repo_id,

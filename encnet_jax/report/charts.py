@@ -203,7 +203,12 @@ def curve_chart(title: str, series: Mapping[str, Mapping[int, float]]) -> CurveC
         left,
         bottom,
         curves,
-        [(x_of(value), f"{value:,.0f}") for value in x_ticks if value <= x_high],
+        # Steps are whole numbers.
+        [
+            (x_of(value), f"{value:,.0f}")
+            for value in x_ticks
+            if value <= x_high and value == int(value)
+        ],
         [(y_of(value), f"{value:.4g}") for value in y_ticks],
         summary,
     )

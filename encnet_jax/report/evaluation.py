@@ -169,7 +169,7 @@ def class_rows(results: Mapping[str, Any], info: DatasetInfo) -> list[dict[str, 
     matrix = np.asarray(results["confusion_matrix"])
     labeled = matrix.sum(1)
     scores = [np.asarray(results[key], float) for key in _COLUMNS if key in results]
-    if info.task == "classification":  # whose file has 0 for them
+    if info.task == "classification":  # older files have 0
         scores = [np.where(labeled > 0, score, np.nan) for score in scores]
     first = np.nan_to_num(scores[0], nan=-1.0)
     return [

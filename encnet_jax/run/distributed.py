@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 
-from encnet_jax.errors import UserError
+from encnet_jax.errors import NO_DEVICE_MEMORY, UserError
 from encnet_jax.run.sharding import batch_sharded, create_mesh
 
 # Seconds without a heartbeat after which a host counts as dead, and the others stop.
@@ -131,7 +131,8 @@ def _report_failure(error: BaseException) -> int:
         return error.code
     text = str(error)
     runtime_error = isinstance(error, jax.errors.JaxRuntimeError)
-    if runtime_error and any(sign in text for sign in _SIGNS_OF_LOSS):
+    signs = any(sign in text for sign in _SIGNS_OF_LOSS)
+    if runtime_error and signs and NO_DEVICE_MEMORY not in text:
         print(
             "error: another host of the run is gone, or cannot be reached: "
             f"{text.splitlines()[0]}. Rerun the command to resume",

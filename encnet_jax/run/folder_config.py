@@ -23,11 +23,14 @@ from encnet_jax.run.model_config import TRAINING_ONLY, config_of_model, model_se
 from encnet_jax.run.training_record import check_record, is_number
 
 FORMAT, VERSION = "encnet_jax", 1
-# Entries of `prediction`, all keys of `evaluation`; those of the second line only where
-# images are cut into windows or evaluated at several scales.
+# Entries of `prediction`, all keys of `evaluation`. Those of the second line are for
+# `encnet predict --slide` where evaluation takes whole images; older folders may lack
+# them. Those of the third are only there where images are cut into windows or evaluated
+# at several scales.
 _WHOLE = ("mode", "protocol", "base_size", "align_corners")
-_WINDOWS = ("crop_size", "stride", "scales", "flip", "short_size")
-PREDICTION_KEYS = (*_WHOLE, *_WINDOWS)
+_SLIDE = ("crop_size", "stride")
+_WINDOWS = ("scales", "flip", "short_size")
+PREDICTION_KEYS = (*_WHOLE, *_SLIDE, *_WINDOWS)
 _ALLOWED = {
     "name": "a text",
     "class_names": f"2 to {IGNORE_LABEL} different texts, none of them empty",
@@ -154,14 +157,13 @@ def _prediction(config: ConfigDict, info: DatasetInfo) -> dict[str, Any]:
     if info.task == "classification":
         return {"size": config.data.crop_size}
     settings, slides = config.evaluation, has_windows(config)
-    # `encnet predict --slide` cuts windows where evaluation does not.
-    windows = _WINDOWS if slides or settings.crop_size or settings.stride else ()
-    entry = {key: settings[key] for key in (*_WHOLE, *windows)}
+    keys = PREDICTION_KEYS if slides else (*_WHOLE, *_SLIDE)
+    entry = {key: settings[key] for key in keys}
+    entry["crop_size"] = settings.crop_size or config.data.crop_size
     if settings.protocol != "mmseg":  # which takes 0 for no bound
         entry["base_size"] = settings.base_size or config.data.base_size
         entry["mode"] = "slide" if slides else "whole"  # with scales always windows
-    if windows:
-        entry["crop_size"] = settings.crop_size or config.data.crop_size
+    if slides:
         # As a run that evaluates at one scale has it; equal, where there are windows.
         entry["scales"] = tuple(settings.scales) if multi_scale(settings.scales) else ()
     return entry
@@ -179,7 +181,7 @@ def _set_prediction(
     if not {*_WHOLE} <= prediction.keys() <= {*PREDICTION_KEYS}:
         raise UserError(
             f"prediction: has {', '.join(prediction)}; must be {', '.join(_WHOLE)}, "
-            f"and for windows {', '.join(_WINDOWS)}"
+            f"and for windows {', '.join((*_SLIDE, *_WINDOWS))}"
         )
     for key, value in prediction.items():
         default = config.evaluation[key]

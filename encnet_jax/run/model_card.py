@@ -28,7 +28,8 @@ CITATION = """\
 """
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 _HALF_PAIR = re.compile(r"[\ud800-\udfff]")  # UTF-8 has no code for it
-_MARKUP = re.compile(r"[\\`*<\[|]")
+# An underscore within a word is no markup, and an ampersand only before an entity.
+_MARKUP = re.compile(r"[\\`*~$<\[|]|(?<![^\W_])_|_(?![^\W_])|&(?=#?\w+;)")
 _NOT_IN_YAML = re.compile(r"[\x7f-\x9f\u2028\u2029\ufeff\ufffe\uffff]")
 _LICENSE = re.compile(r"[a-z0-9][a-z0-9.+-]*")
 # Last line of a card. Whatever is edited above it no longer has its digest.
@@ -52,7 +53,7 @@ def folder_card(
     text = "\n".join(
         [
             *front_matter(config["model"]["name"], info, training, license_id),
-            f"# {model_title(config['model'], info, training)}",
+            f"# {markdown_text(model_title(config['model'], info, training))}",
             "",
             *usage_section(info, address),
             *(line for note in image_notes(info, 0) for line in (note, "")),
@@ -88,9 +89,11 @@ def check_license(license_id: str) -> None:
 
 
 def model_title(
-    network: Mapping[str, Any], info: DatasetInfo, training: Mapping[str, Any]
+    network: Mapping[str, Any],
+    info: DatasetInfo,
+    training: Mapping[str, Any],
 ) -> str:
-    """Returns one line that describes a model, in Markdown.
+    """Returns one line that describes a model, as plain text.
 
     Args:
         network: Its `name`, and the `backbone` of one that segments.
@@ -99,9 +102,9 @@ def model_title(
     """
     backbone = "" if info.task == "classification" else f" ({network['backbone']})"
     title = f"{network['name']}{backbone}, {info.num_classes} classes"
-    return title + (
-        f", step {training['step']} of {_text(training['run'])}" if training else ""
-    )
+    if not training:
+        return title
+    return f"{title}, step {training['step']} of {_line(training['run'])}"
 
 
 def front_matter(
@@ -185,7 +188,9 @@ def class_table(info: DatasetInfo) -> list[str]:
     rows.append("| ---: | --- | --- |" + (" ---: |" if differ else ""))
     for index, (name, color) in enumerate(zip(info.class_names, info.colors)):
         value = f" {published[index]} |" if differ else ""
-        rows.append(f"| {index} | {_text(name)} | {_hexadecimal(color)} |{value}")
+        rows.append(
+            f"| {index} | {markdown_text(name)} | {_hexadecimal(color)} |{value}"
+        )
     return rows
 
 
@@ -240,10 +245,13 @@ def _training(training: Mapping[str, Any]) -> list[str]:
     text = (
         f"Trained for {training['step']} of {training['total_steps']} steps of "
         f"{training['batch_size']} images of {training['crop_size']} pixels, learning "
-        f"rate {training['learning_rate']:g}, {_text(training['optimizer'])}"
+        f"rate {training['learning_rate']:g}, {markdown_text(training['optimizer'])}"
     )
     start = training.get("initial_weights")
-    return [text + (f", from {_text(start)}." if start else ", from scratch."), ""]
+    return [
+        text + (f", from {markdown_text(start)}." if start else ", from scratch."),
+        "",
+    ]
 
 
 def _scores(training: Mapping[str, Any]) -> list[str]:
@@ -256,7 +264,9 @@ def _scores(training: Mapping[str, Any]) -> list[str]:
     rows.append("| --- | --- | --- |" + " ---: |" * len(metrics))
     for score in scores:
         values = (f"{100 * score[key]:.2f}" if key in score else "" for key in metrics)
-        first = (_text(score[key]) for key in ("dataset", "split", "evaluation"))
+        first = (
+            markdown_text(score[key]) for key in ("dataset", "split", "evaluation")
+        )
         rows.append(f"| {' | '.join(first)} | {' | '.join(values)} |")
     return [*rows, ""]
 
@@ -296,10 +306,13 @@ def _scalar(value: Any) -> str:
     return _NOT_IN_YAML.sub(lambda match: f"\\u{ord(match[0]):04x}", text)
 
 
-def _text(value: str) -> str:
+def markdown_text(value: str) -> str:
     """Returns any text as one line of Markdown that shows it as it is."""
-    line = _HALF_PAIR.sub("\ufffd", " ".join(_CONTROL.sub(" ", value).split()))
-    return _MARKUP.sub(r"\\\g<0>", line)
+    return _MARKUP.sub(r"\\\g<0>", _line(value))
+
+
+def _line(value: str) -> str:
+    return _HALF_PAIR.sub("\ufffd", " ".join(_CONTROL.sub(" ", value).split()))
 
 
 def _triple(values: Sequence[float]) -> str:

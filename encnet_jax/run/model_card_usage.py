@@ -25,7 +25,8 @@ def usage_section(info: DatasetInfo, address: str) -> list[str]:
 
     Args:
         info: Task and channels.
-        address: OWNER/REPO if the folder is to be uploaded there.
+        address: OWNER/REPO, or OWNER/REPO@REVISION, if the folder is to be uploaded
+            there.
     """
     file, files, extras = "photo.jpg", "PHOTO.jpg", ""
     forms = "or a PIL image, or uint8 (h, w, 3)"
@@ -37,7 +38,7 @@ def usage_section(info: DatasetInfo, address: str) -> list[str]:
     return [
         "```python",
         code.format(
-            source=address or ".",
+            source=f"hf://{address}" if "@" in address else address or ".",
             note="" if address else "  # this folder",
             file=file,
             forms=forms,

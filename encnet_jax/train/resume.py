@@ -72,7 +72,7 @@ def check_workdir(config: ConfigDict, workdir: Path, info: DatasetInfo) -> None:
     frozen = stored.model.freeze_backbone, config.model.freeze_backbone
     if frozen == (True, False) and config.optimizer.name == "adamw":
         # The moments of the backbone start at 0 then, but the step, by which AdamW
-        # corrects for that, does not: the first updates would be six times too large.
+        # corrects for that, does not: updates would be up to 6.5 times too large.
         pairs["model.freeze_backbone"] = frozen
     _check_equal(pairs, workdir)
     check_resumed_classes(workdir, info)

@@ -244,6 +244,8 @@ def test_what_cannot_be_compared_is_one_line(runs, folder, tmp_path):
     with pytest.raises(UserError, match="1 runs: compare needs at least two"):
         load_evaluations([good], "val")
     assert "is given twice" in refusal(good)
+    (loop := tmp_path / "loop").symlink_to("loop")
+    assert "loop/classes.json: cannot be read: Too many" in refusal(loop)
     text = (
         "choose another --split of this run (val), or evaluate it: encnet evaluate "
         f"--config=NAME --workdir={good} --split=test"

@@ -534,7 +534,7 @@ def test_files_of_the_user_are_not_replaced_by_a_workdir(tmp_path, name):
     ("options", "message"),
     [
         ({"classes": "a,b"}, "--classes=a,b: 2 classes; the network has 19"),
-        ({"classes": "none.json"}, "none.json: cannot be read: No such file"),
+        ({"classes": "none.json"}, "--classes=none.json: cannot be read: No such file"),
         ({"classes": "a,b, a"}, "--classes=a,b, a: 'a': must be a name, given once"),
         ({"classes": "a,,b"}, "--classes=a,,b: '': must be a name, given once"),
         ({"dataset": "moon"}, "--dataset=moon: allowed are"),

@@ -508,8 +508,18 @@ def test_gray_labels_of_few_bits_are_refused(depth, step):
     label = Image.open(io.BytesIO(make_png(LABELS, depth)))
     with pytest.raises(UserError, match=rf"label: gray.*np.asarray\(image\) // {step}"):
         as_datasets([(IMAGE, label)], class_names=names)
+    later = Image.open(io.BytesIO(make_png(LABELS, depth)))  # not the first, either
+    with pytest.raises(UserError, match=r"^dataset\[1\]: label: gray of 2 or 4 bits"):
+        as_datasets([(IMAGE, LABELS), (IMAGE, later)], class_names=names)
     dataset, _ = as_datasets([(IMAGE, np.asarray(label) // step)], class_names=names)
     np.testing.assert_array_equal(dataset[0].labels, LABELS)
+
+
+@pytest.mark.parametrize("value_range", [(), (0, 255)])
+def test_opened_images_of_16_bits_per_color_are_refused(value_range):
+    image = Image.open(io.BytesIO(png(IMAGE.astype(int) * 16, 16)))
+    with pytest.raises(UserError, match=r"^dataset\[0\]: image: 16 bits per color"):
+        opened((image, LABELS), value_range=value_range)
 
 
 def test_range_of_more_bits_than_pillow_keeps_is_refused():

@@ -143,7 +143,9 @@ def test_readme_lists_classes_and_arrays(stablehlo):
 def test_readme_says_how_images_of_a_value_range_are_scaled(stablehlo):
     info = load_info(stablehlo / "classes.json")
     assert info.value_range is None
-    shape = jax.ShapeDtypeStruct((1, 33, 40, 3), np.uint8)
+    (shape,) = jax.export.symbolic_args_specs(
+        (np.zeros((1, 33, 40, 3), np.uint8),), ("b, h, w, 3",)
+    )
     settings = dict(smallest=9, base_size=0, file_format="onnx", checked="")
     settings |= dict(network="encnet", training={})
     card = export_readme("t", info, shape, {}, **settings)
@@ -160,6 +162,19 @@ def test_readme_says_how_images_of_a_value_range_are_scaled(stablehlo):
     info = dataclasses.replace(info, value_range=(0, 4095.5))
     card = export_readme("t", info, shape, {}, **settings)
     assert "from 0 to 4095.5. The model takes uint8: scale such images linearly" in card
+
+
+def test_readme_of_a_fixed_size_says_how_images_get_it(stablehlo):
+    """No other size can be fed to the graph, not that of `encnet predict` either."""
+    info = load_info(stablehlo / "classes.json")
+    shape = jax.ShapeDtypeStruct((1, 33, 40, 3), np.uint8)
+    settings = dict(smallest=9, base_size=520, file_format="onnx", checked="")
+    card = export_readme(
+        "t [1]", info, shape, {}, network="encnet", training={}, **settings
+    )
+    assert "height of 33 and a width of 40 pixels: resize images to cover that" in card
+    assert "520" not in card
+    assert "# t \\[1]\n" in card
 
 
 def test_readme_of_int8_has_no_scores_of_float32(stablehlo):

@@ -207,7 +207,7 @@ def test_lateral_links_are_resized_as_the_logits_are(align_corners):
     _, context = model.forward_with_context(
         jax.random.normal(jax.random.key(0), (1, 32, 48, 3))
     )
-    np.testing.assert_allclose(context.before, expected, atol=1e-6)
+    np.testing.assert_allclose(context.features, expected, atol=1e-6)
 
 
 def test_folded_network_has_the_context():

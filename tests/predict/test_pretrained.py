@@ -15,7 +15,7 @@ from torch_networks import small_weights
 
 from encnet_jax import Classifier, Segmenter, UserError, create_model
 from encnet_jax.config import default
-from encnet_jax.data.dataset_info import CAMVID, DatasetInfo
+from encnet_jax.data.dataset_info import CAMVID, DatasetInfo, voc_colormap
 from encnet_jax.evaluate.scores import save_scores
 from encnet_jax.evaluate.settings import (
     protocol_from_config,
@@ -277,18 +277,24 @@ def test_card_names_scales_of_whole_images(tmp_path, bounds, expected):
     assert f"Before that they are {expected}\n" in text
 
 
-def test_windows_of_slides_return_as_they_were(tmp_path):
-    windows = dict(crop_size=96, stride=48)
-    write_workdir(tmp_path / "run", info=INFO, evaluation=windows, **TINY)
+@pytest.mark.parametrize(
+    ("settings", "windows"),
+    [
+        (dict(evaluation=dict(crop_size=96, stride=48)), (96, 48)),
+        (dict(data=dict(crop_size=72)), (72, 0)),
+    ],
+)
+def test_windows_of_slides_return_as_they_were(tmp_path, settings, windows):
+    write_workdir(tmp_path / "run", info=INFO, **settings, **TINY)
     expected = Segmenter.from_workdir(tmp_path / "run")
-    assert (expected.slide_protocol.crop_size, expected.slide_protocol.stride) == (
-        96,
-        48,
-    )
-    export_workdir(tmp_path / "run", tmp_path / "model", "pretrained")
-    found = Segmenter.from_pretrained(tmp_path / "model")
-    assert found.slide_protocol == expected.slide_protocol
-    assert found.protocol is expected.protocol is None
+    slides = expected.slide_protocol
+    assert (slides.crop_size, slides.stride) == windows
+    export_workdir(tmp_path / "run", tmp_path / "exported", "pretrained")
+    expected.save_pretrained(tmp_path / "saved")
+    for name in ("exported", "saved"):
+        found = Segmenter.from_pretrained(tmp_path / name)
+        assert found.slide_protocol == slides
+        assert found.protocol is expected.protocol is None
 
 
 def test_bibtex_is_that_of_the_readme(camvid_folder):
@@ -328,18 +334,21 @@ def test_names_of_any_characters_keep_the_card_valid(tmp_path):
 
 
 def test_hostile_names_stay_in_their_place_in_the_card():
-    names = ("a\nb", "<b>*x*</b>", "\x85\u2028\ud800|")
-    info = dataclasses.replace(INFO, name="mine", class_names=names)
+    names = ("a\nb", "<b>*x*</b>", "\x85\u2028\ud800|", "__a_b_ $&lt; & ~c~")
+    info = dataclasses.replace(
+        INFO, name="mine", class_names=names, colors=voc_colormap(4)
+    )
     score = dict(dataset="a|b", split="\x7f\ud800", evaluation="e", mean_iou=0.5)
     training = dict(run="r\n# Title\x85", step=1, scores=[score])
     model, prediction = dict(name="encnet", backbone="tiny"), dict(mode="whole")
     config = dict(model=model, prediction=prediction, training=training)
     text = folder_card(config, info, "mit", "")
     assert is_card(text.encode())
-    assert "# encnet (tiny), 3 classes, step 1 of r # Title\n" in text
+    assert "# encnet (tiny), 4 classes, step 1 of r # Title\n" in text
     for row in (
         "| 0 | a b |",
         r"| 1 | \<b>\*x\*\</b> |",
+        r"| 3 | \_\_a_b\_ \$\&lt; & \~c\~ |",
         "| 2 | \ufffd\\| |",
         r"| a\|b | \ufffd | e | 50.00 |".replace(r"\ufffd", "\ufffd"),
     ):

@@ -60,6 +60,11 @@ def test_curves_span_the_plot_and_leave_out_what_is_not_finite():
     assert empty.curves == [None]
 
 
+def test_axis_of_few_steps_has_whole_numbers():
+    chart = charts.curve_chart("loss", {"a": {0: 0.0, 2: 1.0}})
+    assert [text for _, text in chart.x_ticks] == ["0", "1", "2"]
+
+
 def test_long_curves_are_thinned_to_means():
     points = np.stack([np.arange(1200.0), np.tile([0.0, 2.0], 600)], 1)
     thin = charts.thinned(points)

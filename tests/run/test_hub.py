@@ -89,6 +89,9 @@ def test_revisions_are_read_and_written(hub, segmenter):
     for revision, value in (("@try", 2), ("@main", 3), ("", 3), (f"@{first}", 0)):
         found = Segmenter.from_pretrained(f"hf://me/model{revision}")
         np.testing.assert_array_equal(bias_of(found), value)
+    tried = hub.commits[hub.repositories["me/model"]["try"]]["README.md"].decode()
+    assert 'Segmenter.from_pretrained("hf://me/model@try")\n' in tried
+    assert "--workdir=hf://me/model@try " in tried
     np.testing.assert_array_equal(bias_of(Segmenter.from_pretrained("me/model@try")), 2)
 
 

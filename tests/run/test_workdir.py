@@ -101,7 +101,7 @@ def test_scoring_otherwise_is_warned_of(scored, caplog):
 
 
 def test_backbone_that_adamw_has_not_trained_stays_frozen(scored):
-    """The first of its updates would be of 3, the sixth of 6 times the rate."""
+    """The first of its updates would be 3, the tenth 6.5 times too large."""
     stored = load_config(scored / "config.json")
     for name in ("adamw", "sgd"):
         stored.optimizer.name = name

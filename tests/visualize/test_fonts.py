@@ -9,6 +9,7 @@ from fontTools.pens.ttGlyphPen import TTGlyphPen
 from PIL import Image, ImageDraw
 
 from encnet_jax.data.dataset_info import DatasetInfo
+from encnet_jax.data.datasets import Example
 from encnet_jax.visualize import charts, fonts
 from encnet_jax.visualize.fonts import Label, drawable_label, file_label
 from encnet_jax.visualize.overlay import flowing_legend, overlay
@@ -140,6 +141,19 @@ def test_charts_draw_names_without_missing_glyphs(no_system_fonts, tmp_path, has
     for name in ("bars.png", "matrix.png"):
         with Image.open(tmp_path / name) as image:
             assert image.width > 300
+
+
+def test_dollar_signs_in_names_are_no_formula(tmp_path):
+    """Two of them were read as one, and this one cannot be."""
+    name = "$10_$20"
+    info = DatasetInfo("mine", (name, "b"), COLORS, {})
+    scores = {"per_class_iou": [0.5, 0.25], "mean_iou": 0.375, "classes_scored": 2}
+    charts.save_class_bars(scores, info, tmp_path / "bars.png")
+    charts.save_confusion(np.eye(2, dtype=int), info, tmp_path / "matrix.png")
+    pixels = np.zeros((4, 6, 3), np.uint8)
+    example = Example(pixels, pixels[..., 0], name)
+    rows = [(name, example, pixels[..., 0])]
+    charts.save_examples(rows, info, tmp_path / "examples.png")
 
 
 def test_system_folders_are_searched(monkeypatch, tmp_path):
