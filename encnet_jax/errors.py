@@ -24,9 +24,9 @@ class UserError(ValueError):
     """A mistake in the input: a config key, a flag, a file or a folder.
 
     The message is one line that names the item, its value and what is allowed. Commands
-    print it on standard error and exit with code 2, without a traceback. What it quotes
-    of a file may hold anything: line breaks become spaces, control characters, which a
-    terminal would obey, their escapes, and what is very long is cut.
+    print it on standard error and exit with code 2, without a traceback. Text quoted
+    from a file may hold anything: line breaks become spaces, control characters, which
+    a terminal would obey, become escapes, and very long text is cut.
     """
 
     def __init__(self, message: str):

@@ -12,7 +12,7 @@ from typing import BinaryIO
 
 from encnet_jax.errors import UserError
 
-INCOMPLETE = ".encnet-"  # names of files and folders that are not whole start so
+INCOMPLETE = ".encnet-"  # prefix of the names of unfinished files and folders
 
 
 def user_path(path: str | os.PathLike[str]) -> Path:
@@ -39,10 +39,10 @@ def is_address(path: str) -> bool:
 
 
 def absolute_path(path: str) -> str:
-    """Returns a path as it is stored, to mean the same in any current folder.
+    """Returns a path as it is stored: meaning the same in any current folder.
 
-    `~` is expanded. Symbolic links stay, and so does `..`, which after a link leads
-    elsewhere than its text says; and addresses such as `gs://...`.
+    `~` is expanded. Symbolic links and addresses such as `gs://...` stay as they are,
+    and so does `..`, which after a link leads elsewhere than its text says.
 
     Raises:
         UserError: See `user_path`.
@@ -126,10 +126,10 @@ def whole_file(path: Path) -> Iterator[BinaryIO]:
 def whole_folder(folder: Path, setting: str) -> Iterator[Path]:
     """Creates a folder whose contents become those of another, empty or absent one.
 
-    Until the block is done, they are in a folder `.encnet-*.tmp` beside an absent one,
-    which then takes its name; or inside an existing one, which stays itself: it may be
+    Until the block is done, the new folder is `.encnet-*.tmp`: beside an absent one,
+    whose name it then takes, or inside an existing one, which is kept because it may be
     a mount point or the current folder. If the block raises, the file system stays as
-    it was, but for new parents.
+    it was, except for new parents.
 
     Args:
         folder: Where the contents will be.

@@ -52,8 +52,8 @@ def fit(
             dtype, with other channels or with `data.value_range` in the configuration.
         labels: Integers or Booleans (n, h, w), classes from 0 or `ignore_label`; or
             (n,), the class of each image.
-        config: See `encnet_jax.config.default`; `small_config` of the images, or of the
-            first of the data set object, if None.
+        config: See `encnet_jax.config.default`. None: `small_config` of the images, or
+            of the first example of the data set object.
         dataset: In place of images and labels: any object with `__len__` and
             `__getitem__` that returns image and label, such as a PyTorch `Dataset`, a
             split of Hugging Face `datasets`, a Grain source, or a list
@@ -146,9 +146,9 @@ def _check_axes(name: str, shape: tuple[int, ...], channels: int) -> None:
 def small_config(images: np.ndarray, labels: np.ndarray) -> ConfigDict:
     """Returns a configuration for small data sets, as a start to edit.
 
-    EncNet on a ResNet-18, or `encnet14` of width 32 for image classification; 1,000
-    steps of 16 images at their own size, of which crops have a multiple of the output
-    stride, or that plus 1, in segmentation.
+    EncNet on a ResNet-18, or `encnet14` of width 32 for image classification, trained
+    for 1,000 steps of 16 images at their own size. In segmentation, the crop size is a
+    multiple of the output stride, or that plus 1.
     """
     _check_axes("images", images.shape, 3)
     height, width = images.shape[1:3]

@@ -41,24 +41,24 @@ def segmentation_loss(
     Pixel cross-entropy, plus `lovasz_weight` times the Lovász-softmax loss of the same
     logits, plus `se_weight` times the semantic encoding loss (paper, section 3.1), plus
     `aux_weight` times the pixel cross-entropy of the auxiliary head. Parts that the
-    output does not have, or without a `lovasz_weight`, are left out.
+    output lacks are left out, and so is the Lovász term if `lovasz_weight` is 0.
 
     Args:
-        output: What the model returned. Logits of another size than the labels, as
-            those of `forward_low_res`, are resized to it, without ever being held
-            whole.
-        labels: Integers (b, H, W), 0 to num_classes - 1. Pixels of all other labels
-            count nowhere: they are ignored as those of `ignore_label` are.
+        output: What the model returned. Logits whose size differs from that of the
+            labels, such as those of `forward_low_res`, are resized to it without ever
+            being held whole.
+        labels: Integers (b, H, W), 0 to num_classes - 1. Pixels with any other label
+            count nowhere: they are ignored, like those of `ignore_label`.
         num_classes: Number of classes n.
         ignore_label: A label that is ignored; matters if it is 0 to num_classes - 1.
         se_weight: alpha of the paper; 0.2 in all published recipes.
         aux_weight: 0.2 in PyTorch-Encoding, 0.4 in mmsegmentation.
-        class_weights: One weight a class, or None for equal ones.
+        class_weights: One weight per class, or None for equal ones.
         normalize_by: See `pixel_cross_entropy`.
-        label_smoothing: Likewise.
-        hard_pixel_fraction: Likewise.
-        lovasz_weight: Of `lovasz_softmax`, which the four arguments before do not
-            change, relative to the pixel cross-entropy. The auxiliary head has none.
+        label_smoothing: See `pixel_cross_entropy`.
+        hard_pixel_fraction: See `pixel_cross_entropy`.
+        lovasz_weight: Weight of `lovasz_softmax` relative to the pixel cross-entropy.
+            That loss ignores the four arguments above; the auxiliary head has none.
         align_corners: How logits of another size are resized; that of the model, its
             `align_corners`. See `resize_bilinear`.
 
@@ -164,9 +164,9 @@ def pixel_cross_entropy(
     """Returns the mean cross-entropy of the pixels, a float32 scalar.
 
     Args:
-        logits: Of another size than the labels they are resized to it.
-        labels: 0 to n - 1. Pixels of all other labels cost nothing, have no gradient
-            and are in no mean but that of `"all"`, as those of `ignore_label`.
+        logits: Resized to the labels if their sizes differ.
+        labels: 0 to n - 1. Pixels with any other label, like those of `ignore_label`,
+            cost nothing, have no gradient, and are in no mean but that of `"all"`.
         ignore_label: A label that is ignored; matters if it is 0 to n - 1.
         class_weights: One weight per class, at least 0; None: all 1.
         normalize_by: `"valid"` divides by the sum of the weights of the labeled pixels,
@@ -253,10 +253,10 @@ def _pixel_costs(
 def _hard_pixels(
     costs: Float[Array, "b H W"], valid: Bool[Array, "b H W"], fraction: float
 ) -> Float[Array, "b H W"]:
-    """Returns weights, 1 for the share of the labeled pixels with the most cost.
+    """Returns weights: 1 for the share of the labeled pixels that cost the most.
 
-    Pixels that tie for its last places, as those of cost 0 late in a training, divide
-    these evenly, so that the weights always sum to the number of pixels in the share.
+    Pixels that tie for the last places in that share, such as those of cost 0 late in a
+    training, divide these places evenly: the weights always sum to the share's size.
     """
     costs = jnp.where(valid, jax.lax.stop_gradient(costs), -jnp.inf)
     count = jnp.ceil(fraction * valid.sum()).astype(jnp.int32)
@@ -280,9 +280,8 @@ def lovasz_softmax(
     1 - IoU. The batch counts as one image, as IoU is scored over all pixels of a split.
 
     Args:
-        logits: Of another size than the labels they are resized to it, one class at a
-            time.
-        labels: 0 to n - 1. Pixels of all other labels are left out, as those of
+        logits: Resized to the labels, one class at a time, if their sizes differ.
+        labels: 0 to n - 1. Pixels with any other label are left out, like those of
             `ignore_label`; if all are, the loss is 0.
         ignore_label: A label that is left out; matters if it is 0 to n - 1.
         align_corners: How logits of another size are resized; that of the model, its

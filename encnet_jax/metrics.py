@@ -25,10 +25,9 @@ def confusion_matrix(
     Args:
         labels: Integers of any shape, 0 to num_classes - 1, or Booleans, classes 0 and
             1. Pixels with other values are not counted, not even as false positives.
-        predictions: Likewise, of the same shape: labels, not scores.
+        predictions: Classes, not scores; integers or Booleans in the labels' shape.
         num_classes: Number of classes n.
-        ignore_label: Another label of pixels that are not scored, if it is one of
-            these.
+        ignore_label: Label of pixels that are not scored; matters if it is a class.
 
     Raises:
         ValueError: Labels and predictions differ in shape.
@@ -131,7 +130,7 @@ def segmentation_metrics(
 def mean_iou_with_background(per_class_iou: Float[np.ndarray, " n"]) -> float:
     """Returns the mean IoU with one more class, background, of IoU 0.
 
-    For PASCAL-Context over 60 classes with a model of 59: 59/60 of its mean IoU.
+    Scores a PASCAL-Context model of 59 classes over 60: 59/60 of its mean IoU.
     """
     count = np.count_nonzero(~np.isnan(per_class_iou))
     return float(np.nansum(per_class_iou) / (count + 1))

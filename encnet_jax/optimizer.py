@@ -97,8 +97,8 @@ def create_optimizer(
         beta2: Decay of the second moment; AdamW alone.
         weight_decay: See above.
         head_lr_mult: Learning rate of all other parameters, relative to `schedule`.
-        max_grad_norm: Gradients of a larger norm, over all parameters, are scaled to
-            it; 0: none are.
+        max_grad_norm: Gradients whose norm over all parameters is larger are scaled
+            down to it; 0: gradients are never scaled.
         freeze_backbone: Whether the parameters under `backbone` stay as they are. Their
             gradients then play no part, not even in the norm, and may be NaN.
 
@@ -145,7 +145,7 @@ def _decays(path: tuple[Any, ...], parameter: jax.Array) -> bool:
 
 
 def _without_backbone(gradients: Any) -> Any:
-    """Returns gradients with zeros, whatever they were, for those of the backbone."""
+    """Returns the gradients with zeros for the backbone, even where they were NaN."""
     return jax.tree_util.tree_map_with_path(
         lambda path, g: jnp.zeros_like(g) if path[0].key == "backbone" else g, gradients
     )
@@ -154,10 +154,10 @@ def _without_backbone(gradients: Any) -> Any:
 def _preceded(
     first: optax.GradientTransformation, change: Callable[[Any], Any]
 ) -> optax.GradientTransformation:
-    """Changes the gradients that a transformation takes, which keeps its own state.
+    """Changes the gradients that a transformation takes, but not its state.
 
-    A link of its own in the chain would have a place in the state: a run could not be
-    resumed with clipping switched on or off, or, with SGD, its backbone unfrozen.
+    A separate link in the chain would add an entry to the state: a run could then not
+    be resumed with clipping switched on or off or, with SGD, its backbone unfrozen.
     """
 
     def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:

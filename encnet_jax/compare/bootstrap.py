@@ -44,7 +44,7 @@ def paired_differences(
     Images are drawn with replacement, as many as there are, and the scores of both runs
     are computed from the same draw. The interval is that of the percentiles 2.5 and
     97.5 of the differences; a class counts in the draws that contain it. One image says
-    nothing about others: of a class in a single one there is no interval.
+    nothing about others, so a class that is in a single image has no interval.
 
     Args:
         first: Counts of the images.

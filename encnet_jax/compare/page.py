@@ -95,8 +95,8 @@ def read_examples(
 ) -> tuple[dict[int, Example], str]:
     """Reads examples of the data set of an evaluation by their index.
 
-    None, and the reason, where it cannot be opened, or its images or labels are not
-    those of the evaluation, such as those of another folder. Nothing is downloaded.
+    Returns None, and the reason, if it cannot be opened or its images or labels are not
+    those of the evaluation, as with another folder. Nothing is downloaded.
     """
     try:
         config = load_run_config(run.workdir)

@@ -55,9 +55,9 @@ def extend_kernel(
 
 
 def fits(stored: int, channels: int, rgb_channels: Sequence[int] = ()) -> bool:
-    """Returns whether a kernel of `stored` channels is one for images as it is.
+    """Returns whether a kernel of `stored` channels fits the images as it is.
 
-    That of RGB images (3) is none for three channels in another order.
+    A kernel of RGB images (3) does not fit three channels in another order.
     """
     return stored == channels and (channels != 3 or _kept(rgb_channels) == [0, 1, 2])
 

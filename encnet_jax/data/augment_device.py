@@ -1,8 +1,8 @@
 """Augmentation inside the compiled step, without TensorFlow.
 
-Of data sets cached on the device the host sends only indices, and the parameters are
-sampled here, from the same distribution as `augmentation.sample_crop`. Of data sets in
-files it sends decoded pixels with the parameters that it sampled.
+For data sets cached on the device, the host sends only indices, and the parameters are
+sampled here, from the same distribution as `augmentation.sample_crop`. For data sets in
+files, it sends decoded pixels with the parameters that it sampled.
 """
 
 import jax

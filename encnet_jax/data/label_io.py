@@ -199,7 +199,7 @@ def _is_identity(palette: np.ndarray) -> bool:
 
 
 def _colored(palette: np.ndarray) -> np.ndarray:
-    """Returns which of 256 entries are a color: not black that is there repeatedly."""
+    """Returns which of 256 entries are colors; black is one only if it is unique."""
     colored = np.zeros(256, bool)
     colored[: len(palette)] = palette.any(1)
     if np.sum(~colored[: len(palette)]) < 2:

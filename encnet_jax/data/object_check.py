@@ -105,9 +105,9 @@ def _unlike(
 
 @contextlib.contextmanager
 def _paused() -> Iterator[None]:
-    """Has this thread sleep for a moment between steps, so that others come between.
+    """Makes this thread sleep briefly between steps, so that others can interfere.
 
-    Otherwise they do in one read of hundreds, which a sample does not show.
+    Otherwise they interfere in one read out of hundreds, which a sample would miss.
     """
     passed: set[tuple[Any, int]] = set()
     end = time.monotonic() + _WATCHED_SECONDS

@@ -117,10 +117,10 @@ def orientation_of(value: Any, name: str) -> int:
 
 
 def brightest_of_unknown(image: Any) -> int:
-    """Returns the greatest value of an image of maybe 16 bits per color; 255 of others.
+    """Returns the greatest value of an image that may have had 16 bits, else 255.
 
-    Pillow reads 8 of them, and once it has loaded a file, it no longer knows what that
-    held: so it is with the images that Hugging Face `datasets` return.
+    Pillow reads 8 bits per color and, once it has loaded a file, no longer knows how
+    many the file held. The images of Hugging Face `datasets` are of this kind.
     """
     unknown = (
         isinstance(image, Image.Image)

@@ -29,7 +29,7 @@ class OrientationCheck:
     """Finds images that their EXIF orientation turns without their labels.
 
     Both are turned upright by their own tags. Tools that write label files often drop
-    the tag, of labels drawn on the image as it is shown or as it is stored.
+    the tag, whether the labels were drawn on the image as shown or as stored.
     """
 
     def __init__(self) -> None:

@@ -1,9 +1,9 @@
 """Rotation of crops: the geometry, for NumPy on the host and JAX on the device.
 
 The scaled image is rotated about its center, in a frame of its own size from which the
-crop is taken (PyTorch-Encoding v0.4.3; paper, section 4). Of the scaled image a crop
-shows a rotated square: a window around that is resampled as any other crop, and the
-rotated crop is taken from it.
+crop is taken (PyTorch-Encoding v0.4.3; paper, section 4). A crop shows a rotated square
+of the scaled image: a window around that square is resampled like any other crop, and
+the rotated crop is taken from the window.
 """
 
 import math

@@ -24,7 +24,7 @@ LabelCounts = tuple[Int64[np.ndarray, "256"], tuple[int, int]]
 class Statistics:
     """Counts over the valid examples of a split.
 
-    Of images in classes, each counts as one pixel of its class.
+    For image classification, each image counts as one pixel of its class.
 
     Attributes:
         pixels: Pixels of each class.

@@ -19,9 +19,9 @@ def is_gray(image: Image.Image) -> bool:
 def check_one_page(image: Image.Image, data: bytes, name: str, remedy: str) -> None:
     """Raises `UserError` for a TIFF with more pages like the first one.
 
-    They are channels, classes, or slices, of which the first is not the image. Smaller
-    copies of an image (pyramids) and masks are no such pages, nor are pages of another
-    size, or gray ones and others.
+    Such pages are channels, classes, or slices, and the first of them is not the whole
+    image. Smaller copies of an image (pyramids) and masks do not count, nor do pages of
+    another size, or gray pages beside others.
 
     Args:
         image: The opened file, at its first page.

@@ -18,10 +18,10 @@ def count_boundary(
 ) -> Int64[np.ndarray, "n 2"]:
     """Counts intersection and union of the boundary regions of every class.
 
-    The boundary region of a mask are its pixels within a distance of 2 % of the image's
-    diagonal from its contour, as the paper's own code computes it: by erosion with a
-    square, the border of the image a contour. Ignored pixels count nowhere; for the
-    labels and the predictions alike they are outside of every mask.
+    The boundary region of a mask is its pixels within 2 % of the image's diagonal from
+    its contour, computed as in the paper's own code: by erosion with a square, where
+    the border of the image counts as a contour. Ignored pixels count nowhere; in labels
+    and predictions alike they are outside every mask.
 
     Args:
         labels: Ground truth; values of `num_classes` and above are ignored.
@@ -56,8 +56,8 @@ def near_boundary(
     # Here, so that training and prediction run without SciPy.
     from scipy import ndimage
 
-    # Of one class all over a square is what erosion leaves of the class's mask: for
-    # all classes at once.
+    # Erosion keeps the pixels of a class's mask whose whole square has that class. This
+    # finds them for all classes at once.
     values = labels.astype(np.int16)
     size = 2 * distance + 1
     least = ndimage.minimum_filter(values, size, mode="constant", cval=-1)

@@ -252,8 +252,8 @@ def batches_of_one_size(
 ) -> Iterator[list[IndexedExample]]:
     """Yields batches of up to `size` examples of one image size.
 
-    Examples wait until there are `size` of theirs, but of all sizes together no more
-    than `_MAX_WAITING` batches do: then the most of one size go first.
+    Examples wait until `size` of them have the same image size. Once `_MAX_WAITING`
+    batches' worth wait in total, those of the most frequent image size go first.
     """
     waiting: dict[tuple[int, ...], list[IndexedExample]] = {}
     count = 0

@@ -1,7 +1,7 @@
 """Counts of every image of an evaluation on disk, SPLIT-images.jsonl.
 
-What the worst images of each class are chosen by, and what runs are compared by. A line
-is that of `ImageMetrics.to_json`, the lines in the order of the data set.
+They serve to choose the worst images of each class, and to compare runs. Each line is
+one of `ImageMetrics.to_json`; the lines are in the order of the data set.
 """
 
 import json

@@ -207,8 +207,8 @@ def as_declared(
 ) -> DatasetInfo:
     """Returns `info` with the value range that the data set itself declares, if any.
 
-    Bands are scaled as in the training, so that `info` has the range of that. Where the
-    training had a setting in place of what this data set declares, it stays.
+    Bands are scaled as in the training, so `info` has the training's range. It stays if
+    the training set a range in place of the one that this data set declares.
     """
     data, stored = config.data, load_run_config(workdir).data
     same = (data.name, data.data_dir) == (stored.name, stored.data_dir)

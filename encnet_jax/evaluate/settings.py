@@ -124,8 +124,8 @@ def _inherited_keys(given: ConfigDict, stored: ConfigDict, workdir: Path) -> lis
 def check_data_folder(config: ConfigDict, workdir: Path, *, labels: bool) -> None:
     """Raises `UserError` if the folder of a local data set that the run stores is gone.
 
-    Older runs store a relative one as it was typed. Where there is such a folder here,
-    one line of the log says which it is.
+    Older runs store a relative path as it was typed. If that is a folder here, a log
+    line names it in full.
 
     Args:
         config: Settings of the evaluation.

@@ -27,7 +27,7 @@ class _Reader:
 
 
 def quantize_in_place(path: Path, images: Sequence[UInt8[np.ndarray, "h w 3"]]) -> str:
-    """Replaces an ONNX graph by its int8 form; returns what of its labels is kept.
+    """Replaces an ONNX graph by its int8 form; returns a line on the labels it keeps.
 
     Args:
         path: The graph.

@@ -54,9 +54,9 @@ class ExportSpec:
         free_onnx_size: Whether ONNX Runtime runs its graph of any size.
         base_size: Long side to which `encnet predict` resizes images, in pixels; 0: not
             at all. For a classifier, both sides.
-        short_size: With `evaluation.protocol=mmseg`, for which both are bounds, that of
-            the short side; otherwise 0.
-        resize: How it resizes.
+        short_size: Bound on the short side where `evaluation.protocol=mmseg`, for which
+            `base_size` is a bound too; otherwise 0.
+        resize: Resizes an image as `encnet predict` does.
     """
 
     network: str

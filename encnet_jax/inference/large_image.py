@@ -49,10 +49,10 @@ def make_large_label_fn(
     Args:
         model_def: Definition of an `InferenceModel`.
         num_classes: Number of classes.
-        protocol: How images are cut into windows and their scores merged. That of an
-            image may differ in its sizes.
-        score_bytes: Upper bound on the memory of the scores that are kept; a tile is
-            kept in any case.
+        protocol: How images are cut into windows and their scores merged. The protocol
+            given with an image may have other sizes.
+        score_bytes: Upper bound on the memory of the scores that are kept; at least one
+            tile is kept.
     """
     device = jax.local_devices()[0]
     mesh = mesh_of([device])
@@ -81,10 +81,10 @@ def make_large_label_fn(
 def blocks(
     layouts: list[ViewLayout], size: tuple[int, int], tiles: int, softmax: bool
 ) -> Iterator[TileBlock]:
-    """Divides an image into blocks whose scores are in memory at a time.
+    """Divides an image into blocks; the scores of one block are in memory at a time.
 
-    With one view, rows of tiles are complete, and given up, as the windows proceed
-    downwards: a block has the full height. With several, all windows of the first come
+    With one view, rows of tiles are finished and freed as the windows move down, so
+    that a block has the full height. With several, all windows of the first view come
     before those of the second.
 
     Args:

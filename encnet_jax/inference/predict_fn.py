@@ -160,10 +160,10 @@ def make_label_fn(
 
     Args:
         model_def: Definition of an `InferenceModel`.
-        mean: See `whole_image_logits`, as for the other arguments.
-        std: Likewise.
-        base_size: Likewise.
-        align_corners: Likewise.
+        mean: See `whole_image_logits`.
+        std: See `whole_image_logits`.
+        base_size: See `whole_image_logits`.
+        align_corners: See `whole_image_logits`.
     """
 
     @jax.jit

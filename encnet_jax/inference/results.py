@@ -46,11 +46,11 @@ class Segmentation:
     def probabilities(self) -> Float32[np.ndarray, "h w n"]:
         """The probability of each class at each pixel, at the size of the image.
 
-        The softmax of the resized logits; of windows with mirror images (`flip`) that
-        of the sum over both, as PyTorch-Encoding adds them, and so more confident
-        than either. Computed by another pass of the network on first use, and kept: 4 h
-        w n bytes. The largest is that of `labels`, except where two are equal to
-        rounding.
+        This is the softmax of the resized logits or, for windows with mirror images
+        (`flip`), of the sum over both, as PyTorch-Encoding adds them; it is thus more
+        confident than either. It takes another pass of the network on first use, and is
+        kept: 4 h w n bytes. The largest is that of `labels`, except where two are equal
+        to rounding.
         """
         return self._compute_probabilities(self.pixels)
 

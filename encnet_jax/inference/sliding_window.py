@@ -33,7 +33,7 @@ ApplyFn = Callable[
         Float32[Array, "b c"] | None,
     ],
 ]
-MAX_LOGIT = 80.0  # the sum of the powers of some windows is finite in float32
+MAX_LOGIT = 80.0  # keeps the sum of some windows' exponentials finite in float32
 _Item = TypeVar("_Item")
 
 

@@ -1,9 +1,9 @@
 """The 14-layer classifiers of the paper's CIFAR-10 experiments (section 4.3, table 5).
 
-A 3x3 convolution, three stages of two blocks of two 3x3 convolutions, global average
-pooling, a linear layer. Layers, their order and biases are those of the authors' code
-(PyTorch-Encoding v0.4.3, experiments/recognition/model). Names in the paper such as
-16k64d give the codewords k and the width d.
+Each is a 3x3 convolution, three stages of two blocks with two 3x3 convolutions each,
+global average pooling, and a linear layer. The layers, their order, and their biases
+follow the authors' code (PyTorch-Encoding v0.4.3, experiments/recognition/model).
+Names in the paper such as 16k64d give the number of codewords k and the width d.
 """
 
 import functools
@@ -39,10 +39,10 @@ class ClassifierOutput(NamedTuple):
 class DropEncoding(Encoding):
     """Encoding with random scales, drawn anew in every training step.
 
-    Each codeword's scale is uniform in the range of the initial scales, [-1, 0) or that
-    of another `scale_init`; in eval mode it is the mean of that range. The authors'
-    published weights are of this variant. Their layer draws again between the forward
-    and the backward pass; here both see the same scales.
+    Each codeword's scale is uniform in the range of the initial scales: [-1, 0), or the
+    range of another `scale_init`. In eval mode it is the mean of that range. The
+    authors' published weights belong to this variant. Their layer draws new scales
+    between the forward and the backward pass; here both passes see the same ones.
 
     Args: as `Encoding`; there is no parameter `scale`.
     """
@@ -52,7 +52,7 @@ class DropEncoding(Encoding):
     ):
         super().__init__(features, num_codes, rngs=rngs, **settings)
         del self.scale
-        # Own stream, of a fixed name: the training step reseeds it.
+        # A stream of its own, under a fixed name by which the training step reseeds it.
         self.rngs = nnx.Rngs(dropout=rngs.dropout())
         self.deterministic = False
 
@@ -72,10 +72,10 @@ class DropEncoding(Encoding):
 class EncodingAttention(nnx.Module):
     """Channel attention from an encoding.
 
-    1x1 convolution to a quarter of the channels, batch norm, ReLU, encoding; then the
-    residuals of all codewords, concatenated and scaled to unit length, a linear layer
-    and a sigmoid. Unlike `ContextEncoding` it neither averages over the codewords nor
-    adds the features to the product.
+    A 1x1 convolution to a quarter of the channels, batch norm, ReLU, and encoding. The
+    residuals of all codewords, concatenated and scaled to unit length, then go through
+    a linear layer and a sigmoid. Unlike `ContextEncoding`, it neither averages over the
+    codewords nor adds the features to the product.
 
     Args:
         features: Number of channels c.

@@ -123,10 +123,10 @@ class Block(nnx.Module):
 class DINOv2(nnx.Module):
     """Vision transformer that returns the feature maps of four depths.
 
-    A stage is a quarter of the blocks: blocks 3, 6, 9, and 12 of 12. Its output is that
-    of its last block without the class token, after the final layer norm, as
-    `get_intermediate_layers` of the original returns it and its segmentation heads
-    take it.
+    A stage is a quarter of the blocks; of 12 blocks, the stages end with 3, 6, 9, and
+    12. The output of a stage is that of its last block without the class token, after
+    the final layer norm: what `get_intermediate_layers` of the original returns, and
+    what its segmentation heads take.
 
     Args:
         name: A key of `DINOV2`.
@@ -169,7 +169,7 @@ class DINOv2(nnx.Module):
             rngs=rngs,
         )
         self.cls_token = nnx.Param(_CLASS_TOKEN(rngs.params(), (1, 1, features)))
-        # Of the class token, then of the patches, row by row.
+        # The position of the class token comes first, then the patches row by row.
         positions = (1, 1 + spec.grid**2, features)
         self.pos_embed = nnx.Param(_WEIGHTS(rngs.params(), positions, jnp.float32))
         self.blocks = nnx.List(
@@ -188,8 +188,8 @@ class DINOv2(nnx.Module):
     def __call__(self, images: Float[Array, "b h w 3"]) -> list[jax.Array]:
         """Returns the outputs of stages 1 to 4, each (b, ceil(h/14), ceil(w/14), c).
 
-        Images of another size are resized to the next multiple of 14, so that patch i
-        of n covers the i-th of n equal parts of the image, whatever its size.
+        Images whose size is no multiple of 14 are resized to the next one, so that
+        patch i of n always covers the i-th of n equal parts of the image.
         """
         rows, columns = (-(-size // PATCH) for size in images.shape[1:3])
         size = (rows * PATCH, columns * PATCH)
@@ -234,7 +234,7 @@ class _Linear(nnx.Linear):
     """The gradient of its bias is a sum in float32 over all tokens."""
 
     def __call__(self, inputs: jax.Array, out_sharding: Any = None) -> jax.Array:
-        if self.dtype == jnp.float32:  # as Flax's, which exports know
+        if self.dtype == jnp.float32:  # Flax's own layer, which exporters know
             return super().__call__(inputs)
         dtype, bias = _dtype_and_bias(self)
         y = inputs.astype(dtype) @ self.kernel[...].astype(dtype)
@@ -259,5 +259,5 @@ class _PatchEmbedding(nnx.Conv):
 
 
 def _dtype_and_bias(layer: Any) -> tuple[Any, Any]:
-    """Returns what Flax's layers may lack, and those here have."""
+    """Returns the dtype and bias, optional in Flax's layers but always set here."""
     return layer.dtype, layer.bias[...]

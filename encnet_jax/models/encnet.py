@@ -45,7 +45,7 @@ class EncodingHead(nnx.Module):
         channels: Channels of the head.
         num_classes: Number of classes n.
         lateral: Whether to add the lateral links.
-        align_corners: How these are resized; see `resize_bilinear`.
+        align_corners: How the lateral features are resized; see `resize_bilinear`.
         se_loss: Whether to add the semantic encoding branch.
         decoder: Comes between the module and the classifier, if there is one.
         dropout: Rate before the classifier.
@@ -94,9 +94,9 @@ class EncodingHead(nnx.Module):
     def __call__(
         self, stages: list[jax.Array]
     ) -> tuple[Float[Array, "b h w n"], Float[Array, "b n"] | None]:
-        """Returns logits and SE logits or None.
+        """Returns the logits, and the SE logits or None.
 
-        Logits have the size of the last stage, with a decoder that of the first.
+        The logits have the size of the last stage or, with a decoder, of the first.
 
         Args:
             stages: Outputs of the four stages, each (b, h/s, w/s, c).
@@ -107,7 +107,7 @@ class EncodingHead(nnx.Module):
     def with_context(
         self, stages: list[jax.Array], gate: Float[Array, "b c"] | None = None
     ) -> tuple[Float[Array, "b h w n"], Float[Array, "b n"] | None, ContextActivations]:
-        """As the call, with the activations of the Context Encoding Module.
+        """Returns what the call does, and the context activations.
 
         Args:
             stages: Outputs of the four stages, each (b, h/s, w/s, c).
@@ -231,7 +231,7 @@ class EncNet(SegmentationModel):
         images: Float[Array, "b h w i"],
         gate: Float[Array, "b c"] | None = None,
     ) -> tuple[SegmentationOutput, ContextActivations]:
-        """As `forward_low_res`, with the activations of the Context Encoding Module.
+        """Returns what `forward_low_res` does, and the context activations.
 
         Outputs that only the loss reads are left out.
 

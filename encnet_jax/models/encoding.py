@@ -73,9 +73,9 @@ class Encoding(nnx.Module):
     def with_assignment(
         self, x: Float[Array, "b *pixels c"]
     ) -> tuple[Float[Array, "b k c"], Float[Array, "b p k"]]:
-        """Returns the encoding, and how much of each of p pixels each codeword takes.
+        """Returns the encoding, and each codeword's share of each of p pixels.
 
-        The latter is a_ik; its sum over the codewords is 1.
+        These shares are a_ik; over the codewords they sum to 1.
         """
         x, codewords = self._centered(x)
         assignment = jax.nn.softmax(self._logits(x, codewords), axis=-1)
@@ -113,8 +113,8 @@ class ContextActivations(NamedTuple):
     """What a Context Encoding Module computes for images.
 
     Attributes:
-        assignment: How much of each pixel each codeword takes, a_ik of `Encoding`; sums
-            to 1 over the codewords. None with `num_codes=0`.
+        assignment: Each codeword's share of each pixel, a_ik of `Encoding`; sums to 1
+            over the codewords. None with `num_codes=0`.
         gate: The factor of each channel, after the sigmoid: in 0 to 1.
         features: Input of the module.
         gated: Its output.
@@ -214,7 +214,7 @@ class ContextEncoding(nnx.Module):
     ) -> tuple[Float[Array, "b c"], Float[Array, "b p k"] | None]:
         """Returns the vector e, float32, that describes each whole image.
 
-        And the assignment of its p pixels, where there are codewords.
+        Also returns the assignment of its p pixels, where there are codewords.
         """
         x = self.reduce(x)
         if self.encoding is None or self.norm is None:

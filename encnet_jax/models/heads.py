@@ -31,9 +31,9 @@ class ClassifierHead(nnx.Module):
     def __init__(
         self, features: int, num_classes: int, *, dropout: float, rngs: nnx.Rngs
     ):
-        # Drops single elements, as PyTorch-Encoding since v1.2.0; earlier versions and
-        # mmsegmentation drop whole channels. Own stream, of a fixed name: the training
-        # step reseeds it.
+        # Drops single elements, as PyTorch-Encoding has since v1.2.0; earlier versions
+        # and mmsegmentation drop whole channels. The stream is its own, under a fixed
+        # name by which the training step reseeds it.
         stream = nnx.Rngs(dropout=rngs.dropout())
         self.dropout = nnx.Dropout(dropout, rngs=stream)
         self.conv = Conv(
@@ -128,7 +128,7 @@ class FCNHead(nnx.Module):
         x: Float[Array, "b h w c"],
         stage1: Float[Array, "b H W d"] | None = None,
     ) -> Float[Array, "b ... n"]:
-        """Returns the logits at the size of x, with a decoder at that of stage 1.
+        """Returns the logits at the size of x or, with a decoder, of stage 1.
 
         Args:
             x: Features of one stage.
@@ -207,8 +207,8 @@ class DeepLabV3Head(nnx.Module):
         channels: Channels of each branch and of all layers after them; 256 as
             published.
         num_classes: Number of classes n.
-        output_stride: Of the features. The dilations cover the same part of the image
-            at each: 12, 24, 36 at 8; 6, 12, 18 at 16 (paper); 3, 6, 9 at 32.
+        output_stride: Stride of the features. At each, the dilations cover the same
+            part of the image: 12, 24, 36 at 8; 6, 12, 18 at 16 (paper); 3, 6, 9 at 32.
         dropout: Rate before the classifier. Unless it is 0, dropout of single elements,
             of rate 0.5, also follows the fusing 1x1 convolution, as in torchvision
             (which has only that one). PyTorch-Encoding drops whole channels there.
@@ -259,9 +259,9 @@ class DeepLabV3Head(nnx.Module):
 def init_heads_as_mmseg(model: nnx.Module, rngs: nnx.Rngs) -> None:
     """Draws the convolutions outside the backbone anew, as mmsegmentation does.
 
-    He initialization by fan-out; classifiers start normal with standard deviation 0.01,
-    and without bias. Linear layers, codewords and scales are initialized alike in both
-    originals.
+    Convolutions get He initialization by fan-out; classifiers get normal weights with
+    standard deviation 0.01, and zero biases. Linear layers, codewords, and scales are
+    left alone, since both originals initialize them alike.
 
     Args:
         model: A segmentation model.

@@ -112,8 +112,8 @@ class FoldedConv(nnx.Module):
 
     Args:
         conv: The convolution as trained.
-        factor: Multiplies its result.
-        offset: Is added to that.
+        factor: Multiplies each channel of the convolution's output.
+        offset: Is added to each channel of that product.
     """
 
     def __init__(self, conv: Conv, factor: _Vector, offset: _Vector):
@@ -146,7 +146,7 @@ def set_conv_impl(model: nnx.Module, impl: str) -> None:
     """Sets how the convolutions of a model are computed.
 
     Args:
-        model: Whose every `Conv` is set.
+        model: The model; every `Conv` in it is set.
         impl: One of `CONV_IMPLS`; each convolution takes it where it applies, see
             `select_conv_impl`. `"auto"`: the fastest here.
     """
@@ -169,9 +169,9 @@ def set_layer_options(
         dtype: Dtype of convolutions and of the features between them. Parameters,
             statistics, encodings and the linear layers of heads stay float32. A
             backbone with a `set_dtype` of its own is given the dtype.
-        unbiased_running_var: Feed n/(n-1) times the batch variance into the running
-            variance, as torch.nn.BatchNorm2d and with it mmsegmentation. The default is
-            the biased variance, as in PyTorch-Encoding since v1.0.
+        unbiased_running_var: Whether the running variance takes n/(n-1) times the batch
+            variance, as in torch.nn.BatchNorm2d and therefore mmsegmentation. The
+            default is the biased variance, as in PyTorch-Encoding since v1.0.
     """
     for _, layer in nnx.iter_modules(model):
         if isinstance(layer, Conv):
@@ -189,9 +189,9 @@ class BatchNorm(nnx.BatchNorm):
     paper's synchronized batch normalization (section 4.1). Arithmetic is float32, and
     the result has the dtype of the input.
 
-    Over channels the variance is computed in one pass, relative to the running mean.
-    Once that is close to the batch mean nothing cancels, however large the mean is
-    against the deviation.
+    Over channels, the variance is computed in one pass, relative to the running mean.
+    Once that is close to the batch mean, no digits cancel, however large the mean is
+    compared with the deviation.
 
     Args:
         num_features: Size of the normalized axis.

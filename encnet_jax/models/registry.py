@@ -69,7 +69,7 @@ def has_setting(name: str, backbone: str, key: str) -> bool:
 
 
 def feature_stride(backbone: str, output_stride: int) -> int:
-    """Returns how many input pixels a feature of the last stage of a backbone has.
+    """Returns the stride of a backbone's last stage, in input pixels per feature.
 
     Args:
         backbone: A key of `BACKBONES`.
@@ -204,7 +204,7 @@ def check_model_settings(
     for key, value in {**settings, "backbone": backbone}.items():
         if key in same_task:
             own = [settings_of(e)[key] for e in entries if key in settings_of(e)]
-            # Ignored: what one network or the other allows is left alone.
+            # An ignored setting passes if any model that reads it allows its value.
             others = [task[key] for task in (same_task, other_task) if key in task]
             if own or not any(_allows(setting, value) for setting in others):
                 for setting in own or others:

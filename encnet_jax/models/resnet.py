@@ -23,8 +23,8 @@ class ResNetSpec:
 
     Attributes:
         blocks: Number of residual blocks in each of the four stages.
-        bottleneck: 1x1, 3x3, 1x1 blocks that expand to four times the width; else two
-            3x3 convolutions.
+        bottleneck: Whether blocks are 1x1, 3x3, and 1x1 convolutions that expand to
+            four times the width; otherwise they are two 3x3 convolutions.
         dilated: Whether a stage that keeps its resolution dilates its convolutions.
             Without dilation the receptive field stays small.
     """
@@ -103,10 +103,10 @@ class Block(nnx.Module):
     Args:
         features_in: Number of input channels.
         width: Channels before expansion.
-        bottleneck: Whether it is a bottleneck, of 4 `width` output channels.
-        stride: Of the first 3x3 convolution and of the shortcut.
-        dilation: Of the first 3x3 convolution.
-        stage_dilation: Of the second 3x3 convolution of a basic block.
+        bottleneck: Whether it is a bottleneck, with 4 * `width` output channels.
+        stride: Stride of the first 3x3 convolution and of the shortcut.
+        dilation: Dilation of the first 3x3 convolution.
+        stage_dilation: Dilation of the second 3x3 convolution of a basic block.
         avg_down: See `Shortcut`.
         rngs: Source of the initial weights.
     """

@@ -55,9 +55,9 @@ class SegmentationOutput(NamedTuple):
 class Backbone(Protocol):
     """A network that returns the feature maps of four stages.
 
-    With an attribute `stride`, the pixels per feature of the last stage along an axis,
-    it serves `pad_to_stride`. Feature i lies on the pixel of that multiple, unless an
-    attribute `centered` is true: then at the center of the i-th of equal parts.
+    `pad_to_stride` needs an attribute `stride`: the pixels per feature of the last
+    stage, along an axis. Feature i then lies on pixel i * `stride` or, if an attribute
+    `centered` is true, at the center of the i-th of equal parts of the image.
 
     Attributes:
         features: Number of channels of each stage.
@@ -168,10 +168,10 @@ class SegmentationModel(nnx.Module):
     def padded_size(self, size: tuple[Size, Size]) -> tuple[Size, Size]:
         """Returns the height and width to which prediction pads images and windows.
 
-        With `pad_to_stride` the next multiple of the stride of the backbone, with
-        `align_corners` plus 1. Features that cover more than the image, of 450 pixels
-        57 of 8, would otherwise be squeezed into it, beside their pixels. Both
-        originals do that, so without the setting the size stays.
+        With `pad_to_stride`, this is the next multiple of the backbone's stride; plus 1
+        with `align_corners`, unless the backbone is `centered`. Otherwise the size
+        stays, as in both originals: features that cover more than the image (57 of
+        stride 8, for 450 pixels) are then squeezed into it, off their own pixels.
         """
         divisor, rest = self.size_divisor, self.size_remainder
         if divisor == 1:
@@ -182,7 +182,7 @@ class SegmentationModel(nnx.Module):
         return height, width
 
     def apply_head(self, stages: list[jax.Array]) -> SegmentationOutput:
-        """Returns the outputs of everything after the backbone but the auxiliary head.
+        """Returns all outputs except the auxiliary head's, given the backbone's.
 
         Args:
             stages: Outputs of the four stages, each (b, h/s, w/s, c).
@@ -265,9 +265,9 @@ class PSPNet(SegmentationModel):
 class DeepLabV3(SegmentationModel):
     """DeepLabV3 (Chen et al. 2017); see `DeepLabV3Head`.
 
-    Args: as `PSPNet`, and
+    Args: as for `PSPNet`, and
 
-        - `output_stride`: That of the backbone; read only where the backbone has no
+        - `output_stride`: Stride of the backbone; read only where the backbone has no
           attribute `stride`.
         - `head_channels`: Twice the channels of the head, so that the default gives the
           published 256.

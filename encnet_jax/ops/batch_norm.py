@@ -43,12 +43,12 @@ def batch_norm(
         shift: Near the means, such as the running mean; no gradient passes.
         epsilon: Is added to the variance.
         dtype: Of the result.
-        impl: `"autodiff"`: gradients as JAX derives them. `"fused_grad"`: both sums
-            over the pixels that the gradients need in one reduction, so that features
-            and cotangents, which on accelerators cost the time that memory takes, are
-            read once for them. `"sharded_grad"`: the same gradients by two sums, for
-            features that are spread over devices: these make one all-reduce of both,
-            where a reduction of pairs gathers one partial result of each device twice.
+        impl: `"autodiff"`: gradients as JAX derives them. `"fused_grad"`: one reduction
+            for both sums over the pixels that the gradients need, so that features and
+            cotangents are read only once; on accelerators, reading them is what takes
+            the time. `"sharded_grad"`: the same gradients from two sums, for features
+            that are spread over devices: two sums share one all-reduce, whereas a
+            reduction of pairs gathers one partial result of each device twice.
             `"auto"`: for results of 16 bits `"fused_grad"` where JAX sees one device
             and `"sharded_grad"` where it sees several, otherwise `"autodiff"`.
 
@@ -148,7 +148,7 @@ def _two_sums(one: jax.Array, other: jax.Array) -> _Arrays:
 
 
 def _with_gradient(add_up: Callable[[jax.Array, jax.Array], _Arrays]) -> Any:
-    """Returns the normalization with `_backward`, whose two sums are taken so."""
+    """Returns the normalization whose `_backward` takes its two sums by `add_up`."""
     function = jax.custom_vjp(_autodiff, nondiff_argnums=(4, 5))
     function.defvjp(_forward, partial(_backward, add_up))
     return function

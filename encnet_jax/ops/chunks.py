@@ -10,9 +10,9 @@ from jaxtyping import Array, Shaped
 
 from encnet_jax.ops.resize import AnyArray
 
-# How many elements the images of a chunk have. The fewer, the more of them stay in the
-# cache. But the compiler gives small products to one core, unless others that do not
-# depend on them stand beside them, as in the backward pass.
+# Number of elements in the images of a chunk. The fewer, the more of them stay in the
+# cache; but the compiler gives small products to one core unless independent ones are
+# next to them, as in the backward pass.
 FORWARD_CHUNK_ELEMENTS = 2**20
 BACKWARD_CHUNK_ELEMENTS = 2**17
 

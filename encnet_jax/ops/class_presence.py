@@ -19,9 +19,9 @@ def class_presence(
         labels: Any integers of up to 32 bits.
         num_classes: Number of classes n.
         impl: `"scatter"`: every pixel marks its class; for CPU. `"compare_pixels"`:
-            every pixel is compared with every class, without rows and columns; for
-            GPU. `"compare_rows"`: likewise, with them; for TPU. `"auto"`: that of the
-            platform lowered for.
+            every pixel is compared with every class, over flattened pixels; for GPU.
+            `"compare_rows"`: the same over rows and columns; for TPU. `"auto"`: the one
+            for the platform lowered for.
 
     Raises:
         ValueError: An unknown `impl`.

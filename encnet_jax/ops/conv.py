@@ -154,7 +154,7 @@ def _winograd(x: jax.Array, kernel: AnyArray, stride: int, dilation: int) -> jax
 def _im2col(x: jax.Array, kernel: AnyArray, stride: int, dilation: int) -> jax.Array:
     """3x3 convolution with stride: rows of nine neighbors times the kernel.
 
-    Forward no faster than `"lax"`; its gradients are.
+    The forward pass is no faster than that of `"lax"`, but the gradients are.
     """
     _, h, w, c = x.shape
 

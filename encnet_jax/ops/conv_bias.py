@@ -21,8 +21,8 @@ def add_bias(
 ) -> Float[Array, "*pixels c"]:
     """Adds the bias of each channel: in float32, but on GPU in the dtype asked for.
 
-    There the bias itself is rounded to that dtype, for convolutions without elementwise
-    kernels of their own. The gradient of the bias is summed in float32 everywhere.
+    On GPU the bias itself is rounded to that dtype too, so that convolutions need no
+    elementwise kernels of their own. Its gradient is summed in float32 everywhere.
 
     Args:
         y: What a convolution returned.

@@ -30,8 +30,8 @@ def resized_cross_entropy_sum(
 ) -> Float[Array, ""]:
     """Returns the sum of weights times cross-entropy, float32.
 
-    The gradient by the logits is computed in one go with the sum. There is none by the
-    weights.
+    The gradient with respect to the logits is computed together with the sum. The
+    weights get no gradient.
 
     Args:
         logits: Resized bilinearly to the labels.
@@ -93,15 +93,15 @@ def resized_cross_entropy(
 ) -> Float[Array, "b H W"]:
     """Returns the cross-entropy of every pixel, float32.
 
-    For costs that are chosen or weighted by what they are; where only their sum counts,
-    `resized_cross_entropy_sum` is faster on CPU.
+    Use it where the costs decide which of them count, or how much. Where only their sum
+    matters, `resized_cross_entropy_sum` is faster on CPU.
 
     Args:
         logits: Resized bilinearly to the labels.
         labels: 0 to n - 1, or any other number for a pixel that costs 0.
         align_corners: See `resize_bilinear`.
-        impl: As of `resized_cross_entropy_sum`.
-        label_smoothing: Likewise.
+        impl: See `resized_cross_entropy_sum`.
+        label_smoothing: See `resized_cross_entropy_sum`.
 
     Raises:
         ValueError: An unknown `impl`, or shapes that do not fit each other.

@@ -1,10 +1,10 @@
 """Cross-entropy of resized logits with the interpolation inside its reductions: GPU.
 
 The low-resolution logits are interpolated to the rows of the labels, an array of
-(b, H, w, n) in their dtype; the columns are interpolated where they are used. So one
-kernel reads the rows and leaves two numbers a pixel, and another writes the gradient of
-the resized logits, once and in the dtype of the logits, which two matrix products pull
-back: by tensor cores where that is bfloat16, at full precision where it is float32.
+(b, H, w, n) in their dtype; the columns are interpolated where they are used. Thus one
+kernel reads the rows and leaves two numbers per pixel. Another writes the gradient of
+the resized logits, once and in the dtype of the logits; two matrix products pull it
+back, on tensor cores if it is bfloat16, and at full precision if it is float32.
 """
 
 import jax
@@ -65,7 +65,7 @@ def gradient(
         logits: Resized bilinearly to the labels.
         labels: 0 to n - 1, or another number.
         logsumexp: Of `logsumexp_and_label_logit`.
-        weights: What comes back to each pixel.
+        weights: What multiplies each pixel's gradient: its weight, or a cotangent.
     """
     resized = _resized(align_corners, logits, labels)
     target: jax.Array | float = _chosen(labels, resized)
@@ -98,11 +98,11 @@ def _chosen(labels: jax.Array, resized: jax.Array) -> jax.Array:
 def _reduced(resized: jax.Array, terms: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Returns logsumexp of `resized`, and the sum of `terms`, over the last axis.
 
-    In one pass: partial sums carry the largest logit that they are relative to, and
-    where two meet, that of the smaller is brought to the larger. A shift known
-    beforehand would save this: the interpolated maximum of the low-resolution logits is
-    never below that of the resized ones. But where neighbors differ by hundreds it is
-    hundreds above, all exponentials are zero, and the loss is infinite.
+    This takes one pass: each partial sum carries the largest logit, to which it is
+    relative, and when two meet, the one with the smaller is rescaled to the larger. A
+    shift known beforehand would save this: the interpolated maximum of low-resolution
+    logits is never below that of the resized ones. But where neighbors differ by
+    hundreds it is hundreds above, all exponentials are zero, and the loss is infinite.
     """
 
     def meet(one: tuple[jax.Array, ...], other: tuple[jax.Array, ...]) -> tuple:
@@ -114,7 +114,7 @@ def _reduced(resized: jax.Array, terms: jax.Array) -> tuple[jax.Array, jax.Array
         return jnp.maximum(top, its_top), total, term + its_term
 
     zero = jnp.zeros((), jnp.float32)
-    # Finite: nothing at all meets nothing at all without infinity less infinity.
+    # Finite, so that two empty sums meet without infinity minus infinity.
     start = (jnp.asarray(jnp.finfo(jnp.float32).min), zero, zero)
     parts = (resized, jnp.ones_like(resized), terms)
     top, total, summed = jax.lax.reduce(parts, start, meet, (resized.ndim - 1,))

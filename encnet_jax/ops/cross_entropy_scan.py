@@ -90,7 +90,7 @@ def gradient(
         logits: Resized bilinearly to the labels.
         labels: 0 to n - 1, or another number.
         logsumexp: Of `logsumexp_and_label_logit`.
-        weights: What comes back to each pixel.
+        weights: What multiplies each pixel's gradient: its weight, or a cotangent.
     """
     rows, columns, blocks = _blocks(align_corners, logits, labels, logsumexp, weights)
     low_res = logits.astype(jnp.float32)
@@ -150,8 +150,8 @@ def _blocks(
     columns = np.asarray(interpolation_matrix(logits.shape[2], width, align_corners))
     rows = np.asarray(interpolation_matrix(logits.shape[1], height, align_corners))
     blocks = -(-height // _block_rows(4 * batch * width * logits.shape[-1]))
-    taken = -(-height // blocks)  # so that fewer rows than blocks are filled up
-    # Rows that fill up the last block weigh nothing.
+    taken = -(-height // blocks)  # so that the padding has fewer rows than blocks
+    # The rows that pad the last block have zero weight.
     missing = -height % taken
     split = np.pad(rows, ((0, missing), (0, 0))).reshape(-1, taken, rows.shape[1])
     return split, columns, [_split(x, taken, missing) for x in (labels, *more)]

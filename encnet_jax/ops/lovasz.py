@@ -26,9 +26,9 @@ def resized_lovasz_softmax(
 ) -> Float[Array, ""]:
     """Returns the mean Lovász-softmax loss of the classes present, float32.
 
-    All pixels of the batch are those of one image. Where no pixel has a class, the loss
-    is 0. The gradient by the logits is computed in one go with the loss, and keeps the
-    order of the errors.
+    All pixels of the batch count as one image. If no pixel has a class, the loss is 0.
+    The gradient with respect to the logits is computed together with the loss, and
+    takes the order of the errors as fixed.
 
     Args:
         logits: Resized bilinearly to the labels.
@@ -108,8 +108,8 @@ def _binary_loss(
     """Returns the loss of one class, and its slope by the probability of each pixel.
 
     Args:
-        probability: Of the class; 0 where a pixel is left out, which then is the last
-            of all in the order of errors and changes nothing.
+        probability: Probability of the class; 0 for pixels that are left out, which
+            then come last in the order of errors and change nothing.
         own: Pixels of the class.
     """
     errors = jnp.where(own, 1 - probability, probability)

@@ -11,8 +11,8 @@ NO_CLASS = -1
 def check_pixels(logits: jax.Array, labels: jax.Array) -> None:
     """Checks that logits and labels are those of the same images.
 
-    By shapes and dtypes alone, so that a compiled program has nothing of it: labels of
-    one image would otherwise be repeated for all images of the logits.
+    It reads shapes and dtypes alone, and so leaves nothing in a compiled program.
+    Unchecked, labels of one image would be repeated for all images of the logits.
 
     Args:
         logits: Must be (b, h, w, n).
@@ -56,7 +56,7 @@ def known_labels(
     Args:
         labels: Any integers of up to 32 bits.
         num_classes: Number of classes n; labels that are not 0 to n - 1 are ignored.
-        ignore_label: Another label that is, if it is one of these.
+        ignore_label: Another label to ignore; matters if it is 0 to n - 1.
     """
     known = has_class(labels, num_classes)
     labels = labels.astype(jnp.int32)

@@ -136,10 +136,10 @@ def interpolation_matrix(
     antialias: bool = False,
     count: Size | None = None,
 ) -> AnyArray:
-    """Weights (target, source), float32, of one-dimensional linear interpolation.
+    """Returns weights (target, source), float32, of 1-D linear interpolation.
 
-    NumPy where both sizes are known. With `count` of so many of the first target
-    pixels, (count, source).
+    NumPy where both sizes are known. With `count`, only those of the first `count`
+    target pixels, (count, source).
     """
     # Float64 on the host where the sizes are known (always but in export with free
     # sizes): positions near 1000 in float32 would cost the weights four digits.
@@ -164,8 +164,8 @@ def source_positions(
 ) -> AnyArray:
     """Returns where target pixels lie among source pixels along an axis, (target,).
 
-    NumPy, float64, where both sizes are known. With `clip` no position is outside the
-    first and last pixel. With `count` only of so many of the first, (count,).
+    NumPy, float64, where both sizes are known. With `clip`, no position is outside the
+    first and last pixel. With `count`, only those of the first `count`, (count,).
     """
     i = _index(target if count is None else count)
     if align_corners:

@@ -41,8 +41,8 @@ def resize_argmax(
             neighbors inside the arg max, for GPU, where float32 matrix products run
             without tensor cores and the array, again, is not written; where a size is
             unknown, as `"matmul"`. `"auto"`: the fastest of the platform lowered for.
-        covers: Height and width that x covers, if they are more than the first of
-            `sizes`: of padded images, whose padding is cut off.
+        covers: Height and width that x covers, if larger than the first of `sizes`, as
+            for padded images, whose padding is cut off.
 
     Returns:
         Labels (b, *sizes[-1]); of equal channels the first.

@@ -1,9 +1,9 @@
 """Linear interpolation by the few neighbors that have a weight, without a product.
 
 A row of an interpolation matrix has two weights, or up to four where two resizes were
-composed. On GPU gathering these few is what the compiler can put inside the reduction
-that follows, so that the resized array is never written; a product of float32 at full
-precision it cannot, and there tensor cores take no part in it either.
+composed. On GPU the compiler can put the gathering of these few inside the reduction
+that follows, so that the resized array is never written. It cannot do so with a product
+of float32 at full precision, and tensor cores take no part in such a product either.
 """
 
 from typing import NamedTuple

@@ -36,8 +36,8 @@ _TRAINING_TILE = 2
 _Grid = list[list[jax.Array]]
 _Arguments = tuple[jax.Array, jax.Array]
 _AnyArray = TypeVar("_AnyArray", jax.Array, np.ndarray)
-# Hundreds of operations each, and a network has few shapes: later convolutions of a
-# shape take the operations of the first.
+# Each traces hundreds of operations, and a network has few shapes: later convolutions
+# of a shape reuse the operations of the first.
 _traced_once = functools.partial(jax.jit, inline=True)
 
 
@@ -114,8 +114,8 @@ def winograd_conv(
 ) -> Float[Array, "b h w out"]:
     """3x3 convolution, padded by 1, with gradients as fast as itself.
 
-    In chunks of images: their transforms, four times the images, stay in the cache.
-    Derived automatically, the gradients would add up overlapping tiles.
+    It works in chunks of images, so that their transforms, four times the images, stay
+    in the cache. Automatic differentiation would add up overlapping tiles instead.
     """
     transformed = _transform_kernel_taps(kernel)
     chunks = split_chunks(x, chunk_size(x, kernel, FORWARD_CHUNK_ELEMENTS))

@@ -17,8 +17,8 @@ _log = logging.getLogger(__name__)
 def find_images(arguments: Sequence[str]) -> list[Path]:
     """Returns the image files that files, folders and globs name, each once.
 
-    Folders and globs stand for those of their files that `is_image`, and for links to
-    such that are missing. Results of earlier predictions are left out, with a log line.
+    Folders and globs stand for their image files (see `is_image`), including links to
+    missing ones. Results of earlier predictions are left out, with a log line.
 
     Raises:
         UserError: An argument that matches no image.

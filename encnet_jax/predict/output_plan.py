@@ -82,10 +82,10 @@ def plan_outputs(
 def distinct_names(paths: Sequence[Path], endings: Sequence[str]) -> list[str]:
     """Returns a name for each path such that no two results share a file.
 
-    The name is that of the file without its suffix, and of files that would collide
-    that with suffix, that with the folders below the common one, or at last that with
-    a number. Names that differ only in case, or by the Unicode form of a letter,
-    collide: some file systems take them for the same.
+    The name is that of the file without its suffix. Files that would collide keep the
+    suffix; if that is not enough, they get the folders below the common one, and at
+    last a number. Names that differ only in case, or by the Unicode form of a letter,
+    collide, because some file systems take them for the same.
 
     Args:
         paths: Distinct files.

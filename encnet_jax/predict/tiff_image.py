@@ -249,6 +249,6 @@ class TiffImage:
 
 
 def _run(segments: np.ndarray, segment: int) -> slice:
-    """Returns where ascending numbers are this one."""
+    """Returns the slice of ascending `segments` that are equal to `segment`."""
     first, last = np.searchsorted(segments, [segment, segment + 1]).tolist()
     return slice(first, last)

@@ -57,8 +57,8 @@ class Checkpoints:
     def save(self, state: TrainState, step: int) -> None:
         """Starts saving a state in the background, unless this step is saved.
 
-        A full disk leaves the earlier checkpoints as they are. It logs a warning; in a
-        run of several hosts it raises `UserError` on the one whose disk it is.
+        A full disk leaves the earlier checkpoints as they are. A warning is logged; in
+        a run of several hosts, the host whose disk it is raises `UserError` instead.
 
         Args:
             state: Copied at once; may be donated after the call.

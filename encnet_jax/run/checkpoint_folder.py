@@ -134,7 +134,7 @@ def _unreadable(score: float | None) -> bool:
 
 
 def remove_checkpoint(folder: Path, step: int) -> None:
-    """Deletes a checkpoint; if killed meanwhile, none is left that is incomplete."""
+    """Deletes a checkpoint so that, if killed meanwhile, no incomplete one is left."""
     removed = folder / f"{step}.{_REMOVED}"
     (folder / str(step)).rename(removed)
     shutil.rmtree(removed, ignore_errors=True)

@@ -1,4 +1,4 @@
-"""Checkpoints that cannot be read: its error, and silence of the threads behind it."""
+"""Errors of checkpoints that cannot be read; silences the threads that read them."""
 
 import contextlib
 import gc
@@ -27,10 +27,10 @@ class DamagedError(UserError):
 
 
 def failed_read(checkpoint: Path, error: Exception) -> UserError:
-    """Returns the error for a checkpoint of which a read failed.
+    """Returns the error for a checkpoint that could not be read.
 
-    It is a `DamagedError` unless the files may be as they should: there was no memory,
-    no file could be opened, or the disk of another machine was gone for a moment.
+    It is a `DamagedError` unless the files may be intact: memory ran out, no file could
+    be opened, or the disk of another machine was gone for a moment.
 
     Args:
         checkpoint: Its folder.

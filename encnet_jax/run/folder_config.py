@@ -164,7 +164,7 @@ def _prediction(config: ConfigDict, info: DatasetInfo) -> dict[str, Any]:
         entry["base_size"] = settings.base_size or config.data.base_size
         entry["mode"] = "slide" if slides else "whole"  # with scales always windows
     if slides:
-        # As a run that evaluates at one scale has it; equal, where there are windows.
+        # As for a run that evaluates at one scale; for windows, () and (1,) are equal.
         entry["scales"] = tuple(settings.scales) if multi_scale(settings.scales) else ()
     return entry
 

@@ -29,7 +29,7 @@ def lock_workdir(workdir: Path) -> contextlib.AbstractContextManager[None]:
 
 @contextlib.contextmanager
 def locked(path: Path, taken: str, remedy: str) -> Iterator[None]:
-    """Holds a lock on a file, which is made if it is missing; of several hosts, host 0.
+    """Holds a lock on a file, created if missing; of several hosts, only host 0 does.
 
     The operating system holds the lock and releases it when the process ends, however
     it ends. On file systems without locks a warning says that there is none.

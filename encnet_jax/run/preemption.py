@@ -11,8 +11,8 @@ from jax.experimental import multihost_utils
 class SigtermHandler:
     """Context manager that records SIGTERM, the usual announcement of a preemption.
 
-    Of several hosts only one may receive it, yet all must stop at the same step: there
-    JAX's coordination service listens, from `jax.distributed.initialize` on.
+    In a run of several hosts only one may receive it, yet all must stop at the same
+    step, so JAX's coordination service listens, from `jax.distributed.initialize` on.
     """
 
     def __init__(self) -> None:

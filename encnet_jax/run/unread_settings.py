@@ -1,7 +1,7 @@
 """Settings that other settings leave without effect.
 
-Recipes may hold them, so that changing one key changes one thing. Who sets such a key
-on the command line expects an effect, and is told that there is none.
+Recipes may hold them, so that changing one key changes one thing. But a user who sets
+such a key on the command line expects an effect, and is told that there is none.
 """
 
 from collections.abc import Callable, Iterable

@@ -37,9 +37,9 @@ def create_weights(
 ) -> Weights | None:
     """Returns the weights that `loss.class_balance` asks for; None if it is empty.
 
-    A run that resumes keeps those in its workdir. Otherwise they are computed from the
-    counts that the check of the data set took, or else by reading all labels, each host
-    its share. The weights are the same on all hosts.
+    A resumed run keeps the weights in its workdir. Otherwise they are computed from the
+    counts that the check of the data set took or, failing that, by reading all labels,
+    with each host reading its share. The weights are the same on all hosts.
 
     Args:
         config: See `encnet_jax.config`.

@@ -13,9 +13,9 @@ from encnet_jax.run.metric_writer import read_scores
 class EarlyStopping:
     """Counts the evaluations since the best one, in the metrics that the run wrote.
 
-    So a resumed run stops at the step at which one that was never interrupted does. A
-    score that is missing there, as while a rerun repeats the last evaluation, is taken
-    from its checkpoint.
+    This makes a resumed run stop at the same step as one that was never interrupted. A
+    score missing from the metrics, as while a rerun repeats the last evaluation, is
+    taken from its checkpoint.
 
     Args:
         patience: Evaluations without a better score after which the run ends; 0: never.

@@ -39,7 +39,7 @@ class _StoredRun(NamedTuple):
 def check_workdir(config: ConfigDict, workdir: Path, info: DatasetInfo) -> None:
     """Raises `UserError` if the workdir has a run of another model or data set.
 
-    So does a folder without a run but with files of the names that a run writes, such
+    Also raises for a folder that has no run, but files named like those of a run, such
     as the `classes.json` of a data set. A run that ended before its first checkpoint
     has nothing to lose, and is no obstacle.
 
@@ -81,8 +81,8 @@ def check_workdir(config: ConfigDict, workdir: Path, info: DatasetInfo) -> None:
 def check_splits(config: ConfigDict, workdir: Path, info: DatasetInfo) -> None:
     """Raises `UserError` if the workdir has a run on other splits.
 
-    Scores of another split would be ranked with those that there are, or be taken for
-    those of the stored one. A run that has taken and scored all steps keeps its own.
+    Scores of another split would be ranked among the existing ones, or mistaken for
+    scores of the stored one. A run with all steps taken and scored keeps its own.
 
     Args:
         config: See `encnet_jax.config`, of a training on the splits that it names.

@@ -102,11 +102,11 @@ def warn_of_random_backbone(config: ConfigDict) -> None:
 def warn_of_geometry(config: ConfigDict) -> None:
     """Warns where training from scratch places features beside their pixels.
 
-    Feature i of an output stride s is centered on pixel s i. With `model.align_corners`
-    a map of n features is stretched over the whole crop, which puts it there only if
-    the crop has s (n - 1) + 1 pixels. Without, features keep their distance of s pixels
-    if the crop has s n. Published weights were trained with it at any size. Patches
-    of a vision transformer are centered as without it, at any size.
+    With output stride s, feature i is centered on pixel s i. `model.align_corners`
+    stretches a map of n features over the whole crop, which puts feature i there only
+    if the crop has s (n - 1) + 1 pixels. Without it, features stay s pixels apart if
+    the crop has s n. Published weights were trained with it at any size. Patches of a
+    vision transformer are centered as they are without it, at any size.
     """
     size, model = config.data.crop_size, config.model
     aligned, stride = model.align_corners, model.output_stride

@@ -159,7 +159,7 @@ class Trainer:
         if restored is None:
             state = self.state
             if jax.process_count() > 1:
-                # Arrays that were loaded onto a device do not go to those of others.
+                # Arrays on this host's devices cannot move to those of other hosts.
                 state = jax.device_get(state)
             self.state = jax.device_put(state, replicated(self.mesh))
             return
@@ -172,8 +172,8 @@ class Trainer:
         If the evaluation of the restored step failed or was killed, it comes first.
 
         Returns:
-            The scores of the last evaluation, after all steps or at that at which early
-            stopping ends the run; or None if SIGTERM ended it before, at a step that
+            The scores of the last evaluation, made after all steps or when early
+            stopping ends the run; or None if SIGTERM ended it earlier, at a step that
             is saved.
 
         Raises:

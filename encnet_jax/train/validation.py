@@ -39,9 +39,9 @@ class Validation(NamedTuple):
         scores: Name -> value, logged and used to choose the best checkpoint.
         images: Number of images scored.
         panel: Some of them with their predictions.
-        classes: Of segmentation, `classes_scored` and `num_classes`: the mean IoU is
-            over the former.
-        mean_gate: Of networks with a Context Encoding Module.
+        classes: For segmentation, `num_classes` and `classes_scored`, the number of
+            classes that the mean IoU is over.
+        mean_gate: For networks with a Context Encoding Module, its mean gate.
     """
 
     scores: dict[str, float]

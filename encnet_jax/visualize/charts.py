@@ -145,7 +145,7 @@ def _class_label(info: DatasetInfo, index: int) -> Label:
 def _set_fonts(texts: Sequence[Text], labels: Sequence[Label]) -> None:
     """Sets the font files of names that are not in the default font.
 
-    And has them drawn as they are: two dollar signs would stand for a formula.
+    It also has them drawn literally: two dollar signs would stand for a formula.
     """
     for text, label in zip(texts, labels):
         text.set_parse_math(False)

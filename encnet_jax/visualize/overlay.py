@@ -32,8 +32,8 @@ def palette_image(
 def label_image(labels: UInt8[np.ndarray, "h w"], info: DatasetInfo) -> Image.Image:
     """Returns a palette image whose indices are the data set's own label values.
 
-    The palette has each class's color in label files, or else in overlays, at its
-    label: read by index or by color, a pixel has the same class.
+    At each label, the palette has the color of its class in label files, or else in
+    overlays: a pixel has the same class whether it is read by index or by color.
 
     Args:
         labels: Class indices.

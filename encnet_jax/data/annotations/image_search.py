@@ -43,8 +43,8 @@ class ImageSearch:
     def read(self, stored: str, where: str) -> bytes:
         """Returns the content of an image file.
 
-        Its folders are ignored where it is not found with them, unless another image
-        has the same name in other folders.
+        If it is not found in the folders that its name gives, these are ignored, unless
+        another image has the same name in other folders.
 
         Args:
             stored: Its name in the annotation file.

@@ -161,8 +161,8 @@ def _pasted_mask(encoded: Any, points: Any, height: int, width: int) -> Mask:
 def check_points(points: Sequence[Any], size: tuple[int, int]) -> None:
     """Raises `UserError` unless points are numbers near an image.
 
-    Those of a shape may lie outside of it, by no more than its size: rasterizers need
-    memory for what is farther.
+    Points of a shape may lie outside the image, by no more than its size: rasterizers
+    need memory for anything farther away.
     """
     height, width = size
     for point in points:
