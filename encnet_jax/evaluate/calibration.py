@@ -107,8 +107,8 @@ class Calibration:
 def sample_indices(count: int) -> list[int]:
     """Returns the indices of the images that calibration is measured on.
 
-    A hundredth of a split, at least 16 and at most 100 images, evenly spaced, so that
-    it takes a hundredth of the evaluation's time and is the same each time.
+    A hundredth of a split, at least 16 and at most 100 images, evenly spaced, and the
+    same each time. Each takes as long as in the evaluation.
     """
     size = min(count, max(16, min(count // 100, 100)))
     return [(2 * i + 1) * count // (2 * size) for i in range(size)]
