@@ -46,7 +46,7 @@ class ArrayDataset:
         image, info = self.images[index], self.info
         if info.banded:
             image = scale_bands(image, info.value_range, f"images[{index}]")
-        return Example(image, self.labels[index], str(index))
+        return Example(image, np.asarray(self.labels[index]), str(index))
 
     def bands(self, index: int) -> Real[np.ndarray, "h w c"]:
         """Returns the values of an image as given."""

@@ -28,6 +28,7 @@ from encnet_jax.evaluate.run import as_declared, compare_value_ranges, evaluate_
 from encnet_jax.evaluate.settings import evaluation_config
 from encnet_jax.evaluate.submission import UnlabeledDataset
 from encnet_jax.export.run import export_workdir
+from encnet_jax.inference.tta import MmsegProtocol
 from encnet_jax.models import create_model
 from encnet_jax.run.checkpoint import Checkpoints
 from encnet_jax.run.model_config import model_settings
@@ -280,13 +281,20 @@ def test_model_folder_of_a_run_in_windows_is_scored_and_named_as_the_run(
     assert second.scores["differs_from_training"] == {}
 
 
-def test_mmsegmentation_s_whole_and_slide_modes_are_scored(trained, config):
-    config.evaluation.protocol = "mmseg"
-    config.evaluation.crop_size = 24
-    for mode in ("whole", "slide"):
-        config.evaluation.mode = mode
-        text = evaluate_workdir(config, trained, "val")
-        assert "2 images, step 7" in text
+@pytest.mark.parametrize(("mode", "crop_size"), [("whole", 0), ("slide", 24)])
+def test_modes_of_mmsegmentation_are_scored(
+    trained, config, monkeypatch, mode, crop_size
+):
+    views, sizes = MmsegProtocol.views, set()
+
+    def spied(protocol, image):
+        sizes.add(protocol.crop_size)
+        return views(protocol, image)
+
+    monkeypatch.setattr(MmsegProtocol, "views", spied)
+    config.evaluation.update(protocol="mmseg", crop_size=24, mode=mode)
+    assert "2 images, step 7" in evaluate_workdir(config, trained, "val")
+    assert sizes == {crop_size}
 
 
 def test_submission_has_published_ids_at_the_size_of_the_image(
@@ -315,12 +323,15 @@ def test_submission_has_published_ids_at_the_size_of_the_image(
 def test_images_that_are_done_are_not_read_again(
     trained, config, camvid, tmp_path, monkeypatch
 ):
+    run, images = tmp_path / "run", tmp_path / "images"
+    images.mkdir()
+    shutil.copytree(trained, run)
     for index in range(3):
-        shutil.copy(camvid / "test" / f"{index:04}.png", tmp_path)
+        shutil.copy(camvid / "test" / f"{index:04}.png", images)
     monkeypatch.setattr(EvalProgressLog, "remove", lambda self: None)
-    arguments = config, trained, "test"
-    evaluate_workdir(*arguments, submission=True, images=tmp_path)
-    (trained / "submission" / "images" / "0001.png").unlink()
+    arguments = config, run, "test"
+    evaluate_workdir(*arguments, submission=True, images=images)
+    (run / "submission" / "images" / "0001.png").unlink()
     read, reads = UnlabeledDataset.__getitem__, []
 
     def noted(dataset, index):
@@ -328,7 +339,7 @@ def test_images_that_are_done_are_not_read_again(
         return read(dataset, index)
 
     monkeypatch.setattr(UnlabeledDataset, "__getitem__", noted)
-    evaluate_workdir(*arguments, submission=True, images=tmp_path)
+    evaluate_workdir(*arguments, submission=True, images=images)
     assert reads == [1]
 
 

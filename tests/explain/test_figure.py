@@ -4,6 +4,7 @@ import dataclasses
 
 import numpy as np
 import pytest
+from PIL import ImageDraw
 
 from encnet_jax.data.scenes import draw
 from encnet_jax.explain.figure import (
@@ -84,14 +85,25 @@ def test_images_of_any_shape_have_a_figure_of_bounded_size(explanation, size):
     assert figure.width == 1000 and figure.height < 1500
 
 
-def test_any_names_and_numbers_of_classes_fit(explanation):
-    for names in (
-        tuple(f"class with a very long name indeed, number {k}" for k in range(20)),
-        tuple("北京市" for _ in range(20)),
-    ):
-        segmentation = dataclasses.replace(explanation.segmentation, class_names=names)
-        renamed = dataclasses.replace(explanation, segmentation=segmentation)
-        assert renamed.figure().width == 1000
+@pytest.mark.parametrize(
+    "name", ["class with a very long name indeed, number {}", "北京市 {}"]
+)
+def test_names_of_any_length_stay_inside_the_figure(explanation, monkeypatch, name):
+    drawn, outside = [], []
+
+    class Spied(ImageDraw.ImageDraw):
+        def text(self, xy, text, fill=None, font=None, anchor=None):
+            left, _, right, _ = self.textbbox(xy, text, font, anchor)
+            drawn.append(text)
+            if left < -1 or right > self.im.size[0] + 1:
+                outside.append(text)
+            super().text(xy, text, fill, font, anchor)
+
+    monkeypatch.setattr(ImageDraw, "Draw", Spied)
+    names = tuple(name.format(k) for k in range(20))
+    segmentation = dataclasses.replace(explanation.segmentation, class_names=names)
+    dataclasses.replace(explanation, segmentation=segmentation).figure()
+    assert len(drawn) > 20 and not outside
 
 
 def test_bars_show_the_presence(explanation):

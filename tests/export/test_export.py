@@ -214,6 +214,23 @@ def test_size_of_the_comparison_is_one_that_is_padded(align_corners, stride):
         assert side % stride != int(align_corners)
 
 
+def test_comparison_is_of_that_size(trained, tmp_path, monkeypatch):
+    read, shapes = export_formats.READERS["stablehlo"], []
+
+    def spied(path):
+        apply = read(path)
+
+        def noted(images):
+            shapes.append(images.shape)
+            return apply(images)
+
+        return noted
+
+    monkeypatch.setitem(export_formats.READERS, "stablehlo", spied)
+    export_workdir(trained[0], tmp_path / "out")
+    assert shapes == [(2, *_CHECKED_SIZE, 3)]
+
+
 def test_readme_gives_the_labels_in_files_where_they_differ():
     images = jax.ShapeDtypeStruct((1, 33, 40, 3), np.uint8)
     settings = dict(smallest=9, base_size=0, file_format="onnx", checked="")

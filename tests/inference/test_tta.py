@@ -136,10 +136,18 @@ def test_threads_that_make_the_views_change_nothing(monkeypatch, protocol):
 
 def test_fault_in_a_thread_that_makes_views_ends_the_evaluation(monkeypatch):
     monkeypatch.setattr(sliding_window, "images_ahead", lambda mesh: 2)
-    protocol = mmseg(crop_size=24)
-    bad = np.zeros((30, 30, 2), np.uint8)  # two channels
-    with pytest.raises(ValueError):
-        scores_of(protocol, [image_of(45, 61), image_of(45, 61), bad])
+    views = MmsegProtocol.views
+
+    def faulty(protocol, image):
+        if image.shape[0] == 30:
+            assert threading.current_thread() is not threading.main_thread()
+            raise ValueError("fault of a view")
+        return views(protocol, image)
+
+    monkeypatch.setattr(MmsegProtocol, "views", faulty)
+    images = [image_of(45, 61), image_of(45, 61), image_of(30, 30)]
+    with pytest.raises(ValueError, match="^fault of a view$"):
+        scores_of(mmseg(crop_size=24), images)
 
 
 def test_views_are_made_ahead_for_accelerators_alone():

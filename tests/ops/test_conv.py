@@ -9,6 +9,7 @@ from flax import nnx
 from encnet_jax.models import create_model
 from encnet_jax.models.layers import Conv, ConvBN, FoldedConv, set_conv_impl
 from encnet_jax.ops import chunks
+from encnet_jax.ops import conv as conv_module
 from encnet_jax.ops import winograd as winograd_module
 from encnet_jax.ops.conv import batch_to_space, conv2d, space_to_batch
 from encnet_jax.ops.winograd import transform_kernel, winograd_transformed
@@ -153,7 +154,9 @@ def test_winograd_of_an_impulse_is_the_turned_kernel():
 def test_im2col_agrees_with_lax(size):
     x = normals(2, *size, 32)
     direct = result_and_gradients(conv_with("lax", stride=2), x)
-    im2col = result_and_gradients(conv_with("winograd", stride=2), x)
+    conv = conv_with("winograd", stride=2)
+    assert conv.impl == "im2col"
+    im2col = result_and_gradients(conv, x)
     for expected, actual in zip(direct, im2col):
         np.testing.assert_allclose(actual, expected, atol=1e-5 * abs(expected).max())
 
@@ -212,11 +215,18 @@ def test_impl_for_other_convolutions_raises(impl, size, stride, dilation):
         conv2d(x, kernel, stride=stride, dilation=dilation, impl=impl)
 
 
-def test_conv2d_selects_by_itself():
-    x, kernel = normals(1, 6, 5, 32), normals(3, 3, 32, 32)
-    options = dict(stride=1, dilation=2)
-    expected = conv2d(jnp.asarray(x), jnp.asarray(kernel), impl="lax", **options)
-    actual = conv2d(jnp.asarray(x), jnp.asarray(kernel), **options)
+def test_conv2d_selects_by_itself(monkeypatch):
+    x, kernel = jnp.asarray(normals(1, 6, 5, 32)), jnp.asarray(normals(3, 3, 32, 32))
+    winograd, calls = conv_module._IMPLS["winograd"], []
+
+    def spied(*arguments):
+        calls.append(arguments[2:])
+        return winograd(*arguments)
+
+    monkeypatch.setitem(conv_module._IMPLS, "winograd", spied)
+    expected = conv2d(x, kernel, dilation=2, impl="lax")
+    actual = conv2d(x, kernel, dilation=2)
+    assert calls == [(1, 2)]  # stride and dilation
     np.testing.assert_allclose(actual, expected, atol=1e-5 * abs(expected).max())
 
 

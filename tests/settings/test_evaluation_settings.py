@@ -4,14 +4,18 @@ import json
 
 import numpy as np
 import pytest
+from flax import nnx
 
+from encnet_jax.config import default
+from encnet_jax.data import dataset_info as infos
+from encnet_jax.data.array_dataset import ArrayDataset
 from encnet_jax.evaluate import evaluator
 from encnet_jax.evaluate.evaluator import ImagePrediction
 from encnet_jax.evaluate.run import evaluate_workdir
 from encnet_jax.inference.tta import MmsegProtocol
 from encnet_jax.run.model_config import check_config
-from encnet_jax.train import trainer
-from tests.settings.test_data_settings import files, folder
+from encnet_jax.train import trainer, validation
+from tests.settings.test_data_settings import ToyClassifier, files, folder, numbered
 from tests.settings.toy import lines, toy_config, toy_dataset
 
 sets = pytest.mark.sets
@@ -54,6 +58,27 @@ def segmenting(toys, monkeypatch, tmp_path):
         return found
 
     return run
+
+
+@sets("mesh.data", "evaluation.batch_size")
+def test_devices_and_batch_of_a_classifier(monkeypatch):
+    found = {}
+
+    def make(classify, mesh):
+        def predict(params, batch_stats, examples, batch_size):
+            found.update(devices=mesh.size, batch_size=batch_size)
+            for index, example in examples:
+                yield ImagePrediction(index, example, np.asarray(example.labels))
+
+        return predict
+
+    monkeypatch.setattr(validation, "make_class_fn", make)
+    dataset = ArrayDataset(infos.CIFAR10, numbered().images, np.arange(4))
+    config = default()
+    config.mesh.data, config.evaluation.batch_size = 2, 3
+    model = ToyClassifier(10, rngs=nnx.Rngs(0))
+    validation.make_validate_fn(config, model, dataset, infos.CIFAR10)({}, {})
+    assert found == {"devices": 2, "batch_size": 3}
 
 
 def views(found):

@@ -160,6 +160,10 @@ def test_system_folders_are_searched(monkeypatch, tmp_path):
     monkeypatch.undo()
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
     monkeypatch.setattr(fonts.sys, "platform", "linux")
+    monkeypatch.setenv("XDG_DATA_DIRS", "/first:/second")
+    folders = [str(folder) for folder in fonts._font_folders()]
+    assert folders[:3] == [str(tmp_path / "fonts"), "/first/fonts", "/second/fonts"]
+    monkeypatch.delenv("XDG_DATA_DIRS")
     folders = [str(folder) for folder in fonts._font_folders()]
     assert folders[0] == str(tmp_path / "fonts") and "/usr/share/fonts" in folders
     assert fonts.matplotlib_font().startswith(folders[-1])
