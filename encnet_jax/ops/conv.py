@@ -81,9 +81,9 @@ def select_conv_impl(
             dilated convolutions, or the gradients of these, are slow: it applies
             where there is dilation and no stride. `"winograd"` applies to 3x3 in
             float32 between 32 channels or more; strided ones without dilation take
-            `"im2col"`, whose gradients are faster than those of `"lax"`. 1x1 convolutions are always
-            `"gemm"`: gradients are 3.5 to 6 times faster on CPU, and no slower on
-            accelerators. Where it does not apply: `"lax"`.
+            `"im2col"`, whose gradients are faster than those of `"lax"`. 1x1
+            convolutions are always `"gemm"`: gradients are 3.5 to 6 times faster on
+            CPU, and no slower on accelerators. Where it does not apply: `"lax"`.
         kernel_shape: (k, k, in, out).
         stride: See `conv2d`.
         dilation: See `conv2d`.
