@@ -91,7 +91,7 @@ def _check_reading(
 ) -> None:
     """Raises `UserError` for a flag by which images would be read differently."""
     # A model folder stores the range with its classes, not among its settings.
-    for key in _READ[:1] if is_model_folder(workdir) else _READ:
+    for key in ("channels",) if is_model_folder(workdir) else _READ:
         value = _plain(given.data[key])
         if f"data.{key}" in explicit and value != _plain(stored.data[key]):
             raise UserError(

@@ -94,12 +94,9 @@ def check_splits(config: ConfigDict, workdir: Path, info: DatasetInfo) -> None:
         return
     stored, scores = run.config, _scores(workdir, info)
     pairs = {"data.train_split": (stored.data.train_split, config.data.train_split)}
-    splits = stored.evaluation.split, config.evaluation.split
-    if run.last_step < config.total_steps:
-        if any(score is not None for score in scores.values()):
-            pairs["evaluation.split"] = splits
-    elif scores[run.last_step] is None:
-        pairs["evaluation.split"] = splits
+    remains = run.last_step < config.total_steps
+    if _is_scored(scores) if remains else scores[run.last_step] is None:
+        pairs["evaluation.split"] = (stored.evaluation.split, config.evaluation.split)
     _check_equal(pairs, workdir)
 
 
@@ -184,7 +181,7 @@ def log_changes(config: ConfigDict, workdir: Path, info: DatasetInfo) -> None:
             *(here, workdir, there),
         )
     alike = _scoring(config, info) == _scoring(stored, info)
-    if not alike and any(score is not None for score in scores.values()):
+    if not alike and _is_scored(scores):
         _log.warning(
             "WARNING: later checkpoints are scored differently from earlier ones, but "
             "ranked with them: %s",
@@ -205,6 +202,10 @@ def _scoring(config: ConfigDict, info: DatasetInfo) -> Any:
         whole = whole_image_size(config), settings.align_corners
         return whole, settings.absent_classes
     return protocol, settings.absent_classes
+
+
+def _is_scored(scores: Scores) -> bool:
+    return any(score is not None for score in scores.values())
 
 
 def _scores(workdir: Path, info: DatasetInfo) -> Scores:
