@@ -14,7 +14,7 @@ from encnet_jax.data.dataset_info import CIFAR10
 from encnet_jax.data.image_io import decode_image
 from encnet_jax.data.registry import open_dataset
 from encnet_jax.errors import UserError
-from encnet_jax.files import whole_file
+from encnet_jax.files import check_folder, make_folder, whole_file
 
 _SPLITS = ("train", "test")
 _PARTS = ("prefix", "files", "ends", "labels")
@@ -54,7 +54,11 @@ def pack(path: Path, data_dir: str | None) -> int:
 
     The image files stay as they are, byte for byte, but what all of them start with
     (the tables of their JPEG encoding, two thirds of each) is stored once.
+
+    Raises:
+        UserError: The folder of the file cannot be written to.
     """
+    check_folder(path.parent, "--pack")
     arrays: dict[str, Any] = {}
     for split in _SPLITS:
         dataset = open_dataset(CIFAR10.name, split, data_dir)
@@ -69,6 +73,7 @@ def pack(path: Path, data_dir: str | None) -> int:
         )
         for part, value in zip(_PARTS, values):
             arrays[f"{split}_{part}"] = value
+    make_folder(path.parent, "--pack")
     with whole_file(path) as file:
         np.savez(file, **arrays)
     return path.stat().st_size

@@ -43,6 +43,7 @@ from encnet_jax.data.augment_device import resized_batch
 from encnet_jax.data.augmentation import Augmentation
 from encnet_jax.data.dataset_info import ADE20K, CITYSCAPES, DatasetInfo
 from encnet_jax.data.label_map import label_table
+from encnet_jax.files import check_folder
 
 _IMAGES = flags.DEFINE_integer(
     "images", 64, "Images of 683x512; a quarter as many of 2048x1024."
@@ -78,6 +79,8 @@ CASES = (
 def main(arguments: list[str]) -> None:
     """Measures every case, prints a report, and writes the results."""
     cli.reject_positional(arguments)
+    if _JSON.value:
+        check_folder(Path(_JSON.value).parent, "--json")
     results = {}
     for case in CASES:
         count = max(_IMAGES.value // (1 if case.size[0] < 1000 else 4), _BATCH)

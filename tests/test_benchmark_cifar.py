@@ -16,6 +16,7 @@ from encnet_jax.config import load_config
 from encnet_jax.data.array_dataset import ArrayDataset, load_arrays
 from encnet_jax.data.dataset_info import CIFAR10
 from encnet_jax.data.registry import open_dataset
+from encnet_jax.errors import UserError
 from encnet_jax.models import create_model
 from encnet_jax.run.state import split_model
 from tests.commands import errors, run
@@ -89,7 +90,7 @@ def images(cifar):
 @pytest.fixture(scope="module")
 def packed(cifar):
     """Returns the same data set as the benchmark packs it."""
-    path = cifar / "packed.npz"
+    path = cifar / "new folder" / "packed.npz"
     assert pack(path, str(cifar)) == path.stat().st_size
     return path
 
@@ -101,6 +102,12 @@ def test_packed_images_are_the_same(cifar, images, packed):
             found = load_split(split, None, str(file))
             np.testing.assert_array_equal(found.images, expected.images)
             np.testing.assert_array_equal(found.labels, expected.labels)
+
+
+def test_packing_into_a_file_as_folder_is_an_error_before_it_reads(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="--pack=.*file"):
+        pack(tmp_path / "file" / "packed.npz", str(tmp_path / "missing"))
 
 
 def test_jpeg_files_share_their_tables(tmp_path, monkeypatch):
