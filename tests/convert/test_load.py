@@ -547,6 +547,14 @@ def test_wrong_class_names_are_rejected(tmp_path, options, message):
     assert not (tmp_path / "run").exists()
 
 
+def test_more_classes_than_label_maps_hold_are_rejected(tmp_path):
+    shapes = small_shapes(MMSEG)
+    more = {k: tuple(256 if n == 19 else n for n in v) for k, v in shapes.items()}
+    with pytest.raises(UserError, match="the network has 256 classes; allowed are up "):
+        write_workdir(random_weights(more), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
 def test_command_ends_with_one_line_and_code_2(tmp_path):
     command = [sys.executable, "-m", "encnet_jax.convert", "none.pth"]
     command += ["--output", str(tmp_path / "run")]
