@@ -7,8 +7,8 @@ from PIL import Image
 
 from encnet_jax.errors import UserError
 
-_PAGE_KIND = 254  # TIFF tag: bit 0, a smaller copy of another page; bit 2, a mask
-_COPY_OR_MASK = 0b101
+_PAGE_KIND = 254  # TIFF tag
+COPY_OR_MASK = 0b101  # its bits: 0, a smaller copy of another page; 2, a mask
 
 
 def is_gray(image: Image.Image) -> bool:
@@ -40,7 +40,7 @@ def check_one_page(image: Image.Image, data: bytes, name: str, remedy: str) -> N
             pages.seek(index)
             kind = dict(getattr(pages, "tag_v2", {})).get(_PAGE_KIND, 0)
             alike = is_gray(pages) if gray else pages.mode == image.mode
-            count += alike and pages.size == image.size and not kind & _COPY_OR_MASK
+            count += alike and pages.size == image.size and not kind & COPY_OR_MASK
     if count > 1:
         raise UserError(
             f"{name}: a TIFF of {count} {'gray ' * gray}pages of {image.width}x"

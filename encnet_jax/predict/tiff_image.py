@@ -19,6 +19,7 @@ from encnet_jax.data.tiff_file import (
     open_tiff_file,
     unreadable_tiff,
 )
+from encnet_jax.data.tiff_pages import COPY_OR_MASK
 from encnet_jax.errors import UserError
 
 SUFFIXES = (".tif", ".tiff")
@@ -72,7 +73,7 @@ def open_tiff(path: Path, info: DatasetInfo = RGB_INFO) -> Iterator["TiffImage"]
 def _gray_pages(file: Any) -> int:
     """Returns how many gray pages a TIFF has of the size of the first, if that is gray.
 
-    As `decode_image` counts them; a damaged page ends the count.
+    As `tiff_pages.check_one_page` counts them; a damaged page ends the count.
     """
     first, count = file.pages.first, 0
     if first.samplesperpixel != 1:
@@ -80,7 +81,8 @@ def _gray_pages(file: Any) -> int:
     with contextlib.suppress(Exception):
         for page in file.pages:
             alike = page.samplesperpixel == 1 and page.shape == first.shape
-            count += alike and page.bitspersample > 1 and not page.subfiletype & 1
+            aside = page.subfiletype & COPY_OR_MASK
+            count += alike and page.bitspersample > 1 and not aside
     return count
 
 

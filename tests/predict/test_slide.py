@@ -282,11 +282,12 @@ def test_page_for_each_channel_is_refused(tmp_path):
             pass
 
 
-def test_smaller_copies_and_damaged_pages_are_no_channels(tmp_path):
+def test_copies_masks_and_damaged_pages_are_no_channels(tmp_path):
     path = tmp_path / "a.tif"
     with tifffile.TiffWriter(path) as file:
-        for kind in (0, 1):
-            file.write(np.zeros((20, 30), np.uint8), subfiletype=kind, metadata=None)
+        for kind in (0, 1, 4):  # the image, a copy of it, a mask
+            tag = 254, "I", 1, kind, True  # subfiletype=4 is for masks of one bit only
+            file.write(np.zeros((20, 30), np.uint8), extratags=[tag], metadata=None)
     with open_tiff(path) as image:
         assert image.shape == (20, 30, 3)
     data = bytearray(write(tmp_path / "b.tif").read_bytes())
