@@ -35,10 +35,20 @@ def map_labels(
 def unmap_labels(
     labels: UInt8[np.ndarray, "..."], info: DatasetInfo
 ) -> UInt8[np.ndarray, "..."]:
-    """Returns raw labels that `map_labels` maps to the given class indices."""
+    """Returns raw labels that `map_labels` maps to the given class indices.
+
+    Raises:
+        UserError: Some are to be ignored, and the label map has no label for them.
+    """
     if not info.label_map:
         return labels
-    table = np.full(256, IGNORE_LABEL, np.uint8)
+    ignored = np.flatnonzero(label_table(info) == IGNORE_LABEL)
+    if not ignored.size and np.any(labels == IGNORE_LABEL):
+        raise UserError(
+            f"labels to ignore ({IGNORE_LABEL}): the label map of {info.name!r} has "
+            "none, and maps this one to a class"
+        )
+    table = np.full(256, ignored[-1] if ignored.size else 0, np.uint8)
     table[: info.num_classes] = published_labels(info)
     return table[labels]
 

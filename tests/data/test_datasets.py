@@ -8,10 +8,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from encnet_jax.data.array_dataset import ArrayDataset
 from encnet_jax.data.bands import declare_bands
-from encnet_jax.data.dataset_info import CAMVID, IGNORE_LABEL
+from encnet_jax.data.dataset_info import CAMVID, IGNORE_LABEL, DatasetInfo
 from encnet_jax.data.datasets import FileDataset, SyntheticScenes, read_ahead
 from encnet_jax.data.file_pairs import pair_files
+from encnet_jax.data.label_map import map_labels
 from encnet_jax.data.registry import (
     DATASETS,
     LocalDataset,
@@ -317,6 +319,27 @@ def test_drawn_scenes_are_a_function_of_the_seed():
     pixels, labels = one.encoded(3, raw_labels=True)
     np.testing.assert_array_equal(pixels, one[3].image)
     np.testing.assert_array_equal(labels, one[3].labels)
+
+
+@pytest.mark.parametrize("raw_ignored", [0, 7])
+def test_raw_labels_of_arrays_are_mapped_back_where_255_is_a_class(raw_ignored):
+    label_map = {raw_ignored: IGNORE_LABEL, 128: 0, 255: 1}
+    info = DatasetInfo("masks", ("a", "b"), (), {}, label_map)
+    labels = np.array([[[0, 1, IGNORE_LABEL]]], np.uint8)
+    images = np.zeros((1, 1, 3, 3), np.uint8)
+    _, raw = ArrayDataset(info, images, labels).encoded(0, raw_labels=True)
+    assert raw.tolist() == [[128, 255, raw_ignored]]
+    np.testing.assert_array_equal(map_labels(raw, info, "raw"), labels[0])
+
+
+def test_ignored_labels_of_arrays_without_a_raw_label_are_an_error():
+    info = DatasetInfo("masks", ("a", "b"), (), {}, {0: 0, 255: 1})
+    images, labels = np.zeros((2, 1, 2, 3), np.uint8), np.zeros((2, 1, 2), np.uint8)
+    labels[0], labels[1] = 1, IGNORE_LABEL
+    dataset = ArrayDataset(info, images, labels)
+    assert dataset.encoded(0, raw_labels=True)[1].tolist() == [[255, 255]]
+    with pytest.raises(UserError, match="the label map of 'masks' has none"):
+        dataset.encoded(1, raw_labels=True)
 
 
 @pytest.mark.parametrize("name", ["ade20k", "cifar10", "scenes"])
