@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import numpy as np
 from jaxtyping import Float32, UInt16
-from PIL import Image, ImageOps
+from PIL import Image
 
 from encnet_jax.data.augmentation import CropParams
 
@@ -34,7 +34,7 @@ class BandImage:
         rotation, rows, columns = params.rotated()
         window = self._resize(params._replace(rows=rows, columns=columns))
         size = (params.columns.visible, params.rows.visible)
-        return _of_each_band(
+        return of_each_band(
             window,
             lambda band: band.transform(
                 size,
@@ -52,7 +52,7 @@ class BandImage:
         part = self.pixels[top : rows[1], left : columns[1]]
         if shrink == 1:
             return part
-        reduced = _of_each_band(part, lambda band: band.reduce(shrink))
+        reduced = of_each_band(part, lambda band: band.reduce(shrink))
         return reduced.round().astype(np.uint16)
 
     def _resize(self, params: CropParams) -> Float32[np.ndarray, "rows columns c"]:
@@ -61,24 +61,14 @@ class BandImage:
         part = self.pixels[top:bottom, left:right]
         box = params.box((top, left), part.shape[:2])
         size = (params.columns.visible, params.rows.visible)
-        return _of_each_band(
+        return of_each_band(
             part, lambda band: band.resize(size, Image.Resampling.BILINEAR, box)
         )
 
 
-def fit_bands(
-    pixels: UInt16[np.ndarray, "h w c"], size: int
-) -> UInt16[np.ndarray, "size size c"]:
-    """Resizes an image to a square and cuts off what is longer, as `ImageOps.fit`."""
-    fitted = _of_each_band(
-        pixels,
-        lambda band: ImageOps.fit(band, (size, size), Image.Resampling.BILINEAR),
-    )
-    return fitted.round().astype(np.uint16)
-
-
-def _of_each_band(
+def of_each_band(
     pixels: np.ndarray, apply: Callable[[Image.Image], Image.Image]
 ) -> Float32[np.ndarray, "a b c"]:
+    """Applies a function to each channel, as a Pillow image of floats."""
     bands = np.moveaxis(pixels, -1, 0).astype(np.float32)
     return np.stack([np.asarray(apply(Image.fromarray(band))) for band in bands], -1)

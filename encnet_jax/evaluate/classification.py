@@ -10,6 +10,7 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from encnet_jax.data.fit_image import fit_image
 from encnet_jax.data.registry import open_dataset
 from encnet_jax.errors import has_package
 from encnet_jax.evaluate.class_page import ClassRecord, save_classification_page
@@ -40,11 +41,14 @@ _SETTINGS_USED = ("data.name", "model.dtype")
 _log = logging.getLogger(__name__)
 
 
-def make_class_fn(classify: ClassifyFn, mesh: Mesh | None = None) -> PredictBatchesFn:
-    """Returns a function that classifies whole images of one size in batches.
+def make_class_fn(
+    classify: ClassifyFn, size: int, mesh: Mesh | None = None
+) -> PredictBatchesFn:
+    """Returns a function that classifies images in batches, resized as `Classifier`.
 
     Args:
         classify: See `make_classify_fn`.
+        size: Height and width in the network; other aspect ratios are center-cropped.
         mesh: Devices of this host; all of them if None.
     """
     mesh = mesh or local_mesh()
@@ -55,9 +59,13 @@ def make_class_fn(classify: ClassifyFn, mesh: Mesh | None = None) -> PredictBatc
         # In training they are on the devices of all hosts.
         arrays = jax.device_get((params, batch_stats))
         params, batch_stats = jax.device_put(arrays, replicated(mesh))
-        size = batch_size * mesh.size
-        for batch in batches_of_one_size(examples, size):
-            images = jax.device_put(stack_padded(batch, size), batch_sharded(mesh))
+        count = batch_size * mesh.size
+        fitted = (
+            (index, example._replace(image=fit_image(example.image, (size, size))))
+            for index, example in examples
+        )
+        for batch in batches_of_one_size(fitted, count):
+            images = jax.device_put(stack_padded(batch, count), batch_sharded(mesh))
             probabilities = np.asarray(classify(params, batch_stats, images))
             labels = probabilities[: len(batch)].argmax(-1).astype(np.uint8)
             for (index, example), label, row in zip(batch, labels, probabilities):
@@ -122,7 +130,9 @@ def evaluate_classes_workdir(
         _log.info("differs from training: %s", describe_differences(differences))
     classify = make_classify_fn(run.model, mean=run.info.mean, std=run.info.std)
     predictions = predict_dataset(
-        make_class_fn(classify, local_mesh(config.mesh.data)),
+        make_class_fn(
+            classify, run.config.data.crop_size, local_mesh(config.mesh.data)
+        ),
         run.params,
         run.batch_stats,
         dataset,

@@ -9,11 +9,11 @@ from jaxtyping import UInt8
 from ml_collections import ConfigDict
 
 from encnet_jax.data.dataset_info import DatasetInfo
+from encnet_jax.data.fit_image import fit_image
 from encnet_jax.evaluate.settings import protocol_from_config, whole_image_size
 from encnet_jax.inference.predict_fn import resized_shape
 from encnet_jax.inference.tta import MmsegProtocol
 from encnet_jax.ops.resize import resize_bilinear
-from encnet_jax.predict.read_image import fit_rgb
 
 PrepareFn = Callable[[UInt8[np.ndarray, "h w 3"]], UInt8[np.ndarray, "H W 3"]]
 
@@ -69,5 +69,5 @@ def _resized(
 
 
 def crop_resizer(size: tuple[int, int]) -> PrepareFn:
-    """Returns `fit_rgb` to a height and width, for graphs of one size."""
-    return lambda pixels: fit_rgb(pixels, size)
+    """Returns `fit_image` to a height and width, for graphs of one size."""
+    return lambda pixels: fit_image(pixels, size)

@@ -12,9 +12,9 @@ from jaxtyping import Float32, UInt8
 from ml_collections import ConfigDict
 
 from encnet_jax.convert.load import load_torch_model
-from encnet_jax.data.band_image import fit_bands
 from encnet_jax.data.bands import displayed
 from encnet_jax.data.dataset_info import DatasetInfo, voc_colormap
+from encnet_jax.data.fit_image import fit_image
 from encnet_jax.errors import UserError
 from encnet_jax.evaluate.settings import (
     protocol_from_config,
@@ -36,7 +36,7 @@ from encnet_jax.inference.sliding_window import (
 )
 from encnet_jax.inference.tta import TTAProtocol
 from encnet_jax.predict.pretrained import Pretrained, create_settings
-from encnet_jax.predict.read_image import ImageInput, fit_rgb, read_image
+from encnet_jax.predict.read_image import ImageInput, read_image
 from encnet_jax.run.mean_gate import MeanGate
 from encnet_jax.run.model_config import abstract_model
 from encnet_jax.run.sharding import mesh_of
@@ -318,11 +318,7 @@ class Classifier(Pretrained):
 
     def __call__(self, image: ImageInput) -> ClassPrediction:
         """Classifies one image; arguments and errors are those of `Segmenter`."""
-        pixels = read_image(image, self.info)
-        if self.info.banded:
-            fitted = fit_bands(pixels, self.size)
-        else:
-            fitted = fit_rgb(pixels, (self.size, self.size))
+        fitted = fit_image(read_image(image, self.info), (self.size, self.size))
         inputs = self._params, self._batch_stats, fitted[None]
         self._check_first_output(self._classify, *inputs)
         probabilities = np.asarray(self._classify(*inputs)[0])

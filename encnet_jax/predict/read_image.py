@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import numpy as np
 from jaxtyping import UInt8
-from PIL import Image, ImageOps
+from PIL import Image
 
 from encnet_jax.data.bands import RGB_INFO, Pixels, decode_pixels, scale_bands
 from encnet_jax.data.dataset_info import DatasetInfo
@@ -21,14 +21,6 @@ ImageInput = (
 )
 
 
-def fit_rgb(
-    pixels: UInt8[np.ndarray, "h w 3"], size: tuple[int, int]
-) -> UInt8[np.ndarray, "H W 3"]:
-    """Resizes an image to cover a height and width, and crops the center."""
-    image = Image.fromarray(pixels)
-    return np.asarray(ImageOps.fit(image, size[::-1], Image.Resampling.BILINEAR))
-
-
 def read_image(image: ImageInput, info: DatasetInfo = RGB_INFO) -> Pixels:
     """Returns any supported image as a model takes it; see `Segmenter.__call__`.
 
@@ -40,7 +32,7 @@ def read_image(image: ImageInput, info: DatasetInfo = RGB_INFO) -> Pixels:
     value_range: Any = info.value_range
     if info.banded and not isinstance(image, str | os.PathLike):
         raw = raw_bands(image, info.channels, "image", value_range)
-        return scale_bands(raw, value_range, "image")
+        return scale_bands(raw.copy(), value_range, "image")  # as `_check_array`
     if isinstance(image, Image.Image):
         if not image.width * image.height:
             raise TypeError(f"image: an image without pixels, {image.size}")
@@ -57,7 +49,8 @@ def _check_array(image: Any) -> UInt8[np.ndarray, "h w 3"]:
     allowed = "allowed are a file, a PIL image and a uint8 array (h, w, 3), RGB"
     if not hasattr(image, "__array__"):
         raise TypeError(f"image: {type(image).__name__}; {allowed}")
-    array = np.asarray(image)
+    # A copy: results keep it, while a caller may use its buffer for the next image.
+    array = np.array(image)
     if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] != 3:
         raise TypeError(f"image: an array of {array.dtype} {array.shape}; {allowed}")
     if not array.size:

@@ -92,7 +92,8 @@ def make_validate_fn(
     classifies = info.task == "classification"
     if classifies:
         classify = make_classify_fn(model, mean=info.mean, std=info.std)
-        predict_batches = make_class_fn(classify, local_mesh(config.mesh.data))
+        mesh = local_mesh(config.mesh.data)
+        predict_batches = make_class_fn(classify, config.data.crop_size, mesh)
     else:
         predict_batches = predict_fn_from_config(config, model, info)
     channels = config.model.head_channels if has_context(model) else 0

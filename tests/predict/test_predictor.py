@@ -17,6 +17,7 @@ from encnet_jax import Classifier, Segmenter, UserError
 from encnet_jax.convert.infer_config import describe_torch_weights
 from encnet_jax.convert.load import load_torch_model
 from encnet_jax.convert.workdir import write_workdir
+from encnet_jax.data.bands import RGB_INFO, declare_bands
 from encnet_jax.data.dataset_info import CIFAR10
 from encnet_jax.inference.predict_fn import whole_image_logits
 from encnet_jax.predict.find_images import find_images
@@ -122,6 +123,15 @@ def test_arrays_of_jax_are_images_too(segmenter):
     np.testing.assert_array_equal(result.labels, segmenter(pixels).labels)
     assert isinstance(result.image, np.ndarray) and result.overlay().height >= 40
     np.testing.assert_array_equal(read_image(jnp.asarray(pixels)), pixels)
+
+
+@pytest.mark.parametrize("bands", [False, True])
+def test_result_keeps_its_image_when_the_array_is_used_again(bands):
+    info = declare_bands(RGB_INFO, 3, (0, 65535)) if bands else RGB_INFO
+    buffer = np.full((4, 6, 3), 7, np.uint16 if bands else np.uint8)
+    kept = read_image(buffer, info)
+    buffer[:] = 9
+    assert (kept == 7).all()
 
 
 @pytest.mark.parametrize(

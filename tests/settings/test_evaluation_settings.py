@@ -64,9 +64,9 @@ def segmenting(toys, monkeypatch, tmp_path):
 def test_devices_and_batch_of_a_classifier(monkeypatch):
     found = {}
 
-    def make(classify, mesh):
+    def make(classify, size, mesh):
         def predict(params, batch_stats, examples, batch_size):
-            found.update(devices=mesh.size, batch_size=batch_size)
+            found.update(devices=mesh.size, batch_size=batch_size, size=size)
             for index, example in examples:
                 yield ImagePrediction(index, example, np.asarray(example.labels))
 
@@ -76,9 +76,10 @@ def test_devices_and_batch_of_a_classifier(monkeypatch):
     dataset = ArrayDataset(infos.CIFAR10, numbered().images, np.arange(4))
     config = default()
     config.mesh.data, config.evaluation.batch_size = 2, 3
+    config.data.crop_size = 24
     model = ToyClassifier(10, rngs=nnx.Rngs(0))
     validation.make_validate_fn(config, model, dataset, infos.CIFAR10)({}, {})
-    assert found == {"devices": 2, "batch_size": 3}
+    assert found == {"devices": 2, "batch_size": 3, "size": 24}
 
 
 def views(found):

@@ -1,5 +1,6 @@
 """Whole images in classes: data, augmentation, loss, and the commands end to end."""
 
+import dataclasses
 import json
 import shutil
 import sys
@@ -13,6 +14,7 @@ from PIL import Image
 
 from configs.cifar10 import EPOCH, get_config
 from encnet_jax.config import load_config
+from encnet_jax.data.bands import declare_bands
 from encnet_jax.data.dataset_info import CIFAR10
 from encnet_jax.data.datasets import Example
 from encnet_jax.data.registry import open_dataset
@@ -20,16 +22,23 @@ from encnet_jax.errors import UserError
 from encnet_jax.evaluate.classification import classification_scores, make_class_fn
 from encnet_jax.evaluate.evaluator import ImagePrediction, predict_dataset
 from encnet_jax.evaluate.run import evaluate_workdir
+from encnet_jax.inference.predict_fn import make_classify_fn
 from encnet_jax.losses import classification_loss
+from encnet_jax.models import create_model
 from encnet_jax.models.cifar import ClassifierOutput
 from encnet_jax.predict.predictor import Classifier
+from encnet_jax.predict.read_image import read_image
 from encnet_jax.run.model_config import check_config
 from encnet_jax.run.sharding import mesh_of
+from encnet_jax.run.state import split_model
 from encnet_jax.train import validation
 from encnet_jax.train.settings import check_task
 from tests.commands import errors, run, start_two
+from tests.random_module import random_module
 from tests.report.pages import check_page
 
+SIZES = (16, 16), (16, 24), (40, 20)  # height, width
+DEVICE = jax.devices()[0]
 SMALL = [
     "--config.total_steps=30",
     "--config.batch_size=20",
@@ -105,7 +114,7 @@ def test_scores_by_hand_do_not_depend_on_the_batch(batch_size, devices):
         assert shards == [batch_size] * devices
         return np.eye(10)[np.asarray(images)[:, 0, 0, 0]]
 
-    predict_batches = make_class_fn(classify, mesh)
+    predict_batches = make_class_fn(classify, 2, mesh)
     predictions = list(
         predict_dataset(predict_batches, {}, {}, FourImages(), batch_size=batch_size)
     )
@@ -117,6 +126,34 @@ def test_scores_by_hand_do_not_depend_on_the_batch(batch_size, devices):
     assert results["confusion_matrix"][0, 3] == 1
     assert results["per_class_accuracy"][[0, 1, 9]].tolist() == [0.5, 1, 1]
     assert np.isnan(results["per_class_accuracy"][2])  # no image of class 2
+
+
+@pytest.mark.parametrize("banded", [False, True])
+def test_images_of_other_sizes_are_scored_as_they_are_predicted(banded):
+    info = dataclasses.replace(CIFAR10, name="mixed")
+    if banded:
+        info = declare_bands(info, 3, (0, 255))
+    model = random_module(create_model, name="encnet14", num_classes=10, width=4)
+    model.eval()
+    rng = np.random.default_rng(0)
+    images = [rng.integers(0, 256, (*size, 3), np.uint8) for size in SIZES]
+    examples = [
+        (index, Example(read_image(image, info), np.uint8(0), str(index)))
+        for index, image in enumerate(images)
+    ]
+    classifier = Classifier(model, info, 16)
+    predict = make_class_fn(
+        make_classify_fn(model, mean=info.mean, std=info.std), 16, mesh_of([DEVICE])
+    )
+    _, params, batch_stats = split_model(model)
+    found = {p.index: p for p in predict(params, batch_stats, iter(examples), 2)}
+    assert len(found) == len(images)
+    for index, image in enumerate(images):
+        expected = classifier(image)
+        np.testing.assert_allclose(
+            found[index].presence, expected.probabilities, rtol=1e-4
+        )
+        assert found[index].labels == expected.label
 
 
 def test_validation_holds_no_more_images_than_it_shows():
