@@ -1,4 +1,4 @@
-"""A run small enough to be killed many times, for forked processes."""
+"""The run of `SMALL` in this process, and one to be killed many times, in others."""
 
 from pathlib import Path
 
@@ -11,7 +11,7 @@ from encnet_jax.train import train
 from tests.commands import SMALL
 
 
-def interrupted_config(data: str) -> ConfigDict:
+def small_run_config(data: str) -> ConfigDict:
     """Returns the settings of `SMALL`, on one device, with cached images."""
     config = get_config("cpu")
     for argument in SMALL:
@@ -30,7 +30,7 @@ def interrupted_config(data: str) -> ConfigDict:
 
 def train_small(data: str, workdir: str, checkpoint_every: int) -> None:
     """Trains 300 small steps."""
-    config = interrupted_config(data)
+    config = small_run_config(data)
     config.total_steps = config.eval_every = 300
     config.checkpoint_every = checkpoint_every
     jax.config.update("jax_platforms", "cpu")

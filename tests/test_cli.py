@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 from encnet_jax import Segmenter
+from encnet_jax.train import train
 from tests.commands import (
     ROOT,
     SMALL,
@@ -21,6 +22,7 @@ from tests.commands import (
     run,
     trained_arrays,
 )
+from tests.interrupted import small_run_config
 
 
 def train_arguments(camvid, workdir, *more):
@@ -238,11 +240,18 @@ def test_other_model_in_the_workdir_is_refused(workdir, camvid):
 
 
 def test_loss_that_is_not_finite_stops_and_names_the_step(camvid, tmp_path):
-    folder = tmp_path / "run"
-    result = run(*train_arguments(camvid, folder, "--config.learning_rate=1e30"))
-    assert result.returncode == 1
-    assert len(errors(result)) == 1
-    assert "at step" in errors(result)[0] and "learning_rate" in errors(result)[0]
+    config = small_run_config(str(camvid))
+    config.learning_rate = 1e30
+    with pytest.raises(FloatingPointError, match="at step .*learning_rate"):
+        train(config, tmp_path / "run")
+    program = (
+        "from encnet_jax import cli\n"
+        "def main(_): raise FloatingPointError('at step 3')\n"
+        "cli.run(main)\n"
+    )
+    result = run("-c", program)
+    assert result.returncode == 1 and errors(result) == ["error: at step 3"]
+    assert "Traceback" not in result.stderr
 
 
 def test_command_runs_in_the_process_it_was_started_in():

@@ -139,12 +139,16 @@ def check_upload(
             f"{path.name}: {size >> 20} MiB; allowed are {MAX_BYTES >> 20} MiB"
         )
     data, name = path.read_bytes(), path.name
-    if info.banded:
-        height, width = bands_size(data, info.channels, name)
-    else:
-        height, width = image_size(data, name)
+    allowed = f"allowed are {max_pixels / 1e6:.3g} million"
+    try:
+        if info.banded:
+            height, width = bands_size(data, info.channels, name)
+        else:
+            height, width = image_size(data, name)
+    except UserError as error:
+        if isinstance(error.__cause__, Image.DecompressionBombError):
+            # Its own message is about a setting that other commands have.
+            raise UserError(f"{name}: too many pixels; {allowed}") from error
+        raise
     if height * width > max_pixels:
-        raise UserError(
-            f"{path.name}: {width} x {height} pixels; allowed are "
-            f"{max_pixels / 1e6:.3g} million"
-        )
+        raise UserError(f"{name}: {width} x {height} pixels; {allowed}")

@@ -47,7 +47,8 @@ def define_flags() -> None:
     flags.DEFINE_integer(
         "max_image_pixels",
         0,
-        "Allow images of up to so many pixels, over Pillow's limit of 179 million.",
+        "Allow images of up to so many pixels, over Pillow's limit of 179 million and "
+        "the data.max_image_pixels of the run.",
         0,
     )
 
@@ -59,7 +60,7 @@ def main(arguments: list[str]) -> int:
     from encnet_jax.predict import write
     from encnet_jax.predict.find_images import find_images
     from encnet_jax.predict.predictor import Classifier, Segmenter
-    from encnet_jax.run.workdir import load_run_info
+    from encnet_jax.run.workdir import load_run_config, load_run_info
 
     values = flags.FLAGS
     kinds = write.parse_kinds(values.save)
@@ -69,6 +70,7 @@ def main(arguments: list[str]) -> int:
     set_max_image_pixels(values.max_image_pixels)
     workdir = cli.run_folder(values.workdir)
     info = load_run_info(workdir)
+    set_max_image_pixels(load_run_config(workdir).data.max_image_pixels)
     images = find_images(arguments)
     output = cli.flag_path("output", values.output)
     # Files are planned before a model is loaded: one of the user's may be in the way.

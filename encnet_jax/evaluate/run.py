@@ -107,6 +107,8 @@ def evaluate_workdir(
     path = workdir / "evaluation" / f"{name}.json"
     folder = workdir / "submission" / name
     writer = Submission(folder, dataset.info) if submission else None
+    if writer is not None and isinstance(dataset, UnlabeledDataset):
+        writer.check_no_others(dataset.names)  # those of another folder
     identity = _identity(config, dataset, run, submission)
     with open_progress_log(path, identity, dataset.info.num_classes) as log:
         totals = _accumulate(config, dataset, run, predict_batches, log, writer)

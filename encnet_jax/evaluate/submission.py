@@ -1,6 +1,6 @@
 """Predictions in the format of the data sets' test servers."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +48,19 @@ class Submission:
         self._published = published_labels(info)
         self._written: set[str] = set()
         make_folder(self.folder, "submission")
+
+    def check_no_others(self, names: Iterable[str]) -> None:
+        """Raises `UserError` if the folder has predictions of other images.
+
+        Args:
+            names: Names of all images.
+        """
+        expected = {self.folder / f"{name}.png" for name in names}
+        for path in sorted(self.folder.rglob("*.png")):
+            if path not in expected:
+                raise UserError(
+                    f"{path}: is of other images; move or delete {self.folder} first"
+                )
 
     def has(self, name: str) -> bool:
         """Returns whether the file of the image `name` exists."""
@@ -120,6 +133,11 @@ class UnlabeledDataset:
         data = ensure_rgb_bytes(read_file(path), str(path), value_range)
         size = image_size(data, str(path))
         return data, np.full(size, IGNORE_LABEL, np.uint8)
+
+    @property
+    def names(self) -> list[str]:
+        """The name of each image."""
+        return [path.stem for path in self.paths]
 
     def fingerprint(self) -> str:
         """Returns a digest of the files' names, sizes and times of modification."""

@@ -12,7 +12,7 @@ from encnet_jax.data.dataset_info import DatasetInfo
 from encnet_jax.data.fit_image import fit_image
 from encnet_jax.evaluate.settings import protocol_from_config, whole_image_size
 from encnet_jax.inference.predict_fn import resized_shape
-from encnet_jax.inference.tta import MmsegProtocol
+from encnet_jax.inference.tta import MmsegProtocol, TTAProtocol
 from encnet_jax.ops.resize import resize_bilinear
 
 PrepareFn = Callable[[UInt8[np.ndarray, "h w 3"]], UInt8[np.ndarray, "H W 3"]]
@@ -27,8 +27,10 @@ def input_size(
         return side, 0, crop_resizer((side, side))
     protocol = protocol_from_config(config, model, info)
     if isinstance(protocol, MmsegProtocol):
-        return protocol.base_size, protocol.short_size, bounded_resizer(protocol)
+        return protocol.base_size, protocol.short_size, protocol_resizer(protocol)
     side = whole_image_size(config)
+    if protocol is not None:
+        return side, 0, protocol_resizer(protocol)
     return side, 0, long_side_resizer(side, config.evaluation.align_corners)
 
 
@@ -47,10 +49,12 @@ def long_side_resizer(base_size: int, align_corners: bool) -> PrepareFn:
     )
 
 
-def bounded_resizer(protocol: MmsegProtocol) -> PrepareFn:
-    """Returns the resizing of `encnet predict` with `evaluation.protocol=mmseg`."""
+def protocol_resizer(protocol: TTAProtocol) -> PrepareFn:
+    """Returns the resizing of `encnet predict` for runs scored by a protocol."""
+    # mmsegmentation resizes images without, whatever it does to scores.
+    align = protocol.align_corners and not isinstance(protocol, MmsegProtocol)
     return lambda pixels: _resized(
-        pixels, protocol.scaled_size(_size(pixels)), align_corners=False
+        pixels, protocol.scaled_size(_size(pixels)), align_corners=align
     )
 
 

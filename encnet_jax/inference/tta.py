@@ -101,6 +101,10 @@ class TTAProtocol:
                 pixels = self.window(image, layout, rows, columns)
             yield TTAView(pixels, layout.rows, layout.columns)
 
+    def scaled_size(self, size: tuple[int, int], scale: float = 1.0) -> tuple[int, int]:
+        """Returns the height and width of an image of `size` in the network."""
+        raise NotImplementedError
+
     def layouts(self, size: tuple[int, int]) -> Iterator[ViewLayout]:
         """Yields the layouts of the views of an image of (height, width) pixels."""
         raise NotImplementedError
@@ -146,9 +150,14 @@ class PyTorchEncodingProtocol(TTAProtocol):
     def mirror_windows(self) -> bool:  # noqa: D102
         return self.flip
 
+    def scaled_size(  # noqa: D102
+        self, size: tuple[int, int], scale: float = 1.0
+    ) -> tuple[int, int]:
+        return _with_long_side(size, math.ceil(self.base_size * scale))
+
     def layouts(self, size: tuple[int, int]) -> Iterator[ViewLayout]:  # noqa: D102
         for scale in self.scales:
-            scaled = _with_long_side(size, math.ceil(self.base_size * scale))
+            scaled = self.scaled_size(size, scale)
             rows, columns = (
                 place_windows(self._grid(length), length, target, self.align_corners)
                 for length, target in zip(scaled, size)
@@ -234,8 +243,9 @@ class MmsegProtocol(TTAProtocol):
         pixels = normalize(pixels, self.mean, self.std)
         return pixels[:, ::-1] if layout.mirrored else pixels
 
-    def scaled_size(self, size: tuple[int, int], scale: float = 1.0) -> tuple[int, int]:
-        """Returns the height and width of an image of `size` in the network."""
+    def scaled_size(  # noqa: D102
+        self, size: tuple[int, int], scale: float = 1.0
+    ) -> tuple[int, int]:
         factors = [
             int(bound * scale) / side
             for bound, side in (

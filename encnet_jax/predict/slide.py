@@ -278,7 +278,7 @@ def _save_overlay(
 
 def _log_size(segmenter: LargeSegmenter, image: LargeImage, path: Path) -> None:
     size = (image.shape[0], image.shape[1])
-    scaled = next(segmenter.protocol_of(image).layouts(size)).size
+    scaled = segmenter.protocol_of(image).scaled_size(size)
     if scaled != size:
         _log.info(
             "%s: %d x %d pixels, resized to %d x %d; --base_size=0 keeps them",

@@ -127,6 +127,12 @@ def test_uploads_are_bounded(tmp_path, monkeypatch):
     check_upload(path, 96 * 160)
     with pytest.raises(UserError, match="160 x 96 pixels; allowed are 0.0154 million"):
         check_upload(path, 96 * 160 - 1)
+    with monkeypatch.context() as patched:  # as of a file that expands to any size
+        patched.setattr(Image, "MAX_IMAGE_PIXELS", 96 * 160 // 2 - 1)
+        with pytest.raises(
+            UserError, match="too many pixels; allowed are 0.01 million"
+        ):
+            check_upload(path, 10_000)
     monkeypatch.setattr(analysis, "MAX_BYTES", 1000)
     with pytest.raises(UserError, match="photo.png: 0 MiB; allowed are"):
         check_upload(path)

@@ -341,6 +341,10 @@ def test_images_that_are_done_are_not_read_again(
     monkeypatch.setattr(UnlabeledDataset, "__getitem__", noted)
     evaluate_workdir(*arguments, submission=True, images=images)
     assert reads == [1]
+    (images / "0000.png").rename(images / "other.png")
+    with pytest.raises(UserError, match="images/0000.png: is of other images; move or"):
+        evaluate_workdir(*arguments, submission=True, images=images)
+    assert reads == [1]
 
 
 def test_labels_corrected_after_a_kill_are_scored_anew(
@@ -459,12 +463,21 @@ def test_invalid_flags_are_reported_before_anything_starts(
     [
         ({}, {"split": "dev"}, "split 'dev' of camvid: allowed are train, val, test"),
         ({}, {"images": "/no/such"}, "--images=/no/such: needs --submission"),
-        ({"data.name": "scenes"}, {}, "has other 20"),
+        (
+            {"data.name": "folder"},
+            {},
+            "has other 12: class 0 is 'Sky' there and 'a'",
+        ),
     ],
 )
 def test_what_does_not_fit_is_reported_before_anything_starts(
-    trained, config, settings, more, message
+    trained, camvid, config, tmp_path, settings, more, message
 ):
+    for kind, source in (("images", "test"), ("labels", "testannot")):
+        shutil.copytree(camvid / source, tmp_path / kind / "test")
+    (tmp_path / "classes.json").write_text(json.dumps([*"abcdefghijkl"]))
+    if settings:
+        config.data.data_dir = str(tmp_path)
     before = sorted(trained.rglob("*"))
     config.update_from_flattened_dict(settings)
     with pytest.raises(UserError, match=message):

@@ -16,10 +16,15 @@ from encnet_jax.data.dataset_info import DatasetInfo, voc_colormap
 from encnet_jax.errors import UserError
 from encnet_jax.export.calibration import CalibrationImages, find_calibration_images
 from encnet_jax.export.formats import read_onnx, write_onnx
-from encnet_jax.export.input_size import crop_resizer, long_side_resizer
+from encnet_jax.export.input_size import (
+    crop_resizer,
+    long_side_resizer,
+    protocol_resizer,
+)
 from encnet_jax.export.quantize import label_agreement, quantize
 from encnet_jax.export.run import export_workdir, load_trained
 from encnet_jax.inference.predict_fn import preprocess
+from encnet_jax.inference.tta import MmsegProtocol, PyTorchEncodingProtocol
 from tests.parsed_flags import run_command
 from tests.small_vit import add_small_vit
 from tests.small_workdir import TINY, write_workdir
@@ -193,6 +198,20 @@ def test_images_are_resized_as_in_prediction(align_corners):
     in_network = preprocess(pixels[None], (0.0,) * 3, (1.0,) * 3, 40, align_corners)
     np.testing.assert_allclose(found, 255 * np.asarray(in_network[0]), atol=0.5001)
     assert long_side_resizer(0, align_corners)(pixels) is pixels
+
+
+@pytest.mark.parametrize("protocol", [PyTorchEncodingProtocol, MmsegProtocol])
+@pytest.mark.parametrize("align_corners", [False, True])
+def test_images_are_resized_as_for_windows(protocol, align_corners):
+    pixels = np.random.default_rng(0).integers(0, 256, (30, 60, 3), np.uint8)
+    sizes = dict(base_size=40, crop_size=16, scales=(0.5, 1.0), stride=0, flip=False)
+    windows = protocol(
+        **sizes, align_corners=align_corners, mean=(0.0,) * 3, std=(1.0,) * 3
+    )
+    found = protocol_resizer(windows)(pixels)
+    assert found.shape == (20, 40, 3) and found.dtype == np.uint8
+    _, view = windows.views(pixels)
+    np.testing.assert_allclose(found, 255 * view.pixels[:20, :40], atol=0.5001)
 
 
 def test_one_size_is_cropped_at_the_center():

@@ -23,7 +23,10 @@ from encnet_jax.inference.predict_fn import whole_image_logits
 from encnet_jax.predict.find_images import find_images
 from encnet_jax.predict.read_image import read_image
 from encnet_jax.run.workdir import load_workdir
-from tests.commands import SMALL, make_camvid, run
+from encnet_jax.train import train
+from tests import small_workdir
+from tests.commands import make_camvid, run
+from tests.interrupted import small_run_config
 
 
 @pytest.fixture(scope="module")
@@ -190,6 +193,16 @@ def test_flag_allows_larger_images(command, tmp_path, monkeypatch):
     assert Image.MAX_IMAGE_PIXELS == 2500  # Pillow refuses above the double
 
 
+def test_images_that_the_run_allows_are_allowed(command, tmp_path, monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
+    small_workdir.write_workdir(
+        tmp_path / "run", data=dict(max_image_pixels=5000), **small_workdir.TINY
+    )
+    with pytest.raises(UserError, match="no such image"):
+        command(tmp_path / "a.png", workdir=tmp_path / "run")
+    assert Image.MAX_IMAGE_PIXELS == 2500
+
+
 def test_wrong_number_of_class_names_is_rejected(weights_file):
     with pytest.raises(UserError, match="2 names were given"):
         Segmenter.from_torch(weights_file, ["a", "b"])
@@ -235,27 +248,18 @@ def test_folders_inside_a_folder_are_counted_and_a_glob_has_them(
     assert [path.name for path in found] == ["1.png", "2.png", "3.png"]
 
 
-def test_training_starts_from_the_backbone_of_a_file(tmp_path):
+def test_training_starts_from_the_backbone_of_a_file(tmp_path, caplog):
     weights = small_weights("torchvision_resnet18")
     path = tmp_path / "backbone.safetensors"
     save_file({k: np.ascontiguousarray(v) for k, v in weights.items()}, path)
     width = weights["conv1.weight"].shape[0]
     workdir = tmp_path / "run"
-    small = [a for a in SMALL if "backbone" not in a and "width" not in a]
-    result = run(
-        "train.py",
-        "--config=configs/camvid.py:cpu",
-        f"--config.data.data_dir={make_camvid(tmp_path / 'camvid')}",
-        f"--workdir={workdir}",
-        *small,
-        "--config.model.backbone=resnet18",
-        f"--config.model.width={width}",
-        f"--config.model.weights={path}",
-        "--config.total_steps=1",
-        "--config.learning_rate=1e-20",  # keeps the weights
-    )
-    assert result.returncode == 0, result.stderr
-    assert "torchvision" in result.stderr
+    config = small_run_config(str(make_camvid(tmp_path / "camvid")))
+    config.model.update(dict(backbone="resnet18", width=width, weights=str(path)))
+    config.total_steps, config.learning_rate = 1, 1e-20  # keeps the weights
+    with caplog.at_level("INFO"):
+        train(config, workdir)
+    assert "torchvision" in caplog.text
     kernel = np.asarray(
         load_workdir(workdir).params["backbone"]["stem"][0]["conv"]["kernel"]
     )

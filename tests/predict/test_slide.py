@@ -1,5 +1,6 @@
 """predict.py --slide: TIFF read and written in tiles, or one line."""
 
+import copy
 import dataclasses
 import importlib.util
 from collections import namedtuple
@@ -108,6 +109,16 @@ def test_size_may_be_that_of_the_image(segmenter, tmp_path, caplog):
     np.testing.assert_array_equal(tifffile.imread(own / "a.tif"), np.asarray(expected))
     labels = np.asarray(label_image(segmenter(image).labels, INFO))
     np.testing.assert_array_equal(tifffile.imread(resized / "a.tif"), labels)
+
+
+def test_first_of_several_scales_is_not_taken_for_the_size(segmenter, tmp_path, caplog):
+    several = copy.copy(segmenter)
+    scales = dict(scales=(0.5, 1.0))
+    several.slide_protocol = dataclasses.replace(segmenter.slide_protocol, **scales)
+    image = write(tmp_path / "a.tif", RGB.repeat(2, 0).repeat(2, 1))
+    with caplog.at_level("INFO"):
+        predict(several, [image], tmp_path / "own", base_size=0, kinds=("labels",))
+    assert "resized" not in caplog.text
 
 
 def test_run_evaluated_whole_has_windows_too(tmp_path):

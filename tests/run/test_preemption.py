@@ -27,7 +27,7 @@ from tests.commands import (
     run,
     trained_arrays,
 )
-from tests.interrupted import interrupted_config, train_small
+from tests.interrupted import small_run_config, train_small
 
 
 def train_arguments(camvid, workdir, *more):
@@ -180,7 +180,7 @@ def test_killed_at_twenty_moments_ends_with_the_same_parameters(camvid, tmp_path
 
 @pytest.mark.slow
 def test_loss_gone_wrong_names_its_step_and_spares_the_checkpoints(camvid, tmp_path):
-    config = interrupted_config(str(camvid))
+    config = small_run_config(str(camvid))
     config.total_steps = config.eval_every = 4
     train(config, tmp_path / "run")
 

@@ -10,12 +10,12 @@ from encnet_jax.run.checkpoint_folder import choose_step, read_scores
 from encnet_jax.train import train
 from encnet_jax.train.trainer import Trainer
 from tests.commands import trained_arrays
-from tests.interrupted import interrupted_config
+from tests.interrupted import small_run_config
 
 
 @pytest.fixture
 def config(camvid):
-    config = interrupted_config(str(camvid))
+    config = small_run_config(str(camvid))
     config.total_steps, config.eval_every, config.checkpoint_every = 6, 2, 6
     return config
 
@@ -23,7 +23,7 @@ def config(camvid):
 @pytest.fixture(scope="module")
 def whole(camvid, tmp_path_factory):
     """The workdir of a run whose evaluations all succeed."""
-    config = interrupted_config(str(camvid))
+    config = small_run_config(str(camvid))
     config.total_steps, config.eval_every, config.checkpoint_every = 6, 2, 6
     workdir = tmp_path_factory.mktemp("whole") / "run"
     train(config, workdir)

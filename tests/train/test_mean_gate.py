@@ -12,11 +12,11 @@ from encnet_jax.run.mean_gate import MeanGate, read_mean_gate, write_mean_gate
 from encnet_jax.run.workdir import load_workdir
 from encnet_jax.train import train
 from encnet_jax.train.trainer import Trainer
-from tests.interrupted import interrupted_config
+from tests.interrupted import small_run_config
 
 
 def make_config(camvid, **evaluation):
-    config = interrupted_config(str(camvid))
+    config = small_run_config(str(camvid))
     config.total_steps, config.eval_every, config.checkpoint_every = 3, 2, 3
     config.evaluation.update(evaluation)
     return config
