@@ -106,9 +106,7 @@ def evaluate_workdir(
     name = evaluation_name("images" if images else split, config.evaluation)
     path = workdir / "evaluation" / f"{name}.json"
     folder = workdir / "submission" / name
-    writer = Submission(folder, dataset.info) if submission else None
-    if writer is not None and isinstance(dataset, UnlabeledDataset):
-        writer.check_no_others(dataset.names)  # those of another folder
+    writer = _open_submission(folder, dataset) if submission else None
     identity = _identity(config, dataset, run, submission)
     with open_progress_log(path, identity, dataset.info.num_classes) as log:
         totals = _accumulate(config, dataset, run, predict_batches, log, writer)
@@ -286,6 +284,14 @@ def _open(
         raise UserError(f"--images={images}: needs --submission; there are no labels")
     info = with_bands(dataset_info(data.name, data.data_dir), trained)
     return UnlabeledDataset(info, images)
+
+
+def _open_submission(folder: Path, dataset: Dataset) -> Submission:
+    """Returns the writer of predictions; raises where those of another folder are."""
+    writer = Submission(folder, dataset.info)
+    if isinstance(dataset, UnlabeledDataset):
+        writer.check_no_others(dataset.names)
+    return writer
 
 
 def _identity(
