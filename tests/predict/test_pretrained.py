@@ -389,6 +389,27 @@ def test_score_during_training_is_used_without_an_evaluation(tmp_path):
         assert "scores" not in training_record(tmp_path, config, CAMVID, 7, unknown)
 
 
+@pytest.mark.parametrize(
+    "name, other, repeated",
+    [
+        ("val", {}, True),
+        ("val", {"data": "mine"}, False),
+        ("val", {"split": "test"}, False),
+        ("val", {"differs_from_training": {"evaluation.mode": {"value": "a"}}}, False),
+        ("val-ms", {"differs_from_training": {"evaluation.scales": {}}}, False),
+    ],
+)
+def test_score_during_training_stays_beside_other_evaluations(
+    tmp_path, name, other, repeated
+):
+    config = default()
+    config.data.name = "camvid"
+    stored = dict(step=7, split="val", data="camvid", evaluation={}) | other
+    save_scores(dict(mean_iou=0.25), tmp_path / f"evaluation/{name}.json", **stored)
+    scores = training_record(tmp_path, config, CAMVID, 7, 0.125)["scores"]
+    assert [score["mean_iou"] for score in scores] == [0.25, 0.125][: 2 - repeated]
+
+
 def test_a_step_is_that_of_the_folder(camvid_folder):
     assert load_workdir(camvid_folder, "7").step == 7
     with pytest.raises(UserError, match="step=6: .* is a model folder, of step 7"):
