@@ -151,7 +151,7 @@ class Segmenter(Pretrained):
         Images are normalized as in the evaluation of the source.
 
         Args:
-            path: A `.pth` or `.safetensors` file, or `hf://OWNER/REPO/FILE`.
+            path: A `.pth` or `.safetensors` file, or `hf://OWNER/REPO[@REVISION]/FILE`.
             class_names: One name per class; by default `class 0`, `class 1`, ...
             source: See `load_torch_weights`.
             prefix: Likewise.
