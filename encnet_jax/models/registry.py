@@ -63,9 +63,14 @@ def has_setting(name: str, backbone: str, key: str) -> bool:
         backbone: A key of `BACKBONES`; plays no part if the network has none.
         key: Name of the setting.
     """
-    entries = [MODELS[name], *([BACKBONES[backbone]] if segments(name) else [])]
-    own = segments(name) and key == "backbone"
-    return own or any(key in settings_of(entry) for entry in entries)
+    entries = [MODELS[name]]
+    if segments(name):
+        if key == "backbone":
+            return True
+        if key == "output_stride" and _fixed_stride(backbone):
+            entries = []  # heads take that of the backbone
+        entries.append(BACKBONES[backbone])
+    return any(key in settings_of(entry) for entry in entries)
 
 
 def feature_stride(backbone: str, output_stride: int) -> int:
@@ -75,7 +80,15 @@ def feature_stride(backbone: str, output_stride: int) -> int:
         backbone: A key of `BACKBONES`.
         output_stride: The setting, for backbones that have it.
     """
-    return getattr(class_of(BACKBONES[backbone]), "stride", output_stride)
+    return _fixed_stride(backbone) or output_stride
+
+
+def _fixed_stride(backbone: str) -> int | None:
+    """Returns the stride that the class of a backbone has; None if it is a setting."""
+    entry = BACKBONES[backbone]
+    if "output_stride" in settings_of(entry):
+        return None
+    return getattr(class_of(entry), "stride", None)
 
 
 class _Stream(nnx.RngStream):

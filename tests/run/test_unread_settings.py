@@ -55,6 +55,11 @@ def lines(keys, **changes):
         ),
         ("model.num_codes", {"model.name": "fcn"}, {}),
         ("model.output_stride", {"model.backbone": "dinov2_vits14"}, {}),
+        (
+            "model.output_stride",
+            {"model.name": "deeplabv3", "model.backbone": "dinov2_vits14"},
+            {"model.name": "deeplabv3"},
+        ),
         ("model.backbone", {"model.name": "resnet14"}, {"model.name": "fcn"}),
     ],
 )
