@@ -83,6 +83,15 @@ def feature_stride(backbone: str, output_stride: int) -> int:
     return _fixed_stride(backbone) or output_stride
 
 
+def is_centered(backbone: str) -> bool:
+    """Returns whether features lie at the centers of equal parts of the image.
+
+    Args:
+        backbone: A key of `BACKBONES`, whose class says so by `centered`.
+    """
+    return getattr(class_of(BACKBONES[backbone]), "centered", False)
+
+
 def _fixed_stride(backbone: str) -> int | None:
     """Returns the stride that the class of a backbone has; None if it is a setting."""
     entry = BACKBONES[backbone]
