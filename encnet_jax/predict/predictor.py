@@ -67,8 +67,8 @@ class Segmenter(Pretrained):
         batch_stats: Its running statistics, likewise.
 
     Raises:
-        UserError: The model has another number of classes than `info`; of a network
-            that is not one of this package, in the first call.
+        UserError: `info` has over 255 classes, or another number than the model; that
+            of a network that is not one of this package is known in the first call.
     """
 
     task = "segmentation"
