@@ -133,7 +133,8 @@ def _evaluations(
     """Reads the scores of a step that `evaluate.py` wrote.
 
     Returns:
-        Entries of `scores`, each with whether its settings are those of the training.
+        Entries of `scores`, each with whether its settings are known to be those of the
+        training; the data set may be another.
     """
     found = []
     for path in sorted(folder.glob("*.json")):
@@ -155,7 +156,9 @@ def _evaluations(
                 **metrics,
             }
             if metrics:
-                found.append((entry, not differences))
+                # Without the key, of an older version: not known.
+                as_trained = "differs_from_training" in stored and not differences
+                found.append((entry, as_trained))
         # Another program's file, or one of a version that stored less.
         except _UNREADABLE as error:
             _log.warning("WARNING: %s: not used as scores: %r", path, error)
