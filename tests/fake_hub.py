@@ -75,7 +75,9 @@ class FakeHub:
 
     def _file(self, name, revision, path):
         sha = self._sha(name, unquote(revision))
-        data = self.commits.get(sha, {}).get(path)
+        if sha is None:
+            return 404, {"X-Error-Code": "RevisionNotFound"}, {"error": "no revision"}
+        data = self.commits[sha].get(path)
         if data is None:
             return 404, {"X-Error-Code": "EntryNotFound"}, {"error": "no file"}
         etag = hashlib.sha1(data).hexdigest()

@@ -127,6 +127,7 @@ def test_unknown_argument_is_named_with_those_allowed(name):
         ({"loss.class_weights": (1.0, float("nan"))}, "weight 1 is nan: must be fin"),
         ({"loss.class_weights": (0.0, 0.0)}, "all weights are 0"),
         ({"loss.class_weights": (1, "a")}, "weight 1 is 'a': must be a number"),
+        ({"loss.class_weights": ("1", "2")}, "weight 0 is '1': must be a number"),
         (
             {"loss.class_balance": "mean"},
             "'mean': allowed are '', median_frequency, log",

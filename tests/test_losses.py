@@ -1,5 +1,7 @@
 """Tests of the losses against values worked out by hand."""
 
+from fractions import Fraction
+
 import jax
 import jax.numpy as jnp
 import jaxtyping
@@ -16,6 +18,7 @@ from encnet_jax.losses import (
 from encnet_jax.models.cifar import ClassifierOutput
 from encnet_jax.models.segmentation import SegmentationOutput
 from encnet_jax.ops import dispatch
+from encnet_jax.ops.class_weights import check_class_weights
 from encnet_jax.ops.resize import resize_bilinear
 
 # Probabilities of three classes in two pixels.
@@ -160,6 +163,27 @@ def test_pixels_without_weight_cost_nothing(pixels):
 def test_class_weights_of_no_mean_are_refused(weights, message):
     with pytest.raises(ValueError, match=message):
         pixel_cross_entropy(LOGITS, labels(0, 1), class_weights=weights)
+
+
+@pytest.mark.parametrize(
+    "weight", ["1", b"1", np.str_("1"), True, np.True_, jnp.asarray(True), [1.0], None]
+)
+def test_class_weights_are_numbers(weight):
+    with pytest.raises(ValueError, match="weight 1 is .*: must be a number"):
+        check_class_weights((1.0, weight))
+
+
+@pytest.mark.parametrize(
+    "weights",
+    [
+        (2, np.float16(1), np.int64(0), Fraction(1, 3)),
+        (jnp.asarray(1), jnp.bfloat16(0.5), np.asarray(2.0)),
+        jnp.asarray([1.0, 2.0]),
+        np.asarray([1, 2], np.uint8),
+    ],
+)
+def test_class_weights_are_numbers_of_any_type(weights):
+    check_class_weights(weights)
 
 
 def test_gradient_is_probability_less_truth_and_zero_where_ignored():

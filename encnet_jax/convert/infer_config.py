@@ -96,8 +96,8 @@ def open_weights(weights: Weights, prefix: str = "") -> OpenedWeights:
     """Returns key -> array, and the name of the weights in error messages.
 
     The keys are those of the network, see `without_prefixes`. A file
-    `hf://OWNER/REPO/FILE` is downloaded by huggingface_hub to its cache; no other form
-    accesses the network.
+    `hf://OWNER/REPO[@REVISION]/FILE` is downloaded by huggingface_hub to its cache; no
+    other form accesses the network.
     """
     if isinstance(weights, tuple):
         return weights

@@ -76,8 +76,9 @@ def load_torch_weights(
 
     Args:
         model: A model from `encnet_jax.models.create_model`, or a backbone.
-        weights: A file (`.pth`, `.pt`, `.safetensors`, `hf://OWNER/REPO/FILE`), or key
-            -> array in PyTorch's layout, of any floating dtype.
+        weights: A file (`.pth`, `.pt`, `.safetensors`, or on the hub
+            `hf://OWNER/REPO[@REVISION]/FILE`), or key -> array in PyTorch's layout, of
+            any floating dtype.
         source: `pytorch_encoding`, `mmseg`, `torchvision`, `timm` or `transformers`;
             `auto` detects it.
         head: `"strict"`: everything must fit. `"reinitialize"`: classifiers (main,

@@ -9,7 +9,7 @@ from pathlib import Path
 from encnet_jax import config, optimizer
 from encnet_jax.convert.infer_config import ModelDescription, Weights
 from encnet_jax.convert.load import load_torch_model
-from encnet_jax.data.class_table import IGNORE_LABEL, check_class_names
+from encnet_jax.data.class_table import check_class_names
 from encnet_jax.data.dataset_info import DatasetInfo, save_info, voc_colormap
 from encnet_jax.data.input_files import read_json
 from encnet_jax.data.registry import DATASETS
@@ -42,9 +42,9 @@ def write_workdir(
         A description of the network, and the workdir.
 
     Raises:
-        UserError: As `load_torch_model`; or the network has more than 255 classes, the
-            number of class names differs from theirs, a name is empty or given twice,
-            the folder holds a run, or the disk is full.
+        UserError: As `load_torch_model`; or the number of class names differs from that
+            of the network's classes, a name is empty or given twice, the folder holds a
+            run, or the disk is full.
     """
     checkpoints = Checkpoints(workdir)
     check_folder(workdir, "--output")
@@ -104,11 +104,6 @@ def _class_info(
 ) -> DatasetInfo:
     """Returns names, colors and normalization for the classes of a network."""
     count = description.settings["num_classes"]
-    if count > IGNORE_LABEL:
-        raise UserError(
-            f"the network has {count} classes; allowed are up to {IGNORE_LABEL}, as "
-            f"label maps have 8 bits and {IGNORE_LABEL} marks ignored pixels"
-        )
     info = DatasetInfo("", tuple(f"class {i}" for i in range(count)), (), {})
     origin = ""
     if dataset:

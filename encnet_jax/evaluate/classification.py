@@ -120,7 +120,8 @@ def evaluate_classes_workdir(
     """
     bands = load_run_info(workdir)
     dataset = open_dataset(config.data.name, split, config.data.data_dir, bands=bands)
-    run = load_workdir(workdir, step, dataset=dataset.info, dtype=config.model.dtype)
+    computation = {key: config.model[key] for key in ("dtype", "conv_impl")}
+    run = load_workdir(workdir, step, dataset=dataset.info, **computation)
     # Others, such as sizes, are not used.
     differences = differences_from_training(config, workdir)
     differences = {

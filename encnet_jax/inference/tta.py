@@ -86,6 +86,15 @@ class TTAProtocol:
         """Whether each window is mirrored as well, and the logits added."""
         return False
 
+    @property
+    def window_distance(self) -> int:
+        """Pixels from one window to the next: `stride`, or what its 0 stands for.
+
+        1 with a `crop_size` of 0, where the image is one window and no stride matters.
+        """
+        default = max(int(self.crop_size * (2 / 3)), 1)
+        return self.stride or default if self.crop_size else 1
+
     def with_long_side(self, base_size: int) -> Self:
         """Returns the protocol with images of this long side at scale 1."""
         return dataclasses.replace(self, base_size=base_size)
@@ -188,7 +197,7 @@ class PyTorchEncodingProtocol(TTAProtocol):
         return window
 
     def _grid(self, length: int) -> list[slice]:
-        stride = self.stride or max(int(self.crop_size * (2 / 3)), 1)
+        stride = self.window_distance
         count = math.ceil(max(length - self.crop_size, 0) / stride) + 1
         return [slice(i * stride, i * stride + self.crop_size) for i in range(count)]
 
@@ -260,7 +269,7 @@ class MmsegProtocol(TTAProtocol):
 
     def _grid(self, length: int) -> list[slice]:
         crop = min(self.crop_size or length, length)
-        stride = self.stride or max(int(self.crop_size * (2 / 3)), 1)
+        stride = self.window_distance
         count = math.ceil((length - crop) / stride) + 1
         starts = [min(i * stride, length - crop) for i in range(count)]
         return [slice(start, start + crop) for start in starts]

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 
+from encnet_jax.data.class_table import IGNORE_LABEL
 from encnet_jax.errors import UserError
 from encnet_jax.models.cifar import EncNet14, ResNet14, SEResNet14
 from encnet_jax.models.dinov2 import DINOV2, DINOv2
@@ -31,7 +32,6 @@ from encnet_jax.models.settings import (
     settings_of,
 )
 from encnet_jax.ops.conv import CONV_IMPLS
-from encnet_jax.ops.resize_argmax import MAX_CLASSES
 
 MODELS: dict[str, Callable[..., nnx.Module]] = {
     "encnet": EncNet,
@@ -63,9 +63,14 @@ def has_setting(name: str, backbone: str, key: str) -> bool:
         backbone: A key of `BACKBONES`; plays no part if the network has none.
         key: Name of the setting.
     """
-    entries = [MODELS[name], *([BACKBONES[backbone]] if segments(name) else [])]
-    own = segments(name) and key == "backbone"
-    return own or any(key in settings_of(entry) for entry in entries)
+    entries = [MODELS[name]]
+    if segments(name):
+        if key == "backbone":
+            return True
+        if key == "output_stride" and _fixed_stride(backbone):
+            entries = []  # heads take that of the backbone
+        entries.append(BACKBONES[backbone])
+    return any(key in settings_of(entry) for entry in entries)
 
 
 def feature_stride(backbone: str, output_stride: int) -> int:
@@ -75,7 +80,24 @@ def feature_stride(backbone: str, output_stride: int) -> int:
         backbone: A key of `BACKBONES`.
         output_stride: The setting, for backbones that have it.
     """
-    return getattr(class_of(BACKBONES[backbone]), "stride", output_stride)
+    return _fixed_stride(backbone) or output_stride
+
+
+def is_centered(backbone: str) -> bool:
+    """Returns whether features lie at the centers of equal parts of the image.
+
+    Args:
+        backbone: A key of `BACKBONES`, whose class says so by `centered`.
+    """
+    return getattr(class_of(BACKBONES[backbone]), "centered", False)
+
+
+def _fixed_stride(backbone: str) -> int | None:
+    """Returns the stride that the class of a backbone has; None if it is a setting."""
+    entry = BACKBONES[backbone]
+    if "output_stride" in settings_of(entry):
+        return None
+    return getattr(class_of(entry), "stride", None)
 
 
 class _Stream(nnx.RngStream):
@@ -114,7 +136,8 @@ def create_model(
     Args:
         name: A key of `MODELS`: `"encnet"`, `"fcn"`, `"pspnet"`, `"deeplabv3"` segment,
             `"resnet14"`, `"se_resnet14"`, `"encnet14"` classify images.
-        num_classes: Number of classes, 2 to 256.
+        num_classes: Number of classes, 2 to 255: labels have 8 bits, and 255 is that of
+            ignored pixels.
         backbone: A key of `BACKBONES`; only networks that segment have one.
         conv_impl: How 3x3 convolutions are computed; see `set_conv_impl`.
         head_init: How the convolutions of segmentation heads start: as in
@@ -183,7 +206,7 @@ def check_model_settings(
     """
     del unbiased_running_var, dtype  # any value is allowed
     check_value("name", name, _registered(MODELS))
-    check_value("num_classes", num_classes, at_least(2, at_most=MAX_CLASSES))
+    check_value("num_classes", num_classes, _class_count)
     check_value("conv_impl", conv_impl, one_of(*CONV_IMPLS))
     head_inits = HEAD_INITS if segments(name) else HEAD_INITS[:1]
     check_value("head_init", head_init, one_of(*head_inits))
@@ -218,6 +241,11 @@ def check_model_settings(
                 f"model.{key}={value!r}: {name} has no such setting; allowed is "
                 f"{other_task[key].default!r}"
             )
+
+
+def _class_count(value: Any) -> str:
+    text = at_least(2, at_most=IGNORE_LABEL)(value)
+    return text and f"{text}; label {IGNORE_LABEL} marks ignored pixels"
 
 
 def _registered(entries: Mapping[str, Any]) -> Check:

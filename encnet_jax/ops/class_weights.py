@@ -22,7 +22,7 @@ def check_class_weights(weights: Iterable[Any]) -> None:
     values = []
     for index, weight in enumerate(weights):
         try:
-            value = float(weight)
+            value = _as_float(weight)
         except (TypeError, ValueError) as error:
             message = f"weight {index} is {weight!r}: must be a number"
             raise ValueError(message) from error
@@ -31,3 +31,12 @@ def check_class_weights(weights: Iterable[Any]) -> None:
         values.append(value)
     if not max(values, default=0) >= _LEAST:
         raise ValueError("all weights are 0: one at least must be above 0")
+
+
+def _as_float(weight: Any) -> float:
+    """Returns a number of any type, or of an array without axes, as a float."""
+    # `float` also takes text, Booleans, and arrays of one element.
+    array = np.asarray(weight)
+    if array.ndim or array.dtype.kind in "bSU":
+        raise TypeError("not a number")
+    return float(weight)

@@ -67,8 +67,8 @@ class Segmenter(Pretrained):
         batch_stats: Its running statistics, likewise.
 
     Raises:
-        UserError: The model has another number of classes than `info`; of a network
-            that is not one of this package, in the first call.
+        UserError: `info` has over 255 classes, or another number than the model; that
+            of a network that is not one of this package is known in the first call.
     """
 
     task = "segmentation"
@@ -151,7 +151,7 @@ class Segmenter(Pretrained):
         Images are normalized as in the evaluation of the source.
 
         Args:
-            path: A `.pth` or `.safetensors` file, or `hf://OWNER/REPO/FILE`.
+            path: A `.pth` or `.safetensors` file, or `hf://OWNER/REPO[@REVISION]/FILE`.
             class_names: One name per class; by default `class 0`, `class 1`, ...
             source: See `load_torch_weights`.
             prefix: Likewise.

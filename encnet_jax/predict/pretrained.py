@@ -10,7 +10,7 @@ import numpy as np
 from flax import nnx
 from ml_collections import ConfigDict
 
-from encnet_jax.data.dataset_info import DatasetInfo
+from encnet_jax.data.dataset_info import IGNORE_LABEL, DatasetInfo
 from encnet_jax.errors import UserError
 from encnet_jax.files import user_path
 from encnet_jax.models.cifar import CifarResNet14
@@ -34,7 +34,8 @@ class Pretrained:
             then it cannot be saved.
 
     Raises:
-        UserError: The model has another number of classes than `info`.
+        UserError: The model has another number of classes than `info`, or segments into
+            more than 255.
     """
 
     task: ClassVar[str]
@@ -45,6 +46,12 @@ class Pretrained:
         info: DatasetInfo,
         settings: Mapping[str, Any] | None,
     ):
+        if self.task == "segmentation" and info.num_classes > IGNORE_LABEL:
+            raise UserError(
+                f"info.num_classes={info.num_classes}: allowed are up to "
+                f"{IGNORE_LABEL}, as label maps have 8 bits and {IGNORE_LABEL} marks "
+                "ignored pixels"
+            )
         self.info = info
         self._settings = settings
         self._training: Mapping[str, Any] = {}

@@ -13,6 +13,14 @@ _NAME = r"\w[\w.-]*"
 _REPOSITORY = re.compile(
     rf"(?P<repo>{_NAME}/{_NAME})(?:@(?P<revision>[\w.-]+(?:/[\w.-]+)*))?", re.ASCII
 )
+# Beside a file, a revision has no slash, unless it is one that the hub itself makes.
+_FILE = re.compile(
+    rf"(?P<repo>{_NAME}/{_NAME})"
+    r"(?:@(?P<revision>refs/(?:pr|convert)/[\w.-]+|[\w.-]+))?/(?P<file>.+)",
+    re.ASCII,
+)
+# By which a file is told from a revision with slashes.
+_WEIGHTS = (".safetensors", ".pth", ".pt", ".bin")
 
 
 def parse_repository(address: str) -> tuple[str, str | None] | None:
@@ -20,12 +28,15 @@ def parse_repository(address: str) -> tuple[str, str | None] | None:
 
     Returns:
         OWNER/REPO and the revision (a branch, a tag or a commit); None for any other
-        text, such as `hf://OWNER/REPO/FILE`.
+        text, such as `hf://OWNER/REPO/FILE` or `hf://OWNER/REPO@REVISION/FILE.pth`.
     """
     match = _REPOSITORY.fullmatch(address.removeprefix(PREFIX))
     if match is None or ".." in address:  # which neither names nor branches have
         return None
-    return match["repo"], match["revision"]
+    repo, revision = match["repo"], match["revision"]
+    if revision and "/" in revision and revision.endswith(_WEIGHTS):
+        return None
+    return repo, revision
 
 
 def check_repository(repo_id: str) -> None:
@@ -35,19 +46,24 @@ def check_repository(repo_id: str) -> None:
 
 
 def download_file(address: str) -> str:
-    """Downloads `hf://OWNER/REPO/FILE` to the cache, unless it is there.
+    """Downloads `hf://OWNER/REPO[@REVISION]/FILE` to the cache, unless it is there.
+
+    Args:
+        address: The revision is a branch without a slash, a tag, a commit, or
+            `refs/pr/NUMBER`.
 
     Returns:
         The path of the file.
 
     Raises:
-        UserError: Another form, no such file, or no connection.
+        UserError: Another form, no such file or revision, or no connection.
     """
-    parts = address.removeprefix(PREFIX).split("/", 2)
-    if len(parts) != 3 or not all(parts):
-        raise UserError(f"{address}: must be hf://OWNER/REPO/FILE")
+    match = _FILE.fullmatch(address.removeprefix(PREFIX))
+    if match is None:
+        raise UserError(f"{address}: must be hf://OWNER/REPO[@REVISION]/FILE")
+    repo, revision, file = match["repo"], match["revision"], match["file"]
     with _hub(address, "cannot be downloaded") as client:
-        return client.hf_hub_download(repo_id="/".join(parts[:2]), filename=parts[2])
+        return client.hf_hub_download(repo_id=repo, filename=file, revision=revision)
 
 
 def download_folder(address: str, files: Sequence[str]) -> Path:

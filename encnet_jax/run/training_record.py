@@ -49,8 +49,9 @@ def training_record(
     Returns:
         `run`, the name of the workdir; `step`; how it was trained; and `scores`, a dict
         for each evaluation of this step with `dataset`, `split`, `evaluation` (in
-        words) and metrics from 0 to 1; and `mean_gate`, see `MeanGate`, if one is
-        stored with the checkpoint. No paths.
+        words) and metrics from 0 to 1, the last one of `score` unless an evaluation
+        repeats it; and `mean_gate`, see `MeanGate`, if one is stored with the
+        checkpoint. No paths.
     """
     record: dict[str, Any] = {"run": workdir.resolve().name, "step": step}
     if step > 0:
@@ -66,13 +67,13 @@ def training_record(
             record["initial_weights"] = (
                 start if start.startswith("hf://") else "pretrained weights"
             )
-    scores = _scores(workdir / "evaluation", config, step)
-    split = config.evaluation.split
-    untold = not any(s["split"] == split for s in scores)
-    if untold and score is not None and math.isfinite(score):
-        entry = dict(dataset=config.data.name, split=split)
+    evaluations = _evaluations(workdir / "evaluation", config, step)
+    scores = [entry for entry, _ in evaluations]
+    own = dict(dataset=config.data.name, split=config.evaluation.split)
+    told = any(as_trained and entry | own == entry for entry, as_trained in evaluations)
+    if not told and score is not None and math.isfinite(score):
         metric = best_metric_name(info)
-        scores.append({**entry, "evaluation": "during training", metric: score})
+        scores.append({**own, "evaluation": "during training", metric: score})
     if scores:
         record["scores"] = scores
     mean_gate = read_mean_gate(workdir / "checkpoints" / str(step))
@@ -126,8 +127,15 @@ def _has(values: dict[str, Any], types: dict[str, Any]) -> bool:
     )
 
 
-def _scores(folder: Path, config: ConfigDict, step: int) -> list[dict[str, Any]]:
-    """Reads the scores of a step that `evaluate.py` wrote."""
+def _evaluations(
+    folder: Path, config: ConfigDict, step: int
+) -> list[tuple[dict[str, Any], bool]]:
+    """Reads the scores of a step that `evaluate.py` wrote.
+
+    Returns:
+        Entries of `scores`, each with whether its settings are known to be those of the
+        training; the data set may be another.
+    """
     found = []
     for path in sorted(folder.glob("*.json")):
         try:
@@ -148,7 +156,9 @@ def _scores(folder: Path, config: ConfigDict, step: int) -> list[dict[str, Any]]
                 **metrics,
             }
             if metrics:
-                found.append(entry)
+                # Without the key, of an older version: not known.
+                as_trained = "differs_from_training" in stored and not differences
+                found.append((entry, as_trained))
         # Another program's file, or one of a version that stored less.
         except _UNREADABLE as error:
             _log.warning("WARNING: %s: not used as scores: %r", path, error)

@@ -22,6 +22,10 @@ _IGNORED_BY_CLASSIFIERS = (
     *("data.base_size", "data.scale_range", "loss.se_weight", "loss.aux_weight"),
     "loss.normalize_by",
 )
+_WINDOWS = (
+    "windows (evaluation.mode=slide; without evaluation.protocol=mmseg also .scales)",
+    lambda config: config.evaluation.mode == "slide" or _slides_by_scales(config),
+)
 _CODEWORDS = ("model.num_codes above 0", lambda config: config.model.num_codes > 0)
 # Key -> when it is read, in words and as a test.
 _READ_IF: dict[str, tuple[str, Callable[[ConfigDict], bool]]] = {
@@ -45,8 +49,14 @@ _READ_IF: dict[str, tuple[str, Callable[[ConfigDict], bool]]] = {
         "model.aux_head",
         lambda config: _has(config, "aux_head") and config.model.aux_head,
     ),
-    "evaluation.crop_size": ("windows (evaluation.mode, .scales)", has_windows),
-    "evaluation.stride": ("windows (evaluation.mode, .scales)", has_windows),
+    "evaluation.crop_size": _WINDOWS,
+    "evaluation.stride": _WINDOWS,
+    "evaluation.mode": (  # slide is what happens then
+        "evaluation.protocol=mmseg, or no evaluation.scales, which take windows",
+        lambda config: (
+            config.evaluation.mode == "slide" or not _slides_by_scales(config)
+        ),
+    ),
     "evaluation.align_corners": (
         "whole images or evaluation.protocol=mmseg; these windows have "
         "model.align_corners",
@@ -96,6 +106,11 @@ def _need(config: ConfigDict, key: str) -> str:
     """Returns what a key needs from other settings to be read; "" if it has that."""
     needs, is_read = _READ_IF.get(key, ("", lambda config: True))
     return "" if is_read(config) else f"needs {needs}"
+
+
+def _slides_by_scales(config: ConfigDict) -> bool:
+    settings = config.evaluation
+    return settings.protocol != "mmseg" and bool(settings.scales)
 
 
 def _has(config: ConfigDict, key: str) -> bool:

@@ -37,7 +37,7 @@ def load_initial_weights(
         model: From `create_model`.
         weights: The workdir of an earlier run, to load its best checkpoint; a model
             folder, also as `hf://OWNER/REPO[@REVISION]`; or a file of PyTorch weights,
-            to load its backbone.
+            also as `hf://OWNER/REPO[@REVISION]/FILE`, to load its backbone.
         class_names: Classes of the data set to train on. Classifier heads of an earlier
             run are loaded only if it has the same classes, and a head with its
             classifier only if it has the same arrays.

@@ -1,5 +1,6 @@
 """Whether a run may resume in a workdir, and what it keeps from it."""
 
+import dataclasses
 import logging
 from collections.abc import Mapping
 from pathlib import Path
@@ -201,7 +202,8 @@ def _scoring(config: ConfigDict, info: DatasetInfo) -> Any:
     if protocol is None:
         whole = whole_image_size(config), settings.align_corners
         return whole, settings.absent_classes
-    return protocol, settings.absent_classes
+    resolved = dataclasses.replace(protocol, stride=protocol.window_distance)
+    return resolved, settings.absent_classes
 
 
 def _is_scored(scores: Scores) -> bool:

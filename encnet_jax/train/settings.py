@@ -10,8 +10,7 @@ from ml_collections import ConfigDict
 
 from encnet_jax.data.dataset_info import DatasetInfo
 from encnet_jax.errors import UserError
-from encnet_jax.models.dinov2 import DINOV2
-from encnet_jax.models.registry import segments
+from encnet_jax.models.registry import feature_stride, is_centered, segments
 from encnet_jax.optimizer import cosine_schedule, poly_schedule
 
 _log = logging.getLogger(__name__)
@@ -105,19 +104,20 @@ def warn_of_geometry(config: ConfigDict) -> None:
     With output stride s, feature i is centered on pixel s i. `model.align_corners`
     stretches a map of n features over the whole crop, which puts feature i there only
     if the crop has s (n - 1) + 1 pixels. Without it, features stay s pixels apart if
-    the crop has s n. Published weights were trained with it at any size. Patches of a
-    vision transformer are centered as they are without it, at any size.
+    the crop has s n. Published weights were trained with it at any size. Features of a
+    centered backbone, as patches are, lie as they do without it, at any size.
     """
     size, model = config.data.crop_size, config.model
-    aligned, stride = model.align_corners, model.output_stride
     if not segments(model.name):
         return
-    if model.backbone in DINOV2:
+    aligned = model.align_corners
+    stride = feature_stride(model.backbone, model.output_stride)
+    if is_centered(model.backbone):
         if aligned:
             _log.warning(
-                "WARNING: model.align_corners=True with model.backbone=%s: features of "
-                "patches lie at the centers of equal parts of the image, but logits "
-                "are stretched to its edges. Set model.align_corners=False",
+                "WARNING: model.align_corners=True with model.backbone=%s: features "
+                "lie at the centers of equal parts of the image, but logits are "
+                "stretched to its edges. Set model.align_corners=False",
                 model.backbone,
             )
         return

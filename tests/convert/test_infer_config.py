@@ -143,7 +143,7 @@ def test_other_head_of_mmsegmentation_is_rejected_by_a_missing_key():
 
 @pytest.mark.parametrize("address", ["hf://owner/repo", "hf://", "hf://a//b"])
 def test_hub_address_must_name_owner_repository_and_file(address):
-    with pytest.raises(UserError, match="hf://OWNER/REPO/FILE"):
+    with pytest.raises(UserError, match=r"must be hf://OWNER/REPO\[@REVISION\]/FILE"):
         open_weights(address)
 
 
@@ -153,12 +153,12 @@ def test_hub_file_is_downloaded_by_huggingface_hub(monkeypatch):
     file = Path(__file__).parents[1] / "torch_files" / "checkpoint_zip.pth"
     requested = []
 
-    def download(self, repo_id, filename):
-        requested.append((repo_id, filename))
+    def download(self, repo_id, filename, revision):
+        requested.append((repo_id, filename, revision))
         return str(file)
 
     monkeypatch.setattr(huggingface_hub.HfApi, "hf_hub_download", download)
     entries, name = open_weights("hf://owner/repo/sub/file.pth")
-    assert requested == [("owner/repo", "sub/file.pth")]
+    assert requested == [("owner/repo", "sub/file.pth", None)]
     assert name == "hf://owner/repo/sub/file.pth"
     assert entries.keys() == open_weights(file)[0].keys()

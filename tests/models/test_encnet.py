@@ -121,7 +121,7 @@ def test_dropout_in_train_mode_follows_the_key(encnet):
         ("head_channels", 0, "at least 1"),
         ("num_codes", -1, "at least 0"),
         ("num_codes", True, "at least 0"),
-        ("num_classes", 257, "at least 2 and at most 256"),
+        ("num_classes", 256, "at least 2 and at most 255"),
         ("dropout", 1.0, "at least 0 and below 1"),
         ("dropout", -0.1, "at least 0 and below 1"),
     ],

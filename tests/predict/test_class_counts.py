@@ -87,3 +87,22 @@ def test_foreign_classifiers_are_refused_when_called(classes):
     for _ in range(2):
         with pytest.raises(UserError, match=f"num_classes=3: must be {classes}, that"):
             classifier(PIXELS)
+
+
+@pytest.mark.parametrize("classes", [256, 300])
+@pytest.mark.parametrize("protocol", [None, WINDOWS])
+def test_segmenters_of_more_classes_than_labels_are_refused(protocol, classes):
+    info = DatasetInfo("mine", ("x",) * classes, voc_colormap(classes), {})
+    with pytest.raises(UserError, match=f"{classes}: allowed are up to 255, as label"):
+        Segmenter(Foreign(classes), info, protocol=protocol)
+    found = Classifier(ForeignClassifier(classes), info, 8)(PIXELS)
+    assert found.probabilities.shape == (classes,)
+
+
+@pytest.mark.parametrize("protocol", [None, WINDOWS])
+def test_the_last_of_255_classes_is_found(protocol):
+    info = DatasetInfo("mine", ("x",) * 255, voc_colormap(255), {})
+    model = Foreign(255)
+    model.kernel.set_value(jnp.zeros((3, 255)).at[0, -1].set(9))
+    pixels = np.full_like(PIXELS, 255)
+    assert (Segmenter(model, info, protocol=protocol)(pixels).labels == 254).all()

@@ -389,6 +389,33 @@ def test_score_during_training_is_used_without_an_evaluation(tmp_path):
         assert "scores" not in training_record(tmp_path, config, CAMVID, 7, unknown)
 
 
+OTHER_DATA = {"data.name": {"value": "mine", "training": "camvid"}}
+
+
+@pytest.mark.parametrize(
+    "name, other, repeated",
+    [
+        ("val", {}, True),
+        ("val", {"data": "mine"}, False),
+        ("val", {"data": None, "differs_from_training": OTHER_DATA}, False),
+        ("test", {"split": "test"}, False),
+        ("val", {"differs_from_training": {"evaluation.mode": {"value": "a"}}}, False),
+        ("val-ms", {"differs_from_training": {"evaluation.scales": {}}}, False),
+        ("val-ms", {"differs_from_training": None}, False),  # of an older version
+    ],
+)
+def test_score_during_training_stays_beside_other_evaluations(
+    tmp_path, name, other, repeated
+):
+    config = default()
+    config.data.name = "camvid"
+    stored = dict(step=7, split="val", data="camvid", differs_from_training={}) | other
+    stored = {key: value for key, value in stored.items() if value is not None}
+    save_scores(dict(mean_iou=0.25), tmp_path / f"evaluation/{name}.json", **stored)
+    scores = training_record(tmp_path, config, CAMVID, 7, 0.125)["scores"]
+    assert [score["mean_iou"] for score in scores] == [0.25, 0.125][: 2 - repeated]
+
+
 def test_a_step_is_that_of_the_folder(camvid_folder):
     assert load_workdir(camvid_folder, "7").step == 7
     with pytest.raises(UserError, match="step=6: .* is a model folder, of step 7"):

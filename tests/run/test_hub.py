@@ -173,6 +173,29 @@ def test_file_of_the_hub_is_downloaded(hub):
         client.download_file("hf://me/model/b.pth")
 
 
+def test_file_of_a_revision_is_downloaded(hub):
+    first = hub.commit("me/model", "main", {"a.pth": b"old"})
+    hub.commit("me/model", "main", {"a.pth": b"new"})
+    hub.commit("me/model", "refs/pr/2", {"sub/a.safetensors": b"theirs"})
+    for address, contents in (
+        (f"hf://me/model@{first}/a.pth", b"old"),
+        ("hf://me/model@main/a.pth", b"new"),
+        ("hf://me/model@refs/pr/2/sub/a.safetensors", b"theirs"),
+    ):
+        assert Path(client.download_file(address)).read_bytes() == contents
+    with pytest.raises(UserError, match="@none/a.pth: .*no such revision"):
+        client.download_file("hf://me/model@none/a.pth")
+    with pytest.raises(UserError, match=r"must be hf://OWNER/REPO\[@REVISION\]/FILE"):
+        client.download_file("hf://me/model@main")
+
+
+def test_training_starts_from_a_file_of_a_revision(hub):
+    hub.commit("me/model", "try", {"a.pth": b"no weights"})
+    model = create_model(num_classes=3, **SETTINGS)
+    with pytest.raises(UserError, match="a.pth: is not a torch file"):  # it was read
+        load_initial_weights(model, "hf://me/model@try/a.pth", NAMES)
+
+
 def test_without_a_connection_the_cache_serves(hub, segmenter, monkeypatch):
     segmenter.push_to_hub("me/model")
     folder = find_model_folder("hf://me/model")
@@ -214,6 +237,9 @@ def test_missing_package_is_named_with_the_extra(segmenter, monkeypatch, action)
         ("hf://a/b@v1.0", ("a/b", "v1.0")),
         ("hf://a-1/b_2.c@refs/pr/3", ("a-1/b_2.c", "refs/pr/3")),
         ("hf://a/b/c.pth", None),
+        ("hf://a/b@try/c.pth", None),
+        ("hf://a/b@refs/pr/3/c.safetensors", None),
+        ("hf://a/b@v1.pt", ("a/b", "v1.pt")),
         ("a/b@", None),
         ("a", None),
         ("../b", None),

@@ -26,6 +26,21 @@ def lines(keys, **changes):
         ("loss.aux_weight", {"model.aux_head": False}, {}),
         ("evaluation.stride", {}, {"evaluation.mode": "slide"}),
         ("evaluation.crop_size", {}, {"evaluation.scales": (0.5, 1.0)}),
+        (
+            "evaluation.stride",
+            {"evaluation.protocol": "mmseg", "evaluation.scales": (0.5, 1.0)},
+            {"evaluation.protocol": "mmseg", "evaluation.mode": "slide"},
+        ),
+        (
+            "evaluation.crop_size",
+            {"evaluation.protocol": "mmseg"},
+            {"evaluation.mode": "slide"},
+        ),
+        (
+            "evaluation.mode",
+            {"evaluation.scales": (0.5, 1.0)},
+            {"evaluation.protocol": "mmseg", "evaluation.scales": (0.5, 1.0)},
+        ),
         ("evaluation.base_size", {"model.name": "encnet14"}, {}),
         ("data.scale_range", {"model.name": "encnet14"}, {}),
         ("model.decoder_stride", {"model.name": "pspnet"}, {}),
@@ -40,6 +55,11 @@ def lines(keys, **changes):
         ),
         ("model.num_codes", {"model.name": "fcn"}, {}),
         ("model.output_stride", {"model.backbone": "dinov2_vits14"}, {}),
+        (
+            "model.output_stride",
+            {"model.name": "deeplabv3", "model.backbone": "dinov2_vits14"},
+            {"model.name": "deeplabv3"},
+        ),
         ("model.backbone", {"model.name": "resnet14"}, {"model.name": "fcn"}),
     ],
 )
@@ -55,6 +75,11 @@ def test_loss_of_a_network_with_its_own_presence_is_read(monkeypatch):
 
     monkeypatch.setitem(MODELS, "mine", Mine)
     assert not lines("loss.se_weight loss.aux_weight", **{"model.name": "mine"})
+
+
+def test_windows_asked_for_twice_are_no_mistake():
+    changes = {"evaluation.mode": "slide", "evaluation.scales": (0.5, 1.0)}
+    assert not lines("evaluation.mode evaluation.scales", **changes)
 
 
 def test_every_other_key_is_read():

@@ -100,6 +100,29 @@ def test_scoring_otherwise_is_warned_of(scored, caplog):
     assert "batch_size" not in line and "boundary_iou" not in line
 
 
+@pytest.mark.parametrize(
+    "settings, stride, warns",
+    [
+        (dict(mode="slide", crop_size=480), 320, False),  # what 0 stands for
+        (dict(mode="slide", crop_size=480), 240, True),
+        (dict(protocol="mmseg"), 100, False),  # whole images
+        (dict(protocol="mmseg", mode="slide", crop_size=480), 320, False),
+        (dict(protocol="mmseg", mode="slide", crop_size=480), 321, True),
+    ],
+)
+def test_stride_of_equal_effect_is_not_warned_of(
+    scored, caplog, settings, stride, warns
+):
+    config = load_config(scored / "config.json")
+    config.evaluation.update(settings)
+    save_config(config, scored / "config.json")
+    config.evaluation.stride = stride
+    log_changes(config, scored, INFO)
+    assert [f"evaluation.stride={stride}" in x for x in caplog.messages] == [
+        True
+    ] * warns
+
+
 def test_backbone_that_adamw_has_not_trained_stays_frozen(scored):
     """The first of its updates would be 3, the tenth 6.5 times too large."""
     stored = load_config(scored / "config.json")

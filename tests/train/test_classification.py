@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 from PIL import Image
 
 from configs.cifar10 import EPOCH, get_config
@@ -19,6 +20,7 @@ from encnet_jax.data.dataset_info import CIFAR10
 from encnet_jax.data.datasets import Example
 from encnet_jax.data.registry import open_dataset
 from encnet_jax.errors import UserError
+from encnet_jax.evaluate import classification
 from encnet_jax.evaluate.classification import classification_scores, make_class_fn
 from encnet_jax.evaluate.evaluator import ImagePrediction, predict_dataset
 from encnet_jax.evaluate.run import evaluate_workdir
@@ -26,6 +28,7 @@ from encnet_jax.inference.predict_fn import make_classify_fn
 from encnet_jax.losses import classification_loss
 from encnet_jax.models import create_model
 from encnet_jax.models.cifar import ClassifierOutput
+from encnet_jax.models.layers import Conv
 from encnet_jax.predict.predictor import Classifier
 from encnet_jax.predict.read_image import read_image
 from encnet_jax.run.model_config import check_config
@@ -36,6 +39,7 @@ from encnet_jax.train.settings import check_task
 from tests.commands import errors, run, start_two
 from tests.random_module import random_module
 from tests.report.pages import check_page
+from tests.small_workdir import write_workdir
 
 SIZES = (16, 16), (16, 24), (40, 20)  # height, width
 DEVICE = jax.devices()[0]
@@ -193,6 +197,25 @@ def test_small_images_are_learned_and_scored(workdir, cifar):
     assert np.sum(scores["confusion_matrix"]) == 20
     assert "error" in result.stdout and "truck" in result.stdout
     assert (workdir / "evaluation" / "test-confusion.png").exists()
+
+
+@pytest.mark.parametrize("impl", ["winograd", "lax"])
+def test_convolutions_are_computed_as_a_flag_says(tmp_path, monkeypatch, impl):
+    class Built(Exception):
+        """Ends the evaluation before it predicts."""
+
+    def build(model, **kwargs):
+        convs = [conv for _, conv in nnx.iter_modules(model) if isinstance(conv, Conv)]
+        raise Built({conv.impl for conv in convs})
+
+    write_workdir(tmp_path, info=CIFAR10, name="resnet14", width=16)
+    monkeypatch.setattr(classification, "open_dataset", lambda *_, **__: FourImages())
+    monkeypatch.setattr(classification, "make_classify_fn", build)
+    config = load_config(tmp_path / "config.json")
+    config.model.conv_impl = impl
+    with pytest.raises(Built) as built:
+        evaluate_workdir(config, tmp_path, "test")
+    assert ("winograd" in built.value.args[0]) == (impl == "winograd")
 
 
 @pytest.mark.parametrize(

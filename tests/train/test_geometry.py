@@ -5,10 +5,12 @@ import logging
 
 import numpy as np
 import pytest
+from flax import nnx
 
 import encnet_jax
 from encnet_jax.config import default
 from encnet_jax.fit_arrays import small_config
+from encnet_jax.models.registry import BACKBONES
 from encnet_jax.train.settings import warn_of_geometry, warn_of_random_backbone
 from tests.test_config import CONFIGS
 from tests.test_fit_arrays import squares, tiny
@@ -86,6 +88,26 @@ def test_arrays_are_trained_with_the_geometry_that_fits(
 )
 def test_nothing_is_said_where_features_fit_or_are_pretrained(changes, caplog):
     assert warned(caplog, **changes) == ""
+
+
+@pytest.mark.parametrize(
+    "centered, aligned, size, said",
+    [
+        (False, False, 360, "neighboring features, which lie 16 pixels apart"),
+        (False, True, 361, "a multiple of 16 plus 1 (data.crop_size=353)"),
+        (False, False, 352, ""),
+        (True, True, 361, "model.backbone=mine: features lie at the centers of equal"),
+        (True, False, 361, ""),
+    ],
+)
+def test_a_backbone_says_where_its_features_lie(
+    centered, aligned, size, said, caplog, monkeypatch
+):
+    declared = {"stride": 16, "centered": centered}
+    monkeypatch.setitem(BACKBONES, "mine", type("Mine", (nnx.Module,), declared))
+    settings = {"model.backbone": "mine", "model.align_corners": aligned}
+    text = warned(caplog, **settings, **{"data.crop_size": size})
+    assert said in text and bool(said) == bool(text)
 
 
 def test_recipes_from_scratch_fit_their_sizes(caplog):
