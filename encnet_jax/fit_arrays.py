@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 from encnet_jax.config import default
 from encnet_jax.data.array_dataset import ArrayDataset
 from encnet_jax.data.bands import RGB_INFO, ImageFormat, declare_bands
+from encnet_jax.data.class_table import given_names
 from encnet_jax.data.dataset_info import IGNORE_LABEL, DatasetInfo
 from encnet_jax.data.datasets import Dataset
 from encnet_jax.data.label_check import check_label_counts
@@ -276,7 +277,7 @@ def _info(
     """
     checksum = zlib.crc32(np.ascontiguousarray(images).data)
     checksum = zlib.crc32(np.ascontiguousarray(labels).data, checksum)
-    names = tuple(map(str, class_names))
+    names = given_names(class_names)
     names = names or tuple(f"class {n}" for n in range(max(highest + 1, 2)))
     task = "classification" if labels.ndim == 1 else "segmentation"
     return named_classes(f"arrays {checksum:08x}", names, task)

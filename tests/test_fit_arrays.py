@@ -237,6 +237,7 @@ def test_ignored_label_is_the_one_named(ignore_label, values, trained_on):
         ([255] * 3, dict(ignore_label=255), "no pixel has a class; all are ignored"),
         ([255] * 3, {}, "nothing but 0 and 255"),
         ([0, 1, 1], dict(class_names=map(str, range(256))), "256 names; .* 255"),
+        ([0, 1, 1], dict(class_names="leaf"), "class_names='leaf': must be a list"),
     ],
 )
 @pytest.mark.usefixtures("untrained")

@@ -40,6 +40,19 @@ def read_table(name: str, void: Iterable[int] = ()) -> dict[str, Any]:
     }
 
 
+def given_names(class_names: Iterable[Any]) -> tuple[str, ...]:
+    """Returns the class names that a caller gave, `()` for none.
+
+    Raises:
+        UserError: They are one text, whose letters would each become a class.
+    """
+    if isinstance(class_names, str):
+        raise UserError(
+            f"class_names={class_names!r}: must be a list, one name per class"
+        )
+    return tuple(map(str, class_names))
+
+
 def check_class_names(names: Sequence[str], where: str) -> None:
     """Raises `UserError`, which starts with `where`, for an empty or repeated name."""
     for index, name in enumerate(names):

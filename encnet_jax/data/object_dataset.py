@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import Real, UInt8
 
 from encnet_jax.data.bands import Pixels, RangeSetting, declare_bands, scale_bands
-from encnet_jax.data.class_table import check_class_names
+from encnet_jax.data.class_table import check_class_names, given_names
 from encnet_jax.data.dataset_info import IGNORE_LABEL, DatasetInfo, voc_colormap
 from encnet_jax.data.datasets import Dataset, Encoded, Example
 from encnet_jax.data.fingerprint import fingerprint
@@ -225,7 +225,7 @@ def as_datasets(
     splits = {"dataset": dataset, "validation": validation}
     if validation is None:
         del splits["validation"]
-    given = tuple(map(str, class_names))
+    given = given_names(class_names)
     infos = [split.info for split in splits.values() if is_dataset(split)]
     info = infos[0] if infos else None
     for key in ("task", "class_names"):

@@ -137,7 +137,7 @@ def test_range_that_is_none_is_named(value_range):
     examples = [(FIVE[..., :3], FIVE[..., 0] % 2)]
     for declare in (
         lambda: declare_bands(INFO, 3, value_range),
-        lambda: as_datasets(examples, None, "ab", value_range=value_range),
+        lambda: as_datasets(examples, None, ("a", "b"), value_range=value_range),
     ):
         with pytest.raises(UserError, match=message) as caught:
             declare()

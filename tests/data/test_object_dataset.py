@@ -286,6 +286,8 @@ def test_class_names_come_from_the_object_or_are_demanded():
         )
     with pytest.raises(UserError, match="^class_names: missing"):
         as_datasets(pairs)
+    with pytest.raises(UserError, match="^class_names='leaf': must be a list, one"):
+        as_datasets(pairs, None, "leaf")
     for names in (("a", "b", "a"), ("a", " ")):
         message = f"^class_names: '{names[-1]}': must be a name, given once"
         with pytest.raises(UserError, match=message):
