@@ -329,8 +329,15 @@ def test_names_given_for_objects_are_those_of_a_data_set_beside_them():
     info = DatasetInfo("known", NAMES, ((0, 0, 0),) * 3, {})
     known, objects = ObjectDataset(info, [(IMAGE, LABELS)]), [(IMAGE, LABELS)]
     as_datasets(known, objects, NAMES)
-    with pytest.raises(UserError, match="^validation: class_names stem.*other split"):
-        as_datasets(known, objects, NAMES[::-1])
+    other = NAMES[::-1]
+    message = f"^class_names: {', '.join(other)}; the Dataset has sky, leaf, stem"
+    for splits in ((known, objects), (objects, known), (known, known), (known,)):
+        with pytest.raises(UserError, match=message):
+            as_datasets(*splits, class_names=other)
+    with pytest.raises(UserError, match="^ignore_label=0: has no effect on a Dataset"):
+        as_datasets(known, known, NAMES, ignore_label=0)
+    _, scored = as_datasets(known, objects, NAMES, ignore_label=0)
+    np.testing.assert_array_equal(scored[0].labels, np.where(LABELS == 0, 255, LABELS))
 
 
 def test_object_with_augmentation_of_its_own_is_warned_of(caplog):
@@ -487,6 +494,9 @@ def test_dark_color_of_16_bits_that_others_have_loaded_is_refused(color_type, ch
     with pytest.raises(UserError, match=message) as caught:
         opened(*((image, LABELS) for image in images))
     assert "\n" not in str(caught.value)
+    with pytest.raises(UserError, match=message):  # as bands too
+        settings = dict(channels=len(images[0].getbands()), value_range=(0, 255))
+        opened(*((image, LABELS) for image in images), **settings)
     arrays = [(np.asarray(image.convert("RGB")), LABELS) for image in images]
     opened(*arrays)  # as the message says
 
@@ -529,7 +539,8 @@ def test_range_of_more_bits_than_pillow_keeps_is_refused():
     for value_range in ((0, 4095), ((0, 255), (0, 4095), (0, 255))):
         with pytest.raises(UserError, match=r"^dataset\[0\]: image: .* 8 bits.* 4095:"):
             opened((image, LABELS), value_range=value_range)
-    opened((image, LABELS), value_range=(0, 255))
+    bright = loaded(png(IMAGE.astype(int) * 257, 16))
+    opened((bright, LABELS), value_range=(0, 255))
     opened((IMAGE.astype(np.uint16) * 16, LABELS), value_range=(0, 4095))
     gray = Image.fromarray(GRAY.astype(np.uint16) * 16)
     opened((gray, LABELS), value_range=(0, 4095), channels=1)
