@@ -19,6 +19,7 @@ from encnet_jax.data.datasets import Dataset
 from encnet_jax.data.label_check import check_label_counts
 from encnet_jax.data.label_map import as_classes
 from encnet_jax.data.object_dataset import Examples, as_datasets, named_classes
+from encnet_jax.data.object_example import FILLED_LABELS, unmasked
 from encnet_jax.data.statistics import Statistics, label_histogram
 from encnet_jax.errors import UserError
 from encnet_jax.files import user_path
@@ -127,7 +128,9 @@ def _image_format(config: ConfigDict | None, shape: tuple[int, ...]) -> ImageFor
 def _as_array(name: str, values: Any) -> np.ndarray:
     """Returns an array; raises `UserError` for what is none, as of several shapes."""
     try:
-        return np.asarray(values)
+        return unmasked(values, name, FILLED_LABELS if "labels" in name else "")
+    except UserError:
+        raise
     except ValueError as error:
         raise UserError(
             f"{name}: {error}; for images of several sizes pass dataset="

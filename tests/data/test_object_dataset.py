@@ -234,6 +234,23 @@ def test_invalid_example_is_named_with_what_is_wrong(example, message):
         as_datasets([good], [good, example], NAMES)
 
 
+def test_masked_values_are_not_brought_back():
+    label = np.ma.masked_array(LABELS, LABELS == 1)
+    message = r"^dataset\[0\]: label: masked values; pass .filled\(value\) and ignore_l"
+    for each in (label, [*label]):
+        with pytest.raises(UserError, match=message):
+            opened((IMAGE, each))
+    filled = opened((IMAGE, label.filled(255)))[0].labels  # as the message says
+    np.testing.assert_array_equal(filled, np.where(LABELS == 1, 255, LABELS))
+    image = np.ma.masked_array(IMAGE, IMAGE > 200)
+    message = r"^dataset\[0\]: image: masked values; pass .filled\(value\)$"
+    for settings in ({}, {"value_range": (0, 255)}):
+        with pytest.raises(UserError, match=message):
+            opened((image, LABELS), **settings)
+    nothing_hidden = np.ma.masked_array(IMAGE, False), np.ma.masked_array(LABELS, False)
+    np.testing.assert_array_equal(opened(nothing_hidden)[0].image, IMAGE)
+
+
 def test_images_without_a_class_are_refused():
     with pytest.raises(UserError, match=r"dataset\[1\]: an image without a class"):
         opened((IMAGE, 1), (IMAGE, 255))
