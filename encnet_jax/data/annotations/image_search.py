@@ -60,7 +60,8 @@ class ImageSearch:
         for name in dict.fromkeys(names):
             for place in self._places:
                 if _is_file(place / name, where):
-                    return self._read(place / name, where)
+                    claim(place / name, where, self._taken)
+                    return read_file(place / name)
         tried = ", ".join(map(str, self._folders))
         note = "" if alone else f"; others are named {given.name} in other folders"
         raise UserError(
@@ -68,11 +69,21 @@ class ImageSearch:
             f"{note}"
         )
 
-    def _read(self, file: Path, where: str) -> bytes:
-        other = self._taken.setdefault(os.path.abspath(file), where)
-        if other != where:
-            raise UserError(f"{where}: found {file}, which is also that of {other}")
-        return read_file(file)
+
+def claim(file: Path, where: str, taken: dict[str, str]) -> None:
+    """Notes for what an image file is read.
+
+    Args:
+        file: The image file.
+        where: File and image, for error messages.
+        taken: The image files read so far, by their absolute path, and for what.
+
+    Raises:
+        UserError: It is that of another image too.
+    """
+    other = taken.setdefault(os.path.abspath(file), where)
+    if other != where:
+        raise UserError(f"{where}: found {file}, which is also that of {other}")
 
 
 def _above(folder: Path) -> Path:
