@@ -10,12 +10,8 @@ from jaxtyping import Real, UInt8
 from PIL import Image, ImageOps
 
 from encnet_jax.data.bands import as_bands, pillow_values
-from encnet_jax.data.image_io import (
-    brightest_color,
-    gray_step,
-    orientation,
-    to_rgb_array,
-)
+from encnet_jax.data.image_io import brightest_color, orientation, to_rgb_array
+from encnet_jax.data.stored_form import check_kind, gray_step, stored_tiles
 from encnet_jax.errors import UserError
 
 # Keys of examples that are mappings: one of each must be there.
@@ -26,7 +22,7 @@ LABEL_KEYS = ("label", "labels", "mask", "annotation", "segmentation_mask")
 FILLED_LABELS = " and ignore_label=value"
 
 # Formats of which Pillow reads 8 of 16 bits per color.
-_DEEP_FORMATS = ("PNG", "PPM", "SGI", "TIFF")
+_DEEP_FORMATS = ("JPEG2000", "PNG", "PPM", "SGI", "TIFF")
 
 # Pillow decodes on first use, and one image not in several threads at once.
 _LOCKS = tuple(threading.Lock() for _ in range(64))
@@ -186,15 +182,18 @@ def label_array(label: Any, name: str) -> np.ndarray:
     """Returns a label as an array; without an axis of length 1 at either end.
 
     Raises:
-        UserError: A Pillow image of 2 or 4 bits, which Pillow expands to 8; if it is
-            loaded already, nothing tells. Or an array of masked values.
+        UserError: A Pillow image of 2 or 4 bits, which Pillow expands to 8, or of
+            JPEG 2000 in which it changes values; if it is loaded already, nothing
+            tells. Or an array of masked values.
     """
     if isinstance(label, Image.Image):
         with _lock(label):
-            step = gray_step(getattr(label, "tile", []))
+            tiles = stored_tiles(label)
+            check_kind(label, tiles, name)
+            step = gray_step(tiles)
             if step > 1:
                 raise UserError(
-                    f"{name}: gray of 2 or 4 bits, which Pillow expands to 8: pass an "
+                    f"{name}: gray values that Pillow multiplies by {step}: pass an "
                     f"array of the stored values, such as np.asarray(image) // {step}"
                 )
             return np.asarray(ImageOps.exif_transpose(label))
