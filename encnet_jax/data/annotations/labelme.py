@@ -16,6 +16,7 @@ from encnet_jax.data.annotations.annotated import (
     split_of,
     stored_path,
     stored_size,
+    unicode_forms,
 )
 from encnet_jax.data.annotations.image_search import claim
 from encnet_jax.data.annotations.masks import shape_mask
@@ -109,7 +110,8 @@ def _image(
     if not isinstance(stored, str) or not stored:
         raise UserError(f"{path}: imagePath={stored!r}: must be the path of the image")
     where = f"{path}: image {stored}"
-    file = path.parent / stored_path(stored)
+    files = [path.parent / form for form in unicode_forms(stored_path(stored))]
+    file = next(filter(_exists, files), files[0])
     regions = []
     for index, shape in enumerate(content["shapes"]):
         place = f"{where}, shape {index}"
