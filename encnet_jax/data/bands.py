@@ -102,7 +102,7 @@ def declare_bands(
 def _is_range(pair: Any) -> bool:
     try:
         low, high = map(float, pair)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return False
     if any(isinstance(value, str | bool) for value in pair):
         return False

@@ -21,8 +21,8 @@ a list of such pairs, one per channel (see `bands`). `display_channels` are the 
 from 0, of the channels that are red, green and blue, or of the one to be shown.
 """
 
-import math
 import re
+import sys
 from collections.abc import Hashable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -141,7 +141,8 @@ def _read_range(value: list | None, path: Path) -> Any:
         return None
     if value and all(isinstance(pair, list) for pair in value):
         return tuple(_read_range(pair, path) for pair in value)
-    numbers = [v for v in value if type(v) in (int, float) and math.isfinite(v)]
+    longest = sys.float_info.max  # JSON may hold integers beyond it
+    numbers = [v for v in value if type(v) in (int, float) and abs(v) <= longest]
     if len(value) != 2 or numbers != value or not value[0] < value[1]:
         raise UserError(
             f"{path}: value_range={value!r}: must be [low, high], two numbers, "

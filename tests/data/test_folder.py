@@ -253,6 +253,7 @@ def test_colors_without_a_table_are_rejected(folder):
         ({"classes": NAMES, "value_range": [0, "9"]}, "value_range=.* two numbers"),
         ({"classes": NAMES, "value_range": [0, True]}, "value_range=.* two numbers"),
         ('{"classes": ["a", "b"], "value_range": [0, NaN]}', "value_range=.* two"),
+        ({"classes": NAMES, "value_range": [0, 10**400]}, "value_range=.* two"),
         ({"classes": NAMES, "label_suffix": 1}, "label_suffix=1: must be the end"),
         ({"classes": NAMES, "label_suffix": "a/b"}, "label_suffix='a/b': must be"),
         ({"classes": NAMES, "label_suffix": "_m.PNG"}, "'_m.PNG': .* without .png"),
