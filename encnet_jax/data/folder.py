@@ -27,6 +27,7 @@ from collections.abc import Hashable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from encnet_jax.data.class_table import is_name
 from encnet_jax.data.dataset_info import IGNORE_LABEL, DatasetInfo, voc_colormap
 from encnet_jax.data.datasets import FileDataset
 from encnet_jax.data.file_pairs import pair_files, pair_listed
@@ -192,7 +193,7 @@ def _read_class(entry: Any, index: int, where: str) -> _Class:
         entry = {"name": entry}
     _check_object(entry, where, ("name", "color", "label"))
     name, label = entry.get("name"), entry.get("label", index)
-    if not isinstance(name, str) or not name.strip():
+    if not is_name(name):
         raise UserError(f"{where}.name={name!r}: must be a name")
     if not _is_byte(label):
         raise UserError(f"{where}.label={label!r}: must be an integer from 0 to 255")

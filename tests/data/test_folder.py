@@ -262,6 +262,7 @@ def test_colors_without_a_table_are_rejected(folder):
         ([str(n) for n in range(256)], "256 classes; allowed are 2 to 255"),
         ([1, "car"], r"classes\[0\]: 1: must be an object or a name"),
         (["road", " "], r"classes\[1\].name=' ': must be a name"),
+        (["road", "\ud800"], r"classes\[1\].name='\\ud800': must be a name"),
         (["road", {"label": 1}], r"classes\[1\].name=None"),
         (["road", {"name": "car", "colour": "#000000"}], "key 'colour': allowed are"),
         (

@@ -305,8 +305,10 @@ def test_class_names_come_from_the_object_or_are_demanded():
         as_datasets(pairs)
     with pytest.raises(UserError, match="^class_names='leaf': must be a list, one"):
         as_datasets(pairs, None, "leaf")
-    for names in (("a", "b", "a"), ("a", " ")):
-        message = f"^class_names: '{names[-1]}': must be a name, given once"
+    for names in (("a", "b", "a"), ("a", " "), ("a", "\ud800")):
+        message = (
+            f"^class_names: {re.escape(repr(names[-1]))}: must be a name, given once"
+        )
         with pytest.raises(UserError, match=message):
             as_datasets(pairs, None, names)
     # The classes of images are not those of their masks.
