@@ -174,7 +174,7 @@ def brightest_color(image: Image.Image) -> int:
     """Returns the greatest value of an image of 8 bits per color; not of alpha."""
     gray = image.mode in ("L", "LA")
     bands = [image.getchannel(index) for index in range(1 if gray else 3)]
-    return max(int(band.getextrema()[1]) for band in bands)
+    return max(int(np.asarray(band).max(initial=0)) for band in bands)
 
 
 def ensure_rgb_bytes(
