@@ -10,6 +10,7 @@ from encnet_jax.data.bands import decode_pixels, read_bands
 from encnet_jax.data.dataset_info import DatasetInfo
 from encnet_jax.data.image_io import decode_image
 from encnet_jax.data.label_io import decode_labels
+from encnet_jax.data.object_dataset import as_datasets
 from encnet_jax.data.object_example import label_array, raw_bands, rgb_pixels
 from encnet_jax.errors import UserError
 from tests.data.jpeg2000_files import make_jpeg2000
@@ -99,6 +100,18 @@ def test_jpeg2000_of_9_bits_is_not_taken_for_8():
             read()
     found = read_bands(make_jpeg2000(values, 9, codestream=True), "x", 1)
     np.testing.assert_array_equal(found[..., 0], values)
+
+
+@needs_jpeg2000
+def test_dark_color_of_jpeg2000_that_others_have_loaded_is_refused():
+    values = np.dstack([(RAMP * 20).astype(int)] * 3)
+    image = opened(make_jpeg2000(values, 8))  # or the upper 8 of 16
+    image.load()
+    labels = np.arange(256).reshape(16, 16) % 2
+    with pytest.raises(
+        UserError, match="^dataset: 1 images loaded .* value above 20: "
+    ):
+        as_datasets([(image, labels)], None, ("a", "b"))
 
 
 @needs_jpeg2000
