@@ -1,6 +1,6 @@
 """Checks of a configuration that need neither data nor models."""
 
-import math
+import sys
 from numbers import Real
 from typing import Any
 
@@ -10,6 +10,7 @@ from encnet_jax.config import default, leaves
 from encnet_jax.errors import UserError
 from encnet_jax.migrations import CONFIG_KEYS, CONFIG_VALUES
 
+_LARGEST: Any = sys.float_info.max  # an integer beyond it is no number of any use
 # Keys of several numbers.
 _NUMBERS = ("data.scale_range", "evaluation.scales")
 
@@ -64,7 +65,7 @@ def _check_types(values: dict[str, Any]) -> None:
     """
 
     def is_finite(value: Any) -> bool:
-        return isinstance(value, Real) and not math.isinf(value)
+        return isinstance(value, Real) and not abs(value) > _LARGEST
 
     for key, usual in leaves(default()):
         value = values[key]
@@ -84,7 +85,7 @@ def _check_value_range(value: Any, channels: int) -> None:
     def is_pair(pair: Any) -> bool:
         if not isinstance(pair, tuple | list) or len(pair) != 2:
             return False
-        finite = all(isinstance(v, Real) and math.isfinite(v) for v in pair)
+        finite = all(isinstance(v, Real) and abs(v) <= _LARGEST for v in pair)
         return finite and pair[0] < pair[1]
 
     pairs = isinstance(value, tuple | list) and all(map(is_pair, value))

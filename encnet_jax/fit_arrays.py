@@ -13,11 +13,13 @@ from ml_collections import ConfigDict
 from encnet_jax.config import default
 from encnet_jax.data.array_dataset import ArrayDataset
 from encnet_jax.data.bands import RGB_INFO, ImageFormat, declare_bands
+from encnet_jax.data.class_table import given_names
 from encnet_jax.data.dataset_info import IGNORE_LABEL, DatasetInfo
 from encnet_jax.data.datasets import Dataset
 from encnet_jax.data.label_check import check_label_counts
 from encnet_jax.data.label_map import as_classes
 from encnet_jax.data.object_dataset import Examples, as_datasets, named_classes
+from encnet_jax.data.object_example import FILLED_LABELS, unmasked
 from encnet_jax.data.statistics import Statistics, label_histogram
 from encnet_jax.errors import UserError
 from encnet_jax.files import user_path
@@ -126,7 +128,9 @@ def _image_format(config: ConfigDict | None, shape: tuple[int, ...]) -> ImageFor
 def _as_array(name: str, values: Any) -> np.ndarray:
     """Returns an array; raises `UserError` for what is none, as of several shapes."""
     try:
-        return np.asarray(values)
+        return unmasked(values, name, FILLED_LABELS if "labels" in name else "")
+    except UserError:
+        raise
     except ValueError as error:
         raise UserError(
             f"{name}: {error}; for images of several sizes pass dataset="
@@ -276,7 +280,7 @@ def _info(
     """
     checksum = zlib.crc32(np.ascontiguousarray(images).data)
     checksum = zlib.crc32(np.ascontiguousarray(labels).data, checksum)
-    names = tuple(map(str, class_names))
+    names = given_names(class_names)
     names = names or tuple(f"class {n}" for n in range(max(highest + 1, 2)))
     task = "classification" if labels.ndim == 1 else "segmentation"
     return named_classes(f"arrays {checksum:08x}", names, task)

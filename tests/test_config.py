@@ -108,6 +108,8 @@ def test_unknown_argument_is_named_with_those_allowed(name):
         ({"model.weights": None}, "model.weights=None: must be a value such as ''"),
         ({"optimizer.ema_decay": None}, "ema_decay=None: must be a finite number"),
         ({"data.scale_range": ()}, r"scale_range=\(\): must be two numbers"),
+        ({"data.scale_range": (1.0, 10**400)}, "scale_range=.*finite numbers"),
+        ({"data.value_range": (0, 10**400)}, "value_range=.*: must be .low, high"),
         ({"data.scale_range": (1.0, float("inf"))}, "scale_range=.*finite numbers"),
         ({"evaluation.scales": ("nan",)}, r"scales=\('nan',\): must be finite numbers"),
         ({"evaluation.scales": (float("nan"),)}, r"scales=\(nan,\): must be above 0"),

@@ -237,6 +237,7 @@ def test_ignored_label_is_the_one_named(ignore_label, values, trained_on):
         ([255] * 3, dict(ignore_label=255), "no pixel has a class; all are ignored"),
         ([255] * 3, {}, "nothing but 0 and 255"),
         ([0, 1, 1], dict(class_names=map(str, range(256))), "256 names; .* 255"),
+        ([0, 1, 1], dict(class_names="leaf"), "class_names='leaf': must be a list"),
     ],
 )
 @pytest.mark.usefixtures("untrained")
@@ -249,6 +250,21 @@ def test_labels_without_meaning_are_named(labels, settings, message, tmp_path):
 
 
 @pytest.mark.usefixtures("untrained")
+@pytest.mark.parametrize("where", ["images", "labels"])
+@pytest.mark.usefixtures("untrained")
+def test_masked_values_are_not_brought_back(where, tmp_path):
+    arrays = dict(zip(("images", "labels"), squares(3)))
+    hidden = np.ma.masked_array(arrays[where], arrays[where] == 1)
+    remedy = " and ignore_label=value" if where == "labels" else ""
+    masked = {**arrays, where: hidden}
+    message = rf"{where}: masked values; pass .filled\(value\){remedy}$"
+    with pytest.raises(UserError, match=f"^{message}"):
+        encnet_jax.fit(**masked, workdir=tmp_path / "run")
+    with pytest.raises(UserError, match=f"^validation {message}"):
+        validation = tuple(masked.values())
+        encnet_jax.fit(**arrays, validation=validation, workdir=tmp_path / "run")
+
+
 def test_whole_images_cannot_be_ignored():
     images = np.zeros((3, 8, 8, 3), np.uint8)
     with pytest.raises(UserError, match="labels: images without a class"):

@@ -18,9 +18,14 @@ from encnet_jax.data.image_io import (
     TIFF_MARKS,
     decode_image,
     decoding,
-    is_deep_color,
     open_image,
+)
+from encnet_jax.data.stored_form import (
+    check_kind,
+    gray_step,
+    is_deep_color,
     stored_form,
+    stored_tiles,
 )
 from encnet_jax.data.tiff_file import read_tiff
 from encnet_jax.errors import UserError
@@ -97,7 +102,7 @@ def declare_bands(
 def _is_range(pair: Any) -> bool:
     try:
         low, high = map(float, pair)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return False
     if any(isinstance(value, str | bool) for value in pair):
         return False
@@ -172,7 +177,7 @@ def read_bands(data: bytes, name: str, channels: int) -> Real[np.ndarray, "h w c
     if data[:4] in TIFF_MARKS:
         values, channels_last = read_tiff(data, channels, name)
         return as_bands(values, channels, name, channels_last=channels_last)
-    tiles = getattr(open_image(data, name), "tile", [])  # gone once it is loaded
+    tiles = stored_tiles(open_image(data, name))  # gone once it is loaded
     with decoding(name):
         values = pillow_values(open_image(data, name, load=True), name, tiles)
     return as_bands(values, channels, name, channels_last=True)
@@ -186,12 +191,13 @@ def pillow_values(
     Args:
         image: The image.
         name: Its name, for error messages.
-        tiles: Those of its file, if it is loaded.
+        tiles: Those of its file, see `stored_tiles`, if it is loaded.
 
     Raises:
-        UserError: Pillow reads 8 bits of more.
+        UserError: Pillow reads 8 bits of more, or signed integers as unsigned.
     """
-    tiles = getattr(image, "tile", []) if tiles is None else tiles
+    tiles = stored_tiles(image) if tiles is None else tiles
+    check_kind(image, tiles, name)
     codec, mode, declared = stored_form(tiles)
     white = _WHITE if image.mode == "I" else 255
     if is_deep_color(tiles) or (codec == "ppm" and declared > white):
@@ -202,6 +208,8 @@ def pillow_values(
     if image.mode in ("P", "1"):
         image = image.convert("RGB" if image.mode == "P" else "L")
     values = np.asarray(ImageOps.exif_transpose(image))
+    step = gray_step(tiles)
+    values = values // values.dtype.type(step) if step > 1 else values
     if codec == "ppm":  # Pillow has scaled them from the declared maximum
         values = np.rint(values * (declared / white))
     if image.mode == "I" and (codec == "ppm" or mode in ("I;16", "I;16B")):

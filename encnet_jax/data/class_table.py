@@ -1,6 +1,7 @@
 """Class tables: names, labels and colors in `tables/NAME.csv`; colors for others."""
 
 import csv
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -40,10 +41,30 @@ def read_table(name: str, void: Iterable[int] = ()) -> dict[str, Any]:
     }
 
 
+def given_names(class_names: Iterable[Any]) -> tuple[str, ...]:
+    """Returns the class names that a caller gave, `()` for none.
+
+    Raises:
+        UserError: They are one text, whose letters would each become a class.
+    """
+    if isinstance(class_names, str):
+        raise UserError(
+            f"class_names={class_names!r}: must be a list, one name per class"
+        )
+    return tuple(map(str, class_names))
+
+
+def is_name(value: Any) -> bool:
+    """Returns whether a value is a text that is not blank and that a file can hold."""
+    # JSON may hold half of a surrogate pair, which UTF-8 cannot.
+    is_text = isinstance(value, str) and not re.search("[\ud800-\udfff]", value)
+    return is_text and bool(value.strip())
+
+
 def check_class_names(names: Sequence[str], where: str) -> None:
-    """Raises `UserError`, which starts with `where`, for an empty or repeated name."""
+    """Raises `UserError`, which starts with `where`, for a repeated name or none."""
     for index, name in enumerate(names):
-        if not name.strip() or name in names[:index]:
+        if not is_name(name) or name in names[:index]:
             raise UserError(f"{where}: {name!r}: must be a name, given once")
 
 

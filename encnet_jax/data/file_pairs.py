@@ -108,7 +108,9 @@ def pair_listed(
     for line_number, line in enumerate(lines, 1):
         if not line.strip():
             continue
-        found, label_entry = _find_listed(line.strip(), by_key, images.name)
+        found, label_entry = _find_listed(
+            line.strip(), by_key, images.name, label_files
+        )
         where = f"{listing} line {line_number}: {PurePosixPath(line.strip())}"
         if len(found) != 1:
             reason = "no such image"
@@ -232,20 +234,25 @@ class LabelFiles:
 
 
 def _find_listed(
-    line: str, by_key: dict[str, list[Path]], folder: str
+    line: str, by_key: dict[str, list[Path]], folder: str, label_files: LabelFiles
 ) -> tuple[list[Path], str]:
     """Returns the images that a line of a list may mean, and the label file it names.
 
-    Names may contain spaces: the whole line is tried first.
+    Names may contain spaces: the whole line is tried first, then every gap, of which
+    the first with an image and a label file is taken, or else the first with an image.
     """
+    best: tuple[list[Path], str] = [], ""
     columns = [(line, "")]
     for gap in re.finditer(r"\s+", line):
         columns.append((line[: gap.start()], line[gap.end() :]))
     for image, label in columns:
-        for key in _spellings(image, folder):
-            if key in by_key:
-                return by_key[key], label
-    return [], ""
+        found = next((k for k in _spellings(image, folder) if k in by_key), None)
+        if found is None:
+            continue
+        if not label or label_files.listed(label):
+            return by_key[found], label
+        best = best if best[0] else (by_key[found], label)
+    return best
 
 
 def _spellings(entry: str, folder: str) -> list[str]:

@@ -21,12 +21,13 @@ a list of such pairs, one per channel (see `bands`). `display_channels` are the 
 from 0, of the channels that are red, green and blue, or of the one to be shown.
 """
 
-import math
 import re
+import sys
 from collections.abc import Hashable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from encnet_jax.data.class_table import is_name
 from encnet_jax.data.dataset_info import IGNORE_LABEL, DatasetInfo, voc_colormap
 from encnet_jax.data.datasets import FileDataset
 from encnet_jax.data.file_pairs import pair_files, pair_listed
@@ -141,7 +142,8 @@ def _read_range(value: list | None, path: Path) -> Any:
         return None
     if value and all(isinstance(pair, list) for pair in value):
         return tuple(_read_range(pair, path) for pair in value)
-    numbers = [v for v in value if type(v) in (int, float) and math.isfinite(v)]
+    longest = sys.float_info.max  # JSON may hold integers beyond it
+    numbers = [v for v in value if type(v) in (int, float) and abs(v) <= longest]
     if len(value) != 2 or numbers != value or not value[0] < value[1]:
         raise UserError(
             f"{path}: value_range={value!r}: must be [low, high], two numbers, "
@@ -191,7 +193,7 @@ def _read_class(entry: Any, index: int, where: str) -> _Class:
         entry = {"name": entry}
     _check_object(entry, where, ("name", "color", "label"))
     name, label = entry.get("name"), entry.get("label", index)
-    if not isinstance(name, str) or not name.strip():
+    if not is_name(name):
         raise UserError(f"{where}.name={name!r}: must be a name")
     if not _is_byte(label):
         raise UserError(f"{where}.label={label!r}: must be an integer from 0 to 255")

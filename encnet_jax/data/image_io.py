@@ -9,6 +9,14 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 
+from encnet_jax.data.stored_form import (
+    SAMPLE_FORMAT,
+    check_kind,
+    gray_step,
+    is_deep_color,
+    stored_form,
+    stored_tiles,
+)
 from encnet_jax.data.tiff_pages import check_one_page, is_gray
 from encnet_jax.errors import UserError, reason_of
 
@@ -16,7 +24,7 @@ ValueRange = tuple[float, float]
 
 TIFF_MARKS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 ORIENTATION_TAG = 0x0112  # of EXIF and TIFF; 1 is upright
-_PHOTOMETRIC, _SAMPLE_FORMAT = 262, 339  # TIFF tags; 0: white is 0; 1: unsigned
+_PHOTOMETRIC = 262  # TIFF tag; 0: white is 0
 # Formats that Pillow opens but that are no raster images: video, vector graphics (which
 # it has Ghostscript run), and containers of which it reads the header alone.
 _NOT_RASTER = ("MPEG", "EPS", "IPTC")
@@ -73,8 +81,8 @@ def to_rgb_array(
     image: Image.Image, value_range: ValueRange | None = None, name: str = "image"
 ) -> UInt8[np.ndarray, "h w 3"]:
     """Converts an opened image as `decode_image` does."""
-    tiles = getattr(image, "tile", [])
-    deep_color = is_deep_color(tiles)
+    tiles = stored_tiles(image)
+    check_kind(image, tiles, name)
     tags = dict(getattr(image, "tag_v2", {}))
     image = ImageOps.exif_transpose(image)
     # The color that stands for transparency is in units of the file.
@@ -84,7 +92,7 @@ def to_rgb_array(
     if image.mode.startswith("I") or image.mode == "F":
         if tags.get(_PHOTOMETRIC) == 0:
             raise UserError(f"{name}: more than 8 bits with 0 as white: convert it")
-        if tags.get(_SAMPLE_FORMAT) == (1,) and image.mode == "I":
+        if tags.get(SAMPLE_FORMAT) == (1,) and image.mode == "I":
             image = _unsigned(image)
         opaque = None
         if isinstance(transparent, int):
@@ -92,7 +100,7 @@ def to_rgb_array(
         image = _scale_gray(image, tiles, value_range, name)
         if opaque is not None:
             image.putalpha(opaque)
-    elif deep_color:
+    elif is_deep_color(tiles):
         if transparent is not None:
             raise UserError(
                 f"{name}: 16 bits per color, one of which stands for transparency: "
@@ -124,6 +132,8 @@ def _scale_gray(
     codec, mode, declared = stored_form(tiles)
     if codec == "ppm":  # Pillow has scaled them from the declared maximum to 65535
         values *= declared / 65535
+    elif (step := gray_step(tiles)) > 1:
+        values //= step
     if value_range is None:
         sixteen_bits = image.mode.startswith("I;16") or codec == "ppm"
         sixteen_bits |= mode.startswith("I;16") and not mode.endswith("S")
@@ -141,32 +151,6 @@ def _scale_gray(
     values = np.nan_to_num(values, nan=low, posinf=high, neginf=low)
     values = (values - low) * (255 / (high - low))
     return Image.fromarray(np.clip(values.round(), 0, 255).astype(np.uint8))
-
-
-def stored_form(tiles: list) -> tuple[str, str, int]:
-    """Returns the codec, the mode in the file, and the greatest value it declares."""
-    if not tiles:  # made or loaded by the caller
-        return "", "", 65535
-    codec, *_, arguments = tiles[0]
-    mode, *rest = arguments if isinstance(arguments, tuple) else (arguments,)
-    if codec.startswith("ppm") and rest:
-        return "ppm", str(mode), int(rest[-1])
-    return codec, str(mode), 4095 if mode == "I;12" else 65535
-
-
-def gray_step(tiles: list) -> int:
-    """Returns what Pillow multiplies gray values by: those of 2 and 4 bits, to 0-255.
-
-    Args:
-        tiles: Those of an opened file; none are left once it is loaded.
-    """
-    return {"L;2": 85, "L;4": 17}.get(stored_form(tiles)[1][:3], 1)
-
-
-def is_deep_color(tiles: list) -> bool:
-    """Returns whether a file holds 16 bits per color, of which Pillow reads 8."""
-    mode = stored_form(tiles)[1]
-    return ";16" in mode and not mode.startswith("I")
 
 
 def _check_deep_color(
@@ -187,9 +171,10 @@ def _check_deep_color(
 
 
 def brightest_color(image: Image.Image) -> int:
-    """Returns the greatest value of an image of mode RGB, RGBA, or LA; not of alpha."""
-    bands = image.getextrema()[: 1 if image.mode == "LA" else 3]
-    return max(high for _, high in bands)  # type: ignore[misc]
+    """Returns the greatest value of an image of 8 bits per color; not of alpha."""
+    gray = image.mode in ("L", "LA")
+    bands = [image.getchannel(index) for index in range(1 if gray else 3)]
+    return max(int(np.asarray(band).max(initial=0)) for band in bands)
 
 
 def ensure_rgb_bytes(

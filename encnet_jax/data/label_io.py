@@ -8,14 +8,14 @@ from jaxtyping import Int16, Int32, UInt8, UInt16
 from PIL import Image, ImageOps
 
 from encnet_jax.data.dataset_info import IGNORE_LABEL, DatasetInfo
-from encnet_jax.data.image_io import (
-    decoding,
+from encnet_jax.data.image_io import decoding, open_image
+from encnet_jax.data.label_map import label_table
+from encnet_jax.data.stored_form import (
     gray_step,
     is_deep_color,
-    open_image,
+    misread_kind,
     stored_form,
 )
-from encnet_jax.data.label_map import label_table
 from encnet_jax.data.tiff_pages import check_one_page
 from encnet_jax.errors import UserError
 
@@ -106,7 +106,7 @@ def _check_unscaled(image: Image.Image, name: str) -> None:
     """Raises `UserError` if Pillow scales the values of an opened file to 8 bits."""
     tiles = getattr(image, "tile", [])
     codec, mode, declared = stored_form(tiles)
-    kind = ""
+    kind = misread_kind(image, tiles)
     if is_deep_color(tiles):
         kind = "16 bits per color"
     elif "I" in mode.partition(";")[2]:

@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import Real, UInt8
 
 from encnet_jax.data.bands import Pixels, RangeSetting, declare_bands, scale_bands
-from encnet_jax.data.class_table import check_class_names
+from encnet_jax.data.class_table import check_class_names, given_names
 from encnet_jax.data.dataset_info import IGNORE_LABEL, DatasetInfo, voc_colormap
 from encnet_jax.data.datasets import Dataset, Encoded, Example
 from encnet_jax.data.fingerprint import fingerprint
@@ -130,8 +130,7 @@ class ObjectDataset:
             name = f"{self.name}[{index}]"
             with errors_named(name):
                 image, label = image_and_label(self.examples[index], name)
-                banded = self.info.banded
-                brightest.append(255 if banded else brightest_of_unknown(image))
+                brightest.append(brightest_of_unknown(image))
                 pixels, labels = self._converted(image, label, name)
             total += label_histogram(np.atleast_2d(labels))
             alone.append(checksum(pixels, labels))
@@ -213,19 +212,21 @@ def as_datasets(
         dataset: A data set or data set object, to train on.
         validation: One to be scored during training; that of training if None.
         class_names: One per class. Of image classification by default those of the
-            object: of its feature (`datasets`), or its `classes` (torchvision).
-        ignore_label: As in `encnet_jax.fit`.
+            object: of its feature (`datasets`), or its `classes` (torchvision). A
+            `Dataset` has its own.
+        ignore_label: As in `encnet_jax.fit`; of objects only.
         channels: Channels of the images of objects, as `data.channels`.
         value_range: Their range of values, as `data.value_range`.
 
     Raises:
         UserError: An object or one of its examples is invalid, or the class names are
-            missing, or differ between the splits.
+            missing, or differ between the splits or from those of a `Dataset`; or
+            `ignore_label` is given and no split is an object.
     """
     splits = {"dataset": dataset, "validation": validation}
     if validation is None:
         del splits["validation"]
-    given = tuple(map(str, class_names))
+    given = given_names(class_names)
     infos = [split.info for split in splits.values() if is_dataset(split)]
     info = infos[0] if infos else None
     for key in ("task", "class_names"):
@@ -234,6 +235,15 @@ def as_datasets(
                 f"validation: {key} {_text(getattr(infos[1], key))}; the other split "
                 f"has {_text(getattr(infos[0], key))}"
             )
+    if info and given not in ((), info.class_names):
+        raise UserError(
+            f"class_names: {_text(given)}; the Dataset has {_text(info.class_names)}"
+        )
+    if ignore_label is not None and len(infos) == len(splits):
+        raise UserError(
+            f"ignore_label={ignore_label!r}: has no effect on a Dataset, which maps "
+            "its labels itself; leave it out"
+        )
     opened: list[Dataset] = []
     for name, split in splits.items():
         if is_dataset(split):

@@ -10,20 +10,19 @@ from jaxtyping import Real, UInt8
 from PIL import Image, ImageOps
 
 from encnet_jax.data.bands import as_bands, pillow_values
-from encnet_jax.data.image_io import (
-    brightest_color,
-    gray_step,
-    orientation,
-    to_rgb_array,
-)
+from encnet_jax.data.image_io import brightest_color, orientation, to_rgb_array
+from encnet_jax.data.stored_form import check_kind, gray_step, stored_tiles
 from encnet_jax.errors import UserError
 
 # Keys of examples that are mappings: one of each must be there.
 IMAGE_KEYS = ("image", "img", "pixel_values")
 LABEL_KEYS = ("label", "labels", "mask", "annotation", "segmentation_mask")
 
+# What to pass beside labels that were masked.
+FILLED_LABELS = " and ignore_label=value"
+
 # Formats of which Pillow reads 8 of 16 bits per color.
-_DEEP_FORMATS = ("PNG", "PPM", "SGI", "TIFF")
+_DEEP_FORMATS = ("JPEG2000", "PNG", "PPM", "SGI", "TIFF")
 
 # Pillow decodes on first use, and one image not in several threads at once.
 _LOCKS = tuple(threading.Lock() for _ in range(64))
@@ -74,11 +73,30 @@ def only_key(example: Mapping[str, Any], allowed: Sequence[str], name: str) -> s
     return found[0]
 
 
+def unmasked(values: Any, name: str, remedy: str = "") -> np.ndarray:
+    """Returns an array, or nested lists, of any library as an array of NumPy.
+
+    Args:
+        values: The array; a masked one may hide nothing.
+        name: What error messages call it.
+        remedy: What to pass beside the filled array, as the end of the message.
+
+    Raises:
+        UserError: Values are masked, which NumPy would bring back as if they were not.
+        ValueError: It is no array, such as a list of several shapes.
+    """
+    parts = values if isinstance(values, list | tuple) else [values]
+    if any(map(np.ma.is_masked, parts)):
+        raise UserError(f"{name}: masked values; pass .filled(value){remedy}")
+    return np.asarray(values)
+
+
 def rgb_pixels(image: Any, name: str) -> UInt8[np.ndarray, "h w 3"]:
     """Returns an image as RGB, 0-255.
 
     Raises:
-        UserError: Neither a Pillow image nor an array of a shape that can be one.
+        UserError: Neither a Pillow image nor an array of a shape that can be one; or
+            values of it are masked.
     """
     if isinstance(image, Image.Image):
         if image.mode[0] in "IF":
@@ -88,7 +106,7 @@ def rgb_pixels(image: Any, name: str) -> UInt8[np.ndarray, "h w 3"]:
             )
         with _lock(image):
             return to_rgb_array(image, None, name)
-    pixels = np.asarray(image)
+    pixels = unmasked(image, name)
     if pixels.ndim == 3 and pixels.shape[0] in (1, 3) and pixels.shape[2] not in (1, 3):
         pixels = np.moveaxis(pixels, 0, -1)
     if pixels.ndim == 2:
@@ -143,11 +161,11 @@ def raw_bands(
         value_range: A pair per channel, that the values are to be scaled from; or None.
 
     Raises:
-        UserError: Neither a Pillow image nor an array, or of other channels; or a
-            Pillow image of 8 bits while the range is that of more.
+        UserError: Neither a Pillow image nor an array, or of other channels, or with
+            masked values; or a Pillow image of 8 bits while the range is that of more.
     """
     if not isinstance(image, Image.Image):
-        return as_bands(np.asarray(image), channels, name)
+        return as_bands(unmasked(image, name), channels, name)
     with _lock(image):
         values = pillow_values(image, name)
     highest = max((high for _, high in value_range or ()), default=0)
@@ -164,19 +182,22 @@ def label_array(label: Any, name: str) -> np.ndarray:
     """Returns a label as an array; without an axis of length 1 at either end.
 
     Raises:
-        UserError: A Pillow image of 2 or 4 bits, which Pillow expands to 8; if it is
-            loaded already, nothing tells.
+        UserError: A Pillow image of 2 or 4 bits, which Pillow expands to 8, or of
+            JPEG 2000 in which it changes values; if it is loaded already, nothing
+            tells. Or an array of masked values.
     """
     if isinstance(label, Image.Image):
         with _lock(label):
-            step = gray_step(getattr(label, "tile", []))
+            tiles = stored_tiles(label)
+            check_kind(label, tiles, name)
+            step = gray_step(tiles)
             if step > 1:
                 raise UserError(
-                    f"{name}: gray of 2 or 4 bits, which Pillow expands to 8: pass an "
+                    f"{name}: gray values that Pillow multiplies by {step}: pass an "
                     f"array of the stored values, such as np.asarray(image) // {step}"
                 )
             return np.asarray(ImageOps.exif_transpose(label))
-    labels = np.asarray(label)
+    labels = unmasked(label, name, FILLED_LABELS)
     for axis in (0, -1):
         if labels.ndim == 3 and labels.shape[axis] == 1:
             labels = labels.squeeze(axis)

@@ -125,6 +125,7 @@ def test_declared():
         (0,),
         (0, float("nan")),
         (0, float("inf")),
+        pytest.param((0, 10**400), id="too large"),
         (0, "9"),
         ((0, 1), (0, 1), (2, 2)),
         ((0, 1), (0, 1), (0, 1, 2)),
@@ -137,7 +138,7 @@ def test_range_that_is_none_is_named(value_range):
     examples = [(FIVE[..., :3], FIVE[..., 0] % 2)]
     for declare in (
         lambda: declare_bands(INFO, 3, value_range),
-        lambda: as_datasets(examples, None, "ab", value_range=value_range),
+        lambda: as_datasets(examples, None, ("a", "b"), value_range=value_range),
     ):
         with pytest.raises(UserError, match=message) as caught:
             declare()

@@ -238,6 +238,19 @@ def test_second_column_may_be_any_png_below_labels(tmp_path):
         assert listed(tmp_path, line) == ([], [wanted])
 
 
+def test_image_whose_name_starts_with_that_of_another(tmp_path):
+    names = "photo", "photo (1)", "photo (1) copy"
+    touch(tmp_path / "images", *(f"{name}.jpg" for name in names))
+    touch(tmp_path / "labels", *(f"{name}.png" for name in names))
+    lines = [f"{name}.jpg {name}.png" for name in names]
+    lines[2] = "photo (1) copy photo (1) copy.png"
+    pairs = [(f"{name}.jpg", f"{name}.png") for name in names]
+    assert listed(tmp_path, "\n".join(lines)) == (pairs, [])
+    line = "photo (1).jpg photo (2).png"
+    wanted = f"train.txt line 1: {line}: no such label file (.png) in labels"
+    assert listed(tmp_path, line) == ([], [wanted])
+
+
 def test_lists_follow_the_label_suffix_and_name_near_misses(tmp_path):
     touch(tmp_path / "images", "1.jpg", "2.jpg")
     touch(tmp_path / "labels", "1_mask.png", "2_mask.PNG")

@@ -253,6 +253,7 @@ def test_colors_without_a_table_are_rejected(folder):
         ({"classes": NAMES, "value_range": [0, "9"]}, "value_range=.* two numbers"),
         ({"classes": NAMES, "value_range": [0, True]}, "value_range=.* two numbers"),
         ('{"classes": ["a", "b"], "value_range": [0, NaN]}', "value_range=.* two"),
+        ({"classes": NAMES, "value_range": [0, 10**400]}, "value_range=.* two"),
         ({"classes": NAMES, "label_suffix": 1}, "label_suffix=1: must be the end"),
         ({"classes": NAMES, "label_suffix": "a/b"}, "label_suffix='a/b': must be"),
         ({"classes": NAMES, "label_suffix": "_m.PNG"}, "'_m.PNG': .* without .png"),
@@ -261,6 +262,7 @@ def test_colors_without_a_table_are_rejected(folder):
         ([str(n) for n in range(256)], "256 classes; allowed are 2 to 255"),
         ([1, "car"], r"classes\[0\]: 1: must be an object or a name"),
         (["road", " "], r"classes\[1\].name=' ': must be a name"),
+        (["road", "\ud800"], r"classes\[1\].name='\\ud800': must be a name"),
         (["road", {"label": 1}], r"classes\[1\].name=None"),
         (["road", {"name": "car", "colour": "#000000"}], "key 'colour': allowed are"),
         (

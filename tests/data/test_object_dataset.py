@@ -234,6 +234,23 @@ def test_invalid_example_is_named_with_what_is_wrong(example, message):
         as_datasets([good], [good, example], NAMES)
 
 
+def test_masked_values_are_not_brought_back():
+    label = np.ma.masked_array(LABELS, LABELS == 1)
+    message = r"^dataset\[0\]: label: masked values; pass .filled\(value\) and ignore_l"
+    for each in (label, [*label]):
+        with pytest.raises(UserError, match=message):
+            opened((IMAGE, each))
+    filled = opened((IMAGE, label.filled(255)))[0].labels  # as the message says
+    np.testing.assert_array_equal(filled, np.where(LABELS == 1, 255, LABELS))
+    image = np.ma.masked_array(IMAGE, IMAGE > 200)
+    message = r"^dataset\[0\]: image: masked values; pass .filled\(value\)$"
+    for settings in ({}, {"value_range": (0, 255)}):
+        with pytest.raises(UserError, match=message):
+            opened((image, LABELS), **settings)
+    nothing_hidden = np.ma.masked_array(IMAGE, False), np.ma.masked_array(LABELS, False)
+    np.testing.assert_array_equal(opened(nothing_hidden)[0].image, IMAGE)
+
+
 def test_images_without_a_class_are_refused():
     with pytest.raises(UserError, match=r"dataset\[1\]: an image without a class"):
         opened((IMAGE, 1), (IMAGE, 255))
@@ -286,8 +303,12 @@ def test_class_names_come_from_the_object_or_are_demanded():
         )
     with pytest.raises(UserError, match="^class_names: missing"):
         as_datasets(pairs)
-    for names in (("a", "b", "a"), ("a", " ")):
-        message = f"^class_names: '{names[-1]}': must be a name, given once"
+    with pytest.raises(UserError, match="^class_names='leaf': must be a list, one"):
+        as_datasets(pairs, None, "leaf")
+    for names in (("a", "b", "a"), ("a", " "), ("a", "\ud800")):
+        message = (
+            f"^class_names: {re.escape(repr(names[-1]))}: must be a name, given once"
+        )
         with pytest.raises(UserError, match=message):
             as_datasets(pairs, None, names)
     # The classes of images are not those of their masks.
@@ -327,8 +348,15 @@ def test_names_given_for_objects_are_those_of_a_data_set_beside_them():
     info = DatasetInfo("known", NAMES, ((0, 0, 0),) * 3, {})
     known, objects = ObjectDataset(info, [(IMAGE, LABELS)]), [(IMAGE, LABELS)]
     as_datasets(known, objects, NAMES)
-    with pytest.raises(UserError, match="^validation: class_names stem.*other split"):
-        as_datasets(known, objects, NAMES[::-1])
+    other = NAMES[::-1]
+    message = f"^class_names: {', '.join(other)}; the Dataset has sky, leaf, stem"
+    for splits in ((known, objects), (objects, known), (known, known), (known,)):
+        with pytest.raises(UserError, match=message):
+            as_datasets(*splits, class_names=other)
+    with pytest.raises(UserError, match="^ignore_label=0: has no effect on a Dataset"):
+        as_datasets(known, known, NAMES, ignore_label=0)
+    _, scored = as_datasets(known, objects, NAMES, ignore_label=0)
+    np.testing.assert_array_equal(scored[0].labels, np.where(LABELS == 0, 255, LABELS))
 
 
 def test_object_with_augmentation_of_its_own_is_warned_of(caplog):
@@ -485,6 +513,9 @@ def test_dark_color_of_16_bits_that_others_have_loaded_is_refused(color_type, ch
     with pytest.raises(UserError, match=message) as caught:
         opened(*((image, LABELS) for image in images))
     assert "\n" not in str(caught.value)
+    with pytest.raises(UserError, match=message):  # as bands too
+        settings = dict(channels=len(images[0].getbands()), value_range=(0, 255))
+        opened(*((image, LABELS) for image in images), **settings)
     arrays = [(np.asarray(image.convert("RGB")), LABELS) for image in images]
     opened(*arrays)  # as the message says
 
@@ -509,7 +540,7 @@ def test_gray_labels_of_few_bits_are_refused(depth, step):
     with pytest.raises(UserError, match=rf"label: gray.*np.asarray\(image\) // {step}"):
         as_datasets([(IMAGE, label)], class_names=names)
     later = Image.open(io.BytesIO(make_png(LABELS, depth)))  # not the first, either
-    with pytest.raises(UserError, match=r"^dataset\[1\]: label: gray of 2 or 4 bits"):
+    with pytest.raises(UserError, match=r"^dataset\[1\]: label: gray values"):
         as_datasets([(IMAGE, LABELS), (IMAGE, later)], class_names=names)
     dataset, _ = as_datasets([(IMAGE, np.asarray(label) // step)], class_names=names)
     np.testing.assert_array_equal(dataset[0].labels, LABELS)
@@ -527,7 +558,8 @@ def test_range_of_more_bits_than_pillow_keeps_is_refused():
     for value_range in ((0, 4095), ((0, 255), (0, 4095), (0, 255))):
         with pytest.raises(UserError, match=r"^dataset\[0\]: image: .* 8 bits.* 4095:"):
             opened((image, LABELS), value_range=value_range)
-    opened((image, LABELS), value_range=(0, 255))
+    bright = loaded(png(IMAGE.astype(int) * 257, 16))
+    opened((bright, LABELS), value_range=(0, 255))
     opened((IMAGE.astype(np.uint16) * 16, LABELS), value_range=(0, 4095))
     gray = Image.fromarray(GRAY.astype(np.uint16) * 16)
     opened((gray, LABELS), value_range=(0, 4095), channels=1)

@@ -1,6 +1,7 @@
 """Annotated images, whatever tool wrote them, and what the readers share."""
 
 import re
+import unicodedata
 from collections.abc import Callable, Iterable
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any, NamedTuple
@@ -93,6 +94,16 @@ def split_of(path: Path, source: Path) -> str | None:
 def stored_path(stored: str) -> PurePosixPath:
     r"""Returns the path of an image as an annotation file has it; `\` separates too."""
     return PurePosixPath(PureWindowsPath(stored).as_posix())
+
+
+def unicode_forms(path: PurePosixPath) -> list[PurePosixPath]:
+    """Returns a path as stored, composed, and decomposed, without repetitions.
+
+    Names in archives made on macOS are decomposed: `é` is an `e` and an accent.
+    """
+    text = path.as_posix()
+    forms = text, *(unicodedata.normalize(form, text) for form in ("NFC", "NFD"))
+    return [*map(PurePosixPath, dict.fromkeys(forms))]
 
 
 def output_name(stored: str) -> PurePosixPath:

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 
-from encnet_jax.data.annotations.annotated import stored_path
+from encnet_jax.data.annotations.annotated import stored_path, unicode_forms
 from encnet_jax.data.input_files import read_file
 from encnet_jax.errors import UserError
 
@@ -36,7 +36,7 @@ class ImageSearch:
         below = "", "images", split, f"images/{split}", digits, f"images/{digits}"
         self._places = [folder / part for folder in self._folders for part in below]
         self._split = split
-        distinct = {stored_path(name) for name in names}
+        distinct = {unicode_forms(stored_path(name))[-1] for name in names}
         self._same_name = Counter(name.name.casefold() for name in distinct)
         self._taken = taken
 
@@ -44,7 +44,8 @@ class ImageSearch:
         """Returns the content of an image file.
 
         If it is not found in the folders that its name gives, these are ignored, unless
-        another image has the same name in other folders.
+        another image has the same name in other folders. Names in another Unicode form
+        are the same.
 
         Args:
             stored: Its name in the annotation file.
@@ -55,12 +56,14 @@ class ImageSearch:
                 another image too.
         """
         given = stored_path(stored)
-        alone = self._same_name[given.name.casefold()] == 1
+        alone = self._same_name[unicode_forms(given)[-1].name.casefold()] == 1
         names = [given, PurePosixPath(given.name)] if alone else [given]
-        for name in dict.fromkeys(names):
+        spelled = [form for name in names for form in unicode_forms(name)]
+        for name in dict.fromkeys(spelled):
             for place in self._places:
                 if _is_file(place / name, where):
-                    return self._read(place / name, where)
+                    claim(place / name, where, self._taken)
+                    return read_file(place / name)
         tried = ", ".join(map(str, self._folders))
         note = "" if alone else f"; others are named {given.name} in other folders"
         raise UserError(
@@ -68,11 +71,21 @@ class ImageSearch:
             f"{note}"
         )
 
-    def _read(self, file: Path, where: str) -> bytes:
-        other = self._taken.setdefault(os.path.abspath(file), where)
-        if other != where:
-            raise UserError(f"{where}: found {file}, which is also that of {other}")
-        return read_file(file)
+
+def claim(file: Path, where: str, taken: dict[str, str]) -> None:
+    """Notes for what an image file is read.
+
+    Args:
+        file: The image file.
+        where: File and image, for error messages.
+        taken: The image files read so far, by their absolute path, and for what.
+
+    Raises:
+        UserError: It is that of another image too.
+    """
+    other = taken.setdefault(os.path.abspath(file), where)
+    if other != where:
+        raise UserError(f"{where}: found {file}, which is also that of {other}")
 
 
 def _above(folder: Path) -> Path:

@@ -16,7 +16,9 @@ from encnet_jax.data.annotations.annotated import (
     split_of,
     stored_path,
     stored_size,
+    unicode_forms,
 )
+from encnet_jax.data.annotations.image_search import claim
 from encnet_jax.data.annotations.masks import shape_mask
 from encnet_jax.data.file_pairs import files_below
 from encnet_jax.data.image_io import open_image
@@ -46,11 +48,13 @@ def read_labelme(source: Path, chosen: list[str] | None = None) -> AnnotatedSet:
     skipped: list[Path] = []
     # Images and masks are not kept but read again, those of a file one after the other.
     reread = functools.lru_cache(maxsize=1)(read_json)
+    taken: dict[str, str] = {}  # see `claim`
     for path in paths:
         try:
             content = read_json(path)
             if isinstance(content, dict) and isinstance(content.get("shapes"), list):
-                images.append(_image(content, path, source, problems, reread))
+                image = _image(content, path, source, problems, reread, taken)
+                images.append(image)
             else:
                 skipped.append(path)
         except UserError as error:
@@ -100,12 +104,14 @@ def _image(
     source: Path,
     problems: list[str],
     reread: Callable[[Path], Any],
+    taken: dict[str, str],
 ) -> AnnotatedImage:
     stored = content.get("imagePath")
     if not isinstance(stored, str) or not stored:
         raise UserError(f"{path}: imagePath={stored!r}: must be the path of the image")
     where = f"{path}: image {stored}"
-    file = path.parent / stored_path(stored)
+    files = [path.parent / form for form in unicode_forms(stored_path(stored))]
+    file = next(filter(_exists, files), files[0])
     regions = []
     for index, shape in enumerate(content["shapes"]):
         place = f"{where}, shape {index}"
@@ -121,6 +127,7 @@ def _image(
     lengths = content.get("imageHeight"), content.get("imageWidth")
     size = stored_size(*lengths, where)
     if _exists(file):
+        claim(file, where, taken)
         read, suffix = functools.partial(read_file, file), file.suffix
     elif content.get("imageData"):
         image = open_image(_image_data(content, where), f"{where}: imageData")

@@ -1,11 +1,15 @@
 """Tests of where the images of COCO files are looked for."""
 
+import unicodedata
+
 import pytest
 
 from encnet_jax.errors import UserError
 from tests.data.annotations.annotation_files import (
+    SHAPES,
     coco,
     data_import_of,
+    labelme,
     listed,
     save_image,
     write_json,
@@ -47,6 +51,19 @@ def test_a_file_is_that_of_one_image(tmp_path, monkeypatch, capsys):
         f"{x}/val.json: image a.png: found {image}, which is also that of "
         f"{x}/train.json: image a.png"
     )
+
+
+@pytest.mark.parametrize("kind", ["coco", "labelme"])
+@pytest.mark.parametrize("forms", [("NFC", "NFD"), ("NFD", "NFC")])
+def test_names_of_another_unicode_form_are_equal(tmp_path, monkeypatch, kind, forms):
+    stored, name = (unicodedata.normalize(form, "caf\xe9/\xe9.png") for form in forms)
+    content = coco(stored) if kind == "coco" else labelme(stored, *SHAPES)
+    write_json(tmp_path / "x/data.json", content)
+    image = save_image(tmp_path / "x" / name)
+    assert data_import_of(monkeypatch, tmp_path / "x", tmp_path / "out", kind) == 0
+    (copied,) = copies(tmp_path / "out")
+    written = tmp_path / "out/images" / copied
+    assert written.read_bytes() == image.read_bytes()
 
 
 @pytest.mark.parametrize(

@@ -328,6 +328,15 @@ def test_coco_file_trains_end_to_end(tmp_path):
     assert any("mean_iou" in key for line in scores for key in line)
 
 
+def test_name_that_no_file_can_hold_is_refused_first(tmp_path, monkeypatch):
+    write_json(tmp_path / "x/a.json", labelme("a.png", ("\ud800", [[0, 0], [5, 5]])))
+    save_image(tmp_path / "x/a.png")
+    message = r"^classes: '\\ud800': must be a name, given once"
+    with pytest.raises(UserError, match=message):
+        data_import_of(monkeypatch, tmp_path / "x", tmp_path / "out", "labelme")
+    assert not (tmp_path / "out").exists()
+
+
 def test_command_names_problems_and_exits_with_2(tmp_path):
     write_json(tmp_path / "x/a.json", labelme("gone.png", *SHAPES))
     flags = "--format=labelme", f"--output={tmp_path / 'out'}"

@@ -58,6 +58,20 @@ def test_folders_are_splits_for_all_or_none(tmp_path, monkeypatch):
         np.testing.assert_array_equal(labels, labelme_labels())
 
 
+def test_second_file_of_an_image_is_named(tmp_path, monkeypatch, capsys):
+    x = tmp_path / "x"
+    write_json(x / "json/a.json", labelme("../a.png", *SHAPES))
+    write_json(x / "json/a copy.json", labelme("..\\a.png", *SHAPES[:1]))
+    save_image(x / "a.png")
+    with pytest.raises(UserError, match="1 problems"):
+        data_import_of(monkeypatch, x, tmp_path / "out", "labelme")
+    (line,) = listed(capsys)
+    assert line == (
+        f"{x}/json/a.json: image ../a.png: found {x}/json/../a.png, which is also that "
+        f"of {x}/json/a copy.json: image ..\\a.png"
+    )
+
+
 def test_images_and_masks_are_not_kept(tmp_path):
     noise = np.random.default_rng(0).integers(0, 256, (400, 400), np.uint8)
     size = dict(imageHeight=400, imageWidth=400)
