@@ -13,7 +13,7 @@ from encnet_jax.data.bands import RGB_INFO, Pixels, decode_pixels, scale_bands
 from encnet_jax.data.dataset_info import DatasetInfo
 from encnet_jax.data.image_io import to_rgb_array
 from encnet_jax.data.input_files import read_file
-from encnet_jax.data.object_example import raw_bands
+from encnet_jax.data.object_example import raw_bands, unmasked
 from encnet_jax.files import user_path
 
 ImageInput = (
@@ -50,7 +50,7 @@ def _check_array(image: Any) -> UInt8[np.ndarray, "h w 3"]:
     if not hasattr(image, "__array__"):
         raise TypeError(f"image: {type(image).__name__}; {allowed}")
     # A copy: results keep it, while a caller may use its buffer for the next image.
-    array = np.array(image)
+    array = unmasked(image, "image").copy()
     if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] != 3:
         raise TypeError(f"image: an array of {array.dtype} {array.shape}; {allowed}")
     if not array.size:

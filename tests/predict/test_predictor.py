@@ -135,6 +135,8 @@ def test_result_keeps_its_image_when_the_array_is_used_again(bands):
     kept = read_image(buffer, info)
     buffer[:] = 9
     assert (kept == 7).all()
+    with pytest.raises(UserError, match="image: masked values; pass .filled"):
+        read_image(np.ma.masked_equal(buffer, 9), info)
 
 
 @pytest.mark.parametrize(
