@@ -249,7 +249,6 @@ def test_labels_without_meaning_are_named(labels, settings, message, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.usefixtures("untrained")
 @pytest.mark.parametrize("where", ["images", "labels"])
 @pytest.mark.usefixtures("untrained")
 def test_masked_values_are_not_brought_back(where, tmp_path):

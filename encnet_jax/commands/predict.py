@@ -70,16 +70,13 @@ def main(arguments: list[str]) -> int:
     set_max_image_pixels(values.max_image_pixels)
     workdir = cli.run_folder(values.workdir)
     info = load_run_info(workdir)
-    set_max_image_pixels(load_run_config(workdir).data.max_image_pixels)
     images = find_images(arguments)
     output = cli.flag_path("output", values.output)
+    if info.task == "classification":
+        _check_no_flags_of_segmenters(workdir)
+    set_max_image_pixels(load_run_config(workdir).data.max_image_pixels)
     # Files are planned before a model is loaded: one of the user's may be in the way.
     if info.task == "classification":
-        for flag in ("explain", "slide", "save"):
-            if values[flag].present and values[flag].value is not False:
-                raise UserError(
-                    f"--{flag}: {workdir} classifies; a segmenter is needed"
-                )
         plan = write.plan_classes(images, output)
         classifier = Classifier.from_workdir(workdir, values.step)
         failed = write.write_classes(classifier, plan, output)
@@ -92,6 +89,15 @@ def main(arguments: list[str]) -> int:
         mean_gate = segmenter.mean_gate(others) if values.explain else None
         failed = write.write_predictions(segmenter, plan, output, mean_gate, kinds)
     return 2 if failed else 0
+
+
+def _check_no_flags_of_segmenters(workdir: Path) -> None:
+    from encnet_jax.errors import UserError
+
+    for name in ("explain", "slide", "save"):
+        flag = flags.FLAGS[name]
+        if flag.present and flag.value is not False:
+            raise UserError(f"--{name}: {workdir} classifies; a segmenter is needed")
 
 
 def _check_flags(kinds: tuple[str, ...]) -> None:

@@ -208,8 +208,8 @@ def pillow_values(
     if image.mode in ("P", "1"):
         image = image.convert("RGB" if image.mode == "P" else "L")
     values = np.asarray(ImageOps.exif_transpose(image))
-    step = gray_step(tiles)
-    values = values // values.dtype.type(step) if step > 1 else values
+    if codec == "jpeg2k":  # PNG means shares of white, which Pillow keeps
+        values = values // values.dtype.type(gray_step(tiles))
     if codec == "ppm":  # Pillow has scaled them from the declared maximum
         values = np.rint(values * (declared / white))
     if image.mode == "I" and (codec == "ppm" or mode in ("I;16", "I;16B")):

@@ -142,10 +142,12 @@ def _scale_gray(
             raise UserError(f"{name}: {kind} of unknown range: {_RANGE_REMEDY}")
         value_range = (0, declared)
         highest = int(values.max(initial=0))
-        if declared == 65535 and 0 < highest < MIN_BRIGHTEST:
+        # JPEG 2000 states bits, which may be more than are used, not a range.
+        states_range = codec != "jpeg2k" and declared < 65535
+        if not states_range and 0 < highest < MIN_BRIGHTEST * (declared + 1) >> 16:
             raise UserError(
-                f"{name}: 16-bit values of unknown range, none above {highest}: "
-                f"{_RANGE_REMEDY}"
+                f"{name}: {declared.bit_length()}-bit values of unknown range, none "
+                f"above {highest}: {_RANGE_REMEDY}"
             )
     low, high = value_range
     values = np.nan_to_num(values, nan=low, posinf=high, neginf=low)

@@ -8,6 +8,7 @@ from PIL import Image
 from encnet_jax.errors import UserError
 
 SAMPLE_FORMAT = 339  # TIFF tag; 1: unsigned, 2: signed
+_KEPT = "_encnet_stored_tiles"  # attribute of an image
 _CODESTREAM = b"\xff\x4f\xff\x51"  # of JPEG 2000: it starts with the marker SIZ
 _SIGNED, _PRECISION = 0x80, 0x7F  # bits of Ssiz, one byte a component; less 1
 
@@ -16,15 +17,26 @@ def stored_tiles(image: Image.Image) -> list:
     """Returns the tiles of an opened image, for the functions below.
 
     They are those of Pillow, but name the mode and the greatest value in JPEG 2000,
-    whose header is read for it. None are left once the image is loaded.
+    whose header is read for it. Pillow forgets them once the image is loaded: they are
+    kept with the image, for whoever reads it again. None are known of an image that the
+    caller has loaded.
     """
     tiles = getattr(image, "tile", [])
+    if not tiles:
+        return getattr(image, _KEPT, [])
+    tiles = _named_tiles(image, list(tiles))
+    setattr(image, _KEPT, tiles)
+    return tiles
+
+
+def _named_tiles(image: Image.Image, tiles: list) -> list:
     file = getattr(image, "fp", None)
-    if not tiles or tiles[0][0] != "jpeg2k" or file is None:
+    if tiles[0][0] != "jpeg2k" or file is None:
         return tiles
-    components: bytes | list[int] = []
+    components = b""
     position = file.tell()
-    with contextlib.suppress(OSError, ValueError):  # damaged: reading it will tell
+    # Damaged, which reading the image will tell.
+    with contextlib.suppress(OSError, ValueError, OverflowError):
         components = _jpeg2000_components(file)
     file.seek(position)
     if not components:

@@ -37,7 +37,7 @@ from encnet_jax.run.sharding import batch_sharded, local_mesh, replicated
 from encnet_jax.run.state import PureDict
 from encnet_jax.run.workdir import load_run_info, load_workdir
 
-_SETTINGS_USED = ("data.name", "model.dtype")
+_SETTINGS_USED = ("data.name", "data.crop_size", "model.dtype")
 _log = logging.getLogger(__name__)
 
 
@@ -122,7 +122,7 @@ def evaluate_classes_workdir(
     dataset = open_dataset(config.data.name, split, config.data.data_dir, bands=bands)
     computation = {key: config.model[key] for key in ("dtype", "conv_impl")}
     run = load_workdir(workdir, step, dataset=dataset.info, **computation)
-    # Others, such as sizes, are not used.
+    # Others, such as those of windows, are not used.
     differences = differences_from_training(config, workdir)
     differences = {
         key: differences[key] for key in _SETTINGS_USED if key in differences
@@ -131,9 +131,7 @@ def evaluate_classes_workdir(
         _log.info("differs from training: %s", describe_differences(differences))
     classify = make_classify_fn(run.model, mean=run.info.mean, std=run.info.std)
     predictions = predict_dataset(
-        make_class_fn(
-            classify, run.config.data.crop_size, local_mesh(config.mesh.data)
-        ),
+        make_class_fn(classify, config.data.crop_size, local_mesh(config.mesh.data)),
         run.params,
         run.batch_stats,
         dataset,

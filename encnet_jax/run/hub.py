@@ -20,7 +20,7 @@ _FILE = re.compile(
     re.ASCII,
 )
 # By which a file is told from a revision with slashes.
-_WEIGHTS = (".safetensors", ".pth", ".pt", ".bin")
+_WEIGHTS = (".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".pkl", ".tar")
 
 
 def parse_repository(address: str) -> tuple[str, str | None] | None:
@@ -34,7 +34,7 @@ def parse_repository(address: str) -> tuple[str, str | None] | None:
     if match is None or ".." in address:  # which neither names nor branches have
         return None
     repo, revision = match["repo"], match["revision"]
-    if revision and "/" in revision and revision.endswith(_WEIGHTS):
+    if revision and "/" in revision and revision.lower().endswith(_WEIGHTS):
         return None
     return repo, revision
 

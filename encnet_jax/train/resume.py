@@ -196,7 +196,7 @@ def _scoring(config: ConfigDict, info: DatasetInfo) -> Any:
     Unlike with `differences_from_training` settings of equal effect are equal.
     """
     if info.task == "classification":
-        return None
+        return config.data.crop_size
     settings = config.evaluation
     protocol = protocol_from_config(config, config.model, info)
     if protocol is None:

@@ -6,9 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image, features
 
-from encnet_jax.data.bands import decode_pixels, read_bands
-from encnet_jax.data.dataset_info import DatasetInfo
-from encnet_jax.data.image_io import decode_image
+from encnet_jax.data.bands import read_bands
+from encnet_jax.data.image_io import decode_image, to_rgb_array
 from encnet_jax.data.label_io import decode_labels
 from encnet_jax.data.object_dataset import as_datasets
 from encnet_jax.data.object_example import label_array, raw_bands, rgb_pixels
@@ -157,15 +156,51 @@ def test_signed_8_bit_tiff_is_refused_unless_it_is_bands():
 
 
 @pytest.mark.parametrize("bits", [2, 4, 8])
-def test_gray_png_of_few_bits_keeps_its_values(bits):
-    values = (RAMP * ((1 << bits) - 1)).astype(np.uint8)
+def test_white_of_gray_png_is_255_whatever_its_bits(bits):
+    white = (1 << bits) - 1
+    values = (RAMP * white).astype(np.uint8)
     data = make_png(values, bits)
     for found in (read_bands(data, "x", 1), raw_bands(opened(data), 1, "x")):
         assert found.dtype == np.uint8
-        np.testing.assert_array_equal(found[..., 0], values)
-    info = DatasetInfo("x", ("a", "b"), ((0, 0, 0),) * 2, {}, mean=(0.0,), std=(1.0,))
-    tifffile = pytest.importorskip("tifffile")
-    file = io.BytesIO()
-    tifffile.imwrite(file, values, photometric="minisblack")
-    as_tiff = decode_pixels(file.getvalue(), "x", info)
-    np.testing.assert_array_equal(decode_pixels(data, "x", info), as_tiff)
+        np.testing.assert_array_equal(found[..., 0], values * (255 // white))
+
+
+def pgm(bits):
+    values = (RAMP * ((1 << bits) - 1)).astype(">u2")
+    header = f"P5 {values.shape[1]} {values.shape[0]} {(1 << bits) - 1}\n"
+    return header.encode() + values.tobytes()
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        make_png((RAMP * 15).astype(np.uint8), 4),
+        pgm(12),
+        pytest.param(None, marks=needs_jpeg2000),
+    ],
+    ids=["png of 4 bits", "pgm of 12", "jpeg 2000 of 12"],
+)
+def test_image_that_is_read_again_is_read_alike(data):
+    data = data or make_jpeg2000((RAMP * 4095).astype(np.uint16), 12)
+    image = opened(data)
+    for read in (
+        lambda image: raw_bands(image, 1, "x"),
+        to_rgb_array,
+        lambda image: to_rgb_array(image, (0, 4095)),
+    ):
+        expected = read(opened(data))
+        for _ in range(2):
+            np.testing.assert_array_equal(read(image), expected)
+
+
+@needs_jpeg2000
+@pytest.mark.parametrize("bits", [12, 15])
+def test_dark_jpeg2000_needs_a_range(bits):
+    limit = 1 << (bits - 2)  # a quarter
+    dark = (RAMP * (limit - 1)).astype(np.uint16)
+    message = f"x: {bits}-bit values of unknown range, none above {limit - 1}: give"
+    with pytest.raises(UserError, match=message):
+        decode_image(make_jpeg2000(dark, bits), "x")
+    found = decode_image(make_jpeg2000(dark, bits), "x", (0, limit - 1))
+    assert found.max() == 255
+    assert decode_image(make_jpeg2000(dark + 1, bits), "x").max() in (63, 64)

@@ -325,7 +325,7 @@ def test_images_that_are_done_are_not_read_again(
 ):
     run, images = tmp_path / "run", tmp_path / "images"
     images.mkdir()
-    shutil.copytree(trained, run)
+    shutil.copytree(trained, run, ignore=shutil.ignore_patterns("submission"))
     for index in range(3):
         shutil.copy(camvid / "test" / f"{index:04}.png", images)
     monkeypatch.setattr(EvalProgressLog, "remove", lambda self: None)

@@ -200,8 +200,8 @@ def test_images_that_the_run_allows_are_allowed(command, tmp_path, monkeypatch):
     small_workdir.write_workdir(
         tmp_path / "run", data=dict(max_image_pixels=5000), **small_workdir.TINY
     )
-    with pytest.raises(UserError, match="no such image"):
-        command(tmp_path / "a.png", workdir=tmp_path / "run")
+    (tmp_path / "a.png").touch()
+    command(tmp_path / "a.png", workdir=tmp_path / "run")  # which is no image
     assert Image.MAX_IMAGE_PIXELS == 2500
 
 

@@ -239,6 +239,7 @@ def test_missing_package_is_named_with_the_extra(segmenter, monkeypatch, action)
         ("hf://a/b/c.pth", None),
         ("hf://a/b@try/c.pth", None),
         ("hf://a/b@refs/pr/3/c.safetensors", None),
+        ("hf://a/b@v1/c.PTH.tar", None),
         ("hf://a/b@v1.pt", ("a/b", "v1.pt")),
         ("a/b@", None),
         ("a", None),

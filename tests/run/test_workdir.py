@@ -100,6 +100,18 @@ def test_scoring_otherwise_is_warned_of(scored, caplog):
     assert "batch_size" not in line and "boundary_iou" not in line
 
 
+def test_size_of_classified_images_is_warned_of(scored, caplog):
+    info = dataclasses.replace(INFO, task="classification")
+    (scored / "checkpoints/1/metrics/metrics").write_text('{"accuracy": 0.5}')
+    config = load_config(scored / "config.json")
+    log_changes(config, scored, info)
+    assert not caplog.messages
+    config.data.crop_size = 24
+    log_changes(config, scored, info)
+    (line,) = caplog.messages
+    assert "data.crop_size=24 (training: 480)" in line
+
+
 @pytest.mark.parametrize(
     "settings, stride, warns",
     [

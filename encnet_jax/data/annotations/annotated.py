@@ -106,6 +106,11 @@ def unicode_forms(path: PurePosixPath) -> list[PurePosixPath]:
     return [*map(PurePosixPath, dict.fromkeys(forms))]
 
 
+def composed(path: PurePosixPath) -> PurePosixPath:
+    """Returns a path in composed Unicode (NFC), by which spellings are compared."""
+    return PurePosixPath(unicodedata.normalize("NFC", path.as_posix()))
+
+
 def output_name(stored: str) -> PurePosixPath:
     r"""Returns the path of an image in the output; folders stay where they are below.
 

@@ -6,7 +6,11 @@ from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 
-from encnet_jax.data.annotations.annotated import stored_path, unicode_forms
+from encnet_jax.data.annotations.annotated import (
+    composed,
+    stored_path,
+    unicode_forms,
+)
 from encnet_jax.data.input_files import read_file
 from encnet_jax.errors import UserError
 
@@ -36,7 +40,7 @@ class ImageSearch:
         below = "", "images", split, f"images/{split}", digits, f"images/{digits}"
         self._places = [folder / part for folder in self._folders for part in below]
         self._split = split
-        distinct = {unicode_forms(stored_path(name))[-1] for name in names}
+        distinct = {composed(stored_path(name)) for name in names}
         self._same_name = Counter(name.name.casefold() for name in distinct)
         self._taken = taken
 
@@ -56,7 +60,7 @@ class ImageSearch:
                 another image too.
         """
         given = stored_path(stored)
-        alone = self._same_name[unicode_forms(given)[-1].name.casefold()] == 1
+        alone = self._same_name[composed(given).name.casefold()] == 1
         names = [given, PurePosixPath(given.name)] if alone else [given]
         spelled = [form for name in names for form in unicode_forms(name)]
         for name in dict.fromkeys(spelled):

@@ -53,6 +53,21 @@ def test_a_file_is_that_of_one_image(tmp_path, monkeypatch, capsys):
     )
 
 
+@pytest.mark.parametrize("forms", [("NFC", "NFD"), ("NFD", "NFC")])
+def test_bare_name_is_not_that_of_two_images_in_other_forms(
+    tmp_path, monkeypatch, capsys, forms
+):
+    names = [unicodedata.normalize(form, "\xe9.png") for form in forms]
+    stored = [f"cam{index}/{name}" for index, name in enumerate(names)]
+    source = write_json(tmp_path / "x/data.json", coco(*stored, "other.png"))
+    save_image(tmp_path / "x/images" / names[0])
+    save_image(tmp_path / "x/images/other.png")
+    flags = dict(skip_invalid=True)
+    assert data_import_of(monkeypatch, source, tmp_path / "out", **flags) == 0
+    assert len(listed(capsys)) == 2
+    assert copies(tmp_path / "out") == ["train/other.png"]
+
+
 @pytest.mark.parametrize("kind", ["coco", "labelme"])
 @pytest.mark.parametrize("forms", [("NFC", "NFD"), ("NFD", "NFC")])
 def test_names_of_another_unicode_form_are_equal(tmp_path, monkeypatch, kind, forms):
