@@ -100,6 +100,7 @@ def test_own_backbone_is_trained_and_predicts(camvid, tmp_path):
         "--config.model.name=fcn",
         "--config.model.backbone=mine",
         "--config.model.decoder_stride=8",
+        "--noconfig.model.pad_to_stride",  # which needs the stride of the backbone
         "--config.total_steps=1",
     )
     assert trained.returncode == 0, trained.stderr
