@@ -196,7 +196,7 @@ def ensure_rgb_bytes(
     if (
         image.format in ("JPEG", "PNG")
         and plain
-        and not is_deep_color(getattr(image, "tile", []))
+        and not is_deep_color(stored_tiles(image))
     ):
         if orientation(image, name) == 1:
             return data

@@ -15,6 +15,7 @@ from encnet_jax.data.stored_form import (
     is_deep_color,
     misread_kind,
     stored_form,
+    stored_tiles,
 )
 from encnet_jax.data.tiff_pages import check_one_page
 from encnet_jax.errors import UserError
@@ -73,7 +74,7 @@ def decode_labels(
     """
     image = open_image(data, name)
     _check_unscaled(image, name)
-    step = gray_step(getattr(image, "tile", []))
+    step = gray_step(stored_tiles(image))
     with decoding(name):
         image.load()
     if image.format in _LOSSY:
@@ -104,7 +105,7 @@ def decode_labels(
 
 def _check_unscaled(image: Image.Image, name: str) -> None:
     """Raises `UserError` if Pillow scales the values of an opened file to 8 bits."""
-    tiles = getattr(image, "tile", [])
+    tiles = stored_tiles(image)
     codec, mode, declared = stored_form(tiles)
     kind = misread_kind(image, tiles)
     if is_deep_color(tiles):
