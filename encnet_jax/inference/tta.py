@@ -8,6 +8,7 @@ independent of the image size.
 
 import dataclasses
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from typing import ClassVar, NamedTuple, Self
 
@@ -55,7 +56,7 @@ class TTAView(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class TTAProtocol:
+class TTAProtocol(ABC):
     """The rules of a sliding-window evaluation; the settings its subclasses share.
 
     Attributes:
@@ -110,14 +111,15 @@ class TTAProtocol:
                 pixels = self.window(image, layout, rows, columns)
             yield TTAView(pixels, layout.rows, layout.columns)
 
+    @abstractmethod
     def scaled_size(self, size: tuple[int, int], scale: float = 1.0) -> tuple[int, int]:
         """Returns the height and width of an image of `size` in the network."""
-        raise NotImplementedError
 
+    @abstractmethod
     def layouts(self, size: tuple[int, int]) -> Iterator[ViewLayout]:
         """Yields the layouts of the views of an image of (height, width) pixels."""
-        raise NotImplementedError
 
+    @abstractmethod
     def window(
         self,
         image: LargeImage,
@@ -133,7 +135,6 @@ class TTAProtocol:
             rows: The pixels of the view that the window covers.
             columns: Likewise.
         """
-        raise NotImplementedError
 
     def _extent(self, layout: ViewLayout) -> tuple[slice, slice]:
         """Returns all pixels of a view, its padding included."""

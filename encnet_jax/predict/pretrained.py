@@ -1,6 +1,7 @@
 """Predictors as model folders: saved, loaded, and shared on the Hugging Face hub."""
 
 import tempfile
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -24,7 +25,7 @@ from encnet_jax.run.state import split_model
 from encnet_jax.run.workdir import LoadedRun, load_model_folder, load_workdir
 
 
-class Pretrained:
+class Pretrained(ABC):
     """What `Segmenter` and `Classifier` share: where models come from and go to.
 
     Args:
@@ -187,12 +188,13 @@ class Pretrained:
         return predictor
 
     @classmethod
+    @abstractmethod
     def _of_run(cls, run: LoadedRun) -> Self:
-        raise NotImplementedError
+        """Returns the predictor of a loaded run."""
 
+    @abstractmethod
     def _set_prediction(self, config: ConfigDict) -> None:
         """Sets how images are resized and cut into windows in a configuration."""
-        raise NotImplementedError
 
     def _write(self, folder: Path, license_id: str, address: str = "") -> None:
         check_license(license_id)
