@@ -238,6 +238,11 @@ def leaves(config: ConfigDict, group: str = "") -> Iterator[tuple[str, Any]]:
             yield f"{group}{key}", value
 
 
+def plain(value: Any) -> Any:
+    """Returns a value as JSON holds it, with lists in place of tuples."""
+    return [*map(plain, value)] if isinstance(value, tuple | list) else value
+
+
 def save_config(config: ConfigDict, path: str | Path) -> None:
     """Writes a configuration as JSON."""
     with whole_file(user_path(path)) as file:

@@ -47,7 +47,9 @@ def fit(
     threads, a batch ahead of the network; with `data.cache_on_device`, which requires
     images of one size, they are kept on the device as arrays are.
 
-    Call it again with the same arguments and workdir to resume.
+    Call it again with the same arguments and workdir to resume. A workdir whose run is
+    complete trains nothing more: its model is loaded, and a warning names settings that
+    it was not trained with. Other images than before are not noticed.
 
     Args:
         images: uint8 (n, h, w, 3), RGB; NumPy or JAX. Or (n, h, w, c) of any real

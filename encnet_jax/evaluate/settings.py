@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
+from encnet_jax.config import plain
 from encnet_jax.data.dataset_info import DatasetInfo
 from encnet_jax.data.registry import DATASETS, LocalDataset, folder_variable
 from encnet_jax.errors import UserError
@@ -78,7 +79,7 @@ def evaluation_config(
         if key not in explicit:
             config[group][name] = value
             if group != "model" and name not in (*_NEUTRAL, "data_dir"):
-                unused.append(f"{key}={_plain(value)!r}, not {_plain(other)!r}")
+                unused.append(f"{key}={plain(value)!r}, not {plain(other)!r}")
         elif group == "model" and name not in _FREE:
             raise UserError(f"{key}={other!r}: the run in {workdir} has {value!r}")
     if unused:
@@ -92,8 +93,8 @@ def _check_reading(
     """Raises `UserError` for a flag by which images would be read differently."""
     # A model folder stores the range with its classes, not among its settings.
     for key in ("channels",) if is_model_folder(workdir) else _READ:
-        value = _plain(given.data[key])
-        if f"data.{key}" in explicit and value != _plain(stored.data[key]):
+        value = plain(given.data[key])
+        if f"data.{key}" in explicit and value != plain(stored.data[key]):
             raise UserError(
                 f"data.{key}={value!r}: images are read as in the training of "
                 f"{workdir}; remove the flag"
@@ -174,7 +175,7 @@ def differences_from_training(config: ConfigDict, workdir: Path) -> dict[str, An
     found = {}
     for key in (*(f"data.{key}" for key in _SIZES), "model.dtype", *keys):
         group, _, name = key.partition(".")
-        value, training = (_plain(c[group][name]) for c in (config, stored))
+        value, training = (plain(c[group][name]) for c in (config, stored))
         if value != training and not unread_settings(config, [key]):
             found[key] = {"value": value, "training": training}
     return found
@@ -294,7 +295,3 @@ def set_protocol(
 def _is_imported(workdir: Path) -> bool:
     """Returns whether the weights were converted; training saves from step 1 on."""
     return saved_steps(workdir / "checkpoints") == [0]
-
-
-def _plain(value: Any) -> Any:
-    return [*map(_plain, value)] if isinstance(value, tuple | list) else value

@@ -38,7 +38,6 @@ from encnet_jax.inference.tta import TTAProtocol
 from encnet_jax.predict.pretrained import Pretrained, create_settings
 from encnet_jax.predict.read_image import ImageInput, read_image
 from encnet_jax.run.mean_gate import MeanGate
-from encnet_jax.run.model_config import abstract_model
 from encnet_jax.run.sharding import mesh_of
 from encnet_jax.run.state import split_model
 from encnet_jax.run.workdir import LoadedRun
@@ -122,10 +121,8 @@ class Segmenter(Pretrained):
         segmenter.slide_protocol = slide_protocol(run.config, model, run.info)
         return segmenter
 
-    def _set_prediction(self, config: ConfigDict) -> None:
+    def _set_prediction(self, config: ConfigDict, model: Any) -> None:
         set_protocol(config, self.base_size, self.align_corners, self.protocol)
-        model_def, *shapes = abstract_model(config, self.info.num_classes)
-        model = model_def.merge_abstract(*shapes)
         if protocol_from_config(config, model, self.info) != self.protocol:
             raise UserError(
                 f"protocol={self.protocol}: align_corners, mean and std must be those "
@@ -198,7 +195,7 @@ class Segmenter(Pretrained):
             presence=presence,
             class_names=self.info.class_names,
             colors=self.info.colors,
-            image=displayed(pixels, self.info),
+            image=displayed(pixels, self.info).copy(),  # to draw on
             _compute_probabilities=self._compute_probabilities,
             _pixels=pixels,
         )
@@ -270,8 +267,9 @@ class Segmenter(Pretrained):
             return result.score_map.labels().fetch(), mean_over_windows(result.presence)
         inputs = self.params, self.batch_stats, pixels[None]
         self._check_first_output(self._probabilities, *inputs)
-        labels, presence, _ = jax.device_get(self._label(*inputs))
-        return labels[0], None if presence is None else presence[0]
+        labels, presence, _ = self._label(*inputs)
+        # Copied, as the arrays of a device are read-only.
+        return np.array(labels[0]), None if presence is None else np.array(presence[0])
 
     def _compute_probabilities(
         self, pixels: UInt8[np.ndarray, "h w 3"]
@@ -313,7 +311,7 @@ class Classifier(Pretrained):
         settings = create_settings(run.config)
         return cls(run.model, run.info, run.config.data.crop_size, settings=settings)
 
-    def _set_prediction(self, config: ConfigDict) -> None:
+    def _set_prediction(self, config: ConfigDict, model: Any) -> None:
         config.data.crop_size = operator.index(self.size)
 
     def __call__(self, image: ImageInput) -> ClassPrediction:

@@ -19,7 +19,11 @@ from encnet_jax.models.heads import ClassifierHead
 from encnet_jax.run import hub
 from encnet_jax.run.folder_config import FolderConfig
 from encnet_jax.run.model_card import check_license
-from encnet_jax.run.model_config import config_of_model
+from encnet_jax.run.model_config import (
+    abstract_model,
+    config_of_model,
+    prediction_attributes,
+)
 from encnet_jax.run.model_folder import find_model_folder, write_model_folder
 from encnet_jax.run.state import split_model
 from encnet_jax.run.workdir import LoadedRun, load_model_folder, load_workdir
@@ -61,6 +65,7 @@ class Pretrained(ABC):
         if count is not None:
             self._check_classes(count)
         if settings is not None:
+            self._attributes = prediction_attributes(model)
             # On the host, and copied: training may continue with the model.
             _, *arrays = split_model(model)
             self._trained = jax.tree.map(np.array, jax.device_get(arrays))
@@ -193,8 +198,13 @@ class Pretrained(ABC):
         """Returns the predictor of a loaded run."""
 
     @abstractmethod
-    def _set_prediction(self, config: ConfigDict) -> None:
-        """Sets how images are resized and cut into windows in a configuration."""
+    def _set_prediction(self, config: ConfigDict, model: Any) -> None:
+        """Sets how images are resized and cut into windows in a configuration.
+
+        Args:
+            config: Its network is set.
+            model: That network, with shapes in place of arrays.
+        """
 
     def _write(self, folder: Path, license_id: str, address: str = "") -> None:
         check_license(license_id)
@@ -205,8 +215,11 @@ class Pretrained(ABC):
                 "{...}), the arguments of create_model"
             )
         config = config_of_model(self._settings)
+        model_def, *shapes = abstract_model(config, self.info.num_classes)
+        model = model_def.merge_abstract(*shapes)
+        self._check_settings(model)
         try:
-            self._set_prediction(config)
+            self._set_prediction(config, model)
         except TypeError as error:
             raise UserError(f"a size is of another type: {error}") from error
         write_model_folder(
@@ -216,6 +229,16 @@ class Pretrained(ABC):
             license_id=license_id,
             address=address,
         )
+
+    def _check_settings(self, model: nnx.Module) -> None:
+        """Raises `UserError` where the network is not the one of its settings."""
+        there = prediction_attributes(model)
+        for name in sorted(self._attributes.keys() & there.keys()):
+            if self._attributes[name] != there[name]:
+                raise UserError(
+                    f"the model is not that of its settings: {name} is "
+                    f"{self._attributes[name]!r}, by the settings {there[name]!r}"
+                )
 
 
 def create_settings(config: ConfigDict) -> dict[str, Any]:

@@ -71,7 +71,18 @@ class LargeSegmenter:
         Args:
             image: An array (h, w, 3), RGB 0-255, of a model of bands (h, w, c) uint16
                 as `scale_bands` returns; or an object that reads parts of one.
+
+        Raises:
+            TypeError: Another dtype or shape.
         """
+        dtype = np.dtype(np.uint16 if self.info.banded else np.uint8)
+        found, shape = getattr(image, "dtype", None), getattr(image, "shape", ())
+        channels = self.info.channels
+        if found != dtype or len(shape) != 3 or shape[2] != channels or 0 in shape:
+            raise TypeError(
+                f"image: {type(image).__name__} of {found} {shape}; allowed is {dtype} "
+                f"(h, w, {channels})"
+            )
         protocol = self.protocol_of(image)
         arrays = self._segmenter.params, self._segmenter.batch_stats
         return self._label(*arrays, image, protocol)

@@ -18,6 +18,11 @@ from encnet_jax.run.state import ModelDef, PureDict, split_model
 # Keys of `model` on which neither the arrays nor the results of a trained network
 # depend.
 TRAINING_ONLY = ("weights", "remat", "conv_impl", "head_init", "freeze_backbone")
+# Attributes of layers of which the same holds.
+_NOT_PREDICTION = frozenset(
+    "impl remat freeze_backbone deterministic use_running_average rate momentum "
+    "unbiased_running_var min_scale".split()
+)
 
 
 def check_config(config: ConfigDict) -> None:
@@ -63,6 +68,23 @@ def abstract_model(
     settings = model_settings(config)
     model = nnx.eval_shape(lambda: create_model(num_classes=num_classes, **settings))
     return split_model(model)
+
+
+def prediction_attributes(model: nnx.Module) -> dict[str, Any]:
+    """Returns what a prediction depends on besides arrays: strides, alignment, gate.
+
+    Returns:
+        Path -> value, `head.context.residual` -> True. Two networks of equal arrays
+        that differ here predict differently.
+    """
+    return {
+        ".".join(map(str, (*path, name))): value
+        for path, layer in nnx.iter_modules(model)
+        for name, value in vars(layer).items()
+        if isinstance(value, bool | int | float | str | tuple)
+        and not name.startswith("_")
+        and name not in _NOT_PREDICTION
+    }
 
 
 def config_of_model(settings: Mapping[str, Any]) -> ConfigDict:

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
-from encnet_jax.config import load_config
+from encnet_jax.config import leaves, load_config, plain
 from encnet_jax.data.dataset_info import DatasetInfo
 from encnet_jax.errors import UserError
 from encnet_jax.evaluate.settings import (
@@ -28,6 +28,13 @@ from encnet_jax.run.model_folder import is_model_folder
 from encnet_jax.run.workdir import check_no_run_files, check_resumed_classes
 
 _log = logging.getLogger(__name__)
+# Besides `evaluation`, settings by which no step is trained differently, or that may
+# differ in a run that goes on for longer.
+_NOT_LEARNING = frozenset(
+    "total_steps log_every eval_every checkpoint_every early_stopping tracker mesh.data "
+    "data.cache_on_device data.padded_size data.max_image_pixels "
+    "model.weights model.remat model.conv_impl".split()
+)
 
 
 class _StoredRun(NamedTuple):
@@ -160,7 +167,7 @@ def with_stored_weights(config: ConfigDict, workdir: Path) -> ConfigDict:
 
 
 def log_changes(config: ConfigDict, workdir: Path, info: DatasetInfo) -> None:
-    """Warns where a run continues on other data, or is scored differently from before.
+    """Warns where a run is trained, or scored, differently from before, or not at all.
 
     Args:
         config: See `encnet_jax.config`; `check_workdir` has passed it.
@@ -171,16 +178,16 @@ def log_changes(config: ConfigDict, workdir: Path, info: DatasetInfo) -> None:
     if run is None:
         return
     stored, scores = run.config, _scores(workdir, info)
-    if run.last_step >= config.total_steps and scores[run.last_step] is not None:
-        return
-    there, here = stored.data.data_dir, config.data.data_dir
-    known = there and here and Path(there).is_absolute()  # older ones are as typed
-    if known and Path(there).resolve() != Path(here).resolve():
+    complete = run.last_step >= config.total_steps
+    if changes := _changed_training(stored, config):
         _log.warning(
-            "WARNING: data.data_dir=%s: the run in %s was trained on %s so far, and "
-            "continues from there; to train anew use another --workdir",
-            *(here, workdir, there),
+            "WARNING: the run in %s %s %s; to train anew use another --workdir",
+            workdir,
+            "is complete, and nothing is trained with" if complete else "goes on with",
+            changes,
         )
+    if complete and scores[run.last_step] is not None:
+        return
     alike = _scoring(config, info) == _scoring(stored, info)
     if not alike and _is_scored(scores):
         _log.warning(
@@ -188,6 +195,24 @@ def log_changes(config: ConfigDict, workdir: Path, info: DatasetInfo) -> None:
             "ranked with them: %s",
             describe_differences(differences_from_training(config, workdir)),
         )
+
+
+def _changed_training(stored: ConfigDict, config: ConfigDict) -> str:
+    """Returns the settings that train otherwise, `key=value (so far: value)`."""
+    there, here = stored.data.data_dir, config.data.data_dir
+    # Older runs have it as typed, from an unknown folder.
+    unknown = not (there and here and Path(there).is_absolute())
+    ignored = set(_NOT_LEARNING)
+    if unknown or Path(there).resolve() == Path(here).resolve():
+        ignored.add("data.data_dir")
+    before = dict(leaves(stored))
+    return ", ".join(
+        f"{key}={value!r} (so far: {before[key]!r})"
+        for key, value in leaves(config)
+        if key not in ignored
+        and not key.startswith("evaluation.")
+        and plain(value) != plain(before[key])
+    )
 
 
 def _scoring(config: ConfigDict, info: DatasetInfo) -> Any:

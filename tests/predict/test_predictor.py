@@ -128,6 +128,16 @@ def test_arrays_of_jax_are_images_too(segmenter):
     np.testing.assert_array_equal(read_image(jnp.asarray(pixels)), pixels)
 
 
+def test_drawing_on_a_result_changes_nothing_else(segmenter):
+    pixels = np.random.default_rng(0).integers(0, 255, (40, 52, 3), np.uint8)
+    expected, result = segmenter(pixels), segmenter(pixels)
+    result.image[:20] = 0
+    result.labels[:] = 255
+    result.presence[:] = 0
+    np.testing.assert_array_equal(result.probabilities, expected.probabilities)
+    np.testing.assert_array_equal(segmenter(pixels).labels, expected.labels)
+
+
 @pytest.mark.parametrize("bands", [False, True])
 def test_result_keeps_its_image_when_the_array_is_used_again(bands):
     info = declare_bands(RGB_INFO, 3, (0, 65535)) if bands else RGB_INFO

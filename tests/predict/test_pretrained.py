@@ -161,6 +161,30 @@ def test_model_built_by_hand_needs_its_settings(tmp_path):
     assert not (tmp_path / "b").exists()
 
 
+@pytest.mark.parametrize(
+    ("setting", "found"),
+    [
+        (dict(align_corners=False), "align_corners is False, by the settings True"),
+        (dict(gate="plain"), "head.context.residual is False, by the settings True"),
+        (dict(code_reduction="sum"), "code_reduction is 'sum', by the settings 'mean'"),
+        (dict(pad_to_stride=True), "size_divisor is 8, by the settings 1"),
+        (dict(output_stride=16), "stride is 2, by the settings 1"),
+    ],
+)
+def test_settings_of_another_prediction_are_refused(tmp_path, setting, found):
+    """The arrays of both networks have the same shapes."""
+    small = dict(name="encnet", **TINY)
+    model = random_module(create_model, num_classes=3, **small, **setting)
+    other = Segmenter(model, INFO, 40, settings=small)
+    with pytest.raises(UserError, match=f"not that of its settings: .*{found}"):
+        other.save_pretrained(tmp_path / "a")
+    assert not (tmp_path / "a").exists()
+    # How it is computed is not what it predicts.
+    computed = dict(conv_impl="winograd", remat=(3,), dropout=0.5)
+    model = random_module(create_model, num_classes=3, **small, **computed)
+    Segmenter(model, INFO, 40, settings=small).save_pretrained(tmp_path / "a")
+
+
 @pytest.fixture(scope="module")
 def camvid_folder(tmp_path_factory):
     """Returns the model folder of a run with scores."""

@@ -92,6 +92,26 @@ def test_labels_are_those_of_the_image_in_memory(segmenter, tmp_path, capsys):
         np.testing.assert_array_equal(overlay, np.asarray(expected.overlay()))
 
 
+@pytest.mark.parametrize(
+    "image",
+    [
+        RGB.astype(np.float32),
+        RGB.astype(np.int64),
+        RGB.astype(np.uint16),
+        RGB[..., 0],
+        RGB[..., :1],
+        np.moveaxis(RGB, -1, 0),
+        RGB[:0],
+        [[1, 2], [3, 4]],
+    ],
+    ids=lambda x: f"{np.asarray(x).dtype}{np.shape(x)}",
+)
+def test_other_arrays_are_refused(segmenter, image):
+    """Floating point would be taken for normalized, one channel for three."""
+    with pytest.raises(TypeError, match=r"image: .* allowed is uint8 \(h, w, 3\)"):
+        LargeSegmenter(segmenter)(image)
+
+
 def test_size_may_be_that_of_the_image(segmenter, tmp_path, caplog):
     pixels = RGB.repeat(2, 0).repeat(2, 1)
     image = write(tmp_path / "a.tif", pixels)

@@ -89,12 +89,13 @@ def test_scoring_otherwise_is_warned_of(scored, caplog):
     config.data.crop_size = 240  # whole images are scored
     config.evaluation.base_size = config.data.base_size
     log_changes(config, scored, INFO)
-    assert not caplog.messages
+    (line,) = caplog.messages
+    assert "goes on with data.crop_size=240 (so far: 480); to" in line
     config.evaluation.base_size = 0
     config.data.base_size = 704
     config.evaluation.absent_classes = "zero"
     log_changes(config, scored, INFO)
-    (line,) = caplog.messages
+    *_, line = caplog.messages
     assert "evaluation.absent_classes='zero' (training: 'skip')" in line
     assert "data.base_size=704 (training: 520)" in line
     assert "batch_size" not in line and "boundary_iou" not in line
@@ -108,7 +109,7 @@ def test_size_of_classified_images_is_warned_of(scored, caplog):
     assert not caplog.messages
     config.data.crop_size = 24
     log_changes(config, scored, info)
-    (line,) = caplog.messages
+    _, line = caplog.messages
     assert "data.crop_size=24 (training: 480)" in line
 
 
@@ -159,13 +160,36 @@ def test_other_folder_is_warned_of(scored, caplog):
     log_changes(config, scored, INFO)
     assert not caplog.messages
     config.data.data_dir = "/elsewhere"
-    config.total_steps = 1  # none is left
-    log_changes(config, scored, INFO)
-    assert not caplog.messages
     config.total_steps = 2
     log_changes(config, scored, INFO)
     (line,) = caplog.messages
-    assert "data.data_dir=/elsewhere: the run in" in line
+    there = f"data.data_dir='/elsewhere' (so far: '{scored}/photos')"
+    assert line == (
+        f"WARNING: the run in {scored} goes on with {there}; to train anew use another "
+        "--workdir"
+    )
+
+
+def test_settings_that_train_otherwise_are_warned_of(scored, caplog):
+    config = load_config(scored / "config.json")
+    config.total_steps, config.eval_every, config.tracker = 1, 7, "wandb"
+    config.model.conv_impl, config.evaluation.boundary_iou = "lax", True
+    log_changes(config, scored, INFO)
+    assert not caplog.messages
+    config.learning_rate, config.loss.class_weights = 0.5, (1.0, 2.0)
+    for total_steps, state in (
+        (1, "is complete, and nothing is trained with"),
+        (2, "goes on with"),
+    ):
+        config.total_steps = total_steps
+        caplog.clear()
+        log_changes(config, scored, INFO)
+        (line,) = caplog.messages
+        assert line == (
+            f"WARNING: the run in {scored} {state} learning_rate=0.5 (so far: 0.01), "
+            "loss.class_weights=(1.0, 2.0) (so far: ()); to train anew use another "
+            "--workdir"
+        )
 
 
 def test_same_classes_resume(run):
