@@ -12,7 +12,8 @@
 - `aug`: VOC and SBD without the validation images of VOC, 80 epochs at 0.001, from
   ImageNet.
 - `finetune`: VOC's own labels, 50 epochs at 0.0001, from the best checkpoint of
-  `runs/voc2012-aug-...`. For the test server set `--config.data.train_split=trainval`.
+  `runs/voc2012-aug-...`. For the test server set `--config.data.train_split=trainval`,
+  and evaluate with `--step=latest`, as val then chooses no checkpoint.
 
 All at batch 16, lateral links, crops of 480 from long sides of 520 times 0.5 to 2
 (PyTorch-Encoding; the epochs of the paper were not verified).

@@ -169,6 +169,7 @@ def small_config(images: np.ndarray, labels: np.ndarray) -> ConfigDict:
     if labels.ndim == 1:
         config.model.name = "encnet14"
         config.model.width, config.model.num_codes = 32, 16
+        config.model.scale_init = "scaled"
         config.data.pad = config.data.crop_size // 8
         config.learning_rate = 0.1
     else:

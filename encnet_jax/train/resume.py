@@ -31,8 +31,8 @@ _log = logging.getLogger(__name__)
 # Besides `evaluation`, settings by which no step is trained differently, or that may
 # differ in a run that goes on for longer.
 _NOT_LEARNING = frozenset(
-    "total_steps log_every eval_every checkpoint_every early_stopping tracker mesh.data "
-    "data.cache_on_device data.padded_size data.max_image_pixels "
+    "total_steps log_every eval_every checkpoint_every early_stopping tracker "
+    "mesh.data data.cache_on_device data.padded_size data.max_image_pixels "
     "model.weights model.remat model.conv_impl".split()
 )
 

@@ -1,7 +1,6 @@
 """Settings of a training run: checks beyond one key, and arguments made from them."""
 
 import logging
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,8 +9,9 @@ from ml_collections import ConfigDict
 
 from encnet_jax.data.dataset_info import DatasetInfo
 from encnet_jax.errors import UserError
-from encnet_jax.models.registry import feature_stride, is_centered, segments
+from encnet_jax.models.registry import segments
 from encnet_jax.optimizer import cosine_schedule, poly_schedule
+from encnet_jax.train.geometry import warn_of_geometry
 
 _log = logging.getLogger(__name__)
 
@@ -72,6 +72,8 @@ def check_resize(config: ConfigDict) -> None:
 def log_warnings(config: ConfigDict) -> None:
     """Warns about settings that are valid but probably a mistake."""
     warn_of_geometry(config)
+    warn_of_scales(config)
+    warn_of_splits(config)
     warn_of_random_backbone(config)
     warn_of_learning_rate(config)
 
@@ -98,43 +100,31 @@ def warn_of_random_backbone(config: ConfigDict) -> None:
         )
 
 
-def warn_of_geometry(config: ConfigDict) -> None:
-    """Warns where training from scratch places features beside their pixels.
+def warn_of_scales(config: ConfigDict) -> None:
+    """Warns where codewords are learned from scratch with the scales of the original.
 
-    With output stride s, feature i is centered on pixel s i. `model.align_corners`
-    stretches a map of n features over the whole crop, which puts feature i there only
-    if the crop has s (n - 1) + 1 pixels. Without it, features stay s pixels apart if
-    the crop has s n. Published weights were trained with it at any size. Features of a
-    centered backbone, as patches are, lie as they do without it, at any size.
+    Classification is left out: the recipe for CIFAR-10 repeats the paper's.
     """
-    size, model = config.data.crop_size, config.model
-    if not segments(model.name):
-        return
-    aligned = model.align_corners
-    stride = feature_stride(model.backbone, model.output_stride)
-    if is_centered(model.backbone):
-        if aligned:
-            _log.warning(
-                "WARNING: model.align_corners=True with model.backbone=%s: features "
-                "lie at the centers of equal parts of the image, but logits are "
-                "stretched to its edges. Set model.align_corners=False",
-                model.backbone,
-            )
-        return
-    if model.weights or size % stride == int(aligned):
-        return
-    fitting = max(size // stride, 1) * stride
-    count = math.ceil(size / stride)
-    distance = (size - 1) / max(count - 1, 1) if aligned else size / count
-    remedy = "model.align_corners=False with " if aligned else ""
-    _log.warning(
-        "WARNING: model.align_corners=%s from scratch with data.crop_size=%d: logits "
-        "of neighboring features, which lie %d pixels apart, are placed %.3g apart. "
-        "Set %ssizes of a multiple of %d (data.crop_size=%d), or %ssizes of a multiple "
-        "of %d plus 1 (data.crop_size=%d)",
-        *(aligned, size, stride, distance, remedy, stride, fitting),
-        *("" if aligned else "model.align_corners=True with ", stride, fitting + 1),
-    )
+    model = config.model
+    encodes = model.name == "encnet" and model.num_codes > 0
+    if encodes and not model.weights and model.scale_init == "original":
+        _log.warning(
+            "WARNING: model.scale_init=original from scratch: a few codewords take all "
+            "pixels, and the others get next to no gradient. Set "
+            "model.scale_init=scaled"
+        )
+
+
+def warn_of_splits(config: ConfigDict) -> None:
+    """Warns where the images that choose the best checkpoint are trained on."""
+    trained, scored = config.data.train_split, config.evaluation.split
+    if scored == trained or (trained == "trainval" and scored in ("train", "val")):
+        _log.warning(
+            "WARNING: evaluation.split=%s is trained on (data.train_split=%s): its "
+            "scores, the best checkpoint, and early stopping say nothing about other "
+            "images. Take the last checkpoint, with --step=latest",
+            *(scored, trained),
+        )
 
 
 def check_batch_size(config: ConfigDict, devices: int) -> None:

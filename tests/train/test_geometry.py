@@ -11,7 +11,13 @@ import encnet_jax
 from encnet_jax.config import default
 from encnet_jax.fit_arrays import small_config
 from encnet_jax.models.registry import BACKBONES
-from encnet_jax.train.settings import warn_of_geometry, warn_of_random_backbone
+from encnet_jax.train.geometry import warn_of_geometry
+from encnet_jax.train.settings import (
+    log_warnings,
+    warn_of_random_backbone,
+    warn_of_scales,
+    warn_of_splits,
+)
 from tests.test_config import CONFIGS
 from tests.test_fit_arrays import squares, tiny
 
@@ -79,15 +85,83 @@ def test_arrays_are_trained_with_the_geometry_that_fits(
 @pytest.mark.parametrize(
     "changes",
     [
-        {"data.crop_size": 361},
-        {"data.crop_size": 353, "model.output_stride": 32},
+        {"data.crop_size": 361, "data.base_size": 521},
+        {"data.crop_size": 361, "model.pad_to_stride": True},
+        {"data.crop_size": 361, "evaluation.mode": "slide"},
+        {"data.crop_size": 353, "model.output_stride": 32, "evaluation.base_size": 513},
         {"model.align_corners": False},
         {"model.weights": "weights.pth"},
+        {"model.weights": "w.pth", "model.pad_to_stride": True, "data.crop_size": 361},
         {"model.name": "encnet14"},
     ],
 )
 def test_nothing_is_said_where_features_fit_or_are_pretrained(changes, caplog):
     assert warned(caplog, **changes) == ""
+
+
+def test_whole_images_that_do_not_fit_are_named(caplog):
+    text = warned(caplog, **{"data.crop_size": 361})  # 65 features at 520
+    assert "images of evaluation.base_size=520 pixels" in text
+    assert "placed 8.11 pixels apart, in training 8. Set model.pad_to_stride" in text
+    settings = {"model.align_corners": False, "evaluation.base_size": 100}
+    assert "placed 7.69 pixels apart, in training 8." in warned(caplog, **settings)
+
+
+def test_padding_that_training_does_not_do_is_named(caplog):
+    """Pretrained weights may be of any size, but not change their own in prediction."""
+    settings = {"model.weights": "weights.pth", "model.pad_to_stride": True}
+    text = warned(caplog, **settings)
+    assert "model.pad_to_stride=True with data.crop_size=360: training places" in text
+    assert "8.16 pixels apart, prediction 8. Set data.crop_size=361, or" in text
+    settings |= {"model.align_corners": False, "data.crop_size": 100}
+    text = warned(caplog, **settings)
+    assert "7.69 pixels apart, prediction 8. Set data.crop_size=96, or" in text
+
+
+@pytest.mark.parametrize(
+    "changes, said",
+    [
+        ({}, True),
+        ({"model.scale_init": "scaled"}, False),
+        ({"model.weights": "weights.pth"}, False),
+        ({"model.num_codes": 0}, False),
+        ({"model.name": "fcn"}, False),
+        ({"model.name": "encnet14"}, False),
+    ],
+)
+def test_scales_of_the_original_are_named_from_scratch(changes, said, caplog):
+    config = default()
+    config.update_from_flattened_dict(changes)
+    warn_of_scales(config)
+    assert ("Set model.scale_init=scaled" in caplog.text) is said
+
+
+@pytest.mark.parametrize(
+    "trained, scored, said",
+    [
+        ("train", "val", False),
+        ("train", "train", True),
+        ("trainval", "val", True),
+        ("trainval", "train", True),
+        ("trainval", "test", False),
+    ],
+)
+def test_scores_of_images_trained_on_are_named(trained, scored, said, caplog):
+    config = default()
+    config.data.train_split, config.evaluation.split = trained, scored
+    warn_of_splits(config)
+    expected = f"evaluation.split={scored} is trained on (data.train_split={trained})"
+    assert (expected in caplog.text) is said
+
+
+def test_all_warnings_are_logged(caplog):
+    config = default()
+    config.model.freeze_backbone = True
+    config.data.train_split = "trainval"
+    log_warnings(config)
+    keys = ("align_corners=", "scale_init=", "split=", "freeze_backbone=")
+    for key, line in zip(keys, caplog.messages, strict=True):
+        assert key in line
 
 
 @pytest.mark.parametrize(
@@ -106,7 +180,8 @@ def test_a_backbone_says_where_its_features_lie(
     declared = {"stride": 16, "centered": centered}
     monkeypatch.setitem(BACKBONES, "mine", type("Mine", (nnx.Module,), declared))
     settings = {"model.backbone": "mine", "model.align_corners": aligned}
-    text = warned(caplog, **settings, **{"data.crop_size": size})
+    sizes = {"data.crop_size": size, "data.base_size": size}
+    text = warned(caplog, **settings, **sizes)
     assert said in text and bool(said) == bool(text)
 
 
