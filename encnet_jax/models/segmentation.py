@@ -103,6 +103,10 @@ class SegmentationModel(nnx.Module):
         "dropout": _rate,
     }
 
+    # Sizes that prediction pads to: multiples of this, plus that; see `padded_size`.
+    size_divisor: int = 1
+    size_remainder: int = 0
+
     def __init__(
         self,
         num_classes: int,
@@ -125,7 +129,6 @@ class SegmentationModel(nnx.Module):
             else None
         )
         self.align_corners = align_corners
-        # Sizes that prediction pads to: multiples of this, plus that.
         self.size_divisor, self.size_remainder = 1, 0
         if pad_to_stride:
             stride = getattr(backbone, "stride", None)

@@ -131,6 +131,38 @@ def test_moving_averages(train_steps):
     np.testing.assert_allclose(found, expected, rtol=1e-6)
 
 
+def test_moving_averages_are_what_is_scored(toys, tmp_path, monkeypatch):
+    trained, scored = [], []
+    make = trainer.make_validate_fn
+
+    def make_recording(*args):
+        validate = make(*args)
+
+        def run(params, batch_stats):
+            scored.append((flat(params), flat(batch_stats)))
+            return validate(params, batch_stats)
+
+        return run
+
+    monkeypatch.setattr(trainer, "make_validate_fn", make_recording)
+    save = trainer.Checkpoints.save
+
+    def recording_save(self, state, step):
+        trained.append(state)
+        return save(self, state, step)
+
+    monkeypatch.setattr(trainer.Checkpoints, "save", recording_save)
+    config = toy_config(total_steps=2, **{"optimizer.ema_decay": 0.5})
+    trainer.train(config, tmp_path, (toy_dataset(), toy_dataset()))
+    (state,), ((params, batch_stats),) = trained, scored
+    np.testing.assert_array_equal(params["bias"], state.ema["params"]["bias"])
+    assert (params["bias"] != flat(state.params)["bias"]).all()
+    np.testing.assert_array_equal(
+        batch_stats["passes"], state.ema["batch_stats"]["passes"]
+    )
+    assert batch_stats["passes"] != flat(state.batch_stats)["passes"]
+
+
 @pytest.mark.parametrize("decays", [(0.0, 0.9), (0.9, 0.0)])
 def test_moving_averages_begin_with_the_run(toys, tmp_path, decays):
     datasets = (toy_dataset(), toy_dataset())
