@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import jaxtyping
 import numpy as np
 import pytest
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from encnet_jax.losses import (
     classification_loss,
@@ -420,6 +421,37 @@ def test_coarse_logits_cost_what_resized_ones_do(settings, size):
     (expected, slope), (cost, gradient) = whole(logits), blocks(logits)
     np.testing.assert_allclose(cost, expected, rtol=1e-6)
     np.testing.assert_allclose(gradient, slope, atol=2e-6 * abs(slope).max())
+
+
+@pytest.mark.parametrize("normalize_by", ["valid", "all"])
+def test_hardest_pixels_are_those_of_the_whole_batch(normalize_by):
+    """Devices whose pixels are all easy, or without a label, give none."""
+    rng = np.random.default_rng(0)
+    logits = jnp.asarray(rng.standard_normal((8, 5, 7, 3)), jnp.float32)
+    logits *= jnp.arange(1.0, 9)[:, None, None, None]  # the last are the hardest
+    labels = rng.integers(0, 3, (8, 40, 56)).astype(np.uint8)
+    labels[7] = labels[2, :9] = 255
+
+    @jax.jit
+    @jax.value_and_grad
+    def cost(logits, labels):
+        return pixel_cross_entropy(
+            logits, labels, hard_pixel_fraction=0.2, normalize_by=normalize_by
+        )
+
+    resized = resize_bilinear(logits, (40, 56), align_corners=True)
+    logs = jax.nn.log_softmax(resized)
+    costs = -np.take_along_axis(np.asarray(logs), labels[..., None] % 3, -1)[..., 0]
+    valid = labels != 255
+    hardest = np.sort(costs[valid])[-int(np.ceil(0.2 * valid.sum())) :]
+    count = valid.size if normalize_by == "all" else len(hardest)
+
+    here, gradient = cost(logits, labels)
+    np.testing.assert_allclose(here, hardest.sum() / count, rtol=1e-5)
+    split = NamedSharding(Mesh(jax.devices(), "data"), PartitionSpec("data"))
+    there, slope = cost(*jax.device_put((logits, labels), split))
+    np.testing.assert_allclose(there, here, rtol=1e-6)
+    np.testing.assert_allclose(slope, gradient, atol=1e-6 * abs(gradient).max())
 
 
 def test_coarse_logits_are_never_resized_whole():
