@@ -35,10 +35,10 @@ class Explanation:
     Attributes:
         segmentation: The prediction, as `segmenter(image)` returns it.
         assignment: How much of each pixel each of k codewords takes; sums to 1. At the
-            resolution of the features; of a segmenter that cuts images into windows,
-            the mean over the windows at the size of the image, which is geometric
-            where scores are averaged as logits. None for a network without codewords,
-            `num_codes=0`.
+            resolution of the features, which cover the image as it was padded
+            (`pad_to_stride`); of a segmenter that cuts images into windows, the mean
+            over the windows at the size of the image, which is geometric where scores
+            are averaged as logits. None for a network without codewords, `num_codes=0`.
         gate: The factor of each of c channels, 0 to 1; the mean over windows.
         replacement: The gate that took its place: the mean over reference images, or
             that of another image.

@@ -50,7 +50,9 @@ class Decoder(nnx.Module):
 
     As in DeepLabV3+ (Chen et al. 2018, section 3.1), with one 3x3 convolution: stage 1
     is reduced to 48 channels, the features are resized to its size, both are
-    concatenated and fused to half the channels of the head.
+    concatenated and fused to half the channels of the head. With `align_corners=False`
+    features of stride s then lie s / 2 - 2 pixels beside those of stage 1: 2 of stride
+    8, 6 of stride 16, at every place alike.
 
     Args:
         stage1_features: Number of channels d of stage 1.
