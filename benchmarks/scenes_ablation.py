@@ -245,7 +245,9 @@ def _plot_panel(
             x = position + (number - (len(groups) - 1) / 2) * width
             axis.bar(x, values.mean(), width * 0.9, color=color, label=label)
             label = None
-            axis.errorbar(x, values.mean(), values.std(), color="#2f4858", capsize=3)
+            if len(values) > 1:  # of a sample, not of all seeds there could be
+                deviation = values.std(ddof=1)
+                axis.errorbar(x, values.mean(), deviation, color="#2f4858", capsize=3)
             axis.plot([x] * len(values), values, "o", color="#2f4858", markersize=3)
     first = next(iter(groups.values()))
     axis.set_xticks(range(len(first)), [label for label, _ in first])

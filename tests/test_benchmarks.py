@@ -238,6 +238,25 @@ def test_mistakes_in_the_flags_of_scenes_are_named(mistakes, tmp_path):
     assert results.read_text() == before
 
 
+def test_bars_of_scenes_have_the_deviation_of_a_sample(tmp_path):
+    program = (
+        "import json, pathlib, sys\n"
+        "from unittest import mock\n"
+        "from matplotlib import pyplot\n"
+        "from benchmarks.scenes_ablation import plot\n"
+        "fcn = {n: {'mean_iou': n / 10, 'small': n / 10} for n in (1, 2, 6)}\n"
+        "with mock.patch.object(pyplot.Axes, 'errorbar') as drawn:\n"
+        "    plot({'fcn': fcn, 'pooling': {'0': fcn[1]}}, pathlib.Path(sys.argv[1]))\n"
+        "print(json.dumps([call.args[1:3] for call in drawn.call_args_list]))\n"
+    )
+    result = run("-c", program, tmp_path / "plot.png")
+    assert result.returncode == 0, result.stderr
+    # The FCN is a bar of three panels: mean 30, squares 400, 100 and 900 over 3 - 1.
+    # The single seed of pooling has no deviation.
+    expected = [[30, 700**0.5]] * 3
+    np.testing.assert_allclose(json.loads(result.stdout), expected)
+
+
 @pytest.mark.slow
 def test_run_on_scenes_is_recorded_and_nothing_else_touched(bench, tmp_path):
     (tmp_path / "run").mkdir()
