@@ -332,6 +332,16 @@ def test_packed_images_are_smaller_and_labels_the_same(drives, tmp_path):
             np.testing.assert_array_equal(one.labels, other.labels)
             difference = np.abs(one.image.astype(int) - other.image)
             assert 0 < difference.mean() < 20
+    # A schedule that ends in its warm-up is none.
+    config.optimizer.warmup_steps = 499
+    assert plan_steps(config, speed, 348, shorten=True, **options) == 500
+    config.optimizer.warmup_steps = 500
+    message = (
+        "^--minutes=9: too short: .*for 500 steps, and the first 500 are warm-up; give "
+        "more time$"
+    )
+    with pytest.raises(UserError, match=message):
+        plan_steps(config, speed, 348, shorten=True, **options)
         with Image.open(after.pairs[0][0]) as image:
             assert image.format == "JPEG"
     files = [path for path in (tmp_path / "new").rglob("*") if path.is_file()]
