@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 
 from benchmarks import camvid_runs, camvid_scores, curves
 from benchmarks.camvid_runs import Run
+from benchmarks.camvid_scores import CONVENTIONS
 from benchmarks.time_budget import StopAt, measure_speed, plan_steps
 from encnet_jax.config import load_config
 from encnet_jax.data.datasets import Dataset
@@ -58,7 +59,7 @@ def run_once(
     files: Path,
     output: Path,
     limits: Limits,
-    conventions: Sequence[str] = tuple(camvid_scores.CONVENTIONS),
+    conventions: Sequence[str] = tuple(CONVENTIONS),
 ) -> list[dict[str, Any]] | None:
     """Trains or resumes a run and scores it; None if SIGTERM ended it early.
 
@@ -83,6 +84,8 @@ def run_once(
     check_folder(files, "--files")
     camvid_runs.check_identity(run, workdir)
     train_set, validation, scored = camvid_runs.open_splits(run, data_dir)
+    if any(CONVENTIONS[name].statistics == "batch" for name in conventions):
+        camvid_scores.check_unpadded(run.config(), scored)
     config = planned_config(run, workdir, (train_set, validation), limits)
     camvid_runs.save_identity(run, workdir)
     config.data.data_dir = data_dir
@@ -155,7 +158,7 @@ def score_all(
     rows: list[dict[str, Any]] = []
     first: camvid_scores.Scores | None = None
     for name in conventions:
-        convention = camvid_scores.CONVENTIONS[name]
+        convention = CONVENTIONS[name]
         started = time.perf_counter()
         scores = camvid_scores.score(config, trained, dataset, convention)
         seconds = time.perf_counter() - started

@@ -282,6 +282,31 @@ def test_speed_is_measured_and_the_schedule_shortened(drives, tmp_path, monkeypa
     def measure(*arguments):
         speeds.append(time_budget.measure_speed(*arguments, seconds=0))
         return speeds[-1]
+@pytest.mark.parametrize(
+    ("size", "allowed"), [(0, False), (64, True), (66, False)], ids=str
+)
+def test_batches_with_padding_are_refused_before_the_training(
+    drives, tmp_path, monkeypatch, size, allowed
+):
+    monkeypatch.setattr(camvid_training, "train", lambda *_: 1 / 0)
+    paths = tmp_path / "work", tmp_path / "files", tmp_path / "camvid.json"
+    settings = {"model.pad_to_stride": True, "evaluation.base_size": size}
+    run = tiny(**settings)
+    if allowed:  # 64x48, multiples of the stride of 16
+        with pytest.raises(ZeroDivisionError):
+            run_once(run, str(drives), *paths, Limits())
+        return
+    # 48x36 as in `data.base_size`, and 66x50.
+    shape = (
+        "66x50 would be padded to 80x64" if size else "48x36 would be padded to 48x48"
+    )
+    with pytest.raises(UserError, match=f"^--conventions=batch: images of {shape}, .*"):
+        run_once(run, str(drives), *paths, Limits())
+    assert not any(tmp_path.iterdir())
+    with pytest.raises(ZeroDivisionError):
+        run_once(run, str(drives), *paths, Limits(), ("running", "scales"))
+
+
 
     monkeypatch.setattr(camvid_training, "measure_speed", measure)
     limits = Limits(10, 2, fit_steps=True, started=time.perf_counter())
