@@ -111,6 +111,13 @@ class Run(NamedTuple):
         return {**RUNS[self.name], **self.overrides}
 
     @property
+    def watched(self) -> str:
+        """What is scored during the training, in words."""
+        if self.hold_out:
+            return self.hold_out
+        return "val (part of the training)" if self.split == "trainval" else "val"
+
+    @property
     def title(self) -> str:
         """A short name for files; `overrides` are not in it."""
         parts = [self.name, self.split, self.hold_out, str(self.seed)]

@@ -102,7 +102,7 @@ def run_once(
     prefix = files / workdir.name
     row = _common_fields(run, config, workdir, trained.step, complete=finished)
     rows = score_all(config, trained, scored, row, prefix, output, conventions)
-    save_curve(workdir, prefix, run.hold_out or "val")
+    save_curve(workdir, prefix, run)
     return rows
 
 
@@ -192,12 +192,12 @@ def training_minutes(workdir: Path, batch_size: int) -> float:
     return round(seconds / 60, 2)
 
 
-def save_curve(workdir: Path, prefix: Path, split: str) -> None:
+def save_curve(workdir: Path, prefix: Path, run: Run) -> None:
     """Copies the log of the training, if it has come to one, and plots it."""
     if not (workdir / "metrics.jsonl").exists():
         return
     shutil.copyfile(workdir / "metrics.jsonl", f"{prefix}_metrics.jsonl")
-    curves.plot([workdir], Path(f"{prefix}_curve.png"), split)
+    curves.plot([workdir], Path(f"{prefix}_curve.png"), run.watched)
 
 
 def save_weights(trained: LoadedRun, prefix: Path) -> None:

@@ -12,7 +12,13 @@ import pytest
 from flax import nnx
 from PIL import Image
 
-from benchmarks import camvid_images, camvid_scores, camvid_training, time_budget
+from benchmarks import (
+    camvid_images,
+    camvid_scores,
+    camvid_training,
+    curves,
+    time_budget,
+)
 from benchmarks.camvid_images import pack, packed_quality
 from benchmarks.camvid_runs import (
     RUNS,
@@ -116,6 +122,19 @@ def test_settings_on_the_command_line_override_those_of_the_run():
 def test_wrong_settings_are_named(text, message):
     with pytest.raises(UserError, match=message):
         tiny()._replace(overrides=parse_overrides([text])).config()
+
+
+def test_scored_in_training_is_named_in_the_curve(tmp_path, monkeypatch):
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "mean_iou": 0.5}\n')
+    labels = []
+    monkeypatch.setattr(curves, "plot", lambda *given: labels.append(given[2]))
+    for run in (
+        tiny(),
+        tiny(split="trainval"),
+        tiny(split="trainval", hold_out="A"),
+    ):
+        camvid_training.save_curve(tmp_path, tmp_path / "x", run)
+    assert labels == ["val", "val (part of the training)", "A"]
 
 
 @pytest.mark.parametrize(("split", "count"), [("train", 3), ("trainval", 6)])
@@ -247,41 +266,6 @@ def test_statistics_are_those_of_the_test_batch(drives, scored, monkeypatch):
     assert any((found[i].labels != running.labels[i]).any() for i in range(3))
 
 
-@pytest.mark.slow
-def test_batch_norms_alone_are_in_training_mode(scored):
-    model = load_workdir(scored[0] / "work", "latest").model
-    definition = camvid_scores.batch_statistics_def(model)
-    run = load_workdir(scored[0] / "work", "latest")
-    changed = definition.merge(run.params, run.batch_stats)
-    norms = [m for _, m in nnx.iter_modules(changed) if isinstance(m, BatchNorm)]
-    drops = [m for _, m in nnx.iter_modules(changed) if isinstance(m, nnx.Dropout)]
-    assert norms and not any(norm.use_running_average for norm in norms)
-    assert drops and all(drop.deterministic for drop in drops)
-
-
-def test_steps_that_fit():
-    config = tiny().config(total_steps=1000)
-    options = dict(flag="--minutes=9")
-    # 60 of the 100 seconds of the start are taken again, 3 % of the time of steps, and
-    # 30 for the evaluations during the training.
-    speed = Speed(start=100, step=0.5)
-    assert speed.run(100) == pytest.approx(60 + 51.5)
-    assert plan_steps(config, speed, 606, shorten=False, **options) == 1000
-    assert plan_steps(config, speed, 348, shorten=True, **options) == 500
-    with pytest.raises(UserError, match=r"1000 steps of 500.0 ms take 9.6 minutes"):
-        plan_steps(config, speed, 348, shorten=False, **options)
-    with pytest.raises(UserError, match="for 0 steps; give more time"):
-        plan_steps(config, speed, 90, shorten=True, **options)
-
-
-@pytest.mark.slow
-def test_speed_is_measured_and_the_schedule_shortened(drives, tmp_path, monkeypatch):
-    run, sets = tiny(total_steps=100_000), open_splits(tiny(), str(drives))[:2]
-    speeds = []
-
-    def measure(*arguments):
-        speeds.append(time_budget.measure_speed(*arguments, seconds=0))
-        return speeds[-1]
 @pytest.mark.parametrize(
     ("size", "allowed"), [(0, False), (64, True), (66, False)], ids=str
 )
@@ -307,6 +291,51 @@ def test_batches_with_padding_are_refused_before_the_training(
         run_once(run, str(drives), *paths, Limits(), ("running", "scales"))
 
 
+@pytest.mark.slow
+def test_batch_norms_alone_are_in_training_mode(scored):
+    model = load_workdir(scored[0] / "work", "latest").model
+    definition = camvid_scores.batch_statistics_def(model)
+    run = load_workdir(scored[0] / "work", "latest")
+    changed = definition.merge(run.params, run.batch_stats)
+    norms = [m for _, m in nnx.iter_modules(changed) if isinstance(m, BatchNorm)]
+    drops = [m for _, m in nnx.iter_modules(changed) if isinstance(m, nnx.Dropout)]
+    assert norms and not any(norm.use_running_average for norm in norms)
+    assert drops and all(drop.deterministic for drop in drops)
+
+
+def test_steps_that_fit():
+    config = tiny().config(total_steps=1000)
+    options = dict(flag="--minutes=9")
+    # 60 of the 100 seconds of the start are taken again, 3 % of the time of steps, and
+    # 30 for the evaluations during the training.
+    speed = Speed(start=100, step=0.5)
+    assert speed.run(100) == pytest.approx(60 + 51.5)
+    assert plan_steps(config, speed, 606, shorten=False, **options) == 1000
+    assert plan_steps(config, speed, 348, shorten=True, **options) == 500
+    with pytest.raises(UserError, match=r"1000 steps of 500.0 ms take 9.6 minutes"):
+        plan_steps(config, speed, 348, shorten=False, **options)
+    with pytest.raises(UserError, match="for 0 steps; give more time"):
+        plan_steps(config, speed, 90, shorten=True, **options)
+    # A schedule that ends in its warm-up is none.
+    config.optimizer.warmup_steps = 499
+    assert plan_steps(config, speed, 348, shorten=True, **options) == 500
+    config.optimizer.warmup_steps = 500
+    message = (
+        "^--minutes=9: too short: .*for 500 steps, and the first 500 are warm-up; give "
+        "more time$"
+    )
+    with pytest.raises(UserError, match=message):
+        plan_steps(config, speed, 348, shorten=True, **options)
+
+
+@pytest.mark.slow
+def test_speed_is_measured_and_the_schedule_shortened(drives, tmp_path, monkeypatch):
+    run, sets = tiny(total_steps=100_000), open_splits(tiny(), str(drives))[:2]
+    speeds = []
+
+    def measure(*arguments):
+        speeds.append(time_budget.measure_speed(*arguments, seconds=0))
+        return speeds[-1]
 
     monkeypatch.setattr(camvid_training, "measure_speed", measure)
     limits = Limits(10, 2, fit_steps=True, started=time.perf_counter())
@@ -357,16 +386,6 @@ def test_packed_images_are_smaller_and_labels_the_same(drives, tmp_path):
             np.testing.assert_array_equal(one.labels, other.labels)
             difference = np.abs(one.image.astype(int) - other.image)
             assert 0 < difference.mean() < 20
-    # A schedule that ends in its warm-up is none.
-    config.optimizer.warmup_steps = 499
-    assert plan_steps(config, speed, 348, shorten=True, **options) == 500
-    config.optimizer.warmup_steps = 500
-    message = (
-        "^--minutes=9: too short: .*for 500 steps, and the first 500 are warm-up; give "
-        "more time$"
-    )
-    with pytest.raises(UserError, match=message):
-        plan_steps(config, speed, 348, shorten=True, **options)
         with Image.open(after.pairs[0][0]) as image:
             assert image.format == "JPEG"
     files = [path for path in (tmp_path / "new").rglob("*") if path.is_file()]
