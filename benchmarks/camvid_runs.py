@@ -37,8 +37,10 @@ RUNS: dict[str, dict[str, Any]] = {
     },
     "scale_original": {"model.scale_init": "original"},
     "scale_scaled": {"model.scale_init": "scaled"},
-    "corners_aligned": {"model.align_corners": True},
-    "corners_free": {"model.align_corners": False},
+    # Without padding, which would undo in prediction what `align_corners` does to the
+    # crops of the training; sizes of the recipe are multiples of the stride.
+    "corners_aligned": {"model.align_corners": True, "model.pad_to_stride": False},
+    "corners_free": {"model.align_corners": False, "model.pad_to_stride": False},
     # Stride 4 of the logits relative to the images: by enlarging them, or by a decoder.
     "stride8": {"model.decoder_stride": 8},
     "stride4_images": {

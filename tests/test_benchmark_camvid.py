@@ -34,6 +34,7 @@ from encnet_jax.data.registry import open_dataset
 from encnet_jax.errors import UserError
 from encnet_jax.models.layers import BatchNorm
 from encnet_jax.ops.normalize import normalize
+from encnet_jax.run.model_config import abstract_model
 from encnet_jax.run.workdir import load_workdir
 from tests.commands import ROOT, environment, errors
 
@@ -122,6 +123,21 @@ def test_settings_on_the_command_line_override_those_of_the_run():
 def test_wrong_settings_are_named(text, message):
     with pytest.raises(UserError, match=message):
         tiny()._replace(overrides=parse_overrides([text])).config()
+
+
+@pytest.mark.parametrize("recipe", ["gpu", "cpu"])
+def test_runs_of_the_corners_predict_with_the_geometry_of_their_training(recipe):
+    aligned, free = (
+        Run(f"corners_{side}", recipe, "train", "", 0, {}, None).config()
+        for side in ("aligned", "free")
+    )
+    for config in (aligned, free):
+        definition, *shapes = abstract_model(config, 11)
+        model = definition.merge_abstract(*shapes)
+        assert model.padded_size((384, 512)) == (384, 512)
+    assert aligned.model.align_corners and not free.model.align_corners
+    free.model.align_corners = True
+    assert aligned.model == free.model
 
 
 def test_scored_in_training_is_named_in_the_curve(tmp_path, monkeypatch):
