@@ -16,8 +16,7 @@ from encnet_jax.errors import UserError
 from encnet_jax.files import make_folder, whole_file
 from encnet_jax.run.model_config import check_config
 
-# Name -> what differs from the recipe. Both sides of a comparison are spelled out, so
-# that they stay what they are when the recipe changes.
+# Name -> what differs from the recipe.
 RUNS: dict[str, dict[str, Any]] = {
     "recipe": {},
     "fcn": {"model.name": "fcn"},
@@ -36,10 +35,11 @@ RUNS: dict[str, dict[str, Any]] = {
         "data.rotation": 10.0,
     },
     "scale_original": {"model.scale_init": "original"},
-    "scale_scaled": {"model.scale_init": "scaled"},
-    "corners_aligned": {"model.align_corners": True},
-    "corners_free": {"model.align_corners": False},
-    # Stride 4 of the logits relative to the images: by enlarging them, or by a decoder.
+    # Without padding, which would undo in prediction what `align_corners` does to the
+    # crops of the training; sizes of the recipe are multiples of the stride.
+    "corners_aligned": {"model.align_corners": True, "model.pad_to_stride": False},
+    "corners_free": {"model.align_corners": False, "model.pad_to_stride": False},
+    # Without the decoder; and with stride 4 relative to the images, by enlarging them.
     "stride8": {"model.decoder_stride": 8},
     "stride4_images": {
         "model.decoder_stride": 8,
@@ -47,28 +47,14 @@ RUNS: dict[str, dict[str, Any]] = {
         "data.crop_size": 480,
         "evaluation.base_size": 960,
     },
-    "stride4_decoder": {"model.decoder_stride": 4},
     # Choices of the recipe, to compare on a held-out drive.
-    "resnet18": {"model.backbone": "resnet18"},
-    "resnet50": {"model.backbone": "resnet50"},
-    "lateral": {"model.lateral": True},
     "equal_weights": {"loss.class_balance": ""},
-    "scales_from_half": {"data.scale_range": (0.5, 2.0)},
     "augmented": {
         "data.scale_range": (0.5, 2.0),
         "data.color_jitter": 0.5,
         "data.rotation": 10.0,
     },
-    "poly": {"optimizer.schedule": "poly"},
     "no_averages": {"optimizer.ema_decay": 0.0},
-    "adamw": {
-        "optimizer.name": "adamw",
-        "learning_rate": 1e-3,
-        "optimizer.weight_decay": 0.02,
-    },
-    "hard_pixels": {"loss.hard_pixel_fraction": 0.25},
-    "lovasz": {"loss.lovasz_weight": 1.0},
-    "class_crops": {"data.class_crop_rate": 0.5},
 }
 SPLITS = ("train", "trainval")
 _EVALUATIONS = 4  # during the training, for the curve
@@ -109,6 +95,13 @@ class Run(NamedTuple):
     def settings(self) -> dict[str, Any]:
         """What differs from the recipe, but for what the other fields say."""
         return {**RUNS[self.name], **self.overrides}
+
+    @property
+    def watched(self) -> str:
+        """What is scored during the training, in words."""
+        if self.hold_out:
+            return self.hold_out
+        return "val (part of the training)" if self.split == "trainval" else "val"
 
     @property
     def title(self) -> str:

@@ -21,8 +21,9 @@ from encnet_jax.evaluate.evaluator import (
 from encnet_jax.evaluate.figures import select_examples
 from encnet_jax.evaluate.settings import whole_image_size
 from encnet_jax.files import whole_file
-from encnet_jax.inference.predict_fn import make_label_fn
+from encnet_jax.inference.predict_fn import make_label_fn, resized_shape
 from encnet_jax.models.layers import BatchNorm
+from encnet_jax.run.model_config import abstract_model
 from encnet_jax.run.state import ModelDef, split_model
 from encnet_jax.run.workdir import LoadedRun
 from encnet_jax.visualize import charts
@@ -101,6 +102,29 @@ def score(
         labels[prediction.index] = prediction.labels
     results = accumulator.over_hosts().results(config.evaluation.absent_classes)
     return Scores(results, accumulator.image_iou, labels)
+
+
+def check_unpadded(config: ConfigDict, dataset: Dataset) -> None:
+    """Raises `UserError` if prediction pads the images of a split.
+
+    The padding would take part in the statistics of a batch.
+
+    Args:
+        config: Configuration of the training.
+        dataset: The split, of images of one size.
+    """
+    model_def, *shapes = abstract_model(config, dataset.info.num_classes)
+    model: Any = model_def.merge_abstract(*shapes)
+    height, width = dataset[0].image.shape[:2]
+    size = resized_shape((height, width), whole_image_size(config))
+    padded = model.padded_size(size)
+    if padded != size:
+        before, after = (f"{shape[1]}x{shape[0]}" for shape in (size, padded))
+        raise UserError(
+            f"--conventions=batch: images of {before} would be padded to {after}, and "
+            "statistics computed of the padding; set evaluation.base_size to a size "
+            "that needs none, or model.pad_to_stride=False"
+        )
 
 
 def predict_with_batch_statistics(

@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 
 from benchmarks import camvid_runs, camvid_scores, curves
 from benchmarks.camvid_runs import Run
+from benchmarks.camvid_scores import CONVENTIONS
 from benchmarks.time_budget import StopAt, measure_speed, plan_steps
 from encnet_jax.config import load_config
 from encnet_jax.data.datasets import Dataset
@@ -58,7 +59,7 @@ def run_once(
     files: Path,
     output: Path,
     limits: Limits,
-    conventions: Sequence[str] = tuple(camvid_scores.CONVENTIONS),
+    conventions: Sequence[str] = tuple(CONVENTIONS),
 ) -> list[dict[str, Any]] | None:
     """Trains or resumes a run and scores it; None if SIGTERM ended it early.
 
@@ -83,6 +84,8 @@ def run_once(
     check_folder(files, "--files")
     camvid_runs.check_identity(run, workdir)
     train_set, validation, scored = camvid_runs.open_splits(run, data_dir)
+    if any(CONVENTIONS[name].statistics == "batch" for name in conventions):
+        camvid_scores.check_unpadded(run.config(), scored)
     config = planned_config(run, workdir, (train_set, validation), limits)
     camvid_runs.save_identity(run, workdir)
     config.data.data_dir = data_dir
@@ -99,7 +102,7 @@ def run_once(
     prefix = files / workdir.name
     row = _common_fields(run, config, workdir, trained.step, complete=finished)
     rows = score_all(config, trained, scored, row, prefix, output, conventions)
-    save_curve(workdir, prefix, run.hold_out or "val")
+    save_curve(workdir, prefix, run)
     return rows
 
 
@@ -155,7 +158,7 @@ def score_all(
     rows: list[dict[str, Any]] = []
     first: camvid_scores.Scores | None = None
     for name in conventions:
-        convention = camvid_scores.CONVENTIONS[name]
+        convention = CONVENTIONS[name]
         started = time.perf_counter()
         scores = camvid_scores.score(config, trained, dataset, convention)
         seconds = time.perf_counter() - started
@@ -189,12 +192,12 @@ def training_minutes(workdir: Path, batch_size: int) -> float:
     return round(seconds / 60, 2)
 
 
-def save_curve(workdir: Path, prefix: Path, split: str) -> None:
+def save_curve(workdir: Path, prefix: Path, run: Run) -> None:
     """Copies the log of the training, if it has come to one, and plots it."""
     if not (workdir / "metrics.jsonl").exists():
         return
     shutil.copyfile(workdir / "metrics.jsonl", f"{prefix}_metrics.jsonl")
-    curves.plot([workdir], Path(f"{prefix}_curve.png"), split)
+    curves.plot([workdir], Path(f"{prefix}_curve.png"), run.watched)
 
 
 def save_weights(trained: LoadedRun, prefix: Path) -> None:

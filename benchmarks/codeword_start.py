@@ -3,19 +3,24 @@
     python -m benchmarks.codeword_start --output=DIR [--codes=32] [--steps=100]
 
 Trains the first steps of `configs/scenes.py` with both starts of the scales
-(`model.scale_init`) and both of the head (`model.head_init`).
+(`model.scale_init`) and both of the head (`model.head_init`), by the batches and the
+step of a training with `data.cache_on_device`.
 At every step it records, for the batch of the step:
 
 - the entropy of the mean assignment, relative to log K: 1 if the codewords share the
   pixels equally, 0 if one takes them all
-- the norm of the gradient of each codeword: the share of codewords whose norm is at
-  least a tenth of the largest one
+- the norm of the gradient of each codeword: the least, the median and the largest, and
+  the share of codewords whose norm is at least a tenth of the largest one
+- |x|^2 / c of the features that are encoded, the mean over pixels
 - |x - d|^2 / c, the mean over pixels and codewords, which the scales multiply
+- the loss
 
 Writes DIR/codeword_start.json and codeword_start.png.
 """
 
+import functools
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,23 +30,22 @@ import numpy as np
 import optax
 from absl import flags
 from flax import nnx
+from jaxtyping import Array, Float
 
 from configs.scenes import get_config
 from encnet_jax import cli
+from encnet_jax.data import scenes
+from encnet_jax.data.augmentation import Augmentation
 from encnet_jax.data.dataset_info import SCENES
 from encnet_jax.data.datasets import SyntheticScenes
 from encnet_jax.errors import require_package
-from encnet_jax.losses import segmentation_loss
 from encnet_jax.models import create_model
 from encnet_jax.ops.normalize import normalize
 from encnet_jax.optimizer import create_optimizer
 from encnet_jax.run.model_config import model_settings
-from encnet_jax.run.state import pure_batch_stats, split_model
-from encnet_jax.train.settings import (
-    create_schedule,
-    loss_settings,
-    optimizer_settings,
-)
+from encnet_jax.run.state import ModelDef, PureDict, create_train_state, split_model
+from encnet_jax.train import input_pipeline, settings
+from encnet_jax.train.step import Batch, augment, make_train_step
 
 _OUTPUT = flags.DEFINE_string("output", None, "Folder for results.", required=True)
 _CODES = flags.DEFINE_integer("codes", 32, "Codewords K.")
@@ -53,6 +57,8 @@ STARTS = {
     "scaled, head as mmseg": {"scale_init": "scaled", "head_init": "mmseg"},
 }
 
+# All starts use the same scenes, so each is drawn once.
+scenes.draw = functools.cache(scenes.draw)
 
 Figures = dict[str, list[float]]  # one value a step
 
@@ -60,54 +66,95 @@ Figures = dict[str, list[float]]  # one value a step
 def first_steps(start: dict[str, Any], codes: int, steps: int) -> Figures:
     """Returns the figures of each step; see above."""
     config = get_config()
+    config.data.cache_on_device = True  # needs no TensorFlow
     config.model.update({**start, "num_codes": codes, "dtype": "float32"})
-    model = create_model(num_classes=20, rngs=nnx.Rngs(0), **model_settings(config))
-    model_def, params, batch_stats = split_model(model)
-    tx = create_optimizer(create_schedule(config), **optimizer_settings(config))
-    opt_state = tx.init(params)
     dataset = SyntheticScenes(SCENES, "train")
+    model = create_model(
+        num_classes=SCENES.num_classes,
+        rngs=nnx.Rngs(config.seed),
+        **model_settings(config),
+    )
+    model_def, params, batch_stats = split_model(model)
+    options = settings.optimizer_settings(config)
+    tx = with_norms(create_optimizer(settings.create_schedule(config), **options))
+    state = create_train_state(params, batch_stats, tx)
+    augmentation = input_pipeline.create_augmentation(config)
+    probe = make_probe(model_def, augmentation)
+    step = make_train_step(
+        model_def,
+        tx,
+        SCENES,
+        augmentation=augmentation,
+        loss_settings=settings.loss_settings(config),
+    )
+    resident = jax.device_put(input_pipeline.resident_arrays(config, dataset))
+    batches = input_pipeline.create_batches(config, dataset, 0)
+    figures: Figures = {}
+    for _, batch in zip(range(steps), batches):
+        found = probe(state.params, state.batch_stats, resident, batch)
+        state, metrics = step(state, resident, batch)
+        norms = np.asarray(state.opt_state[0])
+        found |= {
+            "reached": (norms >= norms.max() / 10).mean(),
+            "gradient_least": norms.min(),
+            "gradient_median": np.median(norms),
+            "gradient_largest": norms.max(),
+            "loss": metrics["loss"],
+        }
+        for key, value in found.items():
+            figures.setdefault(key, []).append(float(value))
+    return figures
 
-    def loss_fn(params: Any, batch_stats: Any, images: Any, labels: Any) -> Any:
-        model: Any = model_def.merge(params, batch_stats)
-        stages = model.backbone(normalize(images, SCENES.mean, SCENES.std))
-        output = model.apply_head(stages)
-        loss, _ = segmentation_loss(
-            output, labels, num_classes=20, **loss_settings(config)
-        )
-        context = model.head.context
-        stats = pure_batch_stats(model)
-        features = context.reduce(model.head.reduce(stages[3]))
-        assignment = context.encoding.assignment(features).mean((0, 1))
-        flat = features.reshape(-1, 1, features.shape[-1])
-        squares = jnp.square(flat - context.encoding.codewords[...]).mean()
-        return loss, (stats, assignment, squares)
+
+def with_norms(tx: optax.GradientTransformation) -> optax.GradientTransformation:
+    """Returns an optimizer that also keeps the norm of each codeword's gradient.
+
+    Its state is a pair of these, (codewords,), and the state of `tx`.
+    """
+
+    def norms(tree: Any) -> Float[Array, " k"]:
+        codewords = tree["head"]["context"]["encoding"]["codewords"]
+        return jnp.linalg.norm(codewords, axis=-1)
+
+    def init(params: Any) -> Any:
+        return jnp.zeros_like(norms(params)), tx.init(params)
+
+    def update(grads: Any, state: Any, params: Any = None) -> Any:
+        updates, inner = tx.update(grads, state[1], params)
+        return updates, (norms(grads), inner)
+
+    return optax.GradientTransformation(init, update)
+
+
+def make_probe(
+    model_def: ModelDef, augmentation: Augmentation
+) -> Callable[[PureDict, PureDict, Batch, Batch], dict[str, Any]]:
+    """Returns a jitted function: (params, batch_stats, resident, batch) -> figures.
+
+    They are those of the features that a training step encodes; behind them is the only
+    dropout.
+    """
 
     @jax.jit
-    def step(params: Any, batch_stats: Any, opt_state: Any, images: Any, labels: Any):
-        grads, (batch_stats, assignment, squares) = jax.grad(loss_fn, has_aux=True)(
-            params, batch_stats, images, labels
-        )
-        updates, opt_state = tx.update(grads, opt_state, params)
-        norms = jnp.linalg.norm(
-            grads["head"]["context"]["encoding"]["codewords"], axis=-1
-        )
-        entropy = -(assignment * jnp.log(assignment + 1e-30)).sum() / jnp.log(codes)
-        reached = (norms >= norms.max() / 10).mean()
-        params = optax.apply_updates(params, updates)
-        return params, batch_stats, opt_state, (entropy, reached, squares)
+    def probe(
+        params: PureDict, batch_stats: PureDict, resident: Batch, batch: Batch
+    ) -> dict[str, Any]:
+        images, _ = augment(resident, batch, augmentation)
+        model: Any = model_def.merge(params, batch_stats)
+        context = model.head.context
+        stages = model.backbone(normalize(images, SCENES.mean, SCENES.std))
+        features = context.reduce(model.head.reduce(stages[3]))
+        assignment = context.encoding.assignment(features).mean((0, 1))
+        entropy = -(assignment * jnp.log(assignment + 1e-30)).sum()
+        flat = features.reshape(-1, 1, features.shape[-1])
+        codewords = context.encoding.codewords[...]
+        return {
+            "entropy": entropy / jnp.log(len(codewords)),
+            "features": jnp.square(features).mean(),
+            "squares": jnp.square(flat - codewords).mean(),
+        }
 
-    figures: Figures = {"entropy": [], "reached": [], "squares": []}
-    order = np.random.default_rng(0).permutation(len(dataset))
-    for number in range(steps):
-        first = number * config.batch_size % len(dataset)
-        rows = [dataset[int(i)] for i in order[first : first + config.batch_size]]
-        images = np.stack([row.image for row in rows])
-        labels = np.stack([row.labels for row in rows])
-        *state, found = step(params, batch_stats, opt_state, images, labels)
-        params, batch_stats, opt_state = state
-        for key, value in zip(figures, jax.device_get(found)):
-            figures[key].append(float(value))
-    return figures
+    return probe
 
 
 def plot(results: dict[str, Figures], path: Path) -> None:
@@ -143,7 +190,7 @@ def main(arguments: list[str]) -> None:
         results[name] = first_steps(start, _CODES.value, _STEPS.value)
         print(
             name,
-            {k: [round(v[0], 3), round(v[-1], 3)] for k, v in results[name].items()},
+            {k: f"{v[0]:.3g} to {v[-1]:.3g}" for k, v in results[name].items()},
         )
         (output / "codeword_start.json").write_text(
             json.dumps(results, indent=1) + "\n"

@@ -21,22 +21,17 @@ from typing import Any
 import jax
 import numpy as np
 from absl import flags
-from flax import nnx
 
+from benchmarks import camvid_scores
 from configs.scenes import get_config
 from encnet_jax import cli
 from encnet_jax.data import scenes
 from encnet_jax.data.dataset_info import SCENES
 from encnet_jax.data.datasets import SyntheticScenes
 from encnet_jax.errors import UserError, require_package
-from encnet_jax.evaluate.accumulator import ImageMetrics, MetricAccumulator
-from encnet_jax.evaluate.evaluator import make_whole_image_fn, predict_dataset
 from encnet_jax.files import whole_file
 from encnet_jax.metrics import confusion_matrix, segmentation_metrics
-from encnet_jax.models import create_model
-from encnet_jax.run.checkpoint import Checkpoints
-from encnet_jax.run.model_config import model_settings
-from encnet_jax.run.state import split_model
+from encnet_jax.run.workdir import load_workdir
 
 _OUTPUT = flags.DEFINE_string("output", None, "Folder for results.", required=True)
 _SEEDS = flags.DEFINE_list("seeds", ["0", "1", "2"], "Seeds of weights and order.")
@@ -94,20 +89,9 @@ def run_once(variant: str, seed: int, workdir: Path) -> dict[str, float]:
     if train(config, workdir) is None:
         raise SystemExit("stopped by SIGTERM; rerun the command to start this run anew")
     seconds = time.perf_counter() - started
-    model = create_model(num_classes=20, rngs=nnx.Rngs(0), **model_settings(config))
-    _, params, batch_stats = split_model(model)
-    params, batch_stats, _ = Checkpoints(workdir).restore_model(
-        params, batch_stats, "latest"
-    )
-    dataset = SyntheticScenes(SCENES, "test")
-    predict_batches = make_whole_image_fn(model, SCENES)
-    accumulator, labels = MetricAccumulator(len(dataset), 20), {}
-    for prediction in predict_dataset(
-        predict_batches, params, batch_stats, dataset, batch_size=16
-    ):
-        accumulator.add(ImageMetrics.of(prediction, 20))
-        labels[prediction.index] = prediction.labels
-    results = accumulator.over_hosts().results("skip")
+    trained, dataset = load_workdir(workdir, "latest"), SyntheticScenes(SCENES, "test")
+    running = camvid_scores.CONVENTIONS["running"]
+    results, _, labels = camvid_scores.score(config, trained, dataset, running)
     return {
         "mean_iou": results["mean_iou"],
         "ambiguous": float(np.mean(results["per_class_iou"][list(scenes.AMBIGUOUS)])),
@@ -245,7 +229,9 @@ def _plot_panel(
             x = position + (number - (len(groups) - 1) / 2) * width
             axis.bar(x, values.mean(), width * 0.9, color=color, label=label)
             label = None
-            axis.errorbar(x, values.mean(), values.std(), color="#2f4858", capsize=3)
+            if len(values) > 1:  # of a sample, not of all seeds there could be
+                deviation = values.std(ddof=1)
+                axis.errorbar(x, values.mean(), deviation, color="#2f4858", capsize=3)
             axis.plot([x] * len(values), values, "o", color="#2f4858", markersize=3)
     first = next(iter(groups.values()))
     axis.set_xticks(range(len(first)), [label for label, _ in first])

@@ -106,18 +106,21 @@ def plan_steps(
         flag: The flag that set the time, for the error.
 
     Raises:
-        UserError: The run does not end in this time, or not a step does.
+        UserError: The run does not end in this time, or no more than its warm-up does.
     """
     seconds -= _EVALUATIONS
     total, fitting = config.total_steps, speed.steps(seconds)
     if fitting >= total:
         return total
-    if not shorten or not fitting:
+    warmup = config.optimizer.warmup_steps
+    if not shorten or fitting <= warmup:
         remedy = "" if shorten else " --fit_steps, fewer by total_steps, or"
+        first = f", and the first {warmup} are warm-up" if shorten and warmup else ""
         raise UserError(
             f"{flag}: too short: {total} steps of {1000 * speed.step:.1f} ms take "
             f"{speed.run(total) / 60:.1f} minutes, and {max(seconds, 0) / 60:.1f} are "
-            f"left before the evaluation, for {fitting} steps; give{remedy} more time"
+            f"left before the evaluation, for {fitting} steps{first}; give"
+            f"{remedy} more time"
         )
     print(
         f"{fitting} of {total} steps fit, {1000 * speed.step:.1f} ms each", flush=True

@@ -12,7 +12,13 @@ import pytest
 from flax import nnx
 from PIL import Image
 
-from benchmarks import camvid_images, camvid_scores, camvid_training, time_budget
+from benchmarks import (
+    camvid_images,
+    camvid_scores,
+    camvid_training,
+    curves,
+    time_budget,
+)
 from benchmarks.camvid_images import pack, packed_quality
 from benchmarks.camvid_runs import (
     RUNS,
@@ -28,6 +34,7 @@ from encnet_jax.data.registry import open_dataset
 from encnet_jax.errors import UserError
 from encnet_jax.models.layers import BatchNorm
 from encnet_jax.ops.normalize import normalize
+from encnet_jax.run.model_config import abstract_model
 from encnet_jax.run.workdir import load_workdir
 from tests.commands import ROOT, environment, errors
 
@@ -116,6 +123,34 @@ def test_settings_on_the_command_line_override_those_of_the_run():
 def test_wrong_settings_are_named(text, message):
     with pytest.raises(UserError, match=message):
         tiny()._replace(overrides=parse_overrides([text])).config()
+
+
+@pytest.mark.parametrize("recipe", ["gpu", "cpu"])
+def test_runs_of_the_corners_predict_with_the_geometry_of_their_training(recipe):
+    aligned, free = (
+        Run(f"corners_{side}", recipe, "train", "", 0, {}, None).config()
+        for side in ("aligned", "free")
+    )
+    for config in (aligned, free):
+        definition, *shapes = abstract_model(config, 11)
+        model = definition.merge_abstract(*shapes)
+        assert model.padded_size((384, 512)) == (384, 512)
+    assert aligned.model.align_corners and not free.model.align_corners
+    free.model.align_corners = True
+    assert aligned.model == free.model
+
+
+def test_scored_in_training_is_named_in_the_curve(tmp_path, monkeypatch):
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "mean_iou": 0.5}\n')
+    labels = []
+    monkeypatch.setattr(curves, "plot", lambda *given: labels.append(given[2]))
+    for run in (
+        tiny(),
+        tiny(split="trainval"),
+        tiny(split="trainval", hold_out="A"),
+    ):
+        camvid_training.save_curve(tmp_path, tmp_path / "x", run)
+    assert labels == ["val", "val (part of the training)", "A"]
 
 
 @pytest.mark.parametrize(("split", "count"), [("train", 3), ("trainval", 6)])
@@ -247,6 +282,31 @@ def test_statistics_are_those_of_the_test_batch(drives, scored, monkeypatch):
     assert any((found[i].labels != running.labels[i]).any() for i in range(3))
 
 
+@pytest.mark.parametrize(
+    ("size", "allowed"), [(0, False), (64, True), (66, False)], ids=str
+)
+def test_batches_with_padding_are_refused_before_the_training(
+    drives, tmp_path, monkeypatch, size, allowed
+):
+    monkeypatch.setattr(camvid_training, "train", lambda *_: 1 / 0)
+    paths = tmp_path / "work", tmp_path / "files", tmp_path / "camvid.json"
+    settings = {"model.pad_to_stride": True, "evaluation.base_size": size}
+    run = tiny(**settings)
+    if allowed:  # 64x48, multiples of the stride of 16
+        with pytest.raises(ZeroDivisionError):
+            run_once(run, str(drives), *paths, Limits())
+        return
+    # 48x36 as in `data.base_size`, and 66x50.
+    shape = (
+        "66x50 would be padded to 80x64" if size else "48x36 would be padded to 48x48"
+    )
+    with pytest.raises(UserError, match=f"^--conventions=batch: images of {shape}, .*"):
+        run_once(run, str(drives), *paths, Limits())
+    assert not any(tmp_path.iterdir())
+    with pytest.raises(ZeroDivisionError):
+        run_once(run, str(drives), *paths, Limits(), ("running", "scales"))
+
+
 @pytest.mark.slow
 def test_batch_norms_alone_are_in_training_mode(scored):
     model = load_workdir(scored[0] / "work", "latest").model
@@ -272,6 +332,16 @@ def test_steps_that_fit():
         plan_steps(config, speed, 348, shorten=False, **options)
     with pytest.raises(UserError, match="for 0 steps; give more time"):
         plan_steps(config, speed, 90, shorten=True, **options)
+    # A schedule that ends in its warm-up is none.
+    config.optimizer.warmup_steps = 499
+    assert plan_steps(config, speed, 348, shorten=True, **options) == 500
+    config.optimizer.warmup_steps = 500
+    message = (
+        "^--minutes=9: too short: .*for 500 steps, and the first 500 are warm-up; give "
+        "more time$"
+    )
+    with pytest.raises(UserError, match=message):
+        plan_steps(config, speed, 348, shorten=True, **options)
 
 
 @pytest.mark.slow

@@ -238,6 +238,25 @@ def test_mistakes_in_the_flags_of_scenes_are_named(mistakes, tmp_path):
     assert results.read_text() == before
 
 
+def test_bars_of_scenes_have_the_deviation_of_a_sample(tmp_path):
+    program = (
+        "import json, pathlib, sys\n"
+        "from unittest import mock\n"
+        "from matplotlib import pyplot\n"
+        "from benchmarks.scenes_ablation import plot\n"
+        "fcn = {n: {'mean_iou': n / 10, 'small': n / 10} for n in (1, 2, 6)}\n"
+        "with mock.patch.object(pyplot.Axes, 'errorbar') as drawn:\n"
+        "    plot({'fcn': fcn, 'pooling': {'0': fcn[1]}}, pathlib.Path(sys.argv[1]))\n"
+        "print(json.dumps([call.args[1:3] for call in drawn.call_args_list]))\n"
+    )
+    result = run("-c", program, tmp_path / "plot.png")
+    assert result.returncode == 0, result.stderr
+    # The FCN is a bar of three panels: mean 30, squares 400, 100 and 900 over 3 - 1.
+    # The single seed of pooling has no deviation.
+    expected = [[30, 700**0.5]] * 3
+    np.testing.assert_allclose(json.loads(result.stdout), expected)
+
+
 @pytest.mark.slow
 def test_run_on_scenes_is_recorded_and_nothing_else_touched(bench, tmp_path):
     (tmp_path / "run").mkdir()
@@ -251,6 +270,52 @@ def test_run_on_scenes_is_recorded_and_nothing_else_touched(bench, tmp_path):
     assert {path.name for path in tmp_path.iterdir()} == {
         *("run", "ablation.json", "ablation.md", "ablation.png")
     }
+
+
+_START_OF_CODEWORDS = """
+import json, pathlib, sys
+from benchmarks import codeword_start
+from configs.scenes import get_config
+from encnet_jax.data.dataset_info import SCENES
+from encnet_jax.data.datasets import SyntheticScenes
+from encnet_jax.train import train
+
+def config():
+    config = get_config()
+    config.total_steps, config.batch_size, config.log_every = 3, 4, 1
+    return config
+
+dataset = SyntheticScenes(SCENES, "train")
+dataset.size = 12
+codeword_start.get_config = config
+codeword_start.SyntheticScenes = lambda *_: dataset
+start = {"scale_init": "scaled"}
+figures = codeword_start.first_steps(start, codes=4, steps=3)
+config = config()
+config.data.cache_on_device = True
+config.model.update({**start, "num_codes": 4, "dtype": "float32"})
+train(config, pathlib.Path(sys.argv[1]), (dataset, dataset))
+print(json.dumps(figures))
+"""
+
+
+@pytest.mark.slow
+def test_codewords_start_as_in_a_training(tmp_path):
+    result = run("-c", _START_OF_CODEWORDS, tmp_path / "work")
+    assert result.returncode == 0, result.stderr
+    found = json.loads(result.stdout.splitlines()[-1])
+    lines = (tmp_path / "work" / "metrics.jsonl").read_text().splitlines()
+    losses = [line["loss"] for line in map(json.loads, lines) if "loss" in line]
+    # By the same batches, mirrored alike, and the same dropout.
+    assert len(losses) == 3
+    np.testing.assert_allclose(found["loss"], losses, rtol=1e-5)
+    # Behind batch norm and ReLU the mean square is a half; the codewords are near 0.
+    assert 0.4 < found["features"][0] < 0.6
+    np.testing.assert_allclose(found["features"][0], found["squares"][0], rtol=0.05)
+    names = ("gradient_least", "gradient_median", "gradient_largest", "reached")
+    for least, median, largest, reached in zip(*(found[name] for name in names)):
+        assert 0 < least < median < largest
+        assert (reached == 1) == (least >= largest / 10)
 
 
 def test_sides_take_turns_and_the_median_counts(monkeypatch):
