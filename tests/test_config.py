@@ -162,6 +162,8 @@ def test_stored_config_is_read_back(tmp_path):
     assert load_config(path).to_json() == config.to_json()
     with pytest.raises(UserError, match="missing"):
         load_config(tmp_path / "other.json")
+    with pytest.raises(UserError, match=f"{tmp_path}: a folder; give its .*{path}"):
+        load_config(tmp_path)
     path.write_text("{")
     with pytest.raises(UserError, match="not JSON"):
         load_config(path)
