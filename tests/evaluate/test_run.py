@@ -463,7 +463,7 @@ def test_segmenter_labels_as_the_evaluation_does(
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        (["--images=/no/such", "--submission"], "/no/such: no such folder"),
+        (["--images=photos", "--submission"], "--split=test: not with --images"),
         (["--step=3"], "step 3: not in"),
     ],
 )
