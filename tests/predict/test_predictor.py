@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import io
 import logging
 import pickle
 from pathlib import Path
@@ -156,6 +157,31 @@ def test_result_keeps_its_image_when_the_array_is_used_again(bands):
 def test_what_is_no_image_is_named(segmenter, image, message):
     with pytest.raises(TypeError, match=message):
         segmenter(image)
+
+
+def pil_image(path, damage):
+    """Returns an image that Pillow opens and cannot decode."""
+    pixels = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
+    Image.fromarray(pixels).save(path)
+    if damage == "truncated":
+        return Image.open(io.BytesIO(path.read_bytes()[:-300]))
+    image = Image.open(path)
+    if damage == "after with":
+        with image:
+            pass
+    if damage == "closed":
+        image.load()
+        image.close()
+    return image
+
+
+@pytest.mark.parametrize("channels", [3, 4])
+@pytest.mark.parametrize("damage", ["truncated", "closed", "after with"])
+def test_damaged_pil_images_are_one_line(tmp_path, damage, channels):
+    image = pil_image(tmp_path / "a.jpg", damage)
+    info = declare_bands(RGB_INFO, channels)
+    with pytest.raises(UserError, match=r"^image: cannot be decoded .*: \S.+"):
+        read_image(image, info)
 
 
 @pytest.mark.parametrize("kind", ["file", "PIL"])
