@@ -7,6 +7,7 @@ import logging
 import pickle
 from pathlib import Path
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -21,8 +22,10 @@ from encnet_jax.convert.workdir import write_workdir
 from encnet_jax.data.bands import RGB_INFO, declare_bands
 from encnet_jax.data.dataset_info import CIFAR10
 from encnet_jax.inference.predict_fn import whole_image_logits
+from encnet_jax.inference.score_map import ScoreMapPool, ScoreMapSharding
 from encnet_jax.predict.find_images import find_images
 from encnet_jax.predict.read_image import read_image
+from encnet_jax.run.sharding import mesh_of
 from encnet_jax.run.workdir import load_workdir
 from encnet_jax.train import train
 from tests import small_workdir
@@ -234,6 +237,24 @@ def test_images_that_the_run_allows_are_allowed(command, tmp_path, monkeypatch):
 def test_wrong_number_of_class_names_is_rejected(weights_file):
     with pytest.raises(UserError, match="2 names were given"):
         Segmenter.from_torch(weights_file, ["a", "b"])
+
+
+def test_threads_may_share_a_segmenter():
+    """A score map takes a tile that another thread gives back, or a new one."""
+
+    class Racing(list):
+        """A list that another thread empties after it was asked for its length."""
+
+        def __len__(self):
+            return 1
+
+    mesh = mesh_of(jax.local_devices()[:1])
+    pool = ScoreMapPool(ScoreMapSharding(3, softmax=False, mesh=mesh))
+    pool._free[False] = Racing()
+    tile = pool.acquire()
+    assert tile.shape == (256, 256, 3) and not np.any(tile)
+    pool.release(tile)
+    assert pool.acquire() is tile
 
 
 def test_files_folders_and_globs_are_found_once(tmp_path):
