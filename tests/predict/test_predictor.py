@@ -20,9 +20,11 @@ from encnet_jax.convert.infer_config import describe_torch_weights
 from encnet_jax.convert.load import load_torch_model
 from encnet_jax.convert.workdir import write_workdir
 from encnet_jax.data.bands import RGB_INFO, declare_bands
-from encnet_jax.data.dataset_info import CIFAR10
+from encnet_jax.data.dataset_info import CIFAR10, DatasetInfo, voc_colormap
 from encnet_jax.inference.predict_fn import whole_image_logits
 from encnet_jax.inference.score_map import ScoreMapPool, ScoreMapSharding
+from encnet_jax.inference.tta import PyTorchEncodingProtocol
+from encnet_jax.models import create_model
 from encnet_jax.predict.find_images import find_images
 from encnet_jax.predict.read_image import read_image
 from encnet_jax.run.sharding import mesh_of
@@ -31,6 +33,7 @@ from encnet_jax.train import train
 from tests import small_workdir
 from tests.commands import make_camvid, run
 from tests.interrupted import small_run_config
+from tests.random_module import random_module
 
 
 @pytest.fixture(scope="module")
@@ -237,6 +240,59 @@ def test_images_that_the_run_allows_are_allowed(command, tmp_path, monkeypatch):
 def test_wrong_number_of_class_names_is_rejected(weights_file):
     with pytest.raises(UserError, match="2 names were given"):
         Segmenter.from_torch(weights_file, ["a", "b"])
+
+
+def test_class_names_are_any_list(weights_file):
+    names = np.array([f"thing {index}" for index in range(19)])
+    segmenter = Segmenter.from_torch(weights_file, names)
+    assert segmenter.info.class_names == tuple(names.tolist())
+    segmenter = Segmenter.from_torch(weights_file, [])
+    assert segmenter.info.class_names[18] == "class 18"
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (dict(class_names="abcdefghijklmnopqrs"), "class_names=.*: must be a list"),
+        (dict(class_names=["a", "b", "a"]), "class_names: 'a': must be a name, given"),
+        (dict(class_names=["a", " "]), "class_names: ' ': must be a name, given once"),
+        (dict(base_size=-1), "base_size=-1: must be an integer of at least 0"),
+        (dict(base_size=33.5), "base_size=33.5: must be an integer of at least 0"),
+    ],
+)
+def test_arguments_are_checked_before_a_file_is_read(settings, message):
+    with pytest.raises(UserError, match=f"^{message}"):
+        Segmenter.from_torch("gone.pth", **settings)
+
+
+@pytest.mark.parametrize("size", [-1, 0, 0.5, 24.0])
+def test_sizes_are_integers(size):
+    settings = dict(num_classes=3, **small_workdir.TINY)
+    info = DatasetInfo("", ("a", "b", "c"), voc_colormap(3), {})
+    if size:
+        model = random_module(create_model, name="fcn", **settings)
+        with pytest.raises(UserError, match=f"^base_size={size}: must be an integer"):
+            Segmenter(model, info, size)
+    model = random_module(create_model, name="resnet14", num_classes=3, width=2)
+    with pytest.raises(UserError, match=f"^size={size}: .* integer of at least 1"):
+        Classifier(model, info, size)
+    assert Classifier(model, info, np.int64(24)).size == 24
+
+
+@pytest.mark.parametrize("bias", [0, -300])
+def test_probabilities_of_windows_are_finite(bias):
+    """Those of logits far below 0, whose exponentials are all 0, are 0 too."""
+    settings = dict(name="fcn", num_classes=3, **small_workdir.TINY)
+    model = random_module(create_model, **settings)
+    model.head.classifier.conv.kernel[...] *= 0
+    model.head.classifier.conv.bias[...] += bias
+    info = DatasetInfo("", ("a", "b", "c"), voc_colormap(3), {})
+    protocol = PyTorchEncodingProtocol(
+        *(32, 24, (1.0,), False, 0), True, mean=info.mean, std=info.std
+    )
+    result = Segmenter(model, info, protocol=protocol)(np.zeros((32, 24, 3), np.uint8))
+    expected = 0 if bias else 1 / 3
+    np.testing.assert_allclose(result.probabilities, expected, rtol=1e-5)
 
 
 def test_threads_may_share_a_segmenter():
