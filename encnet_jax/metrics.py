@@ -136,7 +136,8 @@ def segmentation_metrics(
 def mean_iou_with_background(per_class_iou: Float[np.ndarray, " n"]) -> float:
     """Returns the mean IoU with one more class, background, of IoU 0.
 
-    Scores a PASCAL-Context model of 59 classes over 60: 59/60 of its mean IoU.
+    Scores a PASCAL-Context model of 59 classes over 60: 59/60 of its mean IoU if none
+    of the 59 is absent. NaN, an absent class that is skipped, counts in neither mean.
     """
     count = np.count_nonzero(~np.isnan(per_class_iou))
     return float(np.nansum(per_class_iou) / (count + 1))
