@@ -1,8 +1,8 @@
 """EncNet in JAX/Flax: context encoding for semantic segmentation.
 
 `Segmenter` and `Classifier` predict, `fit` trains on arrays in memory or on a data set
-object, `create_model` builds networks, and `load_torch_weights` fills them with
-published weights.
+object, `create_model` builds networks, `load_torch_weights` fills them with published
+weights, and `DatasetInfo` names their classes.
 """
 
 import importlib
@@ -12,6 +12,7 @@ from encnet_jax.errors import UserError as UserError
 
 if TYPE_CHECKING:
     from encnet_jax.convert.load import load_torch_weights as load_torch_weights
+    from encnet_jax.data.dataset_info import DatasetInfo as DatasetInfo
     from encnet_jax.fit_arrays import fit as fit
     from encnet_jax.models.registry import create_model as create_model
     from encnet_jax.predict.predictor import Classifier as Classifier
@@ -22,6 +23,7 @@ __version__ = "0.2.0"  # the only place; pyproject.toml reads it
 # Imported on first access: importing JAX takes a second.
 _LAZY = {
     "Classifier": "predict.predictor",
+    "DatasetInfo": "data.dataset_info",
     "Segmenter": "predict.predictor",
     "create_model": "models.registry",
     "fit": "fit_arrays",

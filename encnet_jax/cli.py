@@ -15,6 +15,7 @@ from typing import NoReturn
 
 from absl import flags
 from ml_collections import ConfigDict, config_flags
+from ml_collections.config_flags.tuple_parser import TupleParser
 
 from encnet_jax.config import default, default_workdir, find_config, leaves
 from encnet_jax.errors import (
@@ -51,8 +52,17 @@ class _ConfigParser(flags.ArgumentParser):
         return self._load_file.flag_type()
 
 
+class _TupleParser(TupleParser):
+    """Parses the value of a key that is a list; no text, or None, empties it."""
+
+    def parse(self, argument: object) -> tuple:
+        """Returns the elements."""
+        return () if argument in ("", "None") else super().parse(argument)
+
+
 def define_config() -> None:
     """Defines `--config`, and `--config.KEY` for each key of the configuration."""
+    config_flags.register_flag_parser_for_type(tuple, _TupleParser())
     config_flags.DEFINE_config_file(
         "config", None, "Recipe, such as camvid or camvid:cpu, or a Python file."
     )

@@ -253,10 +253,12 @@ def load_config(path: str | Path) -> ConfigDict:
     """Reads a stored configuration, of this version or an older one.
 
     Raises:
-        UserError: The file is missing, or holds no configuration.
+        UserError: The file is missing, a folder, or holds no configuration.
     """
     path = user_path(path)
-    if not os.path.isfile(path):  # unlike `Path.is_file` never raises
+    if os.path.isdir(path):  # unlike those of `Path`, these two never raise
+        raise UserError(f"{path}: a folder; give its file, {path / 'config.json'}")
+    if not os.path.isfile(path):
         raise UserError(f"{path}: missing; is {path.parent} the workdir of a run?")
     config = default()
     groups = [name for name, value in config.items() if isinstance(value, ConfigDict)]

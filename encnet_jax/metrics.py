@@ -4,11 +4,12 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int, Int32, Integer, UInt8
+from jaxtyping import Array, Bool, Float, Int, Int32, Integer
 
 from encnet_jax.ops.pixel_labels import check_integers
 
 Labels = Integer[Array | np.ndarray, "..."] | Bool[Array | np.ndarray, "..."]
+HostLabels = Integer[np.ndarray, "..."] | Bool[np.ndarray, "..."]
 
 
 def confusion_matrix(
@@ -46,15 +47,17 @@ def confusion_matrix(
 
 
 def confusion_matrix_np(
-    labels: UInt8[np.ndarray, "..."],
-    predictions: UInt8[np.ndarray, "..."],
+    labels: HostLabels,
+    predictions: HostLabels,
     num_classes: int,
 ) -> Int[np.ndarray, "n n"]:
     """Returns the same counts in int64, on the host and without compiling.
 
     Args:
-        labels: Of any shape; pixels whose label is no class are not counted.
-        predictions: Of the same shape, 0 to num_classes - 1.
+        labels: Integers of any dtype and shape, or Booleans. Pixels whose label is not
+            0 to num_classes - 1 are not counted; there is no `ignore_label`.
+        predictions: Likewise, in the labels' shape: pixels whose prediction is no class
+            are not counted either.
         num_classes: Number of classes n.
 
     Raises:
@@ -62,8 +65,11 @@ def confusion_matrix_np(
         TypeError: One of them is neither integers nor Booleans.
     """
     _check_pair(labels, predictions)
-    valid = labels < num_classes
-    cells = labels[valid].astype(np.int64) * num_classes + predictions[valid]
+    valid = (labels >= 0) & (labels < num_classes)
+    valid &= (predictions >= 0) & (predictions < num_classes)
+    # In int64: smaller integers would wrap, and uint64 would become floats.
+    cells = labels[valid].astype(np.int64) * num_classes
+    cells += predictions[valid].astype(np.int64)
     counts = np.bincount(cells, minlength=num_classes**2)
     return counts.reshape(num_classes, num_classes)
 
@@ -130,7 +136,8 @@ def segmentation_metrics(
 def mean_iou_with_background(per_class_iou: Float[np.ndarray, " n"]) -> float:
     """Returns the mean IoU with one more class, background, of IoU 0.
 
-    Scores a PASCAL-Context model of 59 classes over 60: 59/60 of its mean IoU.
+    Scores a PASCAL-Context model of 59 classes over 60: 59/60 of its mean IoU if none
+    of the 59 is absent. NaN, an absent class that is skipped, counts in neither mean.
     """
     count = np.count_nonzero(~np.isnan(per_class_iou))
     return float(np.nansum(per_class_iou) / (count + 1))

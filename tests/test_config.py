@@ -4,16 +4,21 @@ import functools
 import importlib
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import pytest
+from absl import flags
 from flax import nnx
+from ml_collections import config_flags
 
+from encnet_jax import cli
 from encnet_jax import config as config_module
 from encnet_jax.config import (
     default,
     default_workdir,
     find_config,
+    leaves,
     load_config,
     recipes,
     save_config,
@@ -157,6 +162,8 @@ def test_stored_config_is_read_back(tmp_path):
     assert load_config(path).to_json() == config.to_json()
     with pytest.raises(UserError, match="missing"):
         load_config(tmp_path / "other.json")
+    with pytest.raises(UserError, match=f"{tmp_path}: a folder; give its .*{path}"):
+        load_config(tmp_path)
     path.write_text("{")
     with pytest.raises(UserError, match="not JSON"):
         load_config(path)
@@ -258,3 +265,35 @@ def test_an_unknown_variant_is_one_line_without_the_type_of_the_error():
     assert errors(result) == [
         "error: scenes.py:bogus: allowed are encnet, fcn, pspnet, deeplabv3"
     ]
+
+
+def parsed(monkeypatch, **overrides):
+    """Returns the configuration of a command line with these keys."""
+    line = ["train.py", "--config=camvid"]
+    line += [f"--config.{key}={value}" for key, value in overrides.items()]
+    own = SimpleNamespace(FLAGS=flags.FlagValues())
+    define = functools.partial(
+        config_flags.DEFINE_config_file, flag_values=own.FLAGS, sys_argv=line
+    )
+    monkeypatch.setattr(cli, "flags", own)
+    monkeypatch.setattr(config_flags, "DEFINE_config_file", define)
+    cli.define_config()
+    own.FLAGS(line)
+    return dict(leaves(own.FLAGS.config))
+
+
+LISTS = [key for key, value in leaves(default()) if isinstance(value, tuple)]
+
+
+@pytest.mark.parametrize("empty", ["", "None", "()"])
+@pytest.mark.parametrize("key", LISTS)
+def test_flag_empties_a_list(monkeypatch, key, empty):
+    assert len(LISTS) >= 6
+    assert parsed(monkeypatch, **{key: empty})[key] == ()
+
+
+@pytest.mark.parametrize("given", ["0.5,1", "(0.5, 1)", "[0.5,1.0]"])
+def test_flag_lists_values(monkeypatch, given):
+    config = parsed(monkeypatch, **{"evaluation.scales": given, "model.remat": 3})
+    assert config["evaluation.scales"] == (0.5, 1)
+    assert config["model.remat"] == (3,)

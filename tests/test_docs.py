@@ -24,7 +24,6 @@ from torch_networks import small_weights
 from encnet_jax import fit_arrays
 from encnet_jax.commands import VERBS
 from encnet_jax.config import default
-from encnet_jax.data.dataset_info import DatasetInfo, voc_colormap
 from encnet_jax.export.run import export_workdir
 from encnet_jax.models import create_model, registry
 from tests.commands import ROOT, SMALL, environment
@@ -116,7 +115,6 @@ def names(files, tmp_path, monkeypatch):
         "images": rng.integers(0, 256, (4, 33, 33, 3), np.uint8),
         "labels": rng.integers(0, 2, (4, 33, 33), np.uint8),
         "names": ("ground", "leaf"),
-        "info": DatasetInfo("leaves", ("ground", "leaf"), voc_colormap(2), {}),
         "x": jnp.zeros((1, 33, 33, 3)),
     }
 

@@ -35,16 +35,31 @@ def test_ignored_pixels_count_nowhere(ignore_label):
     np.testing.assert_array_equal(matrix, [[1, 0, 0], [0, 0, 0], [1, 0, 0]])
 
 
+@pytest.mark.parametrize("count", [confusion_matrix, confusion_matrix_np])
 @pytest.mark.parametrize("label", [-1, -3, 3, 9, 100, 254])
-def test_labels_that_are_no_class_count_nowhere(label):
-    matrix = confusion_matrix(np.array([label, 2]), np.array([1, 1]), 3)
+def test_labels_that_are_no_class_count_nowhere(label, count):
+    matrix = count(np.array([label, 2]), np.array([1, 1]), 3)
     np.testing.assert_array_equal(matrix, [[0, 0, 0], [0, 0, 0], [0, 1, 0]])
 
 
+@pytest.mark.parametrize("count", [confusion_matrix, confusion_matrix_np])
 @pytest.mark.parametrize("prediction", [-1, -4, 3, 5, 255])
-def test_predictions_that_are_no_class_are_in_no_other_class(prediction):
-    matrix = confusion_matrix(np.array([1, 2]), np.array([prediction, 2]), 3)
+def test_predictions_that_are_no_class_are_in_no_other_class(prediction, count):
+    matrix = count(np.array([1, 2]), np.array([prediction, 2]), 3)
     np.testing.assert_array_equal(matrix, [[0, 0, 0], [0, 0, 0], [0, 0, 1]])
+
+
+INTEGERS = (np.int8, np.uint8, np.int16, np.uint16, np.int64, np.uint64)
+
+
+@pytest.mark.parametrize("of_predictions", INTEGERS)
+@pytest.mark.parametrize("of_labels", INTEGERS)
+def test_host_counts_integers_of_any_dtype(of_labels, of_predictions):
+    labels = np.array([0, 119, 119, 125, -1]).astype(of_labels)
+    predictions = np.array([0, 119, -1, 3, 4]).astype(of_predictions)
+    matrix = confusion_matrix_np(labels, predictions, 120)
+    assert matrix.dtype == np.int64 and matrix.shape == (120, 120)
+    assert matrix[0, 0] == matrix[119, 119] == 1 and matrix.sum() == 2
 
 
 @pytest.fixture

@@ -13,7 +13,11 @@ from encnet_jax.errors import UserError
 def define_flags() -> None:
     """Defines the flags of the verb."""
     flags.DEFINE_string("output", None, "Folder for the workdir.", required=True)
-    flags.DEFINE_string("classes", "", "Class names: a,b,c or FILE.json with a list.")
+    flags.DEFINE_string(
+        "classes",
+        "",
+        "Class names: a,b,c, or a file with one per line, or FILE.json with a list.",
+    )
     flags.DEFINE_string(
         "dataset", "", "Data set that defines the class names and colors."
     )

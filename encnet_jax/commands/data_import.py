@@ -19,9 +19,9 @@ from encnet_jax.data.annotations.annotated import class_name
 from encnet_jax.data.annotations.coco import read_coco
 from encnet_jax.data.annotations.labelme import IGNORED, read_labelme
 from encnet_jax.data.annotations.write import divide, write_folder
+from encnet_jax.data.class_table import listed_names
 from encnet_jax.data.datasets import Example, map_examples
 from encnet_jax.data.image_io import set_max_image_pixels
-from encnet_jax.data.input_files import read_text
 from encnet_jax.data.statistics import Statistics, describe, evenly_spaced
 from encnet_jax.errors import UserError, one_line
 from encnet_jax.files import check_empty, user_path, whole_folder
@@ -133,9 +133,7 @@ def _chosen_classes(value: str | None) -> list[str] | None:
     """Returns the classes of `--classes`, in the names of labelme's lists too."""
     if value is None:
         return None
-    names = value.split(",")
-    if value and "," not in value and user_path(value).is_file():
-        names = read_text(user_path(value)).splitlines()
+    names = listed_names(value)
     names = [class_name(name) for name in names if name.strip() not in ("", IGNORED)]
     if not names:
         raise UserError(f"--classes={value}: names no class")

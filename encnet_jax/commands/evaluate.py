@@ -44,6 +44,10 @@ def main(arguments: list[str]) -> None:
             f"--workdir={values.workdir}: scores are written to the workdir; save a "
             "copy first: encnet export --format=pretrained"
         )
+    if values.images is not None and values.split is not None:
+        raise UserError(
+            f"--split={values.split}: not with --images, whose images are no split"
+        )
     connect_hosts(values.distributed, ended_by_sigterm=True)
     protocol: dict[str, Any] = {}
     if values["flip"].present:

@@ -9,7 +9,7 @@ from pathlib import Path
 from encnet_jax import config, optimizer
 from encnet_jax.convert.infer_config import ModelDescription, Weights
 from encnet_jax.convert.load import load_torch_model
-from encnet_jax.data.class_table import check_class_names
+from encnet_jax.data.class_table import check_class_names, listed_names
 from encnet_jax.data.dataset_info import DatasetInfo, save_info, voc_colormap
 from encnet_jax.data.input_files import read_json
 from encnet_jax.data.registry import DATASETS
@@ -33,7 +33,8 @@ def write_workdir(
     Args:
         weights: As in `load_torch_model`.
         workdir: A folder without a run; created if missing.
-        classes: Class names, comma-separated or in a JSON file with a list.
+        classes: Class names: comma-separated, or a file with one per line, or a JSON
+            file with a list.
         dataset: A key of `data.registry.DATASETS` that defines class names and colors.
             With neither, classes are named by index.
         prefix: As in `load_torch_model`.
@@ -127,14 +128,13 @@ def _class_info(
 
 
 def _class_names(classes: str) -> tuple[str, ...]:
-    names = classes.split(",")
-    if classes.endswith(".json"):
-        try:
-            names = read_json(user_path(classes))
-        except UserError as error:  # starts with the file
-            raise UserError(f"--classes={error}") from error
-        if not isinstance(names, list) or not all(isinstance(n, str) for n in names):
-            raise UserError(f"--classes={classes}: must be a list of names")
+    is_json = classes.endswith(".json")
+    try:
+        names = read_json(user_path(classes)) if is_json else listed_names(classes)
+    except UserError as error:  # starts with the file
+        raise UserError(f"--classes={error}") from error
+    if not isinstance(names, list) or not all(isinstance(n, str) for n in names):
+        raise UserError(f"--classes={classes}: must be a list of names")
     names = [name.strip() for name in names]
     check_class_names(names, f"--classes={classes}")
     return tuple(names)

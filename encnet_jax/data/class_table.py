@@ -1,6 +1,7 @@
 """Class tables: names, labels and colors in `tables/NAME.csv`; colors for others."""
 
 import csv
+import os
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -8,7 +9,9 @@ from typing import Any
 
 from PIL import ImageColor
 
+from encnet_jax.data.input_files import read_text
 from encnet_jax.errors import UserError
+from encnet_jax.files import user_path
 
 IGNORE_LABEL = 255  # class index of ignored pixels; so there are 255 classes at most
 
@@ -52,6 +55,22 @@ def given_names(class_names: Iterable[Any]) -> tuple[str, ...]:
             f"class_names={class_names!r}: must be a list, one name per class"
         )
     return tuple(map(str, class_names))
+
+
+def listed_names(value: str) -> list[str]:
+    """Returns the names that a flag lists: comma-separated, or lines of a file.
+
+    Blank lines of a file are left out; names are as written, spaces around included.
+
+    Args:
+        value: Value of the flag; without a comma the name of a file if there is one.
+
+    Raises:
+        UserError: The file cannot be read, or is not UTF-8.
+    """
+    if value and "," not in value and os.path.isfile(path := user_path(value)):
+        return [line for line in read_text(path).splitlines() if line.strip()]
+    return value.split(",")
 
 
 def is_name(value: Any) -> bool:

@@ -107,7 +107,9 @@ def to_rgb_array(
                 "convert it to 8 bits"
             )
         _check_deep_color(image, value_range, name)
-    if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
+    if image.mode == "La":  # which Pillow converts to no mode but this
+        image = image.convert("LA")
+    if image.mode in ("RGBA", "LA", "PA", "RGBa") or "transparency" in image.info:
         image = image.convert("RGBA")
         background = Image.new("RGBA", image.size, "white")
         image = Image.alpha_composite(background, image)

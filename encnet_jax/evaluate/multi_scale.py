@@ -6,6 +6,7 @@ import jax
 import numpy as np
 from jaxtyping import Array, Float, Float32
 
+from encnet_jax.inference.predict_fn import check_size
 from encnet_jax.inference.score_map import ScoreMapPool, ScoreMapSharding
 from encnet_jax.inference.sliding_window import (
     add_hflip,
@@ -61,9 +62,14 @@ def multi_scale_scores(
         float32 scores.
 
     Raises:
-        ValueError: A `stride_rate` outside (0, 1], a `batch_size` below 1, or logits of
-            another number of classes.
+        ValueError: No scale, or one that is not above 0; a `base_size`, `crop_size`, or
+            `batch_size` below 1; a `stride_rate` outside (0, 1]; or logits of another
+            number of classes.
     """
+    check_size("base_size", base_size, 1)
+    check_size("crop_size", crop_size, 1)
+    if not len(scales) or not all(scale > 0 for scale in scales):
+        raise ValueError(f"scales={scales!r}: must be one or more numbers above 0")
     if batch_size < 1:
         raise ValueError(f"batch_size={batch_size}: must be at least 1")
     if not 0 < stride_rate <= 1:

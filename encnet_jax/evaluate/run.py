@@ -48,7 +48,7 @@ from encnet_jax.evaluate.settings import (
     differences_from_training,
     evaluation_name,
 )
-from encnet_jax.evaluate.submission import Submission, UnlabeledDataset
+from encnet_jax.evaluate.submission import Submission, UnlabeledDataset, check_apart
 from encnet_jax.files import check_folder, user_path
 from encnet_jax.run.distributed import distinct_over_hosts
 from encnet_jax.run.workdir import (
@@ -100,12 +100,12 @@ def evaluate_workdir(
     _check_folders(config, workdir, images)
     if _task(config, submission or images is not None) == "classification":
         return evaluate_classes_workdir(config, workdir, split, step, command)
-    dataset = _open(config, workdir, split, submission, images)
-    run, differences = _load(config, workdir, step, dataset.info)
-    predict_batches = predict_fn_from_config(config, run.model, run.info)
     name = evaluation_name("images" if images else split, config.evaluation)
     path = workdir / "evaluation" / f"{name}.json"
     folder = workdir / "submission" / name
+    dataset = _open(config, workdir, split, images, folder if submission else None)
+    run, differences = _load(config, workdir, step, dataset.info)
+    predict_batches = predict_fn_from_config(config, run.model, run.info)
     writer = _open_submission(folder, dataset) if submission else None
     identity = _identity(config, dataset, run, submission)
     with open_progress_log(path, identity, dataset.info.num_classes) as log:
@@ -268,9 +268,10 @@ def _open(
     config: ConfigDict,
     workdir: Path,
     split: str,
-    submission: bool,
     images: Path | None,
+    output: Path | None,
 ) -> Dataset:
+    """Returns the split, or images to predict for a submission in `output`."""
     data, trained = config.data, load_run_info(workdir)
     if images is None:
         return open_dataset(
@@ -280,8 +281,9 @@ def _open(
             in_memory=data.cache_on_device,
             bands=trained,
         )
-    if not submission:
+    if output is None:
         raise UserError(f"--images={images}: needs --submission; there are no labels")
+    check_apart(images, output)
     info = with_bands(dataset_info(data.name, data.data_dir), trained)
     return UnlabeledDataset(info, images)
 

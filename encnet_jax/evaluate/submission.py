@@ -1,5 +1,6 @@
 """Predictions in the format of the data sets' test servers."""
 
+import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -149,6 +150,23 @@ class UnlabeledDataset:
         image = decode_pixels(read_file(path), str(path), self.info)
         labels = np.full(image.shape[:2], IGNORE_LABEL, np.uint8)
         return Example(image, labels, path.stem)
+
+
+def check_apart(images: Path, folder: Path) -> None:
+    """Raises `UserError` if predictions would lie among the images they are of.
+
+    They would replace those of the same names, or be images of the next evaluation.
+
+    Args:
+        images: Folder of images; links are followed.
+        folder: Where the predictions will be, likewise.
+    """
+    real, target = (Path(os.path.realpath(path)) for path in (images, folder))
+    if real == target or real in target.parents or target in real.parents:
+        raise UserError(
+            f"--images={images}: predictions are written to {folder}; neither may be "
+            "in the other"
+        )
 
 
 def _check_names(paths: Sequence[Path]) -> None:

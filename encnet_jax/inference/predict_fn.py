@@ -1,6 +1,7 @@
 """Jitted functions from uint8 images to logits, labels and class probabilities."""
 
 import functools
+import operator
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -12,6 +13,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Float32, Int32, Num, UInt8
 
 from encnet_jax.data.dataset_info import IMAGENET_MEAN, IMAGENET_STD
+from encnet_jax.errors import UserError
 from encnet_jax.inference.context import MergedModel, forward_with_gate
 from encnet_jax.inference.folding import eval_model_def, fold_model
 from encnet_jax.ops.normalize import normalize, to_byte_scale
@@ -47,9 +49,33 @@ ClassifyFn = Callable[
 ]
 
 
+def check_size(name: str, value: Any, least: int = 0) -> int:
+    """Returns a number of pixels as an integer of Python.
+
+    Args:
+        name: Name of the argument, for the error.
+        value: Its value; may be an integer of NumPy.
+        least: The smallest that is allowed.
+
+    Raises:
+        UserError: No integer, or one below `least`.
+    """
+    try:
+        size = operator.index(value)
+    except TypeError:
+        size = least - 1
+    if size < least:
+        raise UserError(f"{name}={value!r}: must be an integer of at least {least}")
+    return size
+
+
 def resized_shape(size: tuple[int, int], base_size: int) -> tuple[int, int]:
-    """Returns `size` scaled to a long side of `base_size` pixels; 0 keeps it."""
-    if not base_size:
+    """Returns `size` scaled to a long side of `base_size` pixels; 0 keeps it.
+
+    Raises:
+        UserError: `base_size` is no integer of at least 0.
+    """
+    if not check_size("base_size", base_size):
         return size
     factor = base_size / max(size)
     return (

@@ -88,9 +88,10 @@ class ScoreMapPool:
 
     def acquire(self, total: bool = False) -> jax.Array:
         """Returns a tile of zeros, split by class, or by row for a total."""
-        if self._free[total]:
+        try:  # not first asking for one: another thread may take it in between
             return self._free[total].pop()
-        return _zeros(self.sharding, total)
+        except IndexError:
+            return _zeros(self.sharding, total)
 
     def release(self, tile: jax.Array, total: bool = False) -> None:
         """Takes back a tile, which must be zeros again."""

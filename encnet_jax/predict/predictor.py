@@ -1,6 +1,5 @@
 """`Segmenter` and `Classifier`: trained models as functions of one image."""
 
-import operator
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +12,7 @@ from ml_collections import ConfigDict
 
 from encnet_jax.convert.load import load_torch_model
 from encnet_jax.data.bands import displayed
+from encnet_jax.data.class_table import check_class_names, given_names
 from encnet_jax.data.dataset_info import DatasetInfo, voc_colormap
 from encnet_jax.data.fit_image import fit_image
 from encnet_jax.errors import UserError
@@ -24,6 +24,7 @@ from encnet_jax.evaluate.settings import (
 )
 from encnet_jax.inference.folding import fold_model
 from encnet_jax.inference.predict_fn import (
+    check_size,
     make_classify_fn,
     make_label_fn,
     make_probability_fn,
@@ -68,6 +69,7 @@ class Segmenter(Pretrained):
     Raises:
         UserError: `info` has over 255 classes, or another number than the model; that
             of a network that is not one of this package is known in the first call.
+            Or `base_size` is no integer of at least 0.
     """
 
     task = "segmentation"
@@ -83,7 +85,7 @@ class Segmenter(Pretrained):
         settings: Mapping[str, Any] | None = None,
     ):
         super().__init__(model, info, settings)
-        self.base_size = base_size
+        self.base_size = base_size = check_size("base_size", base_size)
         self.align_corners = align_corners
         self.protocol = self.slide_protocol = protocol
         model_def, *arrays = fold_model(model)
@@ -158,22 +160,20 @@ class Segmenter(Pretrained):
                 the file.
 
         Raises:
-            UserError: The file holds no known network, or the number of names differs
-                from the number of classes.
+            UserError: The file holds no known network, the number of names differs from
+                that of the classes, a name is empty or given twice, or `base_size` is
+                no integer of at least 0.
         """
+        given = given_names(() if class_names is None else class_names)
+        check_class_names(given, "class_names")
+        check_size("base_size", base_size)
         model, description = load_torch_model(path, source, prefix, **settings)
         count = description.settings["num_classes"]
-        names = tuple(class_names or (f"class {i}" for i in range(count)))
+        names = given or tuple(f"class {i}" for i in range(count))
         if len(names) != count:
             raise UserError(f"{path}: {count} classes; {len(names)} names were given")
-        info = DatasetInfo(
-            name=description.source,
-            class_names=names,
-            colors=voc_colormap(count),
-            splits={},
-            mean=description.mean,
-            std=description.std,
-        )
+        colors, mean, std = voc_colormap(count), description.mean, description.std
+        info = DatasetInfo(description.source, names, colors, {}, mean=mean, std=std)
         corners = settings.get("align_corners", description.resize_align_corners)
         return cls(model, info, base_size, corners, settings=description.settings)
 
@@ -276,7 +276,8 @@ class Segmenter(Pretrained):
     ) -> Float32[np.ndarray, "h w n"]:
         if self._scores is not None:  # sums of powers or of softmaxes
             scores = self._scores(pixels).score_map.scores()
-            return scores / scores.sum(-1, keepdims=True)
+            least = np.finfo(np.float32).tiny  # all may have underflowed to 0
+            return scores / np.maximum(scores.sum(-1, keepdims=True), least)
         batch = self._probabilities(self.params, self.batch_stats, pixels[None])
         return np.asarray(batch[0])
 
@@ -288,7 +289,7 @@ class Classifier(Pretrained):
         model: A classifier with its weights.
         info: Class names, one per class of the model, and normalization.
         size: Height and width in the network; other aspect ratios are center-cropped.
-        settings: As in `Segmenter`, which raises the same errors.
+        settings: As in `Segmenter`, which raises the same errors; `size` is at least 1.
     """
 
     task = "classification"
@@ -304,7 +305,7 @@ class Classifier(Pretrained):
         super().__init__(model, info, settings)
         _, self._params, self._batch_stats = split_model(model)
         self._classify = make_classify_fn(model, mean=info.mean, std=info.std)
-        self.size = size
+        self.size = check_size("size", size, 1)
 
     @classmethod
     def _of_run(cls, run: LoadedRun) -> "Classifier":
@@ -312,7 +313,7 @@ class Classifier(Pretrained):
         return cls(run.model, run.info, run.config.data.crop_size, settings=settings)
 
     def _set_prediction(self, config: ConfigDict, model: Any) -> None:
-        config.data.crop_size = operator.index(self.size)
+        config.data.crop_size = self.size
 
     def __call__(self, image: ImageInput) -> ClassPrediction:
         """Classifies one image; arguments and errors are those of `Segmenter`."""

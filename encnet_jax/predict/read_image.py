@@ -1,5 +1,6 @@
 """Any image that a predictor takes, as an array: RGB, or scaled bands."""
 
+import contextlib
 import os
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from PIL import Image
 
 from encnet_jax.data.bands import RGB_INFO, Pixels, decode_pixels, scale_bands
 from encnet_jax.data.dataset_info import DatasetInfo
-from encnet_jax.data.image_io import to_rgb_array
+from encnet_jax.data.image_io import decoding, to_rgb_array
 from encnet_jax.data.input_files import read_file
 from encnet_jax.data.object_example import raw_bands, unmasked
 from encnet_jax.files import user_path
@@ -28,15 +29,23 @@ def read_image(image: ImageInput, info: DatasetInfo = RGB_INFO) -> Pixels:
         image: A file (a string may start with `~`), a PIL image, or an RGB array,
             0-255; for models of bands an array (h, w, c) of the values that files hold.
         info: What the model was trained on.
+
+    Raises:
+        UserError: It cannot be read or decoded; also a PIL image, which is decoded on
+            first use, if it is truncated or its file was closed before.
+        TypeError: Another type, or an array of another dtype or shape.
     """
     value_range: Any = info.value_range
+    opened = isinstance(image, Image.Image)
     if info.banded and not isinstance(image, str | os.PathLike):
-        raw = raw_bands(image, info.channels, "image", value_range)
+        with decoding("image") if opened else contextlib.nullcontext():
+            raw = raw_bands(image, info.channels, "image", value_range)
         return scale_bands(raw.copy(), value_range, "image")  # as `_check_array`
     if isinstance(image, Image.Image):
         if not image.width * image.height:
             raise TypeError(f"image: an image without pixels, {image.size}")
-        return to_rgb_array(image, value_range)
+        with decoding("image"):
+            return to_rgb_array(image, value_range)
     if not isinstance(image, str | os.PathLike):
         return _check_array(image)
     # A `Path` is of a command, which has found the file: `~a.jpg` may be its name.

@@ -23,6 +23,7 @@ from encnet_jax.inference.large_image import (
     LargeLabelFn,
     make_large_label_fn,
 )
+from encnet_jax.inference.predict_fn import check_size
 from encnet_jax.inference.score_map import TILE
 from encnet_jax.inference.tta import TTAProtocol
 from encnet_jax.predict.output_plan import OutputPlan, plan_outputs
@@ -50,14 +51,18 @@ class LargeSegmenter:
             of the evaluation.
 
     Raises:
-        UserError: The segmenter was created without a protocol.
+        UserError: The segmenter was created without a protocol, or `base_size` is no
+            integer of at least 0.
     """
 
     def __init__(self, segmenter: Segmenter, base_size: int | None = None):
         if segmenter.slide_protocol is None:
             raise UserError("segmenter: has no protocol that cuts images into windows")
         self.info = segmenter.info
-        self._segmenter, self._base_size = segmenter, base_size
+        self._segmenter = segmenter
+        self._base_size = (
+            None if base_size is None else check_size("base_size", base_size)
+        )
         self._protocol: TTAProtocol = segmenter.slide_protocol
         self._label: LargeLabelFn = make_large_label_fn(
             segmenter.model_def, self.info.num_classes, self._protocol

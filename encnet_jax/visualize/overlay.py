@@ -69,7 +69,12 @@ def overlay(
         class_names: One name per class.
         opacity: Opacity of the colors, 0 to 1.
         legend: Whether to add names and area shares on the right, largest first.
+
+    Raises:
+        ValueError: The opacity is outside of 0 to 1.
     """
+    if not 0 <= opacity <= 1:  # beyond, values of 8 bits would wrap around
+        raise ValueError(f"opacity={opacity}: must be at least 0, at most 1")
     colored = np.asarray(palette_image(labels, colors).convert("RGB"))
     mixed = image * (1 - opacity) + colored * opacity
     mixed = _with_borders(mixed.round().astype(np.uint8), labels)

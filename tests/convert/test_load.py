@@ -490,6 +490,17 @@ def test_workdir_holds_the_model_that_its_config_builds(tmp_path):
         write_workdir(path, workdir)
 
 
+def test_class_names_are_the_lines_of_a_file(tmp_path):
+    names = [f"thing {i}" for i in range(19)]
+    (tmp_path / "names.txt").write_text("\ufeff" + "\n".join(names) + "\n\n")
+    file = str(tmp_path / "names.txt")
+    write_workdir(small_weights(MMSEG), tmp_path / "run", classes=file)
+    assert load_info(tmp_path / "run/classes.json").class_names == tuple(names)
+    (tmp_path / "names.txt").write_bytes(b"\xff\xfe")
+    with pytest.raises(UserError, match=f"^--classes={file}: not UTF-8"):
+        write_workdir(small_weights(MMSEG), tmp_path / "other", classes=file)
+
+
 @pytest.mark.parametrize("existed", [True, False])
 @pytest.mark.parametrize(
     "failing",

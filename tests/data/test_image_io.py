@@ -13,6 +13,7 @@ from encnet_jax.data.image_io import (
     ensure_rgb_bytes,
     image_size,
     set_max_image_pixels,
+    to_rgb_array,
 )
 from encnet_jax.data.label_io import decode_labels
 from encnet_jax.errors import UserError
@@ -143,6 +144,11 @@ def test_gray_with_transparency_is_blended_with_white():
     image = Image.fromarray(np.array([[[100, 255], [100, 0]]], np.uint8))
     assert image.mode == "LA"
     np.testing.assert_array_equal(decoded(image), [[[100] * 3, [255] * 3]])
+    multiplied = Image.fromarray(np.array([[[100, 255], [0, 0]]], np.uint8)).convert(
+        "La"
+    )
+    found = to_rgb_array(multiplied)
+    np.testing.assert_array_equal(found, [[[100] * 3, [255] * 3]])
 
 
 def test_16_bit_gray_is_scaled_to_8_bits():

@@ -53,3 +53,20 @@ def test_batches_of_no_window_are_refused(batch_size, flip):
     message = f"batch_size={batch_size}: must be at least 1"
     with pytest.raises(ValueError, match=message):
         scores(constant(4), flip=flip, batch_size=batch_size)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (dict(scales=()), r"scales=\(\): must be one or more numbers above 0"),
+        (dict(scales=(1, -0.5)), r"scales=\(1, -0.5\): must be one or more numbers"),
+        (dict(base_size=0), "base_size=0: must be an integer of at least 1"),
+        (dict(crop_size=8.5), "crop_size=8.5: must be an integer of at least 1"),
+    ],
+)
+def test_sizes_and_scales_that_make_no_window_are_refused(settings, message):
+    with pytest.raises(ValueError, match=f"^{message}"):
+        scores(constant(4), **settings)
+    expected = scores(constant(4), scales=(0.5, 1))
+    found = scores(constant(4), scales=np.array([0.5, 1]), base_size=np.int64(24))
+    np.testing.assert_array_equal(found, expected)

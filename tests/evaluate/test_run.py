@@ -320,6 +320,25 @@ def test_submission_has_published_ids_at_the_size_of_the_image(
     np.testing.assert_array_equal(written, np.asarray(Image.open(output / "a_000.png")))
 
 
+@pytest.mark.parametrize("place", ["images", "images/city", ".", "..", "link"])
+def test_predictions_never_lie_among_their_images(
+    trained, config, camvid, tmp_path, place
+):
+    workdir = tmp_path / "run"
+    shutil.copytree(trained, workdir, ignore=shutil.ignore_patterns("submission"))
+    output = workdir / "submission" / "images"
+    (output / "city").mkdir(parents=True)
+    (workdir / "submission" / "link").symlink_to(output)
+    image = output / "city" / "0000.png"
+    shutil.copy(camvid / "test" / "0000.png", image)
+    shutil.copy(image, output)
+    before = {path: path.read_bytes() for path in output.rglob("*.png")}
+    images = workdir / "submission" / place
+    with pytest.raises(UserError, match=f"^--images={images}: predictions are written"):
+        evaluate_workdir(config, workdir, "test", submission=True, images=images)
+    assert {path: path.read_bytes() for path in output.rglob("*.png")} == before
+
+
 def test_images_that_are_done_are_not_read_again(
     trained, config, camvid, tmp_path, monkeypatch
 ):
@@ -444,7 +463,7 @@ def test_segmenter_labels_as_the_evaluation_does(
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        (["--images=/no/such", "--submission"], "/no/such: no such folder"),
+        (["--images=photos", "--submission"], "--split=test: not with --images"),
         (["--step=3"], "step 3: not in"),
     ],
 )
@@ -463,6 +482,11 @@ def test_invalid_flags_are_reported_before_anything_starts(
     [
         ({}, {"split": "dev"}, "split 'dev' of camvid: allowed are train, val, test"),
         ({}, {"images": "/no/such"}, "--images=/no/such: needs --submission"),
+        (
+            {},
+            {"images": "/no/such", "submission": True},
+            "--images=/no/such: no such folder",
+        ),
         (
             {"data.name": "folder"},
             {},

@@ -1,5 +1,6 @@
 """The prediction functions equal the model in eval mode, at every image size."""
 
+import re
 from typing import NamedTuple
 
 import jax
@@ -9,6 +10,7 @@ import pytest
 from flax import nnx
 
 from encnet_jax.data.dataset_info import IMAGENET_MEAN, IMAGENET_STD
+from encnet_jax.errors import UserError
 from encnet_jax.inference.folding import InferenceModel
 from encnet_jax.inference.predict_fn import (
     make_label_fn,
@@ -78,6 +80,14 @@ def test_normalize_gives_hand_computed_values():
 )
 def test_resized_shape_has_the_requested_long_side(size, base_size, expected):
     assert resized_shape(size, base_size) == expected
+    assert resized_shape(size, np.uint16(base_size)) == expected
+
+
+@pytest.mark.parametrize("base_size", [-1, 0.0, 0.5, 520.0, "520", None])
+def test_long_side_is_an_integer_of_at_least_0(base_size):
+    message = f"base_size={base_size!r}: must be an integer of at least 0"
+    with pytest.raises(UserError, match=re.escape(message)):
+        resized_shape((480, 640), base_size)
 
 
 @pytest.fixture(scope="module")

@@ -2,10 +2,12 @@
 
 import copy
 import dataclasses
+import io
 import logging
 import pickle
 from pathlib import Path
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -18,15 +20,20 @@ from encnet_jax.convert.infer_config import describe_torch_weights
 from encnet_jax.convert.load import load_torch_model
 from encnet_jax.convert.workdir import write_workdir
 from encnet_jax.data.bands import RGB_INFO, declare_bands
-from encnet_jax.data.dataset_info import CIFAR10
+from encnet_jax.data.dataset_info import CIFAR10, DatasetInfo, voc_colormap
 from encnet_jax.inference.predict_fn import whole_image_logits
+from encnet_jax.inference.score_map import ScoreMapPool, ScoreMapSharding
+from encnet_jax.inference.tta import PyTorchEncodingProtocol
+from encnet_jax.models import create_model
 from encnet_jax.predict.find_images import find_images
 from encnet_jax.predict.read_image import read_image
+from encnet_jax.run.sharding import mesh_of
 from encnet_jax.run.workdir import load_workdir
 from encnet_jax.train import train
 from tests import small_workdir
 from tests.commands import make_camvid, run
 from tests.interrupted import small_run_config
+from tests.random_module import random_module
 
 
 @pytest.fixture(scope="module")
@@ -168,6 +175,31 @@ def test_what_is_no_image_is_named(segmenter, image, message):
         segmenter(image)
 
 
+def pil_image(path, damage):
+    """Returns an image that Pillow opens and cannot decode."""
+    pixels = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
+    Image.fromarray(pixels).save(path)
+    if damage == "truncated":
+        return Image.open(io.BytesIO(path.read_bytes()[:-300]))
+    image = Image.open(path)
+    if damage == "after with":
+        with image:
+            pass
+    if damage == "closed":
+        image.load()
+        image.close()
+    return image
+
+
+@pytest.mark.parametrize("channels", [3, 4])
+@pytest.mark.parametrize("damage", ["truncated", "closed", "after with"])
+def test_damaged_pil_images_are_one_line(tmp_path, damage, channels):
+    image = pil_image(tmp_path / "a.jpg", damage)
+    info = declare_bands(RGB_INFO, channels)
+    with pytest.raises(UserError, match=r"^image: cannot be decoded .*: \S.+"):
+        read_image(image, info)
+
+
 @pytest.mark.parametrize("kind", ["file", "PIL"])
 def test_images_of_a_value_range_equal_those_scaled_by_hand(
     segmenter, tmp_path, monkeypatch, kind
@@ -218,6 +250,77 @@ def test_images_that_the_run_allows_are_allowed(command, tmp_path, monkeypatch):
 def test_wrong_number_of_class_names_is_rejected(weights_file):
     with pytest.raises(UserError, match="2 names were given"):
         Segmenter.from_torch(weights_file, ["a", "b"])
+
+
+def test_class_names_are_any_list(weights_file):
+    names = np.array([f"thing {index}" for index in range(19)])
+    segmenter = Segmenter.from_torch(weights_file, names)
+    assert segmenter.info.class_names == tuple(names.tolist())
+    segmenter = Segmenter.from_torch(weights_file, [])
+    assert segmenter.info.class_names[18] == "class 18"
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (dict(class_names="abcdefghijklmnopqrs"), "class_names=.*: must be a list"),
+        (dict(class_names=["a", "b", "a"]), "class_names: 'a': must be a name, given"),
+        (dict(class_names=["a", " "]), "class_names: ' ': must be a name, given once"),
+        (dict(base_size=-1), "base_size=-1: must be an integer of at least 0"),
+        (dict(base_size=33.5), "base_size=33.5: must be an integer of at least 0"),
+    ],
+)
+def test_arguments_are_checked_before_a_file_is_read(settings, message):
+    with pytest.raises(UserError, match=f"^{message}"):
+        Segmenter.from_torch("gone.pth", **settings)
+
+
+@pytest.mark.parametrize("size", [-1, 0, 0.5, 24.0])
+def test_sizes_are_integers(size):
+    settings = dict(num_classes=3, **small_workdir.TINY)
+    info = DatasetInfo("", ("a", "b", "c"), voc_colormap(3), {})
+    if size:
+        model = random_module(create_model, name="fcn", **settings)
+        with pytest.raises(UserError, match=f"^base_size={size}: must be an integer"):
+            Segmenter(model, info, size)
+    model = random_module(create_model, name="resnet14", num_classes=3, width=2)
+    with pytest.raises(UserError, match=f"^size={size}: .* integer of at least 1"):
+        Classifier(model, info, size)
+    assert Classifier(model, info, np.int64(24)).size == 24
+
+
+@pytest.mark.parametrize("bias", [0, -300])
+def test_probabilities_of_windows_are_finite(bias):
+    """Those of logits far below 0, whose exponentials are all 0, are 0 too."""
+    settings = dict(name="fcn", num_classes=3, **small_workdir.TINY)
+    model = random_module(create_model, **settings)
+    model.head.classifier.conv.kernel[...] *= 0
+    model.head.classifier.conv.bias[...] += bias
+    info = DatasetInfo("", ("a", "b", "c"), voc_colormap(3), {})
+    protocol = PyTorchEncodingProtocol(
+        *(32, 24, (1.0,), False, 0), True, mean=info.mean, std=info.std
+    )
+    result = Segmenter(model, info, protocol=protocol)(np.zeros((32, 24, 3), np.uint8))
+    expected = 0 if bias else 1 / 3
+    np.testing.assert_allclose(result.probabilities, expected, rtol=1e-5)
+
+
+def test_threads_may_share_a_segmenter():
+    """A score map takes a tile that another thread gives back, or a new one."""
+
+    class Racing(list):
+        """A list that another thread empties after it was asked for its length."""
+
+        def __len__(self):
+            return 1
+
+    mesh = mesh_of(jax.local_devices()[:1])
+    pool = ScoreMapPool(ScoreMapSharding(3, softmax=False, mesh=mesh))
+    pool._free[False] = Racing()
+    tile = pool.acquire()
+    assert tile.shape == (256, 256, 3) and not np.any(tile)
+    pool.release(tile)
+    assert pool.acquire() is tile
 
 
 def test_files_folders_and_globs_are_found_once(tmp_path):

@@ -23,7 +23,7 @@ from encnet_jax.evaluate.settings import (
     whole_image_size,
 )
 from encnet_jax.export.run import export_workdir
-from encnet_jax.inference.tta import MmsegProtocol
+from encnet_jax.inference.tta import MmsegProtocol, PyTorchEncodingProtocol
 from encnet_jax.run import folder_config
 from encnet_jax.run.model_card import folder_card, is_card
 from encnet_jax.run.training_record import training_record
@@ -389,7 +389,10 @@ def test_sizes_of_numpy_are_stored(tmp_path):
     Segmenter(model, INFO, **sizes, settings=settings).save_pretrained(tmp_path / "a")
     found = Segmenter.from_pretrained(tmp_path / "a")
     assert (found.base_size, found.align_corners) == (40, True)
-    other = Segmenter(model, INFO, 40.0, settings=settings)
+    protocol = PyTorchEncodingProtocol(
+        *(40.0, 24, (1.0,), False, 0), True, mean=INFO.mean, std=INFO.std
+    )
+    other = Segmenter(model, INFO, protocol=protocol, settings=settings)
     with pytest.raises(UserError, match="a size is of another type: .*40.0"):
         other.save_pretrained(tmp_path / "b")
     with pytest.raises(UserError, match="hf://me/model: must be a folder"):

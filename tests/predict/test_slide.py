@@ -65,6 +65,12 @@ def write(path, pixels=RGB, **settings):
     return path
 
 
+@pytest.mark.parametrize("base_size", [-1, 0.5])
+def test_long_side_is_an_integer_of_at_least_0(segmenter, base_size):
+    with pytest.raises(UserError, match=f"base_size={base_size}: must be an integer"):
+        LargeSegmenter(segmenter, base_size)
+
+
 def predict(segmenter, paths, output, base_size=None, kinds=KINDS):
     plan = plan_large_predictions(paths, output, kinds)
     large = LargeSegmenter(segmenter, base_size)

@@ -43,6 +43,22 @@ def test_overlay_mixes_image_and_colors():
     np.testing.assert_array_equal(np.asarray(result)[4, 4], [75, 139, 75])
 
 
+@pytest.mark.parametrize("opacity", [0, 1])
+def test_opacity_of_0_or_1_is_image_or_color(opacity):
+    image = np.full((8, 8, 3), 100, np.uint8)
+    labels = np.full((8, 8), 1)
+    result = overlay(image, labels, COLORS, NAMES, opacity=opacity, legend=False)
+    expected = GREEN if opacity else (100, 100, 100)
+    np.testing.assert_array_equal(np.asarray(result)[4, 4], expected)
+
+
+@pytest.mark.parametrize("opacity", [-0.1, 1.01, 55, float("nan")])
+def test_opacity_beyond_its_range_is_refused(opacity):
+    image, labels = np.zeros((8, 8, 3), np.uint8), np.zeros((8, 8), np.uint8)
+    with pytest.raises(ValueError, match=f"opacity={opacity}: must be at least 0, at"):
+        overlay(image, labels, COLORS, NAMES, opacity=opacity)
+
+
 def test_overlay_shows_the_image_where_labels_are_ignored():
     image = np.random.default_rng(0).integers(0, 256, (8, 10, 3), np.uint8)
     labels = np.zeros((8, 10), np.uint8)
