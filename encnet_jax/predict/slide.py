@@ -6,7 +6,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 from jaxtyping import Int64, UInt8
@@ -81,7 +81,8 @@ class LargeSegmenter:
             TypeError: Another dtype or shape.
         """
         dtype = np.dtype(np.uint16 if self.info.banded else np.uint8)
-        found, shape = getattr(image, "dtype", None), getattr(image, "shape", ())
+        found: Any = getattr(image, "dtype", None)
+        shape: tuple[int, ...] = getattr(image, "shape", ())
         channels = self.info.channels
         if found != dtype or len(shape) != 3 or shape[2] != channels or 0 in shape:
             raise TypeError(
