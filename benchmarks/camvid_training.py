@@ -15,7 +15,7 @@ from benchmarks import camvid_runs, camvid_scores, curves
 from benchmarks.camvid_runs import Run
 from benchmarks.camvid_scores import CONVENTIONS
 from benchmarks.time_budget import StopAt, measure_speed, plan_steps
-from encnet_jax.config import load_config
+from encnet_jax.config import load_config, plain
 from encnet_jax.data.datasets import Dataset
 from encnet_jax.errors import require_package
 from encnet_jax.files import check_folder, make_folder, whole_file
@@ -113,7 +113,7 @@ def _common_fields(
     return {
         "config": "camvid.py" + (f":{run.recipe}" if run.recipe != "gpu" else ""),
         "run": run.name,
-        "overrides": {key: _plain(value) for key, value in run.settings.items()},
+        "overrides": {key: plain(value) for key, value in run.settings.items()},
         "train_split": run.split,
         "held_out": run.hold_out or None,
         "checkpoint": "last",
@@ -215,7 +215,3 @@ def save_weights(trained: LoadedRun, prefix: Path) -> None:
         return
     with whole_file(Path(f"{prefix}_weights.npz")) as file:
         np.savez(file, **arrays)
-
-
-def _plain(value: Any) -> Any:
-    return list(value) if isinstance(value, tuple) else value

@@ -128,7 +128,7 @@ def _class_info(
 
 
 def _class_names(classes: str) -> tuple[str, ...]:
-    is_json = classes.endswith(".json")
+    is_json = classes.lower().endswith(".json")
     try:
         names = read_json(user_path(classes)) if is_json else listed_names(classes)
     except UserError as error:  # starts with the file

@@ -50,7 +50,7 @@ class Segmentation:
         (`flip`), of the sum over both, as PyTorch-Encoding adds them; it is thus more
         confident than either. It takes another pass of the network on first use, and is
         kept: 4 h w n bytes. The largest is that of `labels`, except where two are equal
-        to rounding.
+        to rounding. Where the scores of windows underflow for all classes, all are 0.
         """
         return self._compute_probabilities(self.pixels)
 

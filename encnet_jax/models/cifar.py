@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from encnet_jax.models.encoding import SCALE_INITS, Encoding
+from encnet_jax.models.encoding import SCALE_INITS, Encoding, least_scale
 from encnet_jax.models.layers import BatchNorm, Conv, linear, uniform_fan_in
 from encnet_jax.models.settings import Check, at_least, one_of
 
@@ -48,10 +48,16 @@ class DropEncoding(Encoding):
     """
 
     def __init__(
-        self, features: int, num_codes: int, *, rngs: nnx.Rngs, **settings: Any
+        self,
+        features: int,
+        num_codes: int,
+        *,
+        scale_init: str = "original",
+        rngs: nnx.Rngs,
     ):
-        super().__init__(features, num_codes, rngs=rngs, **settings)
+        super().__init__(features, num_codes, scale_init=scale_init, rngs=rngs)
         del self.scale
+        self.min_scale = least_scale(scale_init, features)
         # A stream of its own, under a fixed name by which the training step reseeds it.
         self.rngs = nnx.Rngs(dropout=rngs.dropout())
         self.deterministic = False

@@ -18,6 +18,11 @@ CODE_REDUCTIONS = ("mean", "sum")
 GATES = ("residual", "plain")
 
 
+def least_scale(scale_init: str, features: int) -> float:
+    """Returns the lower bound of the scales at the start; the upper one is 0."""
+    return -1.0 if scale_init == "original" else -1.0 / features
+
+
 class Encoding(nnx.Module):
     """The Encoding Layer: residuals of features over learned codewords.
 
@@ -59,11 +64,9 @@ class Encoding(nnx.Module):
                 rngs.params(), (num_codes, features), minval=-bound, maxval=bound
             )
         )
-        self.min_scale = -1.0 if scale_init == "original" else -1.0 / features
+        least = least_scale(scale_init, features)
         self.scale = nnx.Param(
-            jax.random.uniform(
-                rngs.params(), (num_codes,), minval=self.min_scale, maxval=0.0
-            )
+            jax.random.uniform(rngs.params(), (num_codes,), minval=least, maxval=0.0)
         )
 
     def __call__(self, x: Float[Array, "b *pixels c"]) -> Float[Array, "b k c"]:

@@ -267,9 +267,9 @@ class Segmenter(Pretrained):
             return result.score_map.labels().fetch(), mean_over_windows(result.presence)
         inputs = self.params, self.batch_stats, pixels[None]
         self._check_first_output(self._probabilities, *inputs)
-        labels, presence, _ = self._label(*inputs)
-        # Copied, as the arrays of a device are read-only.
-        return np.array(labels[0]), None if presence is None else np.array(presence[0])
+        labels, presence, _ = jax.device_get(self._label(*inputs))
+        # Copied, as what a device gives is read-only.
+        return labels[0].copy(), None if presence is None else presence[0].copy()
 
     def _compute_probabilities(
         self, pixels: UInt8[np.ndarray, "h w 3"]

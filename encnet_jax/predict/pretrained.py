@@ -233,11 +233,11 @@ class Pretrained(ABC):
     def _check_settings(self, model: nnx.Module) -> None:
         """Raises `UserError` where the network is not the one of its settings."""
         there = prediction_attributes(model)
-        for name in sorted(self._attributes.keys() & there.keys()):
-            if self._attributes[name] != there[name]:
+        for key, value in self._attributes.items():
+            if key in there and there[key] != value:
                 raise UserError(
-                    f"the model is not that of its settings: {name} is "
-                    f"{self._attributes[name]!r}, by the settings {there[name]!r}"
+                    f"the model is not that of its settings: {key[0]} is {value!r}, by "
+                    f"the settings {there[key]!r}"
                 )
 
 

@@ -20,8 +20,8 @@ from encnet_jax.run.state import ModelDef, PureDict, split_model
 TRAINING_ONLY = ("weights", "remat", "conv_impl", "head_init", "freeze_backbone")
 # Attributes of layers of which the same holds.
 _NOT_PREDICTION = frozenset(
-    "impl remat freeze_backbone deterministic use_running_average rate momentum "
-    "unbiased_running_var min_scale".split()
+    "impl remat dtype freeze_backbone deterministic use_running_average rate momentum "
+    "unbiased_running_var".split()
 )
 
 
@@ -70,15 +70,15 @@ def abstract_model(
     return split_model(model)
 
 
-def prediction_attributes(model: nnx.Module) -> dict[str, Any]:
+def prediction_attributes(model: nnx.Module) -> dict[tuple[str, type], Any]:
     """Returns what a prediction depends on besides arrays: strides, alignment, gate.
 
     Returns:
-        Path -> value, `head.context.residual` -> True. Two networks of equal arrays
-        that differ here predict differently.
+        Path, such as `head.context.residual`, and type of the layer -> value. Two
+        networks of equal arrays with other values here predict differently.
     """
     return {
-        ".".join(map(str, (*path, name))): value
+        (".".join(map(str, (*path, name))), type(layer)): value
         for path, layer in nnx.iter_modules(model)
         for name, value in vars(layer).items()
         if isinstance(value, bool | int | float | str | tuple)

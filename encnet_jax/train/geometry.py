@@ -70,11 +70,12 @@ def _warn_of_whole_images(config: ConfigDict, stride: int) -> None:
     fits = config.model.pad_to_stride or size % stride == int(aligned)
     if fits or has_windows(config):
         return
+    key = "evaluation" if config.evaluation.base_size else "data"
     _log.warning(
-        "WARNING: images of evaluation.base_size=%d pixels (0: data.base_size) are "
-        "predicted whole: logits of neighboring features are placed %.3g pixels apart, "
-        "in training %d. Set model.pad_to_stride=True",
-        *(size, _distance(size, stride, aligned), stride),
+        "WARNING: images of %s.base_size=%d pixels are predicted whole: logits of "
+        "neighboring features are placed %.3g pixels apart, in training %d. Set "
+        "model.pad_to_stride=True",
+        *(key, size, _distance(size, stride, aligned), stride),
     )
 
 

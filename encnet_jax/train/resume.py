@@ -25,16 +25,17 @@ from encnet_jax.run.checkpoint_folder import (
 )
 from encnet_jax.run.model_config import TRAINING_ONLY
 from encnet_jax.run.model_folder import is_model_folder
+from encnet_jax.run.unread_settings import unread_settings
 from encnet_jax.run.workdir import check_no_run_files, check_resumed_classes
 
 _log = logging.getLogger(__name__)
-# Besides `evaluation`, settings by which no step is trained differently, or that may
-# differ in a run that goes on for longer.
+# Besides `evaluation`, settings that teach nothing else, or have checks of their own;
+# a run may go on for longer, and elsewhere.
 _NOT_LEARNING = frozenset(
     "total_steps log_every eval_every checkpoint_every early_stopping tracker "
-    "mesh.data data.cache_on_device data.padded_size data.max_image_pixels "
-    "model.weights model.remat model.conv_impl".split()
-)
+    "mesh.data data.train_split data.cache_on_device data.padded_size "
+    "data.max_image_pixels".split()
+) | {f"model.{key}" for key in TRAINING_ONLY if key != "freeze_backbone"}
 
 
 class _StoredRun(NamedTuple):
@@ -167,7 +168,7 @@ def with_stored_weights(config: ConfigDict, workdir: Path) -> ConfigDict:
 
 
 def log_changes(config: ConfigDict, workdir: Path, info: DatasetInfo) -> None:
-    """Warns where a run is trained, or scored, differently from before, or not at all.
+    """Warns where a run was trained, or scored, by other settings so far.
 
     Args:
         config: See `encnet_jax.config`; `check_workdir` has passed it.
@@ -179,12 +180,11 @@ def log_changes(config: ConfigDict, workdir: Path, info: DatasetInfo) -> None:
         return
     stored, scores = run.config, _scores(workdir, info)
     complete = run.last_step >= config.total_steps
-    if changes := _changed_training(stored, config):
+    if changes := _changed_training(stored, config, complete):
         _log.warning(
-            "WARNING: the run in %s %s %s; to train anew use another --workdir",
-            workdir,
-            "is complete, and nothing is trained with" if complete else "goes on with",
-            changes,
+            "WARNING: %s: the %d steps that the run in %s has taken stay as they are; "
+            "to train anew use another --workdir",
+            *(changes, run.last_step, workdir),
         )
     if complete and scores[run.last_step] is not None:
         return
@@ -197,13 +197,13 @@ def log_changes(config: ConfigDict, workdir: Path, info: DatasetInfo) -> None:
         )
 
 
-def _changed_training(stored: ConfigDict, config: ConfigDict) -> str:
+def _changed_training(stored: ConfigDict, config: ConfigDict, complete: bool) -> str:
     """Returns the settings that train otherwise, `key=value (so far: value)`."""
     there, here = stored.data.data_dir, config.data.data_dir
     # Older runs have it as typed, from an unknown folder.
     unknown = not (there and here and Path(there).is_absolute())
     ignored = set(_NOT_LEARNING)
-    if unknown or Path(there).resolve() == Path(here).resolve():
+    if complete or unknown or Path(there).resolve() == Path(here).resolve():
         ignored.add("data.data_dir")
     before = dict(leaves(stored))
     return ", ".join(
@@ -212,6 +212,7 @@ def _changed_training(stored: ConfigDict, config: ConfigDict) -> str:
         if key not in ignored
         and not key.startswith("evaluation.")
         and plain(value) != plain(before[key])
+        and not all(unread_settings(each, [key]) for each in (stored, config))
     )
 
 

@@ -69,11 +69,16 @@ def check_resize(config: ConfigDict) -> None:
         )
 
 
-def log_warnings(config: ConfigDict) -> None:
-    """Warns about settings that are valid but probably a mistake."""
-    warn_of_geometry(config)
-    warn_of_scales(config)
-    warn_of_splits(config)
+def log_warnings(config: ConfigDict, resumes: bool = False) -> None:
+    """Warns about settings that are valid but probably a mistake.
+
+    Args:
+        config: See `encnet_jax.config`.
+        resumes: Whether a run goes on, whose network stays as it is.
+    """
+    if not resumes:
+        warn_of_geometry(config)
+        warn_of_scales(config)
     warn_of_random_backbone(config)
     warn_of_learning_rate(config)
 

@@ -24,7 +24,11 @@ from encnet_jax.errors import UserError
 from encnet_jax.models import create_model
 from encnet_jax.optimizer import create_optimizer
 from encnet_jax.run.checkpoint import Checkpoints
-from encnet_jax.run.checkpoint_folder import best_metric_name, check_workdir_path
+from encnet_jax.run.checkpoint_folder import (
+    best_metric_name,
+    check_workdir_path,
+    saved_steps,
+)
 from encnet_jax.run.lock import lock_workdir
 from encnet_jax.run.metric_writer import MetricWriter
 from encnet_jax.run.model_config import check_config, model_settings
@@ -77,7 +81,9 @@ def train(
     config, dataset, validation = input_pipeline.open_splits(config, datasets, workdir)
     config = resume.with_stored_weights(config, workdir)
     settings.check_task(config, dataset.info)
-    settings.log_warnings(config)
+    settings.log_warnings(config, resumes=bool(saved_steps(workdir / "checkpoints")))
+    if datasets is None:
+        settings.warn_of_splits(config)
     class_balance.warn_of_unlabeled_classes(dataset)
     trainer = Trainer(config, workdir, mesh, dataset, validation)
     workdir.mkdir(parents=True, exist_ok=True)

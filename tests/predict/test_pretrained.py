@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import yaml
+from flax import nnx
 from huggingface_hub import ModelCard
 from PIL import Image
 from safetensors.numpy import save_file
@@ -179,10 +180,27 @@ def test_settings_of_another_prediction_are_refused(tmp_path, setting, found):
     with pytest.raises(UserError, match=f"not that of its settings: .*{found}"):
         other.save_pretrained(tmp_path / "a")
     assert not (tmp_path / "a").exists()
-    # How it is computed is not what it predicts.
+    # How it is computed is not what it predicts, nor which layer computes it.
     computed = dict(conv_impl="winograd", remat=(3,), dropout=0.5)
     model = random_module(create_model, num_classes=3, **small, **computed)
+    conv = model.head.classifier.conv
+    channels = conv.kernel.shape[2]
+    model.head.classifier.conv = nnx.Conv(channels, 3, (1, 1), rngs=nnx.Rngs(0))
     Segmenter(model, INFO, 40, settings=small).save_pretrained(tmp_path / "a")
+
+
+@pytest.mark.parametrize("scale_drop", [False, True])
+def test_range_of_random_scales_is_a_setting_of_the_prediction(tmp_path, scale_drop):
+    """Other scales are arrays, whatever they start with."""
+    small = dict(name="encnet14", width=8, num_codes=4, scale_drop=scale_drop)
+    model = random_module(create_model, num_classes=3, **small, scale_init="scaled")
+    info = dataclasses.replace(INFO, task="classification")
+    classifier = Classifier(model, info, 32, settings=small)
+    if not scale_drop:
+        classifier.save_pretrained(tmp_path / "a")
+        return
+    with pytest.raises(UserError, match="min_scale is -0.*, by the settings -1.0"):
+        classifier.save_pretrained(tmp_path / "a")
 
 
 @pytest.fixture(scope="module")

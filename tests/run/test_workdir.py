@@ -90,7 +90,7 @@ def test_scoring_otherwise_is_warned_of(scored, caplog):
     config.evaluation.base_size = config.data.base_size
     log_changes(config, scored, INFO)
     (line,) = caplog.messages
-    assert "goes on with data.crop_size=240 (so far: 480); to" in line
+    assert line.startswith("WARNING: data.crop_size=240 (so far: 480): the 1 steps")
     config.evaluation.base_size = 0
     config.data.base_size = 704
     config.evaluation.absent_classes = "zero"
@@ -160,35 +160,36 @@ def test_other_folder_is_warned_of(scored, caplog):
     log_changes(config, scored, INFO)
     assert not caplog.messages
     config.data.data_dir = "/elsewhere"
+    config.total_steps = 1  # none is left
+    log_changes(config, scored, INFO)
+    assert not caplog.messages
     config.total_steps = 2
     log_changes(config, scored, INFO)
     (line,) = caplog.messages
     there = f"data.data_dir='/elsewhere' (so far: '{scored}/photos')"
     assert line == (
-        f"WARNING: the run in {scored} goes on with {there}; to train anew use another "
-        "--workdir"
+        f"WARNING: {there}: the 1 steps that the run in {scored} has taken stay as "
+        "they are; to train anew use another --workdir"
     )
 
 
 def test_settings_that_train_otherwise_are_warned_of(scored, caplog):
     config = load_config(scored / "config.json")
     config.total_steps, config.eval_every, config.tracker = 1, 7, "wandb"
-    config.model.conv_impl, config.evaluation.boundary_iou = "lax", True
+    config.model.conv_impl, config.model.head_init = "lax", "mmseg"
+    config.evaluation.boundary_iou = True
+    config.optimizer.beta2 = 0.9  # which nothing reads: the optimizer is SGD
     log_changes(config, scored, INFO)
     assert not caplog.messages
     config.learning_rate, config.loss.class_weights = 0.5, (1.0, 2.0)
-    for total_steps, state in (
-        (1, "is complete, and nothing is trained with"),
-        (2, "goes on with"),
-    ):
-        config.total_steps = total_steps
+    for config.total_steps in (1, 2):  # complete or not
         caplog.clear()
         log_changes(config, scored, INFO)
         (line,) = caplog.messages
         assert line == (
-            f"WARNING: the run in {scored} {state} learning_rate=0.5 (so far: 0.01), "
-            "loss.class_weights=(1.0, 2.0) (so far: ()); to train anew use another "
-            "--workdir"
+            "WARNING: learning_rate=0.5 (so far: 0.01), loss.class_weights=(1.0, 2.0) "
+            f"(so far: ()): the 1 steps that the run in {scored} has taken stay as "
+            "they are; to train anew use another --workdir"
         )
 
 

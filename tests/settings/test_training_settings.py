@@ -163,6 +163,14 @@ def test_moving_averages_are_what_is_scored(toys, tmp_path, monkeypatch):
     assert batch_stats["passes"] != flat(state.batch_stats)["passes"]
 
 
+def test_names_of_splits_say_nothing_of_data_sets_that_are_given(
+    toys, tmp_path, caplog
+):
+    config = toy_config(total_steps=1, **{"data.train_split": "trainval"})
+    trainer.train(config, tmp_path, (toy_dataset(), toy_dataset()))
+    assert "is trained on" not in caplog.text
+
+
 @pytest.mark.parametrize("decays", [(0.0, 0.9), (0.9, 0.0)])
 def test_moving_averages_begin_with_the_run(toys, tmp_path, decays):
     datasets = (toy_dataset(), toy_dataset())

@@ -101,10 +101,12 @@ def test_nothing_is_said_where_features_fit_or_are_pretrained(changes, caplog):
 
 def test_whole_images_that_do_not_fit_are_named(caplog):
     text = warned(caplog, **{"data.crop_size": 361})  # 65 features at 520
-    assert "images of evaluation.base_size=520 pixels" in text
+    assert "images of data.base_size=520 pixels" in text
     assert "placed 8.11 pixels apart, in training 8. Set model.pad_to_stride" in text
     settings = {"model.align_corners": False, "evaluation.base_size": 100}
-    assert "placed 7.69 pixels apart, in training 8." in warned(caplog, **settings)
+    text = warned(caplog, **settings)
+    assert "images of evaluation.base_size=100 pixels" in text
+    assert "placed 7.69 pixels apart, in training 8." in text
 
 
 def test_padding_that_training_does_not_do_is_named(caplog):
@@ -154,13 +156,13 @@ def test_scores_of_images_trained_on_are_named(trained, scored, said, caplog):
     assert (expected in caplog.text) is said
 
 
-def test_all_warnings_are_logged(caplog):
+@pytest.mark.parametrize("resumes", [False, True])
+def test_a_network_is_not_warned_of_when_it_stays_as_it_is(resumes, caplog):
     config = default()
     config.model.freeze_backbone = True
-    config.data.train_split = "trainval"
-    log_warnings(config)
-    keys = ("align_corners=", "scale_init=", "split=", "freeze_backbone=")
-    for key, line in zip(keys, caplog.messages, strict=True):
+    log_warnings(config, resumes)
+    keys = ["align_corners=", "scale_init=", "freeze_backbone="]
+    for key, line in zip(keys[2 * resumes :], caplog.messages, strict=True):
         assert key in line
 
 
