@@ -19,12 +19,11 @@ from ml_collections.config_flags.tuple_parser import TupleParser
 
 from encnet_jax.config import default, default_workdir, find_config, leaves
 from encnet_jax.errors import (
-    DISK_FULL,
     NO_DEVICE_MEMORY,
-    REFUSED,
     UserError,
     one_line,
     reason_of,
+    refusal_of,
 )
 from encnet_jax.files import user_path
 from encnet_jax.migrations import CONFIG_KEYS
@@ -116,7 +115,7 @@ def _run(main: Callable[[list[str]], int | None]) -> None:
         except Exception as error:
             if not (message := _shortage(error)):
                 raise
-            _fail(message, 2 if isinstance(error, OSError) else 1)
+            _fail(message, 2 if refusal_of(error) else 1)
     sys.exit(code or 0)
 
 
@@ -142,9 +141,8 @@ def _discard_output() -> None:
 
 def _shortage(error: Exception) -> str:
     """Returns what the machine lacks or refuses; "" for an error of another kind."""
-    if isinstance(error, OSError) and error.errno in (*DISK_FULL, *REFUSED):
-        name = f"{error.filename}: " if error.filename is not None else ""
-        return one_line(f"{name}{error.strerror or reason_of(error)}")
+    if refusal := refusal_of(error):
+        return refusal
     import jax
 
     text = str(error)

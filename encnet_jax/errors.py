@@ -7,10 +7,13 @@ import re
 
 # `errno` of a full disk, and of an exhausted quota.
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
-# `errno` of what the system refuses at the moment, whatever a file holds.
+# `errno` of what the system refuses at the moment, whatever a file holds; from the
+# third line on those of disks of other machines.
 REFUSED = (
     *(errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EACCES, errno.EPERM),
-    *(errno.ESTALE, errno.EROFS),
+    *(errno.EROFS, errno.EINTR),
+    *(errno.ESTALE, errno.EIO, errno.ENOTCONN, errno.ETIMEDOUT, errno.ECONNRESET),
+    *(errno.EHOSTDOWN, errno.EHOSTUNREACH),
 )
 NO_DEVICE_MEMORY = "RESOURCE_EXHAUSTED"  # in the errors of JAX
 _MAX_LISTED = 6  # names in a message before "and N more"
@@ -41,6 +44,23 @@ def one_line(text: str) -> str:
         return text
     half = _MAX_LENGTH // 2
     return f"{text[:half]} ... {text[-half:]}"
+
+
+def errno_of(error: BaseException) -> int | None:
+    """Returns the number of a system error; TensorStore has it in the text."""
+    if isinstance(error, OSError):
+        return error.errno
+    found = re.search(r"(?:\[OS error |os_error_code=')(\d+)", str(error))
+    return int(found[1]) if found else None
+
+
+def refusal_of(error: BaseException) -> str:
+    """Returns in one line what the system refuses at the moment; else ""."""
+    if errno_of(error) not in (*DISK_FULL, *REFUSED):
+        return ""
+    name = getattr(error, "filename", None)
+    reason = getattr(error, "strerror", None) or reason_of(error)
+    return one_line(reason if name is None else f"{name}: {reason}")
 
 
 def reason_of(error: BaseException) -> str:

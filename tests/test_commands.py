@@ -173,6 +173,7 @@ def test_message_of_a_mistake_is_printed_as_it_is(end):
         (OSError(errno.ENOSPC, "No space left"), "No space left"),
         (PermissionError(errno.EACCES, "Permission denied", "a"), "a: Permission den"),
         (OSError(errno.EROFS, "Read-only file system", "a"), "a: Read-only file sys"),
+        (ValueError("Cannot write [os_error_code='24']"), "Cannot write [os_error_"),
     ],
 )
 def test_what_the_system_refuses_is_one_line(end, error, message):

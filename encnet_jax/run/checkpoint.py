@@ -21,7 +21,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Sharding
 
 from encnet_jax import migrations
-from encnet_jax.errors import DISK_FULL, UserError
+from encnet_jax.errors import DISK_FULL, UserError, errno_of
 from encnet_jax.run import checkpoint_folder
 from encnet_jax.run.distributed import sum_over_hosts
 from encnet_jax.run.failed_reads import DamagedError, failed_read, quiet_threads
@@ -214,10 +214,7 @@ class Checkpoints:
 
     def _give_up(self, error: Exception) -> None:
         """Removes an incomplete checkpoint if the disk is full, else raises."""
-        full = "RESOURCE_EXHAUSTED" in str(error) or (
-            isinstance(error, OSError) and error.errno in DISK_FULL
-        )
-        if not full or self._writer is None:
+        if errno_of(error) not in DISK_FULL or self._writer is None:
             raise error
         step, self._saving, self._newest = self._saving, None, None
         self._writer.close()

@@ -4,12 +4,17 @@ import contextlib
 import gc
 import io
 import logging
-import re
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from encnet_jax.errors import NO_DEVICE_MEMORY, REFUSED, UserError, reason_of
+from encnet_jax.errors import (
+    NO_DEVICE_MEMORY,
+    REFUSED,
+    UserError,
+    errno_of,
+    reason_of,
+)
 
 _THREADS_END = 0.5  # seconds until reads that run beside a failed one have ended
 
@@ -39,21 +44,13 @@ def failed_read(checkpoint: Path, error: Exception) -> UserError:
     cause: BaseException | None = error
     while cause is not None:
         refused = isinstance(cause, MemoryError) or NO_DEVICE_MEMORY in str(cause)
-        if refused or _errno(cause) in REFUSED:
+        if refused or errno_of(cause) in REFUSED:
             return UserError(
                 f"{checkpoint}: cannot be read now: {_first_line(cause)}; nothing is "
                 "changed: rerun the command once this has been mended"
             )
         cause = cause.__cause__ or cause.__context__
     return DamagedError(checkpoint, error)
-
-
-def _errno(error: BaseException) -> int | None:
-    """Returns the number of a system error; TensorStore has it in the text."""
-    if isinstance(error, OSError):
-        return error.errno
-    found = re.search(r"\[OS error (\d+)", str(error))
-    return int(found[1]) if found else None
 
 
 def _first_line(error: BaseException) -> str:

@@ -1,13 +1,17 @@
 """Checkpoints: exact, the right ones kept, and damage met with the one before."""
 
+import contextlib
 import errno
 import gc
 import logging
+import os
+import resource
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tensorstore
 from flax import nnx
 
 from encnet_jax.errors import UserError
@@ -15,6 +19,7 @@ from encnet_jax.models import create_model
 from encnet_jax.optimizer import create_optimizer, poly_schedule
 from encnet_jax.run import checkpoint
 from encnet_jax.run.checkpoint import Checkpoints
+from encnet_jax.run.failed_reads import DamagedError, failed_read
 from encnet_jax.run.state import create_train_state, split_model
 
 HERE = jax.sharding.SingleDeviceSharding(jax.devices()[0])
@@ -211,6 +216,9 @@ def wrapped(error):
     [
         (OSError(errno.EMFILE, "Too many open files"), "Too many open files"),
         (tensorstore_error(errno.ESTALE, "ESTALE"), "ESTALE"),
+        (ValueError(f"DATA_LOSS: [os_error_code='{errno.EACCES}']"), "DATA_LOSS"),
+        (OSError(errno.ENOTCONN, "Transport endpoint"), "Transport endpoint"),
+        (OSError(errno.EIO, "Input/output error"), "Input/output error"),
         (wrapped(PermissionError(errno.EACCES, "Permission denied")), "Permission"),
         (MemoryError("no memory"), "no memory"),
         (jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: 9 GiB"), "9 GiB"),
@@ -297,6 +305,47 @@ def test_link_to_such_a_path_is_written_and_read(tmp_path, state):
 def test_other_paths_are_read_again(tmp_path, state, name):
     save_all(tmp_path / name, state, {1: None})
     assert int(Checkpoints(tmp_path / name).restore_latest(state, HERE).step) == 1
+
+
+@pytest.fixture(scope="module")
+def too_many_files(tmp_path_factory):
+    """The error of TensorStore where this process may open no more files."""
+    path = str(tmp_path_factory.mktemp("array") / "a")
+    spec = {"driver": "zarr", "kvstore": {"driver": "file", "path": path}}
+    metadata = {"shape": [4], "chunks": [4], "dtype": "<f4"}
+    array = tensorstore.open({**spec, "metadata": metadata}, create=True).result()
+    limits, held = resource.getrlimit(resource.RLIMIT_NOFILE), []
+    resource.setrlimit(
+        resource.RLIMIT_NOFILE, (len(os.listdir("/proc/self/fd")), limits[1])
+    )
+    try:
+        with contextlib.suppress(OSError):
+            while True:
+                held.append(os.open(os.devnull, os.O_RDONLY))
+        with pytest.raises(ValueError, match="Too many open files") as caught:
+            array.write([1, 2, 3, 4]).result()
+    finally:
+        for descriptor in held:
+            os.close(descriptor)
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    return caught.value
+
+
+def test_real_error_of_tensorstore_is_no_damage(tmp_path, too_many_files):
+    error = failed_read(tmp_path / "2", too_many_files)
+    assert not isinstance(error, DamagedError)
+    assert "2: cannot be read now: RESOURCE_EXHAUSTED" in str(error)
+
+
+def test_shortage_of_another_kind_is_no_full_disk(
+    tmp_path, state, monkeypatch, too_many_files
+):
+    def refused(*arguments, **settings):
+        raise too_many_files
+
+    monkeypatch.setattr(checkpoint.ocp.AsyncCheckpointer, "save", refused)
+    with pytest.raises(ValueError, match="Too many open files"):
+        Checkpoints(tmp_path).save(state, 3)
 
 
 @pytest.mark.parametrize("hosts", [1, 2])
