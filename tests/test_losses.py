@@ -423,6 +423,19 @@ def test_coarse_logits_cost_what_resized_ones_do(settings, size):
     np.testing.assert_allclose(gradient, slope, atol=2e-6 * abs(slope).max())
 
 
+@pytest.mark.parametrize("fraction, count", [(0.3, 30), (0.6, 60), (0.601, 61)])
+def test_share_of_hard_pixels_is_rounded_up_once(fraction, count):
+    logits = jnp.zeros((1, 10, 10, 2)).at[..., 1].set(jnp.arange(100).reshape(10, 10))
+    loss = pixel_cross_entropy(
+        logits,
+        jnp.zeros((1, 10, 10), jnp.uint8),
+        hard_pixel_fraction=fraction,
+        normalize_by="all",
+    )
+    costs = np.log1p(np.exp(np.arange(100.0)))[-count:]
+    np.testing.assert_allclose(loss, costs.sum() / 100, rtol=1e-5)
+
+
 @pytest.mark.parametrize("normalize_by", ["valid", "all"])
 def test_hardest_pixels_are_those_of_the_whole_batch(normalize_by):
     """Devices whose pixels are all easy, or without a label, give none."""
