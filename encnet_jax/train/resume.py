@@ -27,6 +27,7 @@ from encnet_jax.run.model_config import TRAINING_ONLY
 from encnet_jax.run.model_folder import is_model_folder
 from encnet_jax.run.unread_settings import unread_settings
 from encnet_jax.run.workdir import check_no_run_files, check_resumed_classes
+from encnet_jax.train.settings import create_schedule
 
 _log = logging.getLogger(__name__)
 # Besides `evaluation`, settings that teach nothing else, or have checks of their own;
@@ -185,6 +186,15 @@ def log_changes(config: ConfigDict, workdir: Path, info: DatasetInfo) -> None:
             "WARNING: %s: the %d steps that the run in %s has taken stay as they are; "
             "to train anew use another --workdir",
             *(changes, run.last_step, workdir),
+        )
+    if not complete and config.total_steps != stored.total_steps:
+        next_rate, planned = (
+            float(create_schedule(each)(run.last_step)) for each in (config, stored)
+        )
+        _log.info(
+            "total_steps=%d (so far: %d): the learning rate goes on at %.3g, in place "
+            "of %.3g",
+            *(config.total_steps, stored.total_steps, next_rate, planned),
         )
     if complete and scores[run.last_step] is not None:
         return

@@ -173,6 +173,19 @@ def test_other_folder_is_warned_of(scored, caplog):
     )
 
 
+def test_learning_rate_of_a_longer_schedule_is_logged(scored, caplog):
+    caplog.set_level("INFO", "encnet_jax")
+    config = load_config(scored / "config.json")
+    config.total_steps, config.optimizer.power = 2, 1.0
+    stored = config.copy_and_resolve_references()
+    stored.total_steps = 1
+    save_config(stored, scored / "config.json")
+    log_changes(config, scored, INFO)
+    assert caplog.messages == [
+        "total_steps=2 (so far: 1): the learning rate goes on at 0.005, in place of 0"
+    ]
+
+
 def test_settings_that_train_otherwise_are_warned_of(scored, caplog):
     config = load_config(scored / "config.json")
     config.total_steps, config.eval_every, config.tracker = 1, 7, "wandb"
