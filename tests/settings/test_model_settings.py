@@ -35,7 +35,6 @@ CASES = [
     ("align_corners", False, lambda m: m.align_corners, False),
     ("pad_to_stride", True, lambda m: m.size_divisor, 8),
     ("num_codes", 6, lambda m: m.head.context.encoding.codewords.shape, (6, 16)),
-    ("scale_init", "scaled", lambda m: m.head.context.encoding.min_scale, -1 / 16),
     ("code_reduction", "sum", lambda m: m.head.context.code_reduction, "sum"),
     ("gate", "plain", lambda m: m.head.context.residual, False),
     ("decoder_stride", 4, lambda m: m.head.decoder is None, False),
@@ -106,6 +105,17 @@ def test_start_of_heads(monkeypatch, tmp_path):
     model = built(monkeypatch, tmp_path, abstract=False, **settings)
     # Uniform in +-1/2 otherwise.
     assert not model.head.classifier.conv.bias[...].any()
+
+
+@pytest.mark.sets("model.scale_init")
+@pytest.mark.parametrize("scale_init, least", [("original", -1), ("scaled", -1 / 4)])
+def test_start_of_scales(monkeypatch, tmp_path, scale_init, least):
+    settings = dict(backbone="tiny", width=2, stem="plain", aux_head=False)
+    settings |= dict(head_channels=4, num_codes=32, scale_init=scale_init)
+    settings = {f"model.{k}": v for k, v in settings.items()}
+    model = built(monkeypatch, tmp_path, abstract=False, **settings)
+    scales = model.head.context.encoding.scale[...]
+    assert least <= scales.min() < 0.8 * least and scales.max() < 0
 
 
 @pytest.mark.sets("model.scale_drop")
