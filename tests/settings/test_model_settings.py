@@ -110,7 +110,7 @@ def test_start_of_heads(monkeypatch, tmp_path):
 @pytest.mark.sets("model.scale_init")
 @pytest.mark.parametrize("scale_init, least", [("original", -1), ("scaled", -1 / 4)])
 def test_start_of_scales(monkeypatch, tmp_path, scale_init, least):
-    settings = dict(backbone="tiny", width=2, stem="plain", aux_head=False)
+    settings = dict(name="encnet", backbone="tiny", width=2, stem="plain")
     settings |= dict(head_channels=4, num_codes=32, scale_init=scale_init)
     settings = {f"model.{k}": v for k, v in settings.items()}
     model = built(monkeypatch, tmp_path, abstract=False, **settings)
