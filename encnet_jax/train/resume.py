@@ -31,7 +31,7 @@ from encnet_jax.train.settings import create_schedule
 
 _log = logging.getLogger(__name__)
 # Besides `evaluation`, settings that teach nothing else, or have checks of their own;
-# a run may go on for longer, and elsewhere.
+# a run may continue for longer, and elsewhere.
 _NOT_LEARNING = frozenset(
     "total_steps log_every eval_every checkpoint_every early_stopping tracker "
     "mesh.data data.train_split data.cache_on_device data.padded_size "
@@ -192,8 +192,8 @@ def log_changes(config: ConfigDict, workdir: Path, info: DatasetInfo) -> None:
             float(create_schedule(each)(run.last_step)) for each in (config, stored)
         )
         _log.info(
-            "total_steps=%d (so far: %d): the learning rate goes on at %.3g, in place "
-            "of %.3g",
+            "total_steps=%d (so far: %d): the learning rate continues at %.3g, in "
+            "place of %.3g",
             *(config.total_steps, stored.total_steps, next_rate, planned),
         )
     if complete and scores[run.last_step] is not None:

@@ -74,7 +74,7 @@ def log_warnings(config: ConfigDict, resumes: bool = False) -> None:
 
     Args:
         config: See `encnet_jax.config`.
-        resumes: Whether a run goes on, whose network stays as it is.
+        resumes: Whether a run is resumed, whose network stays as it is.
     """
     if not resumes:
         warn_of_geometry(config)
@@ -114,8 +114,8 @@ def warn_of_scales(config: ConfigDict) -> None:
     encodes = model.name == "encnet" and model.num_codes > 0
     if encodes and not model.weights and model.scale_init == "original":
         _log.warning(
-            "WARNING: model.scale_init=original from scratch: a few codewords take all "
-            "pixels, and the others get next to no gradient. Set "
+            "WARNING: model.scale_init=original from scratch: at first a few codewords "
+            "take most pixels, and others get little gradient. Set "
             "model.scale_init=scaled"
         )
 

@@ -182,7 +182,7 @@ def test_learning_rate_of_a_longer_schedule_is_logged(scored, caplog):
     save_config(stored, scored / "config.json")
     log_changes(config, scored, INFO)
     assert caplog.messages == [
-        "total_steps=2 (so far: 1): the learning rate goes on at 0.005, in place of 0"
+        "total_steps=2 (so far: 1): the learning rate continues at 0.005, in place of 0"
     ]
 
 
